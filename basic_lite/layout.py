@@ -1,0 +1,110 @@
+"""Where the patches, the text and the supervised tokens of a batch stand: index tensors, made once per batch.
+
+The collator makes the layout from CPU tensors, so that a training step never asks the GPU for a position
+(each `nonzero()` or `tolist()` on a CUDA tensor stops the host until the GPU has caught up).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from basic_lite.types import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Index tensors over the flattened `(B * S)` token positions of a batch.
+
+    Attributes:
+        patch: `(N,)` int64, flat positions of the image tokens, row-major.
+        image: `(N,)` int64, the image of each patch, from 0.
+        text: `(B, T)` int64, positions *in the row* of the text tokens after the row's first image, padded with 0.
+        is_text: `(B, T)` bool, which entries of `text` are real.
+        text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
+        predicting: `(M,)` int64, flat positions whose next token is supervised.
+        targets: `(M,)` int64, those next tokens.
+        images: `I`, known on the host.
+        rows: `B`, known on the host.
+    """
+
+    patch: torch.Tensor
+    image: torch.Tensor
+    text: torch.Tensor
+    is_text: torch.Tensor
+    text_after: torch.Tensor
+    predicting: torch.Tensor
+    targets: torch.Tensor
+    images: int
+    rows: int
+
+    def to(self, device: torch.device | str) -> Layout:
+        """Return the layout with its tensors on `device`, copied without waiting."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Layout:
+        """Return the layout in page-locked memory; `torch.utils.data.DataLoader` calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change) -> Layout:  # noqa: ANN001
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+
+def layout_of(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    image_token_id: int,
+    images: int,
+    labels: torch.Tensor | None = None,
+) -> Layout:
+    """Find patches, the text after them and the supervised tokens of a batch.
+
+    Every image takes the same number of consecutive tokens (`P = N / I`), as towers with a fixed input size do.
+
+    Args:
+        input_ids: `(B, S)` int64.
+        attention_mask: `(B, S)`, 0 at padding; `None` means no padding.
+        image_token_id: id that marks a patch.
+        images: `I`.
+        labels: `(B, S)` int64 with `IGNORE_INDEX` where there is no loss; `None` leaves `predicting` empty.
+
+    Returns:
+        The layout, on the device of `input_ids`. Costs host synchronisations on a GPU.
+
+    Raises:
+        ValueError: If the image tokens cannot be shared evenly among the images.
+    """
+    rows, width = input_ids.shape
+    device = input_ids.device
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    is_patch = (input_ids == image_token_id) & valid
+    patch = is_patch.flatten().nonzero().squeeze(1)
+    if (len(patch) % images if images else len(patch)) != 0:
+        raise ValueError(
+            f"{len(patch)} image tokens cannot be shared evenly among {images} images: every image needs one block "
+            "of image tokens in its row. Check that the processor's image_seq_length is the tower's patch count."
+        )
+    per_image = len(patch) // images if images else 1
+    image = torch.arange(len(patch), device=device) // per_image
+
+    # Text tokens that can see an image: real, no patch, behind the row's first patch (causality hides the others).
+    after_first = is_patch.cumsum(1) > 0
+    seeing = valid & ~is_patch & after_first
+    longest = int(seeing.sum(1).max()) if rows else 0
+    order = (~seeing).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]  # the seeing positions first, in order
+    is_text = seeing.gather(1, order)
+    last = patch[per_image - 1 :: per_image] if images else patch  # flat position of each image's last patch
+    later = seeing.flip(1).cumsum(1).flip(1).flatten()  # seeing tokens from here to the row's end
+    text_after = later[last].clamp(min=1).float()
+
+    if labels is None:
+        predicting = targets = patch.new_empty(0)
+    else:
+        supervised = labels[:, 1:].ne(IGNORE_INDEX)
+        row, column = supervised.nonzero(as_tuple=True)
+        predicting, targets = row * width + column, labels[:, 1:][supervised]
+    return Layout(
+        patch, image, order.masked_fill(~is_text, 0), is_text, text_after, predicting, targets, images, rows
+    )

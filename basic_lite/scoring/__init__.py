@@ -1,0 +1,1 @@
+"""Benchmark scorers; nothing here imports torch."""

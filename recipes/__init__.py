@@ -1,0 +1,1 @@
+"""Small Typer recipes: the only place where the parts meet."""
