@@ -6,6 +6,7 @@ The collator makes the layout from CPU tensors, so that a training step never as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -20,7 +21,7 @@ class Layout:
     Attributes:
         patch: `(N,)` int64, flat positions of the image tokens, row-major.
         image: `(N,)` int64, the image of each patch, from 0.
-        text: `(B, T)` int64, positions *in the row* of the text tokens after the row's first image, padded with 0.
+        text: `(B, T)` int64, positions *in the row* of the text after the row's first image, padded with 0.
         is_text: `(B, T)` bool, which entries of `text` are real.
         text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
         predicting: `(M,)` int64, flat positions whose next token is supervised.
@@ -47,7 +48,7 @@ class Layout:
         """Return the layout in page-locked memory; `torch.utils.data.DataLoader` calls this."""
         return self._map(torch.Tensor.pin_memory)
 
-    def _map(self, change) -> Layout:  # noqa: ANN001
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Layout:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
@@ -61,7 +62,7 @@ def layout_of(
 ) -> Layout:
     """Find patches, the text after them and the supervised tokens of a batch.
 
-    Every image takes the same number of consecutive tokens (`P = N / I`), as towers with a fixed input size do.
+    Every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input size implies.
 
     Args:
         input_ids: `(B, S)` int64.
@@ -83,17 +84,17 @@ def layout_of(
     patch = is_patch.flatten().nonzero().squeeze(1)
     if (len(patch) % images if images else len(patch)) != 0:
         raise ValueError(
-            f"{len(patch)} image tokens cannot be shared evenly among {images} images: every image needs one block "
-            "of image tokens in its row. Check that the processor's image_seq_length is the tower's patch count."
+            f"{len(patch)} image tokens cannot be shared evenly among {images} images: every image needs one "
+            "block of image tokens in its row. Is the processor's image_seq_length the tower's patch count?"
         )
     per_image = len(patch) // images if images else 1
     image = torch.arange(len(patch), device=device) // per_image
 
-    # Text tokens that can see an image: real, no patch, behind the row's first patch (causality hides the others).
+    # Text that can see an image: real, no patch, behind the row's first patch.
     after_first = is_patch.cumsum(1) > 0
     seeing = valid & ~is_patch & after_first
     longest = int(seeing.sum(1).max()) if rows else 0
-    order = (~seeing).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]  # the seeing positions first, in order
+    order = (~seeing).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]  # those first, in order
     is_text = seeing.gather(1, order)
     last = patch[per_image - 1 :: per_image] if images else patch  # flat position of each image's last patch
     later = seeing.flip(1).cumsum(1).flip(1).flatten()  # seeing tokens from here to the row's end
