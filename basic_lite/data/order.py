@@ -1,0 +1,106 @@
+"""The order of the rows of an epoch, as plain functions of the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+POOL: int = 16
+"""Batches that are sorted by length together, at least: enough to save padding, few enough to stay random."""
+
+
+def scrambled(count: int, *key: int) -> np.ndarray:
+    """Return a permutation of `range(count)` that depends on `key` alone.
+
+    The sort of SplitMix64 hashes, written out, because a resumed run must see the order of the first one
+    even if numpy or torch have changed their generators meanwhile.
+
+    Args:
+        count: how many numbers.
+        key: whole numbers, such as seed and epoch.
+
+    Returns:
+        `(count,)` int64.
+    """
+    with np.errstate(over="ignore"):
+        state = np.uint64(0)
+        for part in key:
+            state = _mix(state + np.uint64(part % 2**64))
+        return np.argsort(_mix(np.arange(count, dtype=np.uint64) + state), kind="stable")
+
+
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    """SplitMix64's output function (Steele, Lea and Flood, 2014): one-to-one on 64-bit words."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def batch_order(
+    lengths: Sequence[int] | np.ndarray,
+    modality: Sequence[bool] | np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    group: bool,
+    accumulation: int = 1,
+) -> list[list[int]]:
+    """Return the batches of one epoch; every row is in exactly one.
+
+    With `group`, rows of each modality are shuffled, cut into pools of whole optimizer steps, sorted by
+    length inside the pool and cut into batches; the batches of a pool, then the steps, are shuffled. Steps
+    that are not full come last, so that the full ones stay of one modality. The batch with the most padded
+    tokens comes first either way: if memory does not suffice, the first step shows it.
+
+    Args:
+        lengths: `(rows,)` tokens of each row.
+        modality: `(rows,)` whether the row has an image.
+        batch_size: rows per batch.
+        seed: of the order.
+        epoch: of the order.
+        group: keep modalities apart and lengths together.
+        accumulation: batches per optimizer step.
+
+    Returns:
+        Row numbers, batch by batch.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if not group:
+        steps = [[batch] for batch in _cut(scrambled(len(lengths), seed, epoch), batch_size)]
+    else:
+        modality = np.asarray(modality, dtype=bool)
+        full, rest = [], []
+        pool = batch_size * accumulation * -(-POOL // accumulation)
+        for kind in (True, False):
+            rows = np.flatnonzero(modality == kind)
+            rows = rows[scrambled(len(rows), seed, epoch, int(kind))]
+            for number, pooled in enumerate(_cut(rows, pool)):
+                batches = _cut(pooled[np.argsort(-lengths[pooled], kind="stable")], batch_size)
+                whole = len(batches) - (len(batches[-1]) < batch_size)  # a short batch stays the pool's last
+                mixed = [batches[i] for i in scrambled(whole, seed, epoch, int(kind), number)] + batches[
+                    whole:
+                ]
+                for step in (mixed[i : i + accumulation] for i in range(0, len(mixed), accumulation)):
+                    (full if sum(map(len, step)) == batch_size * accumulation else rest).append(step)
+        steps = [full[i] for i in scrambled(len(full), seed, epoch, 2)] + rest
+    _largest_first(steps, lengths)
+    return [batch.tolist() for step in steps for batch in step]
+
+
+def _largest_first(steps: list[list[np.ndarray]], lengths: np.ndarray) -> None:
+    """Move the step with the largest batch to the front, and that batch to the front of its step."""
+    sizes = [[int(lengths[batch].max()) * len(batch) for batch in step] for step in steps]
+    if not sizes:
+        return
+    top = max(range(len(steps)), key=lambda i: max(sizes[i]))
+    first = max(range(len(steps[top])), key=sizes[top].__getitem__)
+    step = steps.pop(top)
+    step.insert(0, step.pop(first))
+    steps.insert(0, step)
+
+
+def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,0 +1,195 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from basic_lite.data.batches import Batches, Collator, SupervisedRows
+from basic_lite.data.checks import check_rows
+from basic_lite.data.images import ImageTransform
+from basic_lite.data.order import scrambled
+from basic_lite.data.readers import open_rows
+from basic_lite.types import IGNORE_INDEX
+from tests.data.conftest import row
+
+IMAGE_ID = 999
+TRANSFORM = ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "pad")
+
+
+@pytest.fixture
+def supervised(write_rows: Callable[..., Path], picture: Callable, tmp_path: Path, tokenizer) -> Callable:
+    """Make `SupervisedRows` of the rows given, with a picture `a.png`."""
+    picture(20, 10).save(tmp_path / "a.png")
+
+    def make(data: list[object], **options: object) -> SupervisedRows:
+        defaults = {"template": "chatml", "tokenizer": tokenizer, "transform": TRANSFORM}
+        rows = open_rows(write_rows(data), tmp_path)
+        return SupervisedRows(
+            rows, **{**defaults, "image_token_id": IMAGE_ID, "tokens_per_image": 4, **options}
+        )
+
+    return make
+
+
+def test_a_row_and_its_batch(supervised: Callable, tokenizer) -> None:
+    rows = supervised(
+        [row("a", "Hi\n<image>", "Ho", image="a.png"), row("b", "Tell", "A long story.", "And", "End.")]
+    )
+    items = [rows[0], rows[1]]
+    assert [len(item["pixels"]) for item in items] == [1, 0]
+    assert items[0]["pixels"][0].shape == (3, 8, 8)
+    assert items[0]["input_ids"].count(IMAGE_ID) == 4
+    for item, answers in zip(items, ["Ho<|im_end|>", "A long story.<|im_end|>End.<|im_end|>"], strict=True):
+        assert tokenizer.decode([label for label in item["labels"] if label != IGNORE_INDEX]) == answers
+    for side in ("right", "left"):
+        batch = Collator(pad_token_id=tokenizer.pad_token_id, image_token_id=IMAGE_ID, padding_side=side)(
+            items
+        )
+        assert batch["rows"] == [0, 1]
+        assert batch["pixel_values"].shape == (1, 3, 8, 8)
+        assert batch["pixel_values"].dtype == torch.uint8
+        for place, item in enumerate(items):
+            real = batch["attention_mask"][place].bool()
+            assert batch["input_ids"][place][real].tolist() == item["input_ids"]
+            assert batch["labels"][place][real].tolist() == item["labels"]
+            assert (batch["labels"][place][~real] == IGNORE_INDEX).all()
+            padding = batch["attention_mask"][place].tolist()
+            assert padding == sorted(padding, reverse=side == "right")
+        layout = batch["layout"]
+        assert (layout.images, layout.rows, len(layout.patch)) == (1, 2, 4)
+        assert layout.targets.tolist() == [x for item in items for x in item["labels"] if x != IGNORE_INDEX]
+
+
+def test_padding_is_by_length_where_pad_is_eos(supervised: Callable, tokenizer) -> None:
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    rows = supervised([row("a", "Hi", "Ho"), row("b", "Tell", "A long story.")])
+    batch = Collator(pad_token_id=tokenizer.pad_token_id, image_token_id=IMAGE_ID)([rows[0], rows[1]])
+    assert batch["attention_mask"].sum(1).tolist() == [len(rows[0]["input_ids"]), len(rows[1]["input_ids"])]
+    assert (
+        batch["labels"] == tokenizer.eos_token_id
+    ).sum().item() == 2  # one end of answer per row is learned
+    assert "pixel_values" not in batch
+    assert batch["layout"].images == 0
+
+
+def test_faults_at_run_time_name_the_row(supervised: Callable, tmp_path: Path) -> None:
+    rows = supervised(
+        [row("a", "<image>", "Ho", image="gone.png"), row("long", "x" * 500, "Ho")], max_length=100
+    )
+    with pytest.raises(ValueError, match=r"row 0 \(id 'a'\).*gone.png"):
+        rows[0]
+    with pytest.raises(ValueError, match=r"row 1 \(id 'long'\)"):
+        rows[1]
+
+
+def test_workers_give_what_the_main_process_gives(supervised: Callable, tokenizer) -> None:
+    data = [row(str(i), "<image>\nHi", "Ho" * i, image="a.png") for i in range(1, 9)]
+    rows = supervised(data)
+    batches = Batches(rows.rows.lengths, rows.rows.has_image, batch_size=3, seed=1, group=True)
+    collate = Collator(pad_token_id=0, image_token_id=IMAGE_ID)
+    alone, with_workers = (
+        list(DataLoader(rows, batch_sampler=batches, collate_fn=collate, num_workers=n)) for n in (0, 2)
+    )
+    assert [batch["rows"] for batch in alone] == [batch["rows"] for batch in with_workers] == list(batches)
+    for one, two in zip(alone, with_workers, strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in ("input_ids", "labels", "pixel_values"))
+
+
+lengths_and_kinds = st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=0, max_size=120)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=lengths_and_kinds,
+    only=st.sampled_from([None, True, False]),
+    batch_size=st.integers(1, 9),
+    accumulation=st.integers(1, 5),
+    seed=st.integers(0, 2**40),
+    group=st.booleans(),
+)
+def test_every_row_once_per_epoch(
+    rows: list, only: bool | None, batch_size: int, accumulation: int, seed: int, group: bool
+) -> None:
+    lengths = [length for length, _ in rows]
+    kinds = [kind if only is None else only for _, kind in rows]
+    make = lambda: Batches(  # noqa: E731
+        lengths, kinds, batch_size=batch_size, seed=seed, group=group, accumulation=accumulation
+    )
+    batches = make()
+    for epoch in (0, 1, 7):
+        batches.set_epoch(epoch)
+        order = list(batches)
+        assert len(order) == len(batches)
+        assert Counter(i for batch in order for i in batch) == Counter(range(len(rows)))
+        assert all(1 <= len(batch) <= batch_size for batch in order)
+        if group:
+            assert all(len({kinds[i] for i in batch}) == 1 for batch in order)
+            steps = [order[i : i + accumulation] for i in range(0, len(order), accumulation)]
+            mixed = [len({kinds[i] for batch in step for i in batch}) > 1 for step in steps]
+            assert sum(mixed) <= 2
+        if order:
+            sizes = [max(lengths[i] for i in batch) * len(batch) for batch in order]
+            assert sizes[0] == max(sizes)
+        again = make()
+        again.set_epoch(epoch)
+        assert list(again) == order
+
+
+def test_grouping_saves_padding_and_epochs_differ() -> None:
+    rng = np.random.default_rng(0)
+    lengths, kinds = rng.integers(10, 2000, 5000), rng.random(5000) < 0.9
+
+    def padding(batches: Batches) -> float:
+        wasted = sum(len(b) * lengths[b].max() - lengths[b].sum() for b in batches)
+        return wasted / lengths.sum()
+
+    grouped, plain = (
+        Batches(lengths, kinds, batch_size=8, seed=3, group=g, accumulation=4) for g in (True, False)
+    )
+    assert padding(grouped) < 0.2 < 0.5 < padding(plain)
+    first = list(grouped)
+    grouped.set_epoch(1)
+    assert sorted(map(sorted, first)) != sorted(map(sorted, grouped))
+
+
+def test_order_is_written_down() -> None:
+    # A resumed run must see the first one's order with any numpy and torch: these numbers may never change.
+    assert scrambled(10, 0, 0).tolist() == [4, 8, 0, 1, 7, 6, 2, 5, 3, 9]
+    counts = np.bincount(np.concatenate([scrambled(50, 1, epoch)[:1] for epoch in range(5000)]), minlength=50)
+    assert counts.min() > 50  # 100 expected, standard deviation 10
+    assert counts.max() < 150
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="2 lengths for 1 rows"):
+        Batches([1, 2], [True], batch_size=1, seed=0, group=False)
+    with pytest.raises(ValueError, match="at least 1"):
+        Batches([1], [True], batch_size=0, seed=0, group=False)
+    with pytest.raises(ValueError, match="padding_side"):
+        Collator(pad_token_id=0, image_token_id=1, padding_side="middle")
+
+
+def test_check_rows(write_rows: Callable[..., Path], tmp_path: Path, picture: Callable) -> None:
+    picture(4, 4).save(tmp_path / "a.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    data = [
+        row("ok", "<image>", "Ho", image="a.png"),
+        row("gone", "<image>", "Ho", image="gone.png"),
+        row("silent", "Hi", ""),
+        row("empty", "<image>", "Ho", image="empty.png"),
+        row("out", "<image>", "Ho", image="../a.png"),
+    ]
+    findings = check_rows(open_rows(write_rows(data), tmp_path))
+    assert [(f.row, f.id, f.code) for f in findings] == [
+        (1, "gone", "missing_image"),
+        (2, "silent", "empty_answer"),
+        (3, "empty", "undecodable_image"),
+        (4, "out", "path_outside_root"),
+    ]
+    assert json.loads(json.dumps(findings[0].as_dict()))["code"] == "missing_image"
