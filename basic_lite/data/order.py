@@ -69,7 +69,7 @@ def batch_order(
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not group:
-        steps = [[batch] for batch in _cut(scrambled(len(lengths), seed, epoch), batch_size)]
+        full, rest = [[batch] for batch in _cut(scrambled(len(lengths), seed, epoch), batch_size)], []
     else:
         modality = np.asarray(modality, dtype=bool)
         full, rest = [], []
@@ -85,21 +85,25 @@ def batch_order(
                 ]
                 for step in (mixed[i : i + accumulation] for i in range(0, len(mixed), accumulation)):
                     (full if sum(map(len, step)) == batch_size * accumulation else rest).append(step)
-        steps = [full[i] for i in scrambled(len(full), seed, epoch, 2)] + rest
-    _largest_first(steps, lengths)
-    return [batch.tolist() for step in steps for batch in step]
+        full = [full[i] for i in scrambled(len(full), seed, epoch, 2)]
+    _largest_first(full, rest, lengths)
+    return [batch.tolist() for step in full + rest for batch in step]
 
 
-def _largest_first(steps: list[list[np.ndarray]], lengths: np.ndarray) -> None:
-    """Move the step with the largest batch to the front, and that batch to the front of its step."""
+def _largest_first(full: list[list[np.ndarray]], rest: list[list[np.ndarray]], lengths: np.ndarray) -> None:
+    """Put the batch with the most padded tokens first: with its step, or in exchange if that is not full."""
+    steps = full + rest
     sizes = [[int(lengths[batch].max()) * len(batch) for batch in step] for step in steps]
     if not sizes:
         return
     top = max(range(len(steps)), key=lambda i: max(sizes[i]))
-    first = max(range(len(steps[top])), key=sizes[top].__getitem__)
-    step = steps.pop(top)
-    step.insert(0, step.pop(first))
-    steps.insert(0, step)
+    place = max(range(len(steps[top])), key=sizes[top].__getitem__)
+    if top < len(full):
+        step = full.pop(top)
+        step.insert(0, step.pop(place))
+        full.insert(0, step)
+    else:  # moving a step that is not full would shift all others off the optimizer's steps
+        steps[0][0], steps[top][place] = steps[top][place], steps[0][0]
 
 
 def _cut(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -132,7 +132,7 @@ def test_every_row_once_per_epoch(
             assert all(len({kinds[i] for i in batch}) == 1 for batch in order)
             steps = [order[i : i + accumulation] for i in range(0, len(order), accumulation)]
             mixed = [len({kinds[i] for batch in step for i in batch}) > 1 for step in steps]
-            assert sum(mixed) <= 2
+            assert sum(mixed) <= 3  # where the last rows meet, and two where the largest is one of them
         if order:
             sizes = [max(lengths[i] for i in batch) * len(batch) for batch in order]
             assert sizes[0] == max(sizes)
