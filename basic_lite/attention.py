@@ -1,8 +1,9 @@
 """Scaled dot-product attention that can tell how much the text looked at each patch.
 
-`output_attentions=True` would switch the decoder to eager attention and keep an `(H, S, S)` map per layer: 0.84 GB
-for one caption of a 7B, 4 GB for one instruction row. The function registered here is sdpa, and beside it, while
-somebody records, a partial map: text queries only, a few at a time, summed to one number per patch at once.
+`output_attentions=True` would switch the decoder to eager attention and keep an `(H, S, S)` map per
+layer: 0.84 GB for one caption of a 7B, 4 GB for one instruction row. The function registered here is
+sdpa, and beside it, while somebody records, a partial map: text queries only, a few at a time, summed to
+one number per patch at once.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ NAME: str = "basic_sdpa"
 """The attention implementation's name in a decoder's configuration."""
 
 _PARTIAL_MAP_ELEMENTS: int = 1 << 24
-"""Elements of one partial map: 64 MB in fp32, where an instruction row of a 7B would take 150 MB per sample."""
+"""Elements of one partial map: 64 MB in fp32, where an instruction row of a 7B would take 150 MB per
+sample."""
 
 Recorder = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
 
-# A context variable, not a module attribute: when the forward pass returns it is empty again, so the recomputation
-# of a checkpointed layer during backward is plain sdpa. Otherwise importance would be counted twice.
+# A context variable, not a module attribute: when the forward pass returns it is empty again, so the
+# recomputation of a checkpointed layer during backward is plain sdpa. Otherwise importance would be
+# counted twice.
 _recorder: ContextVar[Recorder | None] = ContextVar("basic_lite_attention_recorder", default=None)
 
 
 def install(decoder: PreTrainedModel) -> None:
     """Switch the decoder's attention to `basic_sdpa`, which is sdpa until something records.
 
-    The mask function is registered too: without one, transformers passes no mask at all, and left padding would be
-    attended to.
+    The mask function is registered too: without one, transformers passes no mask at all, and left
+    padding would be attended to.
 
     Raises:
         ValueError: If the decoder caps its attention scores, which sdpa cannot do.
@@ -89,7 +92,11 @@ def basic_sdpa(
 
 @torch.no_grad()
 def text_to_patch(
-    query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float, layout: Layout
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    layout: Layout,
 ) -> torch.Tensor:
     """Sum over the text tokens behind an image of their attention to each patch, averaged over heads.
 
@@ -97,8 +104,8 @@ def text_to_patch(
     attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built
     result = attention.mean(1)[:, text].sum(1)[patch]
     ```
-    Text before the image adds nothing because it cannot see it, so one sum over all text after the row's first
-    image serves every image of the row.
+    Text before the image adds nothing because it cannot see it, so one sum over all text after the row's
+    first image serves every image of the row.
 
     Args:
         query: `(B, H, S, d)`.
@@ -127,7 +134,8 @@ def text_to_patch(
             mask = attention_mask[:, 0].expand(rows, -1, -1)
             allowed = mask.gather(1, position[:, :, None].expand(-1, -1, mask.shape[-1]))
         if allowed.dtype == torch.bool:
-            # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight 0 is NaN.
+            # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight
+            # 0 is NaN.
             scores = scores.masked_fill_(~allowed[:, None], torch.finfo(scores.dtype).min)
         else:
             scores = scores + allowed[:, None]

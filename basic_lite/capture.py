@@ -1,11 +1,12 @@
 """Watch one forward pass: visual embeddings going in, what layers 1..k make of them, and who looked at them.
 
-Nothing is stored per layer. After each of the first k decoder layers a hook adds the weighted states at the patch
-positions to one fp32 `(N, D)` sum, and the attention function adds one number per patch.
+Nothing is stored per layer. After each of the first k decoder layers a hook adds the weighted states at
+the patch positions to one fp32 `(N, D)` sum, and the attention function adds one number per patch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -78,7 +79,8 @@ def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
 
     Args:
         k: number of supervised layers.
-        weighting: `"quadratic"` (the paper), `"linear"`, `"constant"`, or `"decreasing"` (quadratic, reversed).
+        weighting: `"quadratic"` (the paper), `"linear"`, `"constant"`, or `"decreasing"` (quadratic,
+        reversed).
 
     Raises:
         ValueError: If `weighting` is none of these.
@@ -94,11 +96,11 @@ def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
     return [weight / sum(raw[weighting]) for weight in raw[weighting]]
 
 
-class capture:  # noqa: N801 (a context manager, read like one)
+class capture:
     """`with capture(model) as seen: model(**batch)` leaves `seen.refinement`.
 
-    Works on any `LlavaForConditionalGeneration`, PEFT-wrapped or not, with gradient checkpointing on or off. Each
-    forward pass inside the block starts anew. A batch without image leaves `None`.
+    Works on any `LlavaForConditionalGeneration`, PEFT-wrapped or not, with gradient checkpointing on or
+    off. Each forward pass inside the block starts anew. A batch without image leaves `None`.
     """
 
     def __init__(
@@ -120,7 +122,9 @@ class capture:  # noqa: N801 (a context manager, read like one)
             ValueError: If an argument is out of its range or the model is no LLaVA.
         """
         if importance not in get_args(Importance):
-            raise ValueError(f"importance must be one of {', '.join(get_args(Importance))}, got {importance!r}")
+            raise ValueError(
+                f"importance must be one of {', '.join(get_args(Importance))}, got {importance!r}"
+            )
         self.parts = parts_of(model)
         self.layers = supervised_layers(self.parts.decoder, layers)
         self.weights = layer_weights(self.layers, weighting)
@@ -132,7 +136,9 @@ class capture:  # noqa: N801 (a context manager, read like one)
             attention.install(self.parts.decoder)
 
     def use(self, layout: Layout) -> None:
-        """Take the positions of the next forward pass from `layout` instead of searching `input_ids` (no sync)."""
+        """Take the positions of the next forward pass from `layout` instead of searching `input_ids` (no
+        sync).
+        """
         self._given = layout
 
     def __enter__(self) -> capture:
@@ -161,7 +167,6 @@ class capture:  # noqa: N801 (a context manager, read like one)
     def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
         """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
-        self._seen: set[tuple[str, int]] = set()
         layout, self._given = self._given, None
         if layout is None:
             input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -169,7 +174,9 @@ class capture:  # noqa: N801 (a context manager, read like one)
             if pixels is None:
                 layout = None
             elif input_ids is None:
-                raise ValueError("BASIC needs input_ids to find the patches; inputs_embeds alone do not show them")
+                raise ValueError(
+                    "BASIC needs input_ids to find the patches; inputs_embeds alone do not show them"
+                )
             else:
                 mask = kwargs.get("attention_mask")
                 layout = layout_of(input_ids, mask, llava.config.image_token_id, len(pixels))
@@ -181,10 +188,10 @@ class capture:  # noqa: N801 (a context manager, read like one)
             hidden = args[0] if args else kwargs["hidden_states"]
             self._initial = hidden.flatten(0, 1).index_select(0, self._layout.patch)
 
-    def _accumulate(self, index: int):  # noqa: ANN202
+    def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
         @torch.no_grad()
         def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-            if self._layout is None or not self._first("state", index):
+            if self._layout is None:
                 return
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
@@ -208,26 +215,24 @@ class capture:  # noqa: N801 (a context manager, read like one)
         if self._layout is None or index is None or index >= self.layers:
             return
         # The vision tower may run under the same name; only the decoder's own modules count.
-        if module is not self.parts.decoder.layers[index].self_attn or not self._first("attention", index):
+        if module is not self.parts.decoder.layers[index].self_attn:
             return
         seen = attention.text_to_patch(query, key, attention_mask, scaling, self._layout)
         self._attention = seen if self._attention is None else self._attention.add_(seen)
 
-    def _first(self, what: str, index: int) -> bool:
-        """Say whether this is the layer's own pass, not its recomputation inside the block."""
-        if (what, index) in self._seen:
-            return False
-        self._seen.add((what, index))
-        return True
-
     def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
-        layout = self._layout
+        # From here on nothing counts: a checkpointed layer may run again before the block is closed.
+        layout, self._layout = self._layout, None
         if layout is None:
             return
         if self.importance == "attention":
-            assert self._attention is not None, "the decoder did not run basic_sdpa: was its attention switched?"
+            assert self._attention is not None, (
+                "the decoder did not run basic_sdpa: was its attention switched?"
+            )
             importance = self._attention / (self.layers * layout.text_after[layout.image])
         else:
-            importance = self._target.new_full((len(layout.patch),), layout.images / max(len(layout.patch), 1))
+            importance = self._target.new_full(
+                (len(layout.patch),), layout.images / max(len(layout.patch), 1)
+            )
         self.refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
         self._initial = self._target = self._attention = None

@@ -51,7 +51,8 @@ def next_token(
     logits = head(hidden[:, :-1]).float()
     total = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     ```
-    without the `(B, S, V)` logits: 64 of a caption's 640 positions carry loss, the others never meet the head.
+    without the `(B, S, V)` logits: 64 of a caption's 640 positions carry loss, the others never meet the
+    head.
 
     Args:
         hidden: `(B, S, D)` states after the final norm, or `(M, D)` rows already chosen and shifted.
@@ -110,7 +111,8 @@ def semantic_distribution(
     total = (a * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()     # d total / d v_i = a_i E^T (q_i - p_i)
     ```
     with three matrix products in all, and at most `8 * rows * V + 4 * N * D` bytes beyond the inputs (plus
-    the column blocks), whatever the batch. Logits are fp32: from bf16 logits the gradient is wrong by up to 10 %.
+    the column blocks), whatever the batch. Logits are fp32: from bf16 logits the gradient is wrong by up
+    to 10 %.
 
     Args:
         refinement: initial and target `(N, D)`, importance `(N,)`; the gradient goes to `initial` alone.

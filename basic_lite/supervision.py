@@ -22,9 +22,10 @@ class BasicSupervision:
         outputs = model(**batch)
     loss = outputs.loss + supervision.loss()
     ```
-    Works with any `LlavaForConditionalGeneration`, PEFT-wrapped or not. From construction on the decoder's attention
-    is `basic_sdpa`: sdpa, which also records while the block is open. Under gradient accumulation add up the terms'
-    `total` and `items` over the micro-batches and divide once, or let `BasicTrainer` do it.
+    Works with any `LlavaForConditionalGeneration`, PEFT-wrapped or not. From construction on the
+    decoder's attention is `basic_sdpa`: sdpa, which also records while the block is open. Under gradient
+    accumulation add up the terms' `total` and `items` over the micro-batches and divide once, or let
+    `BasicTrainer` do it.
 
     Attributes:
         objective: the weights.
@@ -72,7 +73,9 @@ class BasicSupervision:
 
     @property
     def terms(self) -> dict[str, LossTerm]:
-        """The terms of the last forward pass by name, `"das"` and `"sds"`; empty for a batch without image."""
+        """The terms of the last forward pass by name, `"das"` and `"sds"`; empty for a batch without
+        image.
+        """
         if self._terms_of is not self.refinement:
             found = self.objective.terms(self.refinement, self._capture.parts.embedding)
             self._terms, self._terms_of = {term.name: term for term in found}, self.refinement

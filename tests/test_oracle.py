@@ -54,7 +54,9 @@ def oracle(model, batch, k, weights=None, importance="attention"):
                 if importance == "uniform":
                     a = torch.tensor(1 / PATCHES, dtype=torch.float64)
                 else:
-                    total = sum(outputs.attentions[layer][0, :, j, i].mean() for layer in range(k) for j in text)
+                    total = sum(
+                        outputs.attentions[layer][0, :, j, i].mean() for layer in range(k) for j in text
+                    )
                     a = (total / (k * len(text))).detach()
                 das = das + a * (v / v.norm() - target / target.norm()).pow(2).sum()
                 p, q = torch.softmax(embedding @ target, 0), torch.softmax(embedding @ v, 0)

@@ -1,0 +1,367 @@
+"""Put a vision tower, a projector and a decoder together as one standard `LlavaForConditionalGeneration`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    CLIPVisionModel,
+    Dinov2Model,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from basic_lite import conversation, zoo
+from basic_lite.capture import parts_of
+from basic_lite.data.images import ImageTransform
+
+Bits = Literal[4, 8, 16]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the two pretrained parts come from and how the decoder is held.
+
+    Attributes:
+        llm: hub id or folder of the decoder.
+        tower: hub id or folder of the vision tower.
+        template: key in `conversation.TEMPLATES`; `None` takes the table's, or the tokenizer's own form.
+        image_token: token that marks a patch; `None` takes the table's or finds an unused one.
+        pad_token: token that fills a batch; `None` takes the table's or the tokenizer's.
+        bits: 4 (nf4 with double quantisation), 8 or 16.
+        dtype: of activations, embeddings, head, and of the weights that are not quantised.
+        image_size: side of the tower's input; `None` takes the tower's own.
+        tower_layer: which hidden states are its features.
+    """
+
+    llm: str
+    tower: str
+    template: str | None = None
+    image_token: str | None = None
+    pad_token: str | None = None
+    bits: Bits = 4
+    dtype: torch.dtype = torch.bfloat16
+    image_size: int | None = None
+    tower_layer: int = -2
+
+    @classmethod
+    def named(cls, model: str, tower: str, llm: str | None = None, **settings: object) -> Sources:
+        """Resolve names of the zoo; an `llm`, or a tower that is no name, is a hub id or a folder.
+
+        Raises:
+            ValueError: If `model` is not in the table.
+        """
+        tower_id = zoo.TOWERS[tower].hub_id if tower in zoo.TOWERS else tower
+        if llm is not None:
+            return cls(llm, tower_id, **settings)
+        if model not in zoo.LLMS:
+            raise ValueError(
+                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, Phi-3 or "
+                "Mistral goes in as --llm ID_OR_FOLDER"
+            )
+        row = zoo.LLMS[model]
+        settings["template"] = settings.get("template") or row.template
+        return cls(row.hub_id, tower_id, image_token=row.image_token, pad_token=row.pad_token, **settings)
+
+
+@dataclass
+class Assembled:
+    """A model ready for a stage, with everything that must agree with it.
+
+    Attributes:
+        model: the LLaVA, possibly wrapped by PEFT.
+        tokenizer: of the decoder, unchanged.
+        template: how conversations are written.
+        processor: the tower's image settings (`preprocessor_config.json`).
+        image_size: side of the tower's input in pixels.
+        image_token_id: id that marks a patch.
+        pad_token_id: id that fills a batch.
+        tokens_per_image: patches per image.
+        family: the decoder's family.
+        sources: where it came from.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: conversation.Template
+    processor: dict
+    image_size: int
+    image_token_id: int
+    pad_token_id: int
+    tokens_per_image: int
+    family: zoo.Family
+    sources: Sources
+
+    def transform(self, aspect: str) -> ImageTransform:
+        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation (LLaVA-1.5)."""
+        return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+
+
+class Projector(LlavaMultiModalProjector):
+    """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
+
+    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the trained fp32
+    weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it among the text.
+    """
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return super().forward(image_features.to(self.linear_1.weight.dtype))
+
+
+def read_config(source: str, what: str) -> PretrainedConfig:
+    """Load a configuration from a folder or the hub.
+
+    Raises:
+        ValueError: In one line, if neither has it.
+    """
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, or a hub id "
+            f"while a hub can be reached ({reason[:160]})"
+        ) from error
+
+
+def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0) -> Assembled:
+    """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
+
+    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head.
+
+    Args:
+        sources: the parts.
+        device: where the model goes.
+        seed: of the projector's initial weights.
+
+    Raises:
+        ValueError: For anything a user can have wrong: unsupported or missing parts, no free vocabulary row.
+    """
+    llm_config = read_config(sources.llm, "language model")
+    family = zoo.family_of(llm_config.model_type, sources.llm)
+    tower_config = _vision_config(read_config(sources.tower, "vision tower"))
+    tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
+    processor = _read_processor(sources.tower, tower_config)
+    size = sources.image_size or _native_size(processor, tower_config)
+    if size < tower_config.patch_size:
+        raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
+    depth = tower_config.num_hidden_layers
+    if not -depth - 1 <= sources.tower_layer <= depth:
+        raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {sources.tower_layer}")
+
+    tokenizer = AutoTokenizer.from_pretrained(sources.llm)
+    name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
+    if name not in conversation.TEMPLATES:
+        raise ValueError(f"no template is named {name!r}; known: {', '.join(conversation.TEMPLATES)}")
+    template = conversation.TEMPLATES[name]
+    conversation.check_tokenizer(template, tokenizer)
+    image_token_id = _image_token_id(tokenizer, template, llm_config.vocab_size, sources.image_token)
+    pad_token_id = _pad_token_id(tokenizer, image_token_id, sources.pad_token)
+
+    tower = _load_tower(sources, tower_config, size, device)
+    causal = _load_decoder(sources, device)
+    tokens = (size // tower_config.patch_size) ** 2
+    config = LlavaConfig(
+        text_config=causal.config,
+        vision_config=tower.config,
+        image_token_index=image_token_id,
+        image_seq_length=tokens,
+        vision_feature_layer=sources.tower_layer,
+        vision_feature_select_strategy=tower_family.select_strategy,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=causal.config.tie_word_embeddings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = Projector(config).float()  # torch's own initialisation of linear layers, as LLaVA's
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector = projector.to(device)
+    model.model.language_model = causal.model
+    model.lm_head = causal.lm_head
+    model.config.dtype = sources.dtype
+    model.generation_config = causal.generation_config
+    model.generation_config.pad_token_id = pad_token_id
+    # Vicuna's file asks for a temperature without sampling, which refuses to be saved after training.
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
+    model.requires_grad_(False)
+    model.train()
+    check_quantisation(model)
+    check_embedding_path(model, tokenizer)
+    return Assembled(
+        model, tokenizer, template, processor, size, image_token_id, pad_token_id, tokens, family, sources
+    )
+
+
+def check_quantisation(model: nn.Module) -> None:
+    """Assert that nothing outside the decoder's layers is quantised: `L_sds` multiplies by the embeddings."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            assert ".language_model." in name and ".layers." in name, f"{name} must not be quantised"
+    parts = parts_of(model)
+    for what, weight in (("embeddings", parts.embedding), ("head", parts.head.weight)):
+        assert weight.is_floating_point() and weight.dim() == 2, f"the {what} must be a plain matrix"
+
+
+@torch.no_grad()
+def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Assert `logits(input_ids) == logits(inputs_embeds)`: visual embeddings enter where `embed_tokens` leaves.
+
+    Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained there is
+    wrong by that factor here.
+    """
+    embed = model.get_input_embeddings()
+    ids = torch.arange(4, 12, device=embed.weight.device)[None]
+    by_id = model(input_ids=ids).logits.float()
+    by_embedding = model(inputs_embeds=embed(ids)).logits.float()
+    gap = (by_id - by_embedding).abs().max() / by_id.abs().max()
+    assert gap < 1e-3, f"inputs_embeds are rescaled inside the decoder (relative gap {gap:.2g})"
+
+
+def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedModel:
+    """Load the language model with its head; quantised inside its layers only."""
+    quantisation = None
+    if sources.bits == 4:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=sources.dtype,
+        )
+    elif sources.bits == 8:
+        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+    elif sources.bits != 16:
+        raise ValueError(f"bits must be 4, 8 or 16, got {sources.bits}")
+    placement = {"device_map": {"": str(device)}} if quantisation else {}
+    try:
+        causal = AutoModelForCausalLM.from_pretrained(
+            sources.llm,
+            dtype=sources.dtype,
+            quantization_config=quantisation,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            **placement,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"no weights can be loaded from {sources.llm!r}: {str(error).splitlines()[0][:160]}"
+        ) from error
+    return causal if quantisation else causal.to(device)
+
+
+def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the vision half of a two-sided configuration (CLIP, SigLIP), or the configuration itself."""
+    return getattr(config, "vision_config", config)
+
+
+def _load_tower(
+    sources: Sources, config: PretrainedConfig, size: int, device: torch.device | str
+) -> PreTrainedModel:
+    """Load a tower and fit its position embeddings to the image size."""
+    kind = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel, "dinov2": Dinov2Model}
+    tower = kind[config.model_type].from_pretrained(
+        sources.tower, dtype=sources.dtype, attn_implementation="sdpa", use_safetensors=True
+    )
+    if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
+        _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
+    return tower.to(device)
+
+
+@torch.no_grad()
+def _resize_positions(tower: PreTrainedModel, size: int, prefix: int) -> None:
+    """Interpolate the learned position embeddings once (bicubic), so that the tower is native to `size`."""
+    embeddings = tower.embeddings
+    table = embeddings.position_embedding.weight
+    head, grid = table[:prefix], table[prefix:]
+    side, new = int(len(grid) ** 0.5), size // tower.config.patch_size
+    picture = grid.float().T.reshape(1, -1, side, side)
+    picture = F.interpolate(picture, (new, new), mode="bicubic", align_corners=False)
+    resized = torch.cat([head.float(), picture.flatten(2)[0].T])
+    embeddings.position_embedding = nn.Embedding.from_pretrained(resized.to(table.dtype))
+    embeddings.num_patches, embeddings.num_positions = new * new, len(resized)
+    embeddings.image_size = tower.config.image_size = size
+    embeddings.register_buffer("position_ids", torch.arange(len(resized))[None], persistent=False)
+
+
+def _read_processor(source: str, config: PretrainedConfig) -> dict:
+    """Read `preprocessor_config.json` of a folder or hub id.
+
+    Raises:
+        ValueError: If there is none: mean, deviation and resizing rule would be guesses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(source)
+    try:
+        path = folder / "preprocessor_config.json" if folder.is_dir() else None
+        path = path or Path(hf_hub_download(source, "preprocessor_config.json"))
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}") from error
+
+
+def _native_size(processor: dict, config: PretrainedConfig) -> int:
+    """Return the side of the square that the tower's own processor makes."""
+    for key in ("crop_size", "size"):
+        value = processor.get(key)
+        if isinstance(value, dict):
+            value = value.get("height") or value.get("shortest_edge")
+        if value and (key == "crop_size" or "crop_size" not in processor):
+            return int(value)
+    return int(config.image_size)
+
+
+_RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
+"""Tokens that exist for uses like this one, in the vocabularies of the supported families."""
+
+
+def _image_token_id(
+    tokenizer: PreTrainedTokenizerBase, template: conversation.Template, vocabulary: int, wanted: str | None
+) -> int:
+    """Find a vocabulary row for patches without adding one.
+
+    Raises:
+        ValueError: If no row is free.
+    """
+    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *conversation.stop_ids(template, tokenizer)}
+    known = tokenizer.get_vocab()
+    for token in (wanted,) if wanted else _RESERVED:
+        if token in known and known[token] < vocabulary and known[token] not in taken:
+            return known[token]
+    if wanted:
+        raise ValueError(f"the image token {wanted!r} is not a free token of this tokenizer")
+    if len(tokenizer) < vocabulary:
+        return len(tokenizer)  # a padded row of the embedding matrix: no token has it
+    spoken = tokenizer.unk_token_id
+    if spoken is not None and spoken not in taken and "<0x0A>" in known:
+        return spoken  # byte fallback spells every unknown character, so no text becomes <unk>
+    raise ValueError(
+        "this tokenizer has no free row to mark patches (no reserved token, no padded row, no unused <unk>); "
+        "name one with --image-token"
+    )
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase, image_token_id: int, wanted: str | None) -> int:
+    """Return the id that fills a batch: never the image's."""
+    candidates = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
+    candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
+    return next(c for c in candidates if c is not None and c != image_token_id)

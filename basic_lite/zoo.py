@@ -1,0 +1,165 @@
+"""The models that are known by name, and the families that any other model must belong to.
+
+One row per LLM and per tower; nothing else in the package branches on a model's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all decoders of one architecture share.
+
+    Attributes:
+        model_type: `config.model_type` of transformers.
+        template: conversation template for a model that is not in the table and shows none of its own.
+        lora_targets: the decoder's linear layers.
+    """
+
+    model_type: str
+    template: str
+    lora_targets: tuple[str, ...]
+
+
+_SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_JOINED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", "vicuna_v1", _SEPARATE),
+    "gemma": Family("gemma", "gemma_instruct", _SEPARATE),
+    "phi3": Family("phi3", "phi3_instruct", _JOINED),
+    "mistral": Family("mistral", "mistral_instruct", _SEPARATE),
+}
+
+
+@dataclass(frozen=True)
+class LLM:
+    """One language model.
+
+    Attributes:
+        hub_id: where its weights are.
+        family: key in `FAMILIES`.
+        template: key in `conversation.TEMPLATES`.
+        k: supervised layers, half of its decoder layers.
+        image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is added to
+            the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits `<unk>`.
+        pad_token: what fills a batch; padding is masked by length, never by this id.
+        turn_end: the token that ends an answer.
+    """
+
+    hub_id: str
+    family: str
+    template: str
+    k: int
+    image_token: str
+    pad_token: str
+    turn_end: str
+
+
+LLMS: dict[str, LLM] = {
+    "vicuna-7b": LLM("lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", 16, "<unk>", "</s>", "</s>"),
+    "vicuna-13b": LLM("lmsys/vicuna-13b-v1.5", "llama", "vicuna_v1", 20, "<unk>", "</s>", "</s>"),
+    "gemma-2b": LLM(
+        "google/gemma-2b-it", "gemma", "gemma_instruct", 9, "<unused0>", "<pad>", "<end_of_turn>"
+    ),
+    "phi3-mini": LLM(
+        "microsoft/Phi-3-mini-4k-instruct",
+        "phi3",
+        "phi3_instruct",
+        16,
+        "<|placeholder1|>",
+        "<|endoftext|>",
+        "<|end|>",
+    ),
+    "mistral-7b": LLM(
+        "mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", 16, "<unk>", "</s>", "</s>"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TowerFamily:
+    """What all vision towers of one architecture share.
+
+    Attributes:
+        model_type: `config.model_type` of the vision part.
+        prefix_tokens: tokens in front of the patches that carry no patch: 1 class token, or none (SigLIP).
+    """
+
+    model_type: str
+    prefix_tokens: int
+
+    @property
+    def select_strategy(self) -> str:
+        """LLaVA's name of the rule: `"default"` drops the first token, `"full"` keeps all.
+
+        Dropping "the class token" of a SigLIP, which has none, silently loses a patch (728 for 729).
+        """
+        return "default" if self.prefix_tokens else "full"
+
+
+TOWER_FAMILIES: dict[str, TowerFamily] = {
+    "clip_vision_model": TowerFamily("clip_vision_model", 1),
+    "siglip_vision_model": TowerFamily("siglip_vision_model", 0),
+    "dinov2": TowerFamily("dinov2", 1),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One vision tower.
+
+    Attributes:
+        hub_id: where its weights are.
+        family: key in `TOWER_FAMILIES`.
+        image_size: side of its square input in pixels.
+        patch_size: side of a patch in pixels.
+        feature_layer: which hidden states are its features; -2 is LLaVA's.
+    """
+
+    hub_id: str
+    family: str
+    image_size: int
+    patch_size: int
+    feature_layer: int = -2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per image: one per whole patch."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+TOWERS: dict[str, Tower] = {
+    "clip-l-336": Tower("openai/clip-vit-large-patch14-336", "clip_vision_model", 336, 14),  # 576 tokens
+    "siglip-so400m-384": Tower("google/siglip-so400m-patch14-384", "siglip_vision_model", 384, 14),  # 729
+}
+
+
+def family_of(model_type: str, source: str) -> Family:
+    """Return the decoder family of `model_type`.
+
+    Raises:
+        ValueError: If it is not supported; says what is.
+    """
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"{source} is a {model_type!r} model; supported decoders are of type {', '.join(FAMILIES)} "
+            f"(by name: {', '.join(LLMS)})"
+        )
+    return FAMILIES[model_type]
+
+
+def tower_family_of(model_type: str, source: str) -> TowerFamily:
+    """Return the tower family of `model_type`.
+
+    Raises:
+        ValueError: If it is not supported; says what is.
+    """
+    if model_type not in TOWER_FAMILIES:
+        raise ValueError(
+            f"{source} is a {model_type!r} model; supported vision towers are of type "
+            f"{', '.join(TOWER_FAMILIES)} (by name: {', '.join(TOWERS)})"
+        )
+    return TOWER_FAMILIES[model_type]
