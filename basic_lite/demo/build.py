@@ -1,0 +1,101 @@
+"""Both parts from nothing, from a seed: train, probe, write what ships."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from basic_lite.demo.answering import probe_decoder, probe_shallow
+from basic_lite.demo.cards import DECODER_CARD, TOWER_CARD
+from basic_lite.demo.pretrain_decoder import train_decoder
+from basic_lite.demo.pretrain_tower import PIXEL_MEAN, PIXEL_STD, probe_tower, train_tower
+from basic_lite.demo.render import SIDE
+from basic_lite.demo.vocabulary import train_tokenizer
+
+Progress = Callable[[int, dict[str, float]], None]
+
+
+def build_decoder(folder: Path, seed: int, steps: int, progress: Progress) -> dict[str, float]:
+    """Train tokenizer and decoder, write them as one folder, and return the probe of what was written."""
+    start = time.monotonic()
+    tokenizer = train_tokenizer(seed)
+    model = train_decoder(tokenizer, seed, steps, progress=progress)
+    tokenizer.save_pretrained(folder)
+    _save_half(model, folder)
+    seconds = round(time.monotonic() - start)
+    # Read back what ships, so that the figures are those of the rounded weights.
+    model, tokenizer = read_decoder(folder)
+    probe = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
+    probe |= probe_shallow(model, tokenizer, seed=seed + 1)
+    _describe(folder, DECODER_CARD, probe, seed, steps, seconds, model)
+    return probe
+
+
+def build_tower(folder: Path, seed: int, steps: int, progress: Progress) -> dict[str, float]:
+    """Train the tower, write it as one folder, and return the probe of what was written."""
+    start = time.monotonic()
+    tower = train_tower(seed, steps, progress=progress)
+    side = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size=side, image_mean=PIXEL_MEAN, image_std=PIXEL_STD
+    ).save_pretrained(folder)
+    _save_half(tower, folder)
+    seconds = round(time.monotonic() - start)
+    tower = read_tower(folder)
+    probe = probe_tower(tower, seed=seed + 1)
+    _describe(folder, TOWER_CARD, probe, seed, steps, seconds, tower)
+    return probe
+
+
+def read_decoder(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Load a written decoder and its tokenizer, in fp32."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def read_tower(folder: Path) -> CLIPVisionModel:
+    """Load a written tower, in fp32."""
+    return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def _save_half(model: PreTrainedModel, folder: Path) -> None:
+    """Write the weights in fp16, and a config that asks for fp32: small to ship, exact to compute with."""
+    model.half().save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _describe(
+    folder: Path,
+    card: str,
+    probe: dict[str, float],
+    seed: int,
+    steps: int,
+    seconds: int,
+    model: PreTrainedModel,
+) -> None:
+    """Write `probe.json` and the model card with its figures."""
+    record = {"seed": seed, "steps": steps, "torch": torch.__version__, "probe": probe}
+    (folder / "probe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    lines = ["| probe | % |", "|---|---|", *(f"| {name} | {value} |" for name, value in probe.items())]
+    text = card.format(
+        parameters=f"{model.num_parameters() / 1e6:.2f} M",
+        seed=seed,
+        steps=steps,
+        minutes=f"{seconds / 60:.0f}",
+        probe="\n".join(lines),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

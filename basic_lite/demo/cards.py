@@ -1,0 +1,74 @@
+"""The model cards of the two shipped parts; figures are filled in when a part is built."""
+
+from __future__ import annotations
+
+DECODER_CARD = """---
+license: apache-2.0
+language: [en, zh]
+library_name: transformers
+---
+# Demo decoder of basic-lite
+
+A Llama decoder ({parameters} parameters, 8 layers, width 128, tied embeddings, byte-level BPE) that has
+read nothing but made-up text about small scenes of coloured shapes, in English and Chinese. Given a
+description of a scene it answers questions about it. It is the language half of the embedded demo
+world; it knows nothing else and is of no use elsewhere.
+
+## Training
+Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 32 rows, {minutes} minutes
+on one CPU core. A row is a description followed by a caption, or by two to six turns of questions and
+answers in ChatML, a third of them multiple choice. Eight of the 64 pairs of colour and shape are held
+out: they occur in no training text.
+
+Two choices go beyond plain language modelling. They are there so that the premise of BASIC, that
+shallow layers refine what stands in the context, holds in a model a thousand times smaller than those
+of the paper:
+
+- In half of the rows the description is replaced by *blurred words*: each position holds a random
+  mixture of the embeddings of several words of one thing (size, colour, shape, row, column), with
+  noise, among positions of pure noise.
+- At those positions the states after layers 1 to 4 are trained, with weight 0.1, to predict the words
+  of the mixture through the embedding matrix.
+
+Both shape the shallow layers towards what BASIC measures. Results in this world therefore show that the
+method's code and mechanism work; they are no evidence about large models.
+
+## Figures
+On descriptions of held-out scenes, each with a pair of colour and shape that no training text had;
+greedy answers, exact match. `choice` questions are answered by a letter. `shallow` lines are about
+blurred words: how often the best-matching token of the input, and of the shallow layers' weighted mean,
+names something true of the thing.
+
+{probe}
+
+## Format
+ChatML with a BOS: `<s><|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n...<|im_end|>`. The
+token `<image>` is in the vocabulary, was never trained, and is kept for image positions. Weights are
+stored in fp16 and meant for fp32. """
+
+TOWER_CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+# Demo tower of basic-lite
+
+A CLIP-like vision transformer ({parameters} parameters, 6 layers, width 128, 96-pixel pictures, 64
+patches of 12 pixels) that has seen nothing but drawn scenes of coloured shapes. It is the vision half
+of the embedded demo world, to be used by the features of the layer before the last, without the class
+token; it is of no use elsewhere.
+
+## Training
+Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 64 pictures, {minutes}
+minutes on one CPU core. It is supervised, not contrastive: heads on each patch name colour, shape, size
+and place of the thing there, each attribute alone, with a fifth of the patches blanked; a head on the
+class token lists the colours and shapes of the picture. The heads are not part of this folder. Eight of
+the 64 pairs of colour and shape are held out: no training picture has them.
+
+## Figures
+Linear probes on the patch features, fitted on 1,000 new pictures of seen pairs and tested on 500 pictures
+that each have a thing of a held-out pair; patches of which a thing covers at least a fifth.
+
+{probe}
+
+Weights are stored in fp16 and meant for fp32.
+"""

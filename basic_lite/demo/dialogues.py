@@ -1,0 +1,67 @@
+"""Questions on scenes put together: conversations to train on, and exams on held-out scenes."""
+
+from __future__ import annotations
+
+import random
+
+from basic_lite.demo.grammar import DESCRIBE, Ask, ask, caption, choose, letter, with_options
+from basic_lite.demo.lexicon import LANGUAGES, Language
+from basic_lite.demo.questions import KINDS, Noun, Query, queries
+from basic_lite.demo.scenes import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, sample_scene
+
+EVERY_PAIR = frozenset((colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
+def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Return turns of question and answer about a training scene, each in either language.
+
+    A third are multiple choice and one in twenty asks for a description. No turn speaks of a held-out pair.
+    """
+    found = queries(scene, rng, SEEN)
+    out = []
+    for _ in range(turns):
+        language = rng.choice(LANGUAGES)
+        if rng.random() < 0.05:
+            out.append((rng.choice(DESCRIBE[language]), caption(scene, language, rng)))
+            continue
+        kind = rng.choice([kind for kind, left in found.items() if left])
+        query = found[kind].pop() if len(found[kind]) > 1 else found[kind][0]
+        if rng.random() < 0.35:
+            question = choose(query, language, rng)
+            out.append((with_options(question, language), letter(question)))
+        else:
+            question = ask(query, language, rng)
+            out.append((question.text, question.answer))
+    return out
+
+
+def held_out_queries(questions: int, seed: int) -> list[tuple[Scene, Query]]:
+    """Return queries on held-out scenes, as many of each kind, every one about a scene of its own.
+
+    Every scene has a thing of a held-out pair, and where the kind allows it the query speaks of that thing.
+    """
+    rng = random.Random(seed)
+    out: list[tuple[Scene, Query]] = []
+    while len(out) < questions:
+        kind = KINDS[len(out) % len(KINDS)]
+        scene = sample_scene(rng, held_out=True)
+        found = queries(scene, rng, EVERY_PAIR)[kind]
+        # Not so for existence: there the answers would all be yes.
+        new = [q for q in found if any(_pair(noun) in HELD_OUT for noun in q.nouns)]
+        if found:
+            out.append((scene, rng.choice(new if new and kind != "existence" else found)))
+    return out
+
+
+def exam(questions: int, language: Language, seed: int) -> list[tuple[Scene, Ask]]:
+    """Return `held_out_queries` in words; of each kind every other question is multiple choice."""
+    rng = random.Random(seed)
+    asked = enumerate(held_out_queries(questions, seed))
+    return [
+        (scene, (choose if i // len(KINDS) % 2 else ask)(query, language, rng)) for i, (scene, query) in asked
+    ]
+
+
+def _pair(noun: Noun) -> tuple[str, ...]:
+    facts = dict(noun)
+    return (facts["colour"], facts["shape"]) if {"colour", "shape"} <= facts.keys() else ()

@@ -1,0 +1,151 @@
+"""Pretraining of the demo decoder: a small Llama that reads text about scenes.
+
+Two things make BASIC's premise hold in so small a model, and both are stated in its model card. Half of the
+contexts are blurred words (see `corpus`), so the decoder learns to read superposed embeddings. And at
+blurred positions an auxiliary loss asks the states after the first half of the layers to match the
+embeddings of the words that stand
+there: the shallow layers clean the context up, as those of large LLMs were seen to do.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from basic_lite.demo.corpus import ANSWER, CAPTION, READING, Corpus, Row
+
+WEIGHTS = {"answers": 1.0, "captions": 0.5, "reading": 0.1, "shallow": 0.1}
+"""Loss weights. Which caption is written is largely chance; which question comes, more so."""
+
+_PARTS = (("answers", ANSWER), ("captions", CAPTION), ("reading", READING))
+
+
+def decoder_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Return the decoder's architecture: 8 layers of width 128, about 1.8 M parameters."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def train_decoder(
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    steps: int,
+    rows: int = 32,
+    progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> LlamaForCausalLM:
+    """Train the decoder from nothing.
+
+    Args:
+        tokenizer: The world's tokenizer.
+        seed: Seed of the weights, the text and the noise.
+        steps: Optimizer steps.
+        rows: Rows per step.
+        progress: Called after every step with its number and its losses.
+
+    Returns:
+        The trained decoder in fp32.
+    """
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(decoder_config(tokenizer))
+    model.set_attn_implementation("eager")  # in bf16 on a CPU twice as fast as the fused kernel's backward
+    # Embeddings of norm 1 are as large as what a layer adds, so shallow states stay near the token space.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=model.config.hidden_size**-0.5)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed_tokens" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    shape = lambda step: min(1, (step + 1) / 100) * min(1, (steps - step) / (0.4 * steps))  # noqa: E731
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
+    batches = _batches(Corpus(tokenizer, seed), rows, random.Random(seed))
+    for step in range(steps):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = _losses(model, next(batches), tokenizer.pad_token_id)
+        sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        progress(step, {name: loss.item() for name, loss in losses.items()})
+    return model.eval()
+
+
+def _batches(corpus: Corpus, rows: int, rng: random.Random) -> Iterator[list[Row]]:
+    """Yield batches of rows of similar length, in random order."""
+    while True:
+        pool = sorted((corpus.row() for _ in range(32 * rows)), key=lambda row: len(row.ids))
+        batches = [pool[i : i + rows] for i in range(0, len(pool), rows)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def _losses(model: LlamaForCausalLM, batch: list[Row], pad: int) -> dict[str, torch.Tensor]:
+    """Return the mean losses of answers, of other text, and of shallow states at blurred positions."""
+    width = max(len(row.ids) for row in batch)
+    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch])
+    part = torch.tensor([row.part + [-1] * (width - len(row.ids)) for row in batch])
+    blurred = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(batch):
+        blurred[i, row.context[0] : row.context[0] + len(row.bags)] = True
+    bags = [bag for row in batch for bag in row.bags]
+
+    table = model.get_input_embeddings().weight
+    inputs = table[ids]
+    words = torch.zeros(len(bags), len(table))
+    for i, bag in enumerate(bags):
+        words[i, bag] = 1.0
+    if bags:
+        inputs = inputs.masked_scatter(blurred[..., None], blur(words, table))
+    shallow = model.config.num_hidden_layers // 2
+    # Rows are padded on the right, where no token before can see: without a mask attention is much faster.
+    seen = model(inputs_embeds=inputs, output_hidden_states=True)
+
+    each = F.cross_entropy(seen.logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
+    # Noise, and which word stands for a blurred position, cannot be read ahead.
+    part = part.masked_fill(blurred, -1)[:, 1:]
+    losses = {
+        name: each[part == number].sum() / (part == number).sum().clamp(min=1) for name, number in _PARTS
+    }
+    losses["shallow"] = each.new_zeros(())
+    named = words.sum(1) > 0
+    if named.any():
+        goal = (words / words.sum(1, keepdim=True).clamp(min=1))[named]
+        states = torch.stack([layer[blurred][named] for layer in seen.hidden_states[1 : shallow + 1]])
+        logits = (states @ table.T).float()
+        losses["shallow"] = -(goal * logits.log_softmax(-1)).sum(-1).mean()
+    return losses
+
+
+def blur(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Return superposed embeddings: random positive weights of the words, a random length, and noise.
+
+    Args:
+        words: `(n, V)` 1 where a word stands at a position.
+        table: `(V, D)` token embeddings.
+
+    Returns:
+        `(n, D)`, of about the length of a token embedding.
+    """
+    length = table.detach().norm(dim=1).mean()
+    weights = words * torch.rand_like(words).add(0.3)
+    mixed = F.normalize(weights @ table, dim=1, eps=1e-6) * (0.6 + 0.8 * torch.rand(len(words), 1))
+    noise = torch.randn(len(words), table.shape[1]) / math.sqrt(table.shape[1])
+    return length * (mixed + noise * torch.rand(len(words), 1))
