@@ -71,8 +71,8 @@ class Sources:
             return cls(llm, tower_id, **settings)
         if model not in zoo.LLMS:
             raise ValueError(
-                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, Phi-3 or "
-                "Mistral goes in as --llm ID_OR_FOLDER"
+                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, "
+                "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
             )
         row = zoo.LLMS[model]
         settings["template"] = settings.get("template") or row.template
@@ -108,15 +108,16 @@ class Assembled:
     sources: Sources
 
     def transform(self, aspect: str) -> ImageTransform:
-        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation (LLaVA-1.5)."""
+        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
         return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
 
 
 class Projector(LlavaMultiModalProjector):
     """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
 
-    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the trained fp32
-    weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it among the text.
+    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
+    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
+    among the text.
     """
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
@@ -216,18 +217,20 @@ def check_quantisation(model: nn.Module) -> None:
     """Assert that nothing outside the decoder's layers is quantised: `L_sds` multiplies by the embeddings."""
     for name, module in model.named_modules():
         if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-            assert ".language_model." in name and ".layers." in name, f"{name} must not be quantised"
+            inside = ".language_model." in name and ".layers." in name
+            assert inside, f"{name} must not be quantised"
     parts = parts_of(model)
     for what, weight in (("embeddings", parts.embedding), ("head", parts.head.weight)):
-        assert weight.is_floating_point() and weight.dim() == 2, f"the {what} must be a plain matrix"
+        plain = weight.is_floating_point() and weight.dim() == 2
+        assert plain, f"the {what} must be a plain matrix"
 
 
 @torch.no_grad()
 def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Assert `logits(input_ids) == logits(inputs_embeds)`: visual embeddings enter where `embed_tokens` leaves.
+    """Assert `logits(input_ids) == logits(inputs_embeds)`: nothing rescales what enters the decoder.
 
-    Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained there is
-    wrong by that factor here.
+    Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained
+    there is wrong by that factor here.
     """
     embed = model.get_input_embeddings()
     ids = torch.arange(4, 12, device=embed.weight.device)[None]
@@ -277,7 +280,11 @@ def _load_tower(
     sources: Sources, config: PretrainedConfig, size: int, device: torch.device | str
 ) -> PreTrainedModel:
     """Load a tower and fit its position embeddings to the image size."""
-    kind = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel, "dinov2": Dinov2Model}
+    kind = {
+        "clip_vision_model": CLIPVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+        "dinov2": Dinov2Model,
+    }
     tower = kind[config.model_type].from_pretrained(
         sources.tower, dtype=sources.dtype, attn_implementation="sdpa", use_safetensors=True
     )
@@ -316,7 +323,9 @@ def _read_processor(source: str, config: PretrainedConfig) -> dict:
         path = path or Path(hf_hub_download(source, "preprocessor_config.json"))
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}") from error
+        raise ValueError(
+            f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}"
+        ) from error
 
 
 def _native_size(processor: dict, config: PretrainedConfig) -> int:

@@ -43,7 +43,8 @@ class LLM:
         family: key in `FAMILIES`.
         template: key in `conversation.TEMPLATES`.
         k: supervised layers, half of its decoder layers.
-        image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is added to
+        image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is
+        added to
             the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits `<unk>`.
         pad_token: what fills a batch; padding is masked by length, never by this id.
         turn_end: the token that ends an answer.

@@ -1,0 +1,278 @@
+"""What a run leaves behind: a manifest that says everything, and safetensors.
+
+Nothing is ever guessed from a path or a name: `manifest.json` says which LLM, tower, template, stage, k,
+embedding convention and data a folder belongs to. Every write goes to a name beside the target first and
+is renamed when it is complete, so a folder is either whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from basic_lite.capture import parts_of
+from basic_lite.modeling import Assembled, Sources, assemble
+
+MANIFEST: str = "manifest.json"
+PROJECTOR: str = "projector.safetensors"
+ADAPTER: str = "adapter_config.json"
+DECODER: str = "decoder.safetensors"
+"""Weights of a decoder that was tuned as a whole, with its head."""
+
+FORMAT: int = 1
+"""Version of the manifest; a reader refuses one that it does not know."""
+
+EMBEDDING_SPACE: str = "first decoder layer's input; E = raw embed_tokens.weight"
+"""The convention of `v`, `v^` and `E` (for Gemma it moves the logits by 45x): a run of another one is
+refused."""
+
+
+@contextmanager
+def complete(target: Path) -> Iterator[Path]:
+    """Give a path to write a file or folder at; it takes `target`'s place only when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.part")
+    _remove(draft)
+    yield draft
+    for path in draft.rglob("*") if draft.is_dir() else [draft]:
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if target.is_dir():  # a folder cannot be renamed onto a full one
+        old = target.with_name(f".{target.name}.old")
+        _remove(old)
+        target.rename(old)
+        draft.rename(target)
+        _remove(old)
+    else:
+        draft.replace(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    with complete(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """Read a run's manifest.
+
+    Raises:
+        ValueError: In one line, if there is none, it is damaged, or it is of another format or convention.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds no run (no {MANIFEST}); run the stage before, or name its folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of format {manifest.get('format')!r}; this version of basic-lite reads format {FORMAT}"
+        )
+    if manifest["method"]["embedding_space"] != EMBEDDING_SPACE:
+        raise ValueError(f"{path} was trained with another embedding convention and cannot be continued here")
+    return manifest
+
+
+def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, training: dict) -> dict:
+    """Describe a run completely.
+
+    Args:
+        assembled: the model and what belongs to it.
+        stage: 1 or 2.
+        method: k, weighting, importance, weights, or `basic: False`.
+        data: path, hash and rows of the annotation file.
+        training: hyperparameters.
+    """
+    sources = asdict(assembled.sources) | {"dtype": str(assembled.sources.dtype).removeprefix("torch.")}
+    parts = parts_of(assembled.model)
+    return {
+        "format": FORMAT,
+        "stage": stage,
+        "sources": sources,
+        "llm": identity(assembled.sources.llm, parts.decoder.config),
+        "tower": identity(assembled.sources.tower, parts.llava.vision_tower.config),
+        "template": assembled.template.name,
+        "image_size": assembled.image_size,
+        "tokens_per_image": assembled.tokens_per_image,
+        "image_token_id": assembled.image_token_id,
+        "pad_token_id": assembled.pad_token_id,
+        "method": {"embedding_space": EMBEDDING_SPACE, **method},
+        "data": data,
+        "training": training,
+        "trainable": {
+            name: [list(parameter.shape), str(parameter.dtype).removeprefix("torch.")]
+            for name, parameter in assembled.model.named_parameters()
+            if parameter.requires_grad
+        },
+        "versions": versions(),
+        "steps": 0,
+        "finished": False,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = (
+        "basic-lite",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "pillow",
+    )
+    return {name: version(name) for name in names}
+
+
+def identity(source: str, config: object) -> dict[str, object]:
+    """Say which weights a folder or hub id stands for.
+
+    Returns:
+        The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
+    """
+    folder, found = Path(source), {"revision": getattr(config, "_commit_hash", None)}
+    if folder.is_dir():
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for path in sorted(folder.glob("*.safetensors")):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+        found["fingerprint"] = digest.hexdigest()[:16]
+    return found
+
+
+def save_projector(model: nn.Module, path: Path) -> None:
+    """Write the projector's four tensors under their LLaVA names."""
+    projector = parts_of(model).llava.multi_modal_projector
+    projector = getattr(projector, "modules_to_save", {"default": projector})["default"]
+    state = {
+        f"multi_modal_projector.{k}": v.detach().cpu().contiguous() for k, v in projector.state_dict().items()
+    }
+    with complete(path) as draft:
+        save_file(state, draft, metadata={"format": "pt"})
+
+
+def load_projector(model: nn.Module, path: Path) -> None:
+    """Read the projector's four tensors, all of them and nothing else.
+
+    Raises:
+        ValueError: If the file is missing, damaged or of another shape.
+    """
+    projector = parts_of(model).llava.multi_modal_projector
+    try:
+        state = {k.removeprefix("multi_modal_projector."): v for k, v in load_file(path).items()}
+        projector.load_state_dict(state, strict=True)
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no projector of this model: {reason}") from error
+
+
+def load_run(
+    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Assembled, dict]:
+    """Rebuild the model of a finished (or checkpointed) run, frozen, with its manifest.
+
+    Args:
+        folder: a run of stage 1 (projector) or stage 2 (adapters and projector, or the whole model).
+        device: where the model goes.
+        dtype: of activations; `None` takes the run's.
+
+    Raises:
+        ValueError: If the folder is no run, its base has changed, or a file does not fit.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    settings = dict(manifest["sources"])
+    settings["dtype"] = dtype or getattr(torch, settings["dtype"])
+    sources = Sources(**settings)
+    if sources.template is None:
+        sources = Sources(**(settings | {"template": manifest["template"]}))
+    assembled = assemble(sources, device)
+    check_identity(assembled, manifest)
+    if (folder / ADAPTER).is_file():
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
+        adapted.requires_grad_(False)
+        assembled.model = adapted
+    elif (folder / PROJECTOR).is_file():
+        load_projector(assembled.model, folder / PROJECTOR)
+        if (folder / DECODER).is_file():
+            load_decoder(assembled.model, folder / DECODER)
+    else:
+        raise ValueError(
+            f"{folder} has a manifest but no weights: the run did not finish; go on with --resume"
+        )
+    return assembled, manifest
+
+
+def save_decoder(model: nn.Module, path: Path) -> None:
+    """Write the decoder and, unless it is tied, its head."""
+    parts = parts_of(model)
+    state = {f"language_model.{k}": v for k, v in parts.decoder.state_dict().items()}
+    if parts.head.weight is not parts.embedding:
+        state["lm_head.weight"] = parts.head.weight
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with complete(path) as draft:
+        save_file(state, draft, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_decoder(model: nn.Module, path: Path) -> None:
+    """Read what `save_decoder` wrote."""
+    parts, state = parts_of(model), load_file(path)
+    head = state.pop("lm_head.weight", None)
+    parts.decoder.load_state_dict(
+        {k.removeprefix("language_model."): v for k, v in state.items()}, strict=True
+    )
+    if head is not None:
+        parts.head.weight.copy_(head)
+
+
+def check_identity(assembled: Assembled, manifest: dict) -> None:
+    """Compare the loaded parts with the ones that a run was trained on.
+
+    Raises:
+        ValueError: If the LLM or the tower is not the same.
+    """
+    parts = parts_of(assembled.model)
+    configs = {"llm": parts.decoder.config, "tower": parts.llava.vision_tower.config}
+    for what, config in configs.items():
+        now, then = identity(getattr(assembled.sources, what), config), manifest[what]
+        if now != then:
+            raise ValueError(
+                f"the run was trained on another {what} than {getattr(assembled.sources, what)} is now "
+                f"({then} against {now}); bring back the one it was trained on"
+            )
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    found = [
+        path
+        for path in Path(folder).glob("checkpoint-*")
+        if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name[11:]))

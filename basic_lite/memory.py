@@ -1,0 +1,49 @@
+"""How much memory there is, and whether a stage that trains the whole decoder can fit it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+_BYTES_PER_TUNED = 16
+"""fp32 weight, gradient and two Adam moments per trained parameter."""
+
+
+def available_bytes(device: torch.device | str) -> int:
+    """Return the free memory of a GPU, or the machine's memory."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_mib(device: torch.device | str) -> float:
+    """Return the highest memory use of this process so far, in MiB."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def parameters_of(config: PretrainedConfig) -> int:
+    """Count a decoder's parameters from its configuration, without its weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())
+
+
+def check_whole_decoder_fits(config: PretrainedConfig, device: torch.device | str) -> None:
+    """Refuse to tune a whole decoder where weights, gradients and optimizer alone exceed the memory.
+
+    Raises:
+        ValueError: With both figures and what to do, before anything is loaded.
+    """
+    needed, free = _BYTES_PER_TUNED * parameters_of(config), available_bytes(device)
+    if needed > free:
+        raise ValueError(
+            f"tuning the whole decoder needs {needed / 1e9:.0f} GB for fp32 weights, gradients and Adam alone, "
+            f"and {free / 1e9:.0f} GB are there; add --lora (QLoRA adapters), or take a smaller model"
+        )

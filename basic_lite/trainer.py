@@ -1,0 +1,387 @@
+"""The training loop: `transformers.Trainer` with BASIC's terms, exact under accumulation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from basic_lite import checkpoint
+from basic_lite.capture import Importance, Weighting, parts_of
+from basic_lite.data.images import ImageTransform
+from basic_lite.layout import Layout, layout_of
+from basic_lite.losses import next_token
+from basic_lite.memory import peak_mib
+from basic_lite.objective import Objective
+from basic_lite.supervision import BasicSupervision
+from basic_lite.trainable import GradientContract
+from basic_lite.types import LossTerm, Window
+
+
+class BasicTrainer(Trainer):
+    """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
+
+    What `transformers.Trainer` does differently from the obvious: the loss of a whole optimizer step is
+    divided by the step's own counts (supervised tokens for `L_lm`, images for the others), known before
+    its first micro-batch. So 4x1, 2x2 and 1x4 give the same update, whatever the mix of image and
+    text-only rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        objective: Objective | None = None,
+        layers: int | None = None,
+        weighting: Weighting = "quadratic",
+        importance: Importance = "attention",
+        transform: ImageTransform | None = None,
+        batches: Sampler[list[int]] | None = None,
+        projector_learning_rate: float | None = None,
+        manifest: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: a LLaVA whose trainable parameters are set.
+            args: of the Trainer.
+            objective: weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain twin.
+            layers: k; `None` for half.
+            weighting: how layers 1..k are weighted.
+            importance: how patches are weighted.
+            transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
+            batches: which rows go together, instead of the Trainer's own sampler.
+            projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
+            manifest: written into every checkpoint.
+            kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
+        """
+        args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
+        super().__init__(model, args, **kwargs)
+        # The loss below is already divided by the whole step's counts; two names for that, old and new.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.objective = objective or Objective()
+        settings = (layers, weighting, importance)
+        self.supervision = BasicSupervision(
+            model,
+            *settings,
+            self.objective.das_weight,
+            self.objective.sds_weight,
+            self.objective.rows_per_chunk,
+        )
+        # The plain twin's cosine is worth a look too, on the steps that are logged; it trains nothing.
+        self._observer = (
+            None if self.objective.active else BasicSupervision(model, layers, weighting, "uniform")
+        )
+        self.transform = transform
+        self.batches = batches
+        self.projector_learning_rate = projector_learning_rate
+        self.manifest = manifest
+        self.metrics = _Metrics()
+        self._hidden: torch.Tensor | None = None
+        parts_of(model).llava.register_forward_hook(self._keep_hidden)
+        self._nothing: torch.Tensor | None = None
+        self.add_callback(_Gradients(args))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load by `batches`; a resumed run skips by index, without decoding a picture."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_num_workers > 0,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], Window]:
+        """Fetch the micro-batches of one optimizer step and count what its loss is divided by."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            if "layout" not in batch:
+                batch["layout"] = self._layout(batch)
+            batches.append(batch)
+        counts = [sum(len(b["layout"].targets) for b in batches), sum(b["layout"].images for b in batches)]
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
+            counts = [int(count) for count in total]
+        self.metrics.rows += sum(b["layout"].rows for b in batches)
+        return batches, Window(*counts)
+
+    def _layout(self, batch: dict) -> Layout:
+        pixels = batch.get("pixel_values")
+        images = 0 if pixels is None else len(pixels)
+        token = parts_of(self.model).llava.config.image_token_id
+        return layout_of(batch["input_ids"], batch.get("attention_mask"), token, images, batch["labels"])
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """Move a batch to the device; pictures travel as uint8 and are normalised there."""
+        inputs = super()._prepare_inputs(inputs)
+        inputs["layout"] = inputs["layout"].to(inputs["input_ids"].device)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and self.transform is not None:
+            dtype = next(parts_of(self.model).llava.vision_tower.parameters()).dtype
+            inputs["pixel_values"] = self.transform.normalise(pixels, dtype)
+        return inputs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Window | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+        """Return this micro-batch's share of the step's loss.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch with its layout.
+            return_outputs: also return the terms.
+            num_items_in_batch: counts of the whole step; `None` takes this batch as the whole.
+        """
+        layout: Layout = inputs["layout"]
+        window = num_items_in_batch or Window(len(layout.targets), layout.images)
+        supervision = self.supervision if self._observer is None else self._observer
+        observing = self._observer is not None and not self._logs_next()
+        forward = {k: inputs[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in inputs}
+        if self._nothing is None:
+            self._nothing = torch.empty(0, dtype=torch.long, device=inputs["input_ids"].device)
+        if not observing:
+            supervision.use(layout)
+        # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
+        # logits: an empty `logits_to_keep`. The states come from a hook on the inner model.
+        with _nothing_to_watch() if observing else supervision:
+            model(**forward, use_cache=False, logits_to_keep=self._nothing)
+        hidden, self._hidden = self._hidden.flatten(0, 1), None
+        head = parts_of(self.model).head
+        terms = [next_token(hidden.index_select(0, layout.predicting), layout.targets, head)]
+        terms += self.supervision.terms.values() if self._observer is None else []
+        weights = self.objective.weights
+        loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
+        if not loss.requires_grad:  # text only, and nothing but the projector is trained
+            loss = loss + sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad)
+        refinement = None if observing else supervision.refinement
+        self.metrics.add(terms, refinement, window)
+        if self.args.world_size > 1:
+            loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
+        return (loss, {term.name: term for term in terms}) if return_outputs else loss
+
+    def _keep_hidden(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._hidden = output[0]
+
+    def _logs_next(self) -> bool:
+        """Whether the optimizer step in progress will be logged."""
+        step, every = self.state.global_step + 1, max(int(self.state.logging_steps), 1)
+        return step % every == 0 or (step == 1 and self.args.logging_first_step)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW on fp32 weights, fused on a GPU; the projector may have its own learning rate."""
+        if self.optimizer is None:
+            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            rate = self.projector_learning_rate or self.args.learning_rate
+            groups = [
+                {"params": [p for n, p in named if "multi_modal_projector" not in n]},
+                {"params": [p for n, p in named if "multi_modal_projector" in n], "lr": rate},
+            ]
+            self.optimizer = torch.optim.AdamW(
+                [group for group in groups if group["params"]],
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                weight_decay=self.args.weight_decay,
+                fused=self.args.device.type == "cuda",
+            )
+        return self.optimizer
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""
+        return 0
+
+    # -- logging ---------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the terms to what the Trainer logs, and append the step to `log.jsonl`."""
+        if "loss" in logs and "train_runtime" not in logs:
+            logs |= self.metrics.take()
+            logs["peak_mib"] = round(peak_mib(self.args.device), 1)
+            if self.is_world_process_zero():
+                keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
+                row = {"step": self.state.global_step, **{key: logs.get(key) for key in keys}}
+                row |= {key: logs[key] for key in ("samples_per_second", "peak_mib")}
+                with (Path(self.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(row) + "\n")
+        super().log(logs, *args, **kwargs)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------
+
+    def save_weights(self, folder: Path) -> None:
+        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector."""
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # an empty form
+        else:
+            checkpoint.save_projector(model, folder / checkpoint.PROJECTOR)
+            if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
+                checkpoint.save_decoder(model, folder / checkpoint.DECODER)
+        if self.manifest is not None:
+            content = self.manifest | {"steps": self.state.global_step}
+            checkpoint.write_json(folder / checkpoint.MANIFEST, content)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights and the manifest to `output_dir`."""
+        if self.args.should_save:
+            self.save_weights(Path(output_dir or self.args.output_dir))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return getattr(self, "_draft", None) or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the Trainer write into a draft folder and rename it when it is complete.
+
+        A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
+        """
+        out = Path(self.args.output_dir)
+        with checkpoint.complete(out / f"checkpoint-{self.state.global_step}") as draft:
+            # The Trainer appends the checkpoint's name by itself.
+            self._draft = str(draft.with_name(draft.name + "s"))
+            shutil.rmtree(self._draft, ignore_errors=True)
+            try:
+                super()._save_checkpoint(model, trial)
+                (Path(self._draft) / f"checkpoint-{self.state.global_step}").rename(draft)
+            finally:
+                shutil.rmtree(self._draft, ignore_errors=True)
+                self._draft = None
+        keep = self.args.save_total_limit
+        for old in checkpoint.checkpoints(out)[:-keep] if keep else []:
+            shutil.rmtree(old)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
+        folder, model = Path(resume_from_checkpoint), model or self.model
+        if hasattr(model, "peft_config"):
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            state = load_peft_weights(str(folder), device="cpu")
+            result = set_peft_model_state_dict(model, state)
+            assert not result.unexpected_keys, (
+                f"{folder} holds tensors of another model: {result.unexpected_keys}"
+            )
+            return
+        checkpoint.load_projector(model, folder / checkpoint.PROJECTOR)
+        if (folder / checkpoint.DECODER).is_file():
+            checkpoint.load_decoder(model, folder / checkpoint.DECODER)
+
+    @contextmanager
+    def stop_on_signals(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into "finish this step, save, stop"; a second Ctrl-C stops at once."""
+        stopper = _Stopper()
+        self.add_callback(stopper)
+        old = {s: signal.signal(s, stopper.request) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            self.remove_callback(stopper)
+
+
+class _Metrics:
+    """Sums of the terms since the last log, kept on the device: reading one would stop the host."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.rows = 0
+        self.started = time.monotonic()
+        self._windows: dict[str, list[Window]] = {}
+
+    def add(self, terms: list[LossTerm], refinement: Any, window: Window) -> None:
+        """Add one micro-batch's shares of its step."""
+        for term in terms:
+            self._add(term.name, term.total.detach() / window.items(term.name), window)
+        if refinement is not None:
+            with torch.no_grad():
+                cosine = F.cosine_similarity(refinement.initial.float(), refinement.target.float(), dim=-1)
+                # The mean over an image's patches, summed over images; every image has equally many.
+                share = cosine.mean() * refinement.images / window.items("das")
+            self._add("cosine", share, window)
+
+    def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        windows = self._windows.setdefault(name, [])
+        if not windows or windows[-1] is not window:  # micro-batches of one step share one window
+            windows.append(window)
+
+    def take(self) -> dict[str, float]:
+        """Return means per step since the last call, and samples per second; waits for the device."""
+        now = time.monotonic()
+        found = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
+        found["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
+        self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
+        return found
+
+
+class _Gradients(TrainerCallback):
+    """Check the gradients of the first steps against the trainable-set contract."""
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.contract: GradientContract | None = None
+        self.patience = 20 + (args.warmup_steps if args.warmup_steps >= 1 else 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.contract = GradientContract(kwargs["model"], int(self.patience))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.contract is not None and not self.contract.done:
+            self.contract.check()
+
+
+class _Stopper(TrainerCallback):
+    """Remember a signal and stop the run after the step in progress, with a checkpoint."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def _nothing_to_watch() -> Iterator[None]:
+    yield
