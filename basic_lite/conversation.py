@@ -27,6 +27,9 @@ Turn = tuple[str, str]
 """`(role, text)`; the role is `"user"` or `"assistant"`."""
 
 _IMAGE = re.compile(f"({IMAGE})")
+# White space as tokenizers know it; `str.lstrip()` alone would take the separators \x1c to \x1f as well.
+_WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Every string that a template below uses as one special token.
 _SPECIAL = re.compile(r"(</s>|<eos>|<start_of_turn>|<end_of_turn>|<\|\w+\|>)")
 
@@ -60,9 +63,10 @@ class Template:
     needs_bos: bool = False
     caption: bool = False
 
-    def special(self) -> list[str]:
+    @lru_cache  # noqa: B019 - rows are few and live as long as the program
+    def special(self) -> tuple[str, ...]:
         """Return the strings that must be single tokens of the tokenizer."""
-        return sorted(set(_SPECIAL.findall(self.system + self.user + self.end)))
+        return tuple(sorted(set(_SPECIAL.findall(self.system + self.user + self.end))))
 
 
 _SYSTEM = (
@@ -159,7 +163,7 @@ def segments(
             add(footer, _SPECIAL)
         else:
             add(
-                template.answer.format(text.lstrip() if footer.endswith("\n") else text),
+                template.answer.format(text.lstrip(_WHITE) if footer.endswith("\n") else text),
                 None,
                 supervised=True,
             )
@@ -202,8 +206,10 @@ def encode(
     Raises:
         ValueError: As `segments`, and if an image does not fit or no token with loss is left.
     """
+    template = _template(template)
     encoder = _encoder(template, tokenizer, image_token_id)
-    input_ids, labels, images_end = list(encoder.bos), [IGNORE_INDEX] * len(encoder.bos), 0
+    input_ids = encoder.start(template)
+    labels, images_end = [IGNORE_INDEX] * len(input_ids), 0
     for piece, ids in encoder.walk(segments(template, turns), tokens_per_image):
         input_ids += ids
         labels += ids if piece.supervised else [IGNORE_INDEX] * len(ids)
@@ -239,9 +245,10 @@ def encode_prompt(
     They are the first ids of `encode` on the same turns and an answer. The turns end with the user; the other
     arguments and errors are those of `encode`.
     """
+    template = _template(template)
     encoder = _encoder(template, tokenizer, image_token_id)
     pieces = segments(template, turns, add_generation_prompt=True)
-    return [*encoder.bos, *(i for _, ids in encoder.walk(pieces, tokens_per_image) for i in ids)]
+    return encoder.start(template) + [i for _, ids in encoder.walk(pieces, tokens_per_image) for i in ids]
 
 
 _SAMPLES: tuple[list[Turn], ...] = (
@@ -268,7 +275,8 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
         ValueError: If they do not; it says which string is at fault.
     """
     template = _template(template)
-    whole = type(tokenizer.backend_tokenizer).from_str(json.dumps(_specification(tokenizer)))
+    backend = _backend(tokenizer)
+    whole = type(backend).from_str(json.dumps(_specification(backend)))
     whole.add_special_tokens([IMAGE])
     image = whole.token_to_id(IMAGE)
     encoder = _encoder(template, tokenizer, image)
@@ -356,49 +364,51 @@ _MARK = "\ufdd0"
 class _Encoder:
     """Tokenises segments as the tokenizer would inside the whole string.
 
-    A text's ids depend on where it stands: sentencepiece tokenizers put "▁" in front of a text that starts the
-    string, some also behind a special token (Vicuna), some not (Llama with `legacy=False`). There is no rule
-    per tokenizer here: a text is tokenised in its place, behind a stand-in for the special token or behind the
-    last character of the text before it, and the ids of that context are taken off.
+    A text's ids depend on where it stands: sentencepiece tokenizers put "▁" in front of a text that starts
+    the string, some also behind a special token (Vicuna), some not (Llama with `legacy=False`). No rule per
+    tokenizer is needed: a text is tokenised in its place, behind a stand-in for the special token or behind
+    the last character of the text before it, and the ids of that context are taken off.
 
     A copy of the tokenizer's backend does the work. It looks for no special strings, so data stay text.
     """
 
-    def __init__(self, template: Template, tokenizer: Any, image_token_id: int) -> None:
-        specification = _specification(tokenizer)
-        added = {token["content"]: token for token in specification["added_tokens"]}
-        known = {text: token["id"] for text, token in added.items()}
-        self.special = {text: _special_id(template, known, text) for text in template.special()}
+    def __init__(self, tokenizer: Any, image_token_id: int) -> None:
+        backend = _backend(tokenizer)
+        specification = _specification(backend)
+        added = specification["added_tokens"]
+        self.special = {
+            token["content"]: token["id"] for token in added if _SPECIAL.fullmatch(token["content"])
+        }
         # Phi-3's special tokens swallow the white space behind them, the newlines of its headers included.
-        self.swallowing = {text for text in self.special if added[text]["rstrip"]}
+        self.swallowing = {token["content"] for token in added if token["rstrip"]}
         self.image_token_id = image_token_id
         self.never = frozenset((*self.special.values(), image_token_id))
+        self.bos = tokenizer.bos_token_id
+        self.adds_bos = self.bos is not None and tokenizer("x").input_ids[0] == self.bos
 
         # `encode_special_tokens` reads what is flagged special as text. Not all that is dangerous is flagged:
         # Phi-3's </s> and Gemma's unused rows, one of which may be the image token, are plain added tokens.
+        # The other plain ones stay: Gemma's runs of newlines are added tokens, too, and ordinary text.
+        # The other plain ones stay: Gemma's runs of newlines are added tokens, too, and ordinary text.
         as_text = {*self.never, *tokenizer.all_special_ids}
-        for token in specification["added_tokens"]:
-            text = token["content"]
-            token["special"] |= (
-                token["id"] in as_text or text == IMAGE or _SPECIAL.fullmatch(text) is not None
-            )
+        for token in added:
+            token["special"] |= token["id"] in as_text or token["content"] == IMAGE
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-        mark = {"content": _MARK, "id": tokenizer.backend_tokenizer.get_vocab_size(), **flags}
-        specification["added_tokens"].append(mark)
-        self.plain = type(tokenizer.backend_tokenizer).from_str(json.dumps(specification))
+        added.append({"content": _MARK, "id": backend.get_vocab_size(), **flags})
+        self.plain = type(backend).from_str(json.dumps(specification))
         self.plain.encode_special_tokens = True
-
-        bos = tokenizer.bos_token_id
-        adds_bos = bos is not None and tokenizer("x").input_ids[0] == bos
-        self.bos = [bos] if adds_bos or (bos is not None and template.needs_bos) else []
         self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers come again and again
+
+    def start(self, template: Template) -> list[int]:
+        """Return BOS, where the tokenizer or the template wants it."""
+        return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []
 
     def walk(self, pieces: list[Segment], tokens_per_image: int) -> Iterator[tuple[Segment, list[int]]]:
         """Yield every segment with its ids."""
         context, swallow = "", False
         for piece in pieces:
             if piece.kind == "text":
-                text = piece.text.lstrip() if swallow else piece.text
+                text = piece.text.lstrip(_WHITE) if swallow else piece.text
                 yield piece, list(self.ids(context, text)) if text else []
                 context, swallow = (_MARK + text[-1], False) if text else (context, swallow)
             elif piece.kind == "image":
@@ -419,29 +429,30 @@ class _Encoder:
         return tuple(ids)
 
 
-_ENCODERS: WeakKeyDictionary[Any, dict[tuple[Template, int, int], _Encoder]] = WeakKeyDictionary()
+_ENCODERS: WeakKeyDictionary[Any, dict[tuple[int, int], _Encoder]] = WeakKeyDictionary()
 
 
-def _encoder(template: Template | str, tokenizer: Any, image_token_id: int) -> _Encoder:
-    template = _template(template)
-    key = (
-        template,
-        image_token_id,
-        len(tokenizer),
-    )  # the length, because tokens may be added between two calls
+def _encoder(template: Template, tokenizer: Any, image_token_id: int) -> _Encoder:
+    """Return the tokenizer's encoder, made once, after a look at the template's special tokens."""
     encoders = _ENCODERS.setdefault(tokenizer, {})
+    key = (image_token_id, len(tokenizer))  # its length: tokens may be added between two calls
     if key not in encoders:
-        encoders[key] = _Encoder(template, tokenizer, image_token_id)
+        encoders[key] = _Encoder(tokenizer, image_token_id)
+    for text in template.special():
+        _special_id(template, encoders[key].special, text)
     return encoders[key]
 
 
-def _specification(tokenizer: Any) -> dict[str, Any]:
-    """Return the tokenizer's `tokenizer.json`, without the length settings that earlier calls left in it."""
+def _backend(tokenizer: Any) -> Any:
     if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ValueError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer: one with a tokenizer.json is needed"
-        )
-    return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        name = type(tokenizer).__name__
+        raise ValueError(f"{name} is not a fast tokenizer: choose an LLM that comes with a tokenizer.json")
+    return tokenizer.backend_tokenizer
+
+
+def _specification(backend: Any) -> dict[str, Any]:
+    """Return the backend's `tokenizer.json`, without the length settings that earlier calls left in it."""
+    return json.loads(backend.to_str()) | {"truncation": None, "padding": None}
 
 
 def _special_id(template: Template, known: dict[str, int], text: str) -> int:
@@ -466,6 +477,10 @@ def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
         due = ("user", "assistant")[number % 2]
         if role != due:
             raise ValueError(f"turn {number} is from {role!r} where {due!r} is due: turns must alternate")
+        if _SURROGATE.search(text):
+            raise ValueError(
+                f"turn {number} holds half a character (a lone surrogate), which has no ids: fix it"
+            )
         if role == "assistant" and not text.strip():
             raise ValueError(f"the answer in turn {number} is empty: there is nothing to learn, drop the row")
     if not turns:
