@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 from basic_lite.conversation import Template, encode
 from basic_lite.data.images import ImageTransform, load_image
-from basic_lite.data.layouts import shown
 from basic_lite.data.order import batch_order
 from basic_lite.data.samples import RowFault, Sample
+from basic_lite.data.texts import shown
 from basic_lite.layout import layout_of
 from basic_lite.types import IGNORE_INDEX
 

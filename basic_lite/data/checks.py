@@ -1,87 +1,73 @@
-"""What is wrong with a data set, found before the first step."""
+"""What a training must know of its data before the first step."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from basic_lite.data.images import inside
+from basic_lite.data.findings import Finding, in_order, text_findings
+from basic_lite.data.gallery import check_pictures, known_bad_pictures
 from basic_lite.data.readers import Rows
-from basic_lite.data.samples import ImageRef, RowFault, normal_form
+from basic_lite.data.samples import CODES, STILL_TRAINS
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a row.
+def check_rows(
+    rows: Rows,
+    *,
+    images: int | None = 2000,
+    decoded: int | None = 100,
+    max_length: int | None = 2048,
+    tokens_per_image: int = 576,
+) -> list[Finding]:
+    """Check every row's text, and a sample of the pictures; a few seconds, for the start of every training.
 
-    Attributes:
-        row: its number, from 0.
-        id: its own name.
-        code: one of `basic_lite.data.samples.CODES`.
-        detail: one line for a person.
-    """
-
-    row: int
-    id: str
-    code: str
-    detail: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the finding as a JSON object."""
-        return asdict(self)
-
-
-def check_rows(rows: Rows, *, images: int | None = 2000) -> list[Finding]:
-    """Check every row's text, and whether pictures are there; opens no picture.
-
-    The text was judged when the index was made, so this is quick enough for the start of every training.
+    What `basic-lite data check` found about the pictures earlier counts too.
 
     Args:
         rows: from `open_rows`.
-        images: of how many rows, spread evenly over the file, the pictures are looked for; `None` means all.
+        images: how many pictures are looked for, spread evenly over the rows; `None` means all.
+        decoded: how many of them are decoded; `None` means all.
+        max_length: most tokens of a row, images included; `None` for no limit.
+        tokens_per_image: tokens that an image takes.
 
     Returns:
-        The findings, by row number.
+        What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
     """
-    findings = [text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
-    pictured = np.flatnonzero((rows.index.images > 0) & (rows.index.fault == 0))
-    if images is not None and len(pictured) > images:
-        pictured = pictured[np.linspace(0, len(pictured) - 1, images).astype(np.int64)]
-    for row in pictured.tolist():
-        sample = rows[row]
-        for ref in sample.images:
-            fault = absent(ref)
-            if fault is not None:
-                findings.append(Finding(row, sample.id, fault.code, fault.detail))
-    return sorted(findings, key=lambda finding: finding.row)
+    found = text_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
+    found += check_pictures(rows, depth="present", sample=images)
+    found += check_pictures(rows, depth="decode", sample=decoded)
+    found += known_bad_pictures(rows)
+    return in_order(finding for finding in found if finding.code not in STILL_TRAINS)
 
 
-def text_finding(rows: Rows, row: int) -> Finding:
-    """Return what is wrong with the text of a row that the index marks as faulty."""
-    name = ""
-    try:
-        raw = rows.raw(row)
-        name = raw.id
-        normal_form(raw)
-    except RowFault as fault:
-        return Finding(row, name, fault.code, fault.detail)
-    raise AssertionError(
-        f"the index calls row {row} of {rows.path} {rows.known_fault(row)}, reading it does not"
-    )
+def usable_rows(rows: Rows, findings: Sequence[Finding] = (), *, budget: float = 0.005) -> np.ndarray:
+    """Say which rows training may draw from.
 
+    Args:
+        rows: from `open_rows`.
+        findings: of `check_pictures`, `known_bad_pictures` or `sampled_findings`; those of the text are
+        known.
+        budget: largest share of rows that may be left out.
 
-def absent(ref: ImageRef) -> RowFault | None:
-    """Return why a picture's file is not there or is empty, `None` if it is; the file is not opened."""
-    if ref.data is not None:
-        return None
-    try:
-        path = inside(ref)
-        if os.path.getsize(path) == 0:
-            raise RowFault("undecodable_image", f"image {ref.name!r} is empty (0 bytes)")
-    except OSError:
-        return RowFault("missing_image", f"image {ref.name!r} is not under {ref.root}")
-    except RowFault as fault:
-        return fault
-    return None
+    Returns:
+        `(rows,)` bool.
+
+    Raises:
+        ValueError: If more rows are bad than the budget allows; counts them by code.
+    """
+    usable = rows.index.fault == 0
+    codes = Counter(CODES[code - 1] for code in rows.index.fault[~usable].tolist())
+    for finding in findings:
+        if finding.code not in STILL_TRAINS and usable[finding.row]:
+            usable[finding.row] = False
+            codes[finding.code] += 1
+    bad = len(usable) - int(usable.sum())
+    if bad > budget * len(usable) or bad == len(usable):
+        counts = ", ".join(f"{count} {code}" for code, count in codes.most_common())
+        raise ValueError(
+            f"{bad:,} of {len(usable):,} rows of {rows.path} cannot be trained on ({counts}), more than the "
+            f"allowed {budget:.1%}: repair what `basic-lite data check {rows.path}` lists, or allow more"
+        )
+    return usable

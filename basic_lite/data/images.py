@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import functools
-import io
-import os
-import stat
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from basic_lite.data.layouts import shown
-from basic_lite.data.samples import ImageRef, RowFault
-
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO")
-"""What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
-
-MAX_PIXELS: int = 89_478_485
-"""Largest picture that is decoded, 268 MB as RGB; where Pillow begins to warn."""
-
-MAX_BYTES: int = 256 << 20
-"""Largest file that is read."""
-
-MAX_ASPECT: int = 200
-"""Longest side over shortest: the shortest-edge resize of a 1 x 89,000,000 picture would take 90 GB."""
+from basic_lite.data.pictures import load_image, rgb
 
 Aspect = Literal["pad", "crop", "squash"]
+
+__all__ = ["Aspect", "ImageTransform", "load_image"]
 
 
 @dataclass(frozen=True)
@@ -186,143 +170,3 @@ def _edge(size: int | Mapping[str, int]) -> tuple[int, bool]:
     raise ValueError(
         f"the image processor has size={dict(size)!r}; supported: a number, shortest_edge, or a square"
     )
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """Return `image.convert("RGB")`, but 16-bit grey scaled to 8 bits, which Pillow would clip to white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = (
-            256 if values.max(initial=0) > 255 else 1
-        )  # Pillow opens some 16-bit PNG and TIFF files as "I"
-        image = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
-
-
-def load_image(ref: ImageRef) -> Image.Image:
-    """Read a picture by its content, whatever its name says, as RGB.
-
-    As LLaVA reads it: the first frame of an animation, no rotation from EXIF, transparency dropped.
-
-    Args:
-        ref: where the bytes are.
-
-    Returns:
-        The decoded picture.
-
-    Raises:
-        RowFault: `missing_image`, `path_outside_root`, `oversized_image` or `undecodable_image`, in one line.
-    """
-    return decode(read_bytes(ref), ref.name)
-
-
-def decode(data: bytes, name: str) -> Image.Image:
-    """Decode a picture's bytes to RGB; see `load_image`."""
-    image = open_header(data, name)
-    try:
-        image.load()  # until here only the header was read
-        return rgb(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # a decoder meets hostile bytes here and may raise whatever it likes
-        raise RowFault(
-            "undecodable_image", f"image {shown(name)} cannot be decoded: {_one_line(error)}"
-        ) from None
-
-
-def open_header(data: bytes, name: str) -> Image.Image:
-    """Open a picture's bytes and check its size, without decoding its pixels; see `load_image`."""
-    if not data:
-        raise RowFault("undecodable_image", f"image {shown(name)} is empty (0 bytes)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's own warning about large pictures; the check below is ours
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise RowFault(
-            "oversized_image", f"image {shown(name)} has more than {MAX_PIXELS:,} pixels"
-        ) from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        detail = (
-            "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else _one_line(error)
-        )
-        raise RowFault("undecodable_image", f"image {shown(name)} cannot be decoded: {detail}") from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise RowFault(
-            "oversized_image",
-            f"image {shown(name)} is {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded",
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise RowFault(
-            "oversized_image",
-            f"image {shown(name)} is {width} x {height}: sides differ by more than {MAX_ASPECT} times",
-        )
-    return image
-
-
-def read_bytes(ref: ImageRef) -> bytes:
-    """Read a picture's encoded bytes; see `load_image` for the faults."""
-    if ref.data is not None:
-        data, size = ref.data, len(ref.data)
-    else:
-        path = inside(ref)
-        try:
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):  # a pipe would hang, a folder cannot be read
-                raise RowFault("missing_image", f"image {shown(ref.name)} is no file under {ref.root}")
-            size = found.st_size
-            data = b"" if size > MAX_BYTES else Path(path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise RowFault("missing_image", f"image {shown(ref.name)} is not under {ref.root}") from None
-        except OSError as error:
-            raise RowFault(
-                "missing_image", f"image {shown(ref.name)} cannot be read: {_one_line(error)}"
-            ) from None
-    if size > MAX_BYTES:
-        raise RowFault(
-            "oversized_image", f"image {shown(ref.name)} has {size:,} bytes; at most {MAX_BYTES:,} are read"
-        )
-    return data
-
-
-def inside(ref: ImageRef) -> str:
-    """Return the real path of a picture under its root.
-
-    Raises:
-        RowFault: `path_outside_root` if the path, its links followed, leaves the root.
-    """
-    if ref.root is None:
-        raise RowFault("missing_image", f"image {shown(ref.name)} has neither bytes nor a folder to look in")
-    if "\0" in ref.name:
-        raise RowFault("path_outside_root", f"image {shown(ref.name)}: a path cannot hold a zero byte")
-    if os.path.isabs(ref.name) or "://" in ref.name or ref.name[1:3] == ":\\":
-        raise RowFault(
-            "path_outside_root", f"image {shown(ref.name)}: the path must be relative to {ref.root}"
-        )
-    root = os.path.realpath(ref.root)
-    try:
-        path = os.path.realpath(os.path.join(root, ref.name))
-        left = os.path.commonpath([root, path]) != root
-    except (OSError, ValueError) as error:
-        raise RowFault(
-            "missing_image", f"image {shown(ref.name)} cannot be read: {_one_line(error)}"
-        ) from None
-    if left:
-        raise RowFault(
-            "path_outside_root", f"image {shown(ref.name)} leaves {ref.root}; keep pictures under that folder"
-        )
-    return path
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:160]}..."

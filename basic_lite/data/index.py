@@ -1,25 +1,29 @@
 """The index of an annotation file: where each row is, how long, and what is wrong with it.
 
-665,298 rows take 31 bytes each, 20 MB, kept next to the file, so that starting a run parses nothing.
+A row takes 31 bytes and each of its images 8 more, 26 MB for 665,298 rows. The index is kept next to the
+file, so that starting a run parses nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from basic_lite.data.jsonfile import row_spans
 from basic_lite.data.layouts import read_row
-from basic_lite.data.samples import CODES, RowFault, normal_form
+from basic_lite.data.roots import path_fault
+from basic_lite.data.samples import CODES, RawRow, RowFault, normal_form
+from basic_lite.data.tables import load_table, save_table, table_places
+from basic_lite.data.texts import text_hash
 
-FORMAT: str = "2"
+FORMAT: str = "3"
 """Raise it when the meaning of a column changes: older index files are then built anew."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -29,7 +33,13 @@ COLUMNS: dict[str, type[np.generic]] = {
     "images": np.uint16,
     "fault": np.uint8,
     "id_hash": np.uint64,
+    "image_hash": np.uint64,
 }
+CHUNK: int = 1 << 23
+"""Bytes of rows that one worker describes at a time."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Index:
         images: `(rows,)` uint16, pictures of each row.
         fault: `(rows,)` uint8, 0 or 1 + the place in `CODES` of what is wrong with the row's text.
         id_hash: `(rows,)` uint64, to find repeated ids; 0 for rows without an id.
+        image_hash: `(sum(images),)` uint64, to find pictures that several rows share.
     """
 
     sha256: str
@@ -53,6 +64,7 @@ class Index:
     images: np.ndarray
     fault: np.ndarray
     id_hash: np.ndarray
+    image_hash: np.ndarray
 
 
 def estimated_tokens(text: str) -> int:
@@ -67,7 +79,7 @@ def estimated_tokens(text: str) -> int:
     return int((characters - min(wide, characters)) / 4 + wide) + 1
 
 
-def parse_row(line: bytes | memoryview) -> object:
+def parse_row(line: bytes) -> object:
     """Parse one row; NaN, Infinity, broken UTF-8 and nesting beyond the parser's depth are faults.
 
     Raises:
@@ -75,6 +87,8 @@ def parse_row(line: bytes | memoryview) -> object:
     """
     try:
         return json.loads(str(line, "utf-8"), parse_constant=_refuse_constant)
+    except RowFault:
+        raise
     except UnicodeDecodeError as error:
         raise RowFault("malformed_row", f"broken UTF-8 at byte {error.start} of the row") from None
     except json.JSONDecodeError as error:
@@ -87,24 +101,17 @@ def _refuse_constant(name: str) -> None:
     raise RowFault("malformed_row", f"{name} is no JSON value")
 
 
-def inspect_row(line: bytes | memoryview) -> tuple[int, int, int, int]:
-    """Return the columns `tokens, images, fault, id_hash` of one row."""
-    try:
-        raw = read_row(parse_row(line))
-    except RowFault as fault:
-        return 0, 0, CODES.index(fault.code) + 1, 0
-    fault_code = 0
+def describe(raw: RawRow) -> tuple[int, RowFault | None]:
+    """Return a row's estimated tokens and what is wrong with its text, `None` where nothing is."""
+    tokens = min(sum(estimated_tokens(text) for _, text in raw.turns), 2**31 - 1)
     try:
         normal_form(raw)
+        return tokens, next(filter(None, map(path_fault, raw.images)), None)
     except RowFault as fault:
-        fault_code = CODES.index(fault.code) + 1
-    tokens = sum(estimated_tokens(text) for _, text in raw.turns)
-    name = raw.id.encode("utf-8", "surrogatepass")
-    id_hash = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") if name else 0
-    return min(tokens, 2**31 - 1), min(len(raw.images), 2**16 - 1), fault_code, id_hash
+        return tokens, fault
 
 
-def open_index(path: Path, *, progress: Callable[[str, int, int], None] | None = None) -> Index:
+def open_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
     """Load the index of an annotation file, or build and keep it.
 
     It is kept beside the file, or in the user's cache folder where that place cannot be written; it is used
@@ -112,7 +119,8 @@ def open_index(path: Path, *, progress: Callable[[str, int, int], None] | None =
 
     Args:
         path: the annotation file.
-        progress: called with what is being done, how much of it is done, and of how much.
+        workers: processes that read the rows where there is no index yet.
+        progress: told how far a new index is.
 
     Returns:
         The index.
@@ -124,77 +132,86 @@ def open_index(path: Path, *, progress: Callable[[str, int, int], None] | None =
         raise ValueError(f"no annotation file at {path}: give a LLaVA .json or .jsonl file")
     stat = path.stat()
     key = {"format": FORMAT, "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
-    places = _places(path)
-    for place in places:
-        found = _load(place, key)
-        if found is not None:
-            return found
-    index = build_index(path, progress=progress)
-    for place in places:
-        if _save(index, place, key):
-            break
+    places = table_places(path, "index")
+    found = load_table(places, key, COLUMNS)
+    if found is not None:
+        meta, columns = found
+        if int(columns["images"].sum()) == len(columns["image_hash"]):
+            return Index(meta["sha256"], **columns)
+    index = build_index(path, workers=workers, progress=progress)
+    save_table(places, {**key, "sha256": index.sha256}, {name: getattr(index, name) for name in COLUMNS})
     return index
 
 
-def build_index(path: Path, *, progress: Callable[[str, int, int], None] | None = None) -> Index:
+def build_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
     """Read the whole annotation file once and describe its rows; see `open_index` for the arguments."""
     tell = progress or (lambda *_: None)
     total = path.stat().st_size
     if not total:
         raise ValueError(f"{path} is empty: expected a JSON array of rows, or one row per line")
-    with open(path, "rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    spans = row_spans(data, str(path), lambda done: tell("finding rows", done, total))
-    if not len(spans):
+    with open(path, "rb") as file, ThreadPoolExecutor(1) as thread:
+        digest = thread.submit(_sha256, path)  # beside the scan: hashing lets go of the interpreter
+        spans = row_spans(file, progress=lambda done: tell("finding rows", done, total))
+        file.seek(0)
+        is_array = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        sha256 = digest.result()
+    parts = []
+    for part in _described(path, spans, is_array and len(spans) > 1, workers):
+        parts.append(part)
+        tell("reading rows", sum(len(done["fault"]) for done in parts), len(spans))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    if not len(columns["offset"]):
         raise ValueError(f"{path} holds no rows: expected a JSON array of rows, or one row per line")
-    digest = hashlib.sha256(data).hexdigest()
-    rest = np.empty((len(spans), 4), np.uint64)
-    for row, (offset, size) in enumerate(spans.tolist()):
-        rest[row] = inspect_row(data[offset : offset + size])
-        if row % 4096 == 0:
-            tell("reading rows", row, len(spans))
-    columns = [spans[:, 0], spans[:, 1], *rest.T]
-    made = {
-        name: np.ascontiguousarray(c.astype(t)) for (name, t), c in zip(COLUMNS.items(), columns, strict=True)
-    }
-    return Index(digest, **made)
+    lines = is_array or path.suffix == ".jsonl"
+    if not lines and (columns["fault"] == CODES.index("malformed_row") + 1).all():
+        raise ValueError(f"{path} is neither a JSON array of rows nor one row per line: no line is a row")
+    return Index(sha256, **columns)
 
 
-def _places(path: Path) -> list[Path]:
-    """Return where an index may be kept, best first."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basic_lite"
-    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return [path.with_name(f"{path.name}.index"), cache / f"{name}.index"]
+def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) -> Iterator[dict]:
+    """Yield the columns of one run of rows after another."""
+    ends = np.cumsum(spans[:, 1])
+    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
+    jobs = [(path, part, keep_blank) for part in np.split(spans, np.unique(cuts)) if len(part)]
+    if workers == 1 or len(jobs) < 4:
+        yield from map(_describe_run, jobs)
+        return
+    # Not forked: whoever calls may hold threads or a GPU.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_describe_run, jobs)
 
 
-def _load(place: Path, key: dict[str, str]) -> Index | None:
-    from safetensors import SafetensorError, safe_open
+def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
+    path, spans, keep_blank = job
+    columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+    with open(path, "rb") as file:
+        file.seek(int(spans[0, 0]))
+        data = file.read(int(spans[-1].sum() - spans[0, 0]))
+    for offset, size in spans.tolist():
+        first = offset - int(spans[0, 0])
+        line = data[first : first + size].strip()
+        if not line and not keep_blank:
+            continue
+        tokens, images, name, fault = 0, [], "", None
+        try:
+            raw = read_row(parse_row(line))
+            images, name = raw.images, raw.id
+            tokens, fault = describe(raw)
+        except RowFault as found:
+            fault = found
+        columns["offset"].append(offset)
+        columns["size"].append(size)
+        columns["tokens"].append(tokens)
+        columns["images"].append(len(images))
+        columns["fault"].append(0 if fault is None else CODES.index(fault.code) + 1)
+        columns["id_hash"].append(text_hash(name))
+        columns["image_hash"] += [text_hash(image) for image in images]
+    return {name: np.array(columns[name], kind) for name, kind in COLUMNS.items()}
 
-    try:
-        with safe_open(place, framework="np") as file:
-            meta = file.metadata() or {}
-            if {name: meta.get(name) for name in key} != key:
-                return None
-            columns = {name: file.get_tensor(name) for name in COLUMNS}
-    except (OSError, SafetensorError):
-        return None
-    lengths = {len(column) for column in columns.values()}
-    if len(lengths) != 1 or any(columns[name].dtype != kind for name, kind in COLUMNS.items()):
-        return None
-    return Index(meta["sha256"], **columns)
 
-
-def _save(index: Index, place: Path, key: dict[str, str]) -> bool:
-    from safetensors.numpy import save_file
-
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: getattr(index, name) for name in COLUMNS}, part, metadata={**key, "sha256": index.sha256}
-        )
-        os.replace(part, place)  # a reader sees the old index or the new one, never a half
-    except OSError:
-        part.unlink(missing_ok=True)
-        return False
-    return True
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

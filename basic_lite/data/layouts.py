@@ -11,6 +11,10 @@ from typing import Any
 
 from basic_lite.conversation import IMAGE
 from basic_lite.data.samples import RawRow, RowFault
+from basic_lite.data.texts import shown
+
+MAX_IMAGES: int = 4096
+"""Most images of one row."""
 
 ROLES: dict[str, str] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
@@ -60,14 +64,16 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {"conversations": ll
 """The column that gives a layout away, and its reader."""
 
 
-def read_row(row: object) -> RawRow:
+def read_row(row: object, *, stored: bool = False) -> RawRow:
     """Read a row of any known layout.
 
     Args:
         row: the row as stored.
+        stored: whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
+        paths.
 
     Returns:
-        Its id, images and turns; image entries are paths, bytes or `{"bytes", "path"}`.
+        Its id, images and turns.
 
     Raises:
         RowFault: `malformed_row` or `bad_roles`.
@@ -79,18 +85,15 @@ def read_row(row: object) -> RawRow:
             raw = layout(row)
             break
     else:
-        keys = ", ".join(shown(key) for key in list(row)[:6])
-        raise RowFault(
-            "malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys or 'no columns'}"
-        )
+        keys = ", ".join(shown(key, 20) for key in list(row)[:6]) or "no columns"
+        raise RowFault("malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys}")
+    if len(raw.images) > MAX_IMAGES:
+        raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
     for image in raw.images:
-        if isinstance(image, str):
-            if not image.strip():
-                raise RowFault(
-                    "malformed_row", "an image path is empty; leave the key out of a text-only row"
-                )
-        elif not isinstance(image, (bytes, Mapping)):
+        if not isinstance(image, (str, bytes, Mapping) if stored else str):
             raise RowFault("malformed_row", f"an image must be a path, got {type(image).__name__}")
+        if isinstance(image, str) and not image.strip():
+            raise RowFault("malformed_row", "an image path is empty; a text-only row has no 'image' at all")
     return raw
 
 
@@ -104,9 +107,3 @@ def row_id(row: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     raise RowFault("malformed_row", f"'id' must be text or a number, got {type(value).__name__}")
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """Return `value` as it appears in a message: quoted, one line, at most `limit` characters."""
-    text = repr(value if len(str(value)) <= limit else f"{str(value)[:limit]}...")
-    return text

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from basic_lite.data.index import Index, open_index, parse_row
-from basic_lite.data.layouts import read_row, shown
+from basic_lite.data.archives import SUFFIXES, open_archive
+from basic_lite.data.index import Index, Progress, open_index, parse_row
+from basic_lite.data.layouts import read_row
 from basic_lite.data.samples import CODES, ImageRef, RawRow, RowFault, Sample, normal_form
+from basic_lite.data.texts import shown
 
 
 class Rows:
-    """The rows of a LLaVA JSON or JSONL file, read one by one from the mapped file.
+    """Rows that are read one by one when they are asked for.
 
-    Holds the index, 31 bytes a row, and nothing of the rows themselves; may be pickled and sent to workers.
+    Holds the index, some 40 bytes a row, and nothing of the rows themselves; may be sent to workers.
 
-    Attributes:
-        path: the annotation file.
-        sha256: of that file, for a run's manifest.
-        index: its columns (`Index`), among them `tokens`, `images` and `fault`.
+    Args:
+        path: the annotation file or folder, for messages.
+        fetch: returns a row as stored, by its number; may raise `RowFault`.
+        index: what is known of the rows.
+        images: folder or archive that image paths are relative to.
+        follow_links: whether links under it may lead out of it.
+        stored: whether rows may hold pictures themselves, as those of `datasets` do.
     """
 
-    def __init__(self, path: Path, images: Path | None, index: Index) -> None:
+    def __init__(
+        self,
+        path: Path,
+        fetch: Callable[[int], object],
+        index: Index,
+        *,
+        images: Path | None = None,
+        follow_links: bool = False,
+        stored: bool = False,
+    ) -> None:
         self.path = path
-        self.images = images
         self.index = index
-        self._mapped: mmap.mmap | None = None
+        self.images = images
+        self._fetch = fetch
+        self.follow_links = follow_links
+        self._stored = stored
 
     @property
     def sha256(self) -> str:
-        """Return the hash of the annotation file."""
+        """Return the hash of the annotations, for a run's manifest."""
         return self.index.sha256
 
     @property
@@ -51,7 +66,7 @@ class Rows:
         return self.index.images > 0
 
     def __len__(self) -> int:
-        return len(self.index.offset)
+        return len(self.index.fault)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
@@ -76,7 +91,8 @@ class Rows:
             name = raw.id
             images, turns = normal_form(raw)
         except RowFault as fault:
-            raise self.fault(row, name, fault) from None
+            named = f" (id {shown(name)})" if name else ""
+            raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
         return Sample(raw.id, tuple(self.image_ref(image) for image in images), turns, raw.source)
 
     def raw(self, row: int) -> RawRow:
@@ -85,48 +101,62 @@ class Rows:
         Raises:
             RowFault: `malformed_row` or `bad_roles`.
         """
-        if self._mapped is None:
-            with open(self.path, "rb") as file:
-                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        start, size = int(self.index.offset[row]), int(self.index.size[row])
-        return read_row(parse_row(self._mapped[start : start + size]))
-
-    def fault(self, row: int, name: str, fault: RowFault) -> RowFault:
-        """Return `fault` with the row's number, id and file in its text."""
-        named = f" (id {shown(name)})" if name else ""
-        return RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}")
+        return read_row(self._fetch(row), stored=self._stored)
 
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""
         if isinstance(image, bytes):
-            return ImageRef("", data=image)
+            return ImageRef("(in the row)", data=image)
         if isinstance(image, Mapping):
             data, name = image.get("bytes"), image.get("path")
-            return ImageRef(name or "", data=data) if data is not None else self.image_ref(name or "")
-        return ImageRef(str(image), root=None if self.images is None else str(self.images))
+            return (
+                ImageRef(name or "(in the row)", data=data)
+                if data is not None
+                else self.image_ref(name or "")
+            )
+        root = None if self.images is None else str(self.images)
+        return ImageRef(str(image), root=root, follow_links=self.follow_links)
 
     def known_fault(self, row: int) -> str | None:
         """Return the code of what is wrong with a row's text, `None` where nothing is."""
         code = int(self.index.fault[row])
         return CODES[code - 1] if code else None
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_mapped": None}
+
+class JsonFile:
+    """Fetches rows of a JSON or JSONL file by their place in it.
+
+    Read with `seek`, not mapped: pages of a mapped gigabyte would count as this process's memory, and a
+    file cut short meanwhile would end the process instead of raising.
+    """
+
+    def __init__(self, path: Path, index: Index) -> None:
+        self.path = path
+        self.index = index
+
+    def __call__(self, row: int) -> object:
+        """Return row `row`, parsed."""
+        with open(self.path, "rb") as file:
+            file.seek(int(self.index.offset[row]))
+            return parse_row(file.read(int(self.index.size[row])).strip())
 
 
 def open_rows(
     annotations: str | Path,
     images: str | Path | None = None,
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    follow_links: bool = False,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> Rows:
     """Open an annotation file for reading by row number.
 
     Args:
         annotations: a LLaVA `.json` (one array) or `.jsonl` file.
-        images: the folder that the rows' image paths are relative to; `None` takes them relative to the
-            file's folder.
-        progress: told about the one pass over a file that has no index yet.
+        images: folder, zip or tar that image paths are relative to; `None` means the file's folder.
+        follow_links: whether links in the image folder may lead out of it.
+        workers: processes for the pass over a file that has no index yet.
+        progress: told how far that pass is.
 
     Returns:
         The rows; `len(rows)`, `rows[i]` is a `Sample`.
@@ -135,9 +165,27 @@ def open_rows(
         ValueError: If the file or the folder is missing, or the file is no array of rows.
     """
     path = Path(annotations)
-    root = Path(images) if images is not None else path.parent
-    if not root.exists():
+    root = image_root(path.parent if images is None else images)
+    index = open_index(path, workers=workers, progress=progress)
+    return Rows(path, JsonFile(path, index), index, images=root, follow_links=follow_links)
+
+
+def image_root(images: str | Path) -> Path:
+    """Return the folder or archive that pictures are in.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    root = Path(images)
+    if root.is_dir():
+        return root
+    if not root.is_file():
         raise ValueError(
-            f"no image folder at {root}: give the folder that the rows' image paths are relative to"
+            f"no image folder at {root}: give the folder, zip or tar that image paths are relative to"
         )
-    return Rows(path, root, open_index(path, progress=progress))
+    if root.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{root} holds no images: give a folder, a .zip or an uncompressed .tar")
+    opened = open_archive(str(root))
+    if isinstance(opened, str):
+        raise ValueError(opened)
+    return root

@@ -53,11 +53,13 @@ class ImageRef:
         name: the picture's path under `root`, as the row gives it; a label where `data` is given.
         root: folder or archive that the path is relative to.
         data: the encoded bytes themselves, for rows that carry them.
+        follow_links: whether links under `root` may lead out of it.
     """
 
     name: str
     root: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
-
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +58,3 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
     made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     return made
-
-
-def row(name: str, *texts: str, image: str | None = None) -> dict[str, object]:
-    """A LLaVA row whose turns alternate, starting with the human."""
-    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    return {"id": name, **({} if image is None else {"image": image}), "conversations": turns}

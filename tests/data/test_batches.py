@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_rows import row
 from torch.utils.data import DataLoader
 
 from basic_lite.data.batches import Batches, Collator, SupervisedRows
@@ -16,7 +17,6 @@ from basic_lite.data.images import ImageTransform
 from basic_lite.data.order import scrambled
 from basic_lite.data.readers import open_rows
 from basic_lite.types import IGNORE_INDEX
-from tests.data.conftest import row
 
 IMAGE_ID = 999
 TRANSFORM = ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "pad")

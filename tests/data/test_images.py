@@ -12,7 +12,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from basic_lite.data import images
+from basic_lite.data import pictures, roots
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.samples import ImageRef, RowFault
 
@@ -224,9 +224,9 @@ def test_gigantic_pictures_are_not_decoded(tmp_path: Path, monkeypatch: pytest.M
         ("thin.png", (1, 10_000)),
     ):
         Image.new("1", size).save(tmp_path / name)
-        monkeypatch.setattr(images, "rgb", None)  # decoding would fail
+        monkeypatch.setattr(pictures, "rgb", None)  # decoding would fail
         assert code_of(ImageRef(name, root)) == "oversized_image"
         monkeypatch.undo()
     with open(tmp_path / "long.jpg", "wb") as file:
-        file.truncate(images.MAX_BYTES + 1)
+        file.truncate(roots.MAX_BYTES + 1)
     assert code_of(ImageRef("long.jpg", root)) == "oversized_image"

@@ -1,3 +1,4 @@
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_rows import FIXTURES, row
 
 from basic_lite.data import jsonfile
 from basic_lite.data.index import estimated_tokens
 from basic_lite.data.readers import open_rows
-from tests.data.conftest import FIXTURES, row
 
 
 def test_published_stage_1_rows(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_spans_are_the_elements(
 ) -> None:
     monkeypatch.setattr(jsonfile, "BLOCK", block)  # every carry between blocks is met
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode()
-    spans = jsonfile.row_spans(memoryview(data), "x")
+    spans = jsonfile.row_spans(io.BytesIO(data))
     assert [json.loads(data[first : first + size]) for first, size in spans.tolist()] == values
 
 

@@ -1,0 +1,186 @@
+"""Pictures inside zip and tar files, read in place.
+
+558,128 entries of LLaVA-Pretrain's images.zip as Python objects take 0.4 GB in every process, so their
+places are kept as columns: 34 bytes an entry, found by the hash of the name.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from basic_lite.data.samples import RowFault
+from basic_lite.data.tables import load_table, save_table, table_places
+from basic_lite.data.texts import one_line, shown, text_hash
+
+SUFFIXES: tuple[str, ...] = (".zip", ".tar")
+
+STORED, DEFLATED, RAW, SEALED = 0, 8, 254, 255
+"""How an entry is kept: zip's own numbers 0 and 8; bytes of a tar; encrypted."""
+
+COLUMNS: dict[str, type[np.generic]] = {
+    "name_hash": np.uint64,
+    "offset": np.int64,
+    "kept": np.int64,
+    "size": np.int64,
+    "crc": np.uint32,
+    "method": np.uint8,
+}
+
+
+class Archive:
+    """The files inside one zip or tar, by name.
+
+    Args:
+        path: the archive.
+
+    Raises:
+        ValueError: If it is no archive that can be read in place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        stat = path.stat()
+        key = {"format": "1", "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
+        places = table_places(path, "index")
+        found = load_table(places, key, COLUMNS)
+        if found is None:
+            columns = _entries(path)
+            save_table(places, key, columns)
+        else:
+            columns = found[1]
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["name_hash"])
+
+    def find(self, name: str) -> int | None:
+        """Return the number of the entry with this name, `None` if there is none."""
+        wanted = np.uint64(text_hash(posixpath.normpath(name)))
+        place = int(np.searchsorted(self.columns["name_hash"], wanted))
+        return place if place < len(self) and self.columns["name_hash"][place] == wanted else None
+
+    def size(self, entry: int) -> int:
+        """Return how many bytes an entry has, unpacked."""
+        return int(self.columns["size"][entry])
+
+    def stamp(self, entry: int) -> int:
+        """Return a number that changes when the entry's content does."""
+        return hash((int(self.columns["size"][entry]), int(self.columns["crc"][entry])))
+
+    def read(self, entry: int, name: str) -> bytes:
+        """Return the bytes of an entry.
+
+        Args:
+            entry: from `find`.
+            name: for messages.
+
+        Raises:
+            RowFault: `undecodable_image` if the archive is damaged there.
+        """
+        offset, kept, size = (int(self.columns[column][entry]) for column in ("offset", "kept", "size"))
+        method = int(self.columns["method"][entry])
+        if method not in (STORED, DEFLATED, RAW):
+            reason = (
+                "it is encrypted"
+                if method == SEALED
+                else f"it is packed by method {method}; 0 and 8 are read"
+            )
+            raise self._damage(name, reason)
+        with open(
+            self.path, "rb"
+        ) as file:  # opened each time: workers share nothing, a thousand shards are fine
+            file.seek(offset)
+            if method == RAW:
+                data = file.read(size)
+            else:
+                header = file.read(30)
+                if header[:4] != b"PK\3\4" or len(header) < 30:
+                    raise self._damage(name, "its header is broken")
+                file.seek(sum(struct.unpack("<HH", header[26:30])), os.SEEK_CUR)
+                data = file.read(kept)
+        if method == DEFLATED:
+            try:
+                data = zlib.decompressobj(-15).decompress(data, size + 1)  # never more than promised
+            except zlib.error as error:
+                raise self._damage(name, one_line(error)) from None
+        if len(data) != size or (method != RAW and zlib.crc32(data) != int(self.columns["crc"][entry])):
+            raise self._damage(name, "its bytes do not match their size or checksum")
+        return data
+
+    def _damage(self, name: str, reason: str) -> RowFault:
+        return RowFault("undecodable_image", f"image {shown(name)} in {self.path.name}: {reason}")
+
+
+@functools.cache
+def open_archive(path: str) -> Archive | str:
+    """Return the archive at `path`, or why it cannot be read; looked at once per process."""
+    try:
+        return Archive(Path(path))
+    except (ValueError, OSError) as error:
+        return one_line(error)
+
+
+@functools.lru_cache(maxsize=4096)
+def archives_in(folder: str) -> tuple[str, ...]:
+    """Return the archives that lie in a folder, by name."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return ()
+    return tuple(os.path.join(folder, name) for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _entries(path: Path) -> dict[str, np.ndarray]:
+    listed = list(_zip_entries(path) if zipfile.is_zipfile(path) else _tar_entries(path))
+    columns = {
+        name: np.array([entry[i] for entry in listed], kind) for i, (name, kind) in enumerate(COLUMNS.items())
+    }
+    # Of two entries with one name the later counts, as when unpacked.
+    _, last = np.unique(columns["name_hash"][::-1], return_index=True)
+    keep = len(listed) - 1 - last
+    return {name: column[keep] for name, column in columns.items()}
+
+
+def _zip_entries(path: Path) -> Iterator[tuple[int, ...]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                name = _inside(entry.filename)
+                if name is not None and not entry.is_dir():
+                    method = SEALED if entry.flag_bits & 1 else min(entry.compress_type, RAW - 1)
+                    where = (entry.header_offset, entry.compress_size, entry.file_size)
+                    yield text_hash(name), *where, entry.CRC, method
+    except (OSError, zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is a damaged zip: {one_line(error)}. Download it again.") from None
+
+
+def _tar_entries(path: Path) -> Iterator[tuple[int, ...]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for entry in archive:
+                archive.members = []  # else all of them stay in memory
+                name = _inside(entry.name)
+                if name is not None and entry.isreg() and not entry.issparse():
+                    stamp = zlib.crc32(repr((entry.mtime, entry.chksum)).encode())
+                    yield text_hash(name), entry.offset_data, entry.size, entry.size, stamp, RAW
+    except (OSError, tarfile.TarError, ValueError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is neither a zip nor an uncompressed tar: {one_line(error)}. Unpack or repack it."
+        ) from None
+
+
+def _inside(name: str) -> str | None:
+    """Return an entry's name as rows write it, `None` for one that would leave the folder when unpacked."""
+    plain = posixpath.normpath(name)
+    leaves = name.startswith("/") or plain.startswith("../") or plain in (".", "..") or "\0" in name
+    return None if leaves else plain

@@ -1,0 +1,100 @@
+"""What is wrong with the texts of rows: one finding per row and fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from basic_lite.data.index import estimated_tokens
+from basic_lite.data.readers import Rows
+from basic_lite.data.roots import path_fault
+from basic_lite.data.samples import CODES, RowFault, normal_form
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a row.
+
+    Attributes:
+        row: its number, from 0.
+        id: its own name.
+        code: one of `basic_lite.data.samples.CODES`.
+        detail: one line for a person.
+    """
+
+    row: int
+    id: str
+    code: str
+    detail: str
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the finding as a JSON object."""
+        return asdict(self)
+
+
+def text_findings(rows: Rows, *, max_length: int | None = 2048, tokens_per_image: int = 576) -> list[Finding]:
+    """Find what is wrong with the texts of all rows; opens no picture.
+
+    The texts were judged when the index was made; only faulty rows are read again, for the details.
+
+    Args:
+        rows: from `open_rows`.
+        max_length: most tokens of a row, images included; `None` for no limit. Tokens are estimated.
+        tokens_per_image: tokens that an image takes.
+
+    Returns:
+        The findings, by row.
+    """
+    found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
+    found += _duplicates(rows)
+    if max_length is not None:
+        tokens = rows.lengths + rows.image_counts.astype(np.int64) * tokens_per_image
+        for row in np.flatnonzero(tokens > max_length).tolist():
+            found += _too_long(rows, row, int(tokens[row]), max_length, tokens_per_image)
+    return in_order(found)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Return findings by row, each row and code once."""
+    first = {(finding.row, finding.code): finding for finding in reversed(list(findings))}
+    return [first[key] for key in sorted(first)]
+
+
+def _text_finding(rows: Rows, row: int) -> Finding:
+    name, code = "", CODES[int(rows.index.fault[row]) - 1]
+    try:
+        raw = rows.raw(row)
+        name = raw.id
+        normal_form(raw)
+        detail = next(filter(None, (path_fault(image) for image in raw.images)))
+    except RowFault as fault:
+        detail = fault
+    assert detail.code == code, (row, detail, code)
+    return Finding(row, name, code, str(detail))
+
+
+def _duplicates(rows: Rows) -> list[Finding]:
+    hashes = rows.index.id_hash
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    fresh = np.r_[True, ordered[1:] != ordered[:-1]]
+    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
+    again = np.flatnonzero(~fresh & (ordered != 0))
+    return [
+        Finding(row, rows.raw(row).id, "duplicate_id", f"row {original} has the same id")
+        for row, original in zip(order[again].tolist(), first[again].tolist(), strict=True)
+    ]
+
+
+def _too_long(rows: Rows, row: int, tokens: int, max_length: int, tokens_per_image: int) -> list[Finding]:
+    raw = rows.raw(row)
+    images = len(raw.images)
+    detail = f"about {tokens:,} tokens with {images} images of {tokens_per_image}; {max_length:,} fit"
+    found = [Finding(row, raw.id, "too_long", f"{detail}: its end is cut off")]
+    answers = [place for place, (role, _) in enumerate(raw.turns) if role == "assistant" and place]
+    before = sum(estimated_tokens(text) for _, text in raw.turns[: answers[0]]) if answers else 0
+    if before + len(raw.images) * tokens_per_image > max_length:
+        found.append(Finding(row, raw.id, "no_supervision", f"{detail}: its first answer starts behind that"))
+    return found

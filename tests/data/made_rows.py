@@ -1,0 +1,13 @@
+"""Rows for the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
+
+
+def row(name: str, *texts: str, image: str | None = None) -> dict[str, object]:
+    """A LLaVA row whose turns alternate, starting with the human."""
+    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    return {"id": name, **({} if image is None else {"image": image}), "conversations": turns}
