@@ -19,15 +19,19 @@ class StoredImage:
         table: The data set, with the column not decoded.
         row: Row number.
         column: Name of the image column.
+        of_several: The cell is a list of frames, of which the middle one is taken.
     """
 
     table: Any = field(repr=False)
     row: int
     column: str = "image"
+    of_several: bool = False
 
     def read(self) -> bytes:
         """Return the encoded picture."""
         cell = self.table[self.row][self.column]
+        if self.of_several:
+            cell = cell[len(cell) // 2]
         return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
 
 

@@ -162,7 +162,7 @@ def broken(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("columns", "is no MMBench TSV: column A, B, C, D, answer, category, image is missing"),
+        ("columns", "is no MMBench TSV: column A, B, C, D, image, answer, category is missing"),
         ("cut off", "row 3 has 10 of 14 columns"),
         ("duplicate", "row index 1 comes twice"),
         ("base64", r"row 1: the image cell does not decode \(base64\)"),
