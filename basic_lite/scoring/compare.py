@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import comb
 
 from basic_lite.scoring.interval import DRAWS, cell_group, percentile_interval, resample
 from basic_lite.scoring.score import STATISTICS, Id, Score
@@ -75,7 +74,10 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     `p = min(1, 2 P[X <= min(gained, lost)])`, `X ~ Binomial(gained + lost, 1/2)`; 1 without flips.
     """
     flips = gained + lost
-    tail = sum(comb(flips, k) for k in range(min(gained, lost) + 1))
+    ways = tail = 1  # to choose none of the flips; whole numbers, as 2**flips is beyond a float
+    for k in range(min(gained, lost)):
+        ways = ways * (flips - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**flips)
 
 
