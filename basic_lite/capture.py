@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, LlavaModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite import attention
 from basic_lite.layout import Layout, layout_of
@@ -60,13 +60,13 @@ def parts_of(model: nn.Module) -> Parts:
     return Parts(inner.model, inner.model.language_model, inner.lm_head)
 
 
-def supervised_layers(decoder: PreTrainedModel, layers: int | None) -> int:
+def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
     """Return k: `layers`, or half of the decoder's layers.
 
     Raises:
         ValueError: If `layers` is not between 1 and the number of layers.
     """
-    depth = decoder.config.num_hidden_layers
+    depth = config.num_hidden_layers
     if layers is None:
         return max(depth // 2, 1)
     if not 1 <= layers <= depth:
@@ -126,7 +126,7 @@ class capture:
                 f"importance must be one of {', '.join(get_args(Importance))}, got {importance!r}"
             )
         self.parts = parts_of(model)
-        self.layers = supervised_layers(self.parts.decoder, layers)
+        self.layers = supervised_layers(self.parts.decoder.config, layers)
         self.weights = layer_weights(self.layers, weighting)
         self.importance = importance
         self.refinement: Refinement | None = None

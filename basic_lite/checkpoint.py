@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
         "data": data,
         "training": training,
         "trainable": {
-            name: [list(parameter.shape), str(parameter.dtype).removeprefix("torch.")]
+            name: f"{list(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
             for name, parameter in assembled.model.named_parameters()
             if parameter.requires_grad
         },
@@ -163,6 +163,18 @@ def identity(source: str, config: object) -> dict[str, object]:
     return found
 
 
+def sources_of(manifest: dict) -> Sources:
+    """Return where a run's parts come from, with its template pinned."""
+    settings = manifest["sources"] | {"template": manifest["template"]}
+    return Sources(**(settings | {"dtype": getattr(torch, settings["dtype"])}))
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def save_projector(model: nn.Module, path: Path) -> None:
     """Write the projector's four tensors under their LLaVA names."""
     projector = parts_of(model).llava.multi_modal_projector
@@ -190,7 +202,10 @@ def load_projector(model: nn.Module, path: Path) -> None:
 
 
 def load_run(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **changes: object,
 ) -> tuple[Assembled, dict]:
     """Rebuild the model of a finished (or checkpointed) run, frozen, with its manifest.
 
@@ -198,17 +213,15 @@ def load_run(
         folder: a run of stage 1 (projector) or stage 2 (adapters and projector, or the whole model).
         device: where the model goes.
         dtype: of activations; `None` takes the run's.
+        changes: of `Sources`, such as another image size.
 
     Raises:
         ValueError: If the folder is no run, its base has changed, or a file does not fit.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    settings = dict(manifest["sources"])
-    settings["dtype"] = dtype or getattr(torch, settings["dtype"])
-    sources = Sources(**settings)
-    if sources.template is None:
-        sources = Sources(**(settings | {"template": manifest["template"]}))
+    sources = sources_of(manifest)
+    sources = replace(sources, dtype=dtype or sources.dtype, **changes)
     assembled = assemble(sources, device)
     check_identity(assembled, manifest)
     if (folder / ADAPTER).is_file():

@@ -157,7 +157,7 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
     """
     llm_config = read_config(sources.llm, "language model")
     family = zoo.family_of(llm_config.model_type, sources.llm)
-    tower_config = _vision_config(read_config(sources.tower, "vision tower"))
+    tower_config = vision_config(read_config(sources.tower, "vision tower"))
     tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
     processor = _read_processor(sources.tower, tower_config)
     size = sources.image_size or _native_size(processor, tower_config)
@@ -240,6 +240,19 @@ def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTra
     assert gap < 1e-3, f"inputs_embeds are rescaled inside the decoder (relative gap {gap:.2g})"
 
 
+def for_inference(model: nn.Module) -> None:
+    """Switch dropout off, and keep 4-bit layers as they were trained.
+
+    On a CPU with bf16 instructions bitsandbytes repacks a 4-bit layer in its first `eval()` + `no_grad` pass: its
+    scales are rounded to bf16, shapes that are no multiple of 64 fail, and no gradient ever passes it again.
+    """
+    model.eval()
+    for module in model.modules():
+        ours = type(module).__module__.startswith("bitsandbytes")  # PEFT has a class of the same name
+        if ours and type(module).__name__ == "Linear4bit" and module.weight.device.type == "cpu":
+            module.training = True  # the layer itself has no other use for the flag
+
+
 def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedModel:
     """Load the language model with its head; quantised inside its layers only."""
     quantisation = None
@@ -271,7 +284,7 @@ def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedMod
     return causal if quantisation else causal.to(device)
 
 
-def _vision_config(config: PretrainedConfig) -> PretrainedConfig:
+def vision_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return the vision half of a two-sided configuration (CLIP, SigLIP), or the configuration itself."""
     return getattr(config, "vision_config", config)
 

@@ -44,7 +44,7 @@ def train_projector(assembled: Assembled) -> None:
     check_contract(assembled.model, "projector")
 
 
-def train_adapters(assembled: Assembled, adapters: Adapters) -> None:
+def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> None:
     """Stage 2 with LoRA: adapters on the decoder's linear layers, and the projector in full.
 
     `prepare_model_for_kbit_training` is not called: it widens every bf16 tensor to fp32 (1.05 GB for
@@ -68,7 +68,9 @@ def train_adapters(assembled: Assembled, adapters: Adapters) -> None:
     # PEFT chooses its 4-bit layer by this mark, which transformers sets on the decoder alone.
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = bits == 4, bits == 8
     try:
-        wrapped = get_peft_model(model, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            wrapped = get_peft_model(model, config)
     finally:
         del model.is_loaded_in_4bit, model.is_loaded_in_8bit
     # The tower's features enter through the projector's saved copy; the frozen original is only memory.

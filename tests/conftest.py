@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once
 
 import pytest
 import torch
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     Dinov2Config,
     GemmaConfig,
@@ -20,7 +26,9 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-VOCABULARY, IMAGE_TOKEN, PATCHES = 131, 3, 9
+from basic_lite.modeling import Assembled, Sources, assemble
+
+VOCABULARY, IMAGE_TOKEN, PATCHES = 320, 3, 9
 
 _SIZES = {
     "vocab_size": VOCABULARY,
@@ -108,6 +116,61 @@ def tiny_batch(padding: str = "right", seed: int = 1) -> dict[str, torch.Tensor]
         "labels": torch.tensor(labels),
         "pixel_values": torch.randn(5, 3, 24, 24, generator=generator),
     }
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level tokenizer with ChatML tokens and a free `<image>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=special[3:],
+    ).save_pretrained(folder)
+
+
+@lru_cache(maxsize=1)
+def _parts_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="basic-lite-tiny-")
+
+
+@lru_cache
+def llm_folder(decoder: str = "llama") -> Path:
+    """Return a folder with a random decoder and its tokenizer, as a hub would give it."""
+    folder = Path(_parts_folder().name) / decoder
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(DECODERS[decoder]()).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@lru_cache
+def tower_folder(tower: str = "clip") -> Path:
+    """Return a folder with a random tower and its image settings."""
+    folder = Path(_parts_folder().name) / tower
+    torch.manual_seed(0)
+    AutoModel.from_config(TOWERS[tower]()).save_pretrained(folder)
+    size = {"height": 24, "width": 24}
+    settings = {"do_resize": True, "size": size, "resample": 3, "do_rescale": True, "do_normalize": True}
+    if tower != "siglip":
+        settings |= {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": size}
+    settings |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def tiny_assembled(decoder: str = "llama", tower: str = "clip", **settings: object) -> Assembled:
+    """Assemble the tiny parts as the commands do."""
+    settings = {"bits": 16, "dtype": torch.float32} | settings
+    return assemble(Sources(str(llm_folder(decoder)), str(tower_folder(tower)), **settings))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,47 @@
+"""`basic-lite`: mounts the recipes, and turns a user's mistake into one line and exit code 2.
+
+Nothing heavy is imported until a command runs, so `basic-lite --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from basic_lite.recipes import data, stage1, stage2
+from basic_lite.recipes import eval as evaluation
+
+app = typer.Typer(
+    name="basic-lite",
+    help="Train your own vision-language model on one graphics card, supervised by the LLM itself (BASIC).",
+    epilog="Three commands run the whole method: stage1 --model gemma-2b, stage2 --lora, eval mmbench.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("stage1")(stage1.main)
+app.command("stage2")(stage2.main)
+app.command("eval")(evaluation.main)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 something to correct, 130 interrupted (resumable)."""
+    try:
+        app()
+    except ValueError as error:
+        if os.environ.get("BASIC_LITE_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if os.environ.get("BASIC_LITE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,380 @@
+"""From resolved settings to a finished run folder: what both stages do in the same way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import PrinterCallback, TrainingArguments, set_seed
+
+from basic_lite import checkpoint, zoo
+from basic_lite.capture import Importance, Weighting, layer_weights, parts_of, supervised_layers
+from basic_lite.conversation import Template
+from basic_lite.data.batches import Batches, Collator, SupervisedRows
+from basic_lite.data.checks import check_rows
+from basic_lite.data.readers import Rows, open_rows
+from basic_lite.memory import check_whole_decoder_fits
+from basic_lite.modeling import Assembled, Sources, read_config, vision_config
+from basic_lite.objective import Objective
+from basic_lite.console import StepProgress
+from basic_lite.trainer import BasicTrainer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a training stage is told, resolved; goes into the manifest.
+
+    Attributes:
+        stage: 1 or 2.
+        out: run folder.
+        data: LLaVA JSON or JSONL.
+        images: folder that image paths are relative to; `None` for the file's own.
+        aspect: image preparation, `"crop"` (stage 1) or `"pad"` (stage 2).
+        learning_rate: peak of the cosine schedule.
+        projector_learning_rate: the projector's own; `None` for the same.
+        global_batch: rows per optimizer step.
+        micro_batch: rows per forward pass.
+        epochs: passes over the data.
+        max_steps: optimizer steps instead of epochs; the schedule ends there.
+        max_length: most tokens of a row.
+        group: batches of one modality and similar length.
+        recompute: checkpoint the decoder's layers.
+        lora: adapters instead of the whole decoder (stage 2).
+        save_steps: steps between checkpoints.
+        keep: how many checkpoints stay.
+        logging_steps: steps between lines of `log.jsonl`.
+        workers: processes that prepare batches.
+        seed: of the projector, the order of rows, and dropout.
+        report_to: a tracker of transformers, such as `"tensorboard"`.
+        layers: k; `None` for half.
+        weighting: of layers 1..k.
+        importance: of patches.
+        objective: weights of the terms.
+    """
+
+    stage: int
+    out: Path
+    data: Path
+    images: Path | None
+    aspect: str
+    learning_rate: float
+    global_batch: int
+    micro_batch: int
+    projector_learning_rate: float | None = None
+    epochs: float = 1.0
+    max_steps: int = -1
+    max_length: int = 2048
+    group: bool = False
+    recompute: bool = False
+    lora: bool = False
+    save_steps: int = 500
+    keep: int = 2
+    logging_steps: int = 10
+    workers: int = 2
+    seed: int = 0
+    report_to: str = "none"
+    layers: int | None = None
+    weighting: Weighting = "quadratic"
+    importance: Importance = "attention"
+    objective: Objective = field(default_factory=Objective)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run, before anything is loaded.
+
+        Raises:
+            ValueError: In one line.
+        """
+        if self.micro_batch < 1 or self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
+                f"{self.micro_batch}; choose --micro-batch so that it divides --global-batch"
+            )
+        for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}")
+
+    def table(self, **more: object) -> Table:
+        """Show the settings; `more` comes first."""
+        table = Table("setting", "value", show_header=False, box=None)
+        hidden = {"stage", "objective", "projector_learning_rate"}
+        shown = {k: v for k, v in self.__dict__.items() if k not in hidden and v is not None}
+        shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
+        if self.projector_learning_rate:
+            shown["projector_learning_rate"] = self.projector_learning_rate
+        if self.max_steps > 0:
+            shown.pop("epochs")
+        else:
+            shown.pop("max_steps")
+        for name, value in (more | shown).items():
+            table.add_row(name.replace("_", " "), str(value))
+        return table
+
+
+def choose_device() -> str:
+    """Return `"cuda"` where there is one, else `"cpu"`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(precision: str, device: str) -> torch.dtype:
+    """Return the dtype of activations: bf16 on a GPU, fp32 on a CPU, unless `precision` says otherwise.
+
+    Raises:
+        ValueError: If the precision is unknown or the GPU has no bf16 (fp16 would overflow on LLaMA's
+            massive activations).
+    """
+    known = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    if precision not in known:
+        raise ValueError(f"--precision must be auto, bf16 or fp32, got {precision!r}")
+    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise ValueError("this GPU has no bf16; add --precision fp32")
+    return known[precision]
+
+
+def check_sources(sources: Sources, settings: Settings) -> None:
+    """Look at the parts' configurations, which are small, before any weight is read.
+
+    Raises:
+        ValueError: If a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
+    """
+    config = read_config(sources.llm, "language model")
+    zoo.family_of(config.model_type, sources.llm)
+    supervised_layers(config, settings.layers)
+    layer_weights(1, settings.weighting)
+    tower = vision_config(read_config(sources.tower, "vision tower"))
+    zoo.tower_family_of(tower.model_type, sources.tower)
+    if settings.stage == 2 and not settings.lora:
+        check_whole_decoder_fits(config, choose_device())
+
+
+def claim_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Make the run's folder ready and return the checkpoint to go on from.
+
+    Raises:
+        ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
+    """
+    found = checkpoint.checkpoints(out)
+    if resume:
+        if (out / checkpoint.MANIFEST).is_file() and json.loads(
+            (out / checkpoint.MANIFEST).read_text(encoding="utf-8")
+        )["finished"]:
+            raise ValueError(f"{out} is finished; nothing is left to resume")
+        if not found:
+            raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
+        return found[-1]
+    used = found or (out / checkpoint.MANIFEST).exists() or (out / "log.jsonl").exists()
+    if used and not overwrite:
+        raise ValueError(
+            f"{out} already holds a run; go on with --resume, start again with --overwrite, or choose "
+            "another --out"
+        )
+    if used:
+        for path in (*found, *(out / name for name in _LEFTOVERS)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written to ({error.strerror}); choose another --out") from error
+    return None
+
+
+_LEFTOVERS = (
+    checkpoint.MANIFEST,
+    checkpoint.PROJECTOR,
+    checkpoint.DECODER,
+    checkpoint.ADAPTER,
+    "adapter_model.safetensors",
+    "log.jsonl",
+)
+
+
+def open_training_rows(settings: Settings) -> Rows:
+    """Open the annotation file and look through it: a row that cannot be trained on stops the run here.
+
+    Raises:
+        ValueError: Names the first rows that are wrong, and what is wrong with them.
+    """
+    rows = open_rows(settings.data, settings.images)
+    faults = [finding for finding in check_rows(rows) if finding.code != "wrong_suffix"]
+    if faults:
+        first = "; ".join(f"row {f.row} (id {f.id}): {f.code}, {f.detail}" for f in faults[:3])
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(
+            f"{settings.data} has rows that cannot be trained on: {first}{more}. "
+            f"`basic-lite data check {settings.data}` lists all"
+        )
+    return rows
+
+
+def check_same_run(manifest: dict, folder: Path) -> None:
+    """Compare a resumed run's settings with the ones that it was started with.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    then = checkpoint.read_manifest(folder)
+    for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
+        if manifest[key] != then[key]:
+            old, new = then[key], manifest[key]
+            if isinstance(old, dict):
+                names = [k for k in old | new if old.get(k) != new.get(k)]
+                old, new = ({k: side.get(k) for k in names} for side in (old, new))
+            raise ValueError(
+                f"the run in {folder.parent} was started with another {key}: {old}, now {new}; "
+                "resume with the same settings, or start again with --overwrite"
+            )
+
+
+def train(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    template: Template,
+    console: Console,
+    resume: Path | None = None,
+    origin: dict | None = None,
+) -> bool:
+    """Train one stage and leave a complete run folder.
+
+    Args:
+        assembled: the model with its trainable set attached.
+        settings: of the run.
+        rows: the training data.
+        template: `plain` in stage 1, the LLM's own in stage 2.
+        console: where progress goes.
+        resume: checkpoint to go on from.
+        origin: the run that this one starts from, for the manifest.
+
+    Returns:
+        Whether the run finished; `False` if a signal stopped it (with a checkpoint).
+    """
+    transform = assembled.transform(settings.aspect)
+    dataset = SupervisedRows(
+        rows,
+        template=template,
+        tokenizer=assembled.tokenizer,
+        transform=transform,
+        image_token_id=assembled.image_token_id,
+        tokens_per_image=assembled.tokens_per_image,
+        max_length=settings.max_length,
+    )
+    accumulation = settings.global_batch // settings.micro_batch
+    batches = Batches(
+        rows.lengths,
+        rows.has_image,
+        batch_size=settings.micro_batch,
+        seed=settings.seed,
+        group=settings.group,
+        accumulation=accumulation,
+    )
+    manifest = _manifest(assembled, settings, rows) | {"from": origin}
+    if resume is not None:
+        check_same_run(manifest, resume)
+        _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
+    decoder = parts_of(assembled.model).decoder
+    if settings.recompute:
+        _recompute(decoder)
+    set_seed(settings.seed)
+    device = next(decoder.parameters()).device
+    half = assembled.sources.dtype == torch.bfloat16
+    args = TrainingArguments(
+        output_dir=str(settings.out),
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        bf16=half,
+        use_cpu=device.type == "cpu",
+        logging_steps=settings.logging_steps,
+        logging_first_step=True,
+        save_strategy="steps",
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep,
+        dataloader_num_workers=settings.workers,
+        report_to=settings.report_to,
+        disable_tqdm=True,
+        seed=settings.seed,
+    )
+    progress = StepProgress(console, f"stage {settings.stage}")
+    trainer = BasicTrainer(
+        assembled.model,
+        args,
+        objective=settings.objective,
+        layers=settings.layers,
+        weighting=settings.weighting,
+        importance=settings.importance,
+        transform=transform,
+        batches=batches,
+        projector_learning_rate=settings.projector_learning_rate,
+        manifest=manifest,
+        train_dataset=dataset,
+        data_collator=Collator(
+            pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id
+        ),
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    try:
+        with trainer.stop_on_signals():
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    finally:
+        progress.close()
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if finished:
+        trainer.manifest = manifest | {"finished": True}
+        trainer.save_model()
+    return finished
+
+
+def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
+    objective = settings.objective
+    method: dict[str, object] = {"basic": objective.active}
+    if objective.active:
+        decoder = parts_of(assembled.model).decoder
+        method |= {
+            "layers": supervised_layers(decoder.config, settings.layers),
+            "weighting": settings.weighting,
+            "importance": settings.importance,
+            "das_weight": objective.das_weight,
+            "sds_weight": objective.sds_weight,
+        }
+    data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
+    keys = (
+        *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
+        *("max_steps", "max_length", "group", "lora", "seed"),
+    )
+    training = {key: getattr(settings, key) for key in keys}
+    return checkpoint.manifest_of(assembled, settings.stage, method, data, training)
+
+
+def _recompute(decoder: nn.Module) -> None:
+    """Checkpoint the decoder's layers; the frozen tower keeps no activations anyway."""
+    enable = getattr(decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+    (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+    decoder.config.use_cache = False
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop the lines behind the checkpoint that a run goes on from: those steps are done again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        with checkpoint.complete(path) as draft:
+            draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,120 @@
+"""Stage 1: align a fresh projector with a frozen decoder, on captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from basic_lite.recipes import options as o
+
+
+def main(
+    model: Annotated[
+        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+    ] = "vicuna-7b",
+    llm: o.Llm = None,
+    tower: o.Tower = "clip-l-336",
+    template: o.Template = None,
+    image_token: o.ImageToken = None,
+    bits: o.Bits = 4,
+    precision: o.Precision = "auto",
+    image_size: o.ImageSize = None,
+    tower_layer: o.TowerLayer = -2,
+    data: o.Data = None,
+    images: o.Images = None,
+    max_length: o.MaxLength = 2048,
+    workers: o.Workers = 2,
+    basic: o.Basic = True,
+    layers: o.Layers = None,
+    weighting: o.Weighting = "quadratic",
+    importance: o.Importance = "attention",
+    das_weight: o.DasWeight = 1.0,
+    sds_weight: o.SdsWeight = 0.01,
+    rows_per_chunk: o.RowsPerChunk = None,
+    out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
+    learning_rate: Annotated[float, o.option(help="Peak of the cosine schedule.")] = 1e-3,
+    global_batch: o.GlobalBatch = 256,
+    micro_batch: o.MicroBatch = 8,
+    epochs: o.Epochs = 1.0,
+    max_steps: o.MaxSteps = -1,
+    recompute: o.Recompute = None,
+    save_steps: o.SaveSteps = 500,
+    keep: o.Keep = 2,
+    logging_steps: o.LoggingSteps = 10,
+    seed: o.Seed = 0,
+    report_to: o.ReportTo = "none",
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+) -> None:
+    """Align a projector: everything else is frozen, the decoder in 4 bits.
+
+    Defaults are LLaVA-1.5's and the paper's.
+
+    Examples:
+
+      basic-lite stage1 --model gemma-2b
+
+      basic-lite stage1 --data captions.json --images pictures --micro-batch 4
+
+      basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
+    """
+    from rich.console import Console
+
+    from basic_lite import launch, modeling, published, trainable
+    from basic_lite.conversation import TEMPLATES
+    from basic_lite.objective import Objective
+
+    console = Console()
+    device = launch.choose_device()
+    sources = modeling.Sources.named(
+        model,
+        tower,
+        llm,
+        template=template,
+        image_token=image_token,
+        bits=bits,
+        dtype=launch.choose_dtype(precision, device),
+        image_size=image_size,
+        tower_layer=tower_layer,
+    )
+    data, images = published.fetch(1, data, images)
+    objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
+    settings = launch.Settings(
+        stage=1,
+        out=out,
+        data=data,
+        images=images,
+        aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
+        learning_rate=learning_rate,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        epochs=epochs,
+        max_steps=max_steps,
+        max_length=max_length,
+        recompute=device == "cuda" if recompute is None else recompute,
+        save_steps=save_steps,
+        keep=keep,
+        logging_steps=logging_steps,
+        workers=workers,
+        seed=seed,
+        report_to=report_to,
+        layers=layers,
+        weighting=weighting,
+        importance=importance,
+        objective=objective,
+    )
+    launch.check_sources(sources, settings)
+    console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=bits, device=device))
+    if dry_run:
+        return
+    checkpoint = launch.claim_folder(out, resume, overwrite)
+    rows = launch.open_training_rows(settings)
+    assembled = modeling.assemble(sources, device, seed)
+    trainable.train_projector(assembled)
+    console.print(trainable.trainable_table(assembled.model))
+    finished = launch.train(assembled, settings, rows, TEMPLATES["plain"], console, checkpoint)
+    if not finished:
+        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        return
+    console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

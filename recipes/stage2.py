@@ -1,0 +1,139 @@
+"""Stage 2: instruction tuning, of adapters and the projector or of the whole decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from basic_lite.recipes import options as o
+
+
+def main(
+    lora: Annotated[
+        bool, o.option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
+    ] = False,
+    start: Annotated[Path, o.option(help="Run of stage 1 to start from.")] = Path("runs/stage1"),
+    rank: Annotated[int, o.option(help="Rank of the adapters.", panel=o.MODEL)] = 128,
+    alpha: Annotated[
+        int | None, o.option(help="Scale of the adapters times their rank. [default: 2 * rank]", panel=o.MODEL)
+    ] = None,
+    dropout: Annotated[float, o.option(help="Dropout in front of the adapters.", panel=o.MODEL)] = 0.05,
+    bits: Annotated[
+        int | None, o.option(help="Bits of the decoder's weights. [default: stage 1's]", panel=o.MODEL)
+    ] = None,
+    image_size: o.ImageSize = None,
+    tower_layer: Annotated[
+        int | None, o.option(help="Features of the tower. [default: stage 1's]", panel=o.MODEL)
+    ] = None,
+    data: o.Data = None,
+    images: o.Images = None,
+    max_length: o.MaxLength = 2048,
+    workers: o.Workers = 2,
+    basic: o.Basic = True,
+    layers: o.Layers = None,
+    weighting: o.Weighting = "quadratic",
+    importance: o.Importance = "attention",
+    das_weight: o.DasWeight = 1.0,
+    sds_weight: o.SdsWeight = 0.01,
+    rows_per_chunk: o.RowsPerChunk = None,
+    out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage2"),
+    learning_rate: Annotated[
+        float | None, o.option(help="Peak of the schedule. [default: 2e-4 with --lora, else 2e-5]")
+    ] = None,
+    projector_learning_rate: Annotated[float, o.option(help="The projector's own peak.")] = 2e-5,
+    global_batch: o.GlobalBatch = 128,
+    micro_batch: o.MicroBatch = 4,
+    epochs: o.Epochs = 1.0,
+    max_steps: o.MaxSteps = -1,
+    recompute: o.Recompute = None,
+    save_steps: o.SaveSteps = 500,
+    keep: o.Keep = 2,
+    logging_steps: o.LoggingSteps = 10,
+    seed: o.Seed = 0,
+    report_to: o.ReportTo = "none",
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
+) -> None:
+    """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
+
+    Starts from what stage 1 left, with its models. Defaults are LLaVA-1.5's and the paper's.
+
+    Examples:
+
+      basic-lite stage2 --lora
+
+      basic-lite stage2 --lora --data instruct.json --images pictures --start runs/stage1
+
+      basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
+    """
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from basic_lite import checkpoint, launch, modeling, published, trainable
+    from basic_lite.objective import Objective
+
+    console = Console()
+    device = launch.choose_device()
+    first = checkpoint.read_manifest(start)
+    if first["stage"] != 1 or not first["finished"]:
+        raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
+    sources = checkpoint.sources_of(first)
+    sources = replace(
+        sources,
+        bits=(bits or (sources.bits if lora else 16)),
+        image_size=image_size or sources.image_size,
+        tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
+    )
+    data, images = published.fetch(2, data, images)
+    objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
+    settings = launch.Settings(
+        stage=2,
+        out=out,
+        data=data,
+        images=images,
+        aspect="pad",  # LLaVA-1.5 pads to a square of the mean colour from stage 2 on
+        learning_rate=learning_rate or (2e-4 if lora else 2e-5),
+        projector_learning_rate=projector_learning_rate,
+        global_batch=global_batch,
+        micro_batch=micro_batch,
+        epochs=epochs,
+        max_steps=max_steps,
+        max_length=max_length,
+        group=True,
+        recompute=device == "cuda" if recompute is None else recompute,
+        lora=lora,
+        save_steps=save_steps,
+        keep=keep,
+        logging_steps=logging_steps,
+        workers=workers,
+        seed=seed,
+        report_to=report_to,
+        layers=layers,
+        weighting=weighting,
+        importance=importance,
+        objective=objective,
+    )
+    launch.check_sources(sources, settings)
+    names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
+    console.print(settings.table(**names, device=device, rank=rank if lora else None))
+    if dry_run:
+        return
+    resumed = launch.claim_folder(out, resume, overwrite)
+    rows = launch.open_training_rows(settings)
+    assembled = modeling.assemble(sources, device, seed)
+    checkpoint.check_identity(assembled, first)
+    checkpoint.load_projector(assembled.model, start / checkpoint.PROJECTOR)
+    if lora:
+        trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
+    else:
+        trainable.train_everything(assembled)
+    console.print(trainable.trainable_table(assembled.model))
+    origin = {"stage1": str(start), "projector": checkpoint.file_hash(start / checkpoint.PROJECTOR)}
+    template = assembled.template
+    finished = launch.train(assembled, settings, rows, template, console, resumed, origin)
+    if not finished:
+        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        return
+    console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")
