@@ -1,99 +1,19 @@
-"""From rows to batches: encode a row, pad rows together, choose which rows go together."""
+"""From rows to batches: pad rows together, choose which rows go together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from basic_lite.conversation import Template, encode
-from basic_lite.data.images import ImageTransform, load_image
-from basic_lite.data.order import batch_order
-from basic_lite.data.samples import RowFault, Sample
-from basic_lite.data.texts import shown
+from basic_lite.data.order import batch_order, share
+from basic_lite.data.supervised import SupervisedRows
 from basic_lite.layout import layout_of
 from basic_lite.types import IGNORE_INDEX
 
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
-
-
-class SupervisedRows(Dataset):
-    """Rows as token ids, labels and pixels.
-
-    Args:
-        rows: the samples, by number; `open_rows` makes them.
-        template: how the LLM's prompts are written.
-        tokenizer: of the LLM.
-        transform: from a picture to the tower's pixels.
-        image_token_id: id that marks a patch.
-        tokens_per_image: patches per image (`P`).
-        max_length: most tokens of a row, image tokens included.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Sample],
-        *,
-        template: Template | str,
-        tokenizer: PreTrainedTokenizerBase,
-        transform: ImageTransform,
-        image_token_id: int,
-        tokens_per_image: int,
-        max_length: int | None = 2048,
-    ) -> None:
-        self.rows = rows
-        self.template = template
-        self.tokenizer = tokenizer
-        self.transform = transform
-        self.image_token_id = image_token_id
-        self.tokens_per_image = tokens_per_image
-        self.max_length = max_length
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return one row, encoded.
-
-        Args:
-            row: its number.
-
-        Returns:
-            `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
-            tensors, one per image, `row` and `id`.
-
-        Raises:
-            ValueError: If the row cannot be trained on; names the row and its id.
-        """
-        sample = self.rows[row]
-        try:
-            encoded = encode(
-                self.template,
-                self.tokenizer,
-                sample.turns,
-                image_token_id=self.image_token_id,
-                tokens_per_image=self.tokens_per_image,
-                max_length=self.max_length,
-            )
-            if all(label == IGNORE_INDEX for label in encoded.labels):
-                raise RowFault(
-                    "no_supervision", f"no supervised token is left within {self.max_length} tokens"
-                )
-            pixels = [self.transform(load_image(image)) for image in sample.images]
-        except ValueError as error:
-            code = error.code if isinstance(error, RowFault) else "malformed_row"
-            raise RowFault(code, f"row {row} (id {shown(sample.id)}): {error}") from None
-        return {
-            "input_ids": encoded.input_ids,
-            "labels": encoded.labels,
-            "pixels": pixels,
-            "row": row,
-            "id": sample.id,
-        }
+__all__ = ["Batches", "Collator", "SupervisedRows"]
 
 
 class Collator:
@@ -154,6 +74,9 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         seed: of the order.
         group: put rows of one modality and of similar length together (LLaVA's `group_by_modality_length`).
         accumulation: batches per optimizer step, which are then of one modality too.
+        usable: `(rows,)` bool, which rows to draw from; `None` for all.
+        rank: which part of every batch this process gets, from 0.
+        ranks: how many processes share the rows; each gets `batch_size` rows at a time.
     """
 
     def __init__(
@@ -165,6 +88,9 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         seed: int,
         group: bool,
         accumulation: int = 1,
+        usable: np.ndarray | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         if len(lengths) != len(modality):
             raise ValueError(
@@ -172,35 +98,49 @@ class Batches(torch.utils.data.Sampler[list[int]]):
             )
         if batch_size < 1 or accumulation < 1:
             raise ValueError(f"batch_size {batch_size} and accumulation {accumulation} must be at least 1")
-        self.lengths = lengths
-        self.modality = modality
+        if not 0 <= rank < ranks:
+            raise ValueError(f"rank {rank} is not one of {ranks} ranks, counted from 0")
+        self.rows = np.arange(len(lengths)) if usable is None else np.flatnonzero(usable)
+        self.lengths = np.asarray(lengths, dtype=np.int64)[self.rows]
+        self.modality = np.asarray(modality, dtype=bool)[self.rows]
         self.batch_size = batch_size
         self.seed = seed
         self.group = group
         self.accumulation = accumulation
+        self.rank = rank
+        self.ranks = ranks
         self.drop_last = False  # accelerate asks for it
         self.epoch = 0
+        self.skipped = 0
+        self._count: int | None = None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose what the next iteration gives.
+
+        Args:
+            epoch: whose order.
+            skip: batches to leave out at its start, of which no row is read; how a run goes on in mid-epoch.
+        """
         self.epoch = epoch
+        self.skipped = skip
 
-    def _order(self) -> list[list[int]]:
-        return batch_order(
+    def _order(self) -> list[np.ndarray]:
+        batches = batch_order(
             self.lengths,
             self.modality,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size * self.ranks,
             seed=self.seed,
             epoch=self.epoch,
             group=self.group,
             accumulation=self.accumulation,
         )
+        return share(batches, self.rank, self.ranks, self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._order())
+        return (self.rows[batch].tolist() for batch in self._order()[self.skipped :])
 
     def __len__(self) -> int:
-        size, images = self.batch_size, sum(map(bool, self.modality))
-        if not self.group:
-            return -(-len(self.lengths) // size)
-        return -(-images // size) + -(-(len(self.lengths) - images) // size)
+        """Return the batches of a whole epoch, the same for every epoch."""
+        if self._count is None:
+            self._count = len(self._order())
+        return self._count

@@ -64,15 +64,15 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 def _text_finding(rows: Rows, row: int) -> Finding:
     name, code = "", CODES[int(rows.index.fault[row]) - 1]
+    detail = "the row has changed since it was indexed"
     try:
         raw = rows.raw(row)
         name = raw.id
         normal_form(raw)
-        detail = next(filter(None, (path_fault(image) for image in raw.images)))
+        detail = next((fault.detail for fault in map(path_fault, raw.images) if fault), detail)
     except RowFault as fault:
-        detail = fault
-    assert detail.code == code, (row, detail, code)
-    return Finding(row, name, code, str(detail))
+        detail = fault.detail
+    return Finding(row, name, code, detail)
 
 
 def _duplicates(rows: Rows) -> list[Finding]:

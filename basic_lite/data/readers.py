@@ -11,6 +11,7 @@ from basic_lite.data.archives import SUFFIXES, open_archive
 from basic_lite.data.index import Index, Progress, open_index, parse_row
 from basic_lite.data.layouts import read_row
 from basic_lite.data.samples import CODES, ImageRef, RawRow, RowFault, Sample, normal_form
+from basic_lite.data.stored import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
 from basic_lite.data.texts import shown
 
 
@@ -105,17 +106,7 @@ class Rows:
 
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""
-        if isinstance(image, bytes):
-            return ImageRef("(in the row)", data=image)
-        if isinstance(image, Mapping):
-            data, name = image.get("bytes"), image.get("path")
-            return (
-                ImageRef(name or "(in the row)", data=data)
-                if data is not None
-                else self.image_ref(name or "")
-            )
-        root = None if self.images is None else str(self.images)
-        return ImageRef(str(image), root=root, follow_links=self.follow_links)
+        return image_ref(image, self.images, follow_links=self.follow_links)
 
     def known_fault(self, row: int) -> str | None:
         """Return the code of what is wrong with a row's text, `None` where nothing is."""
@@ -146,28 +137,58 @@ def open_rows(
     images: str | Path | None = None,
     *,
     follow_links: bool = False,
+    min_rating: int | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Rows:
-    """Open an annotation file for reading by row number.
+    """Open training data for reading by row number.
 
     Args:
-        annotations: a LLaVA `.json` (one array) or `.jsonl` file.
+        annotations: a LLaVA `.json` (one array) or `.jsonl` file; or a data set in the layout of
+        LLaVA-NeXT-Data,
+            the_cauldron or FineVision: a folder or file of Arrow or Parquet, or a hub id.
         images: folder, zip or tar that image paths are relative to; `None` means the file's folder.
         follow_links: whether links in the image folder may lead out of it.
-        workers: processes for the pass over a file that has no index yet.
+        min_rating: leave out rows that FineVision rates lower in anything.
+        workers: processes for the pass over a JSON file that has no index yet.
         progress: told how far that pass is.
 
     Returns:
         The rows; `len(rows)`, `rows[i]` is a `Sample`.
 
     Raises:
-        ValueError: If the file or the folder is missing, or the file is no array of rows.
+        ValueError: If the file or the folder is missing, or there are no rows in it.
     """
     path = Path(annotations)
+    if is_stored(annotations):
+        dataset = open_dataset(annotations)
+        if min_rating is not None:
+            dataset = well_rated(dataset, min_rating)
+        if not len(dataset):
+            raise ValueError(f"{annotations} holds no rows")
+        places, key = stored_key(annotations, dataset)
+        index = index_dataset(dataset, places, key, progress)
+        root = None if images is None else image_root(images)
+        return Rows(path, Fetch(dataset), index, images=root, follow_links=follow_links, stored=True)
+    if min_rating is not None:
+        raise ValueError(
+            f"{path} has no ratings: only data sets in FineVision's layout can be chosen by them"
+        )
     root = image_root(path.parent if images is None else images)
     index = open_index(path, workers=workers, progress=progress)
     return Rows(path, JsonFile(path, index), index, images=root, follow_links=follow_links)
+
+
+def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -> ImageRef:
+    """Return where the picture of an image entry is: bytes, a path, or `{"bytes", "path"}`."""
+    if isinstance(image, Mapping):
+        data, name = image.get("bytes"), image.get("path")
+        if data is None:
+            return image_ref(name or "", root, follow_links=follow_links)
+        return ImageRef(name or "(in the row)", data=data)
+    if isinstance(image, bytes):
+        return ImageRef("(in the row)", data=image)
+    return ImageRef(str(image), root=None if root is None else str(root), follow_links=follow_links)
 
 
 def image_root(images: str | Path) -> Path:

@@ -1,0 +1,58 @@
+"""What a check leaves behind: a report, the rows that training leaves out, and a table for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from basic_lite.data.findings import Finding
+from basic_lite.data.samples import CODES, NOTES, STILL_TRAINS
+
+
+def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:
+    """Write `rows` and `findings` as one JSON object.
+
+    Args:
+        path: the file.
+        rows: how many rows were checked.
+        findings: what is wrong with them.
+        more: anything else worth keeping.
+    """
+    body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
+    _write(path, [json.dumps(body, indent=1, ensure_ascii=False), "\n"])
+
+
+def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
+    """Write one line for every row that training leaves out; return how many."""
+    bad: dict[int, Finding] = {}
+    for finding in findings:
+        if finding.code not in STILL_TRAINS:
+            bad.setdefault(finding.row, finding)
+    _write(path, (json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()))
+    return len(bad)
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return a table with a line per code: how many rows, what training does with them, and an example."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("code", "rows", "training", "example"):
+        table.add_column(title, justify="right" if title == "rows" else "left", overflow="fold")
+    for code in CODES:
+        found = [finding for finding in findings if finding.code == code]
+        if found:
+            fate = "uses" if code in NOTES else "keeps" if code in STILL_TRAINS else "leaves out"
+            example = f"row {found[0].row}: {found[0].detail}"
+            table.add_row(code, f"{len(found):,}", fate, example.encode("utf-8", "replace").decode())
+    return table
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:  # ids may hold lone surrogates
+        file.writelines(parts)
+    os.replace(part, path)

@@ -1,0 +1,219 @@
+"""Rows as token ids, labels and pixels, and what to do with one that turns out bad."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from basic_lite.conversation import Template, encode
+from basic_lite.data.images import ImageTransform, load_image
+from basic_lite.data.readers import Rows
+from basic_lite.data.samples import RowFault, Sample
+from basic_lite.data.texts import shown
+from basic_lite.types import IGNORE_INDEX
+
+SEEN, CUT, BAD = 1, 2, 4
+"""Bits of a row's state."""
+
+
+class SupervisedRows(Dataset):
+    """Rows as token ids, labels and pixels.
+
+    Args:
+        rows: the samples, by number; `open_rows` makes them.
+        template: how the LLM's prompts are written.
+        tokenizer: of the LLM.
+        transform: from a picture to the tower's pixels.
+        image_token_id: id that marks a patch.
+        tokens_per_image: patches per image (`P`).
+        max_length: most tokens of a row, image tokens included.
+        bad_budget: share of the rows that may turn out bad while training. Each is replaced by a good
+        row of its
+            modality and length, always the same one; the next bad row beyond the budget raises. 0: the
+            first does.
+        bad_log: file that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`.
+        usable: `(rows,)` bool, rows that may replace others; from `basic_lite.data.checks.usable_rows`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        template: Template | str,
+        tokenizer: Any,
+        transform: ImageTransform,
+        image_token_id: int,
+        tokens_per_image: int,
+        max_length: int | None = 2048,
+        bad_budget: float = 0.0,
+        bad_log: Path | None = None,
+        usable: np.ndarray | None = None,
+    ) -> None:
+        self.rows = rows
+        self.encoder = RowEncoder(
+            template, tokenizer, transform, image_token_id, tokens_per_image, max_length
+        )
+        self.bad_budget = bad_budget
+        self.bad_log = bad_log
+        self.usable = usable
+        # One byte a row, seen by all workers; a count would need a lock, a bit may be set twice.
+        self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Return one row, encoded.
+
+        Args:
+            row: its number.
+
+        Returns:
+            `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
+            tensors, one per image, `row` and `id`; of the row that replaces it if it is bad.
+
+        Raises:
+            ValueError: If the row is bad and the budget is spent; names the row and its id.
+        """
+        try:
+            return self._encoded(row)
+        except RowFault as fault:
+            self.state[row] |= BAD
+            bad, allowed = int((self.state & BAD).ne(0).sum()), int(self.bad_budget * len(self))
+            if bad > allowed:
+                if not self.bad_budget:
+                    raise
+                raise RowFault(
+                    fault.code,
+                    f"{bad} of {len(self)} rows turned out bad, {allowed} are allowed; the last: {fault}",
+                ) from None
+            for other in self._similar(row):
+                try:
+                    item = self._encoded(other)
+                except RowFault:
+                    continue
+                self._log(row, fault, other)
+                return item
+            raise
+
+    def tally(self) -> dict[str, int]:
+        """Return how many different rows were `seen`, `truncated` and `replaced` so far, by all workers."""
+        return {
+            name: int((self.state & bit).ne(0).sum())
+            for name, bit in (("seen", SEEN), ("truncated", CUT), ("replaced", BAD))
+        }
+
+    def _encoded(self, row: int) -> dict[str, Any]:
+        item, truncated = self.encoder(self.rows[row], row)
+        self.state[row] |= SEEN | (CUT if truncated else 0)
+        return item
+
+    def _similar(self, row: int, tries: int = 20) -> Iterator[int]:
+        """Yield rows of the same modality and about the same length, always in the same order."""
+        same = self.rows.has_image == self.rows.has_image[row]
+        same &= self.rows.index.fault == 0
+        if self.usable is not None:
+            same &= self.usable
+        same[row] = False
+        candidates = np.flatnonzero(same)
+        lengths = self.rows.lengths[candidates]
+        order = np.argsort(lengths, kind="stable")
+        first = int(np.searchsorted(lengths[order], self.rows.lengths[row]))
+        for step in range(min(tries, len(order))):
+            yield int(candidates[order[(first + step) % len(order)]])
+
+    def _log(self, row: int, fault: RowFault, other: int) -> None:
+        if self.bad_log is None:
+            return
+        line = {"row": row, "code": fault.code, "detail": fault.detail, "replaced_by": other}
+        self.bad_log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.bad_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:  # one write: lines of several workers do not mix
+            os.write(file, (json.dumps(line) + "\n").encode())
+        finally:
+            os.close(file)
+
+
+class SupervisedStream(IterableDataset):
+    """Rows of a stream as token ids, labels and pixels, in the stream's order.
+
+    A stream has no length and no row numbers to come back to: choose `max_steps`, and prefer rows on
+    disk where there is room for them. Workers share the stream's files among them.
+
+    Args:
+        samples: an iterable that can be gone through anew, such as `basic_lite.data.streams.Stream`.
+        bad_budget: share of the rows seen so far, at least one row, that may be bad; they are left out.
+        encoder: the rest.
+    """
+
+    def __init__(self, samples: Any, encoder: RowEncoder, *, bad_budget: float = 0.0) -> None:
+        self.samples = samples
+        self.encoder = encoder
+        self.bad_budget = bad_budget
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        bad = 0
+        for number, sample in enumerate(self.samples):
+            try:
+                if isinstance(sample, RowFault):
+                    raise sample
+                item, _ = self.encoder(sample, number)
+            except RowFault:
+                bad += 1
+                if not self.bad_budget or bad > max(self.bad_budget * (number + 1), 1):
+                    raise
+                continue
+            yield item
+
+
+class RowEncoder:
+    """Makes ids, labels and pixels of a sample; for the arguments see `SupervisedRows`."""
+
+    def __init__(
+        self,
+        template: Template | str,
+        tokenizer: Any,
+        transform: ImageTransform,
+        image_token_id: int,
+        tokens_per_image: int,
+        max_length: int | None,
+    ) -> None:
+        self.template = template
+        self.tokenizer = tokenizer
+        self.transform = transform
+        self.image_token_id = image_token_id
+        self.tokens_per_image = tokens_per_image
+        self.max_length = max_length
+
+    def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
+        """Return an item of `SupervisedRows` and how many tokens were cut off.
+
+        Raises:
+            RowFault: Names the row and its id.
+        """
+        try:
+            encoded = encode(
+                self.template,
+                self.tokenizer,
+                sample.turns,
+                image_token_id=self.image_token_id,
+                tokens_per_image=self.tokens_per_image,
+                max_length=self.max_length,
+            )
+            if all(label == IGNORE_INDEX for label in encoded.labels):
+                raise RowFault(
+                    "no_supervision", f"no supervised token is left within {self.max_length} tokens"
+                )
+            pixels = [self.transform(load_image(image)) for image in sample.images]
+        except ValueError as error:
+            code = error.code if isinstance(error, RowFault) else "no_supervision"
+            raise RowFault(code, f"row {row} (id {shown(sample.id)}): {error}") from None
+        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
+        return {**item, "row": row, "id": sample.id}, encoded.truncated
