@@ -229,3 +229,107 @@ def test_a_missing_prediction_is_wrong_and_counted():
     result = score({index: text for index, text in RIGHT.items() if index != 12})
     assert result.overall == pytest.approx(2 / 3)
     assert result.n_missing == result.n_unparsed == 1
+
+
+def ask(name="mmbench_dev.tsv", language="en"):
+    return mmbench.read_tsv(EVAL / name, language)
+
+
+def test_score_reports_all_figures():
+    result = mmbench.score(ask(), {**RIGHT, 12: "?"}, "exact_matching")
+    assert result.value == pytest.approx(200 / 3)
+    assert (result.unparsed, result.missing, result.metric) == (1, 0, "circular accuracy")
+    assert result.items == {7: 1.0, 12: 0.0, 20: 1.0}
+    assert result.categories[20] == "future_prediction"
+    assert result.figures["vanilla"] == pytest.approx(200 / 3)
+    assert result.figures["all_rows"] == pytest.approx(800 / 9)
+    assert result.figures["letters"] == {"A": 2, "B": 3, "C": 2, "D": 1}
+    assert (result.figures["n_questions"], result.figures["n_rows"]) == (3, 9)
+    assert result.breakdown["l2-category"]["logic_reasoning"] == 100.0
+
+
+def test_chinese_answers_are_counted_both_ways():
+    asked = ask("mmbench_dev_cn.tsv", "cn")
+    answers = {question.id: f"答案：{question.answer}" for question in asked}
+    plain = mmbench.score(asked, answers, "exact_matching")
+    folded = mmbench.score(asked, answers, "exact_matching_normalise_cn")
+    assert (plain.value, folded.value) == (0.0, 100.0)
+    for result in (plain, folded):
+        assert result.figures["as_answered"] == {"value": 0.0, "parse_failures": 5}
+        assert result.figures["normalise_cn"] == {"value": 100.0, "parse_failures": 0}
+    assert "normalise_cn" not in mmbench.score(ask(), RIGHT, "exact_matching").figures
+
+
+def test_a_row_without_an_answer_cannot_be_scored(tmp_path):
+    asked = mmbench.read_tsv(write(tmp_path / "a.tsv", row(1, answer="")))
+    with pytest.raises(ValueError, match="row 1 has no answer: score a labelled split, or export"):
+        mmbench.score(asked, {1: "A"}, "exact_matching")
+
+
+def test_hub_rows_with_nan_texts(parquet, png, fixtures):
+    import json
+
+    from basic_lite.benchmarks.files import Source
+
+    line = json.loads((fixtures / "mmbench_hf_row.json").read_text())
+    rows = [
+        {**line, "image": {"bytes": png(), "path": None}},
+        {**line, "index": 7, "hint": None, "image": None},
+    ]
+    data = parquet(rows, "en/dev-00000-of-00001.parquet")
+    first, second = mmbench.read(Source(data, "dev"))
+    assert first.text == (
+        "Which object is largest?\nA. cube\nB. cone\nC. ball\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert first.id == 1000007
+    assert first.fields["l2-category"] == "finegrained_perception (instance-level)"
+    assert first.open_image().size == (4, 4)
+    assert second.image is None
+
+
+def test_a_test_file_may_lack_answers(tmp_path):
+    from basic_lite.benchmarks.files import Source
+
+    header = "index\tquestion\tA\tB\tC\tD\timage"
+    path = write(tmp_path / "a.tsv", f"3\tWhich?\tr\tb\t\t\t{picture()}", header=header)
+    assert mmbench.read(Source(path, "test"))[0].answer is None
+    with pytest.raises(ValueError, match="column answer, category is missing"):
+        mmbench.read(Source(path, "dev"))
+
+
+def test_submission_needs_openpyxl_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    with pytest.raises(ValueError, match="pip install openpyxl"):
+        mmbench.export(ask(), RIGHT, tmp_path / "s.xlsx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submission_has_the_servers_columns(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    path = mmbench.export(ask(), {7: "=B\x00", 12: "A"}, tmp_path / "s.xlsx")
+    rows = list(openpyxl.load_workbook(path).active.values)
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert rows[1] == (7, "Which object is largest?", "ball", "cube", "cone", None, "=B", "B", "dev")
+    assert rows[4][6] == "A"
+    assert len(rows) == 10
+
+
+def test_the_published_size_is_scored_within_five_seconds():
+    import time
+
+    rows, answers = [], {}
+    for question in range(1_164):
+        options = [f"an option with some words {question} {k}" for k in range(4 if question < 837 else 3)]
+        for k in range(len(options)):
+            index = question + k * 1_000_000
+            turned = dict(zip("ABCD", options[k:] + options[:k], strict=False))
+            rows.append(
+                {"index": index, **turned, "answer": "A", "category": f"c{question % 20}", "l2-category": "l"}
+            )
+            answers[index] = f"I would say that it shows {options[question % 3]}, as far as I can see"
+    assert len(rows) == 4_329
+    started = time.perf_counter()
+    for method in ("exact_matching", "lmms_static"):
+        circular_accuracy(rows, answers, method)
+    assert time.perf_counter() - started < 5
