@@ -63,10 +63,9 @@ class Template:
     needs_bos: bool = False
     caption: bool = False
 
-    @lru_cache  # noqa: B019 - rows are few and live as long as the program
-    def special(self) -> tuple[str, ...]:
+    def special(self) -> list[str]:
         """Return the strings that must be single tokens of the tokenizer."""
-        return tuple(sorted(set(_SPECIAL.findall(self.system + self.user + self.end))))
+        return _SPECIAL.findall(self.system + self.user + self.end)
 
 
 _SYSTEM = (
@@ -162,11 +161,8 @@ def segments(
             add(text, _IMAGE)
             add(footer, _SPECIAL)
         else:
-            add(
-                template.answer.format(text.lstrip(_WHITE) if footer.endswith("\n") else text),
-                None,
-                supervised=True,
-            )
+            text = text.lstrip(_WHITE) if footer.endswith("\n") else text
+            add(template.answer.format(text), None, supervised=True)
             add(template.end, _SPECIAL, supervised=True)
             add(template.after, _SPECIAL)
     return pieces
@@ -174,9 +170,8 @@ def segments(
 
 def render(template: Template | str, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
     """Return the string that is tokenised: the `segments` joined. BOS, a matter of ids, is not in it."""
-    return "".join(
-        piece.text for piece in segments(template, turns, add_generation_prompt=add_generation_prompt)
-    )
+    pieces = segments(template, turns, add_generation_prompt=add_generation_prompt)
+    return "".join(piece.text for piece in pieces)
 
 
 def encode(
@@ -224,7 +219,7 @@ def encode(
             )
         truncated = len(input_ids) - max_length
         del input_ids[max_length:], labels[max_length:]
-    if all(label == IGNORE_INDEX for label in labels):
+    if labels.count(IGNORE_INDEX) == len(labels):
         raise ValueError(
             f"the row supervises nothing: its first answer starts behind max_length {max_length}; "
             "raise max_length or drop the row"
@@ -284,10 +279,8 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
     remedy = "choose the template of this LLM's family"
     for turns in _SAMPLES[:1] if template.caption else _SAMPLES:
         text, walked = render(template, turns), list(encoder.walk(segments(template, turns), 1))
-        ids, expected = (
-            [i for _, ids in walked for i in ids],
-            whole.encode(text, add_special_tokens=False).ids,
-        )
+        ids = [i for _, ids in walked for i in ids]
+        expected = whole.encode(text, add_special_tokens=False).ids
         if ids != expected:
             raise ValueError(f"{fault}: {text!r} is {ids} by segments but {expected} as a whole; {remedy}")
         for piece, ids in walked:
@@ -313,10 +306,10 @@ def choose_template(tokenizer: Any, family: str) -> str:
 
 
 def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
-    """Return the ids that end an answer at generation: the template's turn end, its `stop`, EOS."""
+    """Return the ids that end an answer at generation, each once: turn end, the template's `stop`, EOS."""
     template, known = _template(template), tokenizer.get_added_vocab()
-    # A caption ends with a newline; behind a letter, because alone it could get the tokenizer's prefix.
-    caption_end = tokenizer("a\n", add_special_tokens=False).input_ids[-1]
+    # A caption ends with a newline: the last id, because the tokenizer may put a prefix in front of it.
+    caption_end = tokenizer("\n", add_special_tokens=False).input_ids[-1]
     ids = [_special_id(template, known, template.end) if template.end else caption_end]
     ids += [known[text] for text in template.stop if text in known]
     ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
@@ -357,7 +350,8 @@ def normal_turns(conversations: Sequence[dict[str, Any]]) -> list[Turn]:
     return turns
 
 
-# A noncharacter of Unicode, which no text contains; it stands for "here was a special token or an image".
+# Stands for "here was a special token or an image". It is a noncharacter of Unicode, so no text needs it;
+# where one has it, it becomes U+FFFD.
 _MARK = "\ufdd0"
 
 
@@ -376,9 +370,8 @@ class _Encoder:
         backend = _backend(tokenizer)
         specification = _specification(backend)
         added = specification["added_tokens"]
-        self.special = {
-            token["content"]: token["id"] for token in added if _SPECIAL.fullmatch(token["content"])
-        }
+        ids = {token["content"]: token["id"] for token in added}
+        self.special = {text: ids[text] for text in ids if _SPECIAL.fullmatch(text)}
         # Phi-3's special tokens swallow the white space behind them, the newlines of its headers included.
         self.swallowing = {token["content"] for token in added if token["rstrip"]}
         self.image_token_id = image_token_id
@@ -389,10 +382,9 @@ class _Encoder:
         # `encode_special_tokens` reads what is flagged special as text. Not all that is dangerous is flagged:
         # Phi-3's </s> and Gemma's unused rows, one of which may be the image token, are plain added tokens.
         # The other plain ones stay: Gemma's runs of newlines are added tokens, too, and ordinary text.
-        # The other plain ones stay: Gemma's runs of newlines are added tokens, too, and ordinary text.
         as_text = {*self.never, *tokenizer.all_special_ids}
         for token in added:
-            token["special"] |= token["id"] in as_text or token["content"] == IMAGE
+            token["special"] |= token["id"] in as_text
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         added.append({"content": _MARK, "id": backend.get_vocab_size(), **flags})
         self.plain = type(backend).from_str(json.dumps(specification))
@@ -479,7 +471,7 @@ def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
             raise ValueError(f"turn {number} is from {role!r} where {due!r} is due: turns must alternate")
         if _SURROGATE.search(text):
             raise ValueError(
-                f"turn {number} holds half a character (a lone surrogate), which has no ids: fix it"
+                f"turn {number} holds half a character (a lone surrogate): repair or drop the row"
             )
         if role == "assistant" and not text.strip():
             raise ValueError(f"the answer in turn {number} is empty: there is nothing to learn, drop the row")

@@ -585,12 +585,22 @@ def test_earlier_calls_leave_no_truncation_behind() -> None:
 
 
 def test_tokens_added_after_the_first_call_are_seen() -> None:
-    tokenizer = vicuna()
-    settings = {"image_token_id": 32000, "tokens_per_image": 1}
-    turns: list[Turn] = [("user", "Q"), ("assistant", "A <image>")]
-    before = encode("vicuna_v1", tokenizer, turns, **settings)
-    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    assert encode("vicuna_v1", tokenizer, turns, **settings) == before
+    tokenizer = smollm()
+    settings = {"image_token_id": IMG, "tokens_per_image": 1}
+    with pytest.raises(ValueError, match="needs '</s>' as one special token"):
+        encode("vicuna_v1", tokenizer, TEXT, **settings)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</s>"]})
+    added = tokenizer.convert_tokens_to_ids("</s>")
+    assert encode("vicuna_v1", tokenizer, TEXT, **settings).labels[-1] == added
+
+
+def test_eos_in_data_is_text_even_where_it_is_an_ordinary_added_token() -> None:
+    backend = smollm().backend_tokenizer
+    backend.add_tokens(["<stop>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<stop>")
+    turns: list[Turn] = [("user", "Q"), ("assistant", "a <stop> b")]
+    ids = encode("chatml", tokenizer, turns, image_token_id=IMG, tokens_per_image=1).input_ids
+    assert tokenizer.eos_token_id not in ids
 
 
 # ------------------------------------------------------------------------------------------ truncation
@@ -644,7 +654,7 @@ def test_the_self_test_passes(template: str, name: str) -> None:
 
 def test_the_self_test_names_a_missing_special_token() -> None:
     message = (
-        r"template 'phi3_instruct' needs '<\|assistant\|>' as one special token, which this tokenizer lacks: "
+        r"template 'phi3_instruct' needs '<\|system\|>' as one special token, which this tokenizer lacks: "
         "choose the template of this LLM's family"
     )
     with pytest.raises(ValueError, match=message):
