@@ -285,7 +285,7 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
             raise ValueError(f"{fault}: {text!r} is {ids} by segments but {expected} as a whole; {remedy}")
         for piece, ids in walked:
             # Sentencepiece decoders drop the space that starts their input.
-            decoded = tokenizer.decode(ids)
+            decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if piece.supervised and decoded.removeprefix(" ") != piece.text.removeprefix(" "):
                 raise ValueError(f"{fault}: {piece.text!r} decodes to {decoded!r}; {remedy}")
 
