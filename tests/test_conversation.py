@@ -142,11 +142,6 @@ MAKERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 @lru_cache
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    return MAKERS[name]()
-
-
-@lru_cache
-def with_image(name: str) -> PreTrainedTokenizerFast:
     """The tokenizer with `<image>` as a special token, as Hugging Face's LLaVA processors have it."""
     tokenizer = MAKERS[name]()
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
@@ -342,9 +337,11 @@ GOLDEN = {
 
 @pytest.mark.parametrize(("template", "name", "turns"), GOLDEN)
 def test_ids_and_labels_are_the_golden_ones(template: str, name: str, turns: str) -> None:
-    spans = GOLDEN[template, name, turns]
+    tokenizer = tokenizer_of(name)
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    spans = [([image if i == IMG else i for i in ids], loss) for ids, loss in GOLDEN[template, name, turns]]
     conversation = {"one": ONE, "three": THREE, "text": TEXT}[turns]
-    encoded = encode(template, tokenizer_of(name), conversation, image_token_id=IMG, tokens_per_image=2)
+    encoded = encode(template, tokenizer, conversation, image_token_id=image, tokens_per_image=2)
     assert encoded.input_ids == [i for ids, _ in spans for i in ids]
     assert encoded.labels == [i if loss else IGNORE_INDEX for ids, loss in spans for i in ids]
     assert encoded.truncated == 0
@@ -431,6 +428,7 @@ TEXTS = [
     "{} {0} {text} %s \\n \\",
     "▁ already ▁▁there",
     "<0x0A>",
+    "\x1f a separator, which only Python calls white space",
     "\x00\x7f\ufffd\u200b",
     "x" * 300,
 ]
@@ -445,7 +443,7 @@ def conversation_of(template: str, text: str) -> list[Turn]:
 
 def assert_promises(template: str, name: str, turns: list[Turn]) -> None:
     """Concatenated ids, decoded loss tokens and prompts, against the tokenizer and the turns."""
-    tokenizer = with_image(name)
+    tokenizer = tokenizer_of(name)
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     settings = {"image_token_id": image, "tokens_per_image": 1}
     encoded = encode(template, tokenizer, turns, **settings)
@@ -512,10 +510,7 @@ def test_special_strings_in_data_stay_text(template: str, name: str) -> None:
         *tokenizer.all_special_tokens,
     ]
     text = "a" + "b".join([*marks, *TEMPLATES[template].special(), *([image] if image else [])]) + "c"
-    settings = {
-        "image_token_id": tokenizer.convert_tokens_to_ids(image) if image else IMG,
-        "tokens_per_image": 3,
-    }
+    settings = {"image_token_id": tokenizer.convert_tokens_to_ids(image or IMAGE), "tokens_per_image": 3}
     encoded = encode(template, tokenizer, conversation_of(template, text), **settings)
     innocent = encode(template, tokenizer, conversation_of(template, "x"), **settings)
     reserved = {settings["image_token_id"], *tokenizer.convert_tokens_to_ids(marks)}
@@ -527,26 +522,27 @@ def test_special_strings_in_data_stay_text(template: str, name: str) -> None:
 
 def test_image_placeholder_in_an_answer_is_text() -> None:
     turns: list[Turn] = [("user", "<image>\nHTML?"), ("assistant", "Write <image> here.")]
-    for name in ("vicuna", "phi3"):
-        template = choose_template(tokenizer_of(name), "")
-        for tokenizer in (tokenizer_of(name), with_image(name)):
-            ids = encode(template, tokenizer, turns, image_token_id=32011, tokens_per_image=4).input_ids
-            assert ids.count(32011) == 4
-            assert tokenizer.decode(ids).count("Write <image> here.") == 1
+    for tokenizer in (vicuna(), tokenizer_of("vicuna")):
+        ids = encode("vicuna_v1", tokenizer, turns, image_token_id=32000, tokens_per_image=4).input_ids
+        assert ids.count(32000) == 4
+        assert tokenizer.decode(ids).count("Write <image> here.") == 1
 
 
 def test_two_images_are_two_blocks() -> None:
     turns: list[Turn] = [("user", "<image>\n<image>\nQ"), ("assistant", "A")]
-    ids = encode("vicuna_v1", tokenizer_of("vicuna"), turns, image_token_id=IMG, tokens_per_image=2).input_ids
-    assert ids[32:41] == [1001, 29901, 29871, IMG, IMG, 29871, 13, IMG, IMG]
+    ids = encode(
+        "vicuna_v1", tokenizer_of("vicuna"), turns, image_token_id=32000, tokens_per_image=2
+    ).input_ids
+    assert ids[32:41] == [1001, 29901, 29871, 32000, 32000, 29871, 13, 32000, 32000]
 
 
 @every_pair
 def test_bos_comes_once_or_not_at_all(template: str, name: str) -> None:
     tokenizer = tokenizer_of(name)
-    ids = encode(template, tokenizer, ONE, image_token_id=IMG, tokens_per_image=1).input_ids
+    image = tokenizer.convert_tokens_to_ids(IMAGE)
+    ids = encode(template, tokenizer, ONE, image_token_id=image, tokens_per_image=1).input_ids
     if name == "smollm":  # its BOS is <|im_start|>, which the tokenizer does not put in front
-        assert ids[0] == (1 if template == "chatml" else IMG)
+        assert ids[0] == (1 if template == "chatml" else image)
         assert ids.count(1) == (2 if template == "chatml" else 0)
     else:
         assert ids[0] == tokenizer.bos_token_id
@@ -580,8 +576,10 @@ def test_segments_name_what_they_are() -> None:
 def test_earlier_calls_leave_no_truncation_behind() -> None:
     tokenizer = vicuna()
     tokenizer("many words to be cut", truncation=True, max_length=3)
-    encoded = encode("vicuna_v1", tokenizer, ONE, image_token_id=IMG, tokens_per_image=2)
-    assert encoded == encode("vicuna_v1", tokenizer_of("vicuna"), ONE, image_token_id=IMG, tokens_per_image=2)
+    encoded = encode("vicuna_v1", tokenizer, ONE, image_token_id=32000, tokens_per_image=2)
+    assert encoded == encode(
+        "vicuna_v1", tokenizer_of("vicuna"), ONE, image_token_id=32000, tokens_per_image=2
+    )
 
 
 def test_tokens_added_after_the_first_call_are_seen() -> None:
@@ -608,17 +606,17 @@ def test_eos_in_data_is_text_even_where_it_is_an_ordinary_added_token() -> None:
 
 def test_truncation_cuts_text_from_the_right_and_counts() -> None:
     tokenizer = tokenizer_of("vicuna")
-    full = encode("vicuna_v1", tokenizer, THREE, image_token_id=IMG, tokens_per_image=2)
+    full = encode("vicuna_v1", tokenizer, THREE, image_token_id=32000, tokens_per_image=2)
     length = len(full.input_ids)
     for cut in (0, 1, 2, 14):
         short = encode(
-            "vicuna_v1", tokenizer, THREE, image_token_id=IMG, tokens_per_image=2, max_length=length - cut
+            "vicuna_v1", tokenizer, THREE, image_token_id=32000, tokens_per_image=2, max_length=length - cut
         )
         assert short.input_ids == full.input_ids[: length - cut]
         assert short.labels == full.labels[: length - cut]
         assert short.truncated == cut
     longer = encode(
-        "vicuna_v1", tokenizer, THREE, image_token_id=IMG, tokens_per_image=2, max_length=length + 1
+        "vicuna_v1", tokenizer, THREE, image_token_id=32000, tokens_per_image=2, max_length=length + 1
     )
     assert longer == full
 
@@ -753,12 +751,12 @@ def test_stop_ids(template: str, name: str, ids: list[int]) -> None:
 )
 def test_what_is_no_conversation_is_refused(turns: list[Turn], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode("vicuna_v1", tokenizer_of("vicuna"), turns, image_token_id=IMG, tokens_per_image=1)
+        encode("vicuna_v1", tokenizer_of("vicuna"), turns, image_token_id=32000, tokens_per_image=1)
 
 
 def test_a_prompt_must_end_with_the_user() -> None:
     with pytest.raises(ValueError, match="ends with 'assistant', but it must end with 'user'"):
-        encode_prompt("vicuna_v1", tokenizer_of("vicuna"), ONE, image_token_id=IMG, tokens_per_image=1)
+        encode_prompt("vicuna_v1", tokenizer_of("vicuna"), ONE, image_token_id=32000, tokens_per_image=1)
 
 
 @pytest.mark.parametrize(
