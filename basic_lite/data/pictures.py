@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from basic_lite.data.roots import locate, read_bytes
 from basic_lite.data.samples import ImageRef, RowFault
 from basic_lite.data.texts import one_line, shown
 
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -77,8 +79,9 @@ def decode(data: bytes, name: str) -> Image.Image:
 def decoded(image: Image.Image, name: str) -> Image.Image:
     """Decode an opened picture to RGB; see `load_image`."""
     try:
-        image.load()  # until here only the header was read
-        return rgb(image)
+        with _silence():
+            image.load()  # until here only the header was read
+            return rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # a decoder meets hostile bytes here and may raise whatever it likes
@@ -92,10 +95,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
     if not data:
         raise RowFault("undecodable_image", f"image {shown(name)} is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's own warning about large pictures; the check below is ours
+        with _silence():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise RowFault(
@@ -120,6 +120,14 @@ def open_header(data: bytes, name: str) -> Image.Image:
             f"image {shown(name)} is {width} x {height}: sides differ by more than {MAX_ASPECT} times",
         )
     return image
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Pillow's remarks about large or odd pictures from the terminal: such a picture is read or a fault."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:

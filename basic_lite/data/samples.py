@@ -32,17 +32,19 @@ STILL_TRAINS: frozenset[str] = NOTES | {"too_long", "duplicate_id"}
 class RowFault(ValueError):
     """A row that cannot be trained on: `code` is one of `CODES`, the text says what is wrong."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str | None = None) -> None:
+        if detail is None:  # DataLoader raises a worker's error anew, from the text of its traceback alone
+            code, detail = "malformed_row", code.rstrip().rpartition("\n")[2].removeprefix(_NAME)
         assert code in CODES, code
         super().__init__(detail)
         self.code = code
         self.detail = detail
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (
-            self.code,
-            self.detail,
-        )  # an exception with two arguments crosses processes only so
+        return type(self), (self.code, self.detail)  # else pickle would give the text alone
+
+
+_NAME: str = f"{RowFault.__module__}.{RowFault.__qualname__}: "
 
 
 @dataclass(frozen=True)

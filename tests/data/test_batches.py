@@ -141,6 +141,77 @@ def test_every_row_once_per_epoch(
         assert list(again) == order
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    rows=lengths_and_kinds,
+    only=st.sampled_from([None, True, False]),
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 3),
+    ranks=st.integers(1, 6),
+    group=st.booleans(),
+    left_out=st.integers(1, 5),
+)
+def test_ranks_share_every_row_once(
+    rows: list, only: bool | None, batch_size: int, accumulation: int, ranks: int, group: bool, left_out: int
+) -> None:
+    kinds = [kind if only is None else only for _, kind in rows]
+    usable = np.arange(len(rows)) % left_out == 0
+    parts = [
+        Batches(
+            [length for length, _ in rows],
+            kinds,
+            batch_size=batch_size,
+            seed=5,
+            group=group,
+            accumulation=accumulation,
+            usable=usable,
+            rank=rank,
+            ranks=ranks,
+        )
+        for rank in range(ranks)
+    ]
+    if 0 < usable.sum() < ranks:
+        with pytest.raises(ValueError, match="cannot be shared"):
+            list(parts[0])
+        return
+    for epoch in (0, 3):
+        for part in parts:
+            part.set_epoch(epoch)
+        orders = [list(part) for part in parts]
+        assert {len(order) for order in orders} == {len(parts[0])}  # ranks wait for each other
+        seen = Counter(i for order in orders for batch in order for i in batch)
+        assert seen == Counter(np.flatnonzero(usable).tolist())
+        sizes = [len(batch) for order in orders for batch in order]
+        assert all(1 <= size <= batch_size + (batch_size == 1 < ranks) for size in sizes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=lengths_and_kinds, seed=st.integers(0, 9), group=st.booleans(), data=st.data())
+def test_resume_by_index(rows: list, seed: int, group: bool, data: st.DataObject) -> None:
+    lengths, kinds = [length for length, _ in rows], [kind for _, kind in rows]
+    batches = Batches(lengths, kinds, batch_size=3, seed=seed, group=group, accumulation=2)
+    epoch = data.draw(st.integers(0, 5))
+    batches.set_epoch(epoch)
+    whole = list(batches)
+    done = data.draw(st.integers(0, len(whole)))
+    batches.set_epoch(epoch, skip=done)
+    assert list(batches) == whole[done:]
+    batches.set_epoch(epoch + 1)
+    assert len(list(batches)) == len(whole) == len(batches)  # the next epoch is whole again
+
+
+def test_resume_reads_no_row_that_is_done(supervised: Callable) -> None:
+    rows = supervised([row(str(i), "Hi", "Ho" * i) for i in range(1, 13)])
+    batches = Batches(rows.rows.lengths, rows.rows.has_image, batch_size=2, seed=0, group=True)
+    collate = Collator(pad_token_id=0, image_token_id=IMAGE_ID)
+    whole = [batch["rows"] for batch in DataLoader(rows, batch_sampler=batches, collate_fn=collate)]
+    rows.state.zero_()
+    batches.set_epoch(0, skip=4)
+    rest = [batch["rows"] for batch in DataLoader(rows, batch_sampler=batches, collate_fn=collate)]
+    assert rest == whole[4:]
+    assert rows.tally()["seen"] == sum(map(len, rest)) == 4
+
+
 def test_grouping_saves_padding_and_epochs_differ() -> None:
     rng = np.random.default_rng(0)
     lengths, kinds = rng.integers(10, 2000, 5000), rng.random(5000) < 0.9
@@ -171,6 +242,8 @@ def test_wrong_arguments() -> None:
         Batches([1, 2], [True], batch_size=1, seed=0, group=False)
     with pytest.raises(ValueError, match="at least 1"):
         Batches([1], [True], batch_size=0, seed=0, group=False)
+    with pytest.raises(ValueError, match="rank 2 is not one of 2"):
+        Batches([1], [True], batch_size=1, seed=0, group=False, rank=2, ranks=2)
     with pytest.raises(ValueError, match="padding_side"):
         Collator(pad_token_id=0, image_token_id=1, padding_side="middle")
 
