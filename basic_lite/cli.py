@@ -5,8 +5,10 @@ Nothing heavy is imported until a command runs, so `basic-lite --help` answers a
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 
 import typer
 
@@ -29,7 +31,10 @@ app.add_typer(data.app, name="data")
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 done, 1 failed, 2 something to correct, 130 interrupted (resumable)."""
+    """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off."""
+    # bitsandbytes reports an optional CPU kernel, transformers its own renamed methods: nothing a user can mend.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except ValueError as error:

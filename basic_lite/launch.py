@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -118,6 +121,13 @@ class Settings:
         return table
 
 
+def quiet_console() -> Console:
+    """Return the console of a command, and silence the progress bars of the libraries beside its own."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return Console()
+
+
 def choose_device() -> str:
     """Return `"cuda"` where there is one, else `"cpu"`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,8 +166,8 @@ def check_sources(sources: Sources, settings: Settings) -> None:
         check_whole_decoder_fits(config, choose_device())
 
 
-def claim_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
-    """Make the run's folder ready and return the checkpoint to go on from.
+def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
+    """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing.
 
     Raises:
         ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
@@ -171,33 +181,27 @@ def claim_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
         return found[-1]
-    used = found or (out / checkpoint.MANIFEST).exists() or (out / "log.jsonl").exists()
-    if used and not overwrite:
+    if not overwrite and _leftovers(out):
         raise ValueError(
             f"{out} already holds a run; go on with --resume, start again with --overwrite, or choose "
             "another --out"
         )
-    if used:
-        for path in (*found, *(out / name for name in _LEFTOVERS)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written to ({error.strerror}); choose another --out") from error
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{out} cannot be written to ({existing} is in the way); choose another --out")
     return None
 
 
-_LEFTOVERS = (
-    checkpoint.MANIFEST,
-    checkpoint.PROJECTOR,
-    checkpoint.DECODER,
-    checkpoint.ADAPTER,
-    "adapter_model.safetensors",
-    "log.jsonl",
-)
+def _leftovers(out: Path) -> list[Path]:
+    """Return what an earlier run left in its folder (evaluations stay)."""
+    names = (checkpoint.MANIFEST, checkpoint.PROJECTOR, checkpoint.DECODER, "log.jsonl", "adapter_*")
+    return [*checkpoint.checkpoints(out), *(path for name in names for path in out.glob(name))]
+
+
+def _clear(out: Path) -> None:
+    for path in _leftovers(out):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def open_training_rows(settings: Settings) -> Rows:
@@ -283,6 +287,8 @@ def train(
     if resume is not None:
         check_same_run(manifest, resume)
         _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
+    else:
+        _clear(settings.out)
     decoder = parts_of(assembled.model).decoder
     if settings.recompute:
         _recompute(decoder)

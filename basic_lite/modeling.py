@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,15 @@ class Sources:
     dtype: torch.dtype = torch.bfloat16
     image_size: int | None = None
     tower_layer: int = -2
+
+    def __post_init__(self) -> None:
+        """Refuse a number of bits that there is no format for.
+
+        Raises:
+            ValueError: If `bits` is not 4, 8 or 16.
+        """
+        if self.bits not in get_args(Bits):
+            raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
 
     @classmethod
     def named(cls, model: str, tower: str, llm: str | None = None, **settings: object) -> Sources:
@@ -265,8 +274,6 @@ def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedMod
         )
     elif sources.bits == 8:
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    elif sources.bits != 16:
-        raise ValueError(f"bits must be 4, 8 or 16, got {sources.bits}")
     placement = {"device_map": {"": str(device)}} if quantisation else {}
     try:
         causal = AutoModelForCausalLM.from_pretrained(

@@ -24,30 +24,30 @@ def main(
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id. [default: the hub's]",
+            help="Original file or folder, folder of Parquet files, or hub id.", default="the hub's",
             panel="Data",
         ),
     ] = None,
     images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
-    split: Annotated[str | None, o.option(help="Split. [default: the labelled one]", panel="Data")] = None,
+    split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
         int | None, o.option(help="Only so many questions: not the benchmark's number.", panel="Data")
     ] = None,
     prompt_style: Annotated[str, o.option(help="llava, or a harness's by name.", panel="Data")] = "llava",
     scorer: Annotated[
-        str | None, o.option(help="Scoring rule by name. [default: LLaVA's]", panel="Data")
+        str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
     ] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"], o.option(help="One step alone, or all three.")
     ] = "all",
     out: Annotated[
-        Path | None, o.option(help="Folder of predictions and results. [default: RUN/eval/BENCHMARK]")
+        Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
     ] = None,
     batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.")] = 16,
-    max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on. [default: -1, all]")] = -1,
+    max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on.", default="-1, all")] = -1,
     image_size: o.ImageSize = None,
     tower_layer: Annotated[
-        int | None, o.option(help="Features of the tower. [default: the run's]", panel=o.MODEL)
+        int | None, o.option(help="Features of the tower.", default="the run's", panel=o.MODEL)
     ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRun = False,
@@ -64,8 +64,6 @@ def main(
 
       basic-lite eval textvqa --data textvqa/ --step score
     """
-    from rich.console import Console
-
     from basic_lite import checkpoint, launch
     from basic_lite.benchmarks import predictions, table
     from basic_lite.console import progress_bar
@@ -73,7 +71,7 @@ def main(
     from basic_lite.scoring.report import results
     from basic_lite.scoring.score import save_score
 
-    console = Console()
+    console = launch.quiet_console()
     name = table.name_of(benchmark)
     scorer = table.scorer_of(name, scorer)
     manifest = checkpoint.read_manifest(run)

@@ -12,16 +12,16 @@ METHOD = "Method"
 RUN = "Run"
 
 
-def option(*names: str, help: str, panel: str = RUN, **more: object) -> object:
-    """Return a Typer option in a named panel of `--help`."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: object) -> object:
+    """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
 
 Data = Annotated[
     Path | None, option(help="LLaVA JSON or JSONL. Without it: the published set, from the hub.", panel="Data")
 ]
 Images = Annotated[
-    Path | None, option(help="Folder that image paths start from. [default: the data's own]", panel="Data")
+    Path | None, option(help="Folder that image paths start from.", default="the data's own", panel="Data")
 ]
 Workers = Annotated[int, option(help="Processes that prepare batches.", panel="Data", min=0)]
 MaxLength = Annotated[int, option(help="Most tokens of a row; longer answers are cut.", panel="Data")]
@@ -35,17 +35,17 @@ Tower = Annotated[
     option(help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.", panel=MODEL),
 ]
 Template = Annotated[
-    str | None, option(help="Conversation template. [default: the LLM's own]", panel=MODEL)
+    str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)
 ]
 ImageToken = Annotated[
-    str | None, option(help="Token that marks a patch. [default: an unused one]", panel=MODEL)
+    str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
 ]
 Bits = Annotated[int, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", panel=MODEL)]
 Precision = Annotated[
     str, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
 ]
 ImageSize = Annotated[
-    int | None, option(help="Side of the tower's input in pixels. [default: the tower's own]", panel=MODEL)
+    int | None, option(help="Side of the tower's input in pixels.", default="the tower's own", panel=MODEL)
 ]
 TowerLayer = Annotated[int, option(help="Which hidden states of the tower are its features.", panel=MODEL)]
 
@@ -53,7 +53,7 @@ Basic = Annotated[
     bool, option("--basic/--no-basic", help="--no-basic trains the plain LLaVA twin.", panel=METHOD)
 ]
 Layers = Annotated[
-    int | None, option(help="Supervised layers k. [default: half of the decoder's]", panel=METHOD)
+    int | None, option(help="Supervised layers k.", default="half of the decoder's", panel=METHOD)
 ]
 Weighting = Annotated[
     str, option(help="Layers 1..k: quadratic, linear, constant, decreasing.", panel=METHOD)
@@ -62,16 +62,16 @@ Importance = Annotated[str, option(help="Patches: attention or uniform.", panel=
 DasWeight = Annotated[float, option(help="Weight of directional alignment; 0 is off.", panel=METHOD)]
 SdsWeight = Annotated[float, option(help="Weight of semantic distribution; 0 is off.", panel=METHOD)]
 RowsPerChunk = Annotated[
-    int | None, option(help="Patches per pass over the vocabulary. [default: by size]", panel=METHOD)
+    int | None, option(help="Patches per pass over the vocabulary.", default="by size", panel=METHOD)
 ]
 
 GlobalBatch = Annotated[int, option(help="Rows per optimizer step.")]
 MicroBatch = Annotated[int, option(help="Rows per forward pass; must divide the global batch.")]
 Epochs = Annotated[float, option(help="Passes over the data.")]
-MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs. [default: -1, off]")]
+MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs.", default="-1, off")]
 Recompute = Annotated[
     bool | None,
-    option("--recompute/--no-recompute", help="Recompute layers in backward. [default: on a GPU]"),
+    option("--recompute/--no-recompute", help="Recompute layers in backward.", default="on a GPU"),
 ]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
 Keep = Annotated[int, option(help="Checkpoints that stay.")]

@@ -59,13 +59,11 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    from rich.console import Console
-
     from basic_lite import launch, modeling, published, trainable
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
 
-    console = Console()
+    console = launch.quiet_console()
     device = launch.choose_device()
     sources = modeling.Sources.named(
         model,
@@ -108,7 +106,7 @@ def main(
     console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=bits, device=device))
     if dry_run:
         return
-    checkpoint = launch.claim_folder(out, resume, overwrite)
+    checkpoint = launch.check_folder(out, resume, overwrite)
     rows = launch.open_training_rows(settings)
     assembled = modeling.assemble(sources, device, seed)
     trainable.train_projector(assembled)

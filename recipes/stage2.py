@@ -15,15 +15,15 @@ def main(
     start: Annotated[Path, o.option(help="Run of stage 1 to start from.")] = Path("runs/stage1"),
     rank: Annotated[int, o.option(help="Rank of the adapters.", panel=o.MODEL)] = 128,
     alpha: Annotated[
-        int | None, o.option(help="Scale of the adapters times their rank. [default: 2 * rank]", panel=o.MODEL)
+        int | None, o.option(help="Scale of the adapters times their rank.", default="2 * rank", panel=o.MODEL)
     ] = None,
     dropout: Annotated[float, o.option(help="Dropout in front of the adapters.", panel=o.MODEL)] = 0.05,
     bits: Annotated[
-        int | None, o.option(help="Bits of the decoder's weights. [default: stage 1's]", panel=o.MODEL)
+        int | None, o.option(help="Bits of the decoder's weights.", default="stage 1's", panel=o.MODEL)
     ] = None,
     image_size: o.ImageSize = None,
     tower_layer: Annotated[
-        int | None, o.option(help="Features of the tower. [default: stage 1's]", panel=o.MODEL)
+        int | None, o.option(help="Features of the tower.", default="stage 1's", panel=o.MODEL)
     ] = None,
     data: o.Data = None,
     images: o.Images = None,
@@ -38,7 +38,7 @@ def main(
     rows_per_chunk: o.RowsPerChunk = None,
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage2"),
     learning_rate: Annotated[
-        float | None, o.option(help="Peak of the schedule. [default: 2e-4 with --lora, else 2e-5]")
+        float | None, o.option(help="Peak of the schedule.", default="2e-4 with --lora, else 2e-5")
     ] = None,
     projector_learning_rate: Annotated[float, o.option(help="The projector's own peak.")] = 2e-5,
     global_batch: o.GlobalBatch = 128,
@@ -69,12 +69,10 @@ def main(
     """
     from dataclasses import replace
 
-    from rich.console import Console
-
     from basic_lite import checkpoint, launch, modeling, published, trainable
     from basic_lite.objective import Objective
 
-    console = Console()
+    console = launch.quiet_console()
     device = launch.choose_device()
     first = checkpoint.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:
@@ -120,7 +118,7 @@ def main(
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
     if dry_run:
         return
-    resumed = launch.claim_folder(out, resume, overwrite)
+    resumed = launch.check_folder(out, resume, overwrite)
     rows = launch.open_training_rows(settings)
     assembled = modeling.assemble(sources, device, seed)
     checkpoint.check_identity(assembled, first)

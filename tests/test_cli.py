@@ -1,0 +1,274 @@
+"""The three commands as a user types them: they chain, resume, and refuse in one line."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import llm_folder, tower_folder
+from PIL import Image
+
+from basic_lite.cli import main
+
+COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
+
+
+@dataclass
+class Done:
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, cwd: Path, expect: int = 0) -> Done:
+    """Run a command in this process (starting Python and its imports anew costs seconds each time)."""
+    output, errors, old = io.StringIO(), io.StringIO(), Path.cwd()
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    os.chdir(cwd)
+    try:
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.setattr(sys, "argv", ["basic-lite", *map(str, arguments)])
+            patch.setenv("COLUMNS", "100")
+            with pytest.raises(SystemExit) as left:
+                main()
+    finally:
+        os.chdir(old)
+    assert (left.value.code or 0) == expect, output.getvalue() + errors.getvalue()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return Done(output.getvalue(), errors.getvalue())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with pictures, captions, instructions and a benchmark."""
+    folder = tmp_path_factory.mktemp("world")
+    names = ["red", "green", "blue", "white"]
+    colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white": (250, 250, 250)}
+    cells, captions, instructions = {}, [], []
+    for number in range(16):
+        name = names[number % 4]
+        picture = Image.new("RGB", (30 + number, 40), colours[name])
+        picture.save(folder / f"{number}.png")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        cells[number] = base64.b64encode(buffer.getvalue()).decode()
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"a {name} one"}]
+        captions.append({"id": f"c{number}", "image": f"{number}.png", "conversations": turns})
+        more = [{"from": "human", "value": "And the colour?"}, {"from": "gpt", "value": name}]
+        instructions.append({"id": f"i{number}", "image": f"{number}.png", "conversations": turns + more})
+    for number in range(4):
+        turns = [{"from": "human", "value": "Say red."}, {"from": "gpt", "value": "red"}]
+        instructions.append({"id": f"t{number}", "conversations": turns})
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "instruct.json").write_text(json.dumps(instructions))
+    columns = "index question hint A B C D answer category image source l2-category comment split".split()
+    lines = ["\t".join(columns)]
+    for question in range(3):
+        for turn in range(4):
+            order = names[turn:] + names[:turn]
+            answer = "ABCD"[order.index(names[question])]
+            cell = cells[question] if turn == 0 else str(question)
+            row = [question + turn * 1_000_000, "Which colour?", "", *order, answer, "colour", cell]
+            lines.append("\t".join(map(str, [*row, "made", "perception", "", "dev"])))
+    (folder / "bench.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def stage1(world: Path, *more: object) -> list[object]:
+    models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32"]
+    data = ["--data", world / "captions.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
+    return ["stage1", *models, *data, "--logging-steps", 1, *more]
+
+
+def stage2(world: Path, *more: object) -> list[object]:
+    data = ["--data", world / "instruct.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
+    return ["stage2", *data, "--logging-steps", 1, *more]
+
+
+def test_the_three_commands_chain(world, tmp_path):
+    """Each finds what the last one left; 4-bit decoder, adapters, and a score at the end."""
+    first = run(*stage1(world), cwd=tmp_path)
+    assert "multi_modal_projector.linear_1.weight" in first.stdout
+    second = run(*stage2(world, "--lora", "--rank", 4), cwd=tmp_path)
+    assert "lora" in second.stdout
+    run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 3, cwd=tmp_path)
+
+    manifest = json.loads((tmp_path / "runs/stage1/manifest.json").read_text())
+    assert manifest["finished"]
+    assert manifest["steps"] == 4
+    assert manifest["sources"]["bits"] == 4
+    assert manifest["method"]["layers"] == 2
+    manifest = json.loads((tmp_path / "runs/stage2/manifest.json").read_text())
+    assert (manifest["stage"], manifest["steps"], manifest["finished"]) == (2, 5, True)
+    assert manifest["from"]["stage1"] == "runs/stage1"
+    rows = [json.loads(line) for line in (tmp_path / "runs/stage2/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    results = json.loads((tmp_path / "runs/stage2/eval/mmbench/results.json").read_text())
+    assert results["n"] == 12
+    assert results["figures"]["n_questions"] == 3
+    assert 0 <= results["value"] <= 100
+    lines = (tmp_path / "runs/stage2/eval/mmbench/predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 12
+
+    # Stage 2 is a normal PEFT folder.
+    from conftest import tiny_assembled
+    from peft import PeftModel
+
+    loaded = PeftModel.from_pretrained(tiny_assembled("llama").model, tmp_path / "runs/stage2")
+    assert loaded.peft_config["default"].r == 4
+
+    # Again: the answers are there, nothing is asked twice; another run's answers are not mixed in.
+    again = run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 3, cwd=tmp_path)
+    assert "12/12" in again.stdout
+    refused = run(
+        *("eval", "mmbench", "--run", "runs/stage1", "--data", world / "bench.tsv", "--limit", 3),
+        *("--out", "runs/stage2/eval/mmbench"),
+        cwd=tmp_path,
+        expect=2,
+    )
+    assert "holds answers made with another run" in refused.stderr
+
+
+def test_the_plain_twin_and_the_whole_decoder(world, tmp_path):
+    run(*stage1(world, "--no-basic", "--bits", 16, "--max-steps", 2), cwd=tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "runs/stage1/log.jsonl").read_text().splitlines()]
+    assert [row["das"] for row in log] == [None, None]
+    run(*stage2(world, "--max-steps", 2), cwd=tmp_path)
+    manifest = json.loads((tmp_path / "runs/stage2/manifest.json").read_text())
+    assert manifest["sources"]["bits"] == 16
+    assert "model.language_model.embed_tokens.weight" in manifest["trainable"]
+    run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 1, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_resumable_run_that_ends_with_the_same_bytes(world, tmp_path, number):
+    """A process of its own, as a user's; 48 steps of some 30 ms, of which it does about three."""
+    arguments = [*COMMAND, *map(str, stage1(world, "--epochs", 12, "--out", "broken"))]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "broken/log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    steps = log.read_text().count("\n")
+    assert steps < 48, "the signal came too late for this test to say anything"
+    assert "--resume goes on" in output
+    run(*stage1(world, "--epochs", 12, "--out", "broken", "--resume"), cwd=tmp_path)
+    run(*stage1(world, "--epochs", 12, "--out", "whole"), cwd=tmp_path)
+    whole, broken = ((tmp_path / name / "projector.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+    rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert rows == list(range(1, 49))
+
+
+def test_a_used_folder_is_not_overwritten_by_accident(world, tmp_path):
+    run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
+    before = (tmp_path / "runs/stage1/projector.safetensors").read_bytes()
+    refused = run(*stage1(world, "--max-steps", 1), cwd=tmp_path, expect=2)
+    assert "already holds a run; go on with --resume" in refused.stderr
+    refused = run(*stage1(world, "--max-steps", 1, "--resume"), cwd=tmp_path, expect=2)
+    assert "is finished; nothing is left to resume" in refused.stderr
+    assert (tmp_path / "runs/stage1/projector.safetensors").read_bytes() == before
+    run(*stage1(world, "--max-steps", 1, "--overwrite"), cwd=tmp_path)
+
+
+def test_a_resumed_run_must_be_the_same_run(world, tmp_path):
+    run(*stage1(world, "--max-steps", 4, "--save-steps", 2), cwd=tmp_path)
+    for name in ("manifest.json", "projector.safetensors"):
+        (tmp_path / "runs/stage1" / name).unlink()  # as if it had been killed after its last checkpoint
+    refused = run(
+        *stage1(world, "--max-steps", 4, "--sds-weight", 0.5, "--resume"), cwd=tmp_path, expect=2
+    )
+    assert "was started with another method: {'sds_weight': 0.01}, now {'sds_weight': 0.5}" in refused.stderr
+
+
+def test_dry_run_says_everything_and_loads_nothing(world, tmp_path):
+    done = run(*stage1(world, "--dry-run"), cwd=tmp_path)
+    for text in ("captions.json", "learning rate", "0.001", "quadratic", "max length"):
+        assert text in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
+    bad = world / "bad"
+    bad.mkdir(exist_ok=True)
+    turns = [{"from": "human", "value": "<image>\n<image>\nTwo?"}, {"from": "gpt", "value": "yes"}]
+    (bad / "two.json").write_text(json.dumps([{"id": "x", "image": "../0.png", "conversations": turns}]))
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "  "}]
+    (bad / "empty.json").write_text(json.dumps([{"id": "y", "image": "0.png", "conversations": turns}]))
+    turns[1]["value"] = "a"
+    (bad / "missing.json").write_text(json.dumps([{"id": "z", "image": "no.png", "conversations": turns}]))
+    (bad / "half.json").write_text('[{"id": "1", ')
+    (bad / "text.tsv").write_text("a\tb\n1\t2\n")
+    images = ["--images", world]
+    return {
+        "unknown model": (["stage1", "--model", "gpt-5"], "no model is named 'gpt-5'; known: vicuna-7b"),
+        "no data, no hub": (stage1(world)[:7], "no hub answers for liuhaotian/LLaVA-Pretrain"),
+        "no such file": (stage1(world, "--data", "none.json"), "--data none.json does not exist"),
+        "placeholders": (stage1(world, "--data", bad / "two.json", *images), "row 0"),
+        "empty answer": (stage1(world, "--data", bad / "empty.json", *images), "row 0"),
+        "missing picture": (stage1(world, "--data", bad / "missing.json", *images), "no.png"),
+        "half a file": (stage1(world, "--data", bad / "half.json", *images), "half.json"),
+        "batch": (stage1(world, "--micro-batch", 3), "the global batch of 4 is not a multiple of the micro-batch"),
+        "layers": (stage1(world, "--layers", 9), "layers must be between 1 and 4 for this decoder, got 9"),
+        "weighting": (stage1(world, "--weighting", "cubic"), "weighting must be one of quadratic"),
+        "weight": (stage1(world, "--das-weight", -1), "das_weight must be 0 (off) or a positive number"),
+        "bits": (stage1(world, "--bits", 3), "bits must be 4, 8 or 16, got 3"),
+        "precision": (stage1(world, "--precision", "fp8"), "--precision must be auto, bf16 or fp32"),
+        "steps": (stage1(world, "--max-steps", 0), "--max-steps must be at least 1, got 0"),
+        "no stage 1": (stage2(world, "--lora", "--start", "nowhere"), "nowhere holds no run"),
+        "no run": (["eval", "mmbench", "--run", "nowhere"], "nowhere holds no run"),
+        "no benchmark": (["eval", "mmbunch"], "Unknown benchmark 'mmbunch'"),
+        "out": (stage1(world, "--out", world / "0.png" / "x"), "cannot be written to"),
+    }
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_a_mistake_ends_in_one_line(number, world, tmp_path):
+    cases = list(wrong(world).values())
+    assert len(cases) == 18
+    arguments, message = cases[number]
+    refused = run(*arguments, cwd=tmp_path, expect=2)
+    assert message in refused.stderr
+    lines = [line for line in refused.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, refused.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_whole_decoder_that_cannot_fit_is_said_before_loading(world, tmp_path, monkeypatch):
+    from transformers import LlamaConfig
+
+    from basic_lite.memory import check_whole_decoder_fits, parameters_of
+
+    config = LlamaConfig()  # LLaMA-2-7B's sizes
+    assert parameters_of(config) == 6_738_415_616
+    monkeypatch.setattr("basic_lite.memory.available_bytes", lambda device: 48e9)
+    with pytest.raises(ValueError, match=r"needs 108 GB .* and 48 GB are there; add --lora"):
+        check_whole_decoder_fits(config, "cpu")
+
+
+@pytest.mark.parametrize("command", [[], ["stage1"], ["stage2"], ["eval"], ["data"]])
+def test_help_has_examples(command, tmp_path):
+    text = run(*command, "--help", cwd=tmp_path).stdout
+    assert "basic-lite" in text or not command
+    if command and command != ["data"]:
+        assert "Examples" in text
