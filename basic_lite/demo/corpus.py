@@ -48,22 +48,38 @@ class Row:
         self.part += [part] * len(ids)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What rows are drawn.
+
+    Attributes:
+        most: The largest number of things in a scene.
+        blurred: Share of rows whose context is blurred words.
+        plain: Share of rows that end in a caption instead of questions.
+        repeated: Share of the captions that repeat the context word for word, where it is sentences.
+    """
+
+    most: int = 4
+    blurred: float = 0.5
+    plain: float = 0.2
+    repeated: float = 0.1
+
+
 class Corpus:
     """Makes rows without end.
 
     Args:
         tokenizer: The world's tokenizer.
         seed: Seed of everything drawn.
-        blurred: Share of rows whose context is blurred words.
-        plain: Share of rows that end in a caption instead of questions.
+
+    Attributes:
+        mixture: What rows are drawn; may be changed between rows.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, seed: int, blurred: float = 0.5, plain: float = 0.2
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
-        self.blurred, self.plain = blurred, plain
+        self.mixture = Mixture()
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, its special tokens included, without a BOS."""
@@ -72,18 +88,21 @@ class Corpus:
     def row(self) -> Row:
         """Draw a scene of seen pairs and make a row about it."""
         rng = self.rng
-        scene = sample_scene(rng)
+        scene = sample_scene(rng, most=self.mixture.most)
         row = Row()
         row.add([self.tokenizer.bos_token_id])
-        chat = rng.random() >= self.plain
+        chat = rng.random() >= self.mixture.plain
         if chat:
             row.add(self.encode("<|im_start|>user\n"))
-        self._context(row, scene)
-        language = rng.choice(LANGUAGES)
+        said = self._context(row, scene)
         if chat:
             self._turns(row, scene)
         else:
-            row.add(self.encode(caption(scene, language, rng, full=rng.random() < 0.7) + "\n"), CAPTION)
+            if not said or rng.random() >= self.mixture.repeated:
+                # Most captions keep the order of things, so that more of them can be told from the context.
+                full, shuffle = rng.random() < 0.7, rng.random() < 0.3
+                said = caption(scene, rng.choice(LANGUAGES), rng, full, shuffle)
+            row.add(self.encode(said + "\n"), CAPTION)
         return row
 
     def _turns(self, row: Row, scene: Scene) -> None:
@@ -92,18 +111,23 @@ class Corpus:
         for turn, (question, answer) in enumerate(dialogue(scene, rng.randint(2, 6), rng)):
             row.add(self.encode(("\n" if turn == 0 else "\n<|im_start|>user\n") + question))
             row.add(self.encode("<|im_end|>\n<|im_start|>assistant\n"))
-            row.add(self.encode(answer + "<|im_end|>"), CAPTION if question in _DESCRIBE else ANSWER)
+            part = CAPTION if question in _DESCRIBE else ANSWER
+            row.add(self.encode(answer + "<|im_end|>"), part)
 
-    def _context(self, row: Row, scene: Scene) -> None:
+    def _context(self, row: Row, scene: Scene) -> str:
+        """Append a description; return its sentences, or nothing for blurred words."""
         rng = self.rng
         start = len(row.ids)
-        if rng.random() >= self.blurred:
-            row.add(self.encode(caption(scene, rng.choice(LANGUAGES), rng)))
+        if rng.random() >= self.mixture.blurred:
+            said = caption(scene, rng.choice(LANGUAGES), rng, shuffle=False)
+            row.add(self.encode(said))
         else:
+            said = ""
             row.bags = self._blurred(scene)
             filler = self.tokenizer.pad_token_id
             row.add([rng.choice(bag) if bag else filler for bag in row.bags])
         row.context = (start, len(row.ids))
+        return said
 
     def _blurred(self, scene: Scene) -> list[list[int]]:
         """Return bags of words in random order: one to six per thing, and up to twenty without words."""

@@ -26,7 +26,7 @@ def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, st
             continue
         kind = rng.choice([kind for kind, left in found.items() if left])
         query = found[kind].pop() if len(found[kind]) > 1 else found[kind][0]
-        if rng.random() < 0.35:
+        if rng.random() < 0.3:
             question = choose(query, language, rng)
             out.append((with_options(question, language), letter(question)))
         else:

@@ -125,7 +125,9 @@ class Ask:
     options: tuple[str, ...] = ()
 
 
-def caption(scene: Scene, language: Language, rng: random.Random, full: bool = True) -> str:
+def caption(
+    scene: Scene, language: Language, rng: random.Random, full: bool = True, shuffle: bool = True
+) -> str:
     """Describe a scene.
 
     Args:
@@ -134,12 +136,14 @@ def caption(scene: Scene, language: Language, rng: random.Random, full: bool = T
         rng: Source of the order, the sentence forms and the synonyms.
         full: If true every thing has its size, colour, shape and place; if false sizes or places may be left
             out.
+        shuffle: If false the things come in the scene's own order.
 
     Returns:
         One or several sentences.
     """
     things = list(scene.things)
-    rng.shuffle(things)
+    if shuffle:
+        rng.shuffle(things)
     size, place = (True, True) if full else rng.choice(((True, True), (False, True), (True, False)))
     write = _caption_en if language == "en" else _caption_zh
     return write(things, size, place, rng)

@@ -68,17 +68,18 @@ class Scene:
     seed: int
 
 
-def sample_scene(rng: random.Random, held_out: bool = False) -> Scene:
+def sample_scene(rng: random.Random, held_out: bool = False, most: int = 4) -> Scene:
     """Draw a scene.
 
     Args:
         rng: Source of all choices.
         held_out: If true, at least one thing is of a held-out pair; if false, none is.
+        most: The largest number of things, 1 to 4.
 
     Returns:
         The scene; its things are in random order.
     """
-    count = rng.choices((1, 2, 3, 4), weights=(1, 3, 4, 4))[0]
+    count = rng.choices((1, 2, 3, 4)[:most], weights=(1, 3, 4, 4)[:most])[0]
     pairs = rng.sample(sorted(SEEN), count)
     # Chance alone rarely repeats a colour or a shape, and counting or comparing needs repeats.
     for i in range(1, count):

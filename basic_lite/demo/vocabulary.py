@@ -74,7 +74,9 @@ def train_tokenizer(seed: int, scenes: int = 4000, size: int = 1024) -> PreTrain
 
 
 def _sentences(rng: random.Random, scenes: int):
-    yield _OTHER_TEXT
+    yield from [
+        _OTHER_TEXT
+    ] * 100  # often enough to become whole words: every turn of a chat has some of them
     for _ in range(scenes):
         scene = sample_scene(rng)
         for language in LANGUAGES:
