@@ -26,6 +26,9 @@ _PARTIAL_MAP_ELEMENTS: int = 1 << 24
 """Elements of one partial map: 64 MB in fp32, where an instruction row of a 7B would take 150 MB per
 sample."""
 
+_CAUSAL: str = "basic_sdpa_causal"
+"""The same function under a name without mask function: transformers then builds no mask and passes `None`."""
+
 Recorder = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
 
 # A context variable, not a module attribute: when the forward pass returns it is empty again, so the
@@ -51,6 +54,31 @@ def install(decoder: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, basic_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     decoder.set_attn_implementation(NAME)
+
+
+@contextmanager
+def causal_only(decoder: PreTrainedModel, width: int) -> Iterator[None]:
+    """Let causality be the only mask inside the block, for a batch that is padded on the right or not at all.
+
+    transformers looks at the values of the padding mask, and without one at those of the positions, to see whether
+    it needs a mask; on a GPU each look stops the host until the GPU has caught up. A padding mask also keeps sdpa
+    from its fastest kernel. The layers recomputed during backward see the same `None`.
+
+    Args:
+        decoder: the language model.
+        width: tokens per row; wider than a sliding window, the block changes nothing.
+    """
+    window = getattr(decoder.config, "sliding_window", None)
+    if window is not None and width > window:
+        yield
+        return
+    AttentionInterface.register(_CAUSAL, basic_sdpa)
+    name = decoder.config._attn_implementation
+    decoder.config._attn_implementation = _CAUSAL
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = name
 
 
 @contextmanager

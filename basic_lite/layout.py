@@ -28,6 +28,7 @@ class Layout:
         targets: `(M,)` int64, those next tokens.
         images: `I`, known on the host.
         rows: `B`, known on the host.
+        right_padded: no padding stands in front of a real token, so causality alone hides all padding.
     """
 
     patch: torch.Tensor
@@ -39,6 +40,7 @@ class Layout:
     targets: torch.Tensor
     images: int
     rows: int
+    right_padded: bool
 
     def to(self, device: torch.device | str) -> Layout:
         """Return the layout with its tensors on `device`, copied without waiting."""
@@ -106,6 +108,8 @@ def layout_of(
         supervised = labels[:, 1:].ne(IGNORE_INDEX)
         row, column = supervised.nonzero(as_tuple=True)
         predicting, targets = row * width + column, labels[:, 1:][supervised]
+    text = order.masked_fill(~is_text, 0)
+    right_padded = not bool((~valid[:, :-1] & valid[:, 1:]).any())
     return Layout(
-        patch, image, order.masked_fill(~is_text, 0), is_text, text_after, predicting, targets, images, rows
+        patch, image, text, is_text, text_after, predicting, targets, images, rows, right_padded
     )

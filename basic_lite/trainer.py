@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from basic_lite import checkpoint
+from basic_lite.attention import causal_only
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.layout import Layout, layout_of
@@ -165,18 +166,20 @@ class BasicTrainer(Trainer):
         window = num_items_in_batch or Window(len(layout.targets), layout.images)
         supervision = self.supervision if self._observer is None else self._observer
         observing = self._observer is not None and not self._logs_next()
-        forward = {k: inputs[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in inputs}
+        parts = parts_of(self.model)
+        embeds = self._embed(inputs)
         if self._nothing is None:
-            self._nothing = torch.empty(0, dtype=torch.long, device=inputs["input_ids"].device)
+            self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
         if not observing:
             supervision.use(layout)
+        mask = None if layout.right_padded else inputs["attention_mask"]
+        masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()
         # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
         # logits: an empty `logits_to_keep`. The states come from a hook on the inner model.
-        with _nothing_to_watch() if observing else supervision:
-            model(**forward, use_cache=False, logits_to_keep=self._nothing)
+        with nullcontext() if observing else supervision, masking:
+            model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=self._nothing)
         hidden, self._hidden = self._hidden.flatten(0, 1), None
-        head = parts_of(self.model).head
-        terms = [next_token(hidden.index_select(0, layout.predicting), layout.targets, head)]
+        terms = [next_token(hidden.index_select(0, layout.predicting), layout.targets, parts.head)]
         terms += self.supervision.terms.values() if self._observer is None else []
         weights = self.objective.weights
         loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
@@ -187,6 +190,23 @@ class BasicTrainer(Trainer):
         if self.args.world_size > 1:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
         return (loss, {term.name: term for term in terms}) if return_outputs else loss
+
+    def _embed(self, inputs: dict) -> torch.Tensor:
+        """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
+
+        `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer; the
+        collator has done so already.
+
+        Returns:
+            `(B, S, D)` in the decoder's dtype.
+        """
+        llava, layout = parts_of(self.model).llava, inputs["layout"]
+        embeds = llava.get_input_embeddings()(inputs["input_ids"])
+        if not layout.images:
+            return embeds
+        features = torch.cat(list(llava.get_image_features(inputs["pixel_values"]).pooler_output))
+        flat = embeds.flatten(0, 1).index_copy(0, layout.patch, features.to(embeds.dtype))
+        return flat.view_as(embeds)
 
     def _keep_hidden(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._hidden = output[0]
@@ -381,7 +401,3 @@ class _Stopper(TrainerCallback):
         if self.requested:
             control.should_save = control.should_training_stop = True
 
-
-@contextmanager
-def _nothing_to_watch() -> Iterator[None]:
-    yield

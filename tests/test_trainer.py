@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, PATCHES, VOCABULARY, tiny_llava
+from conftest import IMAGE_TOKEN, PATCHES, VOCABULARY, tiny_batch, tiny_llava
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
-from basic_lite import BasicTrainer
+from basic_lite import BasicSupervision, BasicTrainer
 from basic_lite.data.batches import Batches, Collator
+from basic_lite.layout import layout_of
 from basic_lite.objective import Objective
 
 
@@ -292,3 +294,61 @@ def test_the_model_is_not_changed_by_watching(tmp_path):
     trainer(tmp_path, model, max_steps=1, learning_rate=0.0).train()
     ids = torch.tensor([[1, 7, 8, 9]])
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation whose result the host must have: on a GPU each one empties the queue."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        waits = any(part in name for part in ("_local_scalar_dense", "nonzero", "equal.", "masked_select", "unique"))
+        if name.startswith(("aten.index.", "aten.index_put")):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        if waits:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("basic", [True, False])
+@pytest.mark.parametrize("decoder", ["llama", "gemma", "phi3", "mistral"])
+def test_a_step_never_waits_for_the_device(tmp_path, decoder, basic):
+    run = trainer(tmp_path, tiny_llava(decoder), objective=Objective() if basic else Objective(0, 0))
+    batches, window = run.get_batch_samples(iter(run.get_train_dataloader()), 2, torch.device("cpu"))
+    run.create_optimizer()
+    run.current_gradient_accumulation_steps = 2
+    with Waits() as waits:
+        for batch in batches:
+            run.training_step(run.model, batch, window)
+    assert waits.found == []
+    with Waits() as waits:  # the watch does see what it looks for
+        float(torch.ones(1))
+    assert waits.found
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("decoder", ["llama", "gemma", "phi3", "mistral"])
+def test_a_step_equals_the_face_for_other_loops(tmp_path, decoder, padding):
+    """Own embedding of the pictures, no mask where causality suffices, no logits: the same gradients.
+
+    Mistral's window (20) is shorter than the rows here, so its step does need the mask.
+    """
+    batch = tiny_batch(padding)
+    model = tiny_llava(decoder)
+    run = trainer(tmp_path, model)
+    layout = layout_of(batch["input_ids"], batch["attention_mask"], IMAGE_TOKEN, 5, batch["labels"])
+    assert layout.right_padded == (padding == "right")
+    run.transform = None
+    run.compute_loss(model, batch | {"layout": layout}).backward()
+    other = tiny_llava(decoder)
+    supervision = BasicSupervision(other)
+    with supervision:
+        outputs = other(**batch)
+    (outputs.loss + supervision.loss()).backward()
+    pairs = zip(model.named_parameters(), other.named_parameters(), strict=True)
+    for (name, ours), (_, theirs) in pairs:
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
