@@ -54,26 +54,38 @@ def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: 
         Question id -> answer, in the order of the questions; questions without an answer are left out.
 
     Raises:
-        ValueError: If a record lacks a field, an id comes twice, or an id is none of the questions.
+        ValueError: If a record lacks a field, an id comes twice or is none of the questions, or other words
+            were asked under it.
     """
-    known = {str(question.id): question.id for question in questions}
+    known = {str(question.id): question for question in questions}
     answers: Predictions = {}
     strangers = []
     for number, row in enumerate(rows, start=1):
         require(row, ("question_id", "text"), f"{where} line {number}")
-        identity = known.get(str(row["question_id"]))
-        if identity is None:
+        question = known.get(str(row["question_id"]))
+        if question is None:
             strangers.append(row["question_id"])
             continue
-        if identity in answers:
-            raise ValueError(f"{where} answers question {identity} twice: remove one of the lines.")
-        answers[identity] = str(row["text"])
+        if question.id in answers:
+            raise ValueError(f"{where} answers question {question.id} twice: remove one of the lines.")
+        if not _same_words(str(row.get("prompt") or ""), question.text):
+            raise ValueError(
+                f"{where} line {number} answers other words than question {question.id} has: it belongs to "
+                "another benchmark, language or prompt style."
+            )
+        answers[question.id] = str(row["text"])
     if strangers:
         raise ValueError(
             f"{where} answers {len(strangers)} questions that were not asked (first: {strangers[0]}): it "
             "belongs to another benchmark, split or limit."
         )
     return {question.id: answers[question.id] for question in questions if question.id in answers}
+
+
+def _same_words(recorded: str, asked: str) -> bool:
+    """Compare prompts; LLaVA's files leave out the request of MMBench and keep ScienceQA's image token."""
+    recorded = recorded.removeprefix("<image>\n")
+    return recorded in asked or asked in recorded
 
 
 def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = False) -> Predictions:

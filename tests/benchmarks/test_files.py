@@ -113,7 +113,9 @@ def test_predictions_are_paired_by_id_whatever_its_type(tmp_path):
     path.write_text(line(question_id="v1", text="b") + line(question_id="7"))
     assert predictions.read(path, QUESTIONS) == {7: "A", "v1": "b"}
     assert list(predictions.read(path, QUESTIONS)) == [7, "v1"]
-    path.write_text(line())
+    path.write_text(line(prompt="<image>\nWhich?\nAnswer with the letter."))
+    assert predictions.read(path, QUESTIONS) == {7: "A"}
+    path.write_text(line(prompt="Whi"))
     assert predictions.read(path, QUESTIONS) == {7: "A"}
 
 
@@ -124,6 +126,7 @@ def test_predictions_are_paired_by_id_whatever_its_type(tmp_path):
         (line() + line(), "answers question 7 twice"),
         (json.dumps({"question_id": 7}) + "\n", "line 1 lacks text; it has question_id"),
         (line() + '{"question', "line 2 is no JSON"),
+        (line(prompt="Welches?"), "line 1 answers other words than question 7 has"),
     ],
 )
 def test_a_prediction_file_that_does_not_fit_is_refused(tmp_path, content, message):

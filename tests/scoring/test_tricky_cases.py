@@ -76,6 +76,8 @@ def test_an_option_inside_another_word_is_resolved_by_text_and_reported():
 def test_an_option_that_reads_as_missing_is_no_option():
     rows = [{"index": 1, "A": "5.0", "B": "None", "C": None, "D": float("nan"), "answer": "B"}]
     assert circular_accuracy(rows, {1: "B"}, "exact_matching").n_unparsed == 1
+    rows = [{"index": 1, "A": "5.0", "B": "", "C": "x", "answer": "C"}]  # "" would be part of every answer
+    assert circular_accuracy(rows, {1: "an x"}, "exact_matching").overall == 1.0
     rows = [{"index": 1, "A": "5.0", "B": "none of these", "answer": "B"}]
     assert circular_accuracy(rows, {1: "B"}, "exact_matching").overall == 1.0
 
@@ -139,6 +141,7 @@ def test_a_stated_answer_is_read_where_two_letters_stand():
 
 def test_the_last_resort_of_lmms_prefers_the_later_of_equal_surroundings():
     assert extract_option("(A) no, (B) yes", COLOURS, "lmms_static") == "B"
+    assert extract_option("xA) no; 答案是C啊", COLOURS, "lmms_static") == "C"  # a phrase beats a bracket
     assert (
         extract_option("The answer is A; the correct answer is B or rather A", COLOURS, "lmms_static") == "A"
     )
@@ -171,3 +174,20 @@ def test_chinese_marks_and_full_width_letters_fold_on_request(text):
 def test_a_wrong_name_is_answered_with_the_right_ones(call, known):
     with pytest.raises(ValueError, match=known):
         call()
+
+
+@pytest.mark.parametrize("variant", ["m4c", "vqa_official", "vlmevalkit"])
+@pytest.mark.parametrize("mark", ';/[]"{}()=+\\_-><@`!')
+def test_each_mark_is_a_space_inside_a_word_and_nothing_beside_one(variant, mark):
+    assert normalize(f"x{mark}y", variant) == "x y"
+    assert normalize(f"x{mark} y", variant) == normalize(f"x {mark}y", variant) == "x y"
+    assert (
+        normalize(f"x{mark}y z{mark} w", variant) == "xy z w"
+    )  # beside a space anywhere: deleted everywhere
+
+
+@pytest.mark.parametrize("variant", ["m4c", "vqa_official", "vlmevalkit"])
+def test_other_marks_stay_and_contractions_are_written_out(variant):
+    assert normalize("10:30 50% $5 #1 & * ~ ^ | ' ’", variant) == "10:30 50% $5 #1 & * ~ ^ | ' ’"
+    assert normalize("dont Oclock", variant) == "don't o'clock"
+    assert normalize("ive im", variant) == "ive im"  # keys with a capital never match
