@@ -27,7 +27,7 @@ _PARTIAL_MAP_ELEMENTS: int = 1 << 24
 sample."""
 
 _CAUSAL: str = "basic_sdpa_causal"
-"""The same function under a name without mask function: transformers then builds no mask and passes `None`."""
+"""The same function under a name without mask function: transformers then passes no mask."""
 
 Recorder = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
 
@@ -48,7 +48,8 @@ def install(decoder: PreTrainedModel) -> None:
     """
     if getattr(decoder.config, "attn_logit_softcapping", None):
         raise ValueError(
-            f"{type(decoder).__name__} caps its attention scores (Gemma-2), which scaled_dot_product_attention cannot "
+            f"{type(decoder).__name__} caps its attention scores (Gemma-2), which "
+            f"scaled_dot_product_attention cannot "
             "do; supported decoders: Llama, Gemma (1), Phi-3, Mistral"
         )
     AttentionInterface.register(NAME, basic_sdpa)
@@ -60,9 +61,9 @@ def install(decoder: PreTrainedModel) -> None:
 def causal_only(decoder: PreTrainedModel, width: int) -> Iterator[None]:
     """Let causality be the only mask inside the block, for a batch that is padded on the right or not at all.
 
-    transformers looks at the values of the padding mask, and without one at those of the positions, to see whether
-    it needs a mask; on a GPU each look stops the host until the GPU has caught up. A padding mask also keeps sdpa
-    from its fastest kernel. The layers recomputed during backward see the same `None`.
+    transformers looks at the values of the padding mask, and without one at those of the positions, to
+    see whether it needs a mask; on a GPU each look stops the host until the GPU has caught up. A padding
+    mask also keeps sdpa from its fastest kernel. The layers recomputed during backward see the same `None`.
 
     Args:
         decoder: the language model.

@@ -54,7 +54,8 @@ def parts_of(model: nn.Module) -> Parts:
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     if not isinstance(inner, LlavaForConditionalGeneration):
         raise ValueError(
-            f"a {type(inner).__name__} was given; BASIC works on a transformers LlavaForConditionalGeneration, "
+            f"a {type(inner).__name__} was given; BASIC works on a transformers "
+            f"LlavaForConditionalGeneration, "
             "bare or wrapped by PEFT"
         )
     return Parts(inner.model, inner.model.language_model, inner.lm_head)
@@ -136,9 +137,7 @@ class capture:
             attention.install(self.parts.decoder)
 
     def use(self, layout: Layout) -> None:
-        """Take the positions of the next forward pass from `layout` instead of searching `input_ids` (no
-        sync).
-        """
+        """Take the positions of the next forward pass from `layout`, which costs no search."""
         self._given = layout
 
     def __enter__(self) -> capture:

@@ -89,7 +89,8 @@ def read_manifest(folder: str | Path) -> dict:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is of format {manifest.get('format')!r}; this version of basic-lite reads format {FORMAT}"
+            f"{path} is of format {manifest.get('format')!r}; this version of basic-lite reads format "
+            f"{FORMAT}"
         )
     if manifest["method"]["embedding_space"] != EMBEDDING_SPACE:
         raise ValueError(f"{path} was trained with another embedding convention and cannot be continued here")

@@ -32,7 +32,8 @@ app.add_typer(data.app, name="data")
 
 def main() -> None:
     """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off."""
-    # bitsandbytes reports an optional CPU kernel, transformers its own renamed methods: nothing a user can mend.
+    # bitsandbytes reports an optional CPU kernel, transformers its own renamed methods: nothing a user can
+    # mend.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:

@@ -1,7 +1,7 @@
 """Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
 
-Answers go to a JSONL file, one line each, in the order in which they are made; scoring reads that file and never
-sees the model.
+Answers go to a JSONL file, one line each, in the order in which they are made; scoring reads that file
+and never sees the model.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def generate(
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
 
-    Rows of a batch are padded on the left, so that every answer starts at the same position; the answers equal
-    those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
+    Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
+    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
 
     Args:
         assembled: the model.
@@ -181,7 +181,8 @@ def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
         differing = [key for key in conditions if then.get(key) != conditions[key]]
         if differing:
             raise ValueError(
-                f"{path} holds answers made with another {', '.join(differing)}; start again with --overwrite, "
+                f"{path} holds answers made with another {', '.join(differing)}; start again with "
+                f"--overwrite, "
                 "or choose another --out"
             )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import checkpoint, zoo
 from basic_lite.capture import Importance, Weighting, layer_weights, parts_of, supervised_layers
+from basic_lite.console import StepProgress
 from basic_lite.conversation import Template
 from basic_lite.data.batches import Batches, Collator, SupervisedRows
 from basic_lite.data.checks import check_rows
@@ -25,7 +26,6 @@ from basic_lite.data.readers import Rows, open_rows
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config, vision_config
 from basic_lite.objective import Objective
-from basic_lite.console import StepProgress
 from basic_lite.trainer import BasicTrainer
 
 
@@ -331,9 +331,7 @@ def train(
         projector_learning_rate=settings.projector_learning_rate,
         manifest=manifest,
         train_dataset=dataset,
-        data_collator=Collator(
-            pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id
-        ),
+        data_collator=Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id),
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)

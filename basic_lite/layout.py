@@ -110,6 +110,4 @@ def layout_of(
         predicting, targets = row * width + column, labels[:, 1:][supervised]
     text = order.masked_fill(~is_text, 0)
     right_padded = not bool((~valid[:, :-1] & valid[:, 1:]).any())
-    return Layout(
-        patch, image, text, is_text, text_after, predicting, targets, images, rows, right_padded
-    )
+    return Layout(patch, image, text, is_text, text_after, predicting, targets, images, rows, right_padded)

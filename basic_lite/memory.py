@@ -44,6 +44,7 @@ def check_whole_decoder_fits(config: PretrainedConfig, device: torch.device | st
     needed, free = _BYTES_PER_TUNED * parameters_of(config), available_bytes(device)
     if needed > free:
         raise ValueError(
-            f"tuning the whole decoder needs {needed / 1e9:.0f} GB for fp32 weights, gradients and Adam alone, "
+            f"tuning the whole decoder needs {needed / 1e9:.0f} GB for fp32 weights, gradients and Adam "
+            f"alone, "
             f"and {free / 1e9:.0f} GB are there; add --lora (QLoRA adapters), or take a smaller model"
         )

@@ -146,7 +146,8 @@ def read_config(source: str, what: str) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, or a hub id "
+            f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
+            f"or a hub id "
             f"while a hub can be reached ({reason[:160]})"
         ) from error
 
@@ -252,8 +253,9 @@ def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTra
 def for_inference(model: nn.Module) -> None:
     """Switch dropout off, and keep 4-bit layers as they were trained.
 
-    On a CPU with bf16 instructions bitsandbytes repacks a 4-bit layer in its first `eval()` + `no_grad` pass: its
-    scales are rounded to bf16, shapes that are no multiple of 64 fail, and no gradient ever passes it again.
+    On a CPU with bf16 instructions bitsandbytes repacks a 4-bit layer in its first `eval()` + `no_grad`
+    pass: its scales are rounded to bf16, shapes that are no multiple of 64 fail, and no gradient ever
+    passes it again.
     """
     model.eval()
     for module in model.modules():

@@ -34,7 +34,8 @@ STAGES: dict[int, Published] = {
         "liuhaotian/LLaVA-Instruct-150K",
         "llava_v1_5_mix665k.json",
         None,
-        "--data llava_v1_5_mix665k.json --images DIR (with coco/ gqa/ ocr_vqa/ textvqa/ vg/), or any LLaVA JSON",
+        "--data llava_v1_5_mix665k.json --images DIR (with coco/ gqa/ ocr_vqa/ textvqa/ vg/), or any "
+        "LLaVA JSON",
     ),
 }
 

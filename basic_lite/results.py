@@ -26,7 +26,9 @@ def results_table(content: Mapping[str, Any]) -> Table:
     for name, value in content["figures"].items():
         shown = f"{value:.2f}" if isinstance(value, float) else value
         if isinstance(value, Mapping):
-            shown = "  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
+            shown = "  ".join(
+                f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
+            )
         table.add_row(name.replace("_", " "), str(shown))
     table.add_row("answers without a readable option or value", str(content["parse_failures"]))
     if content["missing_predictions"]:

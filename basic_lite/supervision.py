@@ -73,9 +73,7 @@ class BasicSupervision:
 
     @property
     def terms(self) -> dict[str, LossTerm]:
-        """The terms of the last forward pass by name, `"das"` and `"sds"`; empty for a batch without
-        image.
-        """
+        """The terms of the last forward pass, `"das"` and `"sds"`; empty for a batch without image."""
         if self._terms_of is not self.refinement:
             found = self.objective.terms(self.refinement, self._capture.parts.embedding)
             self._terms, self._terms_of = {term.name: term for term in found}, self.refinement

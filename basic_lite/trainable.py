@@ -153,8 +153,7 @@ def trainable_table(model: nn.Module) -> Table:
 
 
 class GradientContract:
-    """Every trained parameter soon has a non-zero gradient, and no frozen
-    one has any.
+    """Every trained parameter soon shows a gradient that is not zero; no frozen one shows any.
 
     An adapter's A has a zero gradient until its B has moved, and B moves only when the learning rate has
     left 0, so a parameter may take a few steps; it may not stay without.
@@ -173,8 +172,7 @@ class GradientContract:
         return not self.waiting
 
     def check(self) -> None:
-        """Look at the gradients of one of the first steps (waits for the device
-        only).
+        """Look at the gradients of one of the first optimizer steps (waits for the device).
 
         Raises:
             RuntimeError: If a frozen parameter has a gradient, or a trained one has none after the patience.
@@ -193,5 +191,6 @@ class GradientContract:
         if self.waiting and self.steps >= self.patience:
             names = ", ".join(list(self.waiting)[:4])
             raise RuntimeError(
-                f"{len(self.waiting)} trained parameters had no gradient in {self.steps} steps, first: {names}"
+                f"{len(self.waiting)} trained parameters had no gradient in {self.steps} steps, first: "
+                f"{names}"
             )

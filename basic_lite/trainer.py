@@ -194,8 +194,8 @@ class BasicTrainer(Trainer):
     def _embed(self, inputs: dict) -> torch.Tensor:
         """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
 
-        `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer; the
-        collator has done so already.
+        `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
+        answer; the collator has done so already.
 
         Returns:
             `(B, S, D)` in the decoder's dtype.
@@ -400,4 +400,3 @@ class _Stopper(TrainerCallback):
     ) -> None:
         if self.requested:
             control.should_save = control.should_training_stop = True
-

@@ -1,4 +1,4 @@
-"""Ask a model a benchmark's questions, score the answers, write the submission: three steps, files between."""
+"""Ask a model a benchmark's questions, score the answers, write the submission."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
 from basic_lite.recipes import options as o
 
 
@@ -24,7 +23,8 @@ def main(
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id.", default="the hub's",
+            help="Original file or folder, folder of Parquet files, or hub id.",
+            default="the hub's",
             panel="Data",
         ),
     ] = None,

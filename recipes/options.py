@@ -18,7 +18,8 @@ def option(*names: str, help: str, panel: str = RUN, default: str | bool = True,
 
 
 Data = Annotated[
-    Path | None, option(help="LLaVA JSON or JSONL. Without it: the published set, from the hub.", panel="Data")
+    Path | None,
+    option(help="LLaVA JSON or JSONL.", default="the published set, from the hub", panel="Data"),
 ]
 Images = Annotated[
     Path | None, option(help="Folder that image paths start from.", default="the data's own", panel="Data")
@@ -34,9 +35,7 @@ Tower = Annotated[
     str,
     option(help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.", panel=MODEL),
 ]
-Template = Annotated[
-    str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)
-]
+Template = Annotated[str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)]
 ImageToken = Annotated[
     str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
 ]
@@ -55,9 +54,7 @@ Basic = Annotated[
 Layers = Annotated[
     int | None, option(help="Supervised layers k.", default="half of the decoder's", panel=METHOD)
 ]
-Weighting = Annotated[
-    str, option(help="Layers 1..k: quadratic, linear, constant, decreasing.", panel=METHOD)
-]
+Weighting = Annotated[str, option(help="Layers 1..k: quadratic, linear, constant, decreasing.", panel=METHOD)]
 Importance = Annotated[str, option(help="Patches: attention or uniform.", panel=METHOD)]
 DasWeight = Annotated[float, option(help="Weight of directional alignment; 0 is off.", panel=METHOD)]
 SdsWeight = Annotated[float, option(help="Weight of semantic distribution; 0 is off.", panel=METHOD)]

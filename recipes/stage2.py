@@ -15,7 +15,8 @@ def main(
     start: Annotated[Path, o.option(help="Run of stage 1 to start from.")] = Path("runs/stage1"),
     rank: Annotated[int, o.option(help="Rank of the adapters.", panel=o.MODEL)] = 128,
     alpha: Annotated[
-        int | None, o.option(help="Scale of the adapters times their rank.", default="2 * rank", panel=o.MODEL)
+        int | None,
+        o.option(help="Scale times rank of the adapters.", default="2 * rank", panel=o.MODEL),
     ] = None,
     dropout: Annotated[float, o.option(help="Dropout in front of the adapters.", panel=o.MODEL)] = 0.05,
     bits: Annotated[

@@ -65,7 +65,10 @@ def world(tmp_path_factory) -> Path:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         cells[number] = base64.b64encode(buffer.getvalue()).decode()
-        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": f"a {name} one"}]
+        turns = [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": f"a {name} one"},
+        ]
         captions.append({"id": f"c{number}", "image": f"{number}.png", "conversations": turns})
         more = [{"from": "human", "value": "And the colour?"}, {"from": "gpt", "value": name}]
         instructions.append({"id": f"i{number}", "image": f"{number}.png", "conversations": turns + more})
@@ -193,9 +196,7 @@ def test_a_resumed_run_must_be_the_same_run(world, tmp_path):
     run(*stage1(world, "--max-steps", 4, "--save-steps", 2), cwd=tmp_path)
     for name in ("manifest.json", "projector.safetensors"):
         (tmp_path / "runs/stage1" / name).unlink()  # as if it had been killed after its last checkpoint
-    refused = run(
-        *stage1(world, "--max-steps", 4, "--sds-weight", 0.5, "--resume"), cwd=tmp_path, expect=2
-    )
+    refused = run(*stage1(world, "--max-steps", 4, "--sds-weight", 0.5, "--resume"), cwd=tmp_path, expect=2)
     assert "was started with another method: {'sds_weight': 0.01}, now {'sds_weight': 0.5}" in refused.stderr
 
 
@@ -226,7 +227,10 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
         "empty answer": (stage1(world, "--data", bad / "empty.json", *images), "row 0"),
         "missing picture": (stage1(world, "--data", bad / "missing.json", *images), "no.png"),
         "half a file": (stage1(world, "--data", bad / "half.json", *images), "half.json"),
-        "batch": (stage1(world, "--micro-batch", 3), "the global batch of 4 is not a multiple of the micro-batch"),
+        "batch": (
+            stage1(world, "--micro-batch", 3),
+            "the global batch of 4 is not a multiple",
+        ),
         "layers": (stage1(world, "--layers", 9), "layers must be between 1 and 4 for this decoder, got 9"),
         "weighting": (stage1(world, "--weighting", "cubic"), "weighting must be one of quadratic"),
         "weight": (stage1(world, "--das-weight", -1), "das_weight must be 0 (off) or a positive number"),

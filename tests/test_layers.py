@@ -90,7 +90,9 @@ def test_the_maths_does_not_import_the_framework(module, forbidden):
     assert not roots & forbidden
 
 
-@pytest.mark.parametrize("module", ["basic_lite", "basic_lite.cli", "basic_lite.scoring", "basic_lite.benchmarks"])
+@pytest.mark.parametrize(
+    "module", ["basic_lite", "basic_lite.cli", "basic_lite.scoring", "basic_lite.benchmarks"]
+)
 def test_light_modules_import_nothing_heavy(module):
     heavy = "torch transformers datasets peft bitsandbytes matplotlib".split()
     code = f"import sys, {module}; sys.exit(' '.join(m for m in {heavy} if m in sys.modules) or 0)"
@@ -107,5 +109,7 @@ def test_the_top_level_is_the_design_cards():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if tracked.returncode:
         pytest.skip("not a git checkout")
-    allowed = set("basic_lite recipes tests pyproject.toml README.md CONTRIBUTING.md LICENSE .ci .gitignore".split())
+    allowed = set(
+        "basic_lite recipes tests pyproject.toml README.md CONTRIBUTING.md LICENSE .ci .gitignore".split()
+    )
     assert {line.split("/")[0] for line in tracked.stdout.splitlines()} <= allowed

@@ -149,7 +149,10 @@ def test_next_token_without_supervision_is_zero_and_attached():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: next_token(torch.ones(2, 3, 4), torch.ones(2, 4, dtype=torch.long), torch.ones(5, 4)), "labels"),
+        (
+            lambda: next_token(torch.ones(2, 3, 4), torch.ones(2, 4, dtype=torch.long), torch.ones(5, 4)),
+            "labels",
+        ),
         (
             lambda: next_token(torch.ones(1, 4), torch.ones(1, dtype=torch.long), torch.nn.Linear(4, 5)),
             "without bias",
@@ -175,7 +178,8 @@ def test_chunks_are_bounded_in_bytes_and_fixed_by_shape(rows, vocabulary, expect
     assert rows_in_chunk(rows, vocabulary) == expected
 
 
-# Vicuna-7B and Gemma-2B, two images of 576 patches: more than one chunk. bf16 is what a GPU holds; fp32 is what a CPU run holds.
+# Vicuna-7B and Gemma-2B, two images of 576 patches: more than one chunk. bf16 is what a GPU holds; fp32 is
+# what a CPU run holds.
 REAL = {"vicuna-7b": (4096, 32_000), "gemma-2b": (2048, 256_000)}
 
 
@@ -194,7 +198,9 @@ def test_bytes_and_flops_at_real_shapes(name, dtype):
         tracker.track_external(embedding, initial, target, importance)
         with tracker, flops:
             semantic_distribution(seen, embedding)
-    peak = sum(tracker.get_tracker_snapshot("peak")[torch.device("cpu")].values()) // 2  # the total is one entry
+    peak = (
+        sum(tracker.get_tracker_snapshot("peak")[torch.device("cpu")].values()) // 2
+    )  # the total is one entry
     beyond = peak - inputs
     assert beyond <= 8 * chunk * vocabulary + 4 * rows * width + (64 << 20)
     assert beyond >= 8 * chunk * vocabulary  # the tracker did see the buffers

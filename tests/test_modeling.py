@@ -1,4 +1,4 @@
-"""Assembly of every pair of families, what is quantised, the dtype boundary, and the trainable-set contract."""
+"""Assembly of every pair of families, what is quantised, the dtype boundary, the trainable set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import io
 
 import pytest
 import torch
-from conftest import DECODERS, IMAGE_TOKEN, PATCHES, TOWERS, llm_folder, tiny_assembled, tiny_batch, tower_folder
+from conftest import (
+    DECODERS,
+    IMAGE_TOKEN,
+    PATCHES,
+    TOWERS,
+    llm_folder,
+    tiny_assembled,
+    tiny_batch,
+    tower_folder,
+)
 from rich.console import Console
 from test_oracle import close, oracle
 from transformers import GPT2Config, LlavaForConditionalGeneration, ViTConfig
@@ -31,7 +40,10 @@ def test_the_zoo_has_the_papers_models():
         assert row.family in zoo.FAMILIES
         assert row.template in TEMPLATES
         assert row.image_token not in (row.pad_token, row.turn_end)
-    assert {name: row.tokens for name, row in zoo.TOWERS.items()} == {"clip-l-336": 576, "siglip-so400m-384": 729}
+    assert {name: row.tokens for name, row in zoo.TOWERS.items()} == {
+        "clip-l-336": 576,
+        "siglip-so400m-384": 729,
+    }
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -95,7 +107,7 @@ def test_the_check_of_quantisation_can_fail():
 
     model = tiny_assembled("llama").model
     model.model.multi_modal_projector.linear_1 = bnb.nn.Linear4bit(24, 32)
-    with pytest.raises(AssertionError, match="multi_modal_projector.linear_1 must not be quantised"):
+    with pytest.raises(AssertionError, match=r"linear_1 must not be quantised"):
         modeling.check_quantisation(model)
 
 
@@ -145,7 +157,7 @@ def test_one_dtype_boundary(dtype, autocast):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_four_bit_decoder_equals_the_formulas(decoder):
-    """Against the same decoder with its weights dequantised: gradients arrive, and they are the right ones."""
+    """Against the same decoder with its weights dequantised: the right gradients arrive."""
     model = tiny_assembled(decoder, bits=4).model
     model.model.multi_modal_projector.requires_grad_(True)
     import bitsandbytes.functional as bnb
@@ -270,9 +282,9 @@ def test_the_table_of_what_is_trained_names_dtypes_and_counts():
 def test_unsupported_models_are_refused_by_name(tmp_path):
     GPT2Config().save_pretrained(tmp_path / "gpt2")
     ViTConfig().save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match=r"'gpt2' model; supported decoders are of type llama, gemma, phi3, mistral"):
+    with pytest.raises(ValueError, match=r"'gpt2' model; supported decoders are of type llama, gemma"):
         modeling.assemble(modeling.Sources(str(tmp_path / "gpt2"), str(tower_folder())))
-    with pytest.raises(ValueError, match=r"'vit' model; supported vision towers are of type clip_vision_model"):
+    with pytest.raises(ValueError, match=r"'vit' model; supported vision towers are of type clip"):
         modeling.assemble(modeling.Sources(str(llm_folder()), str(tmp_path / "vit")))
     with pytest.raises(ValueError, match=r"no language model can be loaded from '.*nothing'"):
         modeling.assemble(modeling.Sources(str(tmp_path / "nothing"), str(tower_folder())))

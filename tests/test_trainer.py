@@ -235,7 +235,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, kind, stop):
 
     def run(out, model):
         return trainer(
-            out, model, Rows(16), max_steps=6, save_strategy="steps", save_steps=1, save_total_limit=2, group=True
+            out,
+            model,
+            Rows(16),
+            max_steps=6,
+            save_strategy="steps",
+            save_steps=1,
+            save_total_limit=2,
+            group=True,
         )
 
     whole = run(tmp_path / "whole", build())
@@ -305,7 +312,9 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
-        waits = any(part in name for part in ("_local_scalar_dense", "nonzero", "equal.", "masked_select", "unique"))
+        waits = any(
+            part in name for part in ("_local_scalar_dense", "nonzero", "equal.", "masked_select", "unique")
+        )
         if name.startswith(("aten.index.", "aten.index_put")):
             waits = any(index is not None and index.dtype == torch.bool for index in args[1])
         if waits:
