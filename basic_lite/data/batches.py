@@ -112,7 +112,6 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         self.drop_last = False  # accelerate asks for it
         self.epoch = 0
         self.skipped = 0
-        self._count: int | None = None
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Choose what the next iteration gives.
@@ -141,6 +140,8 @@ class Batches(torch.utils.data.Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same for every epoch."""
-        if self._count is None:
-            self._count = len(self._order())
-        return self._count
+        if self.ranks > 1:
+            return len(self._order())
+        images = int(self.modality.sum())
+        kinds = (images, len(self.rows) - images) if self.group else (len(self.rows),)
+        return sum(-(-rows // self.batch_size) for rows in kinds)

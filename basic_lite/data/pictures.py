@@ -124,7 +124,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Pillow's remarks about large or odd pictures from the terminal: such a picture is read or a fault."""
+    """Keep Pillow's remarks about odd pictures from the terminal: one is read, or it is a fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -62,7 +62,7 @@ rows = anything | st.fixed_dictionaries(
 
 
 def attempt(call: Callable, *arguments: object) -> tuple[object, RowFault | None]:
-    """Return what a call returns, or the fault that it raises; anything else that it raises fails the test."""
+    """Return what a call returns, or the fault that it raises; whatever else it raises fails the test."""
     try:
         return call(*arguments), None
     except RowFault as fault:

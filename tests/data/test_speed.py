@@ -1,0 +1,38 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from basic_lite.data.images import ImageTransform, load_image
+from basic_lite.data.layouts import read_row
+from basic_lite.data.samples import normal_form
+from basic_lite.data.speed import measure_waiting, pictures_per_second, rows_of, write_photos
+
+TRANSFORM = ImageTransform(336, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "pad")
+
+
+def test_waiting_is_what_next_takes() -> None:
+    def loader(pause: float) -> object:
+        while True:
+            time.sleep(pause)
+            yield {"rows": [0, 1]}
+
+    slow = measure_waiting(loader(0.02), step_seconds=0.01, steps=10, warm_up=2)
+    assert 0.5 < slow.share < 0.9
+    assert (slow.steps, slow.rows) == (10, 20)
+    assert slow.first_batch_seconds >= 0.02
+    assert measure_waiting(loader(0), step_seconds=0.01, steps=10).share < 0.2
+
+
+def test_measured_pictures(tmp_path: Path) -> None:
+    refs = write_photos(tmp_path, count=2)
+    assert [load_image(ref).size for ref in refs] == [(500, 375)] * 2
+    assert 25_000 < (tmp_path / "0.jpg").stat().st_size < 200_000
+    for row in rows_of(refs, 3):
+        assert normal_form(read_row(row))[0][0] in ("0.jpg", "1.jpg")
+
+
+@pytest.mark.slow
+def test_one_core_prepares_250_pictures_a_second(tmp_path: Path) -> None:
+    own_time, _ = pictures_per_second(write_photos(tmp_path), TRANSFORM, seconds=4)
+    assert own_time > 150  # 250 on a quiet core; half of a core's speed goes where others use its twin
