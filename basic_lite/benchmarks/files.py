@@ -129,6 +129,12 @@ def find(source: Source, what: str, *patterns: str) -> Path:
     return path
 
 
+def main_file(source: Source, what: str, *patterns: str) -> Path:
+    """Return the file that holds the questions: the one given, whatever its name, or what `find` returns."""
+    path = Path(source.data)
+    return path if path.is_file() else find(source, what, *patterns)
+
+
 def find_optional(source: Source, *patterns: str) -> Path | None:
     """Return what `find` returns, or `None` where nothing matches."""
     data = Path(source.data)

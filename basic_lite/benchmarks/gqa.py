@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find, locate_images, read_json, require, unique, write_text
+from basic_lite.benchmarks.files import (
+    Source,
+    locate_images,
+    main_file,
+    read_json,
+    require,
+    unique,
+    write_text,
+)
 from basic_lite.benchmarks.prompts import SHORT, check_style
 from basic_lite.benchmarks.question import Question, StoredImage
 from basic_lite.scoring.exact import GQA_SCORERS, exact_match, gqa_submission
@@ -61,9 +69,8 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    path = find(
-        source, "GQA questions", "testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json"
-    )
+    patterns = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
+    path = main_file(source, "GQA questions", *patterns)
     content = read_json(path)
     for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
         require(row, _NEEDS, f"{path} question {identity}")

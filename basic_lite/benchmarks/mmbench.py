@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find
+from basic_lite.benchmarks.files import Source, main_file
 from basic_lite.benchmarks.mmbench_prompts import PROMPTS
 from basic_lite.benchmarks.mmbench_tsv import COLUMNS, LABELS, OPTIONAL, pictures, row_index, tsv_rows
 from basic_lite.benchmarks.prompts import check_style
@@ -114,10 +114,7 @@ def read(source: Source, style: str = "llava", language: str = "en") -> list[Que
         if language == "en":
             patterns = [f"mmbench_{source.split}_2*.tsv", f"mmbench_{source.split}_en*.tsv"]
             patterns += [f"mmbench_{source.split}.tsv", f"MMBench_{source.split.upper()}_EN.tsv"]
-        path = Path(source.data)
-        path = (
-            path if path.is_file() else find(source, f"MMBench TSV ({language}, {source.split})", *patterns)
-        )
+        path = main_file(source, f"MMBench TSV ({language}, {source.split})", *patterns)
         return read_tsv(path, language, style, labelled, source.with_images)
     needs = [name for name in COLUMNS if name != "image"] + (["answer"] if labelled else [])
     rows = list(hub.rows(source.data, language, source.split, needs, with_images=source.with_images))

@@ -13,7 +13,15 @@ from statistics import mean, pstdev
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find, locate_images, read_json, require, unique, write_text
+from basic_lite.benchmarks.files import (
+    Source,
+    locate_images,
+    main_file,
+    read_json,
+    require,
+    unique,
+    write_text,
+)
 from basic_lite.benchmarks.prompts import check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.scoring.judge import OWN_TABLE, judge_prompt, proxy_substring, read_grades
@@ -55,7 +63,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    path = find(source, "MM-Vet questions", "mm-vet.json")
+    path = main_file(source, "MM-Vet questions", "mm-vet.json")
     content = read_json(path)
     for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
         require(row, ("imagename", "question", "answer", "capability"), f"{path} question {identity}")

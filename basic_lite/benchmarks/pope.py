@@ -49,7 +49,11 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 def _label_files(source: Source) -> dict[str, list[dict[str, Any]]]:
     """Return category -> its labelled rows, from JSON lines in files named .json."""
-    paths = sorted({*source.folder.glob(_LABELS), *source.folder.glob(f"*/{_LABELS}")})
+    data = Path(source.data)
+    if data.is_file() and data.match(_LABELS):
+        paths = [data]
+    else:
+        paths = sorted({*source.folder.glob(_LABELS), *source.folder.glob(f"*/{_LABELS}")})
     if not paths:
         raise ValueError(f"{source.data} has no POPE labels: looked for {_LABELS}.")
     labels = {}
@@ -65,7 +69,7 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     labels = _label_files(source)
     asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
     rows = []
-    if asked is None:
+    if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
         for category, labelled in labels.items():
             rows += [
                 {

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find, find_optional, locate_images, read_json, require, unique
+from basic_lite.benchmarks.files import (
+    Source,
+    find,
+    find_optional,
+    locate_images,
+    main_file,
+    read_json,
+    require,
+    unique,
+)
 from basic_lite.benchmarks.prompts import LETTER, check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.scoring.options import extract_option
@@ -73,7 +82,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     split = source.split.removesuffix("-img")
-    problems_path = find(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
+    problems_path = main_file(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
     splits_path = find(source, "ScienceQA splits", "pid_splits.json", "sqa_pid_splits.json")
     problems, splits = read_json(problems_path), read_json(splits_path)
     require(splits, [split], str(splits_path))

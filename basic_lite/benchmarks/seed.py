@@ -14,9 +14,9 @@ from typing import Any
 from basic_lite.benchmarks import hub
 from basic_lite.benchmarks.files import (
     Source,
-    find,
     find_optional,
     locate_images,
+    main_file,
     read_json,
     read_json_lines,
     require,
@@ -73,7 +73,7 @@ def _wanted(source: Source, row: Mapping[str, Any]) -> bool:
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    path = find(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
+    path = main_file(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
     content = read_json(path)
     require(content, ["questions"], str(path))
     rows = content["questions"]

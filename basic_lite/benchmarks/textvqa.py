@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find, locate_images, read_json, require, unique, write_text
+from basic_lite.benchmarks.files import (
+    Source,
+    find,
+    locate_images,
+    main_file,
+    read_json,
+    require,
+    unique,
+    write_text,
+)
 from basic_lite.benchmarks.prompts import SHORT, check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.benchmarks.soft_accuracy import soft_score
@@ -69,7 +78,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 def _file_rows(source: Source, with_tokens: bool) -> list[dict[str, Any]]:
     split = source.split
-    path = find(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
+    path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
     content = read_json(path)
     require(content, ["data"], str(path))
     rows = content["data"]

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find, locate_images, read_json, require, unique, write_text
+from basic_lite.benchmarks.files import (
+    Source,
+    locate_images,
+    main_file,
+    read_json,
+    require,
+    unique,
+    write_text,
+)
 from basic_lite.benchmarks.prompts import SHORT, UNANSWERABLE, check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.benchmarks.soft_accuracy import soft_accuracies, soft_score
@@ -50,7 +58,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    path = find(source, f"VizWiz {source.split}", f"{source.split}.json", f"vizwiz_{source.split}.json")
+    path = main_file(source, f"VizWiz {source.split}", f"{source.split}.json", f"vizwiz_{source.split}.json")
     rows = read_json(path)
     for number, row in enumerate(rows):
         require(row, ("image", "question"), f"{path} question {number}")

@@ -17,6 +17,7 @@ from basic_lite.benchmarks.files import (
     find,
     find_optional,
     locate_images,
+    main_file,
     read_json,
     read_json_lines,
     require,
@@ -78,7 +79,7 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
         asked = [_of_llava(row, f"{lines} line {n}") for n, row in enumerate(read_json_lines(lines), start=1)]
     else:
         patterns = [f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json"]
-        path = find(source, f"VQAv2 questions of {source.split}", *patterns)
+        path = main_file(source, f"VQAv2 questions of {source.split}", *patterns)
         content = read_json(path)
         require(content, ["questions"], str(path))
         asked = content["questions"]

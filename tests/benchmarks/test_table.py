@@ -180,3 +180,22 @@ def test_what_is_a_table(tmp_path, parquet):
     assert not hub.is_table(Source(tmp_path, "testdev"))
     data = parquet([{"x": 1}], "en/dev-00000-of-00001.parquet")
     assert hub.is_table(Source(data, "dev"))
+
+
+def test_a_named_file_is_read_whatever_else_lies_beside_it(folder):
+    data = folder({"mm-vet.json": "mm-vet.json", "vizwiz_val.json": "vizwiz_val.json"})
+    for name, original in (("mmvet", "mm-vet.json"), ("vizwiz", "vizwiz_val.json")):
+        content = json.loads((data / original).read_text())
+        part = dict([next(iter(content.items()))]) if isinstance(content, dict) else content[:1]
+        (data / "mine.json").write_text(json.dumps(part))
+        assert len(load(name, data / "mine.json", limit=9, with_images=False)) == 1
+        assert len(load(name, data, limit=9, with_images=False)) == 3
+
+
+def test_one_label_file_of_pope_is_that_category_alone(folder):
+    names = ["coco_pope_random.json", "coco_pope_popular.json"]
+    data = folder({"pope_questions.jsonl": "llava_pope_test.jsonl", "coco_pope_random.json": names[0]})
+    (data / names[1]).write_text((data / names[0]).read_text())
+    one = load("pope", data / names[1], limit=9, with_images=False)
+    assert [question.id for question in one] == ["popular/1", "popular/2"]
+    assert [question.id for question in load("pope", data, limit=9, with_images=False)] == [1, 2]
