@@ -47,6 +47,16 @@ def test_labels_out_of_place_are_refused(folder):
         questions(data)
 
 
+def test_labels_may_word_the_question_as_older_releases_did(folder):
+    data = folder({"pope_questions.jsonl": "llava_pope_test.jsonl"})
+    rows = [
+        {"question_id": 1, "image": NAME, "text": "Is there an dog in the imange?", "label": "no"},
+        {"question_id": 2, "image": NAME, "text": "Is there a kettle in the imange?", "label": "yes"},
+    ]
+    lines(data / "coco_pope_random.json", rows)
+    assert [question.answer for question in questions(data)] == ["no", "yes"]
+
+
 def test_label_files_alone_are_asked_too(folder):
     data = folder({"coco_pope_random.json": "coco_pope_random.json"})
     lines(

@@ -67,6 +67,18 @@ def test_units_that_are_no_questions_are_paired_too():
     assert found.gained == ("p1/2",)
 
 
+def test_categories_keep_their_sizes_in_the_resamples():
+    def mme(count, ocr):
+        cells = {"p": ("count", count, 2), "q": ("OCR", ocr, 2)}
+        value = value_of(cells.values(), "pair_points")
+        return Score(
+            "points", "s", value, {"p": count / 2, "q": ocr / 2}, cells=cells, statistic="pair_points"
+        )
+
+    found = compare(mme(0, 1), mme(2, 1))  # one picture a category: every resample is the sample
+    assert found.interval == (found.difference, found.difference) == (200.0, 200.0)
+
+
 def test_runs_that_do_not_fit_are_refused_in_one_line():
     with pytest.raises(ValueError, match=r"Run A has 1 questions that the other lacks \(first: 2\)"):
         compare(run({1: 1.0, 2: 1.0}), run({1: 1.0}))
