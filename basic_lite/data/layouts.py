@@ -87,6 +87,11 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     else:
         keys = ", ".join(shown(key, 20) for key in list(row)[:6]) or "no columns"
         raise RowFault("malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys}")
+    for place, (_, text) in enumerate(raw.turns):
+        if not (text.isascii() or _whole(text)):
+            raise RowFault(
+                "malformed_row", f"turn {place} holds half of a character, which no tokenizer reads"
+            )
     if len(raw.images) > MAX_IMAGES:
         raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
     for image in raw.images:
@@ -107,3 +112,12 @@ def row_id(row: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     raise RowFault("malformed_row", f"'id' must be text or a number, got {type(value).__name__}")
+
+
+def _whole(text: str) -> bool:
+    """Return whether every character is one: JSON may write half of a pair."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

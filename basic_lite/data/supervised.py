@@ -213,7 +213,8 @@ class RowEncoder:
                 )
             pixels = [self.transform(load_image(image)) for image in sample.images]
         except ValueError as error:
-            code = error.code if isinstance(error, RowFault) else "no_supervision"
+            lengthy = "no_supervision" if "max_length" in str(error) else "malformed_row"
+            code = error.code if isinstance(error, RowFault) else lengthy
             raise RowFault(code, f"row {row} (id {shown(sample.id)}): {error}") from None
         item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
         return {**item, "row": row, "id": sample.id}, encoded.truncated

@@ -118,6 +118,7 @@ FAULTS = [
     ({"id": "x", "image": 7, "conversations": [{"from": "human", "value": "a"}]}, "malformed_row"),
     ({"id": "x", "image": "", "conversations": [{"from": "human", "value": "a"}]}, "malformed_row"),
     ({"id": "x"}, "malformed_row"),
+    (row("x", "Hi", "\ud83d alone"), "malformed_row"),
     ("x", "malformed_row"),
     (None, "malformed_row"),
     (float("nan"), "malformed_row"),
