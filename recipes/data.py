@@ -30,7 +30,7 @@ def _data() -> None:
 @app.command()
 def check(
     annotations: Annotated[
-        Path, typer.Argument(help="LLaVA .json (one array) or .jsonl.", show_default=False)
+        Path, typer.Argument(help="LLaVA .json or .jsonl; Arrow or Parquet; a hub id.", show_default=False)
     ],
     images: Annotated[
         Path | None, typer.Option(help="Folder, zip or tar of the images. Left out: only texts are checked.")
@@ -122,7 +122,7 @@ def _check(
 
         rows = open_rows(annotations, images, follow_links=follow_links, workers=workers, progress=show)
         findings = text_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
-        if images is not None:
+        if images is not None or rows.stored:
             looked = partial(show, "images")
             findings += check_pictures(rows, depth=pictures, workers=workers, progress=looked)
     return rows, in_order(findings)

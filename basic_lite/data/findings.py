@@ -50,7 +50,7 @@ def text_findings(rows: Rows, *, max_length: int | None = 2048, tokens_per_image
     found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     found += _duplicates(rows)
     if max_length is not None:
-        tokens = rows.lengths + rows.image_counts.astype(np.int64) * tokens_per_image
+        tokens = rows.batch_lengths(tokens_per_image)
         for row in np.flatnonzero(tokens > max_length).tolist():
             found += _too_long(rows, row, int(tokens[row]), max_length, tokens_per_image)
     return in_order(found)

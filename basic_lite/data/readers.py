@@ -44,7 +44,7 @@ class Rows:
         self.images = images
         self._fetch = fetch
         self.follow_links = follow_links
-        self._stored = stored
+        self.stored = stored
 
     @property
     def sha256(self) -> str:
@@ -55,6 +55,16 @@ class Rows:
     def lengths(self) -> np.ndarray:
         """Return `(rows,)` int32, the estimated text tokens of each row, images not counted."""
         return self.index.tokens
+
+    def batch_lengths(self, tokens_per_image: int, max_length: int | None = None) -> np.ndarray:
+        """Return `(rows,)` int64, the estimated tokens that each row takes in a batch.
+
+        Args:
+            tokens_per_image: tokens of one image.
+            max_length: where longer rows are cut.
+        """
+        tokens = self.index.tokens + self.index.images.astype(np.int64) * tokens_per_image
+        return tokens if max_length is None else np.minimum(tokens, max_length)
 
     @property
     def image_counts(self) -> np.ndarray:
@@ -102,7 +112,7 @@ class Rows:
         Raises:
             RowFault: `malformed_row` or `bad_roles`.
         """
-        return read_row(self._fetch(row), stored=self._stored)
+        return read_row(self._fetch(row), stored=self.stored)
 
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""

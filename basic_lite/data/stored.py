@@ -199,7 +199,7 @@ def stored_key(source: str | Path, dataset: Dataset) -> tuple[list[Path], dict[s
     """Return where the index of a data set is kept, and what tells the data set from another."""
     path = Path(source)
     if not path.exists():
-        return table_places(path, "index")[1:], {"fingerprint": dataset._fingerprint}
+        return table_places(path, "index"), {"fingerprint": dataset._fingerprint}
     files = sorted(
         file for file in ([path] if path.is_file() else path.glob("**/*.*")) if file.suffix != ".index"
     )

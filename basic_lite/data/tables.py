@@ -14,7 +14,8 @@ def table_places(path: Path, kind: str) -> list[Path]:
     """Return where a table about `path` may be kept, best first: beside it, else in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basic_lite"
     name = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return [path.with_name(f"{path.name}.{kind}"), cache / f"{name}.{kind}"]
+    beside = [path.with_name(f"{path.name}.{kind}")] if path.exists() else []  # a hub id is no path
+    return [*beside, cache / f"{name}.{kind}"]
 
 
 def load_table(

@@ -245,5 +245,7 @@ def test_columns_of_the_index(write_rows: Callable[..., Path]) -> None:
     )
     assert rows.lengths.tolist() == [26 + 26, 2]
     assert rows.image_counts.tolist() == [1, 0]
+    assert rows.batch_lengths(576).tolist() == [628, 2]
+    assert rows.batch_lengths(576, 600).tolist() == [600, 2]
     assert rows.index.id_hash[0] == rows.index.id_hash[1] != 0
     assert rows.lengths.dtype == np.int32

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+from basic_lite.recipes.data import app
 from made_rows import FIXTURES
+from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_rows, usable_rows
 from basic_lite.data.gallery import check_pictures
@@ -181,6 +183,47 @@ def test_supervised_stream(parquet: Callable, tokenizer: object) -> None:
     assert ids == [str(i) for i in range(20) if i != 9]
     with pytest.raises(ValueError, match=r"row 9 \(id '9'\)"):
         list(SupervisedStream(Stream(path), encoder))
+
+
+def test_check_command(parquet: Callable, picture: Callable, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    picture(40, 40).save(whole, "PNG")
+    turns = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Ho"}]
+    images = [{"bytes": whole.getvalue()[:size], "path": "a.png"} for size in (None, 99, 0)]
+    path = parquet(
+        [{"id": "x", "image": image, "conversations": turns} for image in images], image=datasets.Image()
+    )
+    result = CliRunner().invoke(
+        app, ["check", str(path), "--report", str(tmp_path / "r.json"), "--workers", "1"]
+    )
+    assert result.exit_code == 1, result.output
+    found = json.loads((tmp_path / "r.json").read_text())["findings"]
+    assert [(f["row"], f["code"]) for f in found] == [
+        (1, "duplicate_id"),
+        (1, "undecodable_image"),
+        (2, "duplicate_id"),
+        (2, "undecodable_image"),
+    ]
+
+
+def test_from_the_hub(
+    parquet: Callable, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet(published("llava_next_rows.json", picture), image=datasets.Image())
+    asked = []
+
+    def load_dataset(name: str, config: str | None, *, split: str, streaming: bool) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_parquet(str(path))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    rows = open_rows("lmms-lab/LLaVA-NeXT-Data:some-config@validation")
+    assert asked == [("lmms-lab/LLaVA-NeXT-Data", "some-config", "validation")]
+    assert [sample.id for sample in rows] == ["n1", "n2"]
+    assert check_pictures(rows) == []
+    assert not (tmp_path / "lmms-lab").exists()  # what is known of it goes to the cache
+    assert [sample.id for sample in Stream("lmms-lab/LLaVA-NeXT-Data")] == ["n1", "n2"]
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "nobody/nothing:config@train"])
