@@ -144,7 +144,7 @@ class capture:
         llava, decoder = self.parts.llava, self.parts.decoder
         hooks = [
             llava.register_forward_pre_hook(self._start, with_kwargs=True),
-            decoder.layers[0].register_forward_pre_hook(self._receive, with_kwargs=True),
+            decoder.register_forward_pre_hook(self._receive, with_kwargs=True),
             *(
                 layer.register_forward_hook(self._accumulate(index))
                 for index, layer in enumerate(decoder.layers[: self.layers])
@@ -181,11 +181,14 @@ class capture:
                 layout = layout_of(input_ids, mask, llava.config.image_token_id, len(pixels))
         self._layout = layout if layout is not None and layout.images else None
 
-    def _receive(self, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Take what the first layer receives at the patches: `v`, in the space that the decoder works in."""
-        if self._layout is not None and self._initial is None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            self._initial = hidden.flatten(0, 1).index_select(0, self._layout.patch)
+    def _receive(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Take what the first layer receives at the patches: `v`, in the space that the decoder works in.
+
+        At the decoder's door, not the first layer's: up to transformers 5.17 a layer's hooks run inside its
+        checkpoint, where nothing may be saved for backward that the recomputation does not save again.
+        """
+        if self._layout is not None:
+            self._initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
 
     def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
         @torch.no_grad()

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
+import transformers.integrations
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -162,6 +163,11 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     layer_weights(1, settings.weighting)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
+    known = transformers.integrations.get_available_reporting_integrations()
+    if settings.report_to != "none" and settings.report_to not in known:
+        raise ValueError(
+            f"--report-to {settings.report_to} is not installed here; known here: {', '.join(known) or 'none'}"
+        )
     if settings.stage == 2 and not settings.lora:
         check_whole_decoder_fits(config, choose_device())
 

@@ -41,7 +41,7 @@ def results_table(content: Mapping[str, Any]) -> Table:
         table.add_section()
         table.add_row(note, "")
     values = content["published"]["values"]
-    if values:
+    if values and content["run"].get("published_size", True):
         table.add_section()
         table.add_row(f"published, on {content['published']['measured_on']}", "")
         for model, value in values.items():

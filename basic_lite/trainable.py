@@ -6,6 +6,7 @@ people whole runs (a projector silently frozen, a tower silently trained).
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -175,7 +176,8 @@ class GradientContract:
         """Look at the gradients of one of the first optimizer steps (waits for the device).
 
         Raises:
-            RuntimeError: If a frozen parameter has a gradient, or a trained one has none after the patience.
+            RuntimeError: If a frozen parameter has a gradient, a trained one has none after the patience, or
+                one is not finite.
         """
         self.steps += 1
         for name, parameter in self.frozen:
@@ -185,7 +187,8 @@ class GradientContract:
         if present:
             largest = torch.stack([gradient.abs().amax().float() for gradient in present.values()]).tolist()
             for name, value in zip(present, largest, strict=True):
-                # A gradient that is not finite is reported by the trainer's own guard, with the rows' ids.
+                if not math.isfinite(value):
+                    raise RuntimeError(f"{name} received a gradient that is not finite in step {self.steps}")
                 if value > 0:
                     del self.waiting[name]
         if self.waiting and self.steps >= self.patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,19 +76,26 @@ def main(
     name = table.name_of(benchmark)
     scorer = table.scorer_of(name, scorer)
     manifest = checkpoint.read_manifest(run)
+    # One TSV by name may be anybody's own benchmark in MMBench's format; what claims to be the published set
+    # (a folder, the hub) must have its size.
+    own_file = data is not None and data.endswith(".tsv") and Path(data).is_file()
     questions = table.load(
         name,
         data,
         split=split,
         images=images,
         prompt_style=prompt_style,
-        limit=limit,
+        limit=sys.maxsize if own_file and limit is None else limit,
         with_images=step in ("all", "generate"),
     )
     out = out or run / "eval" / name
     answers = out / "predictions.jsonl"
     split = split or table.BENCHMARKS[name].split
+    published = limit is None and len(questions) in table.BENCHMARKS[name].sizes[split]
     console.print(f"{name} {split}: {len(questions):,} prompts, answers in {answers}", highlight=False)
+    if not published:
+        sizes = " or ".join(f"{size:,}" for size in table.BENCHMARKS[name].sizes[split])
+        console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
     if dry_run:
         return
     if step in ("all", "generate"):
@@ -135,7 +143,7 @@ def main(
         prompt_style=prompt_style,
         manifest_hash=checkpoint.file_hash(run / checkpoint.MANIFEST),
         limit=limit,
-        run={"folder": str(run), "decoding": "greedy", "batch_size": batch_size},
+        run={"folder": str(run), "decoding": "greedy", "published_size": published},
     )
     checkpoint.write_json(out / "results.json", content)
     save_score(score, out / "score.json")

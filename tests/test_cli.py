@@ -153,7 +153,9 @@ def test_the_plain_twin_and_the_whole_decoder(world, tmp_path):
     manifest = json.loads((tmp_path / "runs/stage2/manifest.json").read_text())
     assert manifest["sources"]["bits"] == 16
     assert "model.language_model.embed_tokens.weight" in manifest["trainable"]
-    run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 1, cwd=tmp_path)
+    done = run("eval", "mmbench", "--tsv", world / "bench.tsv", cwd=tmp_path)
+    assert "Not the published 4,329 or 4,377 rows: this is no mmbench number." in done.stdout
+    assert "LLaVA-1.5" not in done.stdout  # nothing to compare with
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -236,6 +238,7 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
         "weight": (stage1(world, "--das-weight", -1), "das_weight must be 0 (off) or a positive number"),
         "bits": (stage1(world, "--bits", 3), "bits must be 4, 8 or 16, got 3"),
         "precision": (stage1(world, "--precision", "fp8"), "--precision must be auto, bf16 or fp32"),
+        "tracker": (stage1(world, "--report-to", "nothing"), "--report-to nothing is not installed here"),
         "steps": (stage1(world, "--max-steps", 0), "--max-steps must be at least 1, got 0"),
         "no stage 1": (stage2(world, "--lora", "--start", "nowhere"), "nowhere holds no run"),
         "no run": (["eval", "mmbench", "--run", "nowhere"], "nowhere holds no run"),
@@ -244,10 +247,10 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
     }
 
 
-@pytest.mark.parametrize("number", range(18))
+@pytest.mark.parametrize("number", range(19))
 def test_a_mistake_ends_in_one_line(number, world, tmp_path):
     cases = list(wrong(world).values())
-    assert len(cases) == 18
+    assert len(cases) == 19
     arguments, message = cases[number]
     refused = run(*arguments, cwd=tmp_path, expect=2)
     assert message in refused.stderr
