@@ -166,7 +166,8 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     known = transformers.integrations.get_available_reporting_integrations()
     if settings.report_to != "none" and settings.report_to not in known:
         raise ValueError(
-            f"--report-to {settings.report_to} is not installed here; known here: {', '.join(known) or 'none'}"
+            f"--report-to {settings.report_to} is not installed here; "
+            f"known here: {', '.join(known) or 'none'}"
         )
     if settings.stage == 2 and not settings.lora:
         check_whole_decoder_fits(config, choose_device())
