@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 from test_oracle import close, oracle
+from tiny import IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision, attention
 from basic_lite.capture import layer_weights

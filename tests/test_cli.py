@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import llm_folder, tower_folder
 from PIL import Image
+from tiny import llm_folder, tower_folder
 
 from basic_lite.cli import main
 
@@ -127,8 +127,8 @@ def test_the_three_commands_chain(world, tmp_path):
     assert len(lines) == 12
 
     # Stage 2 is a normal PEFT folder.
-    from conftest import tiny_assembled
     from peft import PeftModel
+    from tiny import tiny_assembled
 
     loaded = PeftModel.from_pretrained(tiny_assembled("llama").model, tmp_path / "runs/stage2")
     assert loaded.peft_config["default"].r == 4

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from conftest import DECODERS, tiny_assembled
 from PIL import Image
+from tiny import DECODERS, tiny_assembled
 
 from basic_lite import evaluate
 from basic_lite.benchmarks.question import Question

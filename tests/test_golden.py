@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_assembled
 from test_trainer import Rows, log_of, trainer
+from tiny import tiny_assembled
 
 from basic_lite import trainable
 from basic_lite.checkpoint import versions

@@ -7,7 +7,9 @@ import io
 
 import pytest
 import torch
-from conftest import (
+from rich.console import Console
+from test_oracle import close, oracle
+from tiny import (
     DECODERS,
     IMAGE_TOKEN,
     PATCHES,
@@ -17,8 +19,6 @@ from conftest import (
     tiny_batch,
     tower_folder,
 )
-from rich.console import Console
-from test_oracle import close, oracle
 from transformers import GPT2Config, LlavaForConditionalGeneration, ViTConfig
 
 from basic_lite import BasicSupervision, modeling, trainable, zoo

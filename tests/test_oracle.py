@@ -9,8 +9,8 @@ import copy
 
 import pytest
 import torch
-from conftest import DECODERS, IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 from peft import LoraConfig, get_peft_model
+from tiny import DECODERS, IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 

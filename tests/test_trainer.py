@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import IMAGE_TOKEN, PATCHES, VOCABULARY, tiny_batch, tiny_llava
 from peft import LoraConfig, get_peft_model
+from tiny import IMAGE_TOKEN, PATCHES, VOCABULARY, tiny_batch, tiny_llava
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 

@@ -1,0 +1,169 @@
+"""Tiny models of every supported class, built from literals; nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    Dinov2Config,
+    GemmaConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Phi3Config,
+    SiglipVisionConfig,
+)
+
+from basic_lite.modeling import Assembled, Sources, assemble
+
+VOCABULARY, IMAGE_TOKEN, PATCHES = 320, 3, 9
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,  # grouped queries: two heads share one key head
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,  # large enough that attention is far from uniform
+}
+_TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+}
+DECODERS = {
+    "llama": lambda: LlamaConfig(**_SIZES),
+    "gemma": lambda: GemmaConfig(**_SIZES, head_dim=12),
+    "phi3": lambda: Phi3Config(**_SIZES),
+    "mistral": lambda: MistralConfig(**_SIZES, sliding_window=20),  # shorter than the rows: the window bites
+}
+TOWERS = {
+    "clip": lambda: CLIPVisionConfig(**_TOWER),
+    "siglip": lambda: SiglipVisionConfig(**_TOWER, vision_use_head=False),
+    "dinov2": lambda: Dinov2Config(
+        **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2
+    ),
+}
+
+
+def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> LlavaForConditionalGeneration:
+    """Build a random LLaVA of about 60,000 parameters, in fp32, frozen but for its projector."""
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        text_config=DECODERS[decoder](),
+        vision_config=TOWERS[tower](),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=PATCHES,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="full" if tower == "siglip" else "default",
+    )
+    model = LlavaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("multi_modal_projector" in name)
+        if "projector" in name and "weight" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def tiny_batch(padding: str = "right", seed: int = 1) -> dict[str, torch.Tensor]:
+    """Five rows: one image, text behind and before it; two images; text only; image last; a short caption."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def text(count: int) -> list[int]:
+        return torch.randint(4, VOCABULARY, (count,), generator=generator).tolist()
+
+    block = [IMAGE_TOKEN] * PATCHES
+    rows = [
+        [1, *text(3), *block, *text(14)],
+        [1, *block, *text(4), *block, *text(7)],
+        [1, *text(11)],
+        [1, *text(8), *block, *text(1)],
+        [1, *block, *text(5)],
+    ]
+    width = max(map(len, rows))
+    ids, mask, labels = [], [], []
+    for row in rows:
+        pad = [0] * (width - len(row))
+        supervised = [-100 if i < 3 or t == IMAGE_TOKEN else t for i, t in enumerate(row)]
+        off, on, no_loss = [0] * len(pad), [1] * len(row), [-100] * len(pad)
+        ids.append(row + pad if padding == "right" else pad + row)
+        mask.append(on + off if padding == "right" else off + on)
+        labels.append(supervised + no_loss if padding == "right" else no_loss + supervised)
+    return {
+        "input_ids": torch.tensor(ids),
+        "attention_mask": torch.tensor(mask),
+        "labels": torch.tensor(labels),
+        "pixel_values": torch.randn(5, 3, 24, 24, generator=generator),
+    }
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level tokenizer with ChatML tokens and a free `<image>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=special[3:],
+    ).save_pretrained(folder)
+
+
+@lru_cache(maxsize=1)
+def _parts_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="basic-lite-tiny-")
+
+
+@lru_cache
+def llm_folder(decoder: str = "llama") -> Path:
+    """Return a folder with a random decoder and its tokenizer, as a hub would give it."""
+    folder = Path(_parts_folder().name) / decoder
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(DECODERS[decoder]()).save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@lru_cache
+def tower_folder(tower: str = "clip") -> Path:
+    """Return a folder with a random tower and its image settings."""
+    folder = Path(_parts_folder().name) / tower
+    torch.manual_seed(0)
+    AutoModel.from_config(TOWERS[tower]()).save_pretrained(folder)
+    size = {"height": 24, "width": 24}
+    settings = {"do_resize": True, "size": size, "resample": 3, "do_rescale": True, "do_normalize": True}
+    if tower != "siglip":
+        settings |= {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": size}
+    settings |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def tiny_assembled(decoder: str = "llama", tower: str = "clip", **settings: object) -> Assembled:
+    """Assemble the tiny parts as the commands do."""
+    settings = {"bits": 16, "dtype": torch.float32} | settings
+    return assemble(Sources(str(llm_folder(decoder)), str(tower_folder(tower)), **settings))
