@@ -130,3 +130,47 @@ def _check(
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bench(
+    annotations: Annotated[
+        Path | None,
+        typer.Argument(help="Data to measure with. Left out: photos made for it.", show_default=False),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the tower's input in pixels.")] = 336,
+    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.")] = 576,
+    batch: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 2,
+    step_ms: Annotated[float, typer.Option(help="How long the model computes on a batch.")] = 200,
+    steps: Annotated[int, typer.Option(help="Batches to measure.")] = 50,
+) -> None:
+    """Measure how fast this machine prepares batches, and how long a training would wait for them.
+
+    Examples:
+
+      basic-lite bench data
+
+      basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
+    """
+    from rich.console import Console
+
+    from basic_lite.data.speed import measure_data
+
+    facts = measure_data(
+        annotations,
+        images,
+        image_size=image_size,
+        tokens_per_image=tokens_per_image,
+        batch_size=batch,
+        workers=workers,
+        step_seconds=step_ms / 1000,
+        steps=steps,
+    )
+    console = Console(highlight=False)
+    own, clock = facts.pictures_per_second
+    console.print(f"{own:6.0f}    pictures a second of one core's own time ({clock:.0f} by the clock)")
+    console.print(
+        f"{facts.share:6.2%}  of the time spent waiting: {workers} workers, steps of {step_ms:.0f} ms"
+    )
+    console.print(f"{facts.first_batch_seconds:6.1f} s  to the first batch of {batch} rows")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from basic_lite.data.batches import Batches, Collator, SupervisedRows
 from basic_lite.data.images import ImageTransform, load_image
+from basic_lite.data.readers import open_rows
 from basic_lite.data.samples import ImageRef
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """What a loop over a loader measured.
+class Measured:
+    """What was measured.
 
     Attributes:
+        pictures_per_second: of one core's own time, which other processes do not change, and by the clock.
         steps: batches measured, the first ones left out while workers start.
         rows: rows in them.
         waited_seconds: time in `next(loader)`.
@@ -27,6 +34,7 @@ class Waiting:
         first_batch_seconds: from the start of the loop to its first batch.
     """
 
+    pictures_per_second: tuple[float, float]
     steps: int
     rows: int
     waited_seconds: float
@@ -59,7 +67,79 @@ def pictures_per_second(
     return done / (time.process_time() - busy), done / (time.perf_counter() - started)
 
 
-def measure_waiting(loader: Any, *, step_seconds: float = 0.2, steps: int = 50, warm_up: int = 5) -> Waiting:
+def measure_data(
+    annotations: Path | None = None,
+    images: Path | None = None,
+    *,
+    image_size: int = 336,
+    tokens_per_image: int = 576,
+    batch_size: int = 16,
+    workers: int = 2,
+    step_seconds: float = 0.2,
+    steps: int = 50,
+    tokenizer: Any = None,
+) -> Measured:
+    """Prepare batches as a stage-2 training does, and measure what that takes.
+
+    Args:
+        annotations: as for `open_rows`; `None` makes photos.
+        images: folder, zip or tar of the images.
+        image_size: side of the tower's input.
+        tokens_per_image: tokens of one image.
+        batch_size: rows per batch.
+        workers: processes that prepare them.
+        step_seconds: the pause where the model would compute.
+        steps: batches to measure, at most; all rows are gone through once.
+        tokenizer: of the LLM, with ChatML's special tokens; `None` takes bytes.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If the data cannot be opened, or has fewer than two batches.
+    """
+    torch.set_num_threads(1)  # as in a worker
+    with tempfile.TemporaryDirectory() as folder:
+        if annotations is None:
+            annotations, images = Path(folder) / "rows.json", Path(folder)
+            annotations.write_text(json.dumps(rows_of(write_photos(images), (steps + 5) * batch_size)))
+        rows = open_rows(annotations, images)
+        usable = rows.index.fault == 0
+        transform = ImageTransform(image_size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "pad")
+        pictured = np.flatnonzero(usable & rows.has_image)[:256].tolist()
+        refs = [ref for row in pictured for ref in rows[row].images]
+        dataset = SupervisedRows(
+            rows,
+            template="chatml",
+            tokenizer=tokenizer or byte_tokenizer(),
+            transform=transform,
+            image_token_id=2**20,
+            tokens_per_image=tokens_per_image,
+            bad_budget=1.0,
+        )
+        lengths = rows.batch_lengths(tokens_per_image, 2048)
+        batches = Batches(lengths, rows.has_image, batch_size=batch_size, seed=0, group=True, usable=usable)
+        if len(batches) < 2:
+            raise ValueError(
+                f"{len(rows)} rows make {len(batches)} batches of {batch_size}; at least 2 are needed"
+            )
+        collate = Collator(pad_token_id=0, image_token_id=2**20)
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        warm_up = min(5, len(batches) - 1)
+        loop = {"step_seconds": step_seconds, "steps": min(steps, len(batches) - warm_up), "warm_up": warm_up}
+        return measure_waiting(
+            loader, pictures=pictures_per_second(refs, transform) if refs else (0, 0), **loop
+        )
+
+
+def measure_waiting(
+    loader: Any,
+    *,
+    step_seconds: float = 0.2,
+    steps: int = 50,
+    warm_up: int = 5,
+    pictures: tuple[float, float] = (0.0, 0.0),
+) -> Measured:
     """Go through a loader as a training would, with a pause where the model would compute.
 
     Args:
@@ -67,12 +147,14 @@ def measure_waiting(loader: Any, *, step_seconds: float = 0.2, steps: int = 50, 
         step_seconds: the pause.
         steps: batches to measure.
         warm_up: batches before them.
+        pictures: what `pictures_per_second` measured, to stand beside it.
 
     Returns:
-        What was measured.
+        The numbers.
     """
     waited, rows, first = 0.0, 0, 0.0
-    batches, begun = iter(loader), time.perf_counter()
+    begun = time.perf_counter()
+    batches = iter(loader)
     for step in range(warm_up + steps):
         asked = time.perf_counter()
         batch = next(batches)
@@ -82,7 +164,7 @@ def measure_waiting(loader: Any, *, step_seconds: float = 0.2, steps: int = 50, 
             waited += given - asked
             rows += len(batch["rows"])
         time.sleep(step_seconds)
-    return Waiting(steps, rows, waited, steps * step_seconds, first)
+    return Measured(pictures, steps, rows, waited, steps * step_seconds, first)
 
 
 def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 375)) -> list[ImageRef]:
@@ -114,3 +196,17 @@ def rows_of(refs: Sequence[ImageRef], count: int) -> list[dict[str, object]]:
         {"from": "gpt", "value": "Waves of several colours that run over each other, with some noise."},
     ]
     return [{"id": str(i), "image": refs[i % len(refs)].name, "conversations": turns} for i in range(count)]
+
+
+def byte_tokenizer() -> Any:
+    """Return a tokenizer with one token per byte and ChatML's special ones, where no real one is at hand."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({sign: number for number, sign in enumerate(signs)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return made

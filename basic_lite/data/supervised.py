@@ -132,7 +132,11 @@ class SupervisedRows(Dataset):
     def _log(self, row: int, fault: RowFault, other: int) -> None:
         if self.bad_log is None:
             return
-        line = {"row": row, "code": fault.code, "detail": fault.detail, "replaced_by": other}
+        try:
+            name = self.rows.raw(row).id
+        except RowFault:
+            name = ""
+        line = {"row": row, "id": name, "code": fault.code, "detail": fault.detail, "replaced_by": other}
         self.bad_log.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.bad_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:  # one write: lines of several workers do not mix

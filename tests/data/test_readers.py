@@ -10,9 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_rows import FIXTURES, row
 
+from basic_lite.conversation import IMAGE
 from basic_lite.data import jsonfile
 from basic_lite.data.index import estimated_tokens
+from basic_lite.data.layouts import LAYOUTS
 from basic_lite.data.readers import open_rows
+from basic_lite.data.samples import ImageRef, RawRow, Sample
 
 
 def test_published_stage_1_rows(tmp_path: Path) -> None:
@@ -38,6 +41,7 @@ def test_published_stage_2_rows(tmp_path: Path) -> None:
     assert rows[0].turns[0] == ("user", "<image>\nWhat is on the table?")
     assert rows[1].turns[0] == ("user", "Write a haiku.")  # the dangling gpt turn is gone
     assert rows[1].images == ()
+    assert rows[2].turns[0][1].startswith("<image>\nWho wrote this book?")  # one line break, not two
     assert rows.has_image.tolist() == [True, False, True]
     assert rows[-1] == rows[2]
     with pytest.raises(IndexError):
@@ -249,3 +253,22 @@ def test_columns_of_the_index(write_rows: Callable[..., Path]) -> None:
     assert rows.batch_lengths(576, 600).tolist() == [600, 2]
     assert rows.index.id_hash[0] == rows.index.id_hash[1] != 0
     assert rows.lengths.dtype == np.int32
+
+
+def test_a_new_layout_is_one_function(
+    write_rows: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captions(stored: dict) -> RawRow:
+        turns = [("user", f"{IMAGE}\nDescribe it."), ("assistant", stored["caption"])]
+        return RawRow(str(stored["key"]), [stored["file"]], turns, "captions")
+
+    path = write_rows([{"key": 7, "file": "a.png", "caption": "A cup."}, row("b", "Hi", "Ho")])
+    monkeypatch.setitem(LAYOUTS, "caption", captions)
+    rows = open_rows(path)
+    assert rows[0] == Sample(
+        "7",
+        (ImageRef("a.png", str(path.parent)),),
+        [("user", "<image>\nDescribe it."), ("assistant", "A cup.")],
+        "captions",
+    )
+    assert rows[1].id == "b"

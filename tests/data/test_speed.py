@@ -6,7 +6,7 @@ import pytest
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.layouts import read_row
 from basic_lite.data.samples import normal_form
-from basic_lite.data.speed import measure_waiting, pictures_per_second, rows_of, write_photos
+from basic_lite.data.speed import measure_data, measure_waiting, pictures_per_second, rows_of, write_photos
 
 TRANSFORM = ImageTransform(336, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "pad")
 
@@ -30,6 +30,17 @@ def test_measured_pictures(tmp_path: Path) -> None:
     assert 25_000 < (tmp_path / "0.jpg").stat().st_size < 200_000
     for row in rows_of(refs, 3):
         assert normal_form(read_row(row))[0][0] in ("0.jpg", "1.jpg")
+
+
+def test_measured_data(tmp_path: Path) -> None:
+    facts = measure_data(
+        image_size=28, tokens_per_image=4, batch_size=2, workers=1, step_seconds=0.01, steps=3
+    )
+    assert (facts.steps, facts.rows) == (3, 6)
+    assert facts.pictures_per_second[0] > 50
+    (tmp_path / "rows.json").write_text('[{"id": "1", "conversations": []}]')
+    with pytest.raises(ValueError, match="at least 2 are needed"):
+        measure_data(tmp_path / "rows.json")
 
 
 @pytest.mark.slow

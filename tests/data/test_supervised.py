@@ -60,7 +60,7 @@ def test_bad_rows_are_replaced_logged_and_counted(supervised: Callable, tmp_path
     # The next longer row with a picture; 32 is text, 30 and 31 are each other's first choice.
     assert [line["replaced_by"] for line in lines] == [1, 33, 33]
     for line in lines:
-        assert line["code"] == "undecodable_image"
+        assert (line["id"], line["code"]) == (str(line["row"]), "undecodable_image")
         assert f"row {line['row']} (id '{line['row']}')" in line["detail"]
         assert "'bad.png'" in line["detail"]
     assert rows.tally() == {"seen": 57, "truncated": 0, "replaced": 3}
