@@ -77,6 +77,7 @@ def measure_data(
     workers: int = 2,
     step_seconds: float = 0.2,
     steps: int = 50,
+    picture_seconds: float = 3.0,
     tokenizer: Any = None,
 ) -> Measured:
     """Prepare batches as a stage-2 training does, and measure what that takes.
@@ -90,6 +91,7 @@ def measure_data(
         workers: processes that prepare them.
         step_seconds: the pause where the model would compute.
         steps: batches to measure, at most; all rows are gone through once.
+        picture_seconds: how long to prepare pictures on one core alone.
         tokenizer: of the LLM, with ChatML's special tokens; `None` takes bytes.
 
     Returns:
@@ -127,9 +129,8 @@ def measure_data(
         loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
         warm_up = min(5, len(batches) - 1)
         loop = {"step_seconds": step_seconds, "steps": min(steps, len(batches) - warm_up), "warm_up": warm_up}
-        return measure_waiting(
-            loader, pictures=pictures_per_second(refs, transform) if refs else (0, 0), **loop
-        )
+        speed = pictures_per_second(refs, transform, seconds=picture_seconds) if refs else (0.0, 0.0)
+        return measure_waiting(loader, pictures=speed, **loop)
 
 
 def measure_waiting(

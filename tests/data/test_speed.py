@@ -33,9 +33,8 @@ def test_measured_pictures(tmp_path: Path) -> None:
 
 
 def test_measured_data(tmp_path: Path) -> None:
-    facts = measure_data(
-        image_size=28, tokens_per_image=4, batch_size=2, workers=1, step_seconds=0.01, steps=3
-    )
+    small = {"image_size": 28, "tokens_per_image": 4, "batch_size": 2, "workers": 1, "picture_seconds": 0.3}
+    facts = measure_data(step_seconds=0.01, steps=3, **small)
     assert (facts.steps, facts.rows) == (3, 6)
     assert facts.pictures_per_second[0] > 50
     (tmp_path / "rows.json").write_text('[{"id": "1", "conversations": []}]')
