@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from basic_lite.scoring.compare import Comparison
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
@@ -47,3 +52,55 @@ def results_table(content: Mapping[str, Any]) -> Table:
         for model, value in values.items():
             table.add_row(f"  {model}", f"{value:.1f}")
     return table
+
+
+def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
+    """Make one table of several benchmarks, with the published figures beside each value."""
+    models = list(dict.fromkeys(m for content in contents for m in content["published"]["values"]))
+    table = Table("benchmark", "split", "value", "95 % interval", *models)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for content in contents:
+        value, interval = content["value"], content["interval_95"]
+        note = "" if content["run"].get("published_size", True) else " *"
+        row = [content["benchmark"] + note, content["split"]]
+        row.append("no value" if value is None else f"{value:.2f}")
+        row.append("" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
+        figures = content["published"]["values"]
+        row += [f"{figures[model]:.1f}" if model in figures else "" for model in models]
+        table.add_row(*row)
+    if any(not content["run"].get("published_size", True) for content in contents):
+        table.caption = "* not the published rows: not comparable with the figures beside it"
+    return table
+
+
+def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) -> Table:
+    """Make a table of a paired comparison."""
+    title = f"{name}, {result.metric}, scorer {result.scorer}"
+    table = Table("", str(run_a), str(run_b), "difference", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    low, high = result.interval
+    difference = f"{result.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    table.add_row(f"{result.n} questions", f"{result.a:.2f}", f"{result.b:.2f}", difference)
+    verdict = "more than noise" if result.is_clear else "not told from noise"
+    table.add_row("95 % paired bootstrap interval", "", "", verdict)
+    table.add_row("right in one run only", str(len(result.lost)), str(len(result.gained)), "")
+    if result.mcnemar_p is not None:
+        table.add_row("McNemar, exact", "", "", f"p = {result.mcnemar_p:.3g}")
+    table.add_section()
+    for category, row in result.categories.items():
+        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.b - row.a:+.2f}")
+    return table
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a `results.json`.
+
+    Raises:
+        ValueError: If it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); run `basic-lite eval` again") from error

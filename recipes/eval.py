@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,8 @@ def main(
     benchmark: Annotated[
         str,
         typer.Argument(
-            help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, mme or seed."
+            help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, mme, seed; "
+            "several with commas; or all (the paper's eight)."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
@@ -24,7 +24,8 @@ def main(
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id.",
+            help="Original file or folder, folder of Parquet files, or hub id. "
+            "For several benchmarks: a folder with one folder for each.",
             default="the hub's",
             panel="Data",
         ),
@@ -38,13 +39,18 @@ def main(
     scorer: Annotated[
         str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
     ] = None,
+    judge_scores: Annotated[
+        Path | None, o.option(help="MM-Vet: a judge's grades, JSON.", panel="Data")
+    ] = None,
+    judge: Annotated[str | None, o.option(help="MM-Vet: who graded.", panel="Data")] = None,
     step: Annotated[
-        Literal["all", "generate", "score", "export"], o.option(help="One step alone, or all three.")
+        Literal["all", "generate", "score", "export"],
+        o.option(help="One step alone; all generates and scores."),
     ] = "all",
     out: Annotated[
         Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
     ] = None,
-    batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.")] = 16,
+    batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.", min=1)] = 16,
     max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on.", default="-1, all")] = -1,
     image_size: o.ImageSize = None,
     tower_layer: Annotated[
@@ -63,89 +69,64 @@ def main(
 
       basic-lite eval mmbench --run runs/plain --data mmbench_dev_20230712.tsv
 
+      basic-lite eval all --data benchmarks/
+
       basic-lite eval textvqa --data textvqa/ --step score
     """
-    from basic_lite import checkpoint, launch
-    from basic_lite.benchmarks import predictions, table
+    from basic_lite import launch
+    from basic_lite.benchmarks import table
     from basic_lite.console import progress_bar
-    from basic_lite.results import results_table
-    from basic_lite.scoring.report import results
-    from basic_lite.scoring.score import save_score
+    from basic_lite.measure import Evaluation
+    from basic_lite.results import overview, results_table
 
     console = launch.quiet_console()
-    name = table.name_of(benchmark)
-    scorer = table.scorer_of(name, scorer)
-    manifest = checkpoint.read_manifest(run)
-    # One TSV by name may be anybody's own benchmark in MMBench's format; what claims to be the published set
-    # (a folder, the hub) must have its size.
-    own_file = data is not None and data.endswith(".tsv") and Path(data).is_file()
-    questions = table.load(
-        name,
-        data,
-        split=split,
-        images=images,
-        prompt_style=prompt_style,
-        limit=sys.maxsize if own_file and limit is None else limit,
-        with_images=step in ("all", "generate"),
-    )
-    out = out or run / "eval" / name
-    answers = out / "predictions.jsonl"
-    split = split or table.BENCHMARKS[name].split
-    published = limit is None and len(questions) in table.BENCHMARKS[name].sizes[split]
-    console.print(f"{name} {split}: {len(questions):,} prompts, answers in {answers}", highlight=False)
-    if not published:
-        sizes = " or ".join(f"{size:,}" for size in table.BENCHMARKS[name].sizes[split])
-        console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-    if dry_run:
-        return
-    if step in ("all", "generate"):
-        from basic_lite import evaluate
-
-        conditions = {
-            "run": checkpoint.file_hash(run / checkpoint.MANIFEST),
-            "benchmark": name,
-            "split": split,
-            "prompt_style": prompt_style,
-            "image_size": image_size or manifest["image_size"],
-            "tower_layer": manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
-        }
-        evaluate.claim_predictions(answers, conditions, overwrite)
-        changes = {"image_size": conditions["image_size"], "tower_layer": conditions["tower_layer"]}
-        assembled, _ = checkpoint.load_run(run, launch.choose_device(), **changes)
-        with progress_bar(console) as shown:
-            task = shown.add_task(name, total=len(questions), note="")
-            left = evaluate.generate(
-                assembled,
-                questions,
-                answers,
-                batch_size=batch_size,
-                model_id=str(run),
-                max_batches=None if max_steps < 0 else max_steps,
-                advance=lambda count: shown.advance(task, count),
-            )
-        if left:
-            console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
-    if step == "generate":
-        return
-    given = predictions.read(answers, questions)
-    if step == "export":
-        row = table.BENCHMARKS[name]
-        if row.export is None:
-            raise ValueError(f"{name} has no submission server: `--step score` gives its number")
-        console.print(f"Submission in {row.export(questions, given, out / row.export_name)}")
-        return
-    score = table.BENCHMARKS[name].score(questions, given, scorer)
-    content = results(
-        score,
-        benchmark=name,
-        split=split,
-        n=len(questions),
-        prompt_style=prompt_style,
-        manifest_hash=checkpoint.file_hash(run / checkpoint.MANIFEST),
-        limit=limit,
-        run={"folder": str(run), "decoding": "greedy", "published_size": published},
-    )
-    checkpoint.write_json(out / "results.json", content)
-    save_score(score, out / "score.json")
-    console.print(results_table(content))
-    console.print(f"Results in {out / 'results.json'}")
+    names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
+    several = len(names) > 1
+    found = []
+    for name in names:
+        evaluation = Evaluation(
+            run=run,
+            name=name,
+            out=(out / name if several else out) if out else run / "eval" / name,
+            data=str(Path(data) / name) if data and several else data,
+            images=images,
+            split=split,
+            prompt_style=prompt_style,
+            scorer=scorer if scorer is None else table.scorer_of(name, scorer),
+            limit=limit,
+            judge=judge,
+            judge_scores=judge_scores,
+        )
+        evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
+        questions = evaluation.questions(with_images=step in ("all", "generate"))
+        sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
+        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+        console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
+        if not evaluation.is_published(questions):
+            console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+        if dry_run:
+            continue
+        if step in ("all", "generate"):
+            with progress_bar(console) as shown:
+                task = shown.add_task(name, total=len(questions), note="")
+                left = evaluation.generate(
+                    questions,
+                    device=launch.choose_device(),
+                    batch_size=batch_size,
+                    max_batches=None if max_steps < 0 else max_steps,
+                    overwrite=overwrite,
+                    image_size=image_size,
+                    tower_layer=tower_layer,
+                    advance=lambda count, task=task, shown=shown: shown.advance(task, count),
+                )
+            if left:
+                console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+        if step in ("all", "score"):
+            found.append(evaluation.score(questions))
+            console.print(results_table(found[-1]))
+            console.print(f"Results in {evaluation.out / 'results.json'}")
+        if step == "export":
+            for path in evaluation.export(questions):
+                console.print(f"Written: {path}")
+    if several and found:
+        console.print(overview(found))

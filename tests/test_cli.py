@@ -183,6 +183,49 @@ def test_a_signal_leaves_a_resumable_run_that_ends_with_the_same_bytes(world, tm
     assert rows == list(range(1, 49))
 
 
+def test_two_runs_are_compared_by_question(world, tmp_path):
+    run(*stage1(world, "--max-steps", 1, "--out", "a"), cwd=tmp_path)
+    run(*stage1(world, "--max-steps", 1, "--out", "b", "--no-basic"), cwd=tmp_path)
+    refused = run("compare", "a", "b", cwd=tmp_path, expect=2)
+    assert "have no benchmark in common" in refused.stderr
+    for name in "ab":
+        run("eval", "mmbench", "--run", name, "--data", world / "bench.tsv", cwd=tmp_path)
+    done = run("compare", "a", "b", cwd=tmp_path)
+    for text in ("3 questions", "95 % paired bootstrap interval", "McNemar", "colour (3)"):
+        assert text in done.stdout
+    assert (tmp_path / "b/compare/mmbench.html").read_text().startswith("<!")
+
+
+def test_the_steps_of_an_evaluation_stand_alone(world, tmp_path):
+    run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
+    base = ("eval", "mmbench", "--run", "runs/stage1", "--data", world / "bench.tsv")
+    refused = run(*base, "--step", "score", cwd=tmp_path, expect=2)
+    assert "predictions.jsonl does not exist; run --step generate first" in refused.stderr
+    part = run(*base, "--step", "generate", "--batch-size", 4, "--max-steps", 1, cwd=tmp_path)
+    assert "8 questions are left; the same command goes on." in part.stdout
+    run(*base, "--step", "generate", cwd=tmp_path)
+    assert not (tmp_path / "runs/stage1/eval/mmbench/results.json").exists()
+    run(*base, "--step", "score", cwd=tmp_path)
+    run(*base, "--step", "export", cwd=tmp_path)
+    assert (tmp_path / "runs/stage1/eval/mmbench/submission.xlsx").is_file()
+
+
+def test_several_benchmarks_end_in_one_table(world, tmp_path):
+    fixtures = Path(__file__).parent / "fixtures/eval"
+    folder = tmp_path / "benchmarks"
+    for name in ("mmbench", "mmbench-cn"):
+        (folder / name).mkdir(parents=True)
+        source = fixtures / ("mmbench_dev.tsv" if name == "mmbench" else "mmbench_dev_cn.tsv")
+        (folder / name / source.name).write_bytes(source.read_bytes())
+    run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
+    base = ("eval", "mmbench,mmbench-cn", "--run", "runs/stage1", "--data", folder)
+    refused = run(*base, cwd=tmp_path, expect=2)  # what stands for the published set must have its size
+    assert "has 9 rows and not 4,329 or 4,377" in refused.stderr
+    done = run(*base, "--limit", 2, cwd=tmp_path)
+    assert "BASIC-7B" in done.stdout
+    assert "not comparable with the figures beside it" in done.stdout
+
+
 def test_a_used_folder_is_not_overwritten_by_accident(world, tmp_path):
     run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
     before = (tmp_path / "runs/stage1/projector.safetensors").read_bytes()

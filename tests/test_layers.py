@@ -19,7 +19,7 @@ LAYERS = [
     {"layout", "losses", "attention", "conversation", "scoring"},
     {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
     {"supervision", "modeling", "memory", "trainable", "checkpoint"},
-    {"trainer", "evaluate", "console", "launch", "analysis", "demo"},
+    {"trainer", "evaluate", "measure", "console", "launch", "analysis", "demo"},
     {"recipes"},
     {"cli"},
 ]

@@ -1,0 +1,66 @@
+"""Compare two runs on the same questions: is the difference more than noise, and which questions flipped?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+
+def main(
+    run_a: Annotated[Path, typer.Argument(help="Run to compare with, such as the plain twin.")],
+    run_b: Annotated[Path, typer.Argument(help="Run of interest.")],
+    benchmark: Annotated[
+        str | None, o.option(help="Only this one.", default="every benchmark that both have")
+    ] = None,
+    page: Annotated[
+        bool, o.option("--page/--no-page", help="Write the flipped questions with their pictures, as HTML.")
+    ] = True,
+    out: Annotated[Path | None, o.option(help="Folder of the pages.", default="RUN_B/compare")] = None,
+) -> None:
+    """Pair the answers of two runs by question: difference, 95 % interval, McNemar, categories, flips.
+
+    Examples:
+
+      basic-lite compare runs/plain runs/basic
+
+      basic-lite compare runs/plain runs/basic --benchmark mmbench --no-page
+    """
+    from basic_lite import launch
+    from basic_lite.benchmarks import flipped, predictions, table
+    from basic_lite.measure import Evaluation
+    from basic_lite.results import comparison_table, read_results
+    from basic_lite.scoring.compare import compare
+    from basic_lite.scoring.score import load_score
+
+    console = launch.quiet_console()
+    have = [{path.parent.name for path in (run / "eval").glob("*/score.json")} for run in (run_a, run_b)]
+    chosen = [table.name_of(benchmark)] if benchmark else sorted(have[0] & have[1])
+    if not chosen:
+        raise ValueError(f"{run_a} and {run_b} have no benchmark in common; run `basic-lite eval` on both")
+    for name in chosen:
+        folders = [run / "eval" / name for run in (run_a, run_b)]
+        result = compare(*(load_score(folder / "score.json") for folder in folders))
+        console.print(comparison_table(name, result, run_a, run_b))
+        if not page:
+            continue
+        content = read_results(folders[1] / "results.json")
+        evaluation = Evaluation(
+            run=run_b,
+            name=name,
+            out=folders[1],
+            data=content["run"]["data"],
+            images=Path(content["run"]["images"]) if content["run"]["images"] else None,
+            split=content["split"],
+            prompt_style=content["prompt_style"],
+            limit=content["limit"],
+        )
+        questions = evaluation.questions(with_images=True)
+        answers = [predictions.read(folder / "predictions.jsonl", questions) for folder in folders]
+        path = (out or run_b / "compare") / f"{name}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = str(run_a), str(run_b)
+        flipped.write_page(result, name, questions, (answers[0], answers[1]), path, names)
+        console.print(f"{len(result.flipped)} flipped questions in {path}", highlight=False)
