@@ -10,6 +10,7 @@ from basic_lite.benchmarks.files import Source
 from basic_lite.benchmarks.table import BENCHMARKS, PAPER, check_size, load, name_of, scorer_of
 from basic_lite.scoring.published import MEASURED_ON
 from basic_lite.scoring.report import results
+from basic_lite.scoring.score import value_of
 
 
 def test_names():
@@ -74,6 +75,8 @@ def test_every_fixture_from_questions_to_results(fixtures, tmp_path, name):
     for scorer in row.scorers:
         score = row.score(asked, answers, scorer)
         assert score.value is None or score.value > 30
+        if score.value is not None:
+            assert value_of(score.outcomes.values(), score.statistic) == pytest.approx(score.value)
         content = results(
             score, benchmark=name, split=row.split, n=len(asked), prompt_style="llava", manifest_hash="h"
         )
