@@ -212,6 +212,19 @@ def test_resume_reads_no_row_that_is_done(supervised: Callable) -> None:
     assert rows.tally()["seen"] == sum(map(len, rest)) == 4
 
 
+def test_steps_are_of_one_modality() -> None:
+    rng = np.random.default_rng(1)
+    kinds = rng.random(1000) < 0.5  # leaves steps that are not full in both modalities
+    for seed in range(5):
+        batches = list(
+            Batches(rng.integers(10, 99, 1000), kinds, batch_size=3, seed=seed, group=True, accumulation=4)
+        )
+        steps = [sum(batches[i : i + 4], []) for i in range(0, len(batches), 4)]
+        mixed = [place for place, step in enumerate(steps) if len(set(kinds[step].tolist())) > 1]
+        assert len(mixed) <= 3
+        assert all(place in (0, len(steps) - 1, len(steps) - 2) for place in mixed)
+
+
 def test_grouping_saves_padding_and_epochs_differ() -> None:
     rng = np.random.default_rng(0)
     lengths, kinds = rng.integers(10, 2000, 5000), rng.random(5000) < 0.9
