@@ -219,7 +219,7 @@ def test_steps_are_of_one_modality() -> None:
         batches = list(
             Batches(rng.integers(10, 99, 1000), kinds, batch_size=3, seed=seed, group=True, accumulation=4)
         )
-        steps = [sum(batches[i : i + 4], []) for i in range(0, len(batches), 4)]
+        steps = [np.concatenate(batches[i : i + 4]) for i in range(0, len(batches), 4)]
         mixed = [place for place, step in enumerate(steps) if len(set(kinds[step].tolist())) > 1]
         assert len(mixed) <= 3
         assert all(place in (0, len(steps) - 1, len(steps) - 2) for place in mixed)
