@@ -84,8 +84,9 @@ class Sources:
                 "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
             )
         row = zoo.LLMS[model]
-        settings["template"] = settings.get("template") or row.template
-        return cls(row.hub_id, tower_id, image_token=row.image_token, pad_token=row.pad_token, **settings)
+        for name in ("template", "image_token", "pad_token"):
+            settings[name] = settings.get(name) or getattr(row, name)
+        return cls(row.hub_id, tower_id, **settings)
 
 
 @dataclass

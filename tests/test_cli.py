@@ -266,6 +266,10 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
     images = ["--images", world]
     return {
         "unknown model": (["stage1", "--model", "gpt-5"], "no model is named 'gpt-5'; known: vicuna-7b"),
+        "no hub for a named model": (
+            ["stage1", "--model", "gemma-2b", "--data", world / "captions.json"],
+            "no language model can be loaded from 'google/gemma-2b-it'",
+        ),
         "no data, no hub": (stage1(world)[:7], "no hub answers for liuhaotian/LLaVA-Pretrain"),
         "no such file": (stage1(world, "--data", "none.json"), "--data none.json does not exist"),
         "placeholders": (stage1(world, "--data", bad / "two.json", *images), "row 0"),
@@ -290,10 +294,10 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
     }
 
 
-@pytest.mark.parametrize("number", range(19))
+@pytest.mark.parametrize("number", range(20))
 def test_a_mistake_ends_in_one_line(number, world, tmp_path):
     cases = list(wrong(world).values())
-    assert len(cases) == 19
+    assert len(cases) == 20
     arguments, message = cases[number]
     refused = run(*arguments, cwd=tmp_path, expect=2)
     assert message in refused.stderr

@@ -46,6 +46,22 @@ def test_the_zoo_has_the_papers_models():
     }
 
 
+@pytest.mark.parametrize("name", zoo.LLMS)
+def test_a_name_resolves_to_its_row_and_can_be_overridden(name):
+    row = zoo.LLMS[name]
+    given = {"template": None, "image_token": None, "bits": 8}
+    sources = modeling.Sources.named(name, "siglip-so400m-384", None, **given)
+    assert (sources.llm, sources.tower) == (row.hub_id, "google/siglip-so400m-patch14-384")
+    assert (sources.template, sources.image_token, sources.pad_token) == (
+        row.template,
+        row.image_token,
+        row.pad_token,
+    )
+    assert sources.bits == 8
+    assert modeling.Sources.named(name, "./t", None, template="phi3").template == "phi3"
+    assert modeling.Sources.named(name, "./t", "./llm").llm == "./llm"
+
+
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_pair_assembles_and_runs(decoder, tower):
