@@ -35,9 +35,9 @@ def main() -> None:
     """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off."""
     # bitsandbytes reports an optional CPU kernel, transformers its own renamed methods: nothing a user can
     # mend.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # The hub's client reports every retry; what matters is said once, at the end.
-    for noisy in ("bitsandbytes", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
