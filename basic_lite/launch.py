@@ -29,6 +29,9 @@ from basic_lite.modeling import Assembled, Sources, read_config, vision_config
 from basic_lite.objective import Objective
 from basic_lite.trainer import BasicTrainer
 
+BAD_ROWS: str = "bad.jsonl"
+"""Rows that were replaced while training, one JSON object each, in the run folder."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -52,6 +55,7 @@ class Settings:
         lora: adapters instead of the whole decoder (stage 2).
         save_steps: steps between checkpoints.
         keep: how many checkpoints stay.
+        bad_budget: share of the rows that may turn out bad; each is replaced by a similar one and logged.
         logging_steps: steps between lines of `log.jsonl`.
         workers: processes that prepare batches.
         seed: of the projector, the order of rows, and dropout.
@@ -79,6 +83,7 @@ class Settings:
     lora: bool = False
     save_steps: int = 500
     keep: int = 2
+    bad_budget: float = 0.005
     logging_steps: int = 10
     workers: int = 2
     seed: int = 0
@@ -102,6 +107,8 @@ class Settings:
         for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.bad_budget < 1:
+            raise ValueError(f"--bad-budget must be at least 0 and below 1, got {self.bad_budget}")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}")
 
@@ -201,7 +208,14 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
 
 def _leftovers(out: Path) -> list[Path]:
     """Return what an earlier run left in its folder (evaluations stay)."""
-    names = (checkpoint.MANIFEST, checkpoint.PROJECTOR, checkpoint.DECODER, "log.jsonl", "adapter_*")
+    names = (
+        checkpoint.MANIFEST,
+        checkpoint.PROJECTOR,
+        checkpoint.DECODER,
+        "log.jsonl",
+        BAD_ROWS,
+        "adapter_*",
+    )
     return [*checkpoint.checkpoints(out), *(path for name in names for path in out.glob(name))]
 
 
@@ -212,14 +226,14 @@ def _clear(out: Path) -> None:
 
 
 def open_training_rows(settings: Settings) -> Rows:
-    """Open the annotation file and look through it: a row that cannot be trained on stops the run here.
+    """Open the annotation file and look through its texts and a sample of its pictures.
 
     Raises:
-        ValueError: Names the first rows that are wrong, and what is wrong with them.
+        ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
     rows = open_rows(settings.data, settings.images)
-    faults = [finding for finding in check_rows(rows) if finding.code != "wrong_suffix"]
-    if faults:
+    faults = check_rows(rows, max_length=settings.max_length)
+    if len({fault.row for fault in faults}) > settings.bad_budget * len(rows):
         first = "; ".join(f"row {f.row} (id {f.id}): {f.code}, {f.detail}" for f in faults[:3])
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ValueError(
@@ -280,6 +294,8 @@ def train(
         image_token_id=assembled.image_token_id,
         tokens_per_image=assembled.tokens_per_image,
         max_length=settings.max_length,
+        bad_budget=settings.bad_budget,
+        bad_log=settings.out / BAD_ROWS,
     )
     accumulation = settings.global_batch // settings.micro_batch
     batches = Batches(
@@ -348,9 +364,16 @@ def train(
     finally:
         progress.close()
     finished = trainer.state.global_step >= trainer.state.max_steps
+    counts = dataset.tally()
     if finished:
-        trainer.manifest = manifest | {"finished": True}
+        trainer.manifest = manifest | {"finished": True, "rows": counts}
         trainer.save_model()
+    if counts["replaced"] or counts["truncated"]:
+        console.print(
+            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, {counts['replaced']:,} bad "
+            f"ones replaced (see {settings.out / BAD_ROWS})",
+            highlight=False,
+        )
     return finished
 
 
@@ -369,7 +392,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
-        *("max_steps", "max_length", "group", "lora", "seed"),
+        *("max_steps", "max_length", "group", "lora", "bad_budget", "seed"),
     )
     training = {key: getattr(settings, key) for key in keys}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, training)

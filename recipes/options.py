@@ -25,6 +25,10 @@ Images = Annotated[
     Path | None, option(help="Folder that image paths start from.", default="the data's own", panel="Data")
 ]
 Workers = Annotated[int, option(help="Processes that prepare batches.", panel="Data", min=0)]
+BadBudget = Annotated[
+    float,
+    option(help="Share of rows that may be bad: replaced, logged. Above it the run stops.", panel="Data"),
+]
 MaxLength = Annotated[int, option(help="Most tokens of a row; longer answers are cut.", panel="Data")]
 
 Llm = Annotated[
