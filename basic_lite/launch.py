@@ -370,8 +370,8 @@ def train(
         trainer.save_model()
     if counts["replaced"] or counts["truncated"]:
         console.print(
-            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, {counts['replaced']:,} bad "
-            f"ones replaced (see {settings.out / BAD_ROWS})",
+            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, "
+            f"{counts['replaced']:,} bad ones replaced (see {settings.out / BAD_ROWS})",
             highlight=False,
         )
     return finished
