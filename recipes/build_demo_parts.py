@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 
-def demo_parts(
+def main(
     out: Annotated[Path, typer.Option(help="Folder for `decoder/` and `tower/`.")] = Path("demo-parts"),
     part: Annotated[str, typer.Option(help="`decoder`, `tower` or `both`.")] = "both",
     seed: Annotated[int, typer.Option(help="Seed of weights, texts and pictures.")] = 0,
-    decoder_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the decoder.")] = 3000,
-    tower_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the tower.")] = 1500,
+    decoder_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the decoder.")] = 4000,
+    tower_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the tower.")] = 1200,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; figures vary slightly with them.")] = 1,
 ) -> None:
     """Train the demo decoder and the demo tower, probe both, and write them as Hugging Face folders.

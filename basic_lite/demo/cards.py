@@ -62,10 +62,10 @@ token; it is of no use elsewhere.
 Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 64 pictures, {minutes}
 minutes on one CPU core. It is supervised, not contrastive: heads on each patch name colour, shape,
 size and place of the thing there, each attribute alone; a head on the class token lists the shapes of
-the picture. The heads are not part of this folder. A fifth of the patches is blanked, and most pictures
-are faded towards a random grey: without that the tower knew each shape only in the colours it had seen it
-in (36 % on held-out pairs).
-Eight of the 64 pairs of colour and shape are held out: no training picture has them.
+the picture. The heads are not part of this folder. A fifth of the patches is blanked.
+Eight of the 64 pairs of colour and shape are held out: no picture of them is drawn for training. Shapes are
+learned from pictures with randomly turned colours, where colours have no names; without that the
+tower knew each shape only in the colours it had seen it in (36 % on held-out pairs).
 
 ## Figures
 Linear probes on the patch features, fitted on 1,000 new pictures of seen pairs and tested on 500 pictures

@@ -4,7 +4,7 @@ It is trained on pictures of seen pairs alone. Heads on the patch features of th
 which is the one that LLaVA uses, name colour, shape, size and place of the thing at each patch, each by its
 own head, and whether there is one; a head on the last layer's class token lists the shapes of the whole
 picture. Only the backbone ships. In training a fifth of the patches is blanked, so a patch must also look at
-its neighbours, and pictures are faded, so a shape is the same shape in every colour.
+its neighbours, and shapes are learned from pictures in random colours.
 """
 
 from __future__ import annotations
@@ -166,12 +166,13 @@ def train_tower(
 def _losses(
     tower: CLIPVisionModel, heads: _Heads, book: Album, chosen: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    pixels, coloured = fade(book.pixels[chosen].float())
+    pixels, recoloured = recolour(book.pixels[chosen].float())
     grid = SIDE // PATCH
     blank = (torch.rand(len(chosen), 1, grid, grid) < BLANKED).float()
     pixels = normalise(pixels) * (1 - F.interpolate(blank, scale_factor=PATCH))
     labels = {name: label[chosen] for name, label in book.labels.items()}
-    labels["colour"] = labels["colour"].masked_fill(~coloured[:, None], -100)
+    labels["colour"] = labels["colour"].masked_fill(recoloured[:, None], -100)
+    labels["shape"] = labels["shape"].masked_fill(~recoloured[:, None], -100)
     seen = tower(pixel_values=pixels, output_hidden_states=True)
     states = heads.norm(seen.hidden_states[-2][:, 1:])
     losses = {
@@ -182,28 +183,28 @@ def _losses(
     logits = heads.shown(states)[..., 0].float()
     losses["shown"] = F.binary_cross_entropy_with_logits(logits[clear], shown[clear])
     present = F.one_hot(labels["shape"].clamp(min=0), len(SHAPES)) * labels["shape"].ge(0)[..., None]
-    said = heads.picture(seen.pooler_output).float()
-    losses["picture"] = F.binary_cross_entropy_with_logits(said, present.amax(1).float())
+    said = heads.picture(seen.pooler_output[recoloured]).float()
+    losses["picture"] = F.binary_cross_entropy_with_logits(said, present.amax(1)[recoloured].float())
     return losses
 
 
-def fade(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take a random part of the colour out of every picture.
+def recolour(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give every other picture random colours, by turning colour space about its mean colour.
 
-    Without this a tower learns each shape once per colour, and fails on the pairs it never saw.
+    Shape is learned from these alone. Else a tower learns each shape once per colour, takes a red thing for
+    anything but the circle that was never red, and fails on the pairs it never saw.
 
     Args:
         pixels: `(I, 3, h, w)`, 0 to 255.
 
     Returns:
-        The faded pictures, and `(I,)` bool: which kept enough colour to name it.
+        The pictures, and `(I,)` bool: which have random colours.
     """
-    weights = torch.randn(len(pixels), 3, 1, 1)  # a random grey, often a negative
-    grey = (pixels * weights).sum(1, keepdim=True)
-    low, high = grey.amin((1, 2, 3), keepdim=True), grey.amax((1, 2, 3), keepdim=True)
-    grey = 255 * (grey - low) / (high - low).clamp(min=1)
-    kept = (1.6 * torch.rand(len(pixels), 1, 1, 1)).clamp(max=1)
-    return kept * pixels + (1 - kept) * grey, kept.flatten() > 0.6
+    turn = torch.linalg.qr(torch.randn(len(pixels), 3, 3)).Q
+    mean = pixels.mean((2, 3), keepdim=True)
+    mixed = (mean + torch.einsum("irc,ichw->irhw", turn, pixels - mean)).clamp(0, 255)
+    chosen = torch.rand(len(pixels)) < 0.5
+    return torch.where(chosen[:, None, None, None], mixed, pixels), chosen
 
 
 def probe_tower(
