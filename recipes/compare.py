@@ -47,6 +47,8 @@ def main(
         if not page:
             continue
         content = read_results(folders[1] / "results.json")
+        if "data" not in content["run"]:
+            raise ValueError(f"{folders[1]}/results.json is of an older version; score it again: --step score")
         evaluation = Evaluation(
             run=run_b,
             name=name,
