@@ -135,7 +135,7 @@ class Corpus:
         bags: list[list[int]] = []
         for thing in scene.things:
             names = words_of(thing, rng.choice(LANGUAGES), rng)
-            tokens = [self.encode(name)[0] for name in names]
+            tokens = list(dict.fromkeys(self.encode(name)[0] for name in names))  # "middle" may come twice
             bags.append(tokens)
             for _ in range(rng.randint(0, 5)):
                 bags.append(rng.sample(tokens, rng.randint(2, len(tokens))))
