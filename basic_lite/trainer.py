@@ -261,8 +261,12 @@ class BasicTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
-            model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # an empty form
+            draft = folder / ".adapter.part"
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save_pretrained(draft, safe_serialization=True, save_embedding_layers=False)
+            for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
+                path.replace(folder / path.name)
+            shutil.rmtree(draft)
         else:
             checkpoint.save_projector(model, folder / checkpoint.PROJECTOR)
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):

@@ -218,7 +218,7 @@ def test_a_trained_parameter_without_gradient_is_reported(tmp_path):
 
 @pytest.mark.parametrize("kind", ["projector", "lora"])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, kind, stop):
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, monkeypatch, kind, stop):
     """Six steps over two epochs, interrupted after `stop`; dropout is on, so the random state counts too."""
 
     def build():
@@ -245,8 +245,10 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, kind, stop):
             group=True,
         )
 
-    whole = run(tmp_path / "whole", build())
-    whole.train()
+    read, original = [], Rows.__getitem__
+    monkeypatch.setattr(Rows, "__getitem__", lambda self, row: read.append(row) or original(self, row))
+    run(tmp_path / "whole", build()).train()
+    whole = read.copy()
 
     from transformers import TrainerCallback
 
@@ -258,7 +260,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, kind, stop):
     first.add_callback(Stop())
     first.train()
     second = run(tmp_path / "broken", build())
+    read.clear()
     second.train(resume_from_checkpoint=str(tmp_path / "broken" / f"checkpoint-{stop}"))
+    # What was trained on before is not read again: the rows are the last ones of the uninterrupted run.
+    assert read == whole[-len(read) :]
+    assert len(read) <= len(whole) - 3 * stop
 
     names = ["projector.safetensors"] if kind == "projector" else ["adapter_model.safetensors"]
     for name in names:
