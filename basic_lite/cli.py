@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from basic_lite.recipes import build_demo_parts, compare, data, stage1, stage2
+from basic_lite.recipes import bench, build_demo_parts, compare, data, stage1, stage2
 from basic_lite.recipes import eval as evaluation
 
 app = typer.Typer(
@@ -30,10 +30,10 @@ app.command("eval")(evaluation.main)
 app.command("compare")(compare.main)
 app.add_typer(data.app, name="data")
 app.command("demo-parts")(build_demo_parts.main)
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-bench.callback()(lambda: None)
-bench.command("data")(data.bench)
-app.add_typer(bench, name="bench")
+measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+measures.command("data")(data.bench)
+measures.command("generate")(bench.generate)
+app.add_typer(measures, name="bench")
 
 
 def main() -> None:

@@ -162,6 +162,14 @@ def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> 
     return texts
 
 
+def answer_one(assembled: Assembled, question: Question) -> str:
+    """Answer one question alone: no batch, no padding, its picture decoded here and now."""
+    for_inference(assembled.model)
+    picture = question.open_image()
+    pixels = None if picture is None else assembled.transform("pad")(picture)[None]
+    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0]
+
+
 def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
     """Make sure that a prediction file is continued under the conditions it was begun with.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from basic_lite.benchmarks import mmvet, predictions, table
 from basic_lite.benchmarks.question import Question
 from basic_lite.checkpoint import MANIFEST, file_hash, read_manifest, write_json
+from basic_lite.scoring.circular import ROTATION
 from basic_lite.scoring.report import results
 from basic_lite.scoring.score import Score, save_score
 
@@ -74,7 +76,10 @@ class Evaluation:
         own = self.data is not None and self.data.endswith(".tsv") and Path(self.data).is_file()
         limit = sys.maxsize if own and self.limit is None else self.limit
         more = {"split": self.split, "images": self.images, "prompt_style": self.prompt_style}
-        return table.load(self.name, self.data, limit=limit, with_images=with_images, **more)
+        questions = table.load(self.name, self.data, limit=limit, with_images=with_images, **more)
+        if own and not self.is_published(questions):
+            _check_rotations(questions, self.data)
+        return questions
 
     def is_published(self, questions: list[Question]) -> bool:
         """Whether these are all rows of a published split."""
@@ -179,3 +184,21 @@ class Evaluation:
         if not self.answers.is_file():
             raise ValueError(f"{self.answers} does not exist; run --step generate first")
         return predictions.read(self.answers, questions)
+
+
+def _check_rotations(questions: list[Question], source: str | None) -> None:
+    """See that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
+
+    Raises:
+        ValueError: If one lacks some: the file has lost rows.
+    """
+    rows = Counter(question.fields["index"] % ROTATION for question in questions)
+    if max(rows.values(), default=1) == 1:
+        return
+    for question in questions:
+        base = question.fields["index"] % ROTATION
+        if rows[base] != len(question.choices):
+            raise ValueError(
+                f"{source}: question {base} has {rows[base]} of {len(question.choices)} rotations; "
+                "the file is cut off or damaged, get it again"
+            )
