@@ -19,7 +19,7 @@ def generate(
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.
 
-    One by one is the plain `generate` loop of LLaVA's scripts: one prompt, no padding, pictures on the main thread.
+    One by one is the plain loop of LLaVA's scripts: one prompt, no padding, pictures on the main thread.
 
     Examples:
 
