@@ -48,7 +48,9 @@ def main(
             continue
         content = read_results(folders[1] / "results.json")
         if "data" not in content["run"]:
-            raise ValueError(f"{folders[1]}/results.json is of an older version; score it again: --step score")
+            raise ValueError(
+                f"{folders[1]}/results.json is of an older version: eval --step score makes it anew"
+            )
         evaluation = Evaluation(
             run=run_b,
             name=name,
