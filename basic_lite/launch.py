@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -13,120 +12,24 @@ import torch
 import transformers
 import transformers.integrations
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import checkpoint, zoo
-from basic_lite.capture import Importance, Weighting, layer_weights, parts_of, supervised_layers
+from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
 from basic_lite.conversation import Template
 from basic_lite.data.batches import Batches, Collator, SupervisedRows
 from basic_lite.data.checks import check_rows
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.memory import check_whole_decoder_fits
-from basic_lite.modeling import Assembled, Sources, read_config, vision_config
-from basic_lite.objective import Objective
+from basic_lite.modeling import Assembled, Sources, read_config
+from basic_lite.settings import Settings
+from basic_lite.tower import vision_config
 from basic_lite.trainer import BasicTrainer
 
 BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a training stage is told, resolved; goes into the manifest.
-
-    Attributes:
-        stage: 1 or 2.
-        out: run folder.
-        data: LLaVA JSON or JSONL.
-        images: folder that image paths are relative to; `None` for the file's own.
-        aspect: image preparation, `"crop"` (stage 1) or `"pad"` (stage 2).
-        learning_rate: peak of the cosine schedule.
-        projector_learning_rate: the projector's own; `None` for the same.
-        global_batch: rows per optimizer step.
-        micro_batch: rows per forward pass.
-        epochs: passes over the data.
-        max_steps: optimizer steps instead of epochs; the schedule ends there.
-        max_length: most tokens of a row.
-        group: batches of one modality and similar length.
-        recompute: checkpoint the decoder's layers.
-        lora: adapters instead of the whole decoder (stage 2).
-        save_steps: steps between checkpoints.
-        keep: how many checkpoints stay.
-        bad_budget: share of the rows that may turn out bad; each is replaced by a similar one and logged.
-        logging_steps: steps between lines of `log.jsonl`.
-        workers: processes that prepare batches.
-        seed: of the projector, the order of rows, and dropout.
-        report_to: a tracker of transformers, such as `"tensorboard"`.
-        layers: k; `None` for half.
-        weighting: of layers 1..k.
-        importance: of patches.
-        objective: weights of the terms.
-    """
-
-    stage: int
-    out: Path
-    data: Path
-    images: Path | None
-    aspect: str
-    learning_rate: float
-    global_batch: int
-    micro_batch: int
-    projector_learning_rate: float | None = None
-    epochs: float = 1.0
-    max_steps: int = -1
-    max_length: int = 2048
-    group: bool = False
-    recompute: bool = False
-    lora: bool = False
-    save_steps: int = 500
-    keep: int = 2
-    bad_budget: float = 0.005
-    logging_steps: int = 10
-    workers: int = 2
-    seed: int = 0
-    report_to: str = "none"
-    layers: int | None = None
-    weighting: Weighting = "quadratic"
-    importance: Importance = "attention"
-    objective: Objective = field(default_factory=Objective)
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot run, before anything is loaded.
-
-        Raises:
-            ValueError: In one line.
-        """
-        if self.micro_batch < 1 or self.global_batch % self.micro_batch:
-            raise ValueError(
-                f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
-                f"{self.micro_batch}; choose --micro-batch so that it divides --global-batch"
-            )
-        for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.bad_budget < 1:
-            raise ValueError(f"--bad-budget must be at least 0 and below 1, got {self.bad_budget}")
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}")
-
-    def table(self, **more: object) -> Table:
-        """Show the settings; `more` comes first."""
-        table = Table("setting", "value", show_header=False, box=None)
-        hidden = {"stage", "objective", "projector_learning_rate"}
-        shown = {k: v for k, v in self.__dict__.items() if k not in hidden and v is not None}
-        shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
-        if self.projector_learning_rate:
-            shown["projector_learning_rate"] = self.projector_learning_rate
-        if self.max_steps > 0:
-            shown.pop("epochs")
-        else:
-            shown.pop("max_steps")
-        for name, value in (more | shown).items():
-            table.add_row(name.replace("_", " "), str(value))
-        return table
 
 
 def quiet_console() -> Console:

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    CLIPVisionModel,
-    Dinov2Model,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SiglipVisionModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from basic_lite import conversation, zoo
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
+from basic_lite.placeholders import find_image_token, find_pad_token
+from basic_lite.tower import load_tower, native_size, read_processor, vision_config
 
 Bits = Literal[4, 8, 16]
 
@@ -170,8 +166,8 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
     family = zoo.family_of(llm_config.model_type, sources.llm)
     tower_config = vision_config(read_config(sources.tower, "vision tower"))
     tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
-    processor = _read_processor(sources.tower, tower_config)
-    size = sources.image_size or _native_size(processor, tower_config)
+    processor = read_processor(sources.tower, tower_config)
+    size = sources.image_size or native_size(processor, tower_config)
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     depth = tower_config.num_hidden_layers
@@ -184,10 +180,10 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
         raise ValueError(f"no template is named {name!r}; known: {', '.join(conversation.TEMPLATES)}")
     template = conversation.TEMPLATES[name]
     conversation.check_tokenizer(template, tokenizer)
-    image_token_id = _image_token_id(tokenizer, template, llm_config.vocab_size, sources.image_token)
-    pad_token_id = _pad_token_id(tokenizer, image_token_id, sources.pad_token)
+    image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
+    pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
-    tower = _load_tower(sources, tower_config, size, device)
+    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
     causal = _load_decoder(sources, device)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(
@@ -292,108 +288,3 @@ def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedMod
             f"no weights can be loaded from {sources.llm!r}: {str(error).splitlines()[0][:160]}"
         ) from error
     return causal if quantisation else causal.to(device)
-
-
-def vision_config(config: PretrainedConfig) -> PretrainedConfig:
-    """Return the vision half of a two-sided configuration (CLIP, SigLIP), or the configuration itself."""
-    return getattr(config, "vision_config", config)
-
-
-def _load_tower(
-    sources: Sources, config: PretrainedConfig, size: int, device: torch.device | str
-) -> PreTrainedModel:
-    """Load a tower and fit its position embeddings to the image size."""
-    kind = {
-        "clip_vision_model": CLIPVisionModel,
-        "siglip_vision_model": SiglipVisionModel,
-        "dinov2": Dinov2Model,
-    }
-    tower = kind[config.model_type].from_pretrained(
-        sources.tower, dtype=sources.dtype, attn_implementation="sdpa", use_safetensors=True
-    )
-    if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
-        _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
-    return tower.to(device)
-
-
-@torch.no_grad()
-def _resize_positions(tower: PreTrainedModel, size: int, prefix: int) -> None:
-    """Interpolate the learned position embeddings once (bicubic), so that the tower is native to `size`."""
-    embeddings = tower.embeddings
-    table = embeddings.position_embedding.weight
-    head, grid = table[:prefix], table[prefix:]
-    side, new = int(len(grid) ** 0.5), size // tower.config.patch_size
-    picture = grid.float().T.reshape(1, -1, side, side)
-    picture = F.interpolate(picture, (new, new), mode="bicubic", align_corners=False)
-    resized = torch.cat([head.float(), picture.flatten(2)[0].T])
-    embeddings.position_embedding = nn.Embedding.from_pretrained(resized.to(table.dtype))
-    embeddings.num_patches, embeddings.num_positions = new * new, len(resized)
-    embeddings.image_size = tower.config.image_size = size
-    embeddings.register_buffer("position_ids", torch.arange(len(resized))[None], persistent=False)
-
-
-def _read_processor(source: str, config: PretrainedConfig) -> dict:
-    """Read `preprocessor_config.json` of a folder or hub id.
-
-    Raises:
-        ValueError: If there is none: mean, deviation and resizing rule would be guesses.
-    """
-    from huggingface_hub import hf_hub_download
-
-    folder = Path(source)
-    try:
-        path = folder / "preprocessor_config.json" if folder.is_dir() else None
-        path = path or Path(hf_hub_download(source, "preprocessor_config.json"))
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}"
-        ) from error
-
-
-def _native_size(processor: dict, config: PretrainedConfig) -> int:
-    """Return the side of the square that the tower's own processor makes."""
-    for key in ("crop_size", "size"):
-        value = processor.get(key)
-        if isinstance(value, dict):
-            value = value.get("height") or value.get("shortest_edge")
-        if value and (key == "crop_size" or "crop_size" not in processor):
-            return int(value)
-    return int(config.image_size)
-
-
-_RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
-"""Tokens that exist for uses like this one, in the vocabularies of the supported families."""
-
-
-def _image_token_id(
-    tokenizer: PreTrainedTokenizerBase, template: conversation.Template, vocabulary: int, wanted: str | None
-) -> int:
-    """Find a vocabulary row for patches without adding one.
-
-    Raises:
-        ValueError: If no row is free.
-    """
-    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *conversation.stop_ids(template, tokenizer)}
-    known = tokenizer.get_vocab()
-    for token in (wanted,) if wanted else _RESERVED:
-        if token in known and known[token] < vocabulary and known[token] not in taken:
-            return known[token]
-    if wanted:
-        raise ValueError(f"the image token {wanted!r} is not a free token of this tokenizer")
-    if len(tokenizer) < vocabulary:
-        return len(tokenizer)  # a padded row of the embedding matrix: no token has it
-    spoken = tokenizer.unk_token_id
-    if spoken is not None and spoken not in taken and "<0x0A>" in known:
-        return spoken  # byte fallback spells every unknown character, so no text becomes <unk>
-    raise ValueError(
-        "this tokenizer has no free row to mark patches (no reserved token, no padded row, no unused <unk>); "
-        "name one with --image-token"
-    )
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase, image_token_id: int, wanted: str | None) -> int:
-    """Return the id that fills a batch: never the image's."""
-    candidates = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
-    candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
-    return next(c for c in candidates if c is not None and c != image_token_id)

@@ -5,30 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from basic_lite import checkpoint
 from basic_lite.attention import causal_only
+from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.layout import Layout, layout_of
 from basic_lite.losses import next_token
 from basic_lite.memory import peak_mib
+from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
 from basic_lite.supervision import BasicSupervision
-from basic_lite.trainable import GradientContract
-from basic_lite.types import LossTerm, Window
+from basic_lite.types import Window
 
 
 class BasicTrainer(Trainer):
@@ -92,11 +90,11 @@ class BasicTrainer(Trainer):
         self.batches = batches
         self.projector_learning_rate = projector_learning_rate
         self.manifest = manifest
-        self.metrics = _Metrics()
+        self.metrics = Metrics()
         self._hidden: torch.Tensor | None = None
         parts_of(model).llava.register_forward_hook(self._keep_hidden)
         self._nothing: torch.Tensor | None = None
-        self.add_callback(_Gradients(args))
+        self.add_callback(GradientCheck(args))
 
     def get_train_dataloader(self) -> DataLoader:
         """Load by `batches`; a resumed run skips by index, without decoding a picture."""
@@ -322,7 +320,7 @@ class BasicTrainer(Trainer):
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into "finish this step, save, stop"; a second Ctrl-C stops at once."""
-        stopper = _Stopper()
+        stopper = Stopper()
         self.add_callback(stopper)
         old = {s: signal.signal(s, stopper.request) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -331,76 +329,3 @@ class BasicTrainer(Trainer):
             for number, handler in old.items():
                 signal.signal(number, handler)
             self.remove_callback(stopper)
-
-
-class _Metrics:
-    """Sums of the terms since the last log, kept on the device: reading one would stop the host."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.rows = 0
-        self.started = time.monotonic()
-        self._windows: dict[str, list[Window]] = {}
-
-    def add(self, terms: list[LossTerm], refinement: Any, window: Window) -> None:
-        """Add one micro-batch's shares of its step."""
-        for term in terms:
-            self._add(term.name, term.total.detach() / window.items(term.name), window)
-        if refinement is not None:
-            with torch.no_grad():
-                cosine = F.cosine_similarity(refinement.initial.float(), refinement.target.float(), dim=-1)
-                # The mean over an image's patches, summed over images; every image has equally many.
-                share = cosine.mean() * refinement.images / window.items("das")
-            self._add("cosine", share, window)
-
-    def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-        windows = self._windows.setdefault(name, [])
-        if not windows or windows[-1] is not window:  # micro-batches of one step share one window
-            windows.append(window)
-
-    def take(self) -> dict[str, float]:
-        """Return means per step since the last call, and samples per second; waits for the device."""
-        now = time.monotonic()
-        found = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
-        found["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
-        self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
-        return found
-
-
-class _Gradients(TrainerCallback):
-    """Check the gradients of the first steps against the trainable-set contract."""
-
-    def __init__(self, args: TrainingArguments) -> None:
-        self.contract: GradientContract | None = None
-        self.patience = 20 + (args.warmup_steps if args.warmup_steps >= 1 else 0)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.contract = GradientContract(kwargs["model"], int(self.patience))
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.contract is not None and not self.contract.done:
-            self.contract.check()
-
-
-class _Stopper(TrainerCallback):
-    """Remember a signal and stop the run after the step in progress, with a checkpoint."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def request(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.requested:
-            control.should_save = control.should_training_stop = True

@@ -63,6 +63,7 @@ def main(
     from basic_lite import launch, modeling, published, trainable
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
+    from basic_lite.settings import Settings
 
     console = launch.quiet_console()
     device = launch.choose_device()
@@ -79,7 +80,7 @@ def main(
     )
     data, images = published.fetch(1, data, images)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
-    settings = launch.Settings(
+    settings = Settings(
         stage=1,
         out=out,
         data=data,

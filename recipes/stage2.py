@@ -73,6 +73,7 @@ def main(
 
     from basic_lite import checkpoint, launch, modeling, published, trainable
     from basic_lite.objective import Objective
+    from basic_lite.settings import Settings
 
     console = launch.quiet_console()
     device = launch.choose_device()
@@ -88,7 +89,7 @@ def main(
     )
     data, images = published.fetch(2, data, images)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
-    settings = launch.Settings(
+    settings = Settings(
         stage=2,
         out=out,
         data=data,

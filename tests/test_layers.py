@@ -18,8 +18,8 @@ LAYERS = [
     {"types"},
     {"layout", "losses", "attention", "conversation", "scoring"},
     {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
-    {"supervision", "modeling", "memory", "trainable", "checkpoint"},
-    {"trainer", "evaluate", "measure", "console", "launch", "analysis", "demo"},
+    {"supervision", "tower", "placeholders", "modeling", "memory", "trainable", "checkpoint"},
+    {"trainer", "metrics", "callbacks", "settings", "launch", "evaluate", "measure", "console", "demo"},
     {"recipes"},
     {"cli"},
 ]
