@@ -33,6 +33,7 @@ app.command("demo-parts")(build_demo_parts.main)
 measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 measures.command("data")(data.bench)
 measures.command("generate")(bench.generate)
+measures.command("step")(bench.step)
 app.add_typer(measures, name="bench")
 
 

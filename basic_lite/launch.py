@@ -217,7 +217,7 @@ def train(
         _clear(settings.out)
     decoder = parts_of(assembled.model).decoder
     if settings.recompute:
-        _recompute(decoder)
+        recompute_layers(decoder)
     set_seed(settings.seed)
     device = next(decoder.parameters()).device
     half = assembled.sources.dtype == torch.bfloat16
@@ -301,7 +301,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     return checkpoint.manifest_of(assembled, settings.stage, method, data, training)
 
 
-def _recompute(decoder: nn.Module) -> None:
+def recompute_layers(decoder: nn.Module) -> None:
     """Checkpoint the decoder's layers; the frozen tower keeps no activations anyway."""
     enable = getattr(decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
     (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})

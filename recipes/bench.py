@@ -52,3 +52,56 @@ def generate(
     same = sum(answers["batched"][q.id] == answers["one by one"][q.id] for q in questions)
     ratio = seconds["one by one"] / seconds["batched"]
     console.print(f"ratio        {ratio:8.2f}   equal answers {same} of {len(questions)}", highlight=False)
+
+
+def step(
+    model: Annotated[
+        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+    ] = "vicuna-7b",
+    stage: Annotated[int, o.option(help="1: projector. 2: adapters and projector.", min=1, max=2)] = 1,
+    bits: o.Bits = 4,
+    precision: o.Precision = "auto",
+    decoder_layers: Annotated[
+        int | None, o.option(help="Fewer layers, for a small machine.", default="all", panel=o.MODEL)
+    ] = None,
+    micro_batch: Annotated[int, o.option(help="Rows per forward pass.", min=1)] = 8,
+    text: Annotated[int, o.option(help="Text tokens per row.", min=1)] = 64,
+    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL)] = 128,
+    recompute: o.Recompute = None,
+    basic: o.Basic = True,
+    steps: Annotated[int, o.option(help="Steps to measure, after two that warm up.", min=1)] = 20,
+    cap: Annotated[
+        float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
+    ] = None,
+) -> None:
+    """Train a model of real size with random weights for some steps: samples per second and peak memory.
+
+    Examples:
+
+      basic-lite bench step --model vicuna-7b --cap 24
+
+      basic-lite bench step --model gemma-2b --stage 2 --micro-batch 4 --text 824 --cap 24
+
+      basic-lite bench step --decoder-layers 1 --micro-batch 1 --steps 2     (on a CPU)
+    """
+    from basic_lite import launch, synthetic
+    from basic_lite.bench import measure_steps
+
+    console = launch.quiet_console()
+    device = launch.choose_device()
+    recompute = device == "cuda" if recompute is None else recompute
+    dtype = launch.choose_dtype(precision, device)
+    assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
+    facts = measure_steps(
+        assembled,
+        stage=stage,
+        micro_batch=micro_batch,
+        text=text,
+        rank=rank,
+        recompute=recompute,
+        basic=basic,
+        steps=steps,
+        cap_gib=cap,
+    )
+    for name, value in facts.items():
+        console.print(f"{name:24} {value}", highlight=False)

@@ -1,0 +1,108 @@
+"""Measure training steps of models of real size: speed and memory, with random weights and rows."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, TrainingArguments
+
+from basic_lite.capture import parts_of
+from basic_lite.data.batches import Collator
+from basic_lite.data.images import ImageTransform
+from basic_lite.launch import recompute_layers
+from basic_lite.modeling import Assembled
+from basic_lite.objective import Objective
+from basic_lite.synthetic import RandomRows
+from basic_lite.trainable import Adapters, train_adapters, train_projector
+from basic_lite.trainer import BasicTrainer
+
+
+def measure_steps(
+    assembled: Assembled,
+    *,
+    stage: int,
+    micro_batch: int,
+    text: int,
+    rank: int,
+    recompute: bool,
+    basic: bool,
+    steps: int,
+    cap_gib: float | None,
+) -> dict[str, object]:
+    """Train on random rows and say how fast it was and how much memory it took.
+
+    Args:
+        assembled: from `synthetic.random_model`.
+        stage: 1 trains the projector, 2 adapters and projector.
+        micro_batch: rows per step.
+        text: text tokens per row.
+        rank: of the adapters.
+        recompute: checkpoint the decoder's layers.
+        basic: with BASIC's terms or without.
+        steps: measured steps, after two that warm up.
+        cap_gib: memory of the card to emulate; `None` for the card's own.
+
+    Raises:
+        ValueError: If a cap is asked for where there is no GPU.
+    """
+    parts, tokens = parts_of(assembled.model), assembled.tokens_per_image
+    device = parts.embedding.device
+    if cap_gib is not None:
+        if device.type != "cuda":
+            raise ValueError("--cap emulates a card on a GPU; there is none here")
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(cap_gib * 2**30 / total, 1.0))
+    if stage == 1:
+        train_projector(assembled)
+    else:
+        train_adapters(assembled, Adapters(rank, 2 * rank, 0.05))
+    if recompute:
+        recompute_layers(parts.decoder)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rows = RandomRows(
+        (steps + 2) * micro_batch, tokens, text, parts.decoder.config.vocab_size, assembled.image_size
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=micro_batch,
+            max_steps=steps + 2,
+            bf16=assembled.sources.dtype == torch.bfloat16,
+            use_cpu=device.type == "cpu",
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        half = (0.5, 0.5, 0.5)
+        trainer = BasicTrainer(
+            assembled.model,
+            args,
+            objective=Objective() if basic else Objective(0, 0),
+            transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
+            train_dataset=rows,
+            data_collator=Collator(
+                pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        log = [json.loads(line) for line in (Path(scratch) / "log.jsonl").read_text().splitlines()]
+    speeds = sorted(row["samples_per_second"] for row in log[2:])
+    return {
+        "model": assembled.sources.llm,
+        "stage": stage,
+        "BASIC": "on" if basic else "off",
+        "tokens per row": 1 + tokens + text,
+        "micro-batch": micro_batch,
+        "recomputation": "on" if recompute else "off",
+        "samples/s (median)": speeds[len(speeds) // 2],
+        "peak MiB": log[-1]["peak_mib"],
+        "loss": f"{log[0]['loss']:.3f} to {log[-1]['loss']:.3f}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }

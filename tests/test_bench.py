@@ -1,0 +1,61 @@
+"""Random models of real architectures, shrunk: the measurement trains what the stages train."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import DECODERS
+
+from basic_lite import synthetic
+from basic_lite.bench import measure_steps
+
+
+@pytest.fixture
+def shrunk(monkeypatch):
+    monkeypatch.setattr(synthetic, "DECODERS", {f"{name}-x": make() for name, make in DECODERS.items()})
+    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    monkeypatch.setattr(synthetic, "CLIP_L_336", small | {"image_size": 24, "patch_size": 8})
+
+
+@pytest.mark.parametrize(("stage", "bits"), [(1, 4), (2, 4), (1, 16)])
+@pytest.mark.parametrize("name", DECODERS)
+def test_steps_are_measured(shrunk, name, stage, bits):
+    assembled = synthetic.random_model(f"{name}-x", bits=bits, dtype=torch.float32, device="cpu", layers=2)
+    assert len(assembled.model.model.language_model.layers) == 2
+    facts = measure_steps(
+        assembled,
+        stage=stage,
+        micro_batch=2,
+        text=5,
+        rank=4,
+        recompute=True,
+        basic=True,
+        steps=2,
+        cap_gib=None,
+    )
+    assert facts["tokens per row"] == 1 + 9 + 5
+    assert facts["samples/s (median)"] > 0
+    assert facts["peak MiB"] > 0
+
+
+def test_what_cannot_be_measured_is_said(shrunk):
+    with pytest.raises(ValueError, match="no model is named 'x'; known: llama-x"):
+        synthetic.random_model("x", bits=4, dtype=torch.float32, device="cpu")
+    with pytest.raises(ValueError, match="4 or 16 bits, not 8"):
+        synthetic.random_model("llama-x", bits=8, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vicuna-7b", 6_738_415_616),
+        ("vicuna-13b", 13_015_864_320),
+        ("gemma-2b", 2_506_172_416),
+        ("phi3-mini", 3_821_079_552),
+        ("mistral-7b", 7_241_732_096),
+    ],
+)
+def test_the_sizes_are_the_published_models(name, parameters):
+    from basic_lite.memory import parameters_of
+
+    assert parameters_of(synthetic.DECODERS[name]) == parameters
