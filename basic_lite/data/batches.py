@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from basic_lite.data.order import batch_order, share
+from basic_lite.data.parcel import Parcel
 from basic_lite.data.supervised import SupervisedRows
 from basic_lite.layout import layout_of
 from basic_lite.types import IGNORE_INDEX
@@ -61,7 +62,7 @@ class Collator:
             batch["pixel_values"] = torch.stack(pixels)
         batch["layout"] = layout_of(input_ids, attention_mask, self.image_token_id, len(pixels), labels)
         batch["rows"] = [row["row"] for row in rows]
-        return batch
+        return batch if torch.utils.data.get_worker_info() is None else Parcel(batch)
 
 
 class Batches(torch.utils.data.Sampler[list[int]]):

@@ -6,16 +6,11 @@ goes on where it was, and one that is run again looks only at what has changed.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
@@ -25,6 +20,7 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.roots import locate
 from basic_lite.data.samples import CODES, STILL_TRAINS, RowFault
 from basic_lite.data.tables import load_table, save_table, table_places
+from basic_lite.data.workers import AHEAD, in_processes
 
 GOOD: int = 255
 """Status of a picture that was decoded; 0 is unknown, others are 1 + the place in `CODES`."""
@@ -199,7 +195,6 @@ _looker: _Looker | None = None
 
 def _start(rows: Rows, depth: Depth) -> None:
     global _looker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears the interrupt and ends the others
     _looker = _Looker(rows, depth)
 
 
@@ -211,41 +206,26 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
     if workers == 1 or len(jobs) < 2:
         yield from map(_Looker(rows, depth), jobs)
         return
-    queue = iter(jobs)
-    while True:
-        given: dict[int, list[Job]] = {}
+    done = 0
+    while done < len(jobs):
         try:
-            with _pool(workers, rows, depth) as pool:
-                waiting: dict[Future, int] = {}
-                while True:
-                    for job in islice(queue, 4 * workers - len(given)):  # not all at once: a million futures
-                        given[job[0][0]] = job
-                        waiting[pool.submit(_look, job)] = job[0][0]
-                    if not given:
-                        return
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        results = future.result()
-                        del given[waiting.pop(future)]
-                        yield results
+            for results in in_processes(_look, jobs[done:], workers, _start, rows, depth):
+                done += 1
+                yield results
         except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            yield from _one_by_one([picture for job in given.values() for picture in job], rows, depth)
+            suspects = jobs[done : done + AHEAD * workers]
+            done += len(suspects)
+            yield from _one_by_one([picture for job in suspects for picture in job], rows, depth)
 
 
 def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[Result]]:
-    queue = deque(pictures)
-    while queue:
-        with _pool(1, rows, depth) as pool:
-            broken = False
-            while queue and not broken:
-                picture = queue.popleft()
-                try:
-                    yield pool.submit(_look, [picture]).result()
-                except BrokenProcessPool:
-                    broken = True
-                    code = CODES.index("undecodable_image") + 1
-                    yield [(picture[0], code, 0, "decoding it ends the process")]
-
-
-def _pool(workers: int, rows: Rows, depth: Depth) -> ProcessPoolExecutor:
-    # Not forked: whoever calls may hold threads or a GPU.
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (rows, depth))
+    done = 0
+    while done < len(pictures):
+        try:
+            for results in in_processes(_look, [[job] for job in pictures[done:]], 1, _start, rows, depth):
+                done += 1
+                yield results
+        except BrokenProcessPool:
+            code = CODES.index("undecodable_image") + 1
+            yield [(pictures[done][0], code, 0, "decoding it ends the process")]
+            done += 1

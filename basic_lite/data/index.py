@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from basic_lite.data.roots import path_fault
 from basic_lite.data.samples import CODES, RawRow, RowFault, normal_form
 from basic_lite.data.tables import load_table, save_table, table_places
 from basic_lite.data.texts import text_hash
+from basic_lite.data.workers import in_processes
 
 FORMAT: str = "3"
 """Raise it when the meaning of a column changes: older index files are then built anew."""
@@ -176,9 +176,7 @@ def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) ->
     if workers == 1 or len(jobs) < 4:
         yield from map(_describe_run, jobs)
         return
-    # Not forked: whoever calls may hold threads or a GPU.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_describe_run, jobs)
+    yield from in_processes(_describe_run, jobs, workers)
 
 
 def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:

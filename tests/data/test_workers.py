@@ -1,0 +1,63 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from basic_lite.data.workers import in_processes
+
+
+def double(job: int) -> int:
+    if job < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == 1000:
+        raise TimeoutError("from the work itself")
+    time.sleep(0.01)
+    return 2 * job
+
+
+def test_results_come_in_order() -> None:
+    assert list(in_processes(double, range(40), 2)) == list(range(0, 80, 2))
+    assert list(in_processes(double, [], 2)) == []
+
+
+def test_a_process_that_dies_is_told_by_its_place() -> None:
+    done = []
+    with pytest.raises(BrokenProcessPool):
+        done.extend(in_processes(double, [1, 2, 3, -1, 5], 1))  # `extend` keeps what came before
+    assert done == [2, 4, 6]
+
+
+def test_what_the_work_raises_comes_through() -> None:
+    with pytest.raises(TimeoutError, match="from the work itself"):
+        list(in_processes(double, [1, 1000], 1))
+
+
+def test_an_interrupt_ends_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    results = in_processes(double, range(10_000), 2)
+    assert next(results) == 0
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from basic_lite.data.workers import in_processes\nprint(list(in_processes(abs, [-1], 1)))\n"
+    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert "if __name__ == '__main__':" in run.stderr.splitlines()[-1]
+    script.write_text(
+        "from basic_lite.data.workers import in_processes\n"
+        "if __name__ == '__main__':\n    print(list(in_processes(abs, [-1], 1)))\n"
+    )
+    assert (
+        subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60).stdout == "[1]\n"
+    )
