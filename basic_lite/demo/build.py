@@ -26,11 +26,11 @@ from basic_lite.demo.vocabulary import train_tokenizer
 Progress = Callable[[int, dict[str, float]], None]
 
 
-def build_decoder(folder: Path, seed: int, steps: int, progress: Progress) -> dict[str, float]:
+def build_decoder(folder: Path, seed: int, steps: int, device: str, progress: Progress) -> dict[str, float]:
     """Train tokenizer and decoder, write them as one folder, and return the probe of what was written."""
     start = time.monotonic()
     tokenizer = train_tokenizer(seed)
-    model = train_decoder(tokenizer, seed, steps, progress=progress)
+    model = train_decoder(tokenizer, seed, steps, device=device, progress=progress)
     tokenizer.save_pretrained(folder)
     _save_half(model, folder)
     seconds = round(time.monotonic() - start)
@@ -38,14 +38,14 @@ def build_decoder(folder: Path, seed: int, steps: int, progress: Progress) -> di
     model, tokenizer = read_decoder(folder)
     probe = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
     probe |= probe_shallow(model, tokenizer, seed=seed + 1)
-    _describe(folder, DECODER_CARD, probe, seed, steps, seconds, model)
+    _describe(folder, DECODER_CARD, probe, seed, steps, device, seconds, model)
     return probe
 
 
-def build_tower(folder: Path, seed: int, steps: int, progress: Progress) -> dict[str, float]:
+def build_tower(folder: Path, seed: int, steps: int, device: str, progress: Progress) -> dict[str, float]:
     """Train the tower, write it as one folder, and return the probe of what was written."""
     start = time.monotonic()
-    tower = train_tower(seed, steps, progress=progress)
+    tower = train_tower(seed, steps, device=device, progress=progress)
     side = {"height": SIDE, "width": SIDE}
     CLIPImageProcessor(
         size={"shortest_edge": SIDE}, crop_size=side, image_mean=PIXEL_MEAN, image_std=PIXEL_STD
@@ -54,7 +54,7 @@ def build_tower(folder: Path, seed: int, steps: int, progress: Progress) -> dict
     seconds = round(time.monotonic() - start)
     tower = read_tower(folder)
     probe = probe_tower(tower, seed=seed + 1)
-    _describe(folder, TOWER_CARD, probe, seed, steps, seconds, tower)
+    _describe(folder, TOWER_CARD, probe, seed, steps, device, seconds, tower)
     return probe
 
 
@@ -84,11 +84,12 @@ def _describe(
     probe: dict[str, float],
     seed: int,
     steps: int,
+    device: str,
     seconds: int,
     model: PreTrainedModel,
 ) -> None:
     """Write `probe.json` and the model card with its figures."""
-    record = {"seed": seed, "steps": steps, "torch": torch.__version__, "probe": probe}
+    record = {"seed": seed, "steps": steps, "device": device, "torch": torch.__version__, "probe": probe}
     (folder / "probe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     lines = ["| probe | % |", "|---|---|", *(f"| {name} | {value} |" for name, value in probe.items())]
     text = card.format(
@@ -96,6 +97,7 @@ def _describe(
         seed=seed,
         steps=steps,
         minutes=f"{seconds / 60:.0f}",
+        device="one GPU" if device == "cuda" else "one CPU core",
         probe="\n".join(lines),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

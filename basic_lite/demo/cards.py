@@ -15,10 +15,11 @@ description of a scene it answers questions about it. It is the language half of
 world; it knows nothing else and is of no use elsewhere.
 
 ## Training
-Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 32 rows, {minutes} minutes
-on one CPU core. A row is a description followed by a caption, or by two to six turns of questions and
+Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 16 rows, {minutes} minutes
+on {device}. A row is a description followed by a caption, or by two to six turns of questions and
 answers in ChatML, a third of them multiple choice. Eight of the 64 pairs of colour and shape are held
-out: they occur in no training text.
+out: they occur in no training text. The first 3 % of the steps only repeat descriptions word for word,
+from which the model learns to look back; scenes of at most two things follow, then all of them.
 
 Two choices go beyond plain language modelling. They are there so that the premise of BASIC, that
 shallow layers refine what stands in the context, holds in a model a thousand times smaller than those
@@ -27,7 +28,7 @@ of the paper:
 - In half of the rows the description is replaced by *blurred words*: each position holds a random
   mixture of the embeddings of several words of one thing (size, colour, shape, row, column), with
   noise, among positions of pure noise.
-- At those positions the states after layers 1 to 4 are trained, with weight 0.1, to predict the words
+- At those positions the states after layers 1 to 4 are trained, with weight 0.2, to predict the words
   of the mixture through the embedding matrix.
 
 Both shape the shallow layers towards what BASIC measures. Results in this world therefore show that the
@@ -60,7 +61,7 @@ token; it is of no use elsewhere.
 
 ## Training
 Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 64 pictures, {minutes}
-minutes on one CPU core. It is supervised, not contrastive: heads on each patch name colour, shape,
+minutes on {device}. It is supervised, not contrastive: heads on each patch name colour, shape,
 size and place of the thing there, each attribute alone; a head on the class token lists the shapes of
 the picture. The heads are not part of this folder. A fifth of the patches is blanked.
 Eight of the 64 pairs of colour and shape are held out: no picture of them is drawn for training. Shapes are

@@ -20,14 +20,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from basic_lite.demo.corpus import ANSWER, CAPTION, READING, Corpus, Mixture, Row
 
 CURRICULUM = (
-    (0.05, Mixture(most=2, blurred=0.0, plain=1.0, repeated=1.0)),
-    (0.30, Mixture(most=2, blurred=0.3, plain=0.3, repeated=0.3)),
+    (0.03, Mixture(most=2, blurred=0.0, plain=1.0, repeated=1.0)),
+    (0.15, Mixture(most=2, blurred=0.3, plain=0.3, repeated=0.3)),
     (1.00, Mixture()),
 )
 """What is read until which share of the steps. Looking back is learned in minutes from plain repetition, and
 hardly at all from questions; from there on the questions are learned too."""
 
-WEIGHTS = {"answers": 1.0, "captions": 1.0, "reading": 0.1, "shallow": 0.1}
+WEIGHTS = {"answers": 1.0, "captions": 1.0, "reading": 0.1, "shallow": 0.2}
 """Loss weights. Which caption is written is largely chance; which question comes, more so."""
 
 _PARTS = (("answers", ANSWER), ("captions", CAPTION), ("reading", READING))
@@ -55,6 +55,7 @@ def train_decoder(
     seed: int,
     steps: int,
     rows: int = 16,
+    device: str = "cpu",
     progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> LlamaForCausalLM:
     """Train the decoder from nothing.
@@ -64,10 +65,11 @@ def train_decoder(
         seed: Seed of the weights, the text and the noise.
         steps: Optimizer steps.
         rows: Rows per step.
+        device: `"cpu"` or `"cuda"`; the weights start the same on both, rounding differs.
         progress: Called after every step with its number and its losses.
 
     Returns:
-        The trained decoder in fp32.
+        The trained decoder in fp32, on the CPU.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(decoder_config(tokenizer))
@@ -75,19 +77,20 @@ def train_decoder(
     # Embeddings of norm 1 are as large as what a layer adds, so shallow states stay near the token space.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=model.config.hidden_size**-0.5)
     _start_by_matching(model)
+    model.to(device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed_tokens" in name]
     optimizers = [
         torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    shape = lambda step: min(1, (step + 1) / 100) * min(1, (steps - step) / (0.4 * steps))  # noqa: E731
+    shape = lambda step: min(1, (step + 1) / 100) * min(1, (steps - step) / (0.6 * steps))  # noqa: E731
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
     corpus = Corpus(tokenizer, seed)
     batches = _batches(corpus, rows, random.Random(seed))
     for step in range(steps):
         corpus.mixture = next(mixture for end, mixture in CURRICULUM if step < end * steps)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             losses = _losses(model, next(batches), tokenizer.pad_token_id)
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -96,7 +99,7 @@ def train_decoder(
             schedule.step()
             optimizer.zero_grad()
         progress(step, {name: loss.item() for name, loss in losses.items()})
-    return model.eval()
+    return model.cpu().eval()
 
 
 def _start_by_matching(model: LlamaForCausalLM) -> None:
@@ -122,9 +125,10 @@ def _batches(corpus: Corpus, rows: int, rng: random.Random) -> Iterator[list[Row
 
 def _losses(model: LlamaForCausalLM, batch: list[Row], pad: int) -> dict[str, torch.Tensor]:
     """Return the mean losses of answers, of other text, and of shallow states at blurred positions."""
+    device = model.device
     width = max(len(row.ids) for row in batch)
-    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch])
-    part = torch.tensor([row.part + [-1] * (width - len(row.ids)) for row in batch])
+    ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch], device=device)
+    part = torch.tensor([row.part + [-1] * (width - len(row.ids)) for row in batch], device=device)
     blurred = torch.zeros_like(ids, dtype=torch.bool)
     for i, row in enumerate(batch):
         blurred[i, row.context[0] : row.context[0] + len(row.bags)] = True
@@ -135,6 +139,7 @@ def _losses(model: LlamaForCausalLM, batch: list[Row], pad: int) -> dict[str, to
     words = torch.zeros(len(bags), len(table))
     for i, bag in enumerate(bags):
         words[i, bag] = 1.0
+    words = words.to(device)
     if bags:
         inputs = inputs.masked_scatter(blurred[..., None], blur(words, table))
     shallow = model.config.num_hidden_layers // 2
@@ -169,6 +174,7 @@ def blur(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """
     length = table.detach().norm(dim=1).mean()
     weights = words * torch.rand_like(words).add(0.3)
-    mixed = F.normalize(weights @ table, dim=1, eps=1e-6) * (0.6 + 0.8 * torch.rand(len(words), 1))
-    noise = torch.randn(len(words), table.shape[1]) / math.sqrt(table.shape[1])
-    return length * (mixed + noise * torch.rand(len(words), 1))
+    lengths = torch.rand(len(words), 1, device=table.device) * 0.8 + 0.6
+    mixed = F.normalize(weights @ table, dim=1, eps=1e-6) * lengths
+    noise = torch.randn(len(words), table.shape[1], device=table.device) / math.sqrt(table.shape[1])
+    return length * (mixed + noise * 1.5 * torch.rand(len(words), 1, device=table.device))

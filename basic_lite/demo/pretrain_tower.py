@@ -89,7 +89,9 @@ def tower_config() -> CLIPVisionConfig:
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
     """Return `(I, 3, h, w)` uint8 pixels as CLIP's image processor would give them."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (pixels.float() / 255 - mean) / std
 
 
@@ -119,6 +121,7 @@ def train_tower(
     steps: int,
     pictures: int = 6_000,
     rows: int = 64,
+    device: str = "cpu",
     progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> CLIPVisionModel:
     """Train the tower from nothing.
@@ -128,15 +131,18 @@ def train_tower(
         steps: Optimizer steps.
         pictures: Pictures drawn; they are seen several times.
         rows: Pictures per step.
+        device: `"cpu"` or `"cuda"`; the weights start the same on both, rounding differs.
         progress: Called after every step with its number and its losses.
 
     Returns:
-        The trained tower in fp32, without heads.
+        The trained tower in fp32, on the CPU, without heads.
     """
     torch.manual_seed(seed)
     tower = CLIPVisionModel(tower_config())
     tower.set_attn_implementation("eager")  # in bf16 on a CPU twice as fast as the fused kernel's backward
     heads = _Heads(tower.config.hidden_size)
+    tower.to(device)
+    heads.to(device)
     book = album(pictures, seed)
     matrices = [p for p in tower.encoder.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -152,7 +158,7 @@ def train_tower(
         if (step + 1) * rows % pictures < rows:
             order = torch.randperm(pictures)
         chosen_rows = order[torch.arange(step * rows, (step + 1) * rows) % pictures]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             losses = _losses(tower, heads, book, chosen_rows)
         sum(losses.values()).backward()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -160,17 +166,18 @@ def train_tower(
             schedule.step()
             optimizer.zero_grad()
         progress(step, {name: loss.item() for name, loss in losses.items()})
-    return tower.eval()
+    return tower.cpu().eval()
 
 
 def _losses(
     tower: CLIPVisionModel, heads: _Heads, book: Album, chosen: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    pixels, recoloured = recolour(book.pixels[chosen].float())
+    device = tower.device
+    pixels, recoloured = (made.to(device) for made in recolour(book.pixels[chosen].float()))
     grid = SIDE // PATCH
-    blank = (torch.rand(len(chosen), 1, grid, grid) < BLANKED).float()
+    blank = (torch.rand(len(chosen), 1, grid, grid) < BLANKED).float().to(device)
     pixels = normalise(pixels) * (1 - F.interpolate(blank, scale_factor=PATCH))
-    labels = {name: label[chosen] for name, label in book.labels.items()}
+    labels = {name: label[chosen].to(device) for name, label in book.labels.items()}
     labels["colour"] = labels["colour"].masked_fill(recoloured[:, None], -100)
     labels["shape"] = labels["shape"].masked_fill(~recoloured[:, None], -100)
     seen = tower(pixel_values=pixels, output_hidden_states=True)
@@ -179,7 +186,8 @@ def _losses(
         name: F.cross_entropy(head(states).flatten(0, 1).float(), labels[name].flatten())
         for name, head in heads.attributes.items()
     }
-    shown, clear = book.shown[chosen], ~book.shown[chosen].isnan()
+    shown = book.shown[chosen].to(device)
+    clear = ~shown.isnan()
     logits = heads.shown(states)[..., 0].float()
     losses["shown"] = F.binary_cross_entropy_with_logits(logits[clear], shown[clear])
     present = F.one_hot(labels["shape"].clamp(min=0), len(SHAPES)) * labels["shape"].ge(0)[..., None]
