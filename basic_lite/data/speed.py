@@ -164,6 +164,7 @@ def measure_waiting(
         if step >= warm_up:
             waited += given - asked
             rows += len(batch["rows"])
+        del batch  # to free it is the step's work, not the loader's
         time.sleep(step_seconds)
     return Measured(pictures, steps, rows, waited, steps * step_seconds, first)
 
