@@ -20,8 +20,10 @@ from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
 from basic_lite.conversation import Template
 from basic_lite.data.batches import Batches, Collator, SupervisedRows
-from basic_lite.data.checks import check_rows
+from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.findings import Finding
 from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.report import read_bad_rows, write_bad_rows
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config
 from basic_lite.settings import Settings
@@ -131,18 +133,15 @@ def _clear(out: Path) -> None:
 def open_training_rows(settings: Settings) -> Rows:
     """Open the annotation file and look through its texts and a sample of its pictures.
 
+    Returns:
+        The rows, with their `faults`: those rows are left out.
+
     Raises:
         ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
     rows = open_rows(settings.data, settings.images)
-    faults = check_rows(rows, max_length=settings.max_length)
-    if len({fault.row for fault in faults}) > settings.bad_budget * len(rows):
-        first = "; ".join(f"row {f.row} (id {f.id}): {f.code}, {f.detail}" for f in faults[:3])
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(
-            f"{settings.data} has rows that cannot be trained on: {first}{more}. "
-            f"`basic-lite data check {settings.data}` lists all"
-        )
+    rows.faults = check_rows(rows)
+    check_budget(rows, settings.bad_budget)
     return rows
 
 
@@ -188,6 +187,19 @@ def train(
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
     """
+    bad_log = settings.out / BAD_ROWS
+    if resume is not None:  # the same rows in the same order, whatever a check would find today
+        lines = read_bad_rows(bad_log)
+        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+    manifest = _manifest(assembled, settings, rows) | {"from": origin}
+    if resume is not None:
+        check_same_run(manifest, resume)
+        _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
+    else:
+        _clear(settings.out)
+        if rows.faults:
+            write_bad_rows(bad_log, rows.faults)
+    usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = SupervisedRows(
         rows,
@@ -198,23 +210,19 @@ def train(
         tokens_per_image=assembled.tokens_per_image,
         max_length=settings.max_length,
         bad_budget=settings.bad_budget,
-        bad_log=settings.out / BAD_ROWS,
+        bad_log=bad_log,
+        usable=usable,
     )
     accumulation = settings.global_batch // settings.micro_batch
     batches = Batches(
-        rows.lengths,
+        rows.batch_lengths(assembled.tokens_per_image, settings.max_length),
         rows.has_image,
         batch_size=settings.micro_batch,
         seed=settings.seed,
         group=settings.group,
         accumulation=accumulation,
+        usable=usable,
     )
-    manifest = _manifest(assembled, settings, rows) | {"from": origin}
-    if resume is not None:
-        check_same_run(manifest, resume)
-        _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
-    else:
-        _clear(settings.out)
     decoder = parts_of(assembled.model).decoder
     if settings.recompute:
         recompute_layers(decoder)
@@ -271,10 +279,10 @@ def train(
     if finished:
         trainer.manifest = manifest | {"finished": True, "rows": counts}
         trainer.save_model()
-    if counts["replaced"] or counts["truncated"]:
+    if counts["replaced"] or counts["truncated"] or counts["left_out"]:
         console.print(
-            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, "
-            f"{counts['replaced']:,} bad ones replaced (see {settings.out / BAD_ROWS})",
+            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, {counts['left_out']:,} "
+            f"bad ones left out, {counts['replaced']:,} more replaced (see {bad_log})",
             highlight=False,
         )
     return finished
@@ -293,6 +301,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
             "sds_weight": objective.sds_weight,
         }
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
+    data["left_out"] = int((~rows.usable).sum())
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
         *("max_steps", "max_length", "group", "lora", "bad_budget", "seed"),

@@ -252,7 +252,7 @@ def test_dry_run_says_everything_and_loads_nothing(world, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_picture_within_the_budget_is_replaced_and_counted(world, tmp_path):
+def test_a_bad_picture_within_the_budget_is_left_out_and_counted(world, tmp_path):
     rows = json.loads((world / "captions.json").read_text())
     broken = world / "broken.png"
     broken.write_bytes((world / "3.png").read_bytes()[:60])
@@ -260,11 +260,12 @@ def test_a_bad_picture_within_the_budget_is_replaced_and_counted(world, tmp_path
     (world / "one_bad.json").write_text(json.dumps(rows))
     data = ("--data", world / "one_bad.json", "--images", world)
     refused = run(*stage1(world, *data), cwd=tmp_path, expect=2)
-    assert "row 3 (id c3): undecodable_image" in refused.stderr
+    assert "row 3 (id 'c3'): undecodable_image" in refused.stderr
     done = run(*stage1(world, *data, "--bad-budget", 0.1), cwd=tmp_path)
-    assert "1 bad ones replaced" in done.stdout
+    assert "1 bad ones left out, 0 more replaced" in done.stdout
     manifest = json.loads((tmp_path / "runs/stage1/manifest.json").read_text())
-    assert manifest["rows"] == {"seen": 15, "truncated": 0, "replaced": 1}
+    assert manifest["rows"] == {"seen": 15, "truncated": 0, "replaced": 0, "left_out": 1}
+    assert manifest["data"]["left_out"] == 1
     line = json.loads((tmp_path / "runs/stage1/bad.jsonl").read_text())
     assert (line["row"], line["id"], line["code"]) == (3, "c3", "undecodable_image")
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from basic_lite.data.archives import SUFFIXES, open_archive
 from basic_lite.data.index import Index, Progress, open_index, parse_row
 from basic_lite.data.layouts import read_row
-from basic_lite.data.samples import CODES, ImageRef, RawRow, RowFault, Sample, normal_form
+from basic_lite.data.samples import CODES, STILL_TRAINS, ImageRef, RawRow, RowFault, Sample, normal_form
 from basic_lite.data.stored import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
 from basic_lite.data.texts import shown
+
+if TYPE_CHECKING:
+    from basic_lite.data.findings import Finding
 
 
 class Rows:
     """Rows that are read one by one when they are asked for.
 
     Holds the index, some 40 bytes a row, and nothing of the rows themselves; may be sent to workers.
+
+    Attributes:
+        faults: what checks found wrong with rows, which are then not `usable`; nothing at first.
 
     Args:
         path: the annotation file or folder, for messages.
@@ -45,6 +52,7 @@ class Rows:
         self._fetch = fetch
         self.follow_links = follow_links
         self.stored = stored
+        self.faults: Sequence[Finding] = ()
 
     @property
     def sha256(self) -> str:
@@ -75,6 +83,13 @@ class Rows:
     def has_image(self) -> np.ndarray:
         """Return `(rows,)` bool, which rows have an image."""
         return self.index.images > 0
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Return `(rows,)` bool, the rows that nothing is known against: neither in text nor in `faults`."""
+        usable = self.index.fault == 0
+        usable[[fault.row for fault in self.faults if fault.code not in STILL_TRAINS]] = False
+        return usable
 
     def __len__(self) -> int:
         return len(self.index.fault)
@@ -155,8 +170,7 @@ def open_rows(
 
     Args:
         annotations: a LLaVA `.json` (one array) or `.jsonl` file; or a data set in the layout of
-        LLaVA-NeXT-Data,
-            the_cauldron or FineVision: a folder or file of Arrow or Parquet, or a hub id.
+            LLaVA-NeXT-Data, the_cauldron or FineVision: a folder or file of Arrow or Parquet, or a hub id.
         images: folder, zip or tar that image paths are relative to; `None` means the file's folder.
         follow_links: whether links in the image folder may lead out of it.
         min_rating: leave out rows that FineVision rates lower in anything.

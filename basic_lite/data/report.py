@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -34,6 +35,18 @@ def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
             bad.setdefault(finding.row, finding)
     _write(path, (json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()))
     return len(bad)
+
+
+def read_bad_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that `write_bad_rows` and a training wrote; none where there is no such file.
+
+    Lines of rows that turned out bad while training say `replaced_by`, the others were left out from the
+    start. A last line that a kill cut off is dropped.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

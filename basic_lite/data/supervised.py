@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from basic_lite.conversation import Template, encode
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.readers import Rows
+from basic_lite.data.report import read_bad_rows
 from basic_lite.data.samples import RowFault, Sample
 from basic_lite.data.texts import shown
 from basic_lite.types import IGNORE_INDEX
@@ -34,12 +35,12 @@ class SupervisedRows(Dataset):
         image_token_id: id that marks a patch.
         tokens_per_image: patches per image (`P`).
         max_length: most tokens of a row, image tokens included.
-        bad_budget: share of the rows that may turn out bad while training. Each is replaced by a good
-        row of its
-            modality and length, always the same one; the next bad row beyond the budget raises. 0: the
-            first does.
+        bad_budget: share of the rows that may be bad, those that are not `usable` among them. One that turns
+            out bad is replaced by a good row of its modality and length, always the same one; the next bad
+            row beyond the budget raises. 0: the first does.
         bad_log: file that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`.
-        usable: `(rows,)` bool, rows that may replace others; from `basic_lite.data.checks.usable_rows`.
+            Rows that it names already, from before a run was resumed, count too.
+        usable: `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class SupervisedRows(Dataset):
         )
         self.bad_budget = bad_budget
         self.bad_log = bad_log
-        self.usable = usable
+        self.usable = np.ones(len(rows), bool) if usable is None else usable
         # One byte a row, seen by all workers; a count would need a lock, a bit may be set twice.
         self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
+        for line in [] if bad_log is None else read_bad_rows(bad_log):
+            if "replaced_by" in line:
+                self.state[line["row"]] |= BAD
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,8 +89,10 @@ class SupervisedRows(Dataset):
         try:
             return self._encoded(row)
         except RowFault as fault:
+            known = bool(self.state[row] & BAD)
             self.state[row] |= BAD
-            bad, allowed = int((self.state & BAD).ne(0).sum()), int(self.bad_budget * len(self))
+            allowed = int(self.bad_budget * len(self))
+            bad = int(np.count_nonzero(~self.usable | (self.state.numpy() & BAD != 0)))
             if bad > allowed:
                 if not self.bad_budget:
                     raise
@@ -99,16 +105,16 @@ class SupervisedRows(Dataset):
                     item = self._encoded(other)
                 except RowFault:
                     continue
-                self._log(row, fault, other)
+                if not known:  # each epoch meets it anew
+                    self._log(row, fault, other)
                 return item
             raise
 
     def tally(self) -> dict[str, int]:
-        """Return how many different rows were `seen`, `truncated` and `replaced` so far, by all workers."""
-        return {
-            name: int((self.state & bit).ne(0).sum())
-            for name, bit in (("seen", SEEN), ("truncated", CUT), ("replaced", BAD))
-        }
+        """Return how many rows were `seen`, `truncated` and `replaced` so far, and are `left_out`."""
+        bits = (("seen", SEEN), ("truncated", CUT), ("replaced", BAD))
+        counts = {name: int((self.state & bit).ne(0).sum()) for name, bit in bits}
+        return {**counts, "left_out": int((~self.usable).sum())}
 
     def _encoded(self, row: int) -> dict[str, Any]:
         item, truncated = self.encoder(self.rows[row], row)
@@ -118,9 +124,7 @@ class SupervisedRows(Dataset):
     def _similar(self, row: int, tries: int = 20) -> Iterator[int]:
         """Yield rows of the same modality and about the same length, always in the same order."""
         same = self.rows.has_image == self.rows.has_image[row]
-        same &= self.rows.index.fault == 0
-        if self.usable is not None:
-            same &= self.usable
+        same &= self.usable & (self.rows.index.fault == 0)
         same[row] = False
         candidates = np.flatnonzero(same)
         lengths = self.rows.lengths[candidates]

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from basic_lite.data.checks import usable_rows
 from basic_lite.data.findings import text_findings
 from basic_lite.data.gallery import check_pictures
 from basic_lite.data.images import ImageTransform, load_image
@@ -276,7 +275,8 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
         (2, "missing_image"),
     ]
     assert all(len(finding.detail) < 1000 for finding in findings)
-    assert usable_rows(opened, findings, budget=1.0).tolist() == [True, True, False, False, False]
+    opened.faults = findings
+    assert opened.usable.tolist() == [True, True, False, False, False]
 
 
 def test_the_disk_is_left_as_it_was(tmp_path: Path, write_rows: Callable) -> None:

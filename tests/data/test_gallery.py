@@ -9,7 +9,7 @@ from made_rows import row
 from planted_mix import write_mix
 
 from basic_lite.data import gallery, pictures
-from basic_lite.data.checks import check_rows, usable_rows
+from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.findings import in_order, text_findings
 from basic_lite.data.gallery import check_pictures, known_bad_pictures
 from basic_lite.data.readers import Rows, open_rows
@@ -151,14 +151,15 @@ def test_start_of_a_training(mix: Path) -> None:
     still = {"wrong_suffix", "too_long", "duplicate_id"}
     bad = {fault for fault in planted(mix) if fault[1] not in still}
     assert {(finding.row, finding.code) for finding in findings} == bad
-    usable = usable_rows(rows, findings, budget=0.1)
-    assert set((~usable).nonzero()[0].tolist()) == {number for number, _ in bad}
+    rows.faults = findings
+    check_budget(rows, 0.1)
+    assert set((~rows.usable).nonzero()[0].tolist()) == {number for number, _ in bad}
     with pytest.raises(ValueError, match=r"55 of 700 rows .* 6 malformed_row.*allowed 0.5%") as caught:
-        usable_rows(rows, findings)
+        check_budget(rows)
     assert "\n" not in str(caught.value)
 
 
 def test_no_usable_row_is_an_error_whatever_the_budget(write_rows: Callable) -> None:
     rows = open_rows(write_rows([row("a", "Hi", "")]))
     with pytest.raises(ValueError, match="1 of 1 rows"):
-        usable_rows(rows, budget=1.0)
+        check_budget(rows, 1.0)

@@ -10,7 +10,7 @@ from basic_lite.recipes.data import app
 from made_rows import FIXTURES
 from typer.testing import CliRunner
 
-from basic_lite.data.checks import check_rows, usable_rows
+from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.gallery import check_pictures
 from basic_lite.data.images import load_image
 from basic_lite.data.readers import open_rows
@@ -149,7 +149,9 @@ def test_faulty_rows_of_a_data_set(parquet: Callable, picture: Callable) -> None
     ]
     opened = open_rows(path)
     assert [(f.row, f.id, f.code) for f in check_rows(opened)] == expected
-    assert usable_rows(opened, check_rows(opened), budget=0.8).tolist() == [True, False, False, False]
+    opened.faults = check_rows(opened)
+    check_budget(opened, 0.8)
+    assert opened.usable.tolist() == [True, False, False, False]
     seen = list(Stream(path))
     assert [getattr(sample, "code", "ok") for sample in seen] == ["ok", "ok", expected[1][2], expected[2][2]]
     assert "row 2 (id 'none')" in str(seen[2])

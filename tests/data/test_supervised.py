@@ -63,7 +63,7 @@ def test_bad_rows_are_replaced_logged_and_counted(supervised: Callable, tmp_path
         assert (line["id"], line["code"]) == (str(line["row"]), "undecodable_image")
         assert f"row {line['row']} (id '{line['row']}')" in line["detail"]
         assert "'bad.png'" in line["detail"]
-    assert rows.tally() == {"seen": 57, "truncated": 0, "replaced": 3}
+    assert rows.tally() == {"seen": 57, "truncated": 0, "replaced": 3, "left_out": 0}
 
 
 def test_the_same_rows_replace_in_every_run(supervised: Callable) -> None:
@@ -76,7 +76,7 @@ def test_the_same_rows_replace_in_every_run(supervised: Callable) -> None:
 def test_rows_known_to_be_bad_replace_nothing(supervised: Callable) -> None:
     usable = np.ones(60, bool)
     usable[1:40] = False
-    rows = supervised(bad={0}, bad_budget=0.5, usable=usable)
+    rows = supervised(bad={0}, bad_budget=0.9, usable=usable)
     assert rows[0]["row"] == 40
 
 
@@ -86,6 +86,23 @@ def test_more_than_the_budget_stops(supervised: Callable, workers: int) -> None:
         ValueError, match=r"^4 of 60 rows turned out bad, 3 are allowed; the last: row \d+ \(id"
     ):
         load_all(supervised(bad={0, 30, 31, 33}, bad_budget=0.05), workers)  # one line, from a worker too
+
+
+def test_rows_left_out_and_rows_of_before_count_too(supervised: Callable, tmp_path: Path) -> None:
+    log = tmp_path / "bad.jsonl"
+    usable = np.arange(60) != 40
+    first = supervised(bad={0, 30}, bad_budget=0.05, bad_log=log, usable=usable)
+    for _ in range(2):  # as two epochs do
+        assert (first[0]["row"], first[30]["row"]) == (1, 31)
+    assert first.tally() == {"seen": 2, "truncated": 0, "replaced": 2, "left_out": 1}
+    assert len(log.read_text().splitlines()) == 2
+    with log.open("a") as file:
+        file.write('{"row": 57, "id": ')  # a kill came in between
+    resumed = supervised(bad={0, 30, 31}, bad_budget=0.05, bad_log=log, usable=usable)
+    assert resumed.tally()["replaced"] == 2
+    assert resumed[0]["row"] == 1
+    with pytest.raises(ValueError, match=r"^4 of 60 rows turned out bad, 3 are allowed"):
+        resumed[31]
 
 
 def test_without_a_budget_the_first_bad_row_stops(supervised: Callable) -> None:
@@ -109,7 +126,7 @@ def test_truncation_is_counted_and_spares_the_image(supervised: Callable) -> Non
     whole = supervised(max_length=None)
     long = sum(len(whole[i]["input_ids"]) > 60 for i in range(60))
     assert 0 < long < 60
-    assert rows.tally() == {"seen": 60, "truncated": long, "replaced": 0}
+    assert rows.tally() == {"seen": 60, "truncated": long, "replaced": 0, "left_out": 0}
 
 
 def test_a_cut_that_leaves_nothing_is_a_fault(supervised: Callable) -> None:
