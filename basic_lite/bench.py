@@ -27,7 +27,7 @@ def measure_steps(
     micro_batch: int,
     text: int,
     rank: int,
-    recompute: bool,
+    recompute: int | None,
     basic: bool,
     steps: int,
     cap_gib: float | None,
@@ -40,7 +40,7 @@ def measure_steps(
         micro_batch: rows per step.
         text: text tokens per row.
         rank: of the adapters.
-        recompute: checkpoint the decoder's layers.
+        recompute: decoder layers, the first ones, that run again in backward; `None` for all.
         basic: with BASIC's terms or without.
         steps: measured steps, after two that warm up.
         cap_gib: memory of the card to emulate; `None` for the card's own.
@@ -60,8 +60,7 @@ def measure_steps(
         train_projector(assembled)
     else:
         train_adapters(assembled, Adapters(rank, 2 * rank, 0.05))
-    if recompute:
-        recompute_layers(parts.decoder)
+    recompute_layers(parts.decoder, recompute)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rows = RandomRows(
@@ -100,7 +99,7 @@ def measure_steps(
         "BASIC": "on" if basic else "off",
         "tokens per row": 1 + tokens + text,
         "micro-batch": micro_batch,
-        "recomputation": "on" if recompute else "off",
+        "layers recomputed": len(parts.decoder.layers) if recompute is None else recompute,
         "samples/s (median)": speeds[len(speeds) // 2],
         "peak MiB": log[-1]["peak_mib"],
         "loss": f"{log[0]['loss']:.3f} to {log[-1]['loss']:.3f}",

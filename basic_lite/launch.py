@@ -224,8 +224,7 @@ def train(
         usable=usable,
     )
     decoder = parts_of(assembled.model).decoder
-    if settings.recompute:
-        recompute_layers(decoder)
+    recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
     device = next(decoder.parameters()).device
     half = assembled.sources.dtype == torch.bfloat16
@@ -310,10 +309,45 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     return checkpoint.manifest_of(assembled, settings.stage, method, data, training)
 
 
-def recompute_layers(decoder: nn.Module) -> None:
-    """Checkpoint the decoder's layers; the frozen tower keeps no activations anyway."""
+def layers_to_recompute(every: bool | None, count: int | None, device: str) -> int | None:
+    """Resolve `--recompute` and `--recompute-layers`.
+
+    Args:
+        every: all layers or none; `None` means all on a GPU.
+        count: a number of layers, which goes before `every`.
+        device: `"cuda"` or `"cpu"`.
+
+    Returns:
+        How many layers; `None` for all.
+    """
+    if count is not None:
+        return count
+    return None if (device == "cuda" if every is None else every) else 0
+
+
+def recompute_layers(decoder: nn.Module, count: int | None = None) -> None:
+    """Run the first `count` decoder layers again in backward instead of keeping what they computed.
+
+    The first, not the last: backward reaches them when the activations of all later layers are gone, so
+    what one layer keeps while it is run again is not added to theirs. BASIC does not mind: it watches the
+    forward pass alone, where each layer computes the same either way. The frozen tower keeps nothing.
+
+    Args:
+        decoder: the language model.
+        count: how many layers; `None` for all.
+
+    Raises:
+        ValueError: If `count` is not between 0 and the number of layers.
+    """
+    depth = len(decoder.layers)
+    if count is not None and not 0 <= count <= depth:
+        raise ValueError(f"this decoder has {depth} layers; between 0 and {depth} can recompute, not {count}")
+    if count == 0:
+        return
     enable = getattr(decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
     (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+    for layer in decoder.layers[depth if count is None else count :]:
+        layer.gradient_checkpointing = False
     decoder.config.use_cache = False
 
 

@@ -29,7 +29,7 @@ class Settings:
         max_steps: optimizer steps instead of epochs; the schedule ends there.
         max_length: most tokens of a row.
         group: batches of one modality and similar length.
-        recompute: checkpoint the decoder's layers.
+        recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
         lora: adapters instead of the whole decoder (stage 2).
         save_steps: steps between checkpoints.
         keep: how many checkpoints stay.
@@ -57,7 +57,7 @@ class Settings:
     max_steps: int = -1
     max_length: int = 2048
     group: bool = False
-    recompute: bool = False
+    recompute: int | None = 0
     lora: bool = False
     save_steps: int = 500
     keep: int = 2

@@ -84,9 +84,10 @@ def random_model(
     try:
         with torch.device(device):
             model = LlavaForConditionalGeneration(config)
+            torch.set_default_dtype(torch.float32)
+            model.model.multi_modal_projector = Projector(config)
     finally:
         torch.set_default_dtype(old)
-    model.model.multi_modal_projector = Projector(config).float().to(device)
     if bits == 4:
         for layer in parts_of(model).decoder.layers:
             _quantise(layer, dtype, device)

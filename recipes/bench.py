@@ -68,6 +68,7 @@ def step(
     text: Annotated[int, o.option(help="Text tokens per row.", min=1)] = 64,
     rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL)] = 128,
     recompute: o.Recompute = None,
+    recompute_layers: o.RecomputeLayers = None,
     basic: o.Basic = True,
     steps: Annotated[int, o.option(help="Steps to measure, after two that warm up.", min=1)] = 20,
     cap: Annotated[
@@ -89,7 +90,6 @@ def step(
 
     console = launch.quiet_console()
     device = launch.choose_device()
-    recompute = device == "cuda" if recompute is None else recompute
     dtype = launch.choose_dtype(precision, device)
     assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
     facts = measure_steps(
@@ -98,7 +98,7 @@ def step(
         micro_batch=micro_batch,
         text=text,
         rank=rank,
-        recompute=recompute,
+        recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
         basic=basic,
         steps=steps,
         cap_gib=cap,

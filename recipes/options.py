@@ -72,7 +72,12 @@ Epochs = Annotated[float, option(help="Passes over the data.")]
 MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs.", default="-1, off")]
 Recompute = Annotated[
     bool | None,
-    option("--recompute/--no-recompute", help="Recompute layers in backward.", default="on a GPU"),
+    option(
+        "--recompute/--no-recompute", help="Run all decoder layers again in backward.", default="on a GPU"
+    ),
+]
+RecomputeLayers = Annotated[
+    int | None, option(help="Only so many of them, the first ones.", default="all or none", min=0)
 ]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
 Keep = Annotated[int, option(help="Checkpoints that stay.")]

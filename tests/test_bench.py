@@ -28,12 +28,13 @@ def test_steps_are_measured(shrunk, name, stage, bits):
         micro_batch=2,
         text=5,
         rank=4,
-        recompute=True,
+        recompute=1,
         basic=True,
         steps=2,
         cap_gib=None,
     )
     assert facts["tokens per row"] == 1 + 9 + 5
+    assert facts["layers recomputed"] == 1
     assert facts["samples/s (median)"] > 0
     assert facts["peak MiB"] > 0
 
