@@ -31,6 +31,7 @@ class Evaluation:
         prompt_style: style of the benchmark.
         scorer: scoring rule; `None` takes LLaVA's.
         limit: only so many questions.
+        any_size: take all questions of another number than the published one.
         judge: who graded `judge_scores` (MM-Vet).
         judge_scores: a judge's grades (MM-Vet).
     """
@@ -44,6 +45,7 @@ class Evaluation:
     prompt_style: str = "llava"
     scorer: str | None = None
     limit: int | None = None
+    any_size: bool = False
     judge: str | None = None
     judge_scores: Path | None = None
 
@@ -68,16 +70,15 @@ class Evaluation:
         return self.out / "predictions.jsonl"
 
     def questions(self, with_images: bool) -> list[Question]:
-        """Read the questions.
+        """Read the questions: a published split whole, unless `limit` or `any_size` is given.
 
-        One TSV by name may be anybody's own benchmark in MMBench's format; what claims to be the
-        published set (a folder, the hub) must have its size.
+        Raises:
+            ValueError: If they cannot be read, are not as many as published, or lack rotations.
         """
-        own = self.data is not None and self.data.endswith(".tsv") and Path(self.data).is_file()
-        limit = sys.maxsize if own and self.limit is None else self.limit
         more = {"split": self.split, "images": self.images, "prompt_style": self.prompt_style}
+        limit = sys.maxsize if self.any_size and self.limit is None else self.limit
         questions = table.load(self.name, self.data, limit=limit, with_images=with_images, **more)
-        if own and not self.is_published(questions):
+        if self.benchmark.has_rotations and not self.is_published(questions):
             _check_rotations(questions, self.data)
         return questions
 
@@ -157,6 +158,7 @@ class Evaluation:
                 "folder": str(self.run),
                 "decoding": "greedy",
                 "published_size": self.is_published(questions),
+                "any_size": self.any_size,
                 "data": self.data,
                 "images": None if self.images is None else str(self.images),
             },

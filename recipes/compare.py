@@ -60,6 +60,7 @@ def main(
             split=content["split"],
             prompt_style=content["prompt_style"],
             limit=content["limit"],
+            any_size=content["run"].get("any_size", not content["run"]["published_size"]),
         )
         questions = evaluation.questions(with_images=True)
         answers = [predictions.read(folder / "predictions.jsonl", questions) for folder in folders]

@@ -35,6 +35,10 @@ def main(
     limit: Annotated[
         int | None, o.option(help="Only so many questions: not the benchmark's number.", panel="Data")
     ] = None,
+    any_size: Annotated[
+        bool,
+        o.option("--any-size", help="Take data of another size: not the benchmark's number.", panel="Data"),
+    ] = False,
     prompt_style: Annotated[str, o.option(help="llava, or a harness's by name.", panel="Data")] = "llava",
     scorer: Annotated[
         str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
@@ -72,6 +76,8 @@ def main(
       basic-lite eval all --data benchmarks/
 
       basic-lite eval textvqa --data textvqa/ --step score
+
+      basic-lite eval mmbench --data my_benchmark.tsv --any-size
     """
     from basic_lite import launch
     from basic_lite.benchmarks import table
@@ -94,6 +100,7 @@ def main(
             prompt_style=prompt_style,
             scorer=scorer if scorer is None else table.scorer_of(name, scorer),
             limit=limit,
+            any_size=any_size,
             judge=judge,
             judge_scores=judge_scores,
         )

@@ -153,7 +153,10 @@ def test_the_plain_twin_and_the_whole_decoder(world, tmp_path):
     manifest = json.loads((tmp_path / "runs/stage2/manifest.json").read_text())
     assert manifest["sources"]["bits"] == 16
     assert "model.language_model.embed_tokens.weight" in manifest["trainable"]
-    done = run("eval", "mmbench", "--tsv", world / "bench.tsv", cwd=tmp_path)
+    refused = run("eval", "mmbench", "--tsv", world / "bench.tsv", cwd=tmp_path, expect=2)
+    assert "mmbench dev has 12 rows and not 4,329 or 4,377: it is cut off" in refused.stderr
+    assert not (tmp_path / "runs/stage2/eval").exists()
+    done = run("eval", "mmbench", "--tsv", world / "bench.tsv", "--any-size", cwd=tmp_path)
     assert "Not the published 4,329 or 4,377 rows: this is no mmbench number." in done.stdout
     assert "LLaVA-1.5" not in done.stdout  # nothing to compare with
 
@@ -189,7 +192,7 @@ def test_two_runs_are_compared_by_question(world, tmp_path):
     refused = run("compare", "a", "b", cwd=tmp_path, expect=2)
     assert "have no benchmark in common" in refused.stderr
     for name in "ab":
-        run("eval", "mmbench", "--run", name, "--data", world / "bench.tsv", cwd=tmp_path)
+        run("eval", "mmbench", "--run", name, "--data", world / "bench.tsv", "--any-size", cwd=tmp_path)
     done = run("compare", "a", "b", cwd=tmp_path)
     for text in ("3 questions", "95 % paired bootstrap interval", "McNemar", "colour (3)"):
         assert text in done.stdout
@@ -198,7 +201,7 @@ def test_two_runs_are_compared_by_question(world, tmp_path):
 
 def test_the_steps_of_an_evaluation_stand_alone(world, tmp_path):
     run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
-    base = ("eval", "mmbench", "--run", "runs/stage1", "--data", world / "bench.tsv")
+    base = ("eval", "mmbench", "--run", "runs/stage1", "--data", world / "bench.tsv", "--any-size")
     refused = run(*base, "--step", "score", cwd=tmp_path, expect=2)
     assert "predictions.jsonl does not exist; run --step generate first" in refused.stderr
     part = run(*base, "--step", "generate", "--batch-size", 4, "--max-steps", 1, cwd=tmp_path)

@@ -121,7 +121,9 @@ def test_a_tsv_that_is_cut_off_between_rows_is_noticed(benchmarks, trained):
     lines = (EVAL / "mmbench_dev.tsv").read_text().splitlines()
     cut = trained / "cut.tsv"
     cut.write_text("\n".join(lines[:-1]) + "\n")
-    refused = run("eval", "mmbench", "--run", "runs/stage1", "--data", cut, cwd=trained, expect=2)
+    refused = run(
+        "eval", "mmbench", "--run", "runs/stage1", "--data", cut, "--any-size", cwd=trained, expect=2
+    )
     assert "question 20 has 3 of 4 rotations" in refused.stderr
     assert not (trained / "runs/stage1/eval/cut").exists()
 
@@ -138,6 +140,6 @@ def test_bad_benchmark_files_end_in_one_line(benchmarks, trained, name, spoil, m
     text = (EVAL / "mmbench_dev.tsv").read_text()
     bad = trained / "bad.tsv"
     bad.write_text(spoil(text))
-    refused = run("eval", name, "--run", "runs/stage1", "--data", bad, cwd=trained, expect=2)
+    refused = run("eval", name, "--run", "runs/stage1", "--data", bad, "--any-size", cwd=trained, expect=2)
     assert message in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -61,6 +61,11 @@ class Benchmark:
     unit: Callable[[Question], Hashable] = _itself
     units: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def has_rotations(self) -> bool:
+        """Whether questions come with rotated options, as several rows."""
+        return self.unit is _rotations
+
 
 # fmt: off
 BENCHMARKS: dict[str, Benchmark] = {
@@ -210,7 +215,10 @@ def check_size(name: str, split: str, questions: Sequence[Question]) -> None:
     """
     benchmark = BENCHMARKS[name_of(name)]
     allowed = benchmark.sizes[split]
-    advice = "the file is cut off or another version; --limit scores a part of it"
+    advice = (
+        "it is cut off, another version, or a benchmark of your own; --limit N scores a part of it, "
+        f"--any-size all of it, but not as a {name} number"
+    )
     if len(questions) not in allowed:
         published = " or ".join(f"{size:,}" for size in allowed)
         raise ValueError(f"{name} {split} has {len(questions):,} rows and not {published}: {advice}.")
