@@ -132,13 +132,20 @@ class capture:
         self.importance = importance
         self.refinement: Refinement | None = None
         self._given: Layout | None = None
+        self._at_hand: torch.Tensor | None = None
         self._stack = ExitStack()
         if importance == "attention":
             attention.install(self.parts.decoder)
 
-    def use(self, layout: Layout) -> None:
-        """Take the positions of the next forward pass from `layout`, which costs no search."""
-        self._given = layout
+    def use(self, layout: Layout, initial: torch.Tensor | None = None) -> None:
+        """Take the positions of the next forward pass from `layout`, which costs no search.
+
+        Args:
+            layout: of the batch.
+            initial: `(N, D)` what the decoder will receive there, for whoever has it at hand; `None`
+                gathers it.
+        """
+        self._given, self._at_hand = layout, initial
 
     def __enter__(self) -> capture:
         llava, decoder = self.parts.llava, self.parts.decoder
@@ -161,7 +168,7 @@ class capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-        self._given = None
+        self._given = self._at_hand = None
 
     def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
         """Find the patches of this forward pass and forget the last one."""
@@ -187,7 +194,9 @@ class capture:
         At the decoder's door, not the first layer's: up to transformers 5.17 a layer's hooks run inside its
         checkpoint, where nothing may be saved for backward that the recomputation does not save again.
         """
-        if self._layout is not None:
+        if self._at_hand is not None:
+            self._initial, self._at_hand = self._at_hand, None
+        elif self._layout is not None:
             self._initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
 
     def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,18 +48,18 @@ class Objective:
         """Weight of every loss term by name; the language model's is 1."""
         return {"lm": 1.0, "das": self.das_weight, "sds": self.sds_weight}
 
-    def terms(self, refinement: Refinement | None, embedding: torch.Tensor) -> list[LossTerm]:
-        """Compute the terms that are on.
+    def each(self, refinement: Refinement | None, embedding: torch.Tensor) -> Iterator[LossTerm]:
+        """Compute one term after the other, so that the first can be done with before the next is made.
 
         Args:
             refinement: what the shallow layers made of the patches; `None` (no image) gives no terms.
             embedding: `(V, D)` raw token embeddings.
         """
-        if refinement is None:
-            return []
-        terms = []
-        if self.das_weight > 0:
-            terms.append(directional_alignment(refinement))
-        if self.sds_weight > 0:
-            terms.append(semantic_distribution(refinement, embedding, self.rows_per_chunk))
-        return terms
+        if refinement is not None and self.das_weight > 0:
+            yield directional_alignment(refinement)
+        if refinement is not None and self.sds_weight > 0:
+            yield semantic_distribution(refinement, embedding, self.rows_per_chunk)
+
+    def terms(self, refinement: Refinement | None, embedding: torch.Tensor) -> list[LossTerm]:
+        """Compute the terms that are on; see `each`."""
+        return list(self.each(refinement, embedding))

@@ -71,6 +71,12 @@ class BasicSupervision:
         """What the last forward pass inside the block showed; `None` for a batch without image."""
         return self._capture.refinement
 
+    def release(self) -> Refinement | None:
+        """Return the refinement and forget it, so that nothing here keeps its tensors alive."""
+        found, self._capture.refinement = self.refinement, None
+        self._terms, self._terms_of = {}, None
+        return found
+
     @property
     def terms(self) -> dict[str, LossTerm]:
         """The terms of the last forward pass, `"das"` and `"sds"`; empty for a batch without image."""
@@ -84,10 +90,15 @@ class BasicSupervision:
         parts = [self.objective.weights[name] * term.mean() for name, term in self.terms.items()]
         return sum(parts, start=self._capture.parts.embedding.new_zeros((), dtype=torch.float32))
 
-    def use(self, layout: Layout) -> None:
-        """Take the positions of the next forward pass from `layout` (made by the collator, saves a sync)."""
+    def use(self, layout: Layout, initial: torch.Tensor | None = None) -> None:
+        """Take the positions of the next forward pass from `layout` (made by the collator, saves a sync).
+
+        Args:
+            layout: of the batch.
+            initial: `(N, D)` the visual embeddings as the decoder will receive them, if they are at hand.
+        """
         if self.objective.active:
-            self._capture.use(layout)
+            self._capture.use(layout, initial)
 
     def __enter__(self) -> BasicSupervision:
         if self.objective.active:

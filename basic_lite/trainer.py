@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
 from basic_lite import checkpoint
-from basic_lite.attention import causal_only
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
+from basic_lite.forward import Forward
 from basic_lite.layout import Layout, layout_of
-from basic_lite.losses import next_token
 from basic_lite.memory import peak_mib
 from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
@@ -50,6 +49,7 @@ class BasicTrainer(Trainer):
         transform: ImageTransform | None = None,
         batches: Sampler[list[int]] | None = None,
         projector_learning_rate: float | None = None,
+        deferred: bool = True,
         manifest: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,6 +65,8 @@ class BasicTrainer(Trainer):
             transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
+            deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
+                the same gradients and values for less memory.
             manifest: written into every checkpoint.
             kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
         """
@@ -91,9 +93,9 @@ class BasicTrainer(Trainer):
         self.projector_learning_rate = projector_learning_rate
         self.manifest = manifest
         self.metrics = Metrics()
-        self._hidden: torch.Tensor | None = None
-        parts_of(model).llava.register_forward_hook(self._keep_hidden)
-        self._nothing: torch.Tensor | None = None
+        self.deferred = deferred
+        watching = self._observer or self.supervision
+        self.forward = Forward(self.model, watching, self.objective, self.metrics)
         self.add_callback(GradientCheck(args))
 
     def get_train_dataloader(self) -> DataLoader:
@@ -162,52 +164,20 @@ class BasicTrainer(Trainer):
         """
         layout: Layout = inputs["layout"]
         window = num_items_in_batch or Window(len(layout.targets), layout.images)
-        supervision = self.supervision if self._observer is None else self._observer
-        observing = self._observer is not None and not self._logs_next()
-        parts = parts_of(self.model)
-        embeds = self._embed(inputs)
-        if self._nothing is None:
-            self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
-        if not observing:
-            supervision.use(layout)
-        mask = None if layout.right_padded else inputs["attention_mask"]
-        masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()
-        # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
-        # logits: an empty `logits_to_keep`. The states come from a hook on the inner model.
-        with nullcontext() if observing else supervision, masking:
-            model(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=self._nothing)
-        hidden, self._hidden = self._hidden.flatten(0, 1), None
-        terms = [next_token(hidden.index_select(0, layout.predicting), layout.targets, parts.head)]
-        terms += self.supervision.terms.values() if self._observer is None else []
-        weights = self.objective.weights
-        loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
-        if not loss.requires_grad:  # text only, and nothing but the projector is trained
-            loss = loss + sum(p.sum() * 0.0 for p in self.model.parameters() if p.requires_grad)
-        refinement = None if observing else supervision.refinement
-        self.metrics.add(terms, refinement, window)
+        watched = self._observer is None or self._logs_next()
+        deferred = self.deferred and model.training and torch.is_grad_enabled() and not return_outputs
+        loss, terms = self.forward(model, inputs, window, watched=watched, deferred=deferred)
         if self.args.world_size > 1:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
         return (loss, {term.name: term for term in terms}) if return_outputs else loss
 
-    def _embed(self, inputs: dict) -> torch.Tensor:
-        """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
-
-        `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
-        answer; the collator has done so already.
-
-        Returns:
-            `(B, S, D)` in the decoder's dtype.
-        """
-        llava, layout = parts_of(self.model).llava, inputs["layout"]
-        embeds = llava.get_input_embeddings()(inputs["input_ids"])
-        if not layout.images:
-            return embeds
-        features = torch.cat(list(llava.get_image_features(inputs["pixel_values"]).pooler_output))
-        flat = embeds.flatten(0, 1).index_copy(0, layout.patch, features.to(embeds.dtype))
-        return flat.view_as(embeds)
-
-    def _keep_hidden(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._hidden = output[0]
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: Window | None = None
+    ) -> torch.Tensor:
+        """Run one micro-batch forward and backward and return its share of the step's loss, whole."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        deferral, self.forward.deferral = self.forward.deferral, None
+        return loss if deferral is None else loss + deferral.value * self.args.world_size
 
     def _logs_next(self) -> bool:
         """Whether the optimizer step in progress will be logged."""

@@ -1,0 +1,121 @@
+"""One micro-batch through the model: from its tensors to its share of the optimizer step's loss."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+
+from basic_lite.attention import causal_only
+from basic_lite.capture import parts_of
+from basic_lite.deferred import Deferral
+from basic_lite.layout import Layout
+from basic_lite.losses import next_token
+from basic_lite.metrics import Metrics
+from basic_lite.objective import Objective
+from basic_lite.supervision import BasicSupervision
+from basic_lite.types import LossTerm, Window
+
+
+class Forward:
+    """Run a model on batches with known positions, without a host synchronisation.
+
+    Attributes:
+        supervision: watches the forward pass: BASIC's own, or the plain twin's observer.
+        objective: the terms that are trained on.
+        metrics: where the terms' values go.
+        deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
+    """
+
+    def __init__(
+        self, model: nn.Module, supervision: BasicSupervision, objective: Objective, metrics: Metrics
+    ) -> None:
+        self.parts = parts_of(model)
+        self.supervision, self.objective, self.metrics = supervision, objective, metrics
+        self.deferral: Deferral | None = None
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._nothing: torch.Tensor | None = None
+
+    def __call__(
+        self, model: nn.Module, inputs: dict, window: Window, *, watched: bool = True, deferred: bool = False
+    ) -> tuple[torch.Tensor, list[LossTerm]]:
+        """Return the micro-batch's share of the step's loss, and the terms known so far.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch with its layout.
+            window: counts of the whole step.
+            watched: whether `supervision` looks on; the plain twin does without on steps that are not logged.
+            deferred: compute BASIC's terms in the backward pass (see `Deferral`) where they have a gradient.
+                The loss then has their gradient but not yet their value: `deferral.value`, after `backward`.
+        """
+        layout: Layout = inputs["layout"]
+        parts, objective, supervision = self.parts, self.objective, self.supervision
+        embeds = parts.llava.get_input_embeddings()(inputs["input_ids"])
+        features, self.deferral = self._features(inputs), None
+        if features is not None:
+            if deferred and objective.active and features.requires_grad:
+                note = partial(self.metrics.add, window=window)
+                self.deferral = Deferral(objective, parts.embedding, window, note)
+                features = self.deferral.hold(features, embeds.dtype)
+            embeds = _put_among(embeds, features.to(embeds.dtype), layout)
+        if self._nothing is None:
+            self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
+        if watched:
+            supervision.use(layout, None if self.deferral is None else features.detach())
+        del features
+        mask = None if layout.right_padded else inputs["attention_mask"]
+        masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()
+        # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
+        # logits: an empty `logits_to_keep`. The states come from a hook on the inner model.
+        states: list[torch.Tensor] = []
+        hook = parts.llava.register_forward_hook(lambda module, args, output: states.append(output[0]))
+        try:
+            with supervision if watched else nullcontext(), masking:
+                model(
+                    inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=self._nothing
+                )
+        finally:
+            hook.remove()
+        supervised = states.pop().flatten(0, 1).index_select(0, layout.predicting)
+        terms = [next_token(supervised, layout.targets, parts.head)]
+        if self.deferral is None and objective.active:
+            terms += supervision.terms.values()
+        weights = objective.weights
+        loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            # Text only, and nothing but the projector is trained.
+            loss = loss + sum(p.sum() * 0.0 for p in self._trained)
+        if self.deferral is None:
+            self.metrics.add(terms, supervision.refinement if watched else None, window)
+        else:
+            self.metrics.add(terms, None, window)
+            self.deferral.refinement = supervision.release()
+            loss = self.deferral.announce(loss)
+        return loss, terms
+
+    def _features(self, inputs: dict) -> torch.Tensor | None:
+        """Return the projector's output, `(N, D)` in the projector's dtype; `None` without a picture."""
+        if not inputs["layout"].images:
+            return None
+        found = self.parts.llava.get_image_features(inputs["pixel_values"]).pooler_output
+        return torch.cat(list(found))
+
+
+def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
+
+    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
+    answer; the collator has done so already.
+
+    Args:
+        embeds: `(B, S, D)` of the text, anything at the patches.
+        features: `(N, D)`.
+        layout: of the batch.
+
+    Returns:
+        `(B, S, D)`.
+    """
+    return embeds.flatten(0, 1).index_copy(0, layout.patch, features).view_as(embeds)
