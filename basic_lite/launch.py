@@ -139,7 +139,9 @@ def open_training_rows(settings: Settings) -> Rows:
     Raises:
         ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
-    rows = open_rows(settings.data, settings.images)
+    rows = open_rows(
+        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
+    )
     rows.faults = check_rows(rows)
     check_budget(rows, settings.bad_budget)
     return rows
@@ -303,7 +305,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     data["left_out"] = int((~rows.usable).sum())
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
-        *("max_steps", "max_length", "group", "lora", "bad_budget", "seed"),
+        *("max_steps", "max_length", "group", "lora", "bad_budget", "min_rating", "seed"),
     )
     training = {key: getattr(settings, key) for key in keys}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, training)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from basic_lite.data.stored import is_stored
+
 
 @dataclass(frozen=True)
 class Published:
@@ -45,15 +47,18 @@ def fetch(stage: int, data: Path | None, images: Path | None) -> tuple[Path, Pat
 
     Args:
         stage: 1 or 2.
-        data: what the user gave, or `None`.
+        data: what the user gave, a path or a hub id, or `None`.
         images: what the user gave, or `None`.
 
     Raises:
         ValueError: In one line, if a given file does not exist or the hub does not answer.
     """
     if data is not None:
-        if not data.is_file() and not data.is_dir():
-            raise ValueError(f"--data {data} does not exist; give a LLaVA JSON or JSONL file")
+        if not data.is_file() and not data.is_dir() and not is_stored(data):
+            raise ValueError(
+                f"--data {data} does not exist; give a LLaVA JSON or JSONL file, a folder of Arrow or "
+                "Parquet, or a hub id"
+            )
         if images is not None and not images.exists():
             raise ValueError(f"--images {images} does not exist; give the folder that image paths start from")
         return data, images

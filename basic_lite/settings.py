@@ -18,8 +18,8 @@ class Settings:
     Attributes:
         stage: 1 or 2.
         out: run folder.
-        data: LLaVA JSON or JSONL.
-        images: folder that image paths are relative to; `None` for the file's own.
+        data: LLaVA JSON or JSONL, folder of Arrow or Parquet, or hub id.
+        images: folder or archive that image paths are relative to; `None` for the file's own.
         aspect: image preparation, `"crop"` (stage 1) or `"pad"` (stage 2).
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: the projector's own; `None` for the same.
@@ -27,6 +27,8 @@ class Settings:
         micro_batch: rows per forward pass.
         epochs: passes over the data.
         max_steps: optimizer steps instead of epochs; the schedule ends there.
+        follow_links: links in the image folder may lead out of it.
+        min_rating: leave out rows that are rated lower in anything (FineVision).
         max_length: most tokens of a row.
         group: batches of one modality and similar length.
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
@@ -55,6 +57,8 @@ class Settings:
     projector_learning_rate: float | None = None
     epochs: float = 1.0
     max_steps: int = -1
+    follow_links: bool = False
+    min_rating: int | None = None
     max_length: int = 2048
     group: bool = False
     recompute: int | None = 0

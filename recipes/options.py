@@ -19,10 +19,23 @@ def option(*names: str, help: str, panel: str = RUN, default: str | bool = True,
 
 Data = Annotated[
     Path | None,
-    option(help="LLaVA JSON or JSONL.", default="the published set, from the hub", panel="Data"),
+    option(
+        help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+        default="the published set, from the hub",
+        panel="Data",
+    ),
 ]
 Images = Annotated[
-    Path | None, option(help="Folder that image paths start from.", default="the data's own", panel="Data")
+    Path | None,
+    option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel="Data"),
+]
+FollowLinks = Annotated[
+    bool,
+    option("--follow-links", help="Links in the image folder may lead out of it.", panel="Data"),
+]
+MinRating = Annotated[
+    int | None,
+    option(help="Leave out rows that FineVision rates lower in anything.", default="none", panel="Data"),
 ]
 Workers = Annotated[int, option(help="Processes that prepare batches.", panel="Data", min=0)]
 BadBudget = Annotated[

@@ -22,6 +22,8 @@ def main(
     tower_layer: o.TowerLayer = -2,
     data: o.Data = None,
     images: o.Images = None,
+    follow_links: o.FollowLinks = False,
+    min_rating: o.MinRating = None,
     max_length: o.MaxLength = 2048,
     bad_budget: o.BadBudget = 0.005,
     workers: o.Workers = 2,
@@ -86,6 +88,8 @@ def main(
         out=out,
         data=data,
         images=images,
+        follow_links=follow_links,
+        min_rating=min_rating,
         aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
         learning_rate=learning_rate,
         global_batch=global_batch,

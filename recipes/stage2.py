@@ -28,6 +28,8 @@ def main(
     ] = None,
     data: o.Data = None,
     images: o.Images = None,
+    follow_links: o.FollowLinks = False,
+    min_rating: o.MinRating = None,
     max_length: o.MaxLength = 2048,
     bad_budget: o.BadBudget = 0.005,
     workers: o.Workers = 2,
@@ -95,6 +97,8 @@ def main(
         out=out,
         data=data,
         images=images,
+        follow_links=follow_links,
+        min_rating=min_rating,
         aspect="pad",  # LLaVA-1.5 pads to a square of the mean colour from stage 2 on
         learning_rate=learning_rate or (2e-4 if lora else 2e-5),
         projector_learning_rate=projector_learning_rate,

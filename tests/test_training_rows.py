@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from PIL import Image
@@ -94,3 +95,43 @@ def test_a_resumed_run_keeps_its_rows_whatever_is_found_later(mix, batches):
     names = [name for name in names if (mix / "whole" / name).is_file()]
     assert names
     assert all((mix / "whole" / n).read_bytes() == (mix / "broken" / n).read_bytes() for n in names)
+
+
+@pytest.mark.usefixtures("stage1")
+def test_linked_folders_are_read_on_demand(mix, batches):
+    (mix / "elsewhere").mkdir()
+    for name in ("a.png", "broken.png"):
+        (mix / name).rename(mix / "elsewhere" / name)
+    (mix / "images").mkdir()
+    (mix / "images/coco").symlink_to(mix / "elsewhere", target_is_directory=True)
+    rows = json.loads((mix / "captions.json").read_text())
+    for row in rows:
+        row["image"] = "coco/a.png"
+    (mix / "mix.json").write_text(json.dumps(rows))
+    data = ("--data", mix / "mix.json", "--images", mix / "images", "--max-steps", 1, "--workers", 0)
+    batch = ("--global-batch", 4, "--micro-batch", 2, "--lora", "--rank", 2)
+    refused = run("stage2", *data, *batch, cwd=mix, expect=2)
+    assert "26 path_outside_root" in refused.stderr
+    assert "by a link; --follow-links allows it" in refused.stderr
+    run("stage2", *data, *batch, "--follow-links", cwd=mix)
+    assert [images for _, _, images in batches] == [2, 2]
+
+
+@pytest.mark.usefixtures("stage1")
+def test_rated_rows_of_a_data_set(mix, batches):
+    ratings = [f"{name}_min" for name in ("relevance", "formatting")]
+    picture = {"bytes": (mix / "a.png").read_bytes(), "path": None}
+    rows = [
+        {"images": [picture], "texts": [{"user": "What?", "assistant": f"a {n}"}], "source": "made"}
+        | dict.fromkeys(ratings, 1 + n % 5)
+        for n in range(20)
+    ]
+    made = datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
+    made.save_to_disk(mix / "rated")
+    data = ("--data", mix / "rated", "--workers", 0, "--global-batch", 4, "--micro-batch", 2)
+    run("stage2", *data, "--lora", "--rank", 2, "--min-rating", 4, cwd=mix)
+    manifest = json.loads((mix / "runs/stage2/manifest.json").read_text())
+    assert manifest["data"]["rows"] == sum(images for _, _, images in batches) == 8
+    assert manifest["training"]["min_rating"] == 4
+    refused = run("stage2", "--data", mix / "mix.json", "--min-rating", 4, "--out", "x", cwd=mix, expect=2)
+    assert "has no ratings" in refused.stderr

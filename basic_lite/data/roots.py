@@ -108,7 +108,7 @@ def _file(ref: ImageRef) -> Stored | None:
             if os.path.commonpath([root, path]) != root:
                 raise RowFault(
                     "path_outside_root",
-                    f"image {shown(ref.name)} leaves {ref.root} by a link; allow links that are your own",
+                    f"image {shown(ref.name)} leaves {ref.root} by a link; --follow-links allows it",
                 )
         found = os.stat(path)
     except RowFault:
