@@ -44,7 +44,11 @@ def complete(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
     _remove(draft)
-    yield draft
+    try:
+        yield draft
+    except BaseException:  # a full disk, say: what is half written would only take room
+        _remove(draft)
+        raise
     for path in draft.rglob("*") if draft.is_dir() else [draft]:
         if path.is_file():
             with path.open("rb") as handle:

@@ -184,7 +184,7 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
     tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
-    causal = _load_decoder(sources, device)
+    causal = load_decoder_alone(sources, device)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(
         text_config=causal.config,
@@ -261,7 +261,7 @@ def for_inference(model: nn.Module) -> None:
             module.training = True  # the layer itself has no other use for the flag
 
 
-def _load_decoder(sources: Sources, device: torch.device | str) -> PreTrainedModel:
+def load_decoder_alone(sources: Sources, device: torch.device | str) -> PreTrainedModel:
     """Load the language model with its head; quantised inside its layers only."""
     quantisation = None
     if sources.bits == 4:

@@ -41,6 +41,7 @@ LAYERS = [
         "measure",
         "console",
         "demo",
+        "export",
     },
     {"recipes"},
     {"cli"},

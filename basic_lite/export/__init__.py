@@ -1,0 +1,1 @@
+"""A finished run in the layouts that other people's tools read."""

@@ -1,0 +1,107 @@
+"""`--to peft`: adapters over the bare LLM, for PEFT's own loader, with the projector beside them.
+
+A run's own folder is a PEFT folder over the whole assembled LLaVA. This one needs nothing of that
+assembly: its keys are relative to the LLM, so a release of transformers that renames LLaVA's parts does
+not lose them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+from safetensors.torch import save_file
+
+from basic_lite import checkpoint
+from basic_lite.export import configs, parity
+from basic_lite.export.chat_template import chat_template
+from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
+from basic_lite.export.folder import Plan
+from basic_lite.export.vocabulary import write_tokenizer
+from basic_lite.export.weights import ADAPTER_WEIGHTS, Adapters
+from basic_lite.modeling import Assembled, load_decoder_alone
+
+_HOW = """# Adapters and projector
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+llm = AutoModelForCausalLM.from_pretrained({llm!r}, revision={revision!r}, dtype="{dtype}")
+llm = PeftModel.from_pretrained(llm, "this folder")
+```
+
+`projector.safetensors` maps the features of `{tower}` (layer {layer}) to the LLM's embeddings:
+`linear_2(gelu(linear_1(features)))`. The row that stands for a patch is {image}.
+"""
+
+
+def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
+    """Write adapters, projector and tokenizer; PEFT's own loader must give the run's logits.
+
+    Raises:
+        ValueError: If it does not; nothing is left of the folder.
+    """
+    tell("asking the run")
+    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
+    seen = watch_decoder(assembled, parity.ask_run(assembled))
+    with checkpoint.complete(wanted.out) as draft:
+        draft.mkdir()
+        tell("writing adapters and projector")
+        _write(assembled, manifest, wanted, draft)
+        assembled.model = None
+        tell("reading them back with PEFT")
+        from peft import PeftModel
+
+        causal = load_decoder_alone(checkpoint.sources_of(manifest), wanted.device)
+        loaded = PeftModel.from_pretrained(causal, draft)
+        result = judge_decoder(loaded, seen, checkpoint.sources_of(manifest).dtype)
+        content = {
+            "to": "peft",
+            "run": str(wanted.run),
+            "manifest": checkpoint.file_hash(wanted.run / checkpoint.MANIFEST),
+            "parity": result,
+            "versions": checkpoint.versions(),
+        }
+        checkpoint.write_json(draft / "export.json", content)
+    return content
+
+
+def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -> None:
+    """Write the files; adapters and projector stay in fp32, as they were trained."""
+    adapters = Adapters(wanted.run)
+    tensors = {
+        name.replace("base_model.model.model.language_model.", "base_model.model.model."): entry.read()
+        for name, entry in adapters.tensors.items()
+        if ".lora_" in name
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    projector = {entry.name: entry.read() for entry in adapters.projector()}
+    save_file(projector, folder / checkpoint.PROJECTOR, metadata={"format": "pt"})
+    config = json.loads((wanted.run / checkpoint.ADAPTER).read_text(encoding="utf-8"))
+    names = "|".join(assembled.family.lora_targets)
+    sources, revision = manifest["sources"], manifest["llm"].get("revision")
+    config |= {
+        "base_model_name_or_path": sources["llm"],
+        "revision": revision,
+        "target_modules": rf".*layers\.\d+\.[\w.]+\.({names})",
+        "modules_to_save": None,
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": None,
+    }
+    checkpoint.write_json(folder / checkpoint.ADAPTER, config)
+    write_tokenizer(assembled, folder, chat_template(assembled.template))
+    checkpoint.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    how = _HOW.format(
+        llm=sources["llm"],
+        revision=revision,
+        dtype=sources["dtype"],
+        tower=sources["tower"],
+        layer=sources["tower_layer"],
+        image=assembled.image_token_id,
+    )
+    (folder / "README.md").write_text(how, encoding="utf-8")
+    assert all(tensor.dtype == torch.float32 for tensor in projector.values()), (
+        "the projector is kept in fp32"
+    )

@@ -1,0 +1,134 @@
+"""The model card of an exported folder: what it was made of, how, and what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from basic_lite.checkpoint import versions
+
+_LICENCES: dict[str, str] = {
+    "lmsys/vicuna-7b-v1.5": "llama2",
+    "lmsys/vicuna-13b-v1.5": "llama2",
+    "google/gemma-2b-it": "gemma",
+    "microsoft/Phi-3-mini-4k-instruct": "mit",
+    "mistralai/Mistral-7B-Instruct-v0.2": "apache-2.0",
+    "google/siglip-so400m-patch14-384": "apache-2.0",
+}
+"""As the hub's pages of these models name them; whoever publishes a model looks there again."""
+
+
+def licence_of(source: str) -> str | None:
+    """Return the licence that a folder's own card names, or the one known of a hub id; `None` if neither."""
+    readme = Path(source) / "README.md"
+    if readme.is_file():
+        head = readme.read_text(encoding="utf-8", errors="replace")[:4000]
+        found = re.search(r"^license:\s*(\S+)\s*$", head, re.MULTILINE)
+        if found and head.startswith("---"):
+            return found.group(1)
+    return _LICENCES.get(source)
+
+
+def model_card(run: Path, manifest: dict, export: dict) -> str:
+    """Write the card.
+
+    Args:
+        run: the run folder, for its log and its evaluations.
+        manifest: the run's.
+        export: content of `export.json`.
+    """
+    sources = manifest["sources"]
+    licence = licence_of(sources["llm"])
+    head = ["---", f"license: {licence or 'unknown'}", "library_name: transformers"]
+    head += ["pipeline_tag: image-text-to-text", "tags: [llava, basic-lite]", "---", ""]
+    method = manifest["method"]
+    what = "BASIC (arXiv 2508.06895)" if method["basic"] else "plain LLaVA training, without BASIC's terms"
+    lines = [
+        "# Model card",
+        "",
+        f"A LLaVA of `{sources['llm']}` and `{sources['tower']}`, stage {manifest['stage']}, trained with "
+        f"[basic_lite](https://arxiv.org/abs/2508.06895): {what}.",
+        "",
+        "## Parts and licences",
+        "",
+        "| part | source | revision or fingerprint | licence |",
+        "|---|---|---|---|",
+    ]
+    for part in ("llm", "tower"):
+        known = manifest[part]
+        mark = known.get("revision") or known.get("fingerprint") or "not known"
+        terms = licence_of(sources[part]) or "not known: look it up"
+        lines.append(f"| {part} | `{sources[part]}` | {mark} | {terms} |")
+    lines += ["", "The licences of the training data come on top; they are not known here.", ""]
+    lines += _table("Data", manifest["data"] | {"rows used": _rows(manifest)})
+    lines += _table("Method", method)
+    lines += _table("Training", manifest["training"] | {"steps": manifest["steps"], "bits": sources["bits"]})
+    lines += _losses(run)
+    lines += _results(run)
+    lines += _export(export)
+    lines += _table("Versions of the training", manifest["versions"])
+    lines += _table("Versions of the export", versions())
+    return "\n".join([*head, *lines])
+
+
+def _rows(manifest: dict) -> str:
+    return ", ".join(f"{name} {count}" for name, count in manifest.get("rows", {}).items()) or "not counted"
+
+
+def _table(title: str, content: dict) -> list[str]:
+    rows = [f"| {key.replace('_', ' ')} | {value} |" for key, value in content.items() if value is not None]
+    return [f"## {title}", "", "| | |", "|---|---|", *rows, ""]
+
+
+def _losses(run: Path) -> list[str]:
+    path = run / "log.jsonl"
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    if not rows:
+        return []
+    names = [name for name in ("loss", "lm", "das", "sds", "cosine") if rows[-1].get(name) is not None]
+    shown = rows if len(rows) <= 5 else [rows[i * (len(rows) - 1) // 4] for i in range(5)]
+    lines = ["## Losses", "", f"| step | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in shown:
+        values = (f"{row[name]:.4f}" if row.get(name) is not None else "" for name in names)
+        lines.append(f"| {row['step']} | {' | '.join(values)} |")
+    return [*lines, ""]
+
+
+def _results(run: Path) -> list[str]:
+    lines = ["## Evaluation", ""]
+    found = []
+    for path in sorted((run / "eval").glob("*/results.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        published = (result.get("run") or {}).get("published_size")
+        note = "" if published else "not the published set: no number of this benchmark"
+        value = result.get("value")
+        shown = f"{value:.2f}" if isinstance(value, (int, float)) else "not scored"
+        found.append(
+            f"| {result['benchmark']} | {result.get('split')} | {result.get('metric')} | {shown} | "
+            f"{result['n']} | {result.get('scorer')} | {note} |"
+        )
+    if not found:
+        return [*lines, "None was found in the run.", ""]
+    return [*lines, "| benchmark | split | metric | value | n | scorer | |", "|---" * 7 + "|", *found, ""]
+
+
+def _export(export: dict) -> list[str]:
+    parity = export["parity"]
+    content = {
+        "base": export["base"],
+        "dtype": export["dtype"],
+        "gap to the run (rms of logits)": f"{parity['gap']:.2g}, limit {parity['limit']:g}",
+        "equal greedy answers": f"{parity['equal_texts']} of {parity['texts']}",
+        "largest difference of prepared pixels": f"{parity['pixel_gap']:.2g}",
+    }
+    if export["parity_to_quantised_run"]:
+        quantised = export["parity_to_quantised_run"]
+        content["gap to the quantised run"] = (
+            f"{quantised['gap']:.2g}, {quantised['equal_texts']} of {quantised['texts']} answers equal"
+        )
+    if export["old_gemma"]:
+        content["readers"] = "only those that multiply image features by sqrt(D), as transformers before 5.4"
+    return _table("Export", content)

@@ -1,0 +1,76 @@
+"""Whether another loader's decoder says what the run's does, given the same embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basic_lite.capture import parts_of
+from basic_lite.export.parity import LIMITS, Answer, relative_gap
+from basic_lite.modeling import Assembled, for_inference
+
+
+@dataclass
+class Seen:
+    """What entered the run's decoder, and what came out of its head.
+
+    Attributes:
+        embeds: `(1, S, D)` on the CPU.
+        logits: `(S, V)` fp32, on the CPU.
+    """
+
+    embeds: torch.Tensor
+    logits: torch.Tensor
+
+
+@torch.inference_mode()
+def watch_decoder(assembled: Assembled, answers: list[Answer]) -> list[Seen]:
+    """Run prompts and answers through the run once more, and keep what its decoder receives."""
+    decoder = parts_of(assembled.model).decoder
+    tower = next(parts_of(assembled.model).llava.vision_tower.parameters())
+    received: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        received.append(kwargs["inputs_embeds"])
+
+    hook, seen = decoder.register_forward_pre_hook(keep, with_kwargs=True), []
+    try:
+        for answer in answers:
+            ids = torch.tensor([answer.ids + answer.produced], device=tower.device)
+            extra = {}
+            if answer.pixels is not None:
+                extra["pixel_values"] = answer.pixels.to(tower.device, tower.dtype)
+            logits = assembled.model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).logits
+            seen.append(Seen(received[-1].cpu(), logits[0].float().cpu()))
+    finally:
+        hook.remove()
+    return seen
+
+
+@torch.inference_mode()
+def judge_decoder(causal: nn.Module, seen: list[Seen], *dtypes: torch.dtype) -> dict[str, float]:
+    """Compare a causal LM on the run's embeddings.
+
+    Args:
+        causal: another loader's.
+        seen: of the run.
+        dtypes: of run and folder; the coarser one sets the limit.
+
+    Raises:
+        ValueError: If the gap is too large.
+    """
+    for_inference(causal)
+    weight = next(causal.parameters())
+    gap = 0.0
+    for one in seen:
+        logits = causal(inputs_embeds=one.embeds.to(weight.device)).logits[0].float().cpu()
+        gap = max(gap, relative_gap(logits, one.logits))
+    limit = max(LIMITS[dtype] for dtype in dtypes)
+    if gap > limit:
+        raise ValueError(
+            f"the exported folder is not the run: gap {gap:.3g} (at most {limit:g}); nothing was kept, "
+            "please report this"
+        )
+    return {"decoder_gap": gap, "limit": limit}

@@ -1,0 +1,275 @@
+"""`--to hf`: a standard `LlavaForConditionalGeneration` folder, named only after it agrees with the run."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from basic_lite import checkpoint
+from basic_lite.capture import parts_of
+from basic_lite.export import card, configs, parity
+from basic_lite.export.chat_template import chat_template
+from basic_lite.export.vocabulary import write_tokenizer
+from basic_lite.export.weights import (
+    Adapters,
+    Base,
+    Entry,
+    base_decoder,
+    dequantised,
+    entries_of,
+    write_shards,
+)
+from basic_lite.modeling import Assembled, read_config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is exported, resolved and checked before anything is loaded.
+
+    Attributes:
+        run: run folder.
+        out: the folder to make; must not exist.
+        base: for a run on a 4- or 8-bit base, which base the folder holds.
+        dtype: of the weights.
+        device: where run and folder are compared.
+        shard_bytes: most bytes of one file.
+        old_gemma: divide the projector by Gemma's embedding scale, for readers that multiply everything.
+    """
+
+    run: Path
+    out: Path
+    base: Base | None
+    dtype: torch.dtype
+    device: str
+    shard_bytes: int = 2 * 2**30
+    old_gemma: bool = False
+
+
+def plan(
+    run: Path,
+    out: Path,
+    base: str | None,
+    dtype: str | None,
+    device: str,
+    shard_bytes: int,
+    old_gemma: bool = False,
+    to: str = "hf",
+) -> tuple[Plan, dict]:
+    """Resolve and check what is exported; returns it with the run's manifest.
+
+    Raises:
+        ValueError: In one line.
+    """
+    manifest = checkpoint.read_manifest(run)
+    bits = manifest["sources"]["bits"]
+    whole = (run / checkpoint.DECODER).is_file()
+    if (bits == 16 or to == "peft") and base is not None:
+        raise ValueError(f"{run} --to {to} holds no quantised base to choose for; leave --base out")
+    if bits != 16 and to != "peft" and base not in ("bf16", "dequantised"):
+        raise ValueError(
+            f"{run} was trained on a {bits}-bit base; say which base the export holds: --base bf16 (the "
+            "original weights: what most people expect, but not quite what was trained on) or --base "
+            "dequantised (what was trained on, rounded as it was)"
+        )
+    known = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if dtype is not None and dtype not in known:
+        raise ValueError(f"--dtype must be bf16, fp16 or fp32, got {dtype!r}")
+    chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
+    if old_gemma and not _is_gemma(manifest):
+        raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
+    if to == "peft" and (whole or not (run / checkpoint.ADAPTER).is_file()):
+        raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another folder, or remove it")
+    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma), manifest
+
+
+def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
+    """Write the folder, read it back, compare it with the run; it gets its name only if they agree.
+
+    Args:
+        wanted: from `plan`.
+        manifest: the run's.
+        tell: told what is being done.
+
+    Returns:
+        The content of `export.json`.
+
+    Raises:
+        ValueError: If the folder does not say what the run says; nothing is left of it.
+    """
+    tell("asking the run")
+    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
+    live = parity.ask_run(assembled)
+    known, to_run = live, None
+    if (
+        wanted.base == "bf16"
+    ):  # the same adapters on the base that the folder will hold: only rounding differs
+        _release(assembled)
+        full, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
+        known = parity.ask_run(full, along=live)
+        to_run = parity.compare_logits(known, live)
+        tower = _tower(full)
+        _release(full)
+    else:
+        tower = _tower(assembled)
+        _release(assembled)
+    with checkpoint.complete(wanted.out) as draft:
+        draft.mkdir()
+        tell(f"writing {wanted.dtype} weights".replace("torch.", ""))
+        write_folder(assembled, manifest, wanted, tower, draft)
+        tell("reading the folder back")
+        content = _judge(wanted, manifest, known, to_run, draft)
+        checkpoint.write_json(draft / "export.json", content)
+        (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
+    return content
+
+
+def summary(content: dict) -> list[str]:
+    """Say in a few lines what `export.json` holds."""
+    parity, lines = content.get("parity"), []
+    if parity:
+        lines.append(
+            f"gap to the run: {parity['gap']:.2g} (limit {parity['limit']:g}; rms of the logits), "
+            f"{parity['equal_texts']} of {parity['texts']} answers equal, pixels differ by at most "
+            f"{parity['pixel_gap']:.2g}"
+        )
+    quantised = content.get("parity_to_quantised_run")
+    if quantised:
+        lines.append(
+            f"gap of the bf16 base to the quantised one that was trained on: {quantised['gap']:.2g}, "
+            f"{quantised['equal_texts']} of {quantised['texts']} answers equal; --base dequantised holds "
+            "what was trained on"
+        )
+    return lines + content.get("notes", [])
+
+
+def write_folder(
+    assembled: Assembled, manifest: dict, wanted: Plan, tower: list[Entry], folder: Path
+) -> None:
+    """Write weights, configuration, tokenizer and processor."""
+    template = chat_template(assembled.template)
+    checkpoint.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
+    checkpoint.write_json(folder / "generation_config.json", configs.generation_config(assembled))
+    checkpoint.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    checkpoint.write_json(folder / "processor_config.json", configs.processor_config(assembled))
+    checkpoint.write_json(folder / "chat_template.json", {"chat_template": template})
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_tokenizer(assembled, folder, template)
+    tied = assembled.model.config.tie_word_embeddings
+    entries = chain(decoder_entries(wanted, manifest, tied), projector_entries(wanted, manifest), tower)
+    write_shards(entries, folder, wanted.dtype, wanted.shard_bytes)
+
+
+def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]:
+    """List the decoder and its head: the base with adapters merged, or the one that was tuned as a whole."""
+    whole = wanted.run / checkpoint.DECODER
+    if whole.is_file():
+        for entry in entries_of(whole):
+            name = entry.name.replace("language_model.", "model.", 1)
+            yield Entry(f"language_model.{name}", entry.numel, entry.read)
+        return
+    sources = checkpoint.sources_of(manifest)
+    adapted = (wanted.run / checkpoint.ADAPTER).is_file()
+    adapters = Adapters(wanted.run) if adapted else None
+    for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
+        if wanted.base == "dequantised":
+            entry = dequantised(entry, sources.bits, sources.dtype, wanted.device)
+        entry = adapters.merge(entry) if adapters else entry
+        yield Entry(f"language_model.{entry.name}", entry.numel, entry.read)
+    if adapters:
+        adapters.check_all_used()
+
+
+def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
+    """List the projector's four tensors."""
+    if (wanted.run / checkpoint.ADAPTER).is_file():
+        found = Adapters(wanted.run).projector()
+    else:
+        found = entries_of(wanted.run / checkpoint.PROJECTOR)
+    for entry in found:
+        if wanted.old_gemma and ".linear_2." in entry.name:
+            scale = _gemma_scale(manifest)
+            yield Entry(entry.name, entry.numel, lambda entry=entry, scale=scale: entry.read() / scale)
+        else:
+            yield entry
+
+
+def _is_gemma(manifest: dict) -> bool:
+    return read_config(manifest["sources"]["llm"], "language model").model_type == "gemma"
+
+
+def _gemma_scale(manifest: dict) -> float:
+    """Return sqrt(D), by which transformers before 5.4 multiplies whatever enters a Gemma decoder."""
+    return read_config(manifest["sources"]["llm"], "language model").hidden_size ** 0.5
+
+
+def _tower(assembled: Assembled) -> list[Entry]:
+    """Return the tower's tensors under the names of transformers 4.x, held on the CPU (at most 1.7 GB)."""
+    tower = parts_of(assembled.model).llava.vision_tower
+    prefix = "vision_tower." if tower.config.model_type == "dinov2" else "vision_tower.vision_model."
+    return [
+        Entry(prefix + name.removeprefix("vision_model."), tensor.numel(), lambda tensor=tensor: tensor)
+        for name, tensor in ((n, t.detach().cpu()) for n, t in tower.state_dict().items())
+    ]
+
+
+def _release(assembled: Assembled) -> None:
+    """Free the run's weights; configuration, tokenizer and ids stay."""
+    assembled.model = _Configured(assembled.model.config)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _Configured:
+    """What is left of a model whose weights were freed."""
+
+    def __init__(self, config: object) -> None:
+        self.config = config
+
+
+def _judge(
+    wanted: Plan, manifest: dict, known: list[parity.Answer], to_run: dict | None, folder: Path
+) -> dict:
+    """Compare folder and run; return what `export.json` says.
+
+    Raises:
+        ValueError: If the gap is too large.
+    """
+    scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
+    found = parity.ask_folder(folder, known, wanted.device, scale)
+    result = parity.compare_logits(found, known)
+    result["pixel_gap"] = parity.pixel_gap(found, known)
+    run_dtype = getattr(torch, manifest["sources"]["dtype"])
+    result["limit"] = max(parity.LIMITS[wanted.dtype], parity.LIMITS[run_dtype])
+    exact = wanted.dtype == run_dtype == torch.float32
+    if result["gap"] > result["limit"] or (exact and result["equal_texts"] < result["texts"]):
+        answers = f"{result['equal_texts']} of {result['texts']} answers equal"
+        raise ValueError(
+            f"the exported folder is not the run: gap {result['gap']:.3g} (at most {result['limit']:g}), "
+            f"{answers}; nothing was kept, please report this"
+        )
+    if to_run is not None and to_run["gap"] > parity.BASE_LIMIT:
+        raise ValueError(
+            f"the base in full precision is too far from the quantised one that was trained on (gap "
+            f"{to_run['gap']:.3g}, at most {parity.BASE_LIMIT:g}); export with --base dequantised"
+        )
+    return {
+        "to": "hf",
+        "run": str(wanted.run),
+        "manifest": checkpoint.file_hash(wanted.run / checkpoint.MANIFEST),
+        "base": wanted.base or "as trained",
+        "dtype": str(wanted.dtype).removeprefix("torch."),
+        "old_gemma": wanted.old_gemma,
+        "parity": result,
+        "parity_to_quantised_run": to_run,
+        "answers": [answer.text for answer in found],
+        "versions": checkpoint.versions(),
+        "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
+    }

@@ -1,0 +1,224 @@
+"""Whether an exported folder says what the run says: same ids, pixels and text, logits within rounding.
+
+The run is asked first, through its own template, image preparation and weights. The folder is then read
+from disk as a stranger would, by `AutoProcessor` and `LlavaForConditionalGeneration`, and asked the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from basic_lite.capture import parts_of
+from basic_lite.conversation import IMAGE, Turn, encode_prompt, stop_ids
+from basic_lite.modeling import Assembled, for_inference
+
+NEW_TOKENS: int = 12
+LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""Largest gap by the coarser dtype of run and folder: rms of the difference over rms of the logits, both
+without their mean. A forgotten adapter, a wrong head or template is far above; rounding is far below."""
+
+BASE_LIMIT: float = 0.5
+"""Largest gap to a run that saw a quantised base, when the folder holds the base in full precision: the
+quantisation itself is part of it. Above it the answers have little to do with what was trained."""
+
+SIZES: tuple[tuple[int, int], ...] = ((61, 40), (38, 75))
+"""Width and height of the fixed pictures: none is square, so that padding counts."""
+
+PROMPTS: tuple[tuple[list[Turn], int], ...] = (
+    ([("user", f"{IMAGE}\nWhat is in the picture?")], 1),
+    (
+        [
+            ("user", f"{IMAGE}\nWhich colours do you see?"),
+            ("assistant", "Many."),
+            ("user", "Name one.\nUse one word."),
+        ],
+        1,
+    ),
+    ([("user", f"{IMAGE}\n{IMAGE}\nWhat differs?")], 2),
+    ([("user", "Say “hello” in one word.")], 0),
+)
+"""Turns, and how many of the fixed pictures they show."""
+
+
+@dataclass
+class Answer:
+    """What a model did with one prompt.
+
+    Attributes:
+        ids: of the prompt.
+        pixels: `(I, 3, h, w)` fp32, or `None`.
+        produced: ids that the logits follow: the greedy answer, or the one that was given.
+        logits: `(answer + 1, V)` fp32, of the prompt's last position and the answer's.
+        text: the answer.
+    """
+
+    ids: list[int]
+    pixels: torch.Tensor | None
+    produced: list[int]
+    logits: torch.Tensor
+    text: str
+
+
+def pictures() -> list[Image.Image]:
+    """Draw the fixed pictures: colour ramps and a block, the same everywhere."""
+    drawn = []
+    for number, (width, height) in enumerate(SIZES):
+        picture = Image.new("RGB", (width, height))
+        for x in range(width):
+            for y in range(height):
+                block = 180 if (x // 9 + y // 7 + number) % 3 == 0 else 0
+                picture.putpixel((x, y), (x * 255 // width, y * 255 // height, block))
+        drawn.append(picture)
+    return drawn
+
+
+@torch.inference_mode()
+def ask(
+    model: torch.nn.Module,
+    ids: list[int],
+    pixels: torch.Tensor | None,
+    stops: list[int],
+    pad: int,
+    along: list[int] | None = None,
+) -> tuple[list[int], torch.Tensor]:
+    """Answer greedily and return the logits along an answer.
+
+    Args:
+        model: a LLaVA.
+        ids: of the prompt.
+        pixels: `(I, 3, h, w)`.
+        stops: ids that end an answer.
+        pad: id that fills a batch.
+        along: the answer to compare logits on; `None` for this model's own.
+
+    Returns:
+        The produced ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
+    """
+    tower = next(parts_of(model).llava.vision_tower.parameters())
+    prompt = torch.tensor([ids], device=tower.device)
+    extra = {} if pixels is None else {"pixel_values": pixels.to(tower.device, tower.dtype)}
+    row = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        **extra,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=NEW_TOKENS,
+        eos_token_id=stops,
+        pad_token_id=pad,
+        suppress_tokens=[parts_of(model).llava.config.image_token_id],  # an answer shows no picture
+    )[0, len(ids) :].tolist()
+    produced = row[: next((place for place, token in enumerate(row) if token in stops), len(row))]
+    along = produced if along is None else along
+    whole = torch.tensor([ids + along], device=tower.device)
+    logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **extra).logits
+    return produced, logits[0, len(ids) - 1 :].float().cpu()
+
+
+def ask_run(assembled: Assembled, along: list[Answer] | None = None) -> list[Answer]:
+    """Ask the run the fixed prompts, in its own way.
+
+    Args:
+        assembled: the run.
+        along: answers of another state of the run, whose course the logits follow.
+    """
+    for_inference(assembled.model)
+    transform, shown = assembled.transform("pad"), pictures()
+    stops, answers = stop_ids(assembled.template, assembled.tokenizer), []
+    for number, (turns, count) in enumerate(PROMPTS):
+        ids = encode_prompt(
+            assembled.template,
+            assembled.tokenizer,
+            turns,
+            image_token_id=assembled.image_token_id,
+            tokens_per_image=assembled.tokens_per_image,
+        )
+        pixels = None
+        if count:
+            pixels = transform.normalise(torch.stack([transform(p) for p in shown[:count]]))
+        follow = along[number].produced if along else None
+        produced, logits = ask(assembled.model, ids, pixels, stops, assembled.pad_token_id, follow)
+        text = assembled.tokenizer.decode(produced, skip_special_tokens=True).strip()
+        answers.append(Answer(ids, pixels, follow or produced, logits, text))
+    return answers
+
+
+def messages(turns: list[Turn]) -> list[dict]:
+    """Write turns as chat messages with a list of parts."""
+    found = []
+    for role, text in turns:
+        count = text.count(IMAGE) if role == "user" else 0
+        parts = [{"type": "image"}] * count
+        parts.append({"type": "text", "text": text.replace(f"{IMAGE}\n", "") if count else text})
+        found.append({"role": role, "content": parts})
+    return found
+
+
+def relative_gap(here: torch.Tensor, there: torch.Tensor) -> float:
+    """Return the rms of the difference over the rms of `there`, both less their means over the vocabulary."""
+    here, there = (t - t.mean(-1, keepdim=True) for t in (here, there))
+    return float((here - there).square().mean().sqrt() / there.square().mean().sqrt())
+
+
+def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float | int]:
+    """Return the largest gap of two states of a run on the same prompts, and how many texts are equal."""
+    pairs = list(zip(here, there, strict=True))
+    return {
+        "gap": max(relative_gap(a.logits, b.logits) for a, b in pairs),
+        "largest_difference": max(float((a.logits - b.logits).abs().max()) for a, b in pairs),
+        "equal_texts": sum(a.text == b.text for a, b in pairs),
+        "texts": len(pairs),
+    }
+
+
+def ask_folder(
+    folder: Path, run: list[Answer], device: torch.device | str, image_scale: float = 1.0
+) -> list[Answer]:
+    """Read an exported folder as a stranger would, and ask it the fixed prompts.
+
+    Args:
+        folder: with processor and weights.
+        run: the run's answers; logits follow their course, on their ids and pixels.
+        device: where to compute.
+        image_scale: what the folder's own readers multiply image features by, done here by hand.
+
+    Raises:
+        ValueError: If a tensor is missing or has no place, or the processor makes other ids than training.
+    """
+    processor = AutoProcessor.from_pretrained(folder)
+    model, loaded = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype="auto", output_loading_info=True
+    )
+    wrong = [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"the exported folder does not load: {', '.join(map(str, wrong[:3]))}")
+    model.to(device).eval()
+    for parameter in model.model.multi_modal_projector.linear_2.parameters():
+        parameter.requires_grad_(False).mul_(image_scale)
+    stops = model.generation_config.eos_token_id
+    answers, shown = [], pictures()
+    for known, (turns, count) in zip(run, PROMPTS, strict=True):
+        text = processor.apply_chat_template(messages(turns), add_generation_prompt=True, tokenize=False)
+        batch = processor(text=[text], images=shown[:count] or None, return_tensors="pt")
+        ids, pixels = batch["input_ids"][0].tolist(), batch.get("pixel_values")
+        if ids != known.ids:
+            raise ValueError(
+                f"the exported processor writes {text!r} as {ids[:12]}..., not as {known.ids[:12]}..."
+            )
+        pad = model.generation_config.pad_token_id
+        _, logits = ask(model, ids, known.pixels, stops, pad, along=known.produced)
+        produced, _ = ask(model, ids, pixels, stops, pad)  # from end to end: with the processor's pixels
+        answer = processor.decode(produced, skip_special_tokens=True).strip()
+        answers.append(Answer(ids, pixels, produced, logits, answer))
+    return answers
+
+
+def pixel_gap(here: list[Answer], there: list[Answer]) -> float:
+    """Return the largest difference of prepared pictures, in normalised units."""
+    pairs = [(a.pixels, b.pixels) for a, b in zip(here, there, strict=True) if a.pixels is not None]
+    return max((float((a.float() - b.float()).abs().max()) for a, b in pairs), default=0.0)
