@@ -139,8 +139,8 @@ with torch.inference_mode():
     answer = model.generate(**batch, max_new_tokens=8, do_sample=False)[0].tolist()
 eos, stops = processor.tokenizer.eos_token_id, model.generation_config.eos_token_id
 version, ids = transformers.__version__, batch["input_ids"][0].tolist()
-print(json.dumps({"version": version, "ids": ids, "pixels": batch["pixel_values"].sum().item(), "logits": logits,
-    "answer": answer, "eos": eos,
+print(json.dumps({"version": version, "ids": ids,
+    "pixels": batch["pixel_values"].sum().item(), "logits": logits, "answer": answer, "eos": eos,
     "stops": stops, "text": text}))
 """
 

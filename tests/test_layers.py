@@ -42,6 +42,7 @@ LAYERS = [
         "console",
         "demo",
         "export",
+        "chat",
     },
     {"recipes"},
     {"cli"},

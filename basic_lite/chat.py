@@ -1,0 +1,142 @@
+"""A conversation with a run: several turns, several pictures, answers as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from transformers import TextStreamer
+
+from basic_lite.capture import parts_of
+from basic_lite.conversation import IMAGE, Turn, encode_prompt, stop_ids
+from basic_lite.data.pictures import decode
+from basic_lite.data.samples import RowFault
+from basic_lite.modeling import Assembled, for_inference
+
+HELP: str = "/image FILE shows a picture with the next message, /new starts again, /exit ends (or Ctrl-D)."
+
+
+class Chat:
+    """A run, what was said so far, and the pictures that were shown."""
+
+    def __init__(self, assembled: Assembled, max_new_tokens: int = 512) -> None:
+        """Start an empty conversation; an answer has at most `max_new_tokens` tokens."""
+        self.assembled, self.max_new_tokens = assembled, max_new_tokens
+        for_inference(assembled.model)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.turns: list[Turn] = []
+        self.shown: list[torch.Tensor] = []
+        self.waiting: list[torch.Tensor] = []
+
+    def show(self, path: Path) -> None:
+        """Put a picture in front of the next message.
+
+        Raises:
+            ValueError: If it is missing or does not decode.
+        """
+        try:
+            picture = decode(path.read_bytes(), path.name)
+        except (OSError, RowFault) as error:
+            raise ValueError(f"{path} is no picture that can be read: {error}") from error
+        self.waiting.append(self.assembled.transform("pad")(picture))
+
+    def say(self, text: str, write: Callable[[str], None]) -> str:
+        """Answer a message; `write` gets the answer piece by piece.
+
+        An answer that is cut off (Ctrl-C) is forgotten with its message; the pictures wait for the next.
+
+        Raises:
+            ValueError: If the conversation no longer fits into what the decoder was made for.
+        """
+        assembled, model = self.assembled, self.assembled.model
+        turns = [*self.turns, ("user", f"{IMAGE}\n" * len(self.waiting) + text.replace(IMAGE, ""))]
+        ids = encode_prompt(
+            assembled.template,
+            assembled.tokenizer,
+            turns,
+            image_token_id=assembled.image_token_id,
+            tokens_per_image=assembled.tokens_per_image,
+        )
+        longest = parts_of(model).decoder.config.max_position_embeddings
+        room = longest - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the conversation has {len(ids)} tokens, the decoder takes {longest}; /new starts again"
+            )
+        weight = next(parts_of(model).llava.vision_tower.parameters())
+        pictures, extra = self.shown + self.waiting, {}
+        if pictures:
+            stacked = torch.stack(pictures).to(weight.device)
+            extra["pixel_values"] = assembled.transform("pad").normalise(stacked, weight.dtype)
+        prompt = torch.tensor([ids], device=weight.device)
+        stops = stop_ids(assembled.template, assembled.tokenizer)
+        with torch.inference_mode():
+            row = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                **extra,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=min(self.max_new_tokens, room),
+                eos_token_id=stops,
+                pad_token_id=assembled.pad_token_id,
+                suppress_tokens=[assembled.image_token_id],
+                streamer=_Stream(assembled.tokenizer, write),
+            )[0, len(ids) :].tolist()
+        end = next((place for place, token in enumerate(row) if token in stops), len(row))
+        answer = assembled.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+        # An empty answer would be a turn that no training row has; it is not carried on.
+        if answer:
+            self.turns = [*turns, ("assistant", answer)]
+            self.shown, self.waiting = pictures, []
+        return answer
+
+
+class _Stream(TextStreamer):
+    """Hands on every piece of text once its tokens are complete characters and words."""
+
+    def __init__(self, tokenizer: object, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._write(text)
+
+
+def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> None:
+    """Take messages and commands line by line until they end.
+
+    Args:
+        chat: the conversation.
+        lines: what the user types.
+        write: shows text as it comes, without adding a newline.
+    """
+    for line in lines:
+        words = line.strip()
+        command, _, argument = words.partition(" ")
+        try:
+            if not words:
+                continue
+            if command in ("/exit", "/quit"):
+                return
+            if command == "/new":
+                chat.reset()
+                write("A new conversation.\n")
+            elif command == "/image":
+                chat.show(Path(argument.strip()).expanduser())
+                write(f"{argument.strip()} goes with the next message.\n")
+            elif command == "/help":
+                write(f"{HELP}\n")
+            elif command.startswith("/") and "/" not in command[1:] and command[1:].isalpha():
+                write(f"There is no {command}. {HELP}\n")
+            else:
+                chat.say(words, write)
+                write("\n")
+        except KeyboardInterrupt:
+            write("\n(cut off and forgotten)\n")
+        except ValueError as error:
+            write(f"{error}\n")

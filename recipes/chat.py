@@ -1,0 +1,60 @@
+"""Talk with a run in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Run folder.")] = Path("runs/stage2"),
+    image: Annotated[
+        list[Path] | None, o.option("--image", help="Picture of the first message; may be given again.")
+    ] = None,
+    max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", min=1)] = 512,
+) -> None:
+    """Ask a run about pictures: several turns, several pictures, greedy decoding, the run's own template.
+
+    Messages come from the terminal or from standard input, one per line.
+
+    Examples:
+
+      basic-lite chat runs/stage2 --image cat.jpg
+
+      echo "What is it?" | basic-lite chat runs/stage2 --image cat.jpg
+    """
+    import sys
+    from collections.abc import Iterator
+
+    from basic_lite import checkpoint, launch
+    from basic_lite.chat import HELP, Chat, converse
+
+    console = launch.quiet_console()
+    for path in image or []:
+        if not path.is_file():
+            raise ValueError(f"{path} is no file")
+    assembled, manifest = checkpoint.load_run(run, launch.choose_device())
+    chat = Chat(assembled, max_new_tokens)
+    for path in image or []:
+        chat.show(path)
+    typed = sys.stdin.isatty()
+
+    def lines() -> Iterator[str]:
+        while True:
+            try:
+                yield input("> " if typed else "")
+            except EOFError:
+                return
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if typed:
+        sources = manifest["sources"]
+        console.print(f"{sources['llm']} with {sources['tower']}. {HELP}", highlight=False)
+    converse(chat, lines(), write)
+    if typed:
+        print()
