@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from basic_lite import last_layer
 from basic_lite.attention import causal_only
 from basic_lite.capture import parts_of
 from basic_lite.deferred import Deferral
@@ -30,11 +31,26 @@ class Forward:
     """
 
     def __init__(
-        self, model: nn.Module, supervision: BasicSupervision, objective: Objective, metrics: Metrics
+        self,
+        model: nn.Module,
+        supervision: BasicSupervision,
+        objective: Objective,
+        metrics: Metrics,
+        prune_last_layer: bool = True,
     ) -> None:
+        """Prepare.
+
+        Args:
+            model: the LLaVA, wrapped or not, with its trainable parameters set.
+            supervision: who watches.
+            objective: what is trained on.
+            metrics: where values go.
+            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
+        """
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
+        self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._nothing: torch.Tensor | None = None
 
@@ -75,11 +91,16 @@ class Forward:
         try:
             with supervision if watched else nullcontext(), masking:
                 model(
-                    inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=self._nothing
+                    inputs_embeds=embeds,
+                    attention_mask=mask,
+                    use_cache=False,
+                    logits_to_keep=self._nothing,
+                    **({last_layer.KEYWORD: layout.predicting_rows} if self._chosen_rows else {}),
                 )
         finally:
             hook.remove()
-        supervised = states.pop().flatten(0, 1).index_select(0, layout.predicting)
+        place = layout.slot if self._chosen_rows else layout.predicting
+        supervised = states.pop().flatten(0, 1).index_select(0, place)
         terms = [next_token(supervised, layout.targets, parts.head)]
         if self.deferral is None and objective.active:
             terms += supervision.terms.values()

@@ -26,6 +26,8 @@ class Layout:
         text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
         predicting: `(M,)` int64, flat positions whose next token is supervised.
         targets: `(M,)` int64, those next tokens.
+        predicting_rows: `(B, T)` int64, the same positions *in the row*, padded with 0; at least one column.
+        slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
         images: `I`, known on the host.
         rows: `B`, known on the host.
         right_padded: no padding stands in front of a real token, so causality alone hides all padding.
@@ -38,6 +40,8 @@ class Layout:
     text_after: torch.Tensor
     predicting: torch.Tensor
     targets: torch.Tensor
+    predicting_rows: torch.Tensor
+    slot: torch.Tensor
     images: int
     rows: int
     right_padded: bool
@@ -79,7 +83,7 @@ def layout_of(
     Raises:
         ValueError: If the image tokens cannot be shared evenly among the images.
     """
-    rows, width = input_ids.shape
+    rows = len(input_ids)
     device = input_ids.device
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     is_patch = (input_ids == image_token_id) & valid
@@ -102,12 +106,29 @@ def layout_of(
     later = seeing.flip(1).cumsum(1).flip(1).flatten()  # seeing tokens from here to the row's end
     text_after = later[last].clamp(min=1).float()
 
-    if labels is None:
-        predicting = targets = patch.new_empty(0)
-    else:
-        supervised = labels[:, 1:].ne(IGNORE_INDEX)
-        row, column = supervised.nonzero(as_tuple=True)
-        predicting, targets = row * width + column, labels[:, 1:][supervised]
+    supervised = torch.zeros_like(valid)
+    if labels is not None:
+        supervised[:, :-1] = labels[:, 1:].ne(IGNORE_INDEX)
+    predicting = supervised.flatten().nonzero().squeeze(1)
+    targets = predicting if labels is None else labels.flatten()[predicting + 1]
+    count = supervised.sum(1)
+    columns = max(int(count.max()), 1) if rows else 1
+    predicting_rows = (~supervised).to(torch.int8).argsort(dim=1, stable=True)[:, :columns]  # those first
+    used = torch.arange(columns, device=device) < count[:, None]
+    predicting_rows, slot = predicting_rows.masked_fill(~used, 0), used.flatten().nonzero().squeeze(1)
     text = order.masked_fill(~is_text, 0)
     right_padded = not bool((~valid[:, :-1] & valid[:, 1:]).any())
-    return Layout(patch, image, text, is_text, text_after, predicting, targets, images, rows, right_padded)
+    return Layout(
+        patch,
+        image,
+        text,
+        is_text,
+        text_after,
+        predicting,
+        targets,
+        predicting_rows,
+        slot,
+        images=images,
+        rows=rows,
+        right_padded=right_padded,
+    )

@@ -50,6 +50,7 @@ class BasicTrainer(Trainer):
         batches: Sampler[list[int]] | None = None,
         projector_learning_rate: float | None = None,
         deferred: bool = True,
+        prune_last_layer: bool = True,
         manifest: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +68,7 @@ class BasicTrainer(Trainer):
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
+            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
             manifest: written into every checkpoint.
             kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
         """
@@ -95,7 +97,7 @@ class BasicTrainer(Trainer):
         self.metrics = Metrics()
         self.deferred = deferred
         watching = self._observer or self.supervision
-        self.forward = Forward(self.model, watching, self.objective, self.metrics)
+        self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
         self.add_callback(GradientCheck(args))
 
     def get_train_dataloader(self) -> DataLoader:

@@ -21,6 +21,7 @@ LAYERS = [
     {
         "supervision",
         "deferred",
+        "last_layer",
         "tower",
         "placeholders",
         "modeling",

@@ -58,7 +58,15 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "save_strategy": "no",
         "lr_scheduler_type": "cosine",
     }
-    keys = {"objective", "callbacks", "projector_learning_rate", "manifest", "layers", "deferred"}
+    keys = {
+        "objective",
+        "callbacks",
+        "projector_learning_rate",
+        "manifest",
+        "layers",
+        "deferred",
+        "prune_last_layer",
+    }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}
     args = TrainingArguments(
         output_dir=str(out),

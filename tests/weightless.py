@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from basic_lite.capture import parts_of
@@ -22,6 +22,21 @@ from basic_lite.modeling import Projector
 from basic_lite.objective import Objective
 from basic_lite.supervision import BasicSupervision
 from basic_lite.types import Window
+
+
+def _attention(query, key, value, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient, query, key, value, *args, out_shape=None, **kwargs):
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+# torch counts the kernels of a GPU and leaves out a CPU's own.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 class Bytes(TorchDispatchMode):
@@ -137,6 +152,6 @@ class Weightless:
 
     def flops(self, objective: Objective, deferred: bool = True, **settings: object) -> int:
         """Floating point operations of one micro-batch's matrix products, forward and backward."""
-        with self.mode, FlopCounterMode(display=False) as counter:
+        with self.mode, FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             self._run(objective, deferred, settings)
         return counter.get_total_flops()
