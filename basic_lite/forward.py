@@ -17,6 +17,7 @@ from basic_lite.losses import next_token
 from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
 from basic_lite.supervision import BasicSupervision
+from basic_lite.tower import up_to_the_features
 from basic_lite.types import LossTerm, Window
 
 
@@ -121,7 +122,9 @@ class Forward:
         """Return the projector's output, `(N, D)` in the projector's dtype; `None` without a picture."""
         if not inputs["layout"].images:
             return None
-        found = self.parts.llava.get_image_features(inputs["pixel_values"]).pooler_output
+        llava = self.parts.llava
+        with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
+            found = llava.get_image_features(inputs["pixel_values"]).pooler_output
         return torch.cat(list(found))
 
 

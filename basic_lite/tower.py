@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,3 +81,36 @@ def native_size(processor: dict, config: PretrainedConfig) -> int:
         if value and (key == "crop_size" or "crop_size" not in processor):
             return int(value)
     return int(config.image_size)
+
+
+@contextmanager
+def up_to_the_features(tower: PreTrainedModel, layer: int | list[int]) -> Iterator[None]:
+    """Let the tower's modules behind the feature layer pass their input through, inside the block.
+
+    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm behind it and SigLIP's pooling head
+    make nothing that is read. The hidden states behind the feature layer are wrong inside the block.
+
+    Args:
+        tower: the vision tower.
+        layer: index or indices of the hidden states that are the features, as in `LlavaConfig`.
+    """
+    layers = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+    wanted = [layer] if isinstance(layer, int) else layer
+    needed = max(index if index >= 0 else len(layers) + 1 + index for index in wanted)
+    idle: list[nn.Module] = []
+    if needed < len(layers):
+        norms = (getattr(tower, name, None) for name in ("post_layernorm", "layernorm"))
+        idle = [*layers[needed:], *(norm for norm in norms if norm is not None)]
+        if isinstance(getattr(tower, "head", None), nn.Module):
+            idle.append(tower.head)
+    for module in idle:
+        module.forward = _pass_through
+    try:
+        yield
+    finally:
+        for module in idle:
+            del module.forward  # the class's own shows again
+
+
+def _pass_through(states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    return states
