@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from basic_lite.data.findings import Finding
-    from basic_lite.data.readers import Rows
+from basic_lite.recipes import options as o
 
 app = typer.Typer(
     help="Look at training data before training.", no_args_is_help=True, rich_markup_mode="rich"
@@ -46,9 +39,19 @@ def check(
     tokens_per_image: Annotated[
         int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.")
     ] = 576,
-    follow_links: Annotated[
-        bool, typer.Option(help="Allow links that lead out of the image folder.")
-    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            "--llm",
+            "--model",
+            help="Count tokens with this LLM's tokenizer: name, folder or hub id.",
+            show_default="estimate them",
+        ),
+    ] = None,
+    template: o.Template = None,
+    follow_links: o.FollowLinks = False,
+    min_rating: o.MinRating = None,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
 ) -> None:
     """Find every row that cannot be trained on, before training meets it.
@@ -62,74 +65,44 @@ def check(
 
       basic-lite data check llava_v1_5_mix665k.json --images data/ --report findings.json
 
-      basic-lite data check mix.jsonl --images data/ --pictures present --workers 16
+      basic-lite data check mix.jsonl --images data/ --pictures present --tokenizer vicuna-7b --workers 16
     """
     from rich.console import Console
 
-    from basic_lite.data.report import findings_table, write_bad_rows, write_report
+    from basic_lite.data.checks import check_data
+    from basic_lite.data.encoding import counting_encoder
+    from basic_lite.data.readers import open_rows
+    from basic_lite.data.report import findings_table, passes, write_report
     from basic_lite.data.samples import NOTES
+    from basic_lite.data.workers import cores
 
     started = time.monotonic()
+    limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
+    processes = {"workers": workers or cores()}
     try:
-        rows, findings = _check(
-            annotations, images, pictures, max_length, tokens_per_image, follow_links, workers or _cores()
-        )
+        encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
+        with passes(Console(stderr=True)) as progress:
+            chosen = {"follow_links": follow_links, "min_rating": min_rating}
+            rows = open_rows(annotations, images, **chosen, **processes, progress=progress)
+            looked = pictures if images is not None or rows.stored else None
+            findings = check_data(
+                rows, pictures=looked, encoder=encoder, **limits, **processes, progress=progress
+            )
     except ValueError as error:
-        message = " ".join(str(error).split())
         if report is not None:
-            write_report(report, 0, [], error=message)
-        print(f"error: {message}", file=sys.stderr)
+            write_report(report, 0, [], error=" ".join(str(error).split()))
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(2) from None
     seconds = round(time.monotonic() - started, 1)
     if report is not None:
         facts = {"annotations": str(annotations), "images": None if images is None else str(images)}
         write_report(report, len(rows), findings, **facts, sha256=rows.sha256, seconds=seconds)
-        write_bad_rows(report.with_name("bad.jsonl"), findings)
     console = Console()
     if findings:
         console.print(findings_table(findings))
     faulty = len({finding.row for finding in findings if finding.code not in NOTES})
     console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults", highlight=False)
     raise typer.Exit(1 if faulty else 0)
-
-
-def _check(
-    annotations: Path,
-    images: Path | None,
-    pictures: str,
-    max_length: int,
-    tokens_per_image: int,
-    follow_links: bool,
-    workers: int,
-) -> tuple[Rows, list[Finding]]:
-    """Check texts, then pictures, with a bar for each pass."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from basic_lite.data.findings import in_order, text_findings
-    from basic_lite.data.gallery import check_pictures
-    from basic_lite.data.readers import open_rows
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        rows = open_rows(annotations, images, follow_links=follow_links, workers=workers, progress=show)
-        findings = text_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
-        if images is not None or rows.stored:
-            looked = partial(show, "images")
-            findings += check_pictures(rows, depth=pictures, workers=workers, progress=looked)
-    return rows, in_order(findings)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bench(

@@ -1,14 +1,54 @@
-"""What a training must know of its data before the first step."""
+"""What is wrong with training data: all of it for a person, what matters for the start of a training."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
+from basic_lite.data.encoding import TextEncoder
 from basic_lite.data.findings import Finding, in_order, text_findings
 from basic_lite.data.gallery import check_pictures, known_bad_pictures
+from basic_lite.data.index import Progress
+from basic_lite.data.lengths import counted_findings, estimated_findings
+from basic_lite.data.pictures import Depth
 from basic_lite.data.readers import Rows
 from basic_lite.data.samples import STILL_TRAINS
 from basic_lite.data.texts import shown
+
+
+def check_data(
+    rows: Rows,
+    *,
+    pictures: Depth | None = "decode",
+    max_length: int = 2048,
+    tokens_per_image: int = 576,
+    encoder: TextEncoder | None = None,
+    workers: int = 1,
+    progress: Progress = lambda what, done, total: None,
+) -> list[Finding]:
+    """Check every row's text, length and pictures.
+
+    Args:
+        rows: from `open_rows`.
+        pictures: how closely to look at them; `None` for not at all.
+        max_length: most tokens of a row, images included.
+        tokens_per_image: tokens that an image takes.
+        encoder: counts tokens, with the two limits above; `None` estimates them.
+        workers: processes to do it.
+        progress: told what is being done, how much of it is done, and of how much.
+
+    Returns:
+        The findings, by row.
+    """
+    found = text_findings(rows)
+    if encoder is None:
+        found += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
+    else:
+        found += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
+    if pictures is not None:
+        looked = partial(progress, "images")
+        found += check_pictures(rows, depth=pictures, workers=workers, progress=looked)
+    return in_order(found)
 
 
 def check_rows(
@@ -30,7 +70,7 @@ def check_rows(
     Returns:
         What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
     """
-    found = text_findings(rows, max_length=None)
+    found = text_findings(rows)
     found += check_pictures(rows, depth="present", sample=images)
     found += check_pictures(rows, depth="decode", sample=decoded)
     found += known_bad_pictures(rows)
@@ -50,7 +90,7 @@ def check_budget(rows: Rows, budget: float = 0.005) -> None:
     bad, most = int((~rows.usable).sum()), budget * len(rows)
     if bad <= most and bad < len(rows):
         return
-    faults = in_order([*text_findings(rows, max_length=None), *rows.faults])
+    faults = in_order([*text_findings(rows), *rows.faults])
     faults = [fault for fault in faults if fault.code not in STILL_TRAINS]
     counts = Counter({fault.row: fault.code for fault in reversed(faults)}.values()).most_common()
     first = "; ".join(f"row {f.row} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from basic_lite.data.index import estimated_tokens
 from basic_lite.data.readers import Rows
 from basic_lite.data.roots import path_fault
 from basic_lite.data.samples import CODES, RowFault, normal_form
@@ -34,26 +33,19 @@ class Finding:
         return asdict(self) | {"id": self.id[:1000]}
 
 
-def text_findings(rows: Rows, *, max_length: int | None = 2048, tokens_per_image: int = 576) -> list[Finding]:
-    """Find what is wrong with the texts of all rows; opens no picture.
+def text_findings(rows: Rows) -> list[Finding]:
+    """Find what is wrong with the texts of all rows, but for their lengths; opens no picture.
 
     The texts were judged when the index was made; only faulty rows are read again, for the details.
 
     Args:
         rows: from `open_rows`.
-        max_length: most tokens of a row, images included; `None` for no limit. Tokens are estimated.
-        tokens_per_image: tokens that an image takes.
 
     Returns:
         The findings, by row.
     """
     found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
-    found += _duplicates(rows)
-    if max_length is not None:
-        tokens = rows.batch_lengths(tokens_per_image)
-        for row in np.flatnonzero(tokens > max_length).tolist():
-            found += _too_long(rows, row, int(tokens[row]), max_length, tokens_per_image)
-    return in_order(found)
+    return in_order(found + _duplicates(rows))
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
@@ -86,15 +78,3 @@ def _duplicates(rows: Rows) -> list[Finding]:
         Finding(row, rows.raw(row).id, "duplicate_id", f"row {original} has the same id")
         for row, original in zip(order[again].tolist(), first[again].tolist(), strict=True)
     ]
-
-
-def _too_long(rows: Rows, row: int, tokens: int, max_length: int, tokens_per_image: int) -> list[Finding]:
-    raw = rows.raw(row)
-    images = len(raw.images)
-    detail = f"about {tokens:,} tokens with {images} images of {tokens_per_image}; {max_length:,} fit"
-    found = [Finding(row, raw.id, "too_long", f"{detail}: its end is cut off")]
-    answers = [place for place, (role, _) in enumerate(raw.turns) if role == "assistant" and place]
-    before = sum(estimated_tokens(text) for _, text in raw.turns[: answers[0]]) if answers else 0
-    if before + len(raw.images) * tokens_per_image > max_length:
-        found.append(Finding(row, raw.id, "no_supervision", f"{detail}: its first answer starts behind that"))
-    return found

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from basic_lite.data.findings import Finding
+from basic_lite.data.index import Progress
 from basic_lite.data.samples import CODES, NOTES, STILL_TRAINS
 
 
 def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:
-    """Write `rows` and `findings` as one JSON object.
+    """Write `rows` and `findings` as one JSON object, and `bad.jsonl` beside it.
 
     Args:
         path: the file.
@@ -25,6 +30,7 @@ def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: obj
     """
     body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
     _write(path, [json.dumps(body, indent=1, ensure_ascii=False), "\n"])
+    write_bad_rows(path.with_name("bad.jsonl"), findings)
 
 
 def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
@@ -47,6 +53,23 @@ def read_bad_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+@contextlib.contextmanager
+def passes(console: Console) -> Iterator[Progress]:
+    """Give a function to tell how far each pass over the data is; a terminal shows a bar for each."""
+    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from basic_lite.conversation import Template, encode
-from basic_lite.data.images import ImageTransform, load_image
+from basic_lite.conversation import Template
+from basic_lite.data.encoding import RowEncoder, TextEncoder
+from basic_lite.data.images import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.report import read_bad_rows
-from basic_lite.data.samples import RowFault, Sample
-from basic_lite.data.texts import shown
-from basic_lite.types import IGNORE_INDEX
+from basic_lite.data.samples import RowFault
 
 SEEN, CUT, BAD = 1, 2, 4
 """Bits of a row's state."""
@@ -58,9 +57,8 @@ class SupervisedRows(Dataset):
         usable: np.ndarray | None = None,
     ) -> None:
         self.rows = rows
-        self.encoder = RowEncoder(
-            template, tokenizer, transform, image_token_id, tokens_per_image, max_length
-        )
+        text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length)
+        self.encoder = RowEncoder(text, transform)
         self.bad_budget = bad_budget
         self.bad_log = bad_log
         self.usable = np.ones(len(rows), bool) if usable is None else usable
@@ -179,50 +177,3 @@ class SupervisedStream(IterableDataset):
                     raise
                 continue
             yield item
-
-
-class RowEncoder:
-    """Makes ids, labels and pixels of a sample; for the arguments see `SupervisedRows`."""
-
-    def __init__(
-        self,
-        template: Template | str,
-        tokenizer: Any,
-        transform: ImageTransform,
-        image_token_id: int,
-        tokens_per_image: int,
-        max_length: int | None,
-    ) -> None:
-        self.template = template
-        self.tokenizer = tokenizer
-        self.transform = transform
-        self.image_token_id = image_token_id
-        self.tokens_per_image = tokens_per_image
-        self.max_length = max_length
-
-    def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
-        """Return an item of `SupervisedRows` and how many tokens were cut off.
-
-        Raises:
-            RowFault: Names the row and its id.
-        """
-        try:
-            encoded = encode(
-                self.template,
-                self.tokenizer,
-                sample.turns,
-                image_token_id=self.image_token_id,
-                tokens_per_image=self.tokens_per_image,
-                max_length=self.max_length,
-            )
-            if all(label == IGNORE_INDEX for label in encoded.labels):
-                raise RowFault(
-                    "no_supervision", f"no supervised token is left within {self.max_length} tokens"
-                )
-            pixels = [self.transform(load_image(image)) for image in sample.images]
-        except ValueError as error:
-            lengthy = "no_supervision" if "max_length" in str(error) else "malformed_row"
-            code = error.code if isinstance(error, RowFault) else lengthy
-            raise RowFault(code, f"row {row} (id {shown(sample.id)}): {error}") from None
-        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
-        return {**item, "row": row, "id": sample.id}, encoded.truncated

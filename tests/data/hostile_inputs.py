@@ -175,14 +175,13 @@ def write(out: Path) -> list[tuple[str, str | None]]:
 
 
 if __name__ == "__main__":
-    from basic_lite.data.findings import text_findings
-    from basic_lite.data.gallery import check_pictures
+    from basic_lite.data.checks import check_data
     from basic_lite.data.readers import open_rows
 
     where = Path(sys.argv[1])
     names = [name for name, _ in write(where)]
     opened = open_rows(where / "rows.json", where / "root")
-    said = {f.row: f for f in text_findings(opened) + check_pictures(opened)}
+    said = {f.row: f for f in check_data(opened)}
     for number, name in enumerate(names):
         finding = said.get(number)
         print(f"{name:40} {'good' if finding is None else f'{finding.code}: {finding.detail}'}")

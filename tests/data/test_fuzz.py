@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from basic_lite.data.findings import text_findings
+from basic_lite.data.checks import check_data
 from basic_lite.data.gallery import check_pictures
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.layouts import read_row
@@ -128,7 +128,7 @@ def test_any_file_is_checked_to_its_end(
         message = str(error)
         assert "\n" not in message
         return
-    findings = text_findings(opened) + check_pictures(opened)
+    findings = check_data(opened)
     assert all(0 <= finding.row < len(opened) and "\n" not in finding.detail for finding in findings)
     assert all(finding.code in CODES for finding in findings)
     json.dumps([finding.as_dict() for finding in findings])
@@ -267,12 +267,12 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(data))
     opened = open_rows(path)
-    findings = text_findings(opened) + check_pictures(opened)
+    findings = check_data(opened)
     assert [(f.row, f.code) for f in findings] == [
         (1, "too_long"),
+        (2, "missing_image"),
         (3, "bad_roles"),
         (4, "malformed_row"),
-        (2, "missing_image"),
     ]
     assert all(len(finding.detail) < 1000 for finding in findings)
     opened.faults = findings

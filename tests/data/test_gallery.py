@@ -9,8 +9,7 @@ from made_rows import row
 from planted_mix import write_mix
 
 from basic_lite.data import gallery, pictures
-from basic_lite.data.checks import check_budget, check_rows
-from basic_lite.data.findings import in_order, text_findings
+from basic_lite.data.checks import check_budget, check_data, check_rows
 from basic_lite.data.gallery import check_pictures, known_bad_pictures
 from basic_lite.data.readers import Rows, open_rows
 
@@ -23,8 +22,7 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def found(rows: Rows, **options: object) -> set[tuple[int, str]]:
-    findings = in_order(text_findings(rows) + check_pictures(rows, **options))
-    return {(finding.row, finding.code) for finding in findings}
+    return {(finding.row, finding.code) for finding in check_data(rows, **options)}
 
 
 def planted(mix: Path) -> set[tuple[int, str]]:
@@ -46,8 +44,8 @@ def test_depths(mix: Path) -> None:
     present = {fault for fault in planted(mix) if fault[1] not in deep}
     header = {fault for fault in planted(mix) if fault[1] != "undecodable_image"}
     # The cut JPEG of the mix has a whole header.
-    assert found(rows, depth="present") == present
-    assert found(rows, depth="header") == header
+    assert found(rows, pictures="present") == present
+    assert found(rows, pictures="header") == header
 
 
 def make(write_rows: Callable, picture: Callable, tmp_path: Path, count: int = 200) -> Rows:

@@ -5,7 +5,7 @@ import pytest
 from hostile_inputs import SECRET, write
 
 from basic_lite.data import roots
-from basic_lite.data.findings import in_order, text_findings
+from basic_lite.data.checks import check_data
 from basic_lite.data.gallery import check_pictures
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.readers import open_rows
@@ -19,7 +19,7 @@ def test_hostile_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(str(path)) or real(path))
     opened = open_rows(tmp_path / "rows.json", tmp_path / "root")
     assert len(opened) == len(listed)
-    findings = in_order(text_findings(opened) + check_pictures(opened))
+    findings = check_data(opened)
     said = {finding.row: finding for finding in findings}
     assert len(said) == len(findings)
     wrong = {

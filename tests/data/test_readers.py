@@ -239,6 +239,7 @@ def test_estimated_tokens() -> None:
     assert estimated_tokens("") == 1
     assert estimated_tokens("a" * 400) == 101
     assert estimated_tokens("图" * 100) == 101
+    assert estimated_tokens("[0.25, 0.5]") == (5 + 6 // 4) + 1
     assert 100 < estimated_tokens("привет" * 50) < 200
     assert estimated_tokens("👋" * 10) <= 20
 
@@ -247,10 +248,10 @@ def test_columns_of_the_index(write_rows: Callable[..., Path]) -> None:
     rows = open_rows(
         write_rows([row("a", "<image>" + "b" * 93, "c" * 100, image="x.png"), row("a", "Hi", "Ho")])
     )
-    assert rows.lengths.tolist() == [26 + 26, 2]
+    assert rows.lengths.tolist() == [51 + 8, 2 + 8]
     assert rows.image_counts.tolist() == [1, 0]
-    assert rows.batch_lengths(576).tolist() == [628, 2]
-    assert rows.batch_lengths(576, 600).tolist() == [600, 2]
+    assert rows.batch_lengths(576).tolist() == [51 + 8 + 576, 10]
+    assert rows.batch_lengths(576, 600).tolist() == [600, 10]
     assert rows.index.id_hash[0] == rows.index.id_hash[1] != 0
     assert rows.lengths.dtype == np.int32
 

@@ -11,11 +11,12 @@ from made_rows import FIXTURES
 from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.encoding import RowEncoder, TextEncoder
 from basic_lite.data.gallery import check_pictures
 from basic_lite.data.images import load_image
 from basic_lite.data.readers import open_rows
 from basic_lite.data.streams import Stream
-from basic_lite.data.supervised import RowEncoder, SupervisedStream
+from basic_lite.data.supervised import SupervisedStream
 
 
 def published(name: str, picture: Callable) -> list[dict]:
@@ -180,7 +181,7 @@ def test_stream_skips_and_shuffles(parquet: Callable) -> None:
 def test_supervised_stream(parquet: Callable, tokenizer: object) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
     path = parquet([{"id": str(i), "conversations": turns[: 1 + (i != 9)]} for i in range(20)])
-    encoder = RowEncoder("chatml", tokenizer, None, 999, 4, None)
+    encoder = RowEncoder(TextEncoder("chatml", tokenizer, 999, 4, None), None)
     ids = [item["id"] for item in SupervisedStream(Stream(path), encoder, bad_budget=0.1)]
     assert ids == [str(i) for i in range(20) if i != 9]
     with pytest.raises(ValueError, match=r"row 9 \(id '9'\)"):
