@@ -13,7 +13,8 @@ from basic_lite.attention import causal_only
 from basic_lite.capture import parts_of
 from basic_lite.deferred import Deferral
 from basic_lite.layout import Layout
-from basic_lite.losses import next_token
+from basic_lite.losses import next_token, rows_in_chunk
+from basic_lite.memory import unraised_bytes
 from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
 from basic_lite.supervision import BasicSupervision
@@ -28,6 +29,7 @@ class Forward:
         supervision: watches the forward pass: BASIC's own, or the plain twin's observer.
         objective: the terms that are trained on.
         metrics: where the terms' values go.
+        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` while it goes by shape.
         deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
     """
 
@@ -51,6 +53,7 @@ class Forward:
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
+        self.rows_per_chunk = objective.rows_per_chunk
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._nothing: torch.Tensor | None = None
@@ -75,7 +78,7 @@ class Forward:
         if features is not None:
             if deferred and objective.active and features.requires_grad:
                 note = partial(self.metrics.add, window=window)
-                self.deferral = Deferral(objective, parts.embedding, window, note)
+                self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
                 features = self.deferral.hold(features, embeds.dtype)
             embeds = _put_among(embeds, features.to(embeds.dtype), layout)
         if self._nothing is None:
@@ -117,6 +120,20 @@ class Forward:
             self.deferral.refinement = supervision.release()
             loss = self.deferral.announce(loss)
         return loss, terms
+
+    def _rows_per_chunk(self, count: int) -> int | None:
+        """Choose the patches per pass over the vocabulary, once per run, when the decoder has let go.
+
+        On a GPU as many as the memory that is free below the peak allows; the run's first step is its
+        largest. Elsewhere `None`: by shape.
+        """
+        embedding = self.parts.embedding
+        if self.rows_per_chunk is None and embedding.is_cuda:
+            budget = (
+                unraised_bytes(embedding.device) - 12 * count * embedding.shape[1]
+            )  # three (N, D) in fp32
+            self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
+        return self.rows_per_chunk
 
     def _features(self, inputs: dict) -> torch.Tensor | None:
         """Return the projector's output, `(N, D)` in the projector's dtype; `None` without a picture."""

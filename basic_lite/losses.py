@@ -8,13 +8,14 @@ forward pass, and what stays is one `(rows, D)` gradient; a chunk's buffers are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from basic_lite.products import accumulator, column_blocks, log_softmax_, multiply, project
 from basic_lite.types import IGNORE_INDEX, LossTerm, Refinement
 
 CHUNK_BYTES: int = 512 << 20
@@ -22,21 +23,18 @@ CHUNK_BYTES: int = 512 << 20
 
 Fewer rows would re-read the embedding matrix so often that bandwidth, not arithmetic, sets the pace."""
 
-_BLOCK_ELEMENTS: dict[str, int] = {"cpu": 1 << 20, "cuda": 1 << 22}
-"""Elements of one column block, which bounds every temporary: 4 MB in fp32 stay in a CPU's cache, 16 MB are
-enough work for a GPU to hide the launches of its kernels."""
 
+def rows_in_chunk(rows: int, vocabulary: int, budget: int = CHUNK_BYTES) -> int:
+    """Return how many rows go through the vocabulary at once: a multiple of 128, at most 1024.
 
-def rows_in_chunk(rows: int, vocabulary: int) -> int:
-    """Return how many rows go through the vocabulary at once: a multiple of 128 within `CHUNK_BYTES`.
-
-    Depends on shapes alone, never on free memory, so that a run can be repeated bit for bit.
+    Depends on shapes alone unless a budget is given, so that a run can be repeated bit for bit.
 
     Args:
         rows: `N`, all rows.
         vocabulary: `V`.
+        budget: bytes for the two fp32 logit buffers; 128 rows go through even if they take more.
     """
-    fitting = CHUNK_BYTES // (8 * vocabulary) // 128 * 128
+    fitting = budget // (8 * vocabulary) // 128 * 128
     return max(1, min(max(fitting, 128), 1024, rows))
 
 
@@ -94,11 +92,11 @@ def directional_alignment(refinement: Refinement) -> LossTerm:
     Returns:
         `LossTerm("das", sum over patches, number of images)`, in fp32.
     """
-    accumulator = _accumulator(refinement.initial, refinement.target)
-    initial = F.normalize(refinement.initial.to(accumulator), dim=-1)
-    target = F.normalize(refinement.target.to(accumulator), dim=-1)
+    precision = accumulator(refinement.initial, refinement.target)
+    initial = F.normalize(refinement.initial.to(precision), dim=-1)
+    target = F.normalize(refinement.target.to(precision), dim=-1)
     distance = (initial - target).square().sum(-1)
-    return LossTerm("das", (refinement.importance.to(accumulator) * distance).sum(), refinement.images)
+    return LossTerm("das", (refinement.importance.to(precision) * distance).sum(), refinement.images)
 
 
 def semantic_distribution(
@@ -146,34 +144,27 @@ class _SemanticDistribution(Function):
         embedding: torch.Tensor,
         rows: int,
     ) -> torch.Tensor:
-        accumulator = _accumulator(initial, target, embedding)
+        precision = accumulator(initial, target, embedding)
         wanted = ctx.needs_input_grad[0]
         count, vocabulary = len(initial), len(embedding)
         rows = min(rows, count)
-        gradient = initial.new_empty(initial.shape, dtype=accumulator) if wanted else None
+        gradient = initial.new_empty(initial.shape, dtype=precision) if wanted else None
         # log_q of the student and log_p of the teacher: the only two (rows, V) buffers, used by every chunk.
-        student = initial.new_empty((rows, vocabulary), dtype=accumulator)
+        student = initial.new_empty((rows, vocabulary), dtype=precision)
         teacher = torch.empty_like(student)
-        total = initial.new_zeros((), dtype=accumulator)
+        total = initial.new_zeros((), dtype=precision)
+        divide = _row_kernel(student) or _divergence_and_difference
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
             log_q, log_p = (buffer[: part.stop - start] for buffer in (student, teacher))
-            _project(initial[part], embedding, log_q)
-            _project(target[part], embedding, log_p)
-            _log_softmax_(log_q)
-            _log_softmax_(log_p)
-            divergence = log_q.new_zeros(len(log_q))
-            for block in _column_blocks(log_q):
-                p = log_p[:, block].exp()
-                gap = log_p[:, block] - log_q[:, block]
-                divergence += gap.mul_(p).sum(1)
-                if wanted:
-                    log_q[:, block].exp_().sub_(p)  # q - p, where log q stood
-            weight = importance[part].to(accumulator)
+            project(initial[part], embedding, log_q)
+            project(target[part], embedding, log_p)
+            divergence, difference = divide(log_q, log_p, embedding.dtype)
+            weight = importance[part].to(precision)
             total += (weight * divergence).sum()
             if wanted:
                 # The weight multiplies the product, not q - p, where a tiny weight would lose bits.
-                _multiply(log_q, embedding, gradient[part], spare=log_p)
+                multiply(difference, embedding, gradient[part], spare=log_p)
                 gradient[part] *= weight[:, None]
         if wanted:
             ctx.save_for_backward(gradient)
@@ -194,28 +185,28 @@ class _LinearCrossEntropy(Function):
     def forward(
         ctx: FunctionCtx, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
     ) -> torch.Tensor:
-        accumulator = _accumulator(hidden, weight)
+        precision = accumulator(hidden, weight)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         rows = min(rows, len(hidden))
-        to_hidden = hidden.new_empty(hidden.shape, dtype=accumulator) if wants_hidden else None
-        to_weight = weight.new_zeros(weight.shape, dtype=accumulator) if wants_weight else None
-        buffer = hidden.new_empty((rows, len(weight)), dtype=accumulator)
-        total = hidden.new_zeros((), dtype=accumulator)
+        to_hidden = hidden.new_empty(hidden.shape, dtype=precision) if wants_hidden else None
+        to_weight = weight.new_zeros(weight.shape, dtype=precision) if wants_weight else None
+        buffer = hidden.new_empty((rows, len(weight)), dtype=precision)
+        total = hidden.new_zeros((), dtype=precision)
         for start in range(0, len(hidden), rows):
             part = slice(start, min(start + rows, len(hidden)))
             logits, target = buffer[: part.stop - start], labels[part, None]
-            _project(hidden[part], weight, logits)
-            _log_softmax_(logits)
+            project(hidden[part], weight, logits)
+            log_softmax_(logits)
             total -= logits.gather(1, target).sum()
             if wants_hidden or wants_weight:
-                for block in _column_blocks(logits):
+                for block in column_blocks(logits):
                     logits[:, block].exp_()
-                minus_one = torch.full_like(target, -1, dtype=accumulator)
+                minus_one = torch.full_like(target, -1, dtype=precision)
                 logits.scatter_add_(1, target, minus_one)  # softmax - one hot
             if wants_weight:
-                to_weight.addmm_(logits.T, hidden[part].to(accumulator))
+                to_weight.addmm_(logits.T, hidden[part].to(precision))
             if wants_hidden:
-                _multiply(logits, weight, to_hidden[part])
+                multiply(logits, weight, to_hidden[part])
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -227,78 +218,36 @@ class _LinearCrossEntropy(Function):
         return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in gradients), None, None
 
 
-def _accumulator(*tensors: torch.Tensor) -> torch.dtype:
-    """Return the dtype of logits and sums: fp32, or fp64 where an input is fp64."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+def _row_kernel(logits: torch.Tensor) -> Callable | None:
+    """Return the Triton kernel that does `_divergence_and_difference` on this device, if there is one."""
+    if not logits.is_cuda or logits.dtype != torch.float32 or torch.version.hip:
+        return None
+    try:
+        from basic_lite import row_kernel
+    except ImportError:
+        return None
+    return row_kernel.divergence_and_difference if row_kernel.works_on(logits.device) else None
 
 
-def _column_blocks(matrix: torch.Tensor) -> Iterator[slice]:
-    """Cut the columns of `(rows, V)` so that one block has about `_BLOCK_ELEMENTS` elements."""
-    rows, columns = matrix.shape
-    step = max(_BLOCK_ELEMENTS.get(matrix.device.type, 1 << 20) // rows, 256)
-    for start in range(0, columns, step):
-        yield slice(start, min(start + step, columns))
-
-
-def _log_softmax_(logits: torch.Tensor) -> None:
-    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor."""
-    highest = logits.amax(1, keepdim=True)
-    total = torch.zeros_like(highest)
-    for block in _column_blocks(logits):
-        total += (logits[:, block] - highest).exp_().sum(1, keepdim=True)
-    logits.sub_(highest + total.log_())
-
-
-def _accumulates_in_fp32(matrix: torch.Tensor) -> bool:
-    """Say whether `mm(out_dtype=float32)` exists: low-precision inputs, fp32 result, on CUDA alone."""
-    return matrix.is_cuda and matrix.dtype in (torch.bfloat16, torch.float16) and torch.__version__ >= "2.8"
-
-
-def _project(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
-    """`out.copy_(rows @ matrix.T)` with the sums in `out`'s precision.
-
-    A bf16 matrix on a CPU is widened block by block: `matrix.float()` would be 2.1 GB for Gemma.
+def _divergence_and_difference(
+    student: torch.Tensor, teacher: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `KL(p || q)` of each row and `q - p`, where q and p are the softmax of the two logits.
 
     Args:
-        rows: `(R, D)`.
-        matrix: `(V, D)`.
-        out: `(R, V)` fp32 or fp64.
+        student: `(R, V)` fp32 or fp64; overwritten by the difference.
+        teacher: like `student`; overwritten.
+        dtype: of the matrix that the difference will multiply; narrowed there.
+
+    Returns:
+        `(R,)` and `(R, V)`.
     """
-    if matrix.dtype == out.dtype:
-        torch.mm(rows.to(out.dtype), matrix.T, out=out)
-    elif _accumulates_in_fp32(matrix):
-        torch.mm(rows.to(matrix.dtype), matrix.T, out_dtype=torch.float32, out=out)
-    else:
-        rows = rows.to(out.dtype)
-        for block in _row_blocks(matrix):
-            torch.mm(rows, matrix[block].to(out.dtype).T, out=out[:, block])
-
-
-def _multiply(
-    weights: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor, spare: torch.Tensor | None = None
-) -> None:
-    """`out.copy_(weights @ matrix)`; on CUDA in the matrix's precision with fp32 sums.
-
-    Args:
-        weights: `(R, V)` fp32 or fp64.
-        matrix: `(V, D)`.
-        out: `(R, D)` of the same dtype as `weights`.
-        spare: `(R, V)` like `weights`, no longer needed: its bytes hold the narrowed weights.
-    """
-    if matrix.dtype == out.dtype:
-        torch.mm(weights, matrix, out=out)
-    elif _accumulates_in_fp32(matrix):
-        narrow = torch.empty_like(weights) if spare is None else spare
-        narrow = narrow.view(matrix.dtype)[:, : weights.shape[1]].copy_(weights)
-        torch.mm(narrow, matrix, out_dtype=torch.float32, out=out)
-    else:
-        out.zero_()
-        for block in _row_blocks(matrix):
-            torch.addmm(out, weights[:, block], matrix[block].to(out.dtype), out=out)
-
-
-def _row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
-    """Cut the rows of `(V, D)` into blocks of about 8 million elements (32 MB in fp32)."""
-    step = max((8 << 20) // matrix.shape[1], 256)
-    for start in range(0, len(matrix), step):
-        yield slice(start, min(start + step, len(matrix)))
+    log_softmax_(student)
+    log_softmax_(teacher)
+    divergence = student.new_zeros(len(student))
+    for block in column_blocks(student):
+        p = teacher[:, block].exp()
+        gap = teacher[:, block] - student[:, block]
+        divergence += gap.mul_(p).sum(1)
+        student[:, block].exp_().sub_(p)  # q - p, where log q stood
+    return divergence, student

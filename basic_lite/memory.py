@@ -18,6 +18,18 @@ def available_bytes(device: torch.device | str) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def unraised_bytes(device: torch.device | str) -> int:
+    """Return how many bytes can be taken on a GPU now without raising the peak of the run so far.
+
+    What the decoder's activations took is free again when BASIC's terms are computed. At most half of the
+    free memory, because what the allocator holds may be in pieces.
+    """
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    below_peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return max(min(free // 2, below_peak), 0)
+
+
 def peak_mib(device: torch.device | str) -> float:
     """Return the highest memory use of this process so far, in MiB."""
     if torch.device(device).type == "cuda":

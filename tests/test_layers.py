@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     {"types"},
-    {"layout", "losses", "attention", "conversation", "scoring"},
+    {"layout", "losses", "row_kernel", "products", "attention", "conversation", "scoring"},
     {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
     {
         "supervision",

@@ -15,6 +15,7 @@ from basic_lite.losses import (
     rows_in_chunk,
     semantic_distribution,
 )
+from basic_lite.memory import unraised_bytes
 from basic_lite.types import Refinement, Window
 
 
@@ -176,6 +177,24 @@ def test_a_window_divides_by_its_own_counts():
 )
 def test_chunks_are_bounded_in_bytes_and_fixed_by_shape(rows, vocabulary, expected):
     assert rows_in_chunk(rows, vocabulary) == expected
+
+
+@pytest.mark.parametrize(("free", "rows"), [(0, 128), (1 << 28, 128), (600 << 20, 256), (1 << 40, 1024)])
+def test_on_a_gpu_chunks_take_what_the_decoder_has_let_go(monkeypatch, free, rows):
+    """Without a GPU: its figures are given."""
+    held = {"mem_get_info": (1 << 40, 1 << 41), "memory_reserved": 0, "memory_allocated": 5 << 30}
+    held["max_memory_allocated"] = (5 << 30) + free
+    for name, value in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert rows_in_chunk(4608, 256_000, unraised_bytes("cuda")) == rows
+
+
+def test_a_tight_card_halves_what_is_free(monkeypatch):
+    held = {"mem_get_info": (1 << 30, 1 << 34), "memory_reserved": 8 << 30, "memory_allocated": 7 << 30}
+    held["max_memory_allocated"] = 30 << 30
+    for name, value in held.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert unraised_bytes("cuda") == 1 << 30
 
 
 # Vicuna-7B and Gemma-2B, two images of 576 patches: more than one chunk. bf16 is what a GPU holds; fp32 is

@@ -201,14 +201,14 @@ def test_the_head_never_sees_an_unsupervised_row(tmp_path, monkeypatch):
     import basic_lite.losses as losses
 
     run, projected = trainer(tmp_path, max_steps=1, accumulation=1), []
-    original = losses._project
+    original = losses.project
 
     def spy(rows, matrix, out):
         if matrix is run.model.lm_head.weight:
             projected.append(len(rows))
         original(rows, matrix, out)
 
-    monkeypatch.setattr(losses, "_project", spy)
+    monkeypatch.setattr(losses, "project", spy)
     shapes = []
     run.model.lm_head.register_forward_hook(lambda m, a, o: shapes.append(a[0].shape[1]))
     batch = next(iter(run.get_train_dataloader()))
