@@ -14,6 +14,7 @@ import typer
 
 from basic_lite.recipes import bench, build_demo_parts, chat, compare, data, export, stage1, stage2
 from basic_lite.recipes import eval as evaluation
+from basic_lite.types import Diverged
 
 app = typer.Typer(
     name="basic-lite",
@@ -54,7 +55,7 @@ def main() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
+    except (OSError, Diverged) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, zoo
+from basic_lite import checkpoint, preflight, zoo
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
 from basic_lite.conversation import Template
@@ -24,6 +24,7 @@ from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.findings import Finding
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.report import read_bad_rows, write_bad_rows
+from basic_lite.finite import DUMP
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config
 from basic_lite.settings import Settings
@@ -93,9 +94,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     """
     found = checkpoint.checkpoints(out)
     if resume:
-        if (out / checkpoint.MANIFEST).is_file() and json.loads(
-            (out / checkpoint.MANIFEST).read_text(encoding="utf-8")
-        )["finished"]:
+        if (out / checkpoint.MANIFEST).is_file() and checkpoint.read_manifest(out)["finished"]:
             raise ValueError(f"{out} is finished; nothing is left to resume")
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
@@ -119,6 +118,7 @@ def _leftovers(out: Path) -> list[Path]:
         checkpoint.DECODER,
         "log.jsonl",
         BAD_ROWS,
+        DUMP,
         "adapter_*",
     )
     return [*checkpoint.checkpoints(out), *(path for name in names for path in out.glob(name))]
@@ -270,6 +270,9 @@ def train(
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
+    preflight.check_disk(settings.out, assembled.model, settings.keep)
+    if resume is None and args.should_save:
+        preflight.rehearse(trainer, settings.out)
     try:
         with trainer.stop_on_signals():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -303,12 +306,27 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
         }
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
     data["left_out"] = int((~rows.usable).sum())
+    return checkpoint.manifest_of(assembled, settings.stage, method, data, _training(settings))
+
+
+def _training(settings: Settings) -> dict:
+    """Return the settings that a resumed run must share."""
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
         *("max_steps", "max_length", "group", "lora", "bad_budget", "min_rating", "seed"),
     )
-    training = {key: getattr(settings, key) for key in keys}
-    return checkpoint.manifest_of(assembled, settings.stage, method, data, training)
+    return {key: getattr(settings, key) for key in keys}
+
+
+def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
+    """Refuse to resume a run with other inputs, before its model is loaded.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    if resume is not None:
+        data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
+        preflight.check_unchanged(sources, _training(settings), data, settings.stage, resume)
 
 
 def layers_to_recompute(every: bool | None, count: int | None, device: str) -> int | None:

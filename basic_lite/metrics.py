@@ -15,6 +15,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.step: dict[str, torch.Tensor] = {}
+        """Of the optimizer step in progress alone."""
         self.rows = 0
         self.started = time.monotonic()
         self._windows: dict[str, list[Window]] = {}
@@ -32,6 +34,7 @@ class Metrics:
 
     def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step[name] = self.step[name] + value if name in self.step else value
         windows = self._windows.setdefault(name, [])
         if not windows or windows[-1] is not window:  # micro-batches of one step share one window
             windows.append(window)

@@ -187,9 +187,7 @@ class GradientContract:
         if present:
             largest = torch.stack([gradient.abs().amax().float() for gradient in present.values()]).tolist()
             for name, value in zip(present, largest, strict=True):
-                if not math.isfinite(value):
-                    raise RuntimeError(f"{name} received a gradient that is not finite in step {self.steps}")
-                if value > 0:
+                if 0 < value < math.inf:  # a step that is not finite is the guard's matter, and is not taken
                     del self.waiting[name]
         if self.waiting and self.steps >= self.patience:
             names = ", ".join(list(self.waiting)[:4])

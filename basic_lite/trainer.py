@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from basic_lite import checkpoint
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
+from basic_lite.finite import FiniteGuard
 from basic_lite.forward import Forward
 from basic_lite.layout import Layout, layout_of
 from basic_lite.memory import peak_mib
@@ -99,6 +101,7 @@ class BasicTrainer(Trainer):
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
         self.add_callback(GradientCheck(args))
+        self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
 
     def get_train_dataloader(self) -> DataLoader:
         """Load by `batches`; a resumed run skips by index, without decoding a picture."""
@@ -131,6 +134,8 @@ class BasicTrainer(Trainer):
             total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
             counts = [int(count) for count in total]
         self.metrics.rows += sum(b["layout"].rows for b in batches)
+        self.metrics.step = {}
+        self.guard.rows = [row for batch in batches for row in batch.get("rows", [])]
         return batches, Window(*counts)
 
     def _layout(self, batch: dict) -> Layout:
@@ -179,7 +184,19 @@ class BasicTrainer(Trainer):
         """Run one micro-batch forward and backward and return its share of the step's loss, whole."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         deferral, self.forward.deferral = self.forward.deferral, None
-        return loss if deferral is None else loss + deferral.value * self.args.world_size
+        loss = loss if deferral is None else loss + deferral.value * self.args.world_size
+        return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
+        """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
+        return norm
+
+    def _ids(self, rows: list[int]) -> list:
+        """Return the ids of rows, where the data set knows them."""
+        raw = getattr(getattr(self.train_dataset, "rows", None), "raw", None)
+        return [raw(row).id for row in rows] if raw else []
 
     def _logs_next(self) -> bool:
         """Whether the optimizer step in progress will be logged."""
@@ -216,10 +233,18 @@ class BasicTrainer(Trainer):
         if "loss" in logs and "train_runtime" not in logs:
             logs |= self.metrics.take()
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
+            self.guard.look(wait=True)
+            if self.guard.skipped:
+                logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             if self.is_world_process_zero():
                 keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
                 row = {"step": self.state.global_step, **{key: logs.get(key) for key in keys}}
                 row |= {key: logs[key] for key in ("samples_per_second", "peak_mib")}
+                row |= {"skipped": logs["skipped"]} if "skipped" in logs else {}
+                row = {
+                    key: value if value is None or math.isfinite(value) else None
+                    for key, value in row.items()
+                }
                 with (Path(self.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as handle:
                     handle.write(json.dumps(row) + "\n")
         super().log(logs, *args, **kwargs)
@@ -258,6 +283,7 @@ class BasicTrainer(Trainer):
 
         A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
         """
+        self.guard.look(wait=True)
         out = Path(self.args.output_dir)
         with checkpoint.complete(out / f"checkpoint-{self.state.global_step}") as draft:
             # The Trainer appends the checkpoint's name by itself.

@@ -21,6 +21,10 @@ IGNORE_INDEX: int = -100
 """Label of a token without loss."""
 
 
+class Diverged(RuntimeError):
+    """A run that has stopped itself because its gradients are no longer finite; the text says all."""
+
+
 @dataclass(frozen=True)
 class Refinement:
     """What the shallow layers made of the visual embeddings in one forward pass.

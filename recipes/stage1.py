@@ -116,6 +116,7 @@ def main(
         return
     checkpoint = launch.check_folder(out, resume, overwrite)
     rows = launch.open_training_rows(settings)
+    launch.check_unchanged(sources, settings, rows, checkpoint)
     assembled = modeling.assemble(sources, device, seed)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))

@@ -74,7 +74,7 @@ def main(
     """
     from dataclasses import replace
 
-    from basic_lite import checkpoint, launch, modeling, published, trainable
+    from basic_lite import checkpoint, launch, modeling, preflight, published, trainable
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
 
@@ -90,6 +90,7 @@ def main(
         image_size=image_size or sources.image_size,
         tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
     )
+    preflight.check_parts(sources, first)
     data, images = published.fetch(2, data, images)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings(
@@ -129,6 +130,7 @@ def main(
         return
     resumed = launch.check_folder(out, resume, overwrite)
     rows = launch.open_training_rows(settings)
+    launch.check_unchanged(sources, settings, rows, resumed)
     assembled = modeling.assemble(sources, device, seed)
     checkpoint.check_identity(assembled, first)
     checkpoint.load_projector(assembled.model, start / checkpoint.PROJECTOR)

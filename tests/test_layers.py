@@ -35,6 +35,8 @@ LAYERS = [
         "forward",
         "metrics",
         "callbacks",
+        "finite",
+        "preflight",
         "settings",
         "launch",
         "bench",
