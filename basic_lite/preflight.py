@@ -88,8 +88,8 @@ def check_disk(out: Path, model: nn.Module, keep: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ValueError(
-            f"{out} needs {needed / 1e9:.2f} GB for {keep} checkpoints, one more while it is written, and the "
-            f"result; {free / 1e9:.2f} GB are free. Free some, take another --out, or lower --keep"
+            f"{out} needs {needed / 1e9:.2f} GB for {keep} checkpoints, one more while it is written, and "
+            f"the result; {free / 1e9:.2f} GB are free. Free some, take another --out, or lower --keep"
         )
 
 
