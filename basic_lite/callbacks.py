@@ -35,8 +35,9 @@ class GradientCheck(TrainerCallback):
 class Stopper(TrainerCallback):
     """Remember a signal and stop the run after the step in progress, with a checkpoint."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
+        self.requested = self.agreed = False
 
     def request(self, number: int, frame: FrameType | None) -> None:
         """Signal handler."""
@@ -48,5 +49,5 @@ class Stopper(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and stop if a signal came."""
-        if self.requested:
+        if self.agreed or (self.requested and self.processes == 1):
             control.should_save = control.should_training_stop = True

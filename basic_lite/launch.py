@@ -27,6 +27,7 @@ from basic_lite.data.report import read_bad_rows, write_bad_rows
 from basic_lite.finite import DUMP
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config
+from basic_lite.processes import rank_and_count
 from basic_lite.settings import Settings
 from basic_lite.tower import vision_config
 from basic_lite.trainer import BasicTrainer
@@ -39,12 +40,15 @@ def quiet_console() -> Console:
     """Return the console of a command, and silence the progress bars of the libraries beside its own."""
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    return Console()
+    return Console(quiet=rank_and_count()[0] > 0)
 
 
 def choose_device() -> str:
     """Return `"cuda"` where there is one, else `"cpu"`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" is then this process's own
+    return "cuda"
 
 
 def choose_dtype(precision: str, device: str) -> torch.dtype:
@@ -99,6 +103,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
         return found[-1]
+    if rank_and_count()[0] > 0:
+        return None  # the first process may have begun to write already
     if not overwrite and _leftovers(out):
         raise ValueError(
             f"{out} already holds a run; go on with --resume, start again with --overwrite, or choose "
@@ -194,13 +200,16 @@ def train(
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     manifest = _manifest(assembled, settings, rows) | {"from": origin}
+    rank, ranks = rank_and_count()
     if resume is not None:
         check_same_run(manifest, resume)
-        _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
+        if rank == 0:
+            _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
     else:
-        _clear(settings.out)
-        if rows.faults:
-            write_bad_rows(bad_log, rows.faults)
+        if rank == 0:
+            _clear(settings.out)
+            if rows.faults:
+                write_bad_rows(bad_log, rows.faults)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = SupervisedRows(
@@ -215,7 +224,7 @@ def train(
         bad_log=bad_log,
         usable=usable,
     )
-    accumulation = settings.global_batch // settings.micro_batch
+    accumulation = settings.global_batch // (settings.micro_batch * ranks)
     batches = Batches(
         rows.batch_lengths(assembled.tokens_per_image, settings.max_length),
         rows.has_image,
@@ -224,6 +233,8 @@ def train(
         group=settings.group,
         accumulation=accumulation,
         usable=usable,
+        rank=rank,
+        ranks=ranks,
     )
     decoder = parts_of(assembled.model).decoder
     recompute_layers(decoder, settings.recompute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,10 +82,12 @@ class Settings:
         Raises:
             ValueError: In one line.
         """
-        if self.micro_batch < 1 or self.global_batch % self.micro_batch:
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        if self.micro_batch < 1 or self.global_batch % (self.micro_batch * processes):
+            times = f" times {processes} processes" if processes > 1 else ""
             raise ValueError(
                 f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
-                f"{self.micro_batch}; choose --micro-batch so that it divides --global-batch"
+                f"{self.micro_batch}{times}; choose --micro-batch so that it divides --global-batch"
             )
         for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
             if getattr(self, name) <= 0:

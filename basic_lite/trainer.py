@@ -7,7 +7,7 @@ import math
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
-from basic_lite import checkpoint
+from basic_lite import checkpoint, processes
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -102,6 +102,9 @@ class BasicTrainer(Trainer):
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
         self.add_callback(GradientCheck(args))
         self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
+        self._stopper = Stopper()
+        if args.world_size > 1 and not self.is_fsdp_enabled:
+            processes.keep_unwrapped(self.accelerator)
 
     def get_train_dataloader(self) -> DataLoader:
         """Load by `batches`; a resumed run skips by index, without decoding a picture."""
@@ -115,7 +118,7 @@ class BasicTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_num_workers > 0,
         )
-        return self.accelerator.prepare(loader)
+        return processes.prepare_loader(self.accelerator, loader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -130,9 +133,11 @@ class BasicTrainer(Trainer):
                 batch["layout"] = self._layout(batch)
             batches.append(batch)
         counts = [sum(len(b["layout"].targets) for b in batches), sum(b["layout"].images for b in batches)]
-        if self.args.world_size > 1:
+        if self.args.world_size > 1:  # a signal may have reached one process alone; all stop at the same step
+            counts.append(int(self._stopper.requested))
             total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-            counts = [int(count) for count in total]
+            *counts, stopping = (int(count) for count in total)
+            self._stopper.agreed = stopping > 0
         self.metrics.rows += sum(b["layout"].rows for b in batches)
         self.metrics.step = {}
         self.guard.rows = [row for batch in batches for row in batch.get("rows", [])]
@@ -189,9 +194,20 @@ class BasicTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
         """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
+        if grad_norm is None:
+            self._average_gradients()
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
         return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clip the step's gradients, the same on all processes."""
+        self._average_gradients()
+        return super()._clip_grad_norm(model)
+
+    def _average_gradients(self) -> None:
+        if self.args.world_size > 1 and not self.is_fsdp_enabled:
+            processes.average_gradients(self.model.parameters(), self.accelerator)
 
     def _ids(self, rows: list[int]) -> list:
         """Return the ids of rows, where the data set knows them."""
@@ -231,7 +247,7 @@ class BasicTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the terms to what the Trainer logs, and append the step to `log.jsonl`."""
         if "loss" in logs and "train_runtime" not in logs:
-            logs |= self.metrics.take()
+            logs |= processes.sums_over_processes(self.metrics.take(), self.accelerator)
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
             self.guard.look(wait=True)
             if self.guard.skipped:
@@ -284,20 +300,27 @@ class BasicTrainer(Trainer):
         A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
         """
         self.guard.look(wait=True)
-        out = Path(self.args.output_dir)
-        with checkpoint.complete(out / f"checkpoint-{self.state.global_step}") as draft:
-            # The Trainer appends the checkpoint's name by itself.
-            self._draft = str(draft.with_name(draft.name + "s"))
-            shutil.rmtree(self._draft, ignore_errors=True)
+        out, main = Path(self.args.output_dir), self.is_world_process_zero()
+        name = f"checkpoint-{self.state.global_step}"
+        # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
+        self._draft = str(out / f".{name}.parts")
+        with checkpoint.complete(out / name) if main else nullcontext() as draft:
             try:
+                if main:
+                    shutil.rmtree(self._draft, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
-                (Path(self._draft) / f"checkpoint-{self.state.global_step}").rename(draft)
+                self.accelerator.wait_for_everyone()
+                if main:
+                    (Path(self._draft) / name).rename(draft)
             finally:
-                shutil.rmtree(self._draft, ignore_errors=True)
+                if main:
+                    shutil.rmtree(self._draft, ignore_errors=True)
                 self._draft = None
         keep = self.args.save_total_limit
-        for old in checkpoint.checkpoints(out)[:-keep] if keep else []:
+        for old in checkpoint.checkpoints(out)[:-keep] if keep and main else []:
             shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
@@ -318,7 +341,7 @@ class BasicTrainer(Trainer):
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into "finish this step, save, stop"; a second Ctrl-C stops at once."""
-        stopper = Stopper()
+        stopper = self._stopper = Stopper(self.args.world_size)
         self.add_callback(stopper)
         old = {s: signal.signal(s, stopper.request) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -36,6 +36,7 @@ LAYERS = [
         "metrics",
         "callbacks",
         "finite",
+        "processes",
         "preflight",
         "settings",
         "launch",

@@ -1,0 +1,80 @@
+"""More than one process, one device each: shares of a batch, the mean of gradients, one writer.
+
+The model is not wrapped in `DistributedDataParallel`: what is trained is small beside the model (adapters
+and a projector), text-only batches leave the projector without gradient, and BASIC's terms reach it
+outside the wrapped forward pass. One mean over processes per optimizer step, behind the last micro-batch,
+is exact in all of these cases.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch import nn
+from torch.utils.data import DataLoader
+
+BUCKET: int = 2**25
+"""Elements that travel at once, 128 MiB in fp32."""
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Return this process's number and how many there are, as `accelerate launch` and `torchrun` say."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def keep_unwrapped(accelerator: Accelerator) -> None:
+    """Let the accelerator prepare models without `DistributedDataParallel` (FSDP stays as it is)."""
+    prepare = accelerator.prepare_model
+
+    def prepare_model(
+        model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
+    ) -> nn.Module:
+        return prepare(model, device_placement=device_placement, evaluation_mode=True)
+
+    accelerator.prepare_model = prepare_model
+
+
+def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
+    """Prepare a loader whose batches are this process's share already; accelerate would share them again."""
+    if accelerator.num_processes == 1:
+        return accelerator.prepare(loader)
+    prepared = prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=False
+    )
+    accelerator._dataloaders.append(prepared)
+    return prepared
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """Replace every gradient by its mean over processes; one without counts as zero."""
+    trained = [p for p in parameters if p.requires_grad]
+    while trained:
+        bucket, size = [], 0
+        while trained and (not bucket or size + trained[0].numel() <= BUCKET):
+            bucket.append(trained.pop(0))
+            size += bucket[-1].numel()
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in bucket]
+        )
+        flat = accelerator.reduce(flat, "mean")
+        for parameter, mean in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+
+
+def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Add up values of the same names; what one process lacks counts as zero there."""
+    if accelerator.num_processes == 1:
+        return values
+    names = ("lm", "das", "sds", "cosine", "samples_per_second")
+    known = [float(name in values) for name in names]
+    found = [values.get(name, 0.0) for name in names]
+    total = accelerator.reduce(torch.tensor(found + known, device=accelerator.device), "sum").tolist()
+    added = {
+        name: value for name, value, seen in zip(names, total, total[len(names) :], strict=False) if seen
+    }
+    return values | added
