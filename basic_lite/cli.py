@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from basic_lite.recipes import bench, build_demo_parts, chat, compare, data, export, stage1, stage2
+from basic_lite.recipes import bench, build_demo_parts, chat, compare, data, doctor, export, stage1, stage2
 from basic_lite.recipes import eval as evaluation
 from basic_lite.types import Diverged
 
@@ -29,6 +29,7 @@ app.command("stage1")(stage1.main)
 app.command("stage2")(stage2.main)
 app.command("eval")(evaluation.main)
 app.command("export")(export.main)
+app.command("doctor")(doctor.main)
 app.command("chat")(chat.main)
 app.command("compare")(compare.main)
 app.add_typer(data.app, name="data")

@@ -36,6 +36,7 @@ LAYERS = [
         "metrics",
         "callbacks",
         "finite",
+        "doctor",
         "processes",
         "preflight",
         "settings",

@@ -1,0 +1,36 @@
+"""Look whether this machine is ready for a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+
+def main(out: Annotated[Path, o.option(help="Where runs are to be written.")] = Path("runs")) -> None:
+    """Try device, driver, bf16, 4-bit layers, fused kernels, disk and hub; each fault with what mends it.
+
+    Exit code 0 if a run is possible (notes included), 1 if something is broken.
+
+    Examples:
+
+      basic-lite doctor
+
+      basic-lite doctor --out /data/runs
+    """
+    from basic_lite import launch
+    from basic_lite.doctor import examine
+
+    console = launch.quiet_console()
+    broken = False
+    for finding in examine(out):
+        broken = broken or finding.state == "bad"
+        console.print(
+            f"{finding.state:<5} {finding.name:<13} {finding.text}", highlight=False, soft_wrap=True
+        )
+        if finding.remedy and finding.state != "good":
+            console.print(f"      {'':<13} -> {finding.remedy}", highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(1)
