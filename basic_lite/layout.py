@@ -30,6 +30,8 @@ class Layout:
         slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
         images: `I`, known on the host.
         rows: `B`, known on the host.
+        images_in_row: images of each row, known on the host.
+        targets_in_row: supervised tokens of each row, known on the host.
         right_padded: no padding stands in front of a real token, so causality alone hides all padding.
     """
 
@@ -44,6 +46,8 @@ class Layout:
     slot: torch.Tensor
     images: int
     rows: int
+    images_in_row: tuple[int, ...]
+    targets_in_row: tuple[int, ...]
     right_padded: bool
 
     def to(self, device: torch.device | str) -> Layout:
@@ -53,6 +57,35 @@ class Layout:
     def pin_memory(self) -> Layout:
         """Return the layout in page-locked memory; `torch.utils.data.DataLoader` calls this."""
         return self._map(torch.Tensor.pin_memory)
+
+    def part(self, start: int, stop: int, width: int) -> Layout:
+        """Return the layout of rows `start` to `stop`, by slicing alone.
+
+        Args:
+            start: first row.
+            stop: row behind the last.
+            width: tokens per row, `S`.
+        """
+        per_image = len(self.patch) // max(self.images, 1)
+        image, end = (sum(self.images_in_row[:row]) for row in (start, stop))
+        target, last = (sum(self.targets_in_row[:row]) for row in (start, stop))
+        patches = slice(image * per_image, end * per_image)
+        return replace(
+            self,
+            patch=self.patch[patches] - start * width,
+            image=self.image[patches] - image,
+            text=self.text[start:stop],
+            is_text=self.is_text[start:stop],
+            text_after=self.text_after[image:end],
+            predicting=self.predicting[target:last] - start * width,
+            targets=self.targets[target:last],
+            predicting_rows=self.predicting_rows[start:stop],
+            slot=self.slot[target:last] - start * self.predicting_rows.shape[1],
+            images=end - image,
+            rows=stop - start,
+            images_in_row=self.images_in_row[start:stop],
+            targets_in_row=self.targets_in_row[start:stop],
+        )
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Layout:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -130,5 +163,7 @@ def layout_of(
         slot,
         images=images,
         rows=rows,
+        images_in_row=tuple((is_patch.sum(1) // per_image).tolist()),
+        targets_in_row=tuple(count.tolist()),
         right_padded=right_padded,
     )

@@ -20,6 +20,7 @@ class Metrics:
         self.rows = 0
         self.started = time.monotonic()
         self._windows: dict[str, list[Window]] = {}
+        self.mark()
 
     def add(self, terms: list[LossTerm], refinement: Refinement | None, window: Window) -> None:
         """Add one micro-batch's shares of its step."""
@@ -38,6 +39,17 @@ class Metrics:
         windows = self._windows.setdefault(name, [])
         if not windows or windows[-1] is not window:  # micro-batches of one step share one window
             windows.append(window)
+
+    def mark(self) -> None:
+        """Note the sums as they are when an optimizer step begins, to come back to."""
+        self.step = {}
+        self._marked = dict(self.sums), {name: list(windows) for name, windows in self._windows.items()}
+
+    def rewind(self) -> None:
+        """Forget what was added since `mark`."""
+        sums, windows = self._marked
+        self.step = {}
+        self.sums, self._windows = dict(sums), {name: list(kept) for name, kept in windows.items()}
 
     def take(self) -> dict[str, float]:
         """Return means per step since the last call, and samples per second; waits for the device."""

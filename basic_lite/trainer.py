@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
-from basic_lite import checkpoint, processes
+from basic_lite import checkpoint, optimizers, processes
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -26,6 +26,7 @@ from basic_lite.layout import Layout, layout_of
 from basic_lite.memory import peak_mib
 from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
+from basic_lite.splitting import Splitter
 from basic_lite.supervision import BasicSupervision
 from basic_lite.types import Window
 
@@ -51,6 +52,7 @@ class BasicTrainer(Trainer):
         transform: ImageTransform | None = None,
         batches: Sampler[list[int]] | None = None,
         projector_learning_rate: float | None = None,
+        optimizer_name: str = "adamw",
         deferred: bool = True,
         prune_last_layer: bool = True,
         manifest: dict | None = None,
@@ -68,6 +70,7 @@ class BasicTrainer(Trainer):
             transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
+            optimizer_name: one of `optimizers.NAMES`.
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
@@ -97,9 +100,11 @@ class BasicTrainer(Trainer):
         self.projector_learning_rate = projector_learning_rate
         self.manifest = manifest
         self.metrics = Metrics()
-        self.deferred = deferred
+        optimizers.check_name(optimizer_name)
+        self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
+        self.splitter = Splitter(self.model, self.metrics)
         self.add_callback(GradientCheck(args))
         self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
         self._stopper = Stopper()
@@ -132,16 +137,21 @@ class BasicTrainer(Trainer):
             if "layout" not in batch:
                 batch["layout"] = self._layout(batch)
             batches.append(batch)
-        counts = [sum(len(b["layout"].targets) for b in batches), sum(b["layout"].images for b in batches)]
+        window = self._window(batches)
         if self.args.world_size > 1:  # a signal may have reached one process alone; all stop at the same step
-            counts.append(int(self._stopper.requested))
+            counts = [window.text_tokens, window.images, int(self._stopper.requested)]
             total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
             *counts, stopping = (int(count) for count in total)
-            self._stopper.agreed = stopping > 0
+            window, self._stopper.agreed = Window(*counts), stopping > 0
         self.metrics.rows += sum(b["layout"].rows for b in batches)
-        self.metrics.step = {}
+        self.splitter.begin()
         self.guard.rows = [row for batch in batches for row in batch.get("rows", [])]
-        return batches, Window(*counts)
+        return batches, window
+
+    @staticmethod
+    def _window(batches: list[dict]) -> Window:
+        layouts = [batch["layout"] for batch in batches]
+        return Window(sum(len(one.targets) for one in layouts), sum(one.images for one in layouts))
 
     def _layout(self, batch: dict) -> Layout:
         pixels = batch.get("pixel_values")
@@ -174,8 +184,7 @@ class BasicTrainer(Trainer):
             return_outputs: also return the terms.
             num_items_in_batch: counts of the whole step; `None` takes this batch as the whole.
         """
-        layout: Layout = inputs["layout"]
-        window = num_items_in_batch or Window(len(layout.targets), layout.images)
+        window = num_items_in_batch or self._window([inputs])
         watched = self._observer is None or self._logs_next()
         deferred = self.deferred and model.training and torch.is_grad_enabled() and not return_outputs
         loss, terms = self.forward(model, inputs, window, watched=watched, deferred=deferred)
@@ -186,8 +195,17 @@ class BasicTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict, num_items_in_batch: Window | None = None
     ) -> torch.Tensor:
-        """Run one micro-batch forward and backward and return its share of the step's loss, whole."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        """Run one micro-batch forward and backward and return its share of the step's loss, whole.
+
+        One that does not fit in memory is split; see `Splitter`.
+        """
+        if self.args.world_size > 1:  # the processes' collectives must stay in step
+            return self._train(model, inputs, num_items_in_batch)
+        window = num_items_in_batch or self._window([inputs])
+        return self.splitter.run(inputs, lambda part: self._train(model, part, window))
+
+    def _train(self, model: nn.Module, inputs: dict, window: Window | None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, window)
         deferral, self.forward.deferral = self.forward.deferral, None
         loss = loss if deferral is None else loss + deferral.value * self.args.world_size
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
@@ -220,22 +238,10 @@ class BasicTrainer(Trainer):
         return step % every == 0 or (step == 1 and self.args.logging_first_step)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW on fp32 weights, fused on a GPU; the projector may have its own learning rate."""
+        """Build the optimizer by its name; the projector may have a learning rate of its own."""
         if self.optimizer is None:
-            named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-            rate = self.projector_learning_rate or self.args.learning_rate
-            groups = [
-                {"params": [p for n, p in named if "multi_modal_projector" not in n]},
-                {"params": [p for n, p in named if "multi_modal_projector" in n], "lr": rate},
-            ]
-            self.optimizer = torch.optim.AdamW(
-                [group for group in groups if group["params"]],
-                lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                weight_decay=self.args.weight_decay,
-                fused=self.args.device.type == "cuda",
-            )
+            rate = self.projector_learning_rate
+            self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
         return self.optimizer
 
     def floating_point_ops(self, inputs: dict) -> int:
@@ -249,14 +255,16 @@ class BasicTrainer(Trainer):
         if "loss" in logs and "train_runtime" not in logs:
             logs |= processes.sums_over_processes(self.metrics.take(), self.accelerator)
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
+            if self.splitter.limit is not None:
+                logs["micro_batch"] = self.splitter.limit
             self.guard.look(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             if self.is_world_process_zero():
                 keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
                 row = {"step": self.state.global_step, **{key: logs.get(key) for key in keys}}
-                row |= {key: logs[key] for key in ("samples_per_second", "peak_mib")}
-                row |= {"skipped": logs["skipped"]} if "skipped" in logs else {}
+                measured = ("samples_per_second", "peak_mib", "micro_batch", "skipped")
+                row |= {key: logs[key] for key in measured if key in logs}
                 row = {
                     key: value if value is None or math.isfinite(value) else None
                     for key, value in row.items()

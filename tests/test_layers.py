@@ -33,6 +33,8 @@ LAYERS = [
     {
         "trainer",
         "forward",
+        "splitting",
+        "optimizers",
         "metrics",
         "callbacks",
         "finite",

@@ -66,6 +66,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "layers",
         "deferred",
         "prune_last_layer",
+        "optimizer_name",
     }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}
     args = TrainingArguments(

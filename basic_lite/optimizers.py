@@ -1,0 +1,66 @@
+"""The optimizers a stage can use, by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
+"""AdamW in fp32, fused on a GPU; or 8-bit moments for the adapters, in memory that can move to the host."""
+
+
+def check_name(name: str) -> None:
+    """Refuse an optimizer that there is none of.
+
+    Raises:
+        ValueError: If `name` is not among `NAMES`.
+    """
+    if name not in NAMES:
+        raise ValueError(f"--optimizer must be one of {', '.join(NAMES)}, got {name!r}")
+
+
+def make(
+    name: str, model: nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a model's trained parameters.
+
+    8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. The
+    projector keeps fp32 moments in any case: it is small, and everything passes through it.
+
+    Args:
+        name: one of `NAMES`.
+        model: its trained parameters are fp32.
+        args: learning rate, betas, epsilon, weight decay, device.
+        projector_learning_rate: the projector's own; `None` for the same.
+
+    Raises:
+        ValueError: If the name is unknown, or 8 bits are asked for where there are no adapters.
+    """
+    check_name(name)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    projector = [p for n, p in named if "multi_modal_projector" in n]
+    others = [p for n, p in named if "multi_modal_projector" not in n]
+    rate = projector_learning_rate or args.learning_rate
+    groups = [{"params": others}, {"params": projector, "lr": rate}]
+    groups = [group for group in groups if group["params"]]
+    settings = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "weight_decay": args.weight_decay,
+    }
+    if name == "adamw":
+        return torch.optim.AdamW(groups, fused=args.device.type == "cuda", **settings)
+    if not any("lora_" in n for n, _ in named):
+        raise ValueError(
+            "--optimizer paged-adamw-8bit is for adapters (stage 2 with --lora); what is trained here stays "
+            "with adamw"
+        )
+    from bitsandbytes import optim
+
+    optim.GlobalOptimManager.get_instance().override_config(projector, "optim_bits", 32)
+    kind = (
+        optim.PagedAdamW8bit if args.device.type == "cuda" else optim.AdamW8bit
+    )  # a CPU has nothing to page to
+    return kind(groups, **settings)
