@@ -24,6 +24,7 @@ from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.findings import Finding
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.report import read_bad_rows, write_bad_rows
+from basic_lite.data.workers import shared_heap
 from basic_lite.finite import DUMP
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config
@@ -285,7 +286,7 @@ def train(
     if resume is None and args.should_save:
         preflight.rehearse(trainer, settings.out)
     try:
-        with trainer.stop_on_signals():
+        with trainer.stop_on_signals(), shared_heap():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.close()

@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import in_processes, shared_heap
 
 
 def double(job: int) -> int:
@@ -61,3 +62,14 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert (
         subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60).stdout == "[1]\n"
     )
+
+
+def test_what_is_in_memory_is_shared_and_then_collected_again() -> None:
+    def fail() -> None:
+        with shared_heap():
+            assert gc.get_freeze_count() > 10_000
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert gc.get_freeze_count() == 0
