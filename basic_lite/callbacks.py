@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,20 @@ class GradientCheck(TrainerCallback):
         """Look at the gradients until every trained parameter has shown one."""
         if self.contract is not None and not self.contract.done:
             self.contract.check()
+
+
+class AtStart(TrainerCallback):
+    """Do something when everything that a run goes on from has been read, before its first step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do it, in the process that writes."""
+        if state.is_world_process_zero:
+            self.action()
 
 
 class Stopper(TrainerCallback):

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -27,6 +28,7 @@ from basic_lite.modeling import Assembled, Sources, assemble
 MANIFEST: str = "manifest.json"
 PROJECTOR: str = "projector.safetensors"
 ADAPTER: str = "adapter_config.json"
+ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
 
@@ -232,7 +234,12 @@ def load_run(
     if (folder / ADAPTER).is_file():
         from peft import PeftModel
 
-        adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
+        try:
+            adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {reason}") from error
+        check_adapter(adapted, folder)
         adapted.requires_grad_(False)
         assembled.model = adapted
     elif (folder / PROJECTOR).is_file():
@@ -244,6 +251,22 @@ def load_run(
             f"{folder} has a manifest but no weights: the run did not finish; go on with --resume"
         )
     return assembled, manifest
+
+
+def check_adapter(model: nn.Module, folder: Path) -> None:
+    """Compare the names in a PEFT folder with the model's: PEFT itself only warns and trains on.
+
+    Raises:
+        ValueError: If a tensor is missing, or has no place.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        found = set(file.keys())
+    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, without a place in this model,")):
+        if names:
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS} {what} {len(names)} tensors, first: {min(names)}")
 
 
 def save_decoder(model: nn.Module, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import checkpoint, preflight, zoo
+from basic_lite.callbacks import AtStart
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
 from basic_lite.conversation import Template
@@ -204,8 +206,6 @@ def train(
     rank, ranks = rank_and_count()
     if resume is not None:
         check_same_run(manifest, resume)
-        if rank == 0:
-            _cut_log(settings.out / "log.jsonl", int(resume.name.split("-")[1]))
     else:
         if rank == 0:
             _clear(settings.out)
@@ -283,7 +283,10 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     preflight.check_disk(settings.out, assembled.model, settings.keep)
-    if resume is None and args.should_save:
+    if resume is not None:
+        done = int(resume.name.split("-")[1])
+        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
+    elif args.should_save:
         preflight.rehearse(trainer, settings.out)
     try:
         with trainer.stop_on_signals(), shared_heap():

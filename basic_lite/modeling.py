@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -275,16 +276,20 @@ def load_decoder_alone(sources: Sources, device: torch.device | str) -> PreTrain
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
     placement = {"device_map": {"": str(device)}} if quantisation else {}
     try:
-        causal = AutoModelForCausalLM.from_pretrained(
+        causal, found = AutoModelForCausalLM.from_pretrained(
             sources.llm,
             dtype=sources.dtype,
             quantization_config=quantisation,
             attn_implementation="sdpa",
             use_safetensors=True,
+            output_loading_info=True,
             **placement,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(
             f"no weights can be loaded from {sources.llm!r}: {str(error).splitlines()[0][:160]}"
         ) from error
+    if found["missing_keys"]:  # transformers would train on with random values
+        missing = sorted(found["missing_keys"])
+        raise ValueError(f"the weights of {sources.llm!r} lack {len(missing)} tensors, first: {missing[0]}")
     return causal if quantisation else causal.to(device)

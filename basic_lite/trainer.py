@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import signal
 from collections.abc import Iterator
@@ -336,6 +337,7 @@ class BasicTrainer(Trainer):
         if hasattr(model, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
+            checkpoint.check_adapter(model, folder)
             state = load_peft_weights(str(folder), device="cpu")
             result = set_peft_model_state_dict(model, state)
             assert not result.unexpected_keys, (
@@ -345,6 +347,20 @@ class BasicTrainer(Trainer):
         checkpoint.load_projector(model, folder / checkpoint.PROJECTOR)
         if (folder / checkpoint.DECODER).is_file():
             checkpoint.load_decoder(model, folder / checkpoint.DECODER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read Adam's moments back.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
+            ) from error
 
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan
 from basic_lite.export.vocabulary import write_tokenizer
-from basic_lite.export.weights import ADAPTER_WEIGHTS, Adapters
+from basic_lite.export.weights import Adapters
 from basic_lite.modeling import Assembled, load_decoder_alone
 
 _HOW = """# Adapters and projector
@@ -76,7 +76,7 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
         for name, entry in adapters.tensors.items()
         if ".lora_" in name
     }
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / checkpoint.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     projector = {entry.name: entry.read() for entry in adapters.projector()}
     save_file(projector, folder / checkpoint.PROJECTOR, metadata={"format": "pt"})
     config = json.loads((wanted.run / checkpoint.ADAPTER).read_text(encoding="utf-8"))

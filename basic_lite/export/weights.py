@@ -16,11 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from basic_lite.checkpoint import ADAPTER, write_json
+from basic_lite.checkpoint import ADAPTER, ADAPTER_WEIGHTS, write_json
 
 Base = Literal["bf16", "dequantised"]
 INDEX: str = "model.safetensors.index.json"
-ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 _INSIDE: str = "base_model.model.model."
 
 
