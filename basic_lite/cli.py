@@ -12,7 +12,18 @@ import warnings
 
 import typer
 
-from basic_lite.recipes import bench, build_demo_parts, chat, compare, data, doctor, export, stage1, stage2
+from basic_lite.recipes import (
+    bench,
+    build_demo_parts,
+    chat,
+    compare,
+    data,
+    doctor,
+    export,
+    plan,
+    stage1,
+    stage2,
+)
 from basic_lite.recipes import eval as evaluation
 from basic_lite.types import Diverged
 
@@ -25,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command("plan")(plan.main)
 app.command("stage1")(stage1.main)
 app.command("stage2")(stage2.main)
 app.command("eval")(evaluation.main)

@@ -20,6 +20,7 @@ LAYERS = [
     {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
     {
         "supervision",
+        "plan",
         "deferred",
         "last_layer",
         "tower",

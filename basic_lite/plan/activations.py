@@ -1,0 +1,133 @@
+"""Bytes that one decoder layer keeps for backward, as transformers' own modules save them.
+
+The formulas follow the code, module by module, and are tested against what autograd saves on real
+shapes: they are not estimates. What is known to differ on a GPU is dropout's mask (one byte there, one
+element on a CPU), which is counted as on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from basic_lite.plan.sizes import DecoderSize
+
+Training = Literal["projector", "adapters", "decoder"]
+MASK_BYTES: int = 1
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a decoder is held and what of it is trained.
+
+    Attributes:
+        bits: of its linear layers: 4, 8 or 16.
+        training: `"projector"` (stage 1), `"adapters"` (stage 2 with LoRA), `"decoder"` (stage 2 without).
+        rank: of the adapters.
+        dropout: in front of the adapters.
+        half: bf16 activations (else fp32).
+    """
+
+    bits: int = 4
+    training: Training = "projector"
+    rank: int = 128
+    dropout: float = 0.05
+    half: bool = True
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.half else 4
+
+    @property
+    def stream(self) -> int:
+        """Bytes of an element of the residual stream: fp32 where the embeddings are trained, hence fp32."""
+        return 4 if self.training == "decoder" else self.width
+
+
+def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
+    """Bytes per token that a recomputed layer keeps: its input."""
+    return size.width * held.stream
+
+
+def kept_per_token(size: DecoderSize, held: Held) -> float:
+    """Bytes per token that a layer keeps when it is not recomputed."""
+    norms = 2 * _norm(size, held)
+    return norms + _attention(size, held) + _mlp(size, held) + _inputs(size, held)
+
+
+def kept_per_layer(size: DecoderSize, held: Held) -> int:
+    """Bytes that a layer keeps however many tokens there are: narrowed copies of trained weights."""
+    gemma = 2 * 4 * size.width if size.family == "gemma" else 0  # 1 + weight, in fp32
+    if not held.half:
+        return gemma
+    if held.training == "decoder":
+        return gemma + 2 * size.linear_parameters
+    if held.training == "adapters":
+        return gemma + 2 * size.adapter_parameters(held.rank) // size.depth
+    return gemma
+
+
+def _norm(size: DecoderSize, held: Held) -> int:
+    """The widened input and the root; a trained norm also keeps what its weight multiplied."""
+    normalised = 4 * size.width if held.training == "decoder" else 0
+    return 4 * size.width + 4 + normalised
+
+
+def _attention(size: DecoderSize, held: Held) -> int:
+    """Rotated query and key, value, output, and the softmax's normaliser in fp32."""
+    elements = 2 * size.query + 2 * size.keys
+    if size.joined:  # the value is a view, which keeps query and key before rotation alive with it
+        elements += size.query + size.keys
+    return held.width * elements + 4 * size.heads
+
+
+def _mlp(size: DecoderSize, held: Held) -> int:
+    """Gate, its activation, and up."""
+    return held.width * 3 * size.inner
+
+
+def _inputs(size: DecoderSize, held: Held) -> int:
+    """Inputs that linear layers keep: none while they are frozen in 4 or 16 bits."""
+    width = held.width
+    # What the output projection gets is the attention's output, kept anyway; Phi-3's is laid out anew.
+    output = size.query if size.joined else 0
+    shared = width * (2 * size.width + output + size.inner)
+    if held.training == "decoder":
+        if not held.half:
+            return shared
+        # Autocast narrows the input anew for each layer; the attention's output is narrow already.
+        own = sum(linear.inputs for linear in size.linears if linear.name != "o_proj")
+        return width * (own + output)
+    quantised = shared if held.bits == 8 else 0  # bitsandbytes' 8-bit layers keep their inputs
+    if held.training == "projector":
+        return quantised
+    ranks = width * held.rank * len(size.linears)
+    if held.dropout > 0:  # one dropped-out copy and its mask per adapted layer
+        return quantised + ranks + (width + MASK_BYTES) * sum(linear.inputs for linear in size.linears)
+    return shared + ranks
+
+
+def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: int) -> float:
+    """Bytes that the last layer keeps, which runs for supervised rows only (see `last_layer`).
+
+    Keys and values are made for all tokens, and widened to all heads, because a mask stands in the way of
+    sdpa's grouped kernels; everything else is made for the supervised rows.
+
+    Args:
+        size: of the decoder.
+        held: how it is held.
+        tokens: B * S.
+        rows: supervised rows, padding among them included.
+        mask: bytes of the mask, one per row and token that it could see.
+    """
+    width = held.width
+    all_tokens = _norm(size, held) + width * 2 * (size.keys if size.heads == size.kv_heads else size.query)
+    if size.joined:
+        all_tokens += width * (size.query + size.keys)
+    some = _norm(size, held) + width * (2 * size.query + 3 * size.inner) + 4 * size.heads
+    everything = _inputs(size, held)
+    behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
+    share = behind / sum(layer.inputs for layer in size.linears)
+    inputs = everything * (share * rows + (1 - share) * tokens)
+    return tokens * all_tokens + rows * some + inputs + mask

@@ -1,0 +1,241 @@
+"""The most memory that a training step holds at once, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from basic_lite.losses import rows_in_chunk
+from basic_lite.plan.activations import (
+    Held,
+    checkpoint_bytes,
+    kept_by_last,
+    kept_per_layer,
+    kept_per_token,
+)
+from basic_lite.plan.sizes import DecoderSize, TowerSize, projector_parameters
+
+Optimizer = Literal["adamw", "adamw-8bit"]
+
+CONTEXT_BYTES: int = 900_000_000
+"""What CUDA, cuBLAS and the libraries' own workspaces take before the first tensor (an estimate)."""
+
+FRAGMENTATION: float = 0.05
+"""Share of what comes and goes within a step that the allocator cannot use (an estimate)."""
+
+_BLOCK_BYTES: int = 2 * (16 << 20)
+"""Two column blocks of a pass over the vocabulary on a GPU."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything that the memory of one training step depends on.
+
+    Attributes:
+        decoder: sizes of the language model.
+        tower: sizes of the vision tower.
+        held: how the decoder is held and what of it is trained.
+        optimizer: of the adapters: `"adamw"` with fp32 moments, or `"adamw-8bit"`.
+        micro_batch: B, rows per forward pass, each with one image.
+        text: text tokens per row, all with loss.
+        recompute: decoder layers, the first ones, that run again in backward.
+        basic: BASIC's terms are on.
+        rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
+    """
+
+    decoder: DecoderSize
+    tower: TowerSize
+    held: Held
+    optimizer: Optimizer = "adamw"
+    micro_batch: int = 8
+    text: int = 64
+    recompute: int = 0
+    basic: bool = True
+    rows_per_chunk: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """B * S: one start token, the patches and the text of each row."""
+        return self.micro_batch * (1 + self.tower.tokens + self.text)
+
+    @property
+    def rows(self) -> int:
+        """Supervised rows."""
+        return self.micro_batch * self.text
+
+    @property
+    def patches(self) -> int:
+        """N."""
+        return self.micro_batch * self.tower.tokens
+
+    @property
+    def chunk(self) -> int:
+        """Patches per pass over the vocabulary."""
+        rows = self.rows_per_chunk or rows_in_chunk(self.patches, self.decoder.vocabulary)
+        return min(rows, self.patches)
+
+
+def static_parts(step: Step) -> dict[str, float]:
+    """Bytes that are there from the second optimizer step on: weights, gradients, moments.
+
+    Gradients are counted as always there: from the second micro-batch of a step on, they are.
+    """
+    decoder, held = step.decoder, step.held
+    linear = decoder.depth * decoder.linear_parameters
+    if held.training == "decoder":
+        weights, tables, trained = 4 * linear, 4, decoder.parameters
+    else:
+        rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
+        packed = {
+            4: linear
+            * (0.5 + 1 / 64 + 4 / (64 * 256)),  # nf4, one byte per 64 of scale, fp32 per 256 of those
+            8: linear + 4 * rows,
+            16: linear * held.width,
+        }
+        weights, tables = packed[held.bits], held.width
+        trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
+    moments = 2 * (1 + 4 / 256) if step.optimizer == "adamw-8bit" else 8
+    projector = projector_parameters(step.tower, decoder)
+    copies = 20 if held.training == "adapters" else 16  # PEFT keeps the projector that it copied
+    tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
+    return {
+        "decoder": weights + tables * decoder.norm_parameters,
+        "embeddings and head": tables * decoder.table_parameters,
+        "tower": held.width * step.tower.parameters,
+        "projector": copies * projector,
+        "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
+    }
+
+
+def activation_bytes(step: Step, recompute: int | None = None) -> float:
+    """Bytes that the decoder's layers keep from forward to backward.
+
+    Args:
+        step: the step.
+        recompute: other than the step's own number of recomputed layers.
+    """
+    count = step.recompute if recompute is None else recompute
+    depth = step.decoder.depth
+    inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.held)
+    last = _last(step) if count < depth else 0
+    return inputs + max(depth - 1 - count, 0) * _whole(step) + last
+
+
+def _whole(step: Step) -> float:
+    """What one layer keeps that runs for all tokens."""
+    return step.tokens * kept_per_token(step.decoder, step.held) + kept_per_layer(step.decoder, step.held)
+
+
+def _last(step: Step) -> float:
+    """What the last layer keeps."""
+    mask = step.rows * (step.tokens // step.micro_batch)
+    kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, mask)
+    return kept + kept_per_layer(step.decoder, step.held)
+
+
+def peak(step: Step) -> dict[str, float]:
+    """Return the bytes of every part at the step's peak; their sum is the peak."""
+    largest = max(_moments(step), key=lambda moment: sum(moment.values()))
+    parts = static_parts(step) | largest
+    parts["context and allocator"] = CONTEXT_BYTES + FRAGMENTATION * sum(largest.values())
+    return parts
+
+
+def allocated(step: Step) -> float:
+    """Return the peak of tensors alone: what `torch.cuda.max_memory_allocated` would show."""
+    return sum(static_parts(step).values()) + max(sum(moment.values()) for moment in _moments(step))
+
+
+def _moments(step: Step) -> list[dict[str, float]]:
+    """Return what comes and goes at each of the moments that can be the step's peak.
+
+    They are the tower's pass; the head, when all that the layers keep is there; backward in the last layer
+    that keeps its activations; backward in the last one that recomputes, when only the inputs of the
+    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed behind the
+    decoder's backward pass.
+    """
+    decoder, held, tokens = step.decoder, step.held, step.tokens
+    state = step.patches * decoder.width
+    embeddings, projector = _embeddings(step), _projector(step)
+    around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
+    kept = activation_bytes(step)
+    # Autocast's narrowed copies of a recomputed layer's weights live until the forward pass ends.
+    forward = step.recompute * kept_per_layer(decoder, held)
+    forward += step.rows * (decoder.width * (4 + held.width) + 4)  # the last norm, and the states behind it
+    incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
+    moments = [
+        {"activations": _tower(step)},
+        {"activations": around + kept + forward, "head and losses": _head(step)},
+        {"activations": around + kept + incoming + _working(step, step.rows)},
+    ]
+    input_bytes = tokens * checkpoint_bytes(decoder, held)
+    if step.recompute < decoder.depth - 1:  # backward in the layer before the last
+        before = kept - _last(step)
+        moments.append({"activations": around + before + incoming + _working(step, tokens)})
+    if step.recompute:
+        inputs = min(step.recompute, decoder.depth - 1) * input_bytes
+        moments.append({"activations": around + inputs + _whole(step) + incoming + _working(step, tokens)})
+    if step.recompute == decoder.depth:
+        again = kept + _last(step)
+        moments.append({"activations": around + again + incoming + _working(step, step.rows)})
+    if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
+        table = 4 * decoder.vocabulary * decoder.width
+        moments.append(
+            {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
+        )
+    if step.basic:
+        rest = incoming + projector + 4 * state
+        moments.append({"activations": rest, "head and losses": _terms(step)})
+    return moments
+
+
+def _tower(step: Step) -> float:
+    """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
+    tower, width = step.tower, step.held.width
+    tokens = step.micro_batch * tower.positions
+    return _pixels(step) + width * tokens * ((tower.depth + 5) * tower.width + 2 * tower.inner)
+
+
+def _pixels(step: Step) -> float:
+    return step.micro_batch * 3 * step.tower.image_size**2 * (1 + step.held.width) + 24 * step.tokens
+
+
+def _embeddings(step: Step) -> float:
+    """The text's embeddings, and the same with the pictures among them.
+
+    The latter are what the first layer keeps when it recomputes, and are not counted twice.
+    """
+    one = step.tokens * step.decoder.width * step.held.stream
+    return one if step.recompute else 2 * one
+
+
+def _projector(step: Step) -> float:
+    """What the projector keeps in fp32: its input and both sides of its GELU; and its narrowed output."""
+    width = 4 * (step.tower.width + 2 * step.decoder.width) + step.held.width * step.decoder.width
+    return _pixels(step) + step.patches * width
+
+
+def _head(step: Step) -> float:
+    """The supervised rows, their gradient, one chunk of logits; a trained head's own gradient, twice."""
+    decoder, width = step.decoder, step.held.width
+    rows = step.rows
+    chunk = rows_in_chunk(rows, decoder.vocabulary)
+    head = 8 * decoder.vocabulary * decoder.width if step.held.training == "decoder" else 0
+    return rows * decoder.width * (4 + width) + 4 * chunk * decoder.vocabulary + _BLOCK_BYTES + head
+
+
+def _terms(step: Step) -> float:
+    """BASIC's terms: the student's rows and three gradients in fp32, and one chunk of both logits."""
+    state = 4 * step.patches * step.decoder.width
+    vocabulary = 3 * state + 8 * step.chunk * step.decoder.vocabulary + _BLOCK_BYTES
+    direction = 7 * state
+    return max(vocabulary, direction)
+
+
+def _working(step: Step, tokens: int) -> float:
+    """What backward through one layer holds beyond what the layer kept: the MLP's gradients, mostly."""
+    decoder, held = step.decoder, step.held
+    largest = max(linear.parameters for linear in decoder.linears)
+    unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
+    inner = held.width * tokens * decoder.inner
+    return max(3 * inner, 2 * inner + unpacked)

@@ -1,0 +1,246 @@
+"""Models of any size whose tensors have shapes but no bytes, and a count of what a step would hold.
+
+Under `FakeTensorMode` the real modules, autograd and the real trainer run at a 7B's shapes in seconds on any
+machine. Two things are imitated: bitsandbytes' packed parameter cannot be a fake tensor, so its layer gets a
+plain one (autograd function and packing are bitsandbytes' own), and the paths that torch takes on a GPU are
+taken on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import torch.nn.functional as F
+from bitsandbytes.autograd._functions import MatMul4Bit
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import TrainingArguments
+
+from basic_lite import losses, synthetic, trainable
+from basic_lite.capture import parts_of
+from basic_lite.data.images import ImageTransform
+from basic_lite.launch import recompute_layers
+from basic_lite.layout import layout_of
+from basic_lite.modeling import Assembled
+from basic_lite.objective import Objective
+from basic_lite.plan.activations import Held
+from basic_lite.plan.peak import Step
+from basic_lite.trainer import BasicTrainer
+from basic_lite.types import Window
+
+
+class _Product(MatMul4Bit):
+    """Forward as bitsandbytes does it on a GPU for more than some 1,500 rows: unpack, then multiply."""
+
+    @staticmethod
+    def forward(ctx, given, packed, out=None, bias=None, quant_state=None):
+        ctx.is_empty, ctx.state = False, quant_state
+        ctx.dtype_A, ctx.dtype_B, ctx.dtype_bias = given.dtype, packed.dtype, None
+        ctx.tensors = (None, packed) if any(ctx.needs_input_grad[:2]) else (None, None)
+        return F.linear(given, dequantize_4bit(packed, quant_state).to(given.dtype))
+
+
+class PackedLinear(bnb.nn.Linear4bit):
+    """nf4 with double quantisation, shapes only."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = linear.weight.shape
+        self.bias, self.compute_dtype, self.compute_type_is_set = None, dtype, True
+        blocks = linear.weight.numel() // 64
+        packed = torch.empty(linear.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = nn.Parameter(packed, requires_grad=False)
+        inner = QuantState(
+            absmax=torch.empty(math.ceil(blocks / 256)),
+            blocksize=256,
+            code=torch.empty(256),
+            dtype=torch.float32,
+        )
+        self.quant_state = QuantState(
+            absmax=torch.empty(blocks, dtype=torch.uint8),
+            shape=torch.Size(linear.weight.shape),
+            code=torch.empty(16),
+            blocksize=64,
+            quant_type="nf4",
+            dtype=dtype,
+            offset=torch.empty(()),
+            state2=inner,
+        )
+        for name, value in (("compress_statistics", True), ("quant_type", "nf4")):
+            setattr(self.weight, name, value)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        return _Product.apply(given.to(self.compute_dtype), self.weight, None, None, self.quant_state)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.quant_state.absmax, self.quant_state.state2.absmax]
+
+
+def _pack(module: nn.Module, dtype: torch.dtype) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, PackedLinear(child, dtype))
+        else:
+            _pack(child, dtype)
+
+
+def _in_place(changed: dict[int, tuple[nn.Parameter, nn.Parameter]]):
+    """Return an `nn.Module._apply` for fake parameters, which cannot be swapped: new ones are put in.
+
+    Args:
+        changed: old and new parameter by the old one's id, so that tied ones stay tied.
+    """
+
+    def apply(self: nn.Module, change, recurse: bool = True) -> nn.Module:
+        for module in self.modules():
+            for name, old in module._parameters.items():
+                given = None if old is None else old.detach()
+                new = None if given is None else change(given)
+                if new is not given:
+                    if id(old) not in changed:
+                        changed[id(old)] = old, nn.Parameter(new, old.requires_grad)
+                    module._parameters[name] = changed[id(old)][1]
+            for name, old in module._buffers.items():
+                module._buffers[name] = None if old is None else change(old)
+        return self
+
+    return apply
+
+
+@contextmanager
+def fake_gpu() -> Iterator[FakeTensorMode]:
+    """Fake tensors, and torch's choices as on a GPU."""
+    enabled = torch.is_autocast_enabled
+
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        patch.setattr(nn.Module, "_apply", _in_place({}))
+        # PEFT asks without a device, which means the GPU's.
+        patch.setattr(torch, "is_autocast_enabled", lambda *device: enabled(*(device or ("cpu",))))
+        patch.setattr(
+            F,
+            "dropout",
+            lambda x, p=0.5, training=True, inplace=False: (
+                torch.native_dropout(x, p, training)[0] if p and training else x
+            ),
+        )
+        patch.setitem(losses._BLOCK_ELEMENTS, "cpu", losses._BLOCK_ELEMENTS["cuda"])
+        yield mode
+
+
+def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
+    """Build a model of real size as a stage trains it; only inside `fake_gpu`."""
+    dtype = torch.bfloat16 if held.half else torch.float32
+    assembled = synthetic.random_model(name, bits=16, dtype=dtype, device="cpu", layers=layers)
+    assembled.sources = replace(assembled.sources, bits=held.bits)
+    if held.bits == 4:
+        _pack(parts_of(assembled.model).decoder.layers, dtype)
+    if held.training == "projector":
+        trainable.train_projector(assembled)
+    elif held.training == "adapters":
+        trainable.train_adapters(assembled, trainable.Adapters(held.rank, 2 * held.rank, held.dropout))
+    else:
+        trainable.train_everything(assembled)
+    return assembled
+
+
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """Return a model's parameters, buffers and quantisation constants."""
+    packed = [t for m in model.modules() if isinstance(m, PackedLinear) for t in m.tensors()]
+    return [*model.parameters(), *model.buffers(), *packed]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and the most there were.
+
+    It asks which ones are still there whenever there might be more than ever before. (Python's own weak
+    references to storages, with callbacks, crash the interpreter when a cycle of them is collected.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int, tuple]] = {}
+        self.now = self.peak = 0
+
+    def add(self, tensor: torch.Tensor, what: str = "given") -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.alive:
+            return
+        self.alive[key] = (StorageWeakRef(storage), size, (what, tuple(tensor.shape), tensor.dtype))
+        self.now += size
+        if self.now > self.peak:
+            self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
+            self.now = sum(size for _, size, _ in self.alive.values())
+            self.peak = max(self.peak, self.now)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self.add(value, str(function))
+        return result
+
+
+def step_peak(name: str, step: Step, folder: str) -> int:
+    """Run the real trainer's optimizer steps of two micro-batches, twice, and return the most bytes held.
+
+    Args:
+        name: of a published decoder, with as many layers as `step.decoder` says.
+        step: the step; every row has one picture.
+        folder: for what the trainer writes.
+    """
+    words = torch.arange(step.text) % 100 + 10
+    ids = torch.cat([torch.ones(1).long(), torch.full((step.tower.tokens,), 3), words])
+    ids = ids.expand(step.micro_batch, -1).contiguous()
+    labels = ids.masked_fill(ids < 10, -100)
+    layout = layout_of(ids, None, 3, step.micro_batch, labels)
+    side, rows = step.tower.image_size, step.micro_batch
+    pixels = torch.zeros(rows, 3, side, side, dtype=torch.uint8)
+    half = (0.5, 0.5, 0.5)
+    with fake_gpu() as mode:
+        live = LiveBytes()
+        model = fake_model(name, step.held, step.decoder.depth).model
+        for tensor in tensors_of(model):
+            live.add(tensor)
+        recompute_layers(parts_of(model).decoder, step.recompute)
+        args = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=2,
+            max_steps=2,
+            bf16=step.held.half,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        objective = Objective(rows_per_chunk=step.rows_per_chunk) if step.basic else Objective(0, 0)
+        transform = ImageTransform(size=side, mean=half, std=half, aspect="squash")
+        trainer = BasicTrainer(model, args, objective=objective, transform=transform, train_dataset=[0])
+        for group in trainer.create_optimizer().param_groups:
+            group.update(fused=True, foreach=False)  # as on a GPU
+        trainer.current_gradient_accumulation_steps = 2
+        wrapped = trainer.accelerator.prepare_model(model)  # which is where autocast comes from
+        with live:
+            for _ in range(2):
+                for _ in range(2):
+                    batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+                    batch = {key: mode.from_tensor(value) for key, value in batch.items()}
+                    batch |= {
+                        "layout": layout._map(mode.from_tensor),
+                        "pixel_values": mode.from_tensor(pixels),
+                    }
+                    trainer.training_step(wrapped, batch, Window(2 * rows * step.text, 2 * rows))
+                trainer.optimizer.step()
+                model.zero_grad()
+        return live.peak
