@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from basic_lite import zoo
 from basic_lite.capture import parts_of
 from basic_lite.modeling import Assembled, Sources, assemble
 
@@ -161,7 +162,7 @@ def identity(source: str, config: object) -> dict[str, object]:
     Returns:
         The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
     """
-    folder, found = Path(source), {"revision": getattr(config, "_commit_hash", None)}
+    folder, found = Path(zoo.located(source)), {"revision": getattr(config, "_commit_hash", None)}
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
         for path in sorted(folder.glob("*.safetensors")):

@@ -18,6 +18,7 @@ from basic_lite.recipes import (
     chat,
     compare,
     data,
+    demo,
     doctor,
     export,
     plan,
@@ -45,6 +46,7 @@ app.command("doctor")(doctor.main)
 app.command("chat")(chat.main)
 app.command("compare")(compare.main)
 app.add_typer(data.app, name="data")
+app.command("demo")(demo.main)
 app.command("demo-parts")(build_demo_parts.main)
 measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 measures.command("data")(data.bench)

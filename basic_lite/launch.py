@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, preflight, zoo
+from basic_lite import checkpoint, preflight, published, zoo
 from basic_lite.callbacks import AtStart
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
@@ -27,6 +27,7 @@ from basic_lite.data.findings import Finding
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.report import read_bad_rows, write_bad_rows
 from basic_lite.data.workers import shared_heap
+from basic_lite.demo import world
 from basic_lite.finite import DUMP
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Assembled, Sources, read_config
@@ -137,6 +138,32 @@ def _clear(out: Path) -> None:
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+
+
+def training_files(
+    stage: int, llm: str, data: Path | None, images: Path | None, out: Path, console: Console, draw: bool
+) -> tuple[Path, Path | None]:
+    """Return a stage's annotation file and image root: the user's, the embedded world's, or the hub's.
+
+    Args:
+        stage: 1 or 2.
+        llm: the decoder; the embedded one has data of its own.
+        data: what the user gave, or `None`.
+        images: what the user gave, or `None`.
+        out: run folder; the embedded world lies beside it.
+        console: where it is said that the world is drawn.
+        draw: draw a world that is missing; otherwise only say where it would be.
+
+    Raises:
+        ValueError: In one line, if a given file does not exist or the hub does not answer.
+    """
+    if data is not None or not world.is_embedded(llm):
+        return published.fetch(stage, data, images)
+    found = world.world_beside(out, console.print if draw else None)
+    console.print(
+        f"Offline, in the embedded world ({found.images}): drawn scenes, a decoder of 1.4 M parameters."
+    )
+    return found.stage1 if stage == 1 else found.stage2, found.images
 
 
 def open_training_rows(settings: Settings) -> Rows:

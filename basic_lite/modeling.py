@@ -66,24 +66,27 @@ class Sources:
             raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
 
     @classmethod
-    def named(cls, model: str, tower: str, llm: str | None = None, **settings: object) -> Sources:
+    def named(
+        cls, model: str, tower: str | None = None, llm: str | None = None, **settings: object
+    ) -> Sources:
         """Resolve names of the zoo; an `llm`, or a tower that is no name, is a hub id or a folder.
 
         Raises:
             ValueError: If `model` is not in the table.
         """
+        known = zoo.LLMS.get(model) if llm is None else None
+        tower = tower or (known or zoo.LLM).tower
         tower_id = zoo.TOWERS[tower].hub_id if tower in zoo.TOWERS else tower
         if llm is not None:
             return cls(llm, tower_id, **settings)
-        if model not in zoo.LLMS:
+        if known is None:
             raise ValueError(
                 f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, "
                 "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
             )
-        row = zoo.LLMS[model]
         for name in ("template", "image_token", "pad_token"):
-            settings[name] = settings.get(name) or getattr(row, name)
-        return cls(row.hub_id, tower_id, **settings)
+            settings[name] = settings.get(name) or getattr(known, name)
+        return cls(known.hub_id, tower_id, **settings)
 
 
 @dataclass
@@ -140,7 +143,7 @@ def read_config(source: str, what: str) -> PretrainedConfig:
         ValueError: In one line, if neither has it.
     """
     try:
-        return AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(zoo.located(source))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -175,7 +178,7 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
     if not -depth - 1 <= sources.tower_layer <= depth:
         raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {sources.tower_layer}")
 
-    tokenizer = AutoTokenizer.from_pretrained(sources.llm)
+    tokenizer = AutoTokenizer.from_pretrained(zoo.located(sources.llm))
     name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
     if name not in conversation.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(conversation.TEMPLATES)}")
@@ -277,7 +280,7 @@ def load_decoder_alone(sources: Sources, device: torch.device | str) -> PreTrain
     placement = {"device_map": {"": str(device)}} if quantisation else {}
     try:
         causal, found = AutoModelForCausalLM.from_pretrained(
-            sources.llm,
+            zoo.located(sources.llm),
             dtype=sources.dtype,
             quantization_config=quantisation,
             attn_implementation="sdpa",

@@ -30,7 +30,7 @@ def load_tower(
         "dinov2": Dinov2Model,
     }
     tower = kind[config.model_type].from_pretrained(
-        source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        zoo.located(source), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
     )
     if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
         _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
@@ -61,7 +61,7 @@ def read_processor(source: str, config: PretrainedConfig) -> dict:
     """
     from huggingface_hub import hf_hub_download
 
-    folder = Path(source)
+    folder = Path(zoo.located(source))
     try:
         path = folder / "preprocessor_config.json" if folder.is_dir() else None
         path = path or Path(hf_hub_download(source, "preprocessor_config.json"))

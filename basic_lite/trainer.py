@@ -263,7 +263,8 @@ class BasicTrainer(Trainer):
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             if self.is_world_process_zero():
                 keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
-                row = {"step": self.state.global_step, **{key: logs.get(key) for key in keys}}
+                row = {"step": self.state.global_step, "steps": self.state.max_steps}
+                row |= {key: logs.get(key) for key in keys}
                 measured = ("samples_per_second", "peak_mib", "micro_batch", "skipped")
                 row |= {key: logs[key] for key in measured if key in logs}
                 row = {

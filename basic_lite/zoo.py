@@ -6,6 +6,17 @@ One row per LLM and per tower; nothing else in the package branches on a model's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+_PARTS = Path(__file__).parent / "demo" / "parts"
+
+EMBEDDED: dict[str, Path] = {"tiny-decoder": _PARTS / "decoder", "tiny-tower": _PARTS / "tower"}
+"""Parts that ship with the package. A run remembers their names: a folder would differ between machines."""
+
+
+def located(source: str) -> str:
+    """Return where a part's files are: the folder of an embedded part, else the folder or hub id itself."""
+    return str(EMBEDDED.get(source, source))
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,8 @@ class LLM:
             the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits `<unk>`.
         pad_token: what fills a batch; padding is masked by length, never by this id.
         turn_end: the token that ends an answer.
+        tower: name of the tower that it is trained with unless another is asked for.
+        bits: of its weights unless other bits are asked for.
     """
 
     hub_id: str
@@ -57,7 +70,12 @@ class LLM:
     image_token: str
     pad_token: str
     turn_end: str
+    tower: str = "clip-l-336"
+    bits: int = 4
 
+
+TINY = "tiny"
+"""The embedded decoder and tower: `--model tiny` runs offline, on data that is drawn on the spot."""
 
 LLMS: dict[str, LLM] = {
     "vicuna-7b": LLM("lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", 16, "<unk>", "</s>", "</s>"),
@@ -77,6 +95,7 @@ LLMS: dict[str, LLM] = {
     "mistral-7b": LLM(
         "mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", 16, "<unk>", "</s>", "</s>"
     ),
+    TINY: LLM("tiny-decoder", "llama", "chatml", 4, "<image>", "<pad>", "<|im_end|>", tower=TINY, bits=16),
 }
 
 
@@ -135,7 +154,45 @@ class Tower:
 TOWERS: dict[str, Tower] = {
     "clip-l-336": Tower("openai/clip-vit-large-patch14-336", "clip_vision_model", 336, 14),  # 576 tokens
     "siglip-so400m-384": Tower("google/siglip-so400m-patch14-384", "siglip_vision_model", 384, 14),  # 729
+    TINY: Tower("tiny-tower", "clip_vision_model", 96, 12),  # 64
 }
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a stage is trained unless its options say otherwise.
+
+    Attributes:
+        global_batch: rows per optimizer step.
+        micro_batch: rows per forward pass.
+        learning_rate: peak of the schedule.
+        epochs: passes over the data.
+        rank: of stage 2's adapters.
+        projector_learning_rate: the projector's own in stage 2.
+    """
+
+    global_batch: int
+    micro_batch: int
+    learning_rate: float
+    epochs: float = 1.0
+    rank: int = 128
+    projector_learning_rate: float = 2e-5
+
+
+_LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}
+# Few rows and a narrow decoder: LLaVA's pace would be six steps.
+_EMBEDDED = {1: Pace(16, 16, 2e-3, 2.0), 2: Pace(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4)}
+
+
+def bits_of(model: str, llm: str | None) -> int:
+    """Return a decoder's bits by default: 4, but the embedded one is too narrow for that."""
+    known = LLMS.get(model) if llm is None else None
+    return (known or LLM).bits
+
+
+def pace_of(source: str, stage: int) -> Pace:
+    """Return the pace of a stage: LLaVA-1.5's, or the embedded world's for its decoder."""
+    return (_EMBEDDED if source in EMBEDDED else _LLAVA)[stage]
 
 
 def family_of(model_type: str, source: str) -> Family:

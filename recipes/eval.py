@@ -81,7 +81,9 @@ def main(
     """
     from basic_lite import launch
     from basic_lite.benchmarks import table
+    from basic_lite.checkpoint import read_manifest
     from basic_lite.console import progress_bar
+    from basic_lite.demo.world import is_embedded, questions_beside
     from basic_lite.measure import Evaluation
     from basic_lite.results import overview, results_table
 
@@ -90,17 +92,22 @@ def main(
     several = len(names) > 1
     found = []
     for name in names:
+        source = str(Path(data) / name) if data and several else data
+        embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
+        if embedded:
+            source = str(questions_beside(run, name, console.print))
+            console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
         evaluation = Evaluation(
             run=run,
             name=name,
             out=(out / name if several else out) if out else run / "eval" / name,
-            data=str(Path(data) / name) if data and several else data,
+            data=source,
             images=images,
             split=split,
             prompt_style=prompt_style,
             scorer=scorer if scorer is None else table.scorer_of(name, scorer),
             limit=limit,
-            any_size=any_size,
+            any_size=any_size or embedded,
             judge=judge,
             judge_scores=judge_scores,
         )

@@ -49,14 +49,20 @@ Llm = Annotated[
     option(help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.", panel=MODEL),
 ]
 Tower = Annotated[
-    str,
-    option(help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.", panel=MODEL),
+    str | None,
+    option(
+        help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
+        default="clip-l-336",
+        panel=MODEL,
+    ),
 ]
 Template = Annotated[str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)]
 ImageToken = Annotated[
     str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
 ]
-Bits = Annotated[int, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", panel=MODEL)]
+Bits = Annotated[
+    int | None, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
+]
 Precision = Annotated[
     str, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
 ]
@@ -79,9 +85,11 @@ RowsPerChunk = Annotated[
     int | None, option(help="Patches per pass over the vocabulary.", default="by size", panel=METHOD)
 ]
 
-GlobalBatch = Annotated[int, option(help="Rows per optimizer step.")]
-MicroBatch = Annotated[int, option(help="Rows per forward pass; must divide the global batch.")]
-Epochs = Annotated[float, option(help="Passes over the data.")]
+GlobalBatch = Annotated[int | None, option(help="Rows per optimizer step.", default="LLaVA-1.5's")]
+MicroBatch = Annotated[
+    int | None, option(help="Rows per forward pass; must divide the global batch.", default="8, stage 2: 4")
+]
+Epochs = Annotated[float | None, option(help="Passes over the data.", default="1")]
 MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs.", default="-1, off")]
 Recompute = Annotated[
     bool | None,

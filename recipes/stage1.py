@@ -10,13 +10,16 @@ from basic_lite.recipes import options as o
 
 def main(
     model: Annotated[
-        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+        str,
+        o.option(
+            help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny (embedded).", panel=o.MODEL
+        ),
     ] = "vicuna-7b",
     llm: o.Llm = None,
-    tower: o.Tower = "clip-l-336",
+    tower: o.Tower = None,
     template: o.Template = None,
     image_token: o.ImageToken = None,
-    bits: o.Bits = 4,
+    bits: o.Bits = None,
     precision: o.Precision = "auto",
     image_size: o.ImageSize = None,
     tower_layer: o.TowerLayer = -2,
@@ -35,10 +38,12 @@ def main(
     sds_weight: o.SdsWeight = 0.01,
     rows_per_chunk: o.RowsPerChunk = None,
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
-    learning_rate: Annotated[float, o.option(help="Peak of the cosine schedule.")] = 1e-3,
-    global_batch: o.GlobalBatch = 256,
-    micro_batch: o.MicroBatch = 8,
-    epochs: o.Epochs = 1.0,
+    learning_rate: Annotated[
+        float | None, o.option(help="Peak of the cosine schedule.", default="1e-3")
+    ] = None,
+    global_batch: o.GlobalBatch = None,
+    micro_batch: o.MicroBatch = None,
+    epochs: o.Epochs = None,
     max_steps: o.MaxSteps = -1,
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
@@ -63,7 +68,7 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    from basic_lite import launch, modeling, published, trainable
+    from basic_lite import launch, modeling, trainable, zoo
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
@@ -76,12 +81,13 @@ def main(
         llm,
         template=template,
         image_token=image_token,
-        bits=bits,
+        bits=bits or zoo.bits_of(model, llm),
         dtype=launch.choose_dtype(precision, device),
         image_size=image_size,
         tower_layer=tower_layer,
     )
-    data, images = published.fetch(1, data, images)
+    data, images = launch.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
+    pace = zoo.pace_of(sources.llm, 1)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings(
         stage=1,
@@ -91,10 +97,10 @@ def main(
         follow_links=follow_links,
         min_rating=min_rating,
         aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
-        learning_rate=learning_rate,
-        global_batch=global_batch,
-        micro_batch=micro_batch,
-        epochs=epochs,
+        learning_rate=learning_rate or pace.learning_rate,
+        global_batch=global_batch or pace.global_batch,
+        micro_batch=micro_batch or pace.micro_batch,
+        epochs=epochs or pace.epochs,
         max_steps=max_steps,
         max_length=max_length,
         bad_budget=bad_budget,
@@ -111,7 +117,7 @@ def main(
         objective=objective,
     )
     launch.check_sources(sources, settings)
-    console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=bits, device=device))
+    console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=sources.bits, device=device))
     if dry_run:
         return
     checkpoint = launch.check_folder(out, resume, overwrite)

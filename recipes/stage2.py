@@ -13,7 +13,7 @@ def main(
         bool, o.option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
     ] = False,
     start: Annotated[Path, o.option(help="Run of stage 1 to start from.")] = Path("runs/stage1"),
-    rank: Annotated[int, o.option(help="Rank of the adapters.", panel=o.MODEL)] = 128,
+    rank: Annotated[int | None, o.option(help="Rank of the adapters.", default="128", panel=o.MODEL)] = None,
     alpha: Annotated[
         int | None,
         o.option(help="Scale times rank of the adapters.", default="2 * rank", panel=o.MODEL),
@@ -44,10 +44,12 @@ def main(
     learning_rate: Annotated[
         float | None, o.option(help="Peak of the schedule.", default="2e-4 with --lora, else 2e-5")
     ] = None,
-    projector_learning_rate: Annotated[float, o.option(help="The projector's own peak.")] = 2e-5,
-    global_batch: o.GlobalBatch = 128,
-    micro_batch: o.MicroBatch = 4,
-    epochs: o.Epochs = 1.0,
+    projector_learning_rate: Annotated[
+        float | None, o.option(help="The projector's own peak.", default="2e-5")
+    ] = None,
+    global_batch: o.GlobalBatch = None,
+    micro_batch: o.MicroBatch = None,
+    epochs: o.Epochs = None,
     max_steps: o.MaxSteps = -1,
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
@@ -74,7 +76,7 @@ def main(
     """
     from dataclasses import replace
 
-    from basic_lite import checkpoint, launch, modeling, preflight, published, trainable
+    from basic_lite import checkpoint, launch, modeling, preflight, trainable, zoo
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
 
@@ -91,7 +93,9 @@ def main(
         tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
     )
     preflight.check_parts(sources, first)
-    data, images = published.fetch(2, data, images)
+    data, images = launch.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
+    pace = zoo.pace_of(sources.llm, 2)
+    rank = rank or pace.rank
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings(
         stage=2,
@@ -101,11 +105,11 @@ def main(
         follow_links=follow_links,
         min_rating=min_rating,
         aspect="pad",  # LLaVA-1.5 pads to a square of the mean colour from stage 2 on
-        learning_rate=learning_rate or (2e-4 if lora else 2e-5),
-        projector_learning_rate=projector_learning_rate,
-        global_batch=global_batch,
-        micro_batch=micro_batch,
-        epochs=epochs,
+        learning_rate=learning_rate or (pace.learning_rate if lora else pace.learning_rate / 10),
+        projector_learning_rate=projector_learning_rate or pace.projector_learning_rate,
+        global_batch=global_batch or pace.global_batch,
+        micro_batch=micro_batch or pace.micro_batch,
+        epochs=epochs or pace.epochs,
         max_steps=max_steps,
         max_length=max_length,
         bad_budget=bad_budget,

@@ -32,6 +32,7 @@ LAYERS = [
         "checkpoint",
     },
     {
+        "analysis",
         "trainer",
         "forward",
         "splitting",

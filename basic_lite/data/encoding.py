@@ -71,7 +71,7 @@ def counting_encoder(
 
     row = zoo.LLMS.get(llm)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(row.hub_id if row else llm)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(zoo.located(row.hub_id if row else llm))
     except Exception as error:  # the hub's client and the parsers raise many types, none of them common
         raise ValueError(
             f"no tokenizer can be loaded from {llm!r}: give a folder with tokenizer.json, a hub id while a "

@@ -16,23 +16,26 @@ world; it knows nothing else and is of no use elsewhere.
 
 ## Training
 Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 16 rows, {minutes} minutes
-on {device}. A row is a description followed by a caption, or by two to six turns of questions and
-answers in ChatML, a third of them multiple choice. Eight of the 64 pairs of colour and shape are held
-out: they occur in no training text. The first 3 % of the steps only repeat descriptions word for word,
-from which the model learns to look back; scenes of at most two things follow, then all of them.
+on {device}. A row is a description followed by a caption, or by three to seven turns of questions and
+answers in ChatML, four in ten of them multiple choice. Eight of the 64 pairs of colour and shape are held
+out: they occur in no training text. The first steps only repeat descriptions word for word, from which
+the model learns to look back; captions in another order and simple questions follow, then all of them.
 
-Two choices go beyond plain language modelling. They are there so that the premise of BASIC, that
-shallow layers refine what stands in the context, holds in a model a thousand times smaller than those
-of the paper:
+Three choices go beyond plain language modelling. The first two are there so that the premise of BASIC,
+that shallow layers refine what stands in the context, holds in a model a thousand times smaller than those
+of the paper; the third so that an hour on one core is enough:
 
-- In half of the rows the description is replaced by *blurred words*: each position holds a random
+- In four rows of ten the description is replaced by *blurred words*: each position holds a random
   mixture of the embeddings of several words of one thing (size, colour, shape, row, column), with
   noise, among positions of pure noise.
-- At those positions the states after layers 1 to 4 are trained, with weight 0.2, to predict the words
-  of the mixture through the embedding matrix.
+- At those positions the states after layers 1 to 4 are trained to be near the embeddings of the words of
+  the mixture.
+- The way to an answer is shown: where a thing has been told, the state after layer 4 is trained to be near
+  the words for it; where an answer begins, the state after layer 5 near the words that were asked about,
+  the attention of layer 6 on what they refer to, and the state after it near the words for that.
 
-Both shape the shallow layers towards what BASIC measures. Results in this world therefore show that the
-method's code and mechanism work; they are no evidence about large models.
+All shape the layers towards what BASIC measures. Results in this world therefore show that the method's
+code and mechanism work; they are no evidence about large models.
 
 ## Figures
 On descriptions of held-out scenes, each with a pair of colour and shape that no training text had;

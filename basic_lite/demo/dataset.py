@@ -52,6 +52,12 @@ class World:
     mmbench: dict[Language, Path]
 
 
+def world_in(folder: Path) -> World:
+    """Return where the files of a world are in its folder."""
+    benchmarks: dict[Language, Path] = {"en": folder / "mmbench_en.tsv", "zh": folder / "mmbench_cn.tsv"}
+    return World(folder / "stage1.json", folder / "stage2.json", folder, benchmarks)
+
+
 def write_world(
     folder: Path, seed: int = 0, captions: int = 1000, conversations: int = 1000, questions: int = 280
 ) -> World:
@@ -67,12 +73,7 @@ def write_world(
     Returns:
         Where everything is.
     """
-    world = World(
-        folder / "stage1.json",
-        folder / "stage2.json",
-        folder,
-        {"en": folder / "mmbench_en.tsv", "zh": folder / "mmbench_cn.tsv"},
-    )
+    world = world_in(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     rows = [_caption_row(i, folder, rng) for i in range(captions)]

@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from basic_lite.demo.grammar import DESCRIBE, Ask, ask, caption, choose, letter, with_options
 from basic_lite.demo.lexicon import LANGUAGES, Language
-from basic_lite.demo.questions import KINDS, Noun, Query, queries
-from basic_lite.demo.scenes import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, sample_scene
+from basic_lite.demo.questions import KINDS, Noun, Query, fits, queries
+from basic_lite.demo.scenes import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, Thing, sample_scene
 
 EVERY_PAIR = frozenset((colour, shape) for colour in COLOURS for shape in SHAPES)
 
 
-def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Return turns of question and answer about a training scene, each in either language.
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
 
-    A third are multiple choice and one in twenty asks for a description. No turn speaks of a held-out pair.
+    Attributes:
+        question: What is asked.
+        answer: What is answered.
+        about: For each noun of the question the things that it fits.
+        nouns: The nouns; empty for a description.
+        describes: Whether a description of everything is asked for.
     """
-    found = queries(scene, rng, SEEN)
+
+    question: str
+    answer: str
+    about: tuple[tuple[Thing, ...], ...] = ()
+    nouns: tuple[Noun, ...] = ()
+    describes: bool = False
+
+
+def turns_about(
+    scene: Scene, turns: int, rng: random.Random, kinds: tuple[str, ...] = KINDS, choice: float = 0.3
+) -> list[Turn]:
+    """Return turns about a training scene, each in either language.
+
+    A share of `choice` are multiple choice and one in twenty asks for a description. No turn speaks of a
+    held-out pair.
+    """
+    found = queries(scene, rng, SEEN, kinds)
     out = []
     for _ in range(turns):
         language = rng.choice(LANGUAGES)
         if rng.random() < 0.05:
-            out.append((rng.choice(DESCRIBE[language]), caption(scene, language, rng)))
+            said = caption(scene, language, rng)
+            out.append(Turn(rng.choice(DESCRIBE[language]), said, describes=True))
             continue
         kind = rng.choice([kind for kind, left in found.items() if left])
         query = found[kind].pop() if len(found[kind]) > 1 else found[kind][0]
-        if rng.random() < 0.3:
+        about = tuple(tuple(t for t in scene.things if fits(t, noun)) for noun in query.nouns)
+        if rng.random() < choice:
             question = choose(query, language, rng)
-            out.append((with_options(question, language), letter(question)))
+            out.append(Turn(with_options(question, language), letter(question), about, query.nouns))
         else:
             question = ask(query, language, rng)
-            out.append((question.text, question.answer))
+            out.append(Turn(question.text, question.answer, about, query.nouns))
     return out
+
+
+def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, str]]:
+    """Return `turns_about` a scene as pairs of question and answer."""
+    return [(turn.question, turn.answer) for turn in turns_about(scene, turns, rng)]
 
 
 def held_out_queries(questions: int, seed: int) -> list[tuple[Scene, Query]]:

@@ -141,6 +141,13 @@ def caption(
     Returns:
         One or several sentences.
     """
+    return "".join(text for text, _ in caption_pieces(scene, language, rng, full, shuffle))
+
+
+def caption_pieces(
+    scene: Scene, language: Language, rng: random.Random, full: bool = True, shuffle: bool = True
+) -> list[tuple[str, Thing | None]]:
+    """Return a caption in pieces: its text is theirs joined, and each thing is told in one piece."""
     things = list(scene.things)
     if shuffle:
         rng.shuffle(things)
@@ -149,7 +156,9 @@ def caption(
     return write(things, size, place, rng)
 
 
-def _caption_en(things: list[Thing], size: bool, place: bool, rng: random.Random) -> str:
+def _caption_en(
+    things: list[Thing], size: bool, place: bool, rng: random.Random
+) -> list[tuple[str, Thing | None]]:
     what, where = [], []
     for thing in things:
         adjectives = ([size_word(thing.size, "en", rng)] if size else []) + [thing.colour]
@@ -159,18 +168,22 @@ def _caption_en(things: list[Thing], size: bool, place: bool, rng: random.Random
     forms = ["there", "shows", "see", "count"] + (["is", "first"] if place else [])
     form = rng.choice(forms)
     if form == "is":
-        return " ".join(_capital(f"{noun} is {spot}.") for noun, spot in zip(what, where, strict=True))
+        told = [_capital(f"{noun} is {spot}.") for noun, spot in zip(what, where, strict=True)]
+        return _listed("", told, things, " ", " ", "")
     if form == "first":
-        return " ".join(_capital(f"{spot} is {noun}.") for noun, spot in zip(what, where, strict=True))
+        told = [_capital(f"{spot} is {noun}.") for noun, spot in zip(what, where, strict=True)]
+        return _listed("", told, things, " ", " ", "")
     if form == "count":
         plural = "" if len(things) == 1 else "s"
-        return f"{_capital(NUMBER_EN[len(things)])} object{plural}: {', '.join(both)}."
-    start = {"there": "There is", "shows": "The picture shows", "see": "I see"}[form]
-    joined = both[0] if len(both) == 1 else f"{', '.join(both[:-1])} and {both[-1]}"
-    return f"{start} {joined}."
+        start = f"{_capital(NUMBER_EN[len(things)])} object{plural}: "
+        return _listed(start, both, things, ", ", ", ", ".")
+    start = {"there": "There is ", "shows": "The picture shows ", "see": "I see "}[form]
+    return _listed(start, both, things, ", ", " and ", ".")
 
 
-def _caption_zh(things: list[Thing], size: bool, place: bool, rng: random.Random) -> str:
+def _caption_zh(
+    things: list[Thing], size: bool, place: bool, rng: random.Random
+) -> list[tuple[str, Thing | None]]:
     what = []
     for thing in things:
         big, colour, shape = SIZE_ZH[thing.size], COLOUR_ZH[thing.colour], SHAPE_ZH[thing.shape]
@@ -179,12 +192,26 @@ def _caption_zh(things: list[Thing], size: bool, place: bool, rng: random.Random
     where = [PLACE_ZH[thing.place] for thing in things]
     form = rng.choice(["count", "shows"] + (["have", "is"] if place else []))
     if form == "have":
-        return "，".join(f"{spot}有一个{noun}" for noun, spot in zip(what, where, strict=True)) + "。"
+        told = [f"{spot}有一个{noun}" for noun, spot in zip(what, where, strict=True)]
+        return _listed("", told, things, "，", "，", "。")
     if form == "is":
-        return "".join(f"一个{noun}在{spot}。" for noun, spot in zip(what, where, strict=True))
+        told = [f"一个{noun}在{spot}。" for noun, spot in zip(what, where, strict=True)]
+        return _listed("", told, things, "", "", "")
     both = [f"{spot}的{noun}" if place else noun for noun, spot in zip(what, where, strict=True)]
     start = f"图中有{NUMBER_ZH[len(things)]}个物体：" if form == "count" else "图中有"
-    return start + "、".join(both) + "。"
+    return _listed(start, both, things, "、", "、", "。")
+
+
+def _listed(
+    start: str, told: list[str], things: list[Thing], between: str, last: str, end: str
+) -> list[tuple[str, Thing | None]]:
+    """Return pieces: what is told of each thing, and what stands in front of, between and behind."""
+    pieces: list[tuple[str, Thing | None]] = [(start, None)]
+    for i, (text, thing) in enumerate(zip(told, things, strict=True)):
+        if i:
+            pieces.append((last if i == len(told) - 1 else between, None))
+        pieces.append((text, thing))
+    return [piece for piece in [*pieces, (end, None)] if piece[0]]
 
 
 def noun_phrase(noun: Noun, language: Language, rng: random.Random, many: bool = False) -> str:

@@ -65,6 +65,19 @@ class Picture:
 
 def render(scene: Scene) -> Picture:
     """Draw a scene. The same scene always gives the same picture."""
+    canvas, covered = _draw(scene)
+    image = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
+    thing_of, share = _coverage(covered, len(scene.things))
+    return Picture(image, thing_of, share)
+
+
+def enlarged(scene: Scene) -> Image.Image:
+    """Return the drawing that a scene's picture is averaged from, `SCALE` times as large, to be looked at."""
+    return _draw(scene)[0]
+
+
+def _draw(scene: Scene) -> tuple[Image.Image, np.ndarray]:
+    """Return the large drawing, and for each of its pixels the index of the thing there, or -1."""
     rng = random.Random(scene.seed)
     canvas = _background(scene.texture, rng).resize((SIDE * SCALE, SIDE * SCALE), Image.Resampling.NEAREST)
     covered = np.full((SIDE * SCALE, SIDE * SCALE), -1, dtype=np.int8)
@@ -80,9 +93,7 @@ def render(scene: Scene) -> Picture:
         inside = Image.new("L", canvas.size, 0)
         inside.paste(mask, box)
         covered[np.asarray(inside) > 127] = index
-    image = canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
-    thing_of, share = _coverage(covered, len(scene.things))
-    return Picture(image, thing_of, share)
+    return canvas, covered
 
 
 def outline(shape: str, radius: float) -> list[tuple[float, float]]:

@@ -1,0 +1,62 @@
+"""The data of `--model tiny`: the embedded world, written once beside the runs and used by every command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from basic_lite import checkpoint, zoo
+from basic_lite.demo.dataset import World, world_in, write_world
+
+FOLDER = "tiny-world"
+SCALE: dict[str, int] = {"captions": 300, "conversations": 300, "questions": 28}
+"""Rows of stage 1, of stage 2, and MMBench questions per language before rotations."""
+
+_STAMP = "world.json"
+
+
+def is_embedded(llm: str) -> bool:
+    """Say whether a decoder is the one that ships with the package."""
+    return llm in zoo.EMBEDDED
+
+
+def world_beside(run: Path, say: Callable[[str], None] | None) -> World:
+    """Return the world in the folder that a run's folder is in, and draw it first where it is missing.
+
+    Args:
+        run: Run folder.
+        say: Takes one line for the user; `None` draws nothing and only says where the world would be.
+    """
+    folder = run.parent / FOLDER
+    return world_in(folder) if say is None else world_at(folder, say)
+
+
+def questions_beside(run: Path, benchmark: str, say: Callable[[str], None]) -> Path:
+    """Return the embedded world's file of a benchmark's format, for a run.
+
+    Raises:
+        ValueError: If the world has none of that benchmark.
+    """
+    language = {"mmbench": "en", "mmbench-cn": "zh"}.get(benchmark)
+    if language is None:
+        raise ValueError(
+            f"the embedded world asks mmbench and mmbench-cn, not {benchmark}; to ask it of the tiny model "
+            "give --data"
+        )
+    return world_beside(run, say).mmbench[language]
+
+
+def world_at(folder: Path, say: Callable[[str], None] = lambda line: None, seed: int = 0) -> World:
+    """Return the world in a folder; a missing one, or one of another scale or seed, is drawn first."""
+    stamp = {"seed": seed, **SCALE}
+    path = folder / _STAMP
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != stamp:
+        say(
+            f"Drawing the embedded world: {SCALE['captions']:,} captioned scenes, {SCALE['conversations']:,} "
+            f"conversations, {SCALE['questions']:,} questions in two languages, in {folder}"
+        )
+        with checkpoint.complete(folder) as draft:
+            write_world(draft, seed, **SCALE)
+            (draft / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+    return world_in(folder)
