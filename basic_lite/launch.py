@@ -210,6 +210,7 @@ def train(
     console: Console,
     resume: Path | None = None,
     origin: dict | None = None,
+    plan: dict | None = None,
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -221,6 +222,7 @@ def train(
         console: where progress goes.
         resume: checkpoint to go on from.
         origin: the run that this one starts from, for the manifest.
+        plan: the memory that was predicted, for the manifest.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -229,7 +231,7 @@ def train(
     if resume is not None:  # the same rows in the same order, whatever a check would find today
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
-    manifest = _manifest(assembled, settings, rows) | {"from": origin}
+    manifest = _manifest(assembled, settings, rows) | {"from": origin, "memory": plan}
     rank, ranks = rank_and_count()
     if resume is not None:
         check_same_run(manifest, resume)
@@ -303,6 +305,7 @@ def train(
         transform=transform,
         batches=batches,
         projector_learning_rate=settings.projector_learning_rate,
+        optimizer_name=settings.optimizer,
         manifest=manifest,
         train_dataset=dataset,
         data_collator=Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id),
@@ -355,7 +358,7 @@ def _training(settings: Settings) -> dict:
     """Return the settings that a resumed run must share."""
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
-        *("max_steps", "max_length", "group", "lora", "bad_budget", "min_rating", "seed"),
+        *("max_steps", "max_length", "group", "lora", "optimizer", "bad_budget", "min_rating", "seed"),
     )
     return {key: getattr(settings, key) for key in keys}
 

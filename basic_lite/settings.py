@@ -33,6 +33,7 @@ class Settings:
         max_length: most tokens of a row.
         group: batches of one modality and similar length.
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
+        optimizer: one of `optimizers.NAMES`.
         lora: adapters instead of the whole decoder (stage 2).
         save_steps: steps between checkpoints.
         keep: how many checkpoints stay.
@@ -63,6 +64,7 @@ class Settings:
     max_length: int = 2048
     group: bool = False
     recompute: int | None = 0
+    optimizer: str = "adamw"
     lora: bool = False
     save_steps: int = 500
     keep: int = 2

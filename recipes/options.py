@@ -100,6 +100,17 @@ Recompute = Annotated[
 RecomputeLayers = Annotated[
     int | None, option(help="Only so many of them, the first ones.", default="all or none", min=0)
 ]
+Fit = Annotated[
+    str | None,
+    option(
+        help="Choose micro-batch, recomputed layers, chunk and optimizer for so many GiB, or auto.",
+        default="off",
+    ),
+]
+Optimizer = Annotated[
+    str | None,
+    option(help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs"),
+]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
 Keep = Annotated[int, option(help="Checkpoints that stay.")]
 LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.")]

@@ -47,6 +47,7 @@ def main(
     max_steps: o.MaxSteps = -1,
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
+    fit: o.Fit = None,
     save_steps: o.SaveSteps = 500,
     keep: o.Keep = 2,
     logging_steps: o.LoggingSteps = 10,
@@ -68,7 +69,7 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    from basic_lite import launch, modeling, trainable, zoo
+    from basic_lite import fitting, launch, modeling, trainable, zoo
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
@@ -117,7 +118,16 @@ def main(
         objective=objective,
     )
     launch.check_sources(sources, settings)
+    settings, plan = fitting.planned(
+        settings,
+        fitting.step_of(settings, sources),
+        device,
+        names=(llm or model, sources.tower),
+        wanted=fit,
+        automatic=device == "cuda" and recompute is None and recompute_layers is None,
+    )
     console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=sources.bits, device=device))
+    console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
     checkpoint = launch.check_folder(out, resume, overwrite)
@@ -126,7 +136,9 @@ def main(
     assembled = modeling.assemble(sources, device, seed)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))
-    finished = launch.train(assembled, settings, rows, TEMPLATES["plain"], console, checkpoint)
+    finished = launch.train(
+        assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json()
+    )
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
         return

@@ -53,6 +53,8 @@ def main(
     max_steps: o.MaxSteps = -1,
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
+    fit: o.Fit = None,
+    optimizer: o.Optimizer = None,
     save_steps: o.SaveSteps = 500,
     keep: o.Keep = 2,
     logging_steps: o.LoggingSteps = 10,
@@ -76,7 +78,7 @@ def main(
     """
     from dataclasses import replace
 
-    from basic_lite import checkpoint, launch, modeling, preflight, trainable, zoo
+    from basic_lite import checkpoint, fitting, launch, modeling, preflight, trainable, zoo
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
 
@@ -116,6 +118,7 @@ def main(
         group=True,
         recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
         lora=lora,
+        optimizer=optimizer or "adamw",
         save_steps=save_steps,
         keep=keep,
         logging_steps=logging_steps,
@@ -128,8 +131,18 @@ def main(
         objective=objective,
     )
     launch.check_sources(sources, settings)
+    settings, plan = fitting.planned(
+        settings,
+        fitting.step_of(settings, sources, rank, dropout),
+        device,
+        names=(sources.llm, sources.tower),
+        wanted=fit,
+        automatic=device == "cuda" and recompute is None and recompute_layers is None,
+        optimizer=optimizer,
+    )
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
+    console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
     resumed = launch.check_folder(out, resume, overwrite)
@@ -145,7 +158,7 @@ def main(
     console.print(trainable.trainable_table(assembled.model))
     origin = {"stage1": str(start), "projector": checkpoint.file_hash(start / checkpoint.PROJECTOR)}
     template = assembled.template
-    finished = launch.train(assembled, settings, rows, template, console, resumed, origin)
+    finished = launch.train(assembled, settings, rows, template, console, resumed, origin, plan=plan.json())
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
         return

@@ -44,6 +44,7 @@ LAYERS = [
         "processes",
         "preflight",
         "settings",
+        "fitting",
         "launch",
         "bench",
         "evaluate",

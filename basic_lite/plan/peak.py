@@ -15,7 +15,7 @@ from basic_lite.plan.activations import (
 )
 from basic_lite.plan.sizes import DecoderSize, TowerSize, projector_parameters
 
-Optimizer = Literal["adamw", "adamw-8bit"]
+Optimizer = Literal["adamw", "paged-adamw-8bit"]
 
 CONTEXT_BYTES: int = 900_000_000
 """What CUDA, cuBLAS and the libraries' own workspaces take before the first tensor (an estimate)."""
@@ -35,7 +35,7 @@ class Step:
         decoder: sizes of the language model.
         tower: sizes of the vision tower.
         held: how the decoder is held and what of it is trained.
-        optimizer: of the adapters: `"adamw"` with fp32 moments, or `"adamw-8bit"`.
+        optimizer: of the adapters: `"adamw"` with fp32 moments, or `"paged-adamw-8bit"`.
         micro_batch: B, rows per forward pass, each with one image.
         text: text tokens per row, all with loss.
         recompute: decoder layers, the first ones, that run again in backward.
@@ -94,7 +94,7 @@ def static_parts(step: Step) -> dict[str, float]:
         }
         weights, tables = packed[held.bits], held.width
         trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
-    moments = 2 * (1 + 4 / 256) if step.optimizer == "adamw-8bit" else 8
+    moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
     copies = 20 if held.training == "adapters" else 16  # PEFT keeps the projector that it copied
     tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)

@@ -231,6 +231,8 @@ def published_decoder(name: str) -> DecoderSize:
     Raises:
         ValueError: If the name is unknown.
     """
+    if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
+        return DecoderSize.of(read_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
         raise ValueError(
             f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other Llama, Gemma, Phi-3 or "
@@ -268,6 +270,7 @@ def towers_named(tower: str | None, image_size: int | None, every: bool) -> list
     names = list(TOWERS) if tower is None and every else [tower or next(iter(TOWERS))]
     found = []
     for name in names:
-        config = TOWERS.get(name) or vision_config(read_config(name, "vision tower"))
+        source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
+        config = TOWERS.get(name) or vision_config(read_config(source, "vision tower"))
         found.append((name, TowerSize.of(config, image_size, name)))
     return found

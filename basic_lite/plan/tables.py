@@ -39,7 +39,9 @@ def plan_row(
         The row, and the step behind it (of the least memory, where nothing fits).
     """
     step = step_of(kind, model[1], tower[1], **changes)
-    optimizers: tuple[Optimizer, ...] = ("adamw", "adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
+    optimizers: tuple[Optimizer, ...] = (
+        ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
+    )
     batch = GLOBAL_BATCH[kind]
     chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
     smallest = least(step, optimizers)
