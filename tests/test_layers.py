@@ -16,7 +16,8 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     {"types"},
-    {"layout", "losses", "row_kernel", "products", "attention", "conversation", "scoring"},
+    {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
+    | {"conversation", "encoder", "templates"},
     {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
     {
         "supervision",
