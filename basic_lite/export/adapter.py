@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from safetensors.torch import save_file
 
-from basic_lite import checkpoint
+from basic_lite import checkpoint, zoo
 from basic_lite.export import configs, parity
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
@@ -83,7 +83,7 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
     names = "|".join(assembled.family.lora_targets)
     sources, revision = manifest["sources"], manifest["llm"].get("revision")
     config |= {
-        "base_model_name_or_path": sources["llm"],
+        "base_model_name_or_path": zoo.located(sources["llm"]),
         "revision": revision,
         "target_modules": rf".*layers\.\d+\.[\w.]+\.({names})",
         "modules_to_save": None,
@@ -94,7 +94,7 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
     write_tokenizer(assembled, folder, chat_template(assembled.template))
     checkpoint.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
     how = _HOW.format(
-        llm=sources["llm"],
+        llm=zoo.located(sources["llm"]),
         revision=revision,
         dtype=sources["dtype"],
         tower=sources["tower"],

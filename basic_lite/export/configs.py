@@ -54,7 +54,7 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
 
 def _text_config(assembled: Assembled) -> dict:
     """Return the LLM's own file, with the rotary base under its old name as well."""
-    own, _ = PretrainedConfig.get_config_dict(assembled.sources.llm)
+    own, _ = PretrainedConfig.get_config_dict(zoo.located(assembled.sources.llm))
     live = assembled.model.config.text_config.to_dict()
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act")

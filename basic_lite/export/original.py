@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from basic_lite import checkpoint
+from basic_lite import checkpoint, zoo
 from basic_lite.export import configs, parity
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan, decoder_entries, projector_entries
@@ -40,7 +40,7 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
         raise ValueError(
             f"the original LLaVA has no {family} class (only {', '.join(_CLASSES)}); use --to hf"
         )
-    tower = PretrainedConfig.get_config_dict(sources.tower)[0].get("model_type", "")
+    tower = PretrainedConfig.get_config_dict(zoo.located(sources.tower))[0].get("model_type", "")
     if "clip" not in tower or "siglip" in tower:
         raise ValueError(f"the original LLaVA loads CLIP towers alone, not {tower!r}; use --to hf")
     if "llava" not in wanted.out.name.lower():
@@ -63,7 +63,7 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
         tell("reading the decoder back")
         result = _judge(draft, family, wanted, seen, sources.dtype)
         notes = []
-        if Path(sources.tower).is_dir() and "llava" not in config["mm_vision_tower"]:
+        if Path(zoo.located(sources.tower)).is_dir() and "llava" not in config["mm_vision_tower"]:
             notes.append(f"The tower stays where it is: {config['mm_vision_tower']}")
         content = {
             "to": "llava",
@@ -91,7 +91,7 @@ def _config(assembled: Assembled, manifest: dict, dtype: torch.dtype) -> dict:
     whole = configs.model_config(assembled, dtype)
     text, sources = whole["text_config"], checkpoint.sources_of(manifest)
     model_type, name = _CLASSES[text["model_type"]]
-    tower = Path(sources.tower)
+    tower = Path(zoo.located(sources.tower))
     return text | {
         "architectures": [name],
         "model_type": model_type,
