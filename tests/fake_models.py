@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import TrainingArguments
 
-from basic_lite import losses, synthetic, trainable
+from basic_lite import products, synthetic, trainable
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.launch import recompute_layers
@@ -133,7 +133,7 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
                 torch.native_dropout(x, p, training)[0] if p and training else x
             ),
         )
-        patch.setitem(losses._BLOCK_ELEMENTS, "cpu", losses._BLOCK_ELEMENTS["cuda"])
+        patch.setitem(products._BLOCK_ELEMENTS, "cpu", products._BLOCK_ELEMENTS["cuda"])
         yield mode
 
 
