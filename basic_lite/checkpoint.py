@@ -66,6 +66,31 @@ def complete(target: Path) -> Iterator[Path]:
         draft.replace(target)
 
 
+@contextmanager
+def told(what: Path) -> Iterator[None]:
+    """Say in one line that something could not be written, whichever library noticed.
+
+    Raises:
+        OSError: Of safetensors' own error for a full disk, torch's, or the system's.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(mark in reason for mark in _TORCH_WRITER):
+            raise
+        if reason.endswith(_UNTOUCHED):  # a file's error has passed the folder that it belongs to
+            raise
+        raise OSError(f"{what} could not be written ({reason[:160]}); {_UNTOUCHED}") from error
+
+
+_TORCH_WRITER = (
+    "PytorchStreamWriter",
+    "inline_container",
+)  # names in torch.save's errors, which have no class
+_UNTOUCHED = "what was complete before is untouched: free some disk, and go on with --resume"
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

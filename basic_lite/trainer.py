@@ -279,6 +279,10 @@ class BasicTrainer(Trainer):
 
     def save_weights(self, folder: Path) -> None:
         """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector."""
+        with checkpoint.told(folder):
+            self._save_weights(folder)
+
+    def _save_weights(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
@@ -319,7 +323,8 @@ class BasicTrainer(Trainer):
                 if main:
                     shutil.rmtree(self._draft, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                super()._save_checkpoint(model, trial)
+                with checkpoint.told(out / name):
+                    super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
                     (Path(self._draft) / name).rename(draft)

@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 import torch
 from kills import write_rows
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import llm_folder, tower_folder
 
@@ -162,14 +163,24 @@ def poisoned(*steps: int) -> Iterator[None]:
 @contextlib.contextmanager
 def full_disk(after_steps: int) -> Iterator[None]:
     """Refuse every write of weights once so many steps are done."""
-    whole = BasicTrainer.save_weights
+    whole = BasicTrainer._save_weights
 
     def save(self: BasicTrainer, folder: Path) -> None:
-        if self.state.global_step >= after_steps:
-            raise OSError(28, "No space left on device", str(folder))
+        if self.state.global_step >= after_steps:  # as safetensors says it on a disk that is really full
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
         whole(self, folder)
 
-    with patch.object(BasicTrainer, "save_weights", save):
+    with patch.object(BasicTrainer, "_save_weights", save):
+        yield
+
+
+@contextlib.contextmanager
+def full_disk_for_torch() -> Iterator[None]:
+    """Let torch fail to write Adam's state."""
+    with patch(
+        "torch.save",
+        side_effect=RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ):
         yield
 
 
@@ -279,6 +290,14 @@ FAULTS = [
         changes=True,
     ),
     Fault("run: the disk fills up", GO_ON, "No space left", 1, during=lambda lab: full_disk(4), changes=True),
+    Fault(
+        "run: the disk fills up while Adam's state is written",
+        GO_ON,
+        "could not be written ([enforce fail",
+        1,
+        during=lambda lab: full_disk_for_torch(),
+        changes=True,
+    ),
     Fault(
         "run: SIGTERM", NEW, "--resume goes on", 0, during=lambda lab: signalled(signal.SIGTERM), changes=True
     ),
