@@ -12,7 +12,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for `decoder/` and `tower/`.")] = Path("demo-parts"),
     part: Annotated[str, typer.Option(help="`decoder`, `tower` or `both`.")] = "both",
     seed: Annotated[int, typer.Option(help="Seed of weights, texts and pictures.")] = 0,
-    decoder_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the decoder.")] = 6000,
+    decoder_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the decoder.")] = 5000,
     tower_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the tower.")] = 1200,
     device: Annotated[str, typer.Option(help="`cpu`, or `cuda` for minutes instead of an hour.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads; figures vary slightly with them.")] = 1,

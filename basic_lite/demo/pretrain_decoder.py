@@ -44,6 +44,9 @@ WEIGHTS = {
 SHARPNESS = 16.0
 """What cosines are multiplied by in the auxiliary loss: five words at a cosine of 0.45 then stand out."""
 
+_WIDTHS = 32
+"""Rows are padded to a multiple of this."""
+
 _PARTS = (("answers", ANSWER), ("captions", CAPTION), ("reading", READING))
 
 
@@ -140,7 +143,8 @@ def _batches(corpus: Corpus, rows: int, rng: random.Random) -> Iterator[list[Row
 def _losses(model: LlamaForCausalLM, batch: list[Row], pad: int) -> dict[str, torch.Tensor]:
     """Return the mean losses of answers, of other text, and of shallow states at blurred positions."""
     device = model.device
-    width = max(len(row.ids) for row in batch)
+    # A CPU's matrix products are compiled for each width anew; few widths cost less than the padding.
+    width = -(-max(len(row.ids) for row in batch) // _WIDTHS) * _WIDTHS
     ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in batch], device=device)
     part = torch.tensor([row.part + [-1] * (width - len(row.ids)) for row in batch], device=device)
     blurred = torch.zeros_like(ids, dtype=torch.bool)
@@ -196,14 +200,18 @@ def _looking(attention: torch.Tensor, batch: list[Row]) -> torch.Tensor:
         attention: `(B, heads, S, S)` of one layer.
         batch: The rows.
     """
-    half, found = attention.shape[1] // 2, []
-    for i, row in enumerate(batch):
-        for here, nouns in row.looks:
-            for heads, places in ((slice(half), nouns[0]), (slice(half, None), nouns[-1])):
-                found.append(attention[i, heads, here, places].float().sum(-1))
-    if not found:
+    looks = [(i, here, nouns) for i, row in enumerate(batch) for here, nouns in row.looks]
+    if not looks:
         return attention.new_zeros((), dtype=torch.float32)
-    return -torch.cat(found).clamp(min=1e-6).log().mean()
+    half, width = attention.shape[1] // 2, attention.shape[-1]
+    wanted = torch.zeros(len(looks), 2, 1, width)
+    for i, (_, _, nouns) in enumerate(looks):
+        wanted[i, 0, 0, nouns[0]] = 1.0
+        wanted[i, 1, 0, nouns[-1]] = 1.0
+    rows, places, _ = zip(*looks, strict=True)
+    # All rows at once: one by one, each would get a gradient of the whole map's size.
+    seen = attention[rows, :, places].float().view(len(looks), 2, half, width)
+    return -(seen * wanted.to(seen.device)).sum(-1).clamp(min=1e-6).log().mean()
 
 
 def _naming(states: torch.Tensor, words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -217,8 +225,9 @@ def _naming(states: torch.Tensor, words: torch.Tensor, table: torch.Tensor) -> t
         table: `(V, D)` token embeddings.
     """
     goal = words / words.sum(1, keepdim=True)
-    logits = SHARPNESS * (F.normalize(states.float(), dim=-1) @ F.normalize(table, dim=1).T).float()
-    return -(goal * logits.log_softmax(-1)).sum(-1).mean()
+    with torch.autocast(states.device.type, enabled=False):  # in bf16 every new number of rows is compiled
+        logits = SHARPNESS * (F.normalize(states.float(), dim=-1) @ F.normalize(table, dim=1).T)
+        return -(goal * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def blur(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
@@ -234,6 +243,7 @@ def blur(words: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     length = table.detach().norm(dim=1).mean()
     weights = words * torch.rand_like(words).add(0.3)
     lengths = torch.rand(len(words), 1, device=table.device) * 0.8 + 0.6
-    mixed = F.normalize(weights @ table, dim=1, eps=1e-6) * lengths
+    with torch.autocast(table.device.type, enabled=False):
+        mixed = F.normalize(weights @ table, dim=1, eps=1e-6) * lengths
     noise = torch.randn(len(words), table.shape[1], device=table.device) / math.sqrt(table.shape[1])
     return length * (mixed + noise * 1.5 * torch.rand(len(words), 1, device=table.device))
