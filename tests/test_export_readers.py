@@ -76,3 +76,18 @@ def test_eight_bits_dequantised(tmp_path):
     assert float((found - expected).abs().mean()) < 1e-3
     norm = Entry("model.layers.0.input_layernorm.weight", 64, lambda: weight)
     assert dequantised(norm, 4, torch.float32, "cpu") is norm
+
+
+def test_the_command_prints_the_gap(tmp_path):
+    from test_cli import run as command
+
+    made_run(tmp_path / "runs/stage2", "llama", "clip", "lora", bits=4)
+    done = command("export", "runs/stage2", "out", "--base", "dequantised", cwd=tmp_path)
+    assert "gap to the run: " in done.stdout
+    assert "4 of 4 answers equal" in done.stdout
+    assert "Written: out" in done.stdout
+    stored = json.loads((tmp_path / "out/export.json").read_text())
+    assert stored["base"] == "dequantised"
+    assert stored["parity"]["gap"] < stored["parity"]["limit"] == 1e-3
+    done = command("export", "runs/stage2", "adapter", "--to", "peft", cwd=tmp_path)
+    assert "gap to the run's decoder: " in done.stdout

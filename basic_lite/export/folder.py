@@ -133,7 +133,12 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
 def summary(content: dict) -> list[str]:
     """Say in a few lines what `export.json` holds."""
     parity, lines = content.get("parity"), []
-    if parity:
+    if parity and "decoder_gap" in parity:
+        lines.append(
+            f"gap to the run's decoder: {parity['decoder_gap']:.2g} (limit {parity['limit']:g}; rms of the "
+            "logits)"
+        )
+    elif parity:
         lines.append(
             f"gap to the run: {parity['gap']:.2g} (limit {parity['limit']:g}; rms of the logits), "
             f"{parity['equal_texts']} of {parity['texts']} answers equal, pixels differ by at most "
