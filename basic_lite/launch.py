@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, preflight, published, zoo
+from basic_lite import checkpoint, optimizers, preflight, published, zoo
 from basic_lite.callbacks import AtStart
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
 from basic_lite.console import StepProgress
@@ -306,6 +306,7 @@ def train(
         batches=batches,
         projector_learning_rate=settings.projector_learning_rate,
         optimizer_name=settings.optimizer,
+        fused_kernels=settings.fused_kernels,
         manifest=manifest,
         train_dataset=dataset,
         data_collator=Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id),
@@ -372,6 +373,17 @@ def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Pa
     if resume is not None:
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
         preflight.check_unchanged(sources, _training(settings), data, settings.stage, resume)
+
+
+def check_optimizer(name: str, lora: bool) -> None:
+    """Look at an optimizer's name before anything is loaded.
+
+    Raises:
+        ValueError: If there is none of that name, or it has nothing to work on.
+    """
+    optimizers.check_name(name)
+    if name != "adamw" and not lora:
+        raise ValueError(f"--optimizer {name} is for adapters; add --lora, or leave it out")
 
 
 def layers_to_recompute(every: bool | None, count: int | None, device: str) -> int | None:

@@ -26,6 +26,8 @@ class Settings:
         projector_learning_rate: the projector's own; `None` for the same.
         global_batch: rows per optimizer step.
         micro_batch: rows per forward pass.
+        optimizer: one of `optimizers.NAMES`.
+        fused_kernels: Liger's modules on a GPU.
         epochs: passes over the data.
         max_steps: optimizer steps instead of epochs; the schedule ends there.
         follow_links: links in the image folder may lead out of it.
@@ -33,7 +35,6 @@ class Settings:
         max_length: most tokens of a row.
         group: batches of one modality and similar length.
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
-        optimizer: one of `optimizers.NAMES`.
         lora: adapters instead of the whole decoder (stage 2).
         save_steps: steps between checkpoints.
         keep: how many checkpoints stay.
@@ -57,6 +58,8 @@ class Settings:
     global_batch: int
     micro_batch: int
     projector_learning_rate: float | None = None
+    optimizer: str = "adamw"
+    fused_kernels: bool = True
     epochs: float = 1.0
     max_steps: int = -1
     follow_links: bool = False
@@ -64,7 +67,6 @@ class Settings:
     max_length: int = 2048
     group: bool = False
     recompute: int | None = 0
-    optimizer: str = "adamw"
     lora: bool = False
     save_steps: int = 500
     keep: int = 2

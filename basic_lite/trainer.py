@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
-from basic_lite import checkpoint, optimizers, processes
+from basic_lite import checkpoint, fused, optimizers, processes
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -54,6 +54,7 @@ class BasicTrainer(Trainer):
         batches: Sampler[list[int]] | None = None,
         projector_learning_rate: float | None = None,
         optimizer_name: str = "adamw",
+        fused_kernels: bool = True,
         deferred: bool = True,
         prune_last_layer: bool = True,
         manifest: dict | None = None,
@@ -72,6 +73,7 @@ class BasicTrainer(Trainer):
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
             optimizer_name: one of `optimizers.NAMES`.
+            fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder.
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
@@ -102,6 +104,8 @@ class BasicTrainer(Trainer):
         self.manifest = manifest
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
+        if fused_kernels:
+            fused.fuse(parts_of(self.model).decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)

@@ -111,6 +111,10 @@ Optimizer = Annotated[
     str | None,
     option(help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs"),
 ]
+FusedKernels = Annotated[
+    bool,
+    option("--fused-kernels/--no-fused-kernels", help="On a GPU, Liger's norms, MLPs and rotary embedding."),
+]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
 Keep = Annotated[int, option(help="Checkpoints that stay.")]
 LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.")]

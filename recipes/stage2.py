@@ -55,6 +55,7 @@ def main(
     recompute_layers: o.RecomputeLayers = None,
     fit: o.Fit = None,
     optimizer: o.Optimizer = None,
+    fused_kernels: o.FusedKernels = True,
     save_steps: o.SaveSteps = 500,
     keep: o.Keep = 2,
     logging_steps: o.LoggingSteps = 10,
@@ -119,6 +120,7 @@ def main(
         recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
         lora=lora,
         optimizer=optimizer or "adamw",
+        fused_kernels=fused_kernels,
         save_steps=save_steps,
         keep=keep,
         logging_steps=logging_steps,
@@ -140,6 +142,7 @@ def main(
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
         optimizer=optimizer,
     )
+    launch.check_optimizer(settings.optimizer, lora)
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
     console.print(fitting.plan_line(plan), highlight=False)

@@ -24,6 +24,7 @@ LAYERS = [
         "plan",
         "deferred",
         "last_layer",
+        "fused",
         "tower",
         "placeholders",
         "modeling",

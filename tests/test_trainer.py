@@ -67,16 +67,16 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "deferred",
         "prune_last_layer",
         "optimizer_name",
+        "fused_kernels",
     }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}
     args = TrainingArguments(
         output_dir=str(out),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        **(arguments | settings),
+        **({"use_cpu": True} | arguments | settings),
     )
     lengths = [len(row["input_ids"]) for row in rows.rows]
     modality = [bool(row["pixels"]) for row in rows.rows]
