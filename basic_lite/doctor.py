@@ -154,7 +154,7 @@ def bitsandbytes() -> Finding:
     weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     output = layer(rows)
     output.sum().backward()
-    gap = float((output - rows @ weight.T).abs().max())
+    gap = float((output - rows @ weight.T).detach().abs().max())
     gradient = float((rows.grad - weight.sum(0)).abs().max())
     text = f"{version('bitsandbytes')}: a 4-bit layer differs by {gap:.1g} forward, {gradient:.1g} backward"
     if max(gap, gradient) > 1e-2:
