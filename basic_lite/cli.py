@@ -14,6 +14,7 @@ import typer
 
 from basic_lite.recipes import (
     bench,
+    bench_sds,
     build_demo_parts,
     chat,
     compare,
@@ -52,6 +53,7 @@ measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 measures.command("data")(data.bench)
 measures.command("generate")(bench.generate)
 measures.command("step")(bench.step)
+measures.command("sds")(bench_sds.sds)
 app.add_typer(measures, name="bench")
 
 

@@ -74,6 +74,10 @@ def step(
     cap: Annotated[
         float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
     ] = None,
+    against: Annotated[
+        bool, o.option("--against", help="Also the plain step of transformers and peft, and naive BASIC.")
+    ] = False,
+    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
 ) -> None:
     """Train a model of real size with random weights for some steps: samples per second and peak memory.
 
@@ -83,25 +87,34 @@ def step(
 
       basic-lite bench step --model gemma-2b --stage 2 --micro-batch 4 --text 824 --cap 24
 
+      basic-lite bench step --model vicuna-7b --cap 24 --against --out step.json
+
       basic-lite bench step --decoder-layers 1 --micro-batch 1 --steps 2     (on a CPU)
     """
     from basic_lite import launch, synthetic
-    from basic_lite.bench import measure_steps
+    from basic_lite.bench import compare_steps, measure_steps
+    from basic_lite.bench_sds import markdown
+    from basic_lite.checkpoint import write_json
 
     console = launch.quiet_console()
     device = launch.choose_device()
     dtype = launch.choose_dtype(precision, device)
     assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
-    facts = measure_steps(
-        assembled,
-        stage=stage,
-        micro_batch=micro_batch,
-        text=text,
-        rank=rank,
-        recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
-        basic=basic,
-        steps=steps,
-        cap_gib=cap,
-    )
-    for name, value in facts.items():
-        console.print(f"{name:24} {value}", highlight=False)
+    settings = {
+        "stage": stage,
+        "micro_batch": micro_batch,
+        "text": text,
+        "rank": rank,
+        "recompute": launch.layers_to_recompute(recompute, recompute_layers, device),
+        "steps": steps,
+        "cap_gib": cap,
+    }
+    if against:
+        found = compare_steps(assembled, **settings)
+        console.print(markdown(found), highlight=False, soft_wrap=True)
+    else:
+        found = measure_steps(assembled, basic=basic, **settings)
+        for name, value in found.items():
+            console.print(f"{name:24} {value}", highlight=False)
+    if out is not None:
+        write_json(out, {"model": model, **settings, "results": found})

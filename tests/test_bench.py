@@ -7,7 +7,8 @@ import torch
 from tiny import DECODERS
 
 from basic_lite import synthetic
-from basic_lite.bench import measure_steps
+from basic_lite.bench import compare_steps, measure_steps
+from basic_lite.bench_sds import markdown, measure_sds
 
 
 @pytest.fixture
@@ -60,3 +61,40 @@ def test_the_sizes_are_the_published_models(name, parameters):
     from basic_lite.memory import parameters_of
 
     assert parameters_of(synthetic.DECODERS[name]) == parameters
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
+    assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    settings = {"micro_batch": 2, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
+    found = compare_steps(assembled, stage=stage, **settings)
+    assert len(found) == 4
+    assert all(row["samples/s"] > 0 for row in found)
+    assert found[2]["ratio"] == 1
+
+
+def test_the_naive_terms_are_basics(shrunk):
+    """What is measured as naive BASIC computes the same thing."""
+    from basic_lite import BasicSupervision
+    from basic_lite.bench_baselines import _terms
+    from basic_lite.data.batches import Collator
+
+    assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    rows = synthetic.RandomRows(2, 9, 5, 320, 24)
+    batch = Collator(pad_token_id=0, image_token_id=3)([rows[0], rows[1]])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels", "pixel_values")}
+    inputs["pixel_values"] = inputs["pixel_values"].float() / 127.5 - 1
+    supervision = BasicSupervision(assembled.model)
+    with supervision:
+        assembled.model(**inputs)
+    assembled.model.model.language_model.set_attn_implementation("eager")
+    outputs = assembled.model(**inputs, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(_terms(assembled, inputs, outputs), supervision.loss(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_semantic_distribution_is_measured_beside_its_products():
+    found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
+    assert [row["name"] for row in found] == ["three products", "L_sds", "naive", "liger fused JSD"]
+    assert found[0]["ratio"] == 1
+    assert "need a GPU" in found[3]["why not"]
+    assert markdown(found).count("\n") == 5

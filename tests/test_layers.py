@@ -49,6 +49,8 @@ LAYERS = [
         "fitting",
         "launch",
         "bench",
+        "bench_sds",
+        "bench_baselines",
         "evaluate",
         "measure",
         "console",

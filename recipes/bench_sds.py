@@ -1,0 +1,44 @@
+"""Measure the semantic distribution loss alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from basic_lite.recipes import options as o
+
+
+def sds(
+    rows: Annotated[int, o.option(help="Patches, N.", min=1)] = 4608,
+    width: Annotated[int, o.option(help="Width of the decoder, D.", min=1)] = 4096,
+    vocabulary: Annotated[int, o.option(help="Size of the vocabulary, V.", min=2)] = 32_000,
+    precision: o.Precision = "auto",
+    repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", min=1)] = 10,
+    cap: Annotated[
+        float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
+    ] = None,
+    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+) -> None:
+    """Time L_sds, its three matrix products, Liger's fused divergence and the naive code, in turn.
+
+    Examples:
+
+      basic-lite bench sds                                          (Vicuna-7B, eight pictures)
+
+      basic-lite bench sds --width 2048 --vocabulary 256000         (Gemma-2B)
+
+      basic-lite bench sds --rows 288 --width 1024 --repeats 3      (on a CPU)
+    """
+    from basic_lite import launch
+    from basic_lite.bench import emulate_card
+    from basic_lite.bench_sds import markdown, measure_sds
+    from basic_lite.checkpoint import write_json
+
+    console = launch.quiet_console()
+    device = launch.choose_device()
+    emulate_card(cap, device)
+    dtype = launch.choose_dtype(precision, device)
+    found = measure_sds(rows, width, vocabulary, device, dtype, repeats)
+    console.print(markdown(found), highlight=False, soft_wrap=True)
+    if out is not None:
+        write_json(out, {"rows": rows, "width": width, "vocabulary": vocabulary, "results": found})
