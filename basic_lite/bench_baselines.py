@@ -1,4 +1,4 @@
-"""What `bench step --against` measures beside our step: LLaVA's plain one, and BASIC as one would write it."""
+"""What `bench step --against` measures beside our step: LLaVA's plain one, and BASIC written plainly."""
 
 from __future__ import annotations
 
