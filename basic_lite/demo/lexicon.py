@@ -38,9 +38,9 @@ _NAMED: dict[str, tuple[str, str]] = {
     **{word: ("colour", word) for word in COLOURS},
     **{word[0]: ("colour", colour) for colour, word in COLOUR_ZH.items()},
     **{word: ("shape", word) for word in SHAPES},
-    # The first character tells the shape; the last is the same for all. 角 is half of "corner" too, so it
-    # names none.
-    **{word[0]: ("shape", shape) for shape, word in SHAPE_ZH.items() if shape != "triangle"},
+    # The first character tells the shape; the last is the same for all. Of the triangle's it is the number
+    # three as well, but no patch shows a number.
+    **{word[0]: ("shape", shape) for shape, word in SHAPE_ZH.items()},
     **{word: ("size", size) for size, words in SIZE_EN.items() for word in words},
     **{word: ("size", size) for size, word in SIZE_ZH.items()},
     **{"top": ("row", "top"), "upper": ("row", "top"), "上": ("row", "top")},

@@ -11,6 +11,7 @@ from string import Template
 
 from basic_lite.demo.columns import LANGUAGE_NAMES, Column, load_inspection
 from basic_lite.demo.inspection import Inspection, View, held_out_scenes
+from basic_lite.demo.lexicon import named_by
 from basic_lite.demo.outcome import Outcome, shown_number
 from basic_lite.demo.plots import accuracy_bars, read_log, training_curves
 from basic_lite.demo.questions import KINDS
@@ -135,9 +136,15 @@ def _panel(title: str, picture: str, overlay: str, note: str) -> str:
 def _tokens(view: View) -> str:
     kinds = {True: "true", False: "false", None: "ground"}
     return "".join(
-        f'<span class="{kinds[right]}">{escape(_word(token))}</span>'
+        f'<span class="{kinds[right]}">{escape(_word(token))}{_gloss(token)}</span>'
         for token, right in zip(view.tokens, view.meaningful, strict=True)
     )
+
+
+def _gloss(token: str) -> str:
+    """Return what a Chinese token names, in English below it."""
+    named = named_by(token)
+    return "" if named is None or token.strip().isascii() else f"<i>{escape(named[1])}</i>"
 
 
 def _word(token: str) -> str:

@@ -10,7 +10,7 @@ from basic_lite import checkpoint, zoo
 from basic_lite.demo.dataset import World, world_in, write_world
 
 FOLDER = "tiny-world"
-SCALE: dict[str, int] = {"captions": 300, "conversations": 300, "questions": 28}
+SCALE: dict[str, int] = {"captions": 1200, "conversations": 1200, "questions": 140}
 """Rows of stage 1, of stage 2, and MMBench questions per language before rotations."""
 
 _STAMP = "world.json"

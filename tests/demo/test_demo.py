@@ -1,0 +1,62 @@
+"""`basic-lite demo` and `--model tiny` from end to end, in a very small world."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import run
+
+from basic_lite.demo import world
+from basic_lite.demo.pretrained import DECODER, TOWER
+from basic_lite.demo.questions import KINDS
+
+pytestmark = pytest.mark.skipif(
+    not (DECODER.exists() and TOWER.exists()),
+    reason="not both parts are in the package: basic-lite demo-parts",
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(world, "SCALE", {"captions": 32, "conversations": 32, "questions": 7})
+
+
+@pytest.mark.slow
+def test_three_commands_chain_on_the_tiny_model(tmp_path):
+    said = run("stage1", "--model", "tiny", "--workers", "0", "--max-steps", "2", cwd=tmp_path).stdout
+    said += run("stage2", "--lora", "--workers", "0", "--max-steps", "2", cwd=tmp_path).stdout
+    said += run("eval", "mmbench", cwd=tmp_path).stdout
+    assert said.count("Offline, in the embedded world") == 3
+    assert said.count("Drawing the embedded world") == 1
+    results = json.loads((tmp_path / "runs/stage2/eval/mmbench/results.json").read_text())
+    assert results["n"] > 7
+    assert not results["run"]["published_size"]
+    assert "mmbench and mmbench-cn, not gqa" in run("eval", "gqa", cwd=tmp_path, expect=2).stderr
+
+
+@pytest.mark.slow
+def test_demo_leaves_a_summary_a_report_and_both_runs(tmp_path):
+    assert "plain against BASIC" in run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path).stdout
+    summary = json.loads((tmp_path / "d/summary.json").read_text())
+    columns = {column["name"]: column for column in summary["columns"]}
+    wanted = {f"{kind}_{language}" for kind in KINDS for language in ("en", "zh")}
+    wanted |= {f"{key}_stage{n}" for key in ("caption_loss", "cosine", "meaningful") for n in (1, 2)}
+    assert wanted | {"accuracy_en", "accuracy_zh", "peak_mib", "seconds_stage 1"} <= set(columns)
+    for column in columns.values():
+        assert column["difference"] == pytest.approx(column["basic"] - column["plain"])
+    page = (tmp_path / "d/report.html").read_text()
+    assert page.count("<figure>") == 4 * 6
+    for twin in ("plain", "basic"):
+        for stage in ("stage1", "stage2"):
+            assert json.loads((tmp_path / "d" / twin / stage / "manifest.json").read_text())["finished"]
+        for name in ("mmbench", "mmbench-cn"):
+            assert (tmp_path / "d" / twin / "stage2/eval" / name / "predictions.jsonl").is_file()
+    assert "--overwrite" in run("demo", "--out", "d", cwd=tmp_path, expect=2).stderr
+
+
+def test_a_twin_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no room')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2)
+    assert "twin failed: no room" in failed.stderr
