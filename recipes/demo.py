@@ -61,6 +61,7 @@ def main(
 
 def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
     """Draw a world, train both twins in it side by side, and gather what they found."""
+    import signal
     import time
 
     from basic_lite.demo import outcome
@@ -73,7 +74,9 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
     folders = {"plain": out / "plain", "BASIC": out / "basic"}
     # One thread each for two twins on two cores: more would only wait for each other.
     threads = max((os.cpu_count() or 2) // 2, 1)
-    twins = {}
+    twins: dict[str, subprocess.Popen] = {}
+    # A SIGTERM must not leave two twins behind that nobody watches.
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name, folder in folders.items():
             folder.mkdir()
@@ -89,4 +92,5 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
             process.terminate()
         for process in twins.values():
             process.wait()
+        signal.signal(signal.SIGTERM, old)
     return outcome.collect(out, seed, seconds=time.monotonic() - start)

@@ -14,7 +14,10 @@ import csv
 import io
 import json
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from os import cpu_count
 from pathlib import Path
 
 from PIL import Image
@@ -76,20 +79,39 @@ def write_world(
     world = world_in(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    rows = [_caption_row(i, folder, rng) for i in range(captions)]
+    pictures: dict[str, Scene] = {}
+    rows = [_caption_row(i, pictures, rng) for i in range(captions)]
     world.stage1.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    rows = [_conversation_row(i, folder, rng) for i in range(conversations)]
+    rows = [_conversation_row(i, pictures, rng) for i in range(conversations)]
     world.stage2.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    _draw(folder, pictures)
     for language, path in world.mmbench.items():
         write_mmbench(path, language, questions, seed)
     return world
 
 
-def _caption_row(number: int, folder: Path, rng: random.Random) -> dict[str, object]:
-    """Write one picture and return its row: a request with `<image>` before or after it, and a caption."""
+def _draw(folder: Path, pictures: dict[str, Scene]) -> None:
+    """Write pictures under their names, on all cores where there are many: one takes ten milliseconds."""
+    jobs = [(folder / name, scene) for name, scene in pictures.items()]
+    workers = min(cpu_count() or 1, len(jobs) // 200)
+    if workers < 2:
+        for job in jobs:
+            _draw_one(job)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_draw_one, jobs, chunksize=50))
+
+
+def _draw_one(job: tuple[Path, Scene]) -> None:
+    path, scene = job
+    render(scene).image.save(path)
+
+
+def _caption_row(number: int, pictures: dict[str, Scene], rng: random.Random) -> dict[str, object]:
+    """Note one picture and return its row: a request with `<image>` before or after it, and a caption."""
     scene = sample_scene(rng)
     name = f"images/caption_{number:05d}.png"
-    render(scene).image.save(folder / name)
+    pictures[name] = scene
     language = rng.choice(LANGUAGES)
     request = rng.choice(DESCRIBE[language])
     request = rng.choice((f"<image>\n{request}", f"{request}\n<image>"))
@@ -97,8 +119,8 @@ def _caption_row(number: int, folder: Path, rng: random.Random) -> dict[str, obj
     return {"id": f"caption_{number:05d}", "image": name, "conversations": _conversation(turns)}
 
 
-def _conversation_row(number: int, folder: Path, rng: random.Random) -> dict[str, object]:
-    """Write one picture and return a conversation about it; one in eight has a description instead."""
+def _conversation_row(number: int, pictures: dict[str, Scene], rng: random.Random) -> dict[str, object]:
+    """Note one picture and return a conversation about it; one in eight has a description instead."""
     scene = sample_scene(rng)
     turns = dialogue(scene, rng.randint(2, 5), rng)
     row: dict[str, object] = {"id": f"talk_{number:05d}"}
@@ -106,7 +128,7 @@ def _conversation_row(number: int, folder: Path, rng: random.Random) -> dict[str
         start = caption(scene, rng.choice(LANGUAGES), rng)
     else:
         start, row["image"] = "<image>", f"images/talk_{number:05d}.png"
-        render(scene).image.save(folder / str(row["image"]))
+        pictures[str(row["image"])] = scene
     turns[0] = (f"{start}\n{turns[0][0]}", turns[0][1])
     return {**row, "conversations": _conversation(turns)}
 

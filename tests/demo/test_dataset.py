@@ -4,16 +4,19 @@ import base64
 import csv
 import io
 import json
+import random
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from basic_lite.demo import dataset
 from basic_lite.demo.dataset import ROTATION, TSV_COLUMNS, World, benchmark, write_world
 from basic_lite.demo.grammar import LETTER_PROMPT
 from basic_lite.demo.lexicon import COLOUR_ZH, PLACE_ZH, SHAPE_ZH
 from basic_lite.demo.render import SIDE, render
+from basic_lite.demo.scenes import sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +101,15 @@ def test_both_languages_ask_the_same(world):
         assert [one[c] for c in same] == [other[c] for c in same]
         if one["category"] in ("colour", "shape", "place"):
             assert [one[c] for c in "ABCD"] == [back.get(other[c], "") for c in "ABCD"]
+
+
+def test_pictures_drawn_on_several_cores_are_the_same(tmp_path, monkeypatch):
+    scenes = {f"{number}.png": sample_scene(random.Random(number)) for number in range(401)}
+    dataset._draw(tmp_path, scenes)
+    assert len(list(tmp_path.iterdir())) == 401
+    monkeypatch.setattr(dataset, "cpu_count", lambda: 1)
+    (tmp_path / "alone").mkdir()
+    few = dict(list(scenes.items())[::80])
+    dataset._draw(tmp_path / "alone", few)
+    for name in few:
+        assert (tmp_path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
