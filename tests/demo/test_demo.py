@@ -59,4 +59,4 @@ def test_a_twin_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no room')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2)
-    assert "twin failed: no room" in failed.stderr
+    assert "twin failed: SystemExit: no room (all of it in" in failed.stderr
