@@ -47,6 +47,8 @@ _NAMED: dict[str, tuple[str, str]] = {
     **{"bottom": ("row", "bottom"), "lower": ("row", "bottom"), "下": ("row", "bottom")},
     **{"left": ("column", "left"), "左": ("column", "left")},
     **{"right": ("column", "right"), "右": ("column", "right")},
+    # Said of rows and of columns alike.
+    **{word: ("place", "middle") for word in ("middle", "centre", "中")},
 }
 
 
@@ -57,7 +59,8 @@ def named_by(token: str) -> tuple[str, str] | None:
         token: Decoded text of one token, as in `" red"`, `"Red"` or `"红"`.
 
     Returns:
-        A pair of attribute (`colour`, `shape`, `size`, `row`, `column`) and value.
+        A pair of attribute (`colour`, `shape`, `size`, `row`, `column`, or `place` for the middle of either)
+        and value.
     """
     return _NAMED.get(token.strip().lower())
 
@@ -76,7 +79,9 @@ def attributes(thing: Thing) -> dict[str, str]:
 def is_meaningful(token: str, thing: Thing | None) -> bool:
     """Say whether a token names something true of the thing at a patch; with no thing there, nothing does."""
     named = named_by(token)
-    return thing is not None and named is not None and attributes(thing)[named[0]] == named[1]
+    if thing is None or named is None:
+        return False
+    return 1 in (thing.row, thing.column) if named[0] == "place" else attributes(thing)[named[0]] == named[1]
 
 
 def word(attribute: str, value: str | int, language: Language) -> str:

@@ -169,4 +169,9 @@ def test_tokens_name_attribute_values():
     for token in (" blue", "ring", "蓝", "small", "左", "the", "<pad>", ""):
         assert not is_meaningful(token, thing), token
     assert not is_meaningful(" red", None)
+    for token in (" middle", "centre", "中"):
+        assert not is_meaningful(token, thing), token
+        for row, column in ((1, 1), (1, 0), (2, 1)):
+            assert is_meaningful(token, Thing("red", "star", "large", row, column)), token
+    assert is_meaningful("三", Thing("red", "triangle", "large", 0, 0))
     assert named_by("the") is None
