@@ -14,7 +14,7 @@ from basic_lite.bench_baselines import measure_baseline
 from basic_lite.capture import parts_of
 from basic_lite.data.batches import Collator
 from basic_lite.data.images import ImageTransform
-from basic_lite.launch import recompute_layers
+from basic_lite.devices import recompute_layers
 from basic_lite.modeling import Assembled
 from basic_lite.objective import Objective
 from basic_lite.synthetic import RandomRows

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: gradients against the contract, and stopping on a signal."""
+"""What happens around the steps of a run: the display, gradients against the contract, and signals."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from basic_lite.console import progress_bar
 from basic_lite.trainable import GradientContract
 
 
@@ -66,3 +69,62 @@ class Stopper(TrainerCallback):
         """Save and stop if a signal came."""
         if self.agreed or (self.requested and self.processes == 1):
             control.should_save = control.should_training_stop = True
+
+
+class StepProgress(TrainerCallback):
+    """Show a training run on one line; without a terminal, print a line per logged step instead."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        """Show `title` on `console`."""
+        self.console, self.title = console, title
+        self.progress: Progress | None = None
+        self.task = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the display."""
+        if self.console.is_terminal and state.is_world_process_zero:
+            self.progress = progress_bar(self.console)
+            self.progress.start()
+            self.task = self.progress.add_task(self.title, total=state.max_steps, note="")
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the terms of the last logged step."""
+        if not logs or "samples_per_second" not in logs:
+            return
+        names = ("loss", "lm", "das", "sds", "cosine")
+        note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
+        note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"
+        if self.progress is not None:
+            self.progress.update(self.task, note=note)
+        elif state.is_world_process_zero:
+            step = f"{self.title} {state.global_step}/{state.max_steps}"
+            self.console.print(f"{step}  {note}", highlight=False, soft_wrap=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the display."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the display, also when the run ended with an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

@@ -1,20 +1,11 @@
 """What a run leaves behind: a manifest that says everything, and safetensors.
 
-Nothing is ever guessed from a path or a name: `manifest.json` says which LLM, tower, template, stage, k,
-embedding convention and data a folder belongs to. Every write goes to a name beside the target first and
-is renamed when it is complete, so a folder is either whole or not there.
+The folder's names and its manifest are those of `run_folder`; every write goes through `writing`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -22,111 +13,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from basic_lite import zoo
 from basic_lite.capture import parts_of
 from basic_lite.modeling import Assembled, Sources, assemble
-
-MANIFEST: str = "manifest.json"
-PROJECTOR: str = "projector.safetensors"
-ADAPTER: str = "adapter_config.json"
-ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
-DECODER: str = "decoder.safetensors"
-"""Weights of a decoder that was tuned as a whole, with its head."""
-
-FORMAT: int = 1
-"""Version of the manifest; a reader refuses one that it does not know."""
-
-EMBEDDING_SPACE: str = "first decoder layer's input; E = raw embed_tokens.weight"
-"""The convention of `v`, `v^` and `E` (for Gemma it moves the logits by 45x): a run of another one is
-refused."""
-
-
-@contextmanager
-def complete(target: Path) -> Iterator[Path]:
-    """Give a path to write a file or folder at; it takes `target`'s place only when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
-    try:
-        yield draft
-    except BaseException:  # a full disk, say: what is half written would only take room
-        _remove(draft)
-        raise
-    for path in draft.rglob("*") if draft.is_dir() else [draft]:
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-    if target.is_dir():  # a folder cannot be renamed onto a full one
-        old = target.with_name(f".{target.name}.old")
-        _remove(old)
-        target.rename(old)
-        draft.rename(target)
-        _remove(old)
-    else:
-        draft.replace(target)
-
-
-@contextmanager
-def told(what: Path) -> Iterator[None]:
-    """Say in one line that something could not be written, whichever library noticed.
-
-    Raises:
-        OSError: Of safetensors' own error for a full disk, torch's, or the system's.
-    """
-    try:
-        yield
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        if isinstance(error, RuntimeError) and not any(mark in reason for mark in _TORCH_WRITER):
-            raise
-        if reason.endswith(_UNTOUCHED):  # a file's error has passed the folder that it belongs to
-            raise
-        raise OSError(f"{what} could not be written ({reason[:160]}); {_UNTOUCHED}") from error
-
-
-_TORCH_WRITER = (
-    "PytorchStreamWriter",
-    "inline_container",
-)  # names in torch.save's errors, which have no class
-_UNTOUCHED = "what was complete before is untouched: free some disk, and go on with --resume"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    with complete(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_manifest(folder: str | Path) -> dict:
-    """Read a run's manifest.
-
-    Raises:
-        ValueError: In one line, if there is none, it is damaged, or it is of another format or convention.
-    """
-    path = Path(folder) / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{folder} holds no run (no {MANIFEST}); run the stage before, or name its folder"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} is of format {manifest.get('format')!r}; this version of basic-lite reads format "
-            f"{FORMAT}"
-        )
-    if manifest["method"]["embedding_space"] != EMBEDDING_SPACE:
-        raise ValueError(f"{path} was trained with another embedding convention and cannot be continued here")
-    return manifest
+from basic_lite.run_folder import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    DECODER,
+    EMBEDDING_SPACE,
+    FORMAT,
+    PROJECTOR,
+    identity,
+    read_manifest,
+    versions,
+)
+from basic_lite.writing import complete
 
 
 def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, training: dict) -> dict:
@@ -166,46 +66,10 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    names = (
-        "basic-lite",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "bitsandbytes",
-        "datasets",
-        "pillow",
-    )
-    return {name: version(name) for name in names}
-
-
-def identity(source: str, config: object) -> dict[str, object]:
-    """Say which weights a folder or hub id stands for.
-
-    Returns:
-        The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
-    """
-    folder, found = Path(zoo.located(source)), {"revision": getattr(config, "_commit_hash", None)}
-    if folder.is_dir():
-        digest = hashlib.sha256((folder / "config.json").read_bytes())
-        for path in sorted(folder.glob("*.safetensors")):
-            digest.update(f"{path.name} {path.stat().st_size}".encode())
-        found["fingerprint"] = digest.hexdigest()[:16]
-    return found
-
-
 def sources_of(manifest: dict) -> Sources:
     """Return where a run's parts come from, with its template pinned."""
     settings = manifest["sources"] | {"template": manifest["template"]}
     return Sources(**(settings | {"dtype": getattr(torch, settings["dtype"])}))
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def save_projector(model: nn.Module, path: Path) -> None:
@@ -333,13 +197,3 @@ def check_identity(assembled: Assembled, manifest: dict) -> None:
                 f"the run was trained on another {what} than {getattr(assembled.sources, what)} is now "
                 f"({then} against {now}); bring back the one it was trained on"
             )
-
-
-def checkpoints(folder: str | Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
-    found = [
-        path
-        for path in Path(folder).glob("checkpoint-*")
-        if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
-    ]
-    return sorted(found, key=lambda path: int(path.name[11:]))

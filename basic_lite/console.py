@@ -1,8 +1,8 @@
-"""One live line while a run goes on: step, losses, speed and the time that is left."""
+"""Where a command prints, and the bar that shows how far it is; nothing here needs torch."""
 
 from __future__ import annotations
 
-from typing import Any
+import os
 
 from rich.console import Console
 from rich.progress import (
@@ -13,7 +13,31 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Return this process's number and how many there are, as `accelerate launch` and `torchrun` say."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def command_console() -> Console:
+    """Return the console of a command; of several processes the first speaks."""
+    return Console(quiet=rank_and_count()[0] > 0)
+
+
+def quiet_console() -> Console:
+    """Return the console of a command that loads models, with the libraries' own progress bars off."""
+    silence_libraries()
+    return command_console()
+
+
+def silence_libraries() -> None:
+    """Switch off the progress bars of transformers and datasets (imports both)."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def progress_bar(console: Console) -> Progress:
@@ -29,62 +53,3 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         transient=False,
     )
-
-
-class StepProgress(TrainerCallback):
-    """Show a training run on one line; without a terminal, print a line per logged step instead."""
-
-    def __init__(self, console: Console, title: str) -> None:
-        """Show `title` on `console`."""
-        self.console, self.title = console, title
-        self.progress: Progress | None = None
-        self.task = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the display."""
-        if self.console.is_terminal and state.is_world_process_zero:
-            self.progress = progress_bar(self.console)
-            self.progress.start()
-            self.task = self.progress.add_task(self.title, total=state.max_steps, note="")
-            self.progress.update(self.task, completed=state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Move the bar."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the terms of the last logged step."""
-        if not logs or "samples_per_second" not in logs:
-            return
-        names = ("loss", "lm", "das", "sds", "cosine")
-        note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
-        note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"
-        if self.progress is not None:
-            self.progress.update(self.task, note=note)
-        elif state.is_world_process_zero:
-            step = f"{self.title} {state.global_step}/{state.max_steps}"
-            self.console.print(f"{step}  {note}", highlight=False, soft_wrap=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Stop the display."""
-        self.close()
-
-    def close(self) -> None:
-        """Stop the display, also when the run ended with an error."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None

@@ -17,9 +17,9 @@ import torch
 from basic_lite.benchmarks import predictions
 from basic_lite.benchmarks.question import Question
 from basic_lite.capture import parts_of
-from basic_lite.checkpoint import complete
 from basic_lite.conversation import IMAGE, encode_prompt, stop_ids
 from basic_lite.modeling import Assembled, for_inference
+from basic_lite.writing import complete
 
 
 def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from basic_lite.console import rank_and_count
 from basic_lite.memory import available_bytes
 from basic_lite.modeling import Sources, read_config
 from basic_lite.plan.activations import Held
 from basic_lite.plan.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
 from basic_lite.plan.peak import Step
 from basic_lite.plan.sizes import DecoderSize, TowerSize
-from basic_lite.processes import rank_and_count
 from basic_lite.settings import Settings
 from basic_lite.tower import vision_config
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from basic_lite.benchmarks import mmvet, predictions, table
 from basic_lite.benchmarks.question import Question
-from basic_lite.checkpoint import MANIFEST, file_hash, read_manifest, write_json
+from basic_lite.run_folder import MANIFEST, file_hash, read_manifest
 from basic_lite.scoring.circular import ROTATION
 from basic_lite.scoring.report import results
 from basic_lite.scoring.score import Score, save_score
+from basic_lite.writing import write_json
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from basic_lite import checkpoint
+from basic_lite import run_folder
 from basic_lite.capture import parts_of
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.modeling import Sources, read_config
@@ -34,7 +34,7 @@ def check_parts(sources: Sources, manifest: dict) -> None:
         "tower": vision_config(read_config(sources.tower, "vision tower")),
     }
     for what, config in configs.items():
-        now, then = checkpoint.identity(getattr(sources, what), config), manifest[what]
+        now, then = run_folder.identity(getattr(sources, what), config), manifest[what]
         revisions = [side.get("revision") for side in (now, then)]
         if None in revisions and now.get("fingerprint") == then.get("fingerprint"):
             continue  # half of a two-sided configuration has no revision; the loaded part is compared later
@@ -60,7 +60,7 @@ def check_unchanged(sources: Sources, training: dict, data: dict, stage: int, fo
     Raises:
         ValueError: Names what differs, and both values.
     """
-    then = checkpoint.read_manifest(folder)
+    then = run_folder.read_manifest(folder)
     named = asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
     now = {"stage": {"stage": stage}, "sources": named, "training": training, "data": data}
     before = then | {"stage": {"stage": then["stage"]}}
@@ -113,7 +113,7 @@ def rehearse(trainer: BasicTrainer, out: Path) -> None:
         trainer._load_from_checkpoint(str(folder), model)
         for name, value in before.items():
             assert torch.equal(trained[name].detach().cpu(), value), f"{name} changed by a save and a reload"
-        if (folder / checkpoint.ADAPTER).is_file():
+        if (folder / run_folder.ADAPTER).is_file():
             _merge_one(model, folder, trainer.manifest)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ is exact in all of these cases.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 import torch
@@ -19,11 +18,6 @@ from torch.utils.data import DataLoader
 
 BUCKET: int = 2**25
 """Elements that travel at once, 128 MiB in fp32."""
-
-
-def rank_and_count() -> tuple[int, int]:
-    """Return this process's number and how many there are, as `accelerate launch` and `torchrun` say."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:

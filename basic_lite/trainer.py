@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
-from basic_lite import checkpoint, fused, optimizers, processes
+from basic_lite import checkpoint, fused, optimizers, processes, run_folder, writing
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -283,7 +283,7 @@ class BasicTrainer(Trainer):
 
     def save_weights(self, folder: Path) -> None:
         """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector."""
-        with checkpoint.told(folder):
+        with writing.told(folder):
             self._save_weights(folder)
 
     def _save_weights(self, folder: Path) -> None:
@@ -297,12 +297,12 @@ class BasicTrainer(Trainer):
                 path.replace(folder / path.name)
             shutil.rmtree(draft)
         else:
-            checkpoint.save_projector(model, folder / checkpoint.PROJECTOR)
+            checkpoint.save_projector(model, folder / run_folder.PROJECTOR)
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
-                checkpoint.save_decoder(model, folder / checkpoint.DECODER)
+                checkpoint.save_decoder(model, folder / run_folder.DECODER)
         if self.manifest is not None:
             content = self.manifest | {"steps": self.state.global_step}
-            checkpoint.write_json(folder / checkpoint.MANIFEST, content)
+            writing.write_json(folder / run_folder.MANIFEST, content)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights and the manifest to `output_dir`."""
@@ -322,12 +322,12 @@ class BasicTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
         self._draft = str(out / f".{name}.parts")
-        with checkpoint.complete(out / name) if main else nullcontext() as draft:
+        with writing.complete(out / name) if main else nullcontext() as draft:
             try:
                 if main:
                     shutil.rmtree(self._draft, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                with checkpoint.told(out / name):
+                with writing.told(out / name):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
@@ -337,7 +337,7 @@ class BasicTrainer(Trainer):
                     shutil.rmtree(self._draft, ignore_errors=True)
                 self._draft = None
         keep = self.args.save_total_limit
-        for old in checkpoint.checkpoints(out)[:-keep] if keep and main else []:
+        for old in run_folder.checkpoints(out)[:-keep] if keep and main else []:
             shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
@@ -354,9 +354,9 @@ class BasicTrainer(Trainer):
                 f"{folder} holds tensors of another model: {result.unexpected_keys}"
             )
             return
-        checkpoint.load_projector(model, folder / checkpoint.PROJECTOR)
-        if (folder / checkpoint.DECODER).is_file():
-            checkpoint.load_decoder(model, folder / checkpoint.DECODER)
+        checkpoint.load_projector(model, folder / run_folder.PROJECTOR)
+        if (folder / run_folder.DECODER).is_file():
+            checkpoint.load_decoder(model, folder / run_folder.DECODER)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Read Adam's moments back.

@@ -28,12 +28,13 @@ def generate(
     import tempfile
     import time
 
-    from basic_lite import checkpoint, evaluate, launch
+    from basic_lite import checkpoint, devices, evaluate
     from basic_lite.benchmarks import predictions, table
+    from basic_lite.console import quiet_console
 
-    console = launch.quiet_console()
+    console = quiet_console()
     questions = table.load(table.name_of(benchmark), data, limit=limit)
-    assembled, _ = checkpoint.load_run(run, launch.choose_device())
+    assembled, _ = checkpoint.load_run(run, devices.choose_device())
     with tempfile.TemporaryDirectory() as scratch:
         # A first batch pays for everything that happens once.
         evaluate.generate(assembled, questions[:batch_size], Path(scratch) / "first", batch_size=batch_size)
@@ -91,21 +92,22 @@ def step(
 
       basic-lite bench step --decoder-layers 1 --micro-batch 1 --steps 2     (on a CPU)
     """
-    from basic_lite import launch, synthetic
+    from basic_lite import devices, synthetic
     from basic_lite.bench import compare_steps, measure_steps
     from basic_lite.bench_sds import markdown
-    from basic_lite.checkpoint import write_json
+    from basic_lite.console import quiet_console
+    from basic_lite.writing import write_json
 
-    console = launch.quiet_console()
-    device = launch.choose_device()
-    dtype = launch.choose_dtype(precision, device)
+    console = quiet_console()
+    device = devices.choose_device()
+    dtype = devices.choose_dtype(precision, device)
     assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
     settings = {
         "stage": stage,
         "micro_batch": micro_batch,
         "text": text,
         "rank": rank,
-        "recompute": launch.layers_to_recompute(recompute, recompute_layers, device),
+        "recompute": devices.layers_to_recompute(recompute, recompute_layers, device),
         "steps": steps,
         "cap_gib": cap,
     }

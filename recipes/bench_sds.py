@@ -29,15 +29,16 @@ def sds(
 
       basic-lite bench sds --rows 288 --width 1024 --repeats 3      (on a CPU)
     """
-    from basic_lite import launch
+    from basic_lite import devices
     from basic_lite.bench import emulate_card
     from basic_lite.bench_sds import markdown, measure_sds
-    from basic_lite.checkpoint import write_json
+    from basic_lite.console import quiet_console
+    from basic_lite.writing import write_json
 
-    console = launch.quiet_console()
-    device = launch.choose_device()
+    console = quiet_console()
+    device = devices.choose_device()
     emulate_card(cap, device)
-    dtype = launch.choose_dtype(precision, device)
+    dtype = devices.choose_dtype(precision, device)
     found = measure_sds(rows, width, vocabulary, device, dtype, repeats)
     console.print(markdown(found), highlight=False, soft_wrap=True)
     if out is not None:

@@ -29,14 +29,15 @@ def main(
     import sys
     from collections.abc import Iterator
 
-    from basic_lite import checkpoint, launch
+    from basic_lite import checkpoint, devices
     from basic_lite.chat import HELP, Chat, converse
+    from basic_lite.console import quiet_console
 
-    console = launch.quiet_console()
+    console = quiet_console()
     for path in image or []:
         if not path.is_file():
             raise ValueError(f"{path} is no file")
-    assembled, manifest = checkpoint.load_run(run, launch.choose_device())
+    assembled, manifest = checkpoint.load_run(run, devices.choose_device())
     chat = Chat(assembled, max_new_tokens)
     for path in image or []:
         chat.show(path)

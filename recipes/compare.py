@@ -28,14 +28,14 @@ def main(
 
       basic-lite compare runs/plain runs/basic --benchmark mmbench --no-page
     """
-    from basic_lite import launch
     from basic_lite.benchmarks import flipped, predictions, table
+    from basic_lite.console import command_console
     from basic_lite.measure import Evaluation
     from basic_lite.results import comparison_table, read_results
     from basic_lite.scoring.compare import compare
     from basic_lite.scoring.score import load_score
 
-    console = launch.quiet_console()
+    console = command_console()
     have = [{path.parent.name for path in (run / "eval").glob("*/score.json")} for run in (run_a, run_b)]
     chosen = [table.name_of(benchmark)] if benchmark else sorted(have[0] & have[1])
     if not chosen:

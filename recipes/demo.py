@@ -38,11 +38,11 @@ def main(
     """
     import shutil
 
-    from basic_lite import launch
+    from basic_lite.console import quiet_console
     from basic_lite.demo import outcome, report
     from basic_lite.demo import seeds as several
 
-    console = launch.quiet_console()
+    console = quiet_console()
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(f"{out} is not empty; choose another --out, or replace it with --overwrite")

@@ -20,10 +20,10 @@ def main(out: Annotated[Path, o.option(help="Where runs are to be written.")] = 
 
       basic-lite doctor --out /data/runs
     """
-    from basic_lite import launch
+    from basic_lite.console import quiet_console
     from basic_lite.doctor import examine
 
-    console = launch.quiet_console()
+    console = quiet_console()
     broken = False
     for finding in examine(out):
         broken = broken or finding.state == "bad"

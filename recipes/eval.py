@@ -79,15 +79,14 @@ def main(
 
       basic-lite eval mmbench --data my_benchmark.tsv --any-size
     """
-    from basic_lite import launch
     from basic_lite.benchmarks import table
-    from basic_lite.checkpoint import read_manifest
-    from basic_lite.console import progress_bar
+    from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.demo.world import is_embedded, questions_beside
     from basic_lite.measure import Evaluation
     from basic_lite.results import overview, results_table
+    from basic_lite.run_folder import read_manifest
 
-    console = launch.quiet_console()
+    console = command_console()
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
     several = len(names) > 1
     found = []
@@ -121,11 +120,14 @@ def main(
         if dry_run:
             continue
         if step in ("all", "generate"):
+            from basic_lite.devices import choose_device
+
+            silence_libraries()
             with progress_bar(console) as shown:
                 task = shown.add_task(name, total=len(questions), note="")
                 left = evaluation.generate(
                     questions,
-                    device=launch.choose_device(),
+                    device=choose_device(),
                     batch_size=batch_size,
                     max_batches=None if max_steps < 0 else max_steps,
                     overwrite=overwrite,

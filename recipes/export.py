@@ -51,11 +51,12 @@ def main(
 
       basic-lite export runs/stage2 my-original --to llava --base dequantised
     """
-    from basic_lite import launch
+    from basic_lite import devices
+    from basic_lite.console import quiet_console
     from basic_lite.export import adapter, folder, original
 
-    console = launch.quiet_console()
-    device = device or launch.choose_device()
+    console = quiet_console()
+    device = device or devices.choose_device()
     plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
     content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))

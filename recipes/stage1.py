@@ -70,13 +70,14 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    from basic_lite import fitting, launch, modeling, trainable, zoo
+    from basic_lite import devices, fitting, launch, modeling, starting, trainable, zoo
+    from basic_lite.console import quiet_console
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
 
-    console = launch.quiet_console()
-    device = launch.choose_device()
+    console = quiet_console()
+    device = devices.choose_device()
     sources = modeling.Sources.named(
         model,
         tower,
@@ -84,11 +85,11 @@ def main(
         template=template,
         image_token=image_token,
         bits=bits or zoo.bits_of(model, llm),
-        dtype=launch.choose_dtype(precision, device),
+        dtype=devices.choose_dtype(precision, device),
         image_size=image_size,
         tower_layer=tower_layer,
     )
-    data, images = launch.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
+    data, images = starting.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 1)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings(
@@ -106,7 +107,7 @@ def main(
         max_steps=max_steps,
         max_length=max_length,
         bad_budget=bad_budget,
-        recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
+        recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         fused_kernels=fused_kernels,
         save_steps=save_steps,
         keep=keep,
@@ -119,7 +120,7 @@ def main(
         importance=importance,
         objective=objective,
     )
-    launch.check_sources(sources, settings)
+    starting.check_sources(sources, settings)
     settings, plan = fitting.planned(
         settings,
         fitting.step_of(settings, sources),
@@ -132,9 +133,9 @@ def main(
     console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
-    checkpoint = launch.check_folder(out, resume, overwrite)
-    rows = launch.open_training_rows(settings)
-    launch.check_unchanged(sources, settings, rows, checkpoint)
+    checkpoint = starting.check_folder(out, resume, overwrite)
+    rows = starting.open_training_rows(settings)
+    starting.check_unchanged(sources, settings, rows, checkpoint)
     assembled = modeling.assemble(sources, device, seed)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))

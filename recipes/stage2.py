@@ -79,13 +79,25 @@ def main(
     """
     from dataclasses import replace
 
-    from basic_lite import checkpoint, fitting, launch, modeling, preflight, trainable, zoo
+    from basic_lite import (
+        checkpoint,
+        devices,
+        fitting,
+        launch,
+        modeling,
+        preflight,
+        run_folder,
+        starting,
+        trainable,
+        zoo,
+    )
+    from basic_lite.console import quiet_console
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
 
-    console = launch.quiet_console()
-    device = launch.choose_device()
-    first = checkpoint.read_manifest(start)
+    console = quiet_console()
+    device = devices.choose_device()
+    first = run_folder.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:
         raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
     sources = checkpoint.sources_of(first)
@@ -96,7 +108,7 @@ def main(
         tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
     )
     preflight.check_parts(sources, first)
-    data, images = launch.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
+    data, images = starting.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 2)
     rank = rank or pace.rank
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
@@ -117,7 +129,7 @@ def main(
         max_length=max_length,
         bad_budget=bad_budget,
         group=True,
-        recompute=launch.layers_to_recompute(recompute, recompute_layers, device),
+        recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         lora=lora,
         optimizer=optimizer or "adamw",
         fused_kernels=fused_kernels,
@@ -132,7 +144,7 @@ def main(
         importance=importance,
         objective=objective,
     )
-    launch.check_sources(sources, settings)
+    starting.check_sources(sources, settings)
     settings, plan = fitting.planned(
         settings,
         fitting.step_of(settings, sources, rank, dropout),
@@ -142,24 +154,24 @@ def main(
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
         optimizer=optimizer,
     )
-    launch.check_optimizer(settings.optimizer, lora)
+    starting.check_optimizer(settings.optimizer, lora)
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
     console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
-    resumed = launch.check_folder(out, resume, overwrite)
-    rows = launch.open_training_rows(settings)
-    launch.check_unchanged(sources, settings, rows, resumed)
+    resumed = starting.check_folder(out, resume, overwrite)
+    rows = starting.open_training_rows(settings)
+    starting.check_unchanged(sources, settings, rows, resumed)
     assembled = modeling.assemble(sources, device, seed)
     checkpoint.check_identity(assembled, first)
-    checkpoint.load_projector(assembled.model, start / checkpoint.PROJECTOR)
+    checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
     if lora:
         trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
     else:
         trainable.train_everything(assembled)
     console.print(trainable.trainable_table(assembled.model))
-    origin = {"stage1": str(start), "projector": checkpoint.file_hash(start / checkpoint.PROJECTOR)}
+    origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
     template = assembled.template
     finished = launch.train(assembled, settings, rows, template, console, resumed, origin, plan=plan.json())
     if not finished:

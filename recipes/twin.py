@@ -34,7 +34,7 @@ class Diary:
 
     def write(self) -> None:
         """Write the file."""
-        from basic_lite.checkpoint import write_json
+        from basic_lite.writing import write_json
 
         write_json(self.path, {"phase": self.phase, "seconds": self.seconds, "peak_mib": self.peak_mib})
 
@@ -54,14 +54,15 @@ def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: in
     from basic_lite.recipes import eval as evaluation
     from basic_lite.recipes import stage1, stage2
 
-    from basic_lite import launch
-    from basic_lite.checkpoint import load_run, write_json
+    from basic_lite import devices
+    from basic_lite.checkpoint import load_run
     from basic_lite.demo.dataset import world_in
     from basic_lite.demo.inspection import held_out_scenes, inspect_model
     from basic_lite.modeling import Sources, assemble
+    from basic_lite.writing import write_json
 
     torch.set_num_threads(threads)
-    data, device = world_in(world), launch.choose_device()
+    data, device = world_in(world), devices.choose_device()
     shown = held_out_scenes(scenes, seed)
     diary = Diary(out / "twin.json")
     first, second = out / "stage1", out / "stage2"

@@ -29,7 +29,7 @@ from transformers import TrainingArguments
 from basic_lite import products, synthetic, trainable
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
-from basic_lite.launch import recompute_layers
+from basic_lite.devices import recompute_layers
 from basic_lite.layout import layout_of
 from basic_lite.modeling import Assembled
 from basic_lite.objective import Objective

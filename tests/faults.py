@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import llm_folder, tower_folder
 
-from basic_lite import checkpoint
+from basic_lite import run_folder
 from basic_lite.cli import main
 from basic_lite.data.images import ImageTransform
 from basic_lite.trainer import BasicTrainer
@@ -429,9 +429,9 @@ def try_fault(fault: Fault, made: Path, lab: Path) -> tuple[str, str, list[str]]
     lost = [name for name, data in before.items() if after.get(name) != data]
     if fault.changes:  # a run that goes on prunes and logs; what was good before must still be whole
         lost = [name for name in lost if "stopped" not in name]
-        ends = [path for path in (lab / "runs").iterdir() if checkpoint.checkpoints(path)]
+        ends = [path for path in (lab / "runs").iterdir() if run_folder.checkpoints(path)]
         for path in ends:
-            newest = checkpoint.checkpoints(path)[-1]
+            newest = run_folder.checkpoints(path)[-1]
             state = (
                 load_file(newest / "projector.safetensors")
                 if (newest / "projector.safetensors").is_file()

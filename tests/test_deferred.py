@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from weightless import Weightless
 
 from basic_lite.deferred import Deferral
-from basic_lite.launch import recompute_layers
+from basic_lite.devices import recompute_layers
 from basic_lite.layout import layout_of
 from basic_lite.objective import Objective
 from basic_lite.types import Window

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import DECODERS, llm_folder, tiny_assembled, tower_folder
 
-from basic_lite import checkpoint, trainable
+from basic_lite import checkpoint, run_folder, trainable, writing
 from basic_lite.export import adapter, folder, original, parity
 
 
@@ -41,10 +41,10 @@ def write_run(assembled, out: Path, manifest: dict) -> None:
     if hasattr(assembled.model, "peft_config"):
         assembled.model.save_pretrained(out)
     else:
-        checkpoint.save_projector(assembled.model, out / checkpoint.PROJECTOR)
+        checkpoint.save_projector(assembled.model, out / run_folder.PROJECTOR)
         if manifest["stage"] == 2:
-            checkpoint.save_decoder(assembled.model, out / checkpoint.DECODER)
-    checkpoint.write_json(out / checkpoint.MANIFEST, manifest)
+            checkpoint.save_decoder(assembled.model, out / run_folder.DECODER)
+    writing.write_json(out / run_folder.MANIFEST, manifest)
 
 
 def export(run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False) -> dict:

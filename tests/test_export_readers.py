@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from test_export import export, made_run
 
-from basic_lite import checkpoint
+from basic_lite import checkpoint, run_folder, writing
 from basic_lite.conversation import IMAGE
 from basic_lite.export import parity
 
@@ -52,13 +52,13 @@ def test_a_card_says_what_was_trained_and_measured(tmp_path):
     rows = [{"step": step, "loss": 5.0 / step, "lm": 4.0 / step, "das": None, "sds": None} for step in (1, 2)]
     (run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = {"benchmark": "mmbench", "split": "dev", "metric": "circular", "value": 61.25, "n": 12}
-    checkpoint.write_json(run / "eval/mmbench/results.json", result | {"scorer": "static", "run": {}})
+    writing.write_json(run / "eval/mmbench/results.json", result | {"scorer": "static", "run": {}})
     export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "| 1 | 5.0000 | 4.0000 |" in card
     assert "| mmbench | dev | circular | 61.25 | 12 | static | not the published set" in card
     assert "rows.json" in card
-    assert f"| transformers | {checkpoint.versions()['transformers']} |" in card
+    assert f"| transformers | {run_folder.versions()['transformers']} |" in card
     assert "license: unknown" in card
     assert "equal greedy answers | 4 of 4" in card
 

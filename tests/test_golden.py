@@ -16,7 +16,7 @@ from test_trainer import Rows, log_of, trainer
 from tiny import tiny_assembled
 
 from basic_lite import trainable
-from basic_lite.checkpoint import versions
+from basic_lite.run_folder import versions
 
 RECORD = Path(__file__).parent / "golden" / "trajectories.json"
 KEYS = ("loss", "lm", "das", "sds", "cosine", "grad_norm")

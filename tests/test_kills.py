@@ -9,7 +9,7 @@ import torch
 from kills import kill_and_resume
 from test_trainer import trainer
 
-from basic_lite import checkpoint
+from basic_lite import run_folder
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_a_save_cut_off_at_any_file_leaves_the_last_checkpoint(tmp_path, monkeyp
     except Killed:
         died = True
     monkeypatch.undo()
-    found = checkpoint.checkpoints(tmp_path)
+    found = run_folder.checkpoints(tmp_path)
     assert found, "no checkpoint is left"
     assert died or moment > 2
     for path in found:

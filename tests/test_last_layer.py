@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from weightless import Weightless
 
 from basic_lite import last_layer
-from basic_lite.launch import recompute_layers
+from basic_lite.devices import recompute_layers
 from basic_lite.layout import layout_of
 from basic_lite.objective import Objective
 from basic_lite.types import Window

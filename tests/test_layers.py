@@ -15,10 +15,10 @@ PACKAGE = Path(basic_lite.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    {"types"},
+    {"types", "console", "writing"},
     {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
-    {"benchmarks", "capture", "objective", "zoo", "data", "published", "results"},
+    {"benchmarks", "capture", "objective", "zoo", "data", "published", "results", "run_folder"},
     {
         "supervision",
         "plan",
@@ -48,12 +48,13 @@ LAYERS = [
         "settings",
         "fitting",
         "launch",
+        "devices",
+        "starting",
         "bench",
         "bench_sds",
         "bench_baselines",
         "evaluate",
         "measure",
-        "console",
         "demo",
         "export",
         "chat",
@@ -129,7 +130,9 @@ def test_the_maths_does_not_import_the_framework(module, forbidden):
 
 
 @pytest.mark.parametrize(
-    "module", ["basic_lite", "basic_lite.cli", "basic_lite.scoring", "basic_lite.benchmarks"]
+    "module",
+    ["basic_lite"]
+    + [f"basic_lite.{name}" for name in "cli scoring benchmarks measure run_folder console".split()],
 )
 def test_light_modules_import_nothing_heavy(module):
     heavy = "torch transformers datasets peft bitsandbytes matplotlib".split()

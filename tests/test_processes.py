@@ -15,7 +15,7 @@ from kills import COMMAND, lines
 from safetensors.torch import load_file
 from test_cli import run, stage1, world  # noqa: F401
 
-from basic_lite.checkpoint import checkpoints
+from basic_lite.run_folder import checkpoints
 
 
 def launch(arguments: list, cwd, processes: int = 2) -> list[subprocess.Popen]:

@@ -9,7 +9,7 @@ from tiny import DECODERS, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 from basic_lite.capture import parts_of
-from basic_lite.launch import layers_to_recompute, recompute_layers
+from basic_lite.devices import layers_to_recompute, recompute_layers
 
 
 def adapted(decoder: str):

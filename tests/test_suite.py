@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ FILES = {
     "mmvet/mm-vet.json": "mm-vet.json",
     "vizwiz/val.json": "vizwiz_val.json",
 }
+EXPORTED = ("vqav2", "textvqa", "vizwiz", "gqa", "mmbench")
+FILES_OF = sorted({name.split("/")[0] for name in FILES})
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +83,27 @@ def test_all_eight_run_and_end_in_one_table(benchmarks, trained):
 
 def test_submissions_are_written(benchmarks, trained):
     run("eval", "all", "--run", "runs/stage1", "--data", benchmarks, "--limit", 3, cwd=trained)
-    for name in ("vqav2", "textvqa", "vizwiz", "gqa", "mmbench"):
+    for name in EXPORTED:
         arguments = ("--data", benchmarks / name, "--limit", 3, "--step", "export")
         run("eval", name, "--run", "runs/stage1", *arguments, cwd=trained)
         assert list((trained / "runs/stage1/eval" / name).glob("submission*"))
+
+
+def test_scoring_and_export_load_no_framework(benchmarks, trained):
+    """They run where only the answers were copied to, and in half a second."""
+    run("eval", "all", "--run", "runs/stage1", "--data", benchmarks, "--limit", 3, cwd=trained)
+    code = (
+        "import sys; from basic_lite.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "sys.exit(' '.join(m for m in ('torch', 'transformers', 'datasets') if m in sys.modules) or 0)"
+    )
+    for name in FILES_OF:
+        base = ("eval", name, "--run", "runs/stage1", "--data", str(benchmarks / name), "--limit", "3")
+        for step in ("score", "export") if name in EXPORTED else ("score",):
+            command = [sys.executable, "-c", code, *base, "--step", step]
+            done = subprocess.run(command, cwd=trained, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{name} {step}: {done.stderr}"
 
 
 def test_mmvet_takes_a_named_judges_grades_and_no_others(benchmarks, trained):

@@ -295,7 +295,7 @@ def test_a_checkpoint_is_whole_or_absent(tmp_path, monkeypatch):
     monkeypatch.setattr(BasicTrainer, "_save_rng_state", fail)
     with pytest.raises(OSError, match="No space"):
         run.train()
-    from basic_lite.checkpoint import checkpoints
+    from basic_lite.run_folder import checkpoints
 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
     assert not list(tmp_path.glob("checkpoint-2*"))
@@ -305,7 +305,7 @@ def test_a_kill_inside_a_save_leaves_the_last_good_one(tmp_path):
     run = trainer(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
     run.train()
     shutil.copytree(tmp_path / "checkpoint-1", tmp_path / ".checkpoint-2.part")  # as a kill would leave it
-    from basic_lite.checkpoint import checkpoints
+    from basic_lite.run_folder import checkpoints
 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
 

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
 from basic_lite.capture import parts_of
+from basic_lite.devices import recompute_layers
 from basic_lite.forward import Forward
-from basic_lite.launch import recompute_layers
 from basic_lite.layout import layout_of
 from basic_lite.metrics import Metrics
 from basic_lite.modeling import Projector

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from basic_lite.checkpoint import versions, write_json
 from basic_lite.demo.columns import (
     Column,
     cost_columns,
@@ -23,6 +22,8 @@ from basic_lite.demo.inspection import Inspection
 from basic_lite.demo.lexicon import Language
 from basic_lite.demo.world import SCALE
 from basic_lite.measure import Evaluation
+from basic_lite.run_folder import versions
+from basic_lite.writing import write_json
 
 BENCHMARKS: dict[Language, str] = {"en": "mmbench", "zh": "mmbench-cn"}
 

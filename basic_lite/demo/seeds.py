@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from rich.table import Table
 
-from basic_lite.checkpoint import complete, write_json
+from basic_lite.writing import complete, write_json
 
 _T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 % quantiles of Student's t for so many seeds; beyond, the normal distribution's is near enough."""

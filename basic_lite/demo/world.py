@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from basic_lite import checkpoint, zoo
+from basic_lite import writing, zoo
 from basic_lite.demo.dataset import World, world_in, write_world
 
 FOLDER = "tiny-world"
@@ -56,7 +56,7 @@ def world_at(folder: Path, say: Callable[[str], None] = lambda line: None, seed:
             f"Drawing the embedded world: {SCALE['captions']:,} captioned scenes, {SCALE['conversations']:,} "
             f"conversations, {SCALE['questions']:,} questions in two languages, in {folder}"
         )
-        with checkpoint.complete(folder) as draft:
+        with writing.complete(folder) as draft:
             write_world(draft, seed, **SCALE)
             (draft / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     return world_in(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from safetensors.torch import save_file
 
-from basic_lite import checkpoint, zoo
+from basic_lite import checkpoint, run_folder, writing, zoo
 from basic_lite.export import configs, parity
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
@@ -46,7 +46,7 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
     tell("asking the run")
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     seen = watch_decoder(assembled, parity.ask_run(assembled))
-    with checkpoint.complete(wanted.out) as draft:
+    with writing.complete(wanted.out) as draft:
         draft.mkdir()
         tell("writing adapters and projector")
         _write(assembled, manifest, wanted, draft)
@@ -60,11 +60,11 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
         content = {
             "to": "peft",
             "run": str(wanted.run),
-            "manifest": checkpoint.file_hash(wanted.run / checkpoint.MANIFEST),
+            "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
             "parity": result,
-            "versions": checkpoint.versions(),
+            "versions": run_folder.versions(),
         }
-        checkpoint.write_json(draft / "export.json", content)
+        writing.write_json(draft / "export.json", content)
     return content
 
 
@@ -76,10 +76,10 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
         for name, entry in adapters.tensors.items()
         if ".lora_" in name
     }
-    save_file(tensors, folder / checkpoint.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / run_folder.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     projector = {entry.name: entry.read() for entry in adapters.projector()}
-    save_file(projector, folder / checkpoint.PROJECTOR, metadata={"format": "pt"})
-    config = json.loads((wanted.run / checkpoint.ADAPTER).read_text(encoding="utf-8"))
+    save_file(projector, folder / run_folder.PROJECTOR, metadata={"format": "pt"})
+    config = json.loads((wanted.run / run_folder.ADAPTER).read_text(encoding="utf-8"))
     names = "|".join(assembled.family.lora_targets)
     sources, revision = manifest["sources"], manifest["llm"].get("revision")
     config |= {
@@ -90,9 +90,9 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
     }
-    checkpoint.write_json(folder / checkpoint.ADAPTER, config)
+    writing.write_json(folder / run_folder.ADAPTER, config)
     write_tokenizer(assembled, folder, chat_template(assembled.template))
-    checkpoint.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    writing.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
     how = _HOW.format(
         llm=zoo.located(sources["llm"]),
         revision=revision,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from basic_lite import checkpoint
+from basic_lite import checkpoint, run_folder, writing
 from basic_lite.capture import parts_of
 from basic_lite.export import card, configs, parity
 from basic_lite.export.chat_template import chat_template
@@ -65,9 +65,9 @@ def plan(
     Raises:
         ValueError: In one line.
     """
-    manifest = checkpoint.read_manifest(run)
+    manifest = run_folder.read_manifest(run)
     bits = manifest["sources"]["bits"]
-    whole = (run / checkpoint.DECODER).is_file()
+    whole = (run / run_folder.DECODER).is_file()
     if (bits == 16 or to == "peft") and base is not None:
         raise ValueError(f"{run} --to {to} holds no quantised base to choose for; leave --base out")
     if bits != 16 and to != "peft" and base not in ("bf16", "dequantised"):
@@ -82,7 +82,7 @@ def plan(
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
     if old_gemma and not _is_gemma(manifest):
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
-    if to == "peft" and (whole or not (run / checkpoint.ADAPTER).is_file()):
+    if to == "peft" and (whole or not (run / run_folder.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it")
@@ -119,13 +119,13 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
     else:
         tower = _tower(assembled)
         _release(assembled)
-    with checkpoint.complete(wanted.out) as draft:
+    with writing.complete(wanted.out) as draft:
         draft.mkdir()
         tell(f"writing {wanted.dtype} weights".replace("torch.", ""))
         write_folder(assembled, manifest, wanted, tower, draft)
         tell("reading the folder back")
         content = _judge(wanted, manifest, known, to_run, draft)
-        checkpoint.write_json(draft / "export.json", content)
+        writing.write_json(draft / "export.json", content)
         (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
     return content
 
@@ -159,11 +159,11 @@ def write_folder(
 ) -> None:
     """Write weights, configuration, tokenizer and processor."""
     template = chat_template(assembled.template)
-    checkpoint.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
-    checkpoint.write_json(folder / "generation_config.json", configs.generation_config(assembled))
-    checkpoint.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
-    checkpoint.write_json(folder / "processor_config.json", configs.processor_config(assembled))
-    checkpoint.write_json(folder / "chat_template.json", {"chat_template": template})
+    writing.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
+    writing.write_json(folder / "generation_config.json", configs.generation_config(assembled))
+    writing.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    writing.write_json(folder / "processor_config.json", configs.processor_config(assembled))
+    writing.write_json(folder / "chat_template.json", {"chat_template": template})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_tokenizer(assembled, folder, template)
     tied = assembled.model.config.tie_word_embeddings
@@ -173,14 +173,14 @@ def write_folder(
 
 def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]:
     """List the decoder and its head: the base with adapters merged, or the one that was tuned as a whole."""
-    whole = wanted.run / checkpoint.DECODER
+    whole = wanted.run / run_folder.DECODER
     if whole.is_file():
         for entry in entries_of(whole):
             name = entry.name.replace("language_model.", "model.", 1)
             yield Entry(f"language_model.{name}", entry.numel, entry.read)
         return
     sources = checkpoint.sources_of(manifest)
-    adapted = (wanted.run / checkpoint.ADAPTER).is_file()
+    adapted = (wanted.run / run_folder.ADAPTER).is_file()
     adapters = Adapters(wanted.run) if adapted else None
     for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
         if wanted.base == "dequantised":
@@ -193,10 +193,10 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
 
 def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
     """List the projector's four tensors."""
-    if (wanted.run / checkpoint.ADAPTER).is_file():
+    if (wanted.run / run_folder.ADAPTER).is_file():
         found = Adapters(wanted.run).projector()
     else:
-        found = entries_of(wanted.run / checkpoint.PROJECTOR)
+        found = entries_of(wanted.run / run_folder.PROJECTOR)
     for entry in found:
         if wanted.old_gemma and ".linear_2." in entry.name:
             scale = _gemma_scale(manifest)
@@ -268,13 +268,13 @@ def _judge(
     return {
         "to": "hf",
         "run": str(wanted.run),
-        "manifest": checkpoint.file_hash(wanted.run / checkpoint.MANIFEST),
+        "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
         "base": wanted.base or "as trained",
         "dtype": str(wanted.dtype).removeprefix("torch."),
         "old_gemma": wanted.old_gemma,
         "parity": result,
         "parity_to_quantised_run": to_run,
         "answers": [answer.text for answer in found],
-        "versions": checkpoint.versions(),
+        "versions": run_folder.versions(),
         "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
     }

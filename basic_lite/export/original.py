@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from basic_lite import checkpoint, zoo
+from basic_lite import checkpoint, run_folder, writing, zoo
 from basic_lite.export import configs, parity
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan, decoder_entries, projector_entries
@@ -52,11 +52,11 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=bits)
     seen = watch_decoder(assembled, parity.ask_run(assembled))
     config = _config(assembled, manifest, wanted.dtype)
-    with checkpoint.complete(wanted.out) as draft:
+    with writing.complete(wanted.out) as draft:
         draft.mkdir()
         tell("writing weights")
-        checkpoint.write_json(draft / "config.json", config)
-        checkpoint.write_json(draft / "generation_config.json", configs.generation_config(assembled))
+        writing.write_json(draft / "config.json", config)
+        writing.write_json(draft / "generation_config.json", configs.generation_config(assembled))
         assembled.tokenizer.save_pretrained(draft)
         tied, assembled.model = assembled.model.config.tie_word_embeddings, None
         write_shards(_entries(wanted, manifest, tied), draft, wanted.dtype, wanted.shard_bytes)
@@ -68,13 +68,13 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
         content = {
             "to": "llava",
             "run": str(wanted.run),
-            "manifest": checkpoint.file_hash(wanted.run / checkpoint.MANIFEST),
+            "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
             "base": wanted.base or "as trained",
             "parity": result,
             "notes": notes,
-            "versions": checkpoint.versions(),
+            "versions": run_folder.versions(),
         }
-        checkpoint.write_json(draft / "export.json", content)
+        writing.write_json(draft / "export.json", content)
     return content
 
 

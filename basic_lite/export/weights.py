@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from basic_lite import zoo
-from basic_lite.checkpoint import ADAPTER, ADAPTER_WEIGHTS, write_json
+from basic_lite.run_folder import ADAPTER, ADAPTER_WEIGHTS
+from basic_lite.writing import write_json
 
 Base = Literal["bf16", "dequantised"]
 INDEX: str = "model.safetensors.index.json"

@@ -1,0 +1,75 @@
+"""Where a run computes: device, dtype, and which layers compute twice instead of keeping activations."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+
+def choose_device() -> str:
+    """Return `"cuda"` where there is one, else `"cpu"`."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" is then this process's own
+    return "cuda"
+
+
+def choose_dtype(precision: str, device: str) -> torch.dtype:
+    """Return the dtype of activations: bf16 on a GPU, fp32 on a CPU, unless `precision` says otherwise.
+
+    Raises:
+        ValueError: If the precision is unknown or the GPU has no bf16 (fp16 would overflow on LLaMA's
+            massive activations).
+    """
+    known = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" else "fp32"
+    if precision not in known:
+        raise ValueError(f"--precision must be auto, bf16 or fp32, got {precision!r}")
+    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise ValueError("this GPU has no bf16; add --precision fp32")
+    return known[precision]
+
+
+def layers_to_recompute(every: bool | None, count: int | None, device: str) -> int | None:
+    """Resolve `--recompute` and `--recompute-layers`.
+
+    Args:
+        every: all layers or none; `None` means all on a GPU.
+        count: a number of layers, which goes before `every`.
+        device: `"cuda"` or `"cpu"`.
+
+    Returns:
+        How many layers; `None` for all.
+    """
+    if count is not None:
+        return count
+    return None if (device == "cuda" if every is None else every) else 0
+
+
+def recompute_layers(decoder: nn.Module, count: int | None = None) -> None:
+    """Run the first `count` decoder layers again in backward instead of keeping what they computed.
+
+    The first, not the last: backward reaches them when the activations of all later layers are gone, so
+    what one layer keeps while it is run again is not added to theirs. BASIC does not mind: it watches the
+    forward pass alone, where each layer computes the same either way. The frozen tower keeps nothing.
+
+    Args:
+        decoder: the language model.
+        count: how many layers; `None` for all.
+
+    Raises:
+        ValueError: If `count` is not between 0 and the number of layers.
+    """
+    depth = len(decoder.layers)
+    if count is not None and not 0 <= count <= depth:
+        raise ValueError(f"this decoder has {depth} layers; between 0 and {depth} can recompute, not {count}")
+    if count == 0:
+        return
+    enable = getattr(decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+    (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+    for layer in decoder.layers[depth if count is None else count :]:
+        layer.gradient_checkpointing = False
+    decoder.config.use_cache = False

@@ -1,0 +1,99 @@
+"""What stands in a run's folder, as far as it can be read without torch.
+
+Nothing is ever guessed from a path or a name: `manifest.json` says which LLM, tower, template, stage, k,
+embedding convention and data a folder belongs to. Scorers and checks read it in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+from basic_lite import zoo
+
+MANIFEST: str = "manifest.json"
+PROJECTOR: str = "projector.safetensors"
+ADAPTER: str = "adapter_config.json"
+ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
+DECODER: str = "decoder.safetensors"
+"""Weights of a decoder that was tuned as a whole, with its head."""
+
+FORMAT: int = 1
+"""Version of the manifest; a reader refuses one that it does not know."""
+
+EMBEDDING_SPACE: str = "first decoder layer's input; E = raw embed_tokens.weight"
+"""The convention of `v`, `v^` and `E` (for Gemma it moves the logits by 45x): a run of another one is
+refused."""
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """Read a run's manifest.
+
+    Raises:
+        ValueError: In one line, if there is none, it is damaged, or it is of another format or convention.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{folder} holds no run (no {MANIFEST}); run the stage before, or name its folder"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of format {manifest.get('format')!r}; this version of basic-lite reads format "
+            f"{FORMAT}"
+        )
+    if manifest["method"]["embedding_space"] != EMBEDDING_SPACE:
+        raise ValueError(f"{path} was trained with another embedding convention and cannot be continued here")
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    names = (
+        "basic-lite",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+        "datasets",
+        "pillow",
+    )
+    return {name: version(name) for name in names}
+
+
+def identity(source: str, config: object) -> dict[str, object]:
+    """Say which weights a folder or hub id stands for.
+
+    Returns:
+        The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
+    """
+    folder, found = Path(zoo.located(source)), {"revision": getattr(config, "_commit_hash", None)}
+    if folder.is_dir():
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for path in sorted(folder.glob("*.safetensors")):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+        found["fingerprint"] = digest.hexdigest()[:16]
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    found = [
+        path
+        for path in Path(folder).glob("checkpoint-*")
+        if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
+    ]
+    return sorted(found, key=lambda path: int(path.name[11:]))
