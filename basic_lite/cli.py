@@ -13,6 +13,7 @@ import warnings
 import typer
 
 from basic_lite.recipes import (
+    analyze,
     bench,
     bench_sds,
     build_demo_parts,
@@ -47,6 +48,7 @@ app.command("doctor")(doctor.main)
 app.command("chat")(chat.main)
 app.command("compare")(compare.main)
 app.add_typer(data.app, name="data")
+app.add_typer(analyze.app, name="analyze")
 app.command("demo")(demo.main)
 app.command("demo-parts")(build_demo_parts.main)
 measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)

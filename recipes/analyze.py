@@ -1,0 +1,12 @@
+"""Look inside a language model or a run: `basic-lite analyze`."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(help="Look inside a language model or a run.", no_args_is_help=True)
+
+
+@app.callback()
+def _analyze() -> None:
+    """Look inside a language model or a run."""
