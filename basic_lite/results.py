@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -57,14 +58,18 @@ def results_table(content: Mapping[str, Any]) -> Table:
 def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
     """Make one table of several benchmarks, with the published figures beside each value."""
     models = list(dict.fromkeys(m for content in contents for m in content["published"]["values"]))
-    table = Table("benchmark", "split", "value", "95 % interval", *models)
-    for column in table.columns[2:]:
+    # A terminal has 80 columns: names of models stand on several short lines.
+    heads = [model.replace("-", "\n").replace(" ", "\n") for model in models]
+    table = Table("benchmark, split", "value", "95 % interval", *heads, box=box.SIMPLE_HEAD, padding=0)
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
         column.justify = "right"
     for content in contents:
         value, interval = content["value"], content["interval_95"]
         note = "" if content["run"].get("published_size", True) else " *"
-        row = [content["benchmark"] + note, content["split"]]
-        row.append("no value" if value is None else f"{value:.2f}")
+        row = [f"{content['benchmark']} {content['split']}{note}"]
+        row.append("none" if value is None else f"{value:.2f}")
         row.append("" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
         figures = content["published"]["values"]
         row += [f"{figures[model]:.1f}" if model in figures else "" for model in models]
