@@ -1,7 +1,8 @@
 """Watch one forward pass: visual embeddings going in, what layers 1..k make of them, and who looked at them.
 
 Nothing is stored per layer. After each of the first k decoder layers a hook adds the weighted states at
-the patch positions to one fp32 `(N, D)` sum, and the attention function adds one number per patch.
+the patch positions, brought into the target's space, to one fp32 `(N, D)` sum, and the attention function
+adds one number per patch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers import LlavaForConditionalGeneration, LlavaModel, PretrainedCo
 
 from basic_lite import attention
 from basic_lite.layout import Layout, layout_of
+from basic_lite.targets import TargetKind, TargetSpace
 from basic_lite.types import Refinement
 
 Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
@@ -110,6 +112,7 @@ class capture:
         layers: int | None = None,
         weighting: Weighting = "quadratic",
         importance: Importance = "attention",
+        target: TargetKind | TargetSpace = "raw",
     ) -> None:
         """Prepare, and switch the decoder's attention to `basic_sdpa` (sdpa while nothing records).
 
@@ -118,6 +121,7 @@ class capture:
             layers: k; `None` means half of the decoder's layers.
             weighting: see `layer_weights`.
             importance: `"attention"` (the paper) or `"uniform"` (`1 / P` for each patch of an image).
+            target: `"raw"` (the paper), or a space that was fitted on text.
 
         Raises:
             ValueError: If an argument is out of its range or the model is no LLaVA.
@@ -130,6 +134,8 @@ class capture:
         self.layers = supervised_layers(self.parts.decoder.config, layers)
         self.weights = layer_weights(self.layers, weighting)
         self.importance = importance
+        self.space = target if isinstance(target, TargetSpace) else TargetSpace(target)
+        self.space.check_fits(self.layers, self.parts.embedding.shape[1])
         self.refinement: Refinement | None = None
         self._given: Layout | None = None
         self._at_hand: torch.Tensor | None = None
@@ -207,6 +213,8 @@ class capture:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
             states = states.to(torch.promote_types(states.dtype, torch.float32))
+            self.space = self.space.to(states.device)
+            states = self.space.bring(index, states)
             if self._target is None:
                 self._target = states.mul_(self.weights[index])
             else:

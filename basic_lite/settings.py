@@ -10,6 +10,7 @@ from rich.table import Table
 
 from basic_lite.capture import Importance, Weighting
 from basic_lite.objective import Objective
+from basic_lite.targets import TargetKind
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Settings:
         layers: k; `None` for half.
         weighting: of layers 1..k.
         importance: of patches.
+        target: in which space the target is: `"raw"` (the paper), `"centred"` or `"translated"`.
         objective: weights of the terms.
     """
 
@@ -78,6 +80,7 @@ class Settings:
     layers: int | None = None
     weighting: Weighting = "quadratic"
     importance: Importance = "attention"
+    target: TargetKind = "raw"
     objective: Objective = field(default_factory=Objective)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from basic_lite.capture import Importance, Weighting, capture
 from basic_lite.layout import Layout
 from basic_lite.objective import Objective
+from basic_lite.targets import TargetKind, TargetSpace
 from basic_lite.types import LossTerm, Refinement
 
 
@@ -41,6 +42,7 @@ class BasicSupervision:
         das_weight: float = 1.0,
         sds_weight: float = 0.01,
         rows_per_chunk: int | None = None,
+        target: TargetKind | TargetSpace = "raw",
     ) -> None:
         """Prepare; see `Objective` and `capture` for the arguments.
 
@@ -52,12 +54,13 @@ class BasicSupervision:
             das_weight: weight of the directional alignment; 0 switches it off.
             sds_weight: weight of the semantic distribution; 0 switches it off.
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
+            target: `"raw"` (the paper), or what `fit_target` returned.
 
         Raises:
             ValueError: If an argument is out of its range or the model is no LLaVA.
         """
         self.objective = Objective(das_weight, sds_weight, rows_per_chunk)
-        self._capture = capture(model, layers, weighting, importance)
+        self._capture = capture(model, layers, weighting, importance, target)
         self._terms: dict[str, LossTerm] = {}
         self._terms_of: Refinement | None = None
 

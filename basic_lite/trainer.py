@@ -29,6 +29,7 @@ from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
 from basic_lite.splitting import Splitter
 from basic_lite.supervision import BasicSupervision
+from basic_lite.targets import TargetSpace
 from basic_lite.types import Window
 
 
@@ -50,6 +51,7 @@ class BasicTrainer(Trainer):
         layers: int | None = None,
         weighting: Weighting = "quadratic",
         importance: Importance = "attention",
+        target: TargetSpace | None = None,
         transform: ImageTransform | None = None,
         batches: Sampler[list[int]] | None = None,
         projector_learning_rate: float | None = None,
@@ -69,6 +71,7 @@ class BasicTrainer(Trainer):
             layers: k; `None` for half.
             weighting: how layers 1..k are weighted.
             importance: how patches are weighted.
+            target: in which space the target is; `None` for raw, the paper's.
             transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
@@ -93,10 +96,13 @@ class BasicTrainer(Trainer):
             self.objective.das_weight,
             self.objective.sds_weight,
             self.objective.rows_per_chunk,
+            target or TargetSpace(),
         )
         # The plain twin's cosine is worth a look too, on the steps that are logged; it trains nothing.
         self._observer = (
-            None if self.objective.active else BasicSupervision(model, layers, weighting, "uniform")
+            None
+            if self.objective.active
+            else BasicSupervision(model, layers, weighting, "uniform", target=target or TargetSpace())
         )
         self.transform = transform
         self.batches = batches

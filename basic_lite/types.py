@@ -31,7 +31,8 @@ class Refinement:
 
     Attributes:
         initial: `(N, D)` what the first decoder layer received at the patches, with gradient.
-        target: `(N, D)` fp32, detached: the weighted sum of the states after layers 1..k.
+        target: `(N, D)` fp32, detached: the weighted sum of the states after layers 1..k, raw or brought into
+            the space of the embeddings.
         importance: `(N,)` fp32, detached: how much the text attends to each patch.
         image: `(N,)` int64: the image that each patch belongs to, from 0.
         images: how many images there are (`I`), known on the host.

@@ -79,6 +79,14 @@ Layers = Annotated[
 ]
 Weighting = Annotated[str, option(help="Layers 1..k: quadratic, linear, constant, decreasing.", panel=METHOD)]
 Importance = Annotated[str, option(help="Patches: attention or uniform.", panel=METHOD)]
+Target = Annotated[
+    str | None,
+    option(
+        help="Space of the target: raw, centred, translated (fitted on the data's text).",
+        default="raw; stage 2: stage 1's",
+        panel=METHOD,
+    ),
+]
 DasWeight = Annotated[float, option(help="Weight of directional alignment; 0 is off.", panel=METHOD)]
 SdsWeight = Annotated[float, option(help="Weight of semantic distribution; 0 is off.", panel=METHOD)]
 RowsPerChunk = Annotated[

@@ -18,9 +18,12 @@ LAYERS = [
     {"types", "console", "writing"},
     {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
-    {"benchmarks", "capture", "objective", "zoo", "data", "published", "results", "run_folder"},
+    {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
+    | {"run_folder"},
     {
         "supervision",
+        "text_states",
+        "translation",
         "plan",
         "deferred",
         "last_layer",

@@ -64,6 +64,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "projector_learning_rate",
         "manifest",
         "layers",
+        "target",
         "deferred",
         "prune_last_layer",
         "optimizer_name",
