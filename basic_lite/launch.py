@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, devices, preflight, starting, writing
+from basic_lite import checkpoint, devices, preflight, starting, teacher, writing
 from basic_lite.callbacks import AtStart, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
@@ -117,6 +117,11 @@ def train(
         disable_tqdm=True,
         seed=settings.seed,
     )
+    with args.main_process_first(local=False):  # the first fits and writes, the others read
+        space = teacher.target_space(
+            assembled, settings, rows, console, resume=resume, start=origin and Path(origin["stage1"])
+        )
+    manifest["target"] = teacher.manifest_entry(space, settings.out)
     progress = StepProgress(console, f"stage {settings.stage}")
     trainer = BasicTrainer(
         assembled.model,
@@ -125,6 +130,7 @@ def train(
         layers=settings.layers,
         weighting=settings.weighting,
         importance=settings.importance,
+        target=space,
         transform=transform,
         batches=batches,
         projector_learning_rate=settings.projector_learning_rate,
@@ -170,6 +176,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
             "layers": supervised_layers(decoder.config, settings.layers),
             "weighting": settings.weighting,
             "importance": settings.importance,
+            "target": settings.target,
             "das_weight": objective.das_weight,
             "sds_weight": objective.sds_weight,
         }

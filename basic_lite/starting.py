@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers.integrations
 from rich.console import Console
 
-from basic_lite import optimizers, preflight, published, run_folder, zoo
+from basic_lite import optimizers, preflight, published, run_folder, teacher, zoo
 from basic_lite.capture import layer_weights, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.data.checks import check_budget, check_rows
@@ -20,6 +20,7 @@ from basic_lite.finite import DUMP
 from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Sources, read_config
 from basic_lite.settings import Settings
+from basic_lite.targets import check_kind
 from basic_lite.tower import vision_config
 
 BAD_ROWS: str = "bad.jsonl"
@@ -36,6 +37,7 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     zoo.family_of(config.model_type, sources.llm)
     supervised_layers(config, settings.layers)
     layer_weights(1, settings.weighting)
+    check_kind(settings.target)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
     known = transformers.integrations.get_available_reporting_integrations()
@@ -82,6 +84,7 @@ def _leftovers(out: Path) -> list[Path]:
         run_folder.DECODER,
         "log.jsonl",
         BAD_ROWS,
+        teacher.FILE,
         DUMP,
         "adapter_*",
     )

@@ -126,7 +126,8 @@ class TargetSpace:
         tensors = {"centre": self.centre, "offset": self.offset}
         tensors |= {f"map.{number}": one for number, one in enumerate(self.maps, 1)}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
-        save_file(tensors, path, metadata={"kind": self.kind, "report": json.dumps(self.report)})
+        # One key: safetensors writes several in any order, and the same run should give the same bytes.
+        save_file(tensors, path, metadata={"target": json.dumps({"kind": self.kind, "report": self.report})})
 
     @classmethod
     def load(cls, path: Path) -> TargetSpace:
@@ -137,11 +138,10 @@ class TargetSpace:
         """
         try:
             with safe_open(path, "pt") as file:
-                header = file.metadata()
+                header = json.loads(file.metadata()["target"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
             maps = tuple(tensors[f"map.{number}"] for number in range(1, len(tensors) - 1))
-            report = json.loads(header["report"])
-            return cls(header["kind"], tensors["centre"], maps, tensors.get("offset"), report)
+            return cls(header["kind"], tensors["centre"], maps, tensors.get("offset"), header["report"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(

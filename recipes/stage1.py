@@ -34,6 +34,7 @@ def main(
     layers: o.Layers = None,
     weighting: o.Weighting = "quadratic",
     importance: o.Importance = "attention",
+    target: o.Target = None,
     das_weight: o.DasWeight = 1.0,
     sds_weight: o.SdsWeight = 0.01,
     rows_per_chunk: o.RowsPerChunk = None,
@@ -118,6 +119,7 @@ def main(
         layers=layers,
         weighting=weighting,
         importance=importance,
+        target=target or "raw",
         objective=objective,
     )
     starting.check_sources(sources, settings)

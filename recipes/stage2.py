@@ -37,6 +37,7 @@ def main(
     layers: o.Layers = None,
     weighting: o.Weighting = "quadratic",
     importance: o.Importance = "attention",
+    target: o.Target = None,
     das_weight: o.DasWeight = 1.0,
     sds_weight: o.SdsWeight = 0.01,
     rows_per_chunk: o.RowsPerChunk = None,
@@ -142,6 +143,7 @@ def main(
         layers=layers,
         weighting=weighting,
         importance=importance,
+        target=target or first["method"].get("target", "raw"),
         objective=objective,
     )
     starting.check_sources(sources, settings)

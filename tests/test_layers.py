@@ -51,6 +51,7 @@ LAYERS = [
         "settings",
         "fitting",
         "launch",
+        "teacher",
         "devices",
         "starting",
         "bench",

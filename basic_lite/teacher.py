@@ -1,0 +1,115 @@
+"""What a stage finds out about its teacher before the first step: the space of its target, fitted or read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from basic_lite import checkpoint, run_folder, writing
+from basic_lite.capture import parts_of, supervised_layers
+from basic_lite.console import rank_and_count
+from basic_lite.data.readers import Rows
+from basic_lite.data.samples import RowFault
+from basic_lite.modeling import Assembled
+from basic_lite.settings import Settings
+from basic_lite.targets import RAW, TargetSpace
+from basic_lite.translation import fit_target
+
+FILE: str = "target.safetensors"
+"""The fitted space in the run folder: a resumed run reads it, and so does a stage 2 on the same decoder."""
+
+
+def texts_of(rows: Rows) -> Iterator[str]:
+    """Yield what the assistant says in the usable rows, in a mixed order that is always the same."""
+    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.usable)):
+        try:
+            turns = rows[int(row)].turns
+        except RowFault:
+            continue  # found by a check or replaced while training
+        yield from (text for role, text in turns if role == "assistant")
+
+
+def target_space(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    console: Console,
+    *,
+    resume: Path | None = None,
+    start: Path | None = None,
+) -> TargetSpace:
+    """Return the space of a run's target: from its own folder, from stage 1's, or fitted on the data's text.
+
+    Whichever it is, it lies in the run's folder afterwards.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        console: where it is said what is done.
+        resume: checkpoint that the run goes on from; the file must be there then, and unchanged.
+        start: run of stage 1 that this one starts from.
+
+    Raises:
+        ValueError: If a resumed run's file is missing or another one, or there is hardly any text.
+    """
+    if settings.target == RAW:
+        return TargetSpace()
+    path = settings.out / FILE
+    if resume is not None:
+        wanted = run_folder.read_manifest(resume).get("target", {}).get("sha256")
+        if not path.is_file() or run_folder.file_hash(path) != wanted:
+            raise ValueError(
+                f"{path} is missing or not the one that this run was started with; bring it back, or start "
+                "again with --overwrite"
+            )
+    if not path.is_file():  # it is there for all processes but the first, too
+        space = _inherited(assembled, settings, start)
+        if space is None:
+            say = partial(console.print, highlight=False)
+            tokenizer, texts = assembled.tokenizer, texts_of(rows)
+            space = fit_target(
+                assembled.model, tokenizer, texts, settings.target, settings.layers, progress=say
+            )
+        if rank_and_count()[0] > 0:
+            return space
+        with writing.told(path), writing.complete(path) as draft:
+            space.save(draft)
+    space = TargetSpace.load(path)
+    console.print(f"target {space.kind}: {quality_line(space)}", highlight=False)
+    return space
+
+
+def manifest_entry(space: TargetSpace, out: Path) -> dict:
+    """Describe a target's space for the manifest: its kind, and where and how good a fitted one is."""
+    if space.kind == RAW:
+        return {"kind": RAW}
+    return {"file": FILE, "sha256": run_folder.file_hash(out / FILE), **space.report}
+
+
+def quality_line(space: TargetSpace) -> str:
+    """Say in one line what a space does to held-out text, at the first and the last layer."""
+    layers = space.report["layers"]
+    ends = []
+    for number in sorted({1, len(layers)}):
+        one = layers[number - 1]
+        ends.append(f"layer {number}: {100 * one['own']:.0f} % at cosine {one['cosine']:.2f}")
+    return (
+        f"of {space.report['held_out_tokens']:,} held-out tokens nearest to their own row, {', '.join(ends)}"
+    )
+
+
+def _inherited(assembled: Assembled, settings: Settings, start: Path | None) -> TargetSpace | None:
+    """Return stage 1's space if it is of this kind, has these layers, and its decoder is held alike."""
+    if start is None or not (start / FILE).is_file():
+        return None
+    then, now = checkpoint.sources_of(run_folder.read_manifest(start)), assembled.sources
+    if (then.llm, then.bits, then.dtype) != (now.llm, now.bits, now.dtype):
+        return None
+    space = TargetSpace.load(start / FILE)
+    k = supervised_layers(parts_of(assembled.model).decoder.config, settings.layers)
+    return space if space.kind == settings.target and len(space.centre) >= k else None

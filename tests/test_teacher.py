@@ -1,0 +1,112 @@
+"""What a run knows of its teacher: a fitted target lies in its folder, is resumed, and inherited."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import run
+from tiny import llm_folder, tower_folder
+
+from basic_lite.targets import TargetSpace
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    Image.new("RGB", (30, 40), "teal").save(folder / "a.png")
+    rows = []
+    for number in range(24):
+        said = f"{('red', 'teal', 'brown')[number % 3]} thing number {number} stands here"
+        turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": said}]
+        rows.append({"id": f"r{number}", "image": "a.png", "conversations": turns})
+    (folder / "captions.json").write_text(json.dumps(rows))
+    return folder
+
+
+def stage1(data: Path, out: Path, *more: object, expect: int = 0) -> object:
+    models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", 16]
+    batch = ["--global-batch", 4, "--micro-batch", 2, "--workers", 0, "--logging-steps", 1]
+    paths = ["--data", data / "captions.json", "--out", out]
+    return run("stage1", *models, *batch, *paths, *more, cwd=data, expect=expect)
+
+
+def manifest(out: Path) -> dict:
+    return json.loads((out / "manifest.json").read_text())
+
+
+def test_a_fitted_target_is_kept_with_the_run_and_resumed_to_the_same_bytes(data, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    more = ("--target", "translated", "--max-steps", 4, "--save-steps", 2, "--layers", 3)
+    said = stage1(data, whole, *more).stdout
+    assert "fitting layers 1 to 3 on" in said
+    found = manifest(whole)
+    assert found["method"]["target"] == "translated"
+    assert found["target"]["kind"] == "translated"
+    assert [set(layer) for layer in found["target"]["layers"]] == [
+        {"own", "cosine", "own_unseen", "cosine_unseen"}
+    ] * 3
+    assert TargetSpace.load(whole / "target.safetensors").report["tokens"] == found["target"]["tokens"]
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoint-4")
+    (cut / "projector.safetensors").unlink()
+    (cut / "manifest.json").unlink()
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("a resumed run fits nothing")
+
+    monkeypatch.setattr("basic_lite.teacher.fit_target", refuse)
+    stage1(data, cut, *more, "--resume")
+    assert (cut / "projector.safetensors").read_bytes() == (whole / "projector.safetensors").read_bytes()
+    assert manifest(cut)["target"] == found["target"]
+
+    shutil.rmtree(cut / "checkpoint-4")
+    (cut / "manifest.json").unlink()
+    other = stage1(data, cut, *more[2:], "--resume", expect=2)
+    assert "'target': 'translated'" in other.stderr
+    (cut / "target.safetensors").write_bytes(b"another")
+    assert (
+        "not the one that this run was started with" in stage1(data, cut, *more, "--resume", expect=2).stderr
+    )
+
+
+def test_the_target_is_another_and_the_default_is_raw(data, tmp_path):
+    ends = {}
+    for kind in ("raw", "centred", "translated"):
+        out = tmp_path / kind
+        stage1(data, out, "--max-steps", 2, *(() if kind == "raw" else ("--target", kind)))
+        ends[kind] = (out / "projector.safetensors").read_bytes()
+        assert manifest(out)["method"]["target"] == kind
+        assert (out / "target.safetensors").exists() == (kind != "raw")
+    assert len(set(ends.values())) == 3
+    stage1(data, tmp_path / "centred", "--max-steps", 1, "--overwrite")
+    assert not (tmp_path / "centred" / "target.safetensors").exists()
+
+
+def test_stage_2_takes_stage_1s_kind_and_fit(data, tmp_path):
+    first = tmp_path / "first"
+    stage1(data, first, "--max-steps", 1, "--target", "translated")
+    more = ["--start", first, "--data", data / "captions.json", "--global-batch", 4, "--micro-batch", 2]
+    more += ["--workers", 0, "--max-steps", 1, "--lora", "--rank", 2]
+    run("stage2", *more, "--out", tmp_path / "asked", "--target", "centred", cwd=data)
+    assert manifest(tmp_path / "asked")["target"]["kind"] == "centred"
+    deeper = run("stage2", *more, "--out", tmp_path / "deeper", "--layers", 3, cwd=data)
+    assert "fitting layers 1 to 3" in deeper.stdout
+    said = run("stage2", *more, "--out", tmp_path / "second", cwd=data).stdout
+    assert "fitting" not in said
+    assert manifest(tmp_path / "second")["method"]["target"] == "translated"
+    files = [(folder / "target.safetensors").read_bytes() for folder in (first, tmp_path / "second")]
+    assert files[0] == files[1]
+
+
+def test_a_plain_twin_fits_nothing(data, tmp_path):
+    assert "fitting" not in stage1(data, tmp_path / "plain", "--max-steps", 1, "--no-basic").stdout
+    assert manifest(tmp_path / "plain")["target"] == {"kind": "raw"}
+
+
+def test_an_unknown_target_is_refused_in_one_line(data, tmp_path):
+    refused = stage1(data, tmp_path / "x", "--target", "tilted", expect=2)
+    assert "target must be one of raw, centred, translated, got 'tilted'" in refused.stderr
