@@ -13,6 +13,7 @@ import warnings
 import typer
 
 from basic_lite.recipes import (
+    ablate,
     analyze,
     bench,
     bench_sds,
@@ -50,6 +51,7 @@ app.command("compare")(compare.main)
 app.add_typer(data.app, name="data")
 app.add_typer(analyze.app, name="analyze")
 app.command("demo")(demo.main)
+app.command("ablate", context_settings=ablate.PASS_ON)(ablate.main)
 app.command("demo-parts")(build_demo_parts.main)
 measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 measures.command("data")(data.bench)

@@ -60,6 +60,7 @@ LAYERS = [
         "evaluate",
         "measure",
         "demo",
+        "ablation",
         "export",
         "chat",
     },

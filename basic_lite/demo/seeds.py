@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from rich.table import Table
 
+from basic_lite.scoring.interval import student_interval
 from basic_lite.writing import complete, write_json
-
-_T_975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 % quantiles of Student's t for so many seeds; beyond, the normal distribution's is near enough."""
 
 
 def collect(folders: Sequence[Path], out: Path) -> list[dict[str, object]]:
@@ -29,12 +26,11 @@ def collect(folders: Sequence[Path], out: Path) -> list[dict[str, object]]:
         names = {column["name"] for column in columns}
         assert len(names) == 1, f"the demos have different columns: {names}"
         differences = [column["difference"] for column in columns]
-        reach = _T_975.get(len(columns), 1.96) * stdev(differences) / math.sqrt(len(columns))
-        middle = mean(differences)
         found.append(
             {key: columns[0][key] for key in ("name", "label", "group", "unit", "better", "digits")}
             | {side: mean(column[side] for column in columns) for side in ("plain", "basic")}
-            | {"difference": middle, "interval_95": (middle - reach, middle + reach), "each": differences}
+            | {"difference": mean(differences), "interval_95": student_interval(differences)}
+            | {"each": differences}
         )
     write_json(out / "seeds.json", {"seeds": [s["seed"] for s in summaries], "columns": found})
     with complete(out / "seeds.md") as draft:

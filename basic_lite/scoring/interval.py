@@ -7,8 +7,10 @@ take milliseconds.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,12 @@ Statistic = Callable[[Sequence[Any], np.ndarray], np.ndarray]
 
 DRAWS = 10_000
 CONFIDENCE = 0.95
+
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+"""97.5 % quantiles of Student's t for 1 to 20 degrees of freedom; beyond, the normal's serves."""
 
 
 def resample(
@@ -66,3 +74,11 @@ def bootstrap_interval(
     """Return the 95 % percentile interval of a statistic over units."""
     outcomes, counts = resample(cells, cell_group, draws, seed)
     return percentile_interval(statistic(outcomes, counts))
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of at least two values, by Student's t."""
+    freedom = len(values) - 1
+    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    middle, reach = mean(values), quantile * stdev(values) / math.sqrt(len(values))
+    return middle - reach, middle + reach

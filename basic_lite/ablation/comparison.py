@@ -1,0 +1,232 @@
+"""A plan from the command line to its table: check everything, train what is missing, compare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from basic_lite import devices, zoo
+from basic_lite.ablation import measures, page, runs, setup, texts, worlds
+from basic_lite.ablation.plans import Arm, Plan, arms_for
+from basic_lite.ablation.table import tabulate
+from basic_lite.ablation.watch import shown_on
+from basic_lite.demo.world import is_embedded
+from basic_lite.memory import parameters_of
+from basic_lite.modeling import Sources, read_config
+from basic_lite.run_folder import versions
+from basic_lite.writing import write_json
+
+_BYTES_OF_TINY = 2**31
+"""What a run of the embedded model takes at its highest, with room (1.75 GiB were measured)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One plan on one model and data.
+
+    Attributes:
+        plan: what is compared.
+        out: folder of the set-up: its runs and the tables of all its plans.
+        seeds: of the runs.
+        stage1: options of stage 1 that hold for all arms, as far as they were given.
+        stage2: options of stage 2; `None` stops after stage 1.
+        defaults: of stage 1's options.
+        quick: a smaller embedded world.
+        measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
+        measured_rows: how many of its rows.
+        benchmark: to score every run on.
+        benchmark_data: its data.
+        benchmark_images: its pictures.
+        chosen: names of the only arms to run; empty for all.
+    """
+
+    plan: Plan
+    out: Path
+    seeds: Sequence[int]
+    stage1: Mapping[str, object]
+    stage2: Mapping[str, object] | None
+    defaults: Mapping[str, object]
+    quick: bool
+    measured_on: Path | None
+    measured_rows: int
+    benchmark: str | None
+    benchmark_data: Path | None
+    benchmark_images: Path | None
+    chosen: Sequence[str]
+
+    def run(
+        self,
+        console: Console,
+        check: Callable[..., None],
+        jobs: int | None = None,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        """Do everything that is left to do.
+
+        Args:
+            console: where progress goes.
+            check: `stage1`, called with every arm's options and `dry_run` before any work.
+            jobs: runs at a time.
+            overwrite: begin anew.
+            dry_run: only say what would be run.
+
+        Raises:
+            ValueError: In one line, for what a user can have wrong, before any work.
+        """
+        arms = self._arms()
+        todo = [run for seed in self.seeds for run in self._runs(arms, seed)]
+        for arm in arms:
+            with contextlib.redirect_stdout(io.StringIO()):
+                check(**self._options(arm), out=self.out / "check", dry_run=True)
+        if overwrite and (self.out / setup.SETUP).is_file():
+            shutil.rmtree(self.out)
+        if dry_run:
+            for run in todo:
+                state = "done" if run.finished else "to do"
+                console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
+            return
+        setup.claim(self.out, self._setup())
+        with setup.held(self.out):
+            self._train(todo, jobs, console)
+            self._report(arms, console)
+
+    @property
+    def _embedded(self) -> bool:
+        """Whether the arms are trained in the embedded world."""
+        return self.stage1.get("data") is None and is_embedded(self._sources.llm)
+
+    @property
+    def _sources(self) -> Sources:
+        given = self.stage1
+        return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
+
+    def _arms(self) -> list[Arm]:
+        depth = read_config(self._sources.llm, "language model").num_hidden_layers
+        return arms_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
+
+    def _options(self, arm: Arm) -> dict[str, object]:
+        return {**self.stage1, **arm.options}
+
+    def _setup(self) -> dict[str, object]:
+        """Return what all runs of the folder share, as plain JSON."""
+        content = {"stage1": _plain(self.stage1), "stage2": _plain(self.stage2 or {})}
+        content |= {"parts": setup.fingerprints(self._sources), "quick": self.quick}
+        if not self._embedded:
+            content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
+        return content
+
+    def _runs(self, arms: Sequence[Arm], seed: int) -> list[runs.Run]:
+        """Return all arms with one seed."""
+        steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
+        given = {"stage1": _plain(self.stage1), "stage2": _plain(self.stage2 or {})}
+        if self._embedded:
+            folder = self._world(seed)
+            world = worlds.world_in(folder)
+            for stage, file in (("stage1", world.stage1), ("stage2", world.stage2)):
+                given[stage] = {"workers": 0} | given[stage] | {"data": str(file), "images": str(folder)}
+            yardstick = {"world": str(folder), "scenes": worlds.SCENES // (2 if self.quick else 1)}
+        else:
+            yardstick = {"rows": self._measured_rows()}
+        if self.benchmark is not None:
+            steps.append(self.benchmark)
+            where = {"data": self.benchmark_data, "images": self.benchmark_images}
+            yardstick["benchmarks"] = {self.benchmark: {k: v and str(v) for k, v in where.items()}}
+        found = []
+        for arm in arms:
+            stages = {name: given[name] | _plain(arm.options) for name in steps if name in given}
+            folder = self.out / "runs" / arm.key.replace(" ", "_") / f"seed-{seed}"
+            task = {"folder": str(folder), "steps": steps, "seed": seed}
+            task |= {"stages": stages, "yardstick": yardstick}
+            found.append(runs.Run(arm.key, seed, folder, tuple(steps), task))
+        return found
+
+    def _world(self, seed: int) -> Path:
+        return self.out / "worlds" / f"seed-{seed}"
+
+    def _measured_rows(self) -> dict[str, object]:
+        """Return what `captions.rows_of_file` is told."""
+        data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
+        if data is None:
+            raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
+        what = "rows of the training file" if self.measured_on is None else f"rows of {self.measured_on.name}"
+        links = bool(self.stage1.get("follow_links", False))
+        more = {"images": images and str(images), "follow_links": links, "label": what}
+        return {"data": str(data), "count": self.measured_rows, **more}
+
+    def _train(self, todo: Sequence[runs.Run], jobs: int | None, console: Console) -> None:
+        left = [run for run in todo if not run.finished]
+        done = len(todo) - len(left)
+        if done:
+            console.print(f"{done} of {len(todo)} runs are done already", highlight=False)
+        if not left:
+            return
+        if self._embedded:
+            scale = worlds.scale_of(1 if self.stage2 is None else 2, self.quick)
+            for seed in {run.seed: None for run in left}:
+                worlds.draw(self._world(seed), seed, scale, lambda line: console.print(line, highlight=False))
+        device = devices.choose_device()
+        jobs = jobs or runs.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
+        threads = max(runs.cores() // jobs, 1)
+        console.print(
+            f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
+            "command goes on.",
+            highlight=False,
+        )
+        with shown_on(console, len(todo)) as look:
+            runs.run_all(todo, jobs, threads, look)
+
+    def _bytes_of_a_run(self) -> int:
+        """Guess what a run takes on a CPU: weights in fp32 four times over, beside torch itself."""
+        if self._sources.llm in zoo.EMBEDDED:
+            return _BYTES_OF_TINY
+        return _BYTES_OF_TINY + 16 * parameters_of(read_config(self._sources.llm, "language model"))
+
+    def _report(self, arms: Sequence[Arm], console: Console) -> None:
+        found: dict[str, list[list[measures.Measure]]] = {}
+        for seed in self.seeds:
+            for arm, run in zip(arms, self._runs(arms, seed), strict=True):
+                each = [_of_step(measures.read(run.folder, step), step, run.steps) for step in run.steps]
+                found.setdefault(arm.name, []).append([measure for step in each for measure in step])
+        table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, found)
+        command = f"basic-lite {shlex.join(sys.argv[1:])}"
+        texts.write_markdown(table, self.out / f"{self.plan.name}.md", command)
+        content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
+        write_json(self.out / f"{self.plan.name}.json", content)
+        page.write(table, self.out / f"{self.plan.name}.html", command)
+        console.print(texts.for_terminal(table))
+        console.print(table.how_sure, highlight=False)
+        where = self.out / self.plan.name
+        console.print(
+            f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False
+        )
+
+
+def _plain(options: Mapping[str, object]) -> dict[str, object]:
+    """Return options as JSON takes them, without those that were not given."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }
+
+
+def _of_step(found: list[measures.Measure], step: str, steps: Sequence[str]) -> list[measures.Measure]:
+    """Tell measures of two stages apart by name."""
+    if "stage2" not in steps or not step.startswith("stage"):
+        return found
+    stage = step.removeprefix("stage")
+    return [
+        replace(one, name=f"{one.name}_{step}", label=f"{one.label}, stage {stage}")
+        if not one.name.startswith("answers")
+        else one
+        for one in found
+    ]

@@ -1,0 +1,149 @@
+"""The plans: what is compared with what, as data.
+
+An arm says only how it differs from the run that the command describes, in the options of `stage1`. A
+fraction of the layers is resolved for the decoder at hand (`arms_for`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import get_args
+
+from basic_lite.capture import Importance, Weighting
+
+Options = Mapping[str, object]
+"""Options of `stage1` by name."""
+
+PLAIN: Options = {"basic": False}
+"""LLaVA without BASIC."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One question about the method.
+
+    Attributes:
+        name: on the command line.
+        asks: the question, in a sentence.
+        arms: name of each arm and how it differs.
+        baseline: the arm that all others are compared with.
+    """
+
+    name: str
+    asks: str
+    arms: Mapping[str, Options]
+    baseline: str
+
+
+def _of_all_layers(*shares: str) -> dict[str, Options]:
+    return {f"k = {share}": {"layers": Fraction(share)} for share in shares}
+
+
+_LAYERS = Plan(
+    "layers",
+    "How many of the decoder's layers should be the teacher?",
+    {"plain": PLAIN, **_of_all_layers("1/8", "1/4", "1/2", "3/4", "1")},
+    baseline="plain",
+)
+_LOSSES = Plan(
+    "losses",
+    "Which of the two terms does it?",
+    {"none": PLAIN, "das": {"sds_weight": 0.0}, "sds": {"das_weight": 0.0}, "both": {}},
+    baseline="none",
+)
+_WEIGHTS = Plan(
+    "weights",
+    "How should layers 1 to k be weighted?",
+    {name: {"weighting": name} for name in get_args(Weighting)},
+    baseline="quadratic",
+)
+_IMPORTANCE = Plan(
+    "importance",
+    "Does it matter which patches the text attends to?",
+    {name: {"importance": name} for name in get_args(Importance)},
+    baseline="attention",
+)
+_LAMBDA = Plan(
+    "lambda",
+    "How much may the two terms weigh?",
+    {
+        f"das {das:g}, sds {sds:g}": {"das_weight": das, "sds_weight": sds}
+        for das in (0.1, 1.0, 10.0)
+        for sds in (0.001, 0.01, 0.1)
+    },
+    baseline="das 1, sds 0.01",
+)
+
+PLANS: dict[str, Plan] = {plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _LAMBDA)}
+
+
+def plan_named(name: str) -> Plan:
+    """Return a plan.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if name not in PLANS:
+        raise ValueError(f"no plan is named {name!r}; plans are {', '.join(PLANS)}")
+    return PLANS[name]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a plan, resolved for a decoder.
+
+    Attributes:
+        name: in the plan.
+        key: what tells its runs from others of the same set-up; arms of two plans that are the same share it.
+        options: of `stage1`, without fractions and without what is the default anyway.
+    """
+
+    name: str
+    key: str
+    options: Options
+
+
+def arms_for(
+    plan: Plan, depth: int, given: Options, defaults: Options, chosen: Iterable[str] = ()
+) -> list[Arm]:
+    """Resolve a plan's arms; of arms that come out the same (of a shallow decoder) the first stays.
+
+    Args:
+        plan: the plan.
+        depth: layers of the decoder.
+        given: options that the user gave for all arms.
+        defaults: what `stage1` takes otherwise.
+        chosen: names of the only arms to keep, beside the baseline; none keeps all.
+
+    Raises:
+        ValueError: If an arm does not exist, or the user gave an option that the plan varies.
+    """
+    chosen = set(chosen)
+    if unknown := chosen - set(plan.arms):
+        raise ValueError(
+            f"plan {plan.name} has no arm {min(unknown)!r}; its arms are {'; '.join(plan.arms)} "
+            "(give several with semicolons)"
+        )
+    varied = {name for options in plan.arms.values() for name in options}
+    if taken := varied & set(given):
+        name = min(taken)
+        raise ValueError(f"plan {plan.name} sets --{name.replace('_', '-')} itself; leave it out")
+    found: dict[str, Arm] = {}
+    for name, options in plan.arms.items():
+        if chosen and name not in chosen and name != plan.baseline:
+            continue
+        plain = {key: _resolved(key, value, depth) for key, value in options.items()}
+        plain = {key: value for key, value in plain.items() if value != _usual(key, depth, defaults)}
+        key = " ".join(f"{option}={value}" for option, value in sorted(plain.items())) or "default"
+        found.setdefault(key, Arm(name, key, plain))
+    return list(found.values())
+
+
+def _resolved(option: str, value: object, depth: int) -> object:
+    return max(round(value * depth), 1) if isinstance(value, Fraction) else value
+
+
+def _usual(option: str, depth: int, defaults: Options) -> object:
+    return max(depth // 2, 1) if option == "layers" else defaults.get(option)

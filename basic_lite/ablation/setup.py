@@ -1,0 +1,82 @@
+"""What all runs in an ablation's folder share, written beside them and compared before any is added."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from basic_lite import zoo
+from basic_lite.modeling import Sources, read_config
+from basic_lite.run_folder import file_hash, identity
+from basic_lite.tower import vision_config
+from basic_lite.writing import write_json
+
+SETUP: str = "ablation.json"
+
+
+def fingerprints(sources: Sources) -> dict[str, object]:
+    """Say which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
+    configs = {
+        "llm": read_config(sources.llm, "language model"),
+        "tower": vision_config(read_config(sources.tower, "vision tower")),
+    }
+    found: dict[str, object] = {}
+    for what, config in configs.items():
+        source = getattr(sources, what)
+        found[what] = identity(source, config)
+        if source in zoo.EMBEDDED:
+            found[what]["sha256"] = file_hash(zoo.EMBEDDED[source] / "model.safetensors")
+    return found
+
+
+def claim(out: Path, setup: Mapping[str, object]) -> None:
+    """Write a folder's set-up, or compare it with the one that is there.
+
+    Args:
+        out: the ablation's folder.
+        setup: plain JSON: what all runs in it share.
+
+    Raises:
+        ValueError: If the folder holds something else, or runs of another set-up; names what differs.
+    """
+    path, now = out / SETUP, json.loads(json.dumps(setup))
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} is in use and holds no ablation (no {SETUP}); choose another --out")
+        write_json(path, now)
+        return
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another --out") from error
+    for name in sorted(now | then):
+        if now.get(name) != then.get(name):
+            raise ValueError(
+                f"the runs in {out} were made with another {name}: {_shown(then.get(name))}, now "
+                f"{_shown(now.get(name))}; choose another --out, or replace them with --overwrite"
+            )
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep a second ablation out of the folder while this one works in it.
+
+    Raises:
+        ValueError: If another works in it now.
+    """
+    with (out / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another ablation is at work in {out}; wait for it, or choose another --out"
+            ) from error
+        yield

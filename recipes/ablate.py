@@ -1,0 +1,88 @@
+"""Compare parts of the method with each other: a named plan, several seeds, one table and one plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+HERE = "Comparison"
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def main(
+    context: typer.Context,
+    plan: Annotated[str, typer.Argument(help="layers, losses, weights, importance, lambda.")],
+    model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
+    data: o.Data = None,
+    images: o.Images = None,
+    out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
+        "runs/ablation"
+    ),
+    arms: Annotated[
+        str | None, o.option(help="Only these arms, with semicolons.", default="all", panel=HERE)
+    ] = None,
+    seeds: Annotated[int, o.option(help="So many, from --seed on.", panel=HERE)] = 1,
+    seed: Annotated[int, o.option(help="The first one.", panel=HERE)] = 0,
+    jobs: Annotated[
+        int | None, o.option(help="Runs at a time.", default="cores and free memory; 1 on a GPU", panel=HERE)
+    ] = None,
+    quick: Annotated[
+        bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)
+    ] = False,
+    stage: Annotated[int, o.option(help="2: stage 2 and questions too.", min=1, max=2, panel=HERE)] = 1,
+    stage2: Annotated[str, o.option(help="Options of stage 2, in quotes.", panel=HERE)] = "--lora",
+    measure_data: Annotated[
+        Path | None,
+        o.option(help="File to measure losses and cosine on.", default="the training file", panel=HERE),
+    ] = None,
+    measure_rows: Annotated[int, o.option(help="So many of its rows.", min=2, panel=HERE)] = 256,
+    benchmark: Annotated[
+        str | None, o.option("--eval", help="Benchmark to score every run on.", default="none", panel=HERE)
+    ] = None,
+    eval_data: Annotated[Path | None, o.option(help="Its data, as in eval.", panel=HERE)] = None,
+    eval_images: Annotated[Path | None, o.option(help="Its pictures.", panel=HERE)] = None,
+    overwrite: Annotated[bool, o.option("--overwrite", help="Replace everything in --out.")] = False,
+    dry_run: Annotated[bool, o.option("--dry-run", help="List the runs, train nothing.")] = False,
+) -> None:
+    """Find out which part of the method does it. Interrupted, the same command goes on.
+
+    Every other option of stage1 may be given too and holds for all arms, --max-steps for instance. Every run
+    is measured with the paper's target, whatever it was trained with.
+
+    Examples:
+
+      basic-lite ablate losses --seeds 5
+
+      basic-lite ablate layers --model gemma-2b --data captions.json --images pictures --max-steps 500
+    """
+    from basic_lite.recipes import stage1 as first
+    from basic_lite.recipes import stage2 as second
+    from basic_lite.recipes.passing import defaults_of, given_to
+
+    from basic_lite.ablation import comparison
+    from basic_lite.ablation.plans import plan_named
+    from basic_lite.console import quiet_console
+
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    found = comparison.Comparison(
+        plan=plan_named(plan),
+        out=out,
+        seeds=range(seed, seed + seeds),
+        stage1=given_to(first.main, context.args) | {"model": model, "data": data, "images": images},
+        stage2=given_to(second.main, stage2) if stage == 2 else None,
+        defaults=defaults_of(first.main),
+        quick=quick,
+        measured_on=measure_data,
+        measured_rows=measure_rows,
+        benchmark=benchmark,
+        benchmark_data=eval_data,
+        benchmark_images=eval_images,
+        chosen=[] if arms is None else [name.strip() for name in arms.split(";")],
+    )
+    found.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)

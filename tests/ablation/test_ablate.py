@@ -1,0 +1,69 @@
+"""`basic-lite ablate` as a user types it, in a very small world."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import run
+
+from basic_lite.demo import world
+from basic_lite.demo.pretrained import DECODER, TOWER
+
+pytestmark = pytest.mark.skipif(
+    not (DECODER.exists() and TOWER.exists()),
+    reason="not both parts are in the package: basic-lite demo-parts",
+)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(world, "SCALE", {"captions": 32, "conversations": 32, "questions": 7})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nope"], "plans are layers, losses"),
+        (["losses", "--seeds", "0"], "--seeds must be at least 1"),
+        (["losses", "--jobs", "0"], "--jobs must be at least 1"),
+        (["losses", "--arms", "both;x"], "no arm 'x'"),
+        (["losses", "--foo", "3"], "stage1: No such option"),
+        (["losses", "--das-weight", "2"], "sets --das-weight itself"),
+        (["weights", "--layers", "9"], "layers must be between 1 and 8"),
+        (["losses", "--model", "nothing"], "no model is named 'nothing'"),
+        (["losses", "--data", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_what_a_user_can_have_wrong_is_said_before_any_work(words, said, tmp_path):
+    assert said in run("ablate", *words, cwd=tmp_path, expect=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_plan_from_end_to_end(tmp_path):
+    words = ["ablate", "losses", "--arms", "both", "--out", "a", "--max-steps", "2", "--jobs", "1"]
+    said = run(*words, "--dry-run", cwd=tmp_path).stdout
+    assert "to do: basic=False, seed 0" in said
+    assert not list(tmp_path.iterdir())
+    said = run(*words, cwd=tmp_path).stdout
+    assert "2 of 2 runs are done" in said
+    content = json.loads((tmp_path / "a/losses.json").read_text())
+    assert list(content["arms"]) == ["none", "both"]
+    assert set(content["arms"]["both"]) == {"caption_loss", "cosine", "meaningful"}
+    for arm, active in (("basic=False", False), ("default", True)):
+        folder = tmp_path / "a/runs" / arm / "seed-0"
+        manifest = json.loads((folder / "stage1/manifest.json").read_text())
+        assert (manifest["steps"], manifest["method"]["basic"]) == (2, active)
+        cosine = content["arms"]["both" if active else "none"]["cosine"]["mean"]
+        inspected = json.loads((folder / "stage1/inspection.json").read_text())["cosine"]
+        assert cosine == pytest.approx(sum(inspected) / len(inspected))
+    assert "<svg" in (tmp_path / "a/losses.html").read_text()
+    assert "| both |" in (tmp_path / "a/losses.md").read_text()
+
+    written = (tmp_path / "a/runs/default/seed-0/stage1/manifest.json").stat().st_mtime_ns
+    said = run(*words, cwd=tmp_path).stdout
+    assert "2 of 2 runs are done already" in said
+    assert (tmp_path / "a/runs/default/seed-0/stage1/manifest.json").stat().st_mtime_ns == written
+    words[words.index("2")] = "3"
+    assert "made with another stage1" in run(*words, cwd=tmp_path, expect=2).stderr
