@@ -15,6 +15,8 @@ from typing import Literal
 
 import torch
 
+from basic_lite import quantised
+
 TIMEOUT_SECONDS: float = 4.0
 """Longest wait for the hub."""
 
@@ -52,6 +54,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("bitsandbytes", bitsandbytes),
         ("liger-kernel", liger),
         ("disk", lambda: disk(folder)),
+        ("copies", copies),
         ("hub", hub),
     )
     for name, check in checks:
@@ -208,6 +211,17 @@ def disk(folder: Path) -> Finding:
             "a 7B model needs 14 GB, its export as much again: free some, or set HF_HOME",
         )
     return Finding("disk", "good", text)
+
+
+def copies() -> Finding:
+    """Say where pre-quantised decoders are kept, how many, and what removes them."""
+    root = quantised.root()
+    if root is None:
+        return Finding("copies", "good", f"none are kept: {quantised.VARIABLE} is off")
+    found = quantised.copies()
+    size = sum(quantised.size_of(folder) for folder in found) / 1e9
+    text = f"{len(found)} pre-quantised decoders, {size:.1f} GB, in {root / 'quantised'}"
+    return Finding("copies", "good", f"{text} (rm -r that folder clears them)" if found else text)
 
 
 def hub() -> Finding:

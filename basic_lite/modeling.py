@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -21,7 +18,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from basic_lite import conversation, zoo
+from basic_lite import conversation, decoder, quantised, zoo
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.placeholders import find_image_token, find_pad_token
@@ -153,7 +150,14 @@ def read_config(source: str, what: str) -> PretrainedConfig:
         ) from error
 
 
-def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0) -> Assembled:
+def assemble(
+    sources: Sources,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    *,
+    copies: quantised.Copies = "read",
+    say: quantised.Say = quantised.silent,
+) -> Assembled:
     """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
 
     The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head.
@@ -162,6 +166,8 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
         sources: the parts.
         device: where the model goes.
         seed: of the projector's initial weights.
+        copies: whether the decoder's pre-quantised copy may be read, and written where there is none.
+        say: takes a line about that.
 
     Raises:
         ValueError: For anything a user can have wrong: unsupported or missing parts, no free vocabulary row.
@@ -188,7 +194,7 @@ def assemble(sources: Sources, device: torch.device | str = "cpu", seed: int = 0
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
     tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
-    causal = load_decoder_alone(sources, device)
+    causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(
         text_config=causal.config,
@@ -265,34 +271,21 @@ def for_inference(model: nn.Module) -> None:
             module.training = True  # the layer itself has no other use for the flag
 
 
-def load_decoder_alone(sources: Sources, device: torch.device | str) -> PreTrainedModel:
-    """Load the language model with its head; quantised inside its layers only."""
-    quantisation = None
-    if sources.bits == 4:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=sources.dtype,
-        )
-    elif sources.bits == 8:
-        quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    placement = {"device_map": {"": str(device)}} if quantisation else {}
-    try:
-        causal, found = AutoModelForCausalLM.from_pretrained(
-            zoo.located(sources.llm),
-            dtype=sources.dtype,
-            quantization_config=quantisation,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            output_loading_info=True,
-            **placement,
-        )
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"no weights can be loaded from {sources.llm!r}: {str(error).splitlines()[0][:160]}"
-        ) from error
-    if found["missing_keys"]:  # transformers would train on with random values
-        missing = sorted(found["missing_keys"])
-        raise ValueError(f"the weights of {sources.llm!r} lack {len(missing)} tensors, first: {missing[0]}")
-    return causal if quantisation else causal.to(device)
+def load_decoder_alone(
+    sources: Sources,
+    device: torch.device | str,
+    copies: quantised.Copies = "read",
+    say: quantised.Say = quantised.silent,
+) -> PreTrainedModel:
+    """Load the language model with its head; quantised inside its layers only.
+
+    Args:
+        sources: of which the decoder is loaded.
+        device: where it goes.
+        copies: whether its pre-quantised copy may be read, and written where there is none.
+        say: takes a line about that.
+    """
+    config = read_config(sources.llm, "language model")
+    return decoder.load_decoder(
+        sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say
+    )

@@ -20,13 +20,13 @@ def complete(target: Path) -> Iterator[Path]:
     _remove(draft)
     try:
         yield draft
+        for path in draft.rglob("*") if draft.is_dir() else [draft]:
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
     except BaseException:  # a full disk, say: what is half written would only take room
         _remove(draft)
         raise
-    for path in draft.rglob("*") if draft.is_dir() else [draft]:
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
     if target.is_dir():  # a folder cannot be renamed onto a full one
         old = target.with_name(f".{target.name}.old")
         _remove(old)

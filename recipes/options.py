@@ -123,6 +123,14 @@ FusedKernels = Annotated[
     bool,
     option("--fused-kernels/--no-fused-kernels", help="On a GPU, Liger's norms, MLPs and rotary embedding."),
 ]
+QuantisedCopy = Annotated[
+    bool,
+    option(
+        "--quantised-copy/--no-quantised-copy",
+        help="Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
+        panel=MODEL,
+    ),
+]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
 Keep = Annotated[int, option(help="Checkpoints that stay.")]
 LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.")]

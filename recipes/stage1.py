@@ -50,6 +50,7 @@ def main(
     recompute_layers: o.RecomputeLayers = None,
     fit: o.Fit = None,
     fused_kernels: o.FusedKernels = True,
+    quantised_copy: o.QuantisedCopy = True,
     save_steps: o.SaveSteps = 500,
     keep: o.Keep = 2,
     logging_steps: o.LoggingSteps = 10,
@@ -71,6 +72,8 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
+    from functools import partial
+
     from basic_lite import devices, fitting, launch, modeling, starting, trainable, zoo
     from basic_lite.console import quiet_console
     from basic_lite.conversation import TEMPLATES
@@ -138,7 +141,8 @@ def main(
     checkpoint = starting.check_folder(out, resume, overwrite)
     rows = starting.open_training_rows(settings)
     starting.check_unchanged(sources, settings, rows, checkpoint)
-    assembled = modeling.assemble(sources, device, seed)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))
     finished = launch.train(

@@ -57,6 +57,7 @@ def main(
     fit: o.Fit = None,
     optimizer: o.Optimizer = None,
     fused_kernels: o.FusedKernels = True,
+    quantised_copy: o.QuantisedCopy = True,
     save_steps: o.SaveSteps = 500,
     keep: o.Keep = 2,
     logging_steps: o.LoggingSteps = 10,
@@ -79,6 +80,7 @@ def main(
       basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
     """
     from dataclasses import replace
+    from functools import partial
 
     from basic_lite import (
         checkpoint,
@@ -165,7 +167,8 @@ def main(
     resumed = starting.check_folder(out, resume, overwrite)
     rows = starting.open_training_rows(settings)
     starting.check_unchanged(sources, settings, rows, resumed)
-    assembled = modeling.assemble(sources, device, seed)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
     checkpoint.check_identity(assembled, first)
     checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
     if lora:

@@ -1,10 +1,11 @@
-"""For every test: no hub, one thread."""
+"""For every test: no hub, no cache, one thread."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once
+os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who runs the tests
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ def test_a_machine_without_gpu_or_hub_is_fit_for_trials(tmp_path, monkeypatch):
     done = run("doctor", cwd=tmp_path)
     lines = done.stdout.splitlines()
     names = [line.split()[1] for line in lines if not line.startswith(" ")]
-    assert names == ["versions", "device", "bf16", "bitsandbytes", "liger-kernel", "disk", "hub"]
+    assert names == ["versions", "device", "bf16", "bitsandbytes", "liger-kernel", "disk", "copies", "hub"]
     assert "huggingface.co does not answer (no route)" in done.stdout
     assert "-> set HF_ENDPOINT" in done.stdout
 
@@ -56,6 +56,20 @@ def test_what_is_broken_is_said_with_its_remedy(tmp_path, monkeypatch, name, pat
     bad = [number for number, line in enumerate(lines) if line.startswith("bad")]
     assert [lines[number].split()[1] for number in bad] == [name]
     assert lines[bad[0] + 1].lstrip().startswith("-> ")
+
+
+def test_copies_are_shown_with_their_size_and_what_clears_them(tmp_path, monkeypatch):
+    assert doctor.copies().text == "none are kept: BASIC_LITE_CACHE is off"
+    monkeypatch.setenv("BASIC_LITE_CACHE", str(tmp_path))
+    assert doctor.copies().text == f"0 pre-quantised decoders, 0.0 GB, in {tmp_path / 'quantised'}"
+    for name in ("one-0a", "two-0b", ".three-0c.part"):
+        (tmp_path / "quantised" / name).mkdir(parents=True)
+        (tmp_path / "quantised" / name / "copy.json").write_text("{}")
+    with (tmp_path / "quantised/one-0a/model.safetensors").open("wb") as handle:
+        handle.truncate(3_600_000_000)
+    text = doctor.copies().text
+    assert text.startswith("2 pre-quantised decoders, 3.6 GB, in")
+    assert f"{tmp_path / 'quantised'} (rm -r that folder clears them)" in text
 
 
 def test_the_hub_is_not_waited_for_long(monkeypatch):

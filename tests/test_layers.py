@@ -31,6 +31,8 @@ LAYERS = [
         "tower",
         "placeholders",
         "modeling",
+        "decoder",
+        "quantised",
         "synthetic",
         "memory",
         "trainable",
