@@ -14,8 +14,6 @@ from basic_lite.recipes import options as o
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from basic_lite.demo.outcome import Outcome
-
 
 def main(
     out: Annotated[Path, o.option(help="Folder of both runs, `summary.json` and `report.html`.")] = Path(
@@ -24,7 +22,8 @@ def main(
     seed: Annotated[int, o.option(help="Of the world, the projectors and the order of rows.")] = 0,
     seeds: Annotated[int, o.option(help="So many demos, a seed each, and their means.", min=1)] = 1,
     scenes: Annotated[int, o.option(help="Held-out scenes to look into.", min=8)] = 200,
-    overwrite: o.Overwrite = False,
+    resume: Annotated[bool, o.option("--resume", help="Go on with an interrupted demo in --out.")] = False,
+    overwrite: Annotated[bool, o.option("--overwrite", help="Replace the demo in --out.")] = False,
 ) -> None:
     """Watch BASIC at work in minutes: offline, without a GPU, in an embedded world of drawn scenes.
 
@@ -36,20 +35,21 @@ def main(
 
       basic-lite demo --seeds 5 --out runs/five
     """
-    import shutil
-
     from basic_lite.console import quiet_console
     from basic_lite.demo import outcome, report
     from basic_lite.demo import seeds as several
 
     console = quiet_console()
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} is not empty; choose another --out, or replace it with --overwrite")
-        shutil.rmtree(out)
+    _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
     folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
     for number, folder in enumerate(folders, start=seed):
-        found = _twins(folder, number, scenes, console)
+        try:
+            if not (folder / "summary.json").is_file():
+                _twins(folder, number, scenes, console)
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command with --resume goes on.")
+            return
+        found = outcome.collect(folder, number, _seconds(folder))
         console.print(outcome.table(found))
         console.print(
             f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
@@ -59,18 +59,51 @@ def main(
         console.print(f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False)
 
 
-def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
-    """Draw a world, train both twins in it side by side, and gather what they found."""
+def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:
+    """Make the demo's folder, or see that the one to go on with is of the same demo.
+
+    Raises:
+        ValueError: If the folder is in use, or there is nothing to resume, or it was another demo.
+    """
+    import shutil
+
+    from basic_lite.writing import write_json
+
+    stamp = out / "demo.json"
+    if resume:
+        if not stamp.is_file():
+            raise ValueError(f"{out} holds no demo to go on with; start without --resume")
+        before = json.loads(stamp.read_text(encoding="utf-8"))
+        if before != settings:
+            raise ValueError(f"the demo in {out} was started with {before}, now {settings}; resume the same")
+        return
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise ValueError(
+                f"{out} is not empty; go on with --resume, take another --out, or replace it with --overwrite"
+            )
+        shutil.rmtree(out)
+    write_json(stamp, settings)
+
+
+def _seconds(out: Path) -> float:
+    """Return how long a demo has taken, with all its interrupted parts."""
+    path = out / "elapsed.json"
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
+
+
+def _twins(out: Path, seed: int, scenes: int, console: Console) -> None:
+    """Draw a world and train both twins in it side by side; what is done already stays."""
     import signal
     import time
 
-    from basic_lite.demo import outcome
     from basic_lite.demo.watch import watch
     from basic_lite.demo.world import world_at
+    from basic_lite.writing import write_json
 
-    start = time.monotonic()
+    before, start = _seconds(out), time.monotonic()
     world = world_at(out / "world", lambda line: console.print(line, highlight=False), seed)
-    console.print("Two twins, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops both.")
+    console.print("Two twins, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.")
     folders = {"plain": out / "plain", "BASIC": out / "basic"}
     # One thread each for two twins on two cores: more would only wait for each other.
     threads = max((os.cpu_count() or 2) // 2, 1)
@@ -79,13 +112,16 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
     old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name, folder in folders.items():
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             task = {"out": str(folder), "basic": name == "BASIC", "seed": seed, "threads": threads}
             task |= {"world": str(world.images), "scenes": scenes}
             command = [sys.executable, "-m", "basic_lite.recipes.twin", json.dumps(task)]
             environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
             with (folder / "errors.txt").open("w") as errors:
-                twins[name] = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment)
+                # A session of its own: Ctrl-C in the terminal reaches the twin once, from here.
+                twins[name] = subprocess.Popen(
+                    command, stdout=errors, stderr=errors, env=environment, start_new_session=True
+                )
         watch(twins, folders, world, console)
     finally:
         for process in twins.values():
@@ -93,4 +129,4 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> Outcome:
         for process in twins.values():
             process.wait()
         signal.signal(signal.SIGTERM, old)
-    return outcome.collect(out, seed, seconds=time.monotonic() - start)
+        write_json(out / "elapsed.json", {"seconds": before + time.monotonic() - start})

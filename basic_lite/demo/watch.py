@@ -13,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from basic_lite.demo.dataset import World
 
+STOPPED: int = 75
+"""Exit code of a twin that a signal stopped with a checkpoint (EX_TEMPFAIL: try again)."""
+
 PHASES = ("look before", "stage 1", "look after stage 1", "stage 2", "look after stage 2", "questions")
 
 
@@ -56,6 +59,8 @@ def watch(
                     said.add((name, phase))
                     console.print(f"{name}: {phase}", highlight=False)
             for name, process in twins.items():
+                if process.poll() == STOPPED:
+                    raise KeyboardInterrupt  # somebody else's signal: the other twin stops too
                 if process.poll():
                     log = folders[name] / "errors.txt"
                     last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no message"]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
+import time
 
 import pytest
+from basic_lite.recipes import twin as one_twin
 from test_cli import run
 
 from basic_lite.demo import world
@@ -35,9 +40,28 @@ def test_three_commands_chain_on_the_tiny_model(tmp_path):
     assert "mmbench and mmbench-cn, not gqa" in run("eval", "gqa", cwd=tmp_path, expect=2).stderr
 
 
+def interrupt_when(path):
+    while not path.exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.slow
-def test_demo_leaves_a_summary_a_report_and_both_runs(tmp_path):
-    assert "plain against BASIC" in run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path).stdout
+def test_demo_goes_on_after_ctrl_c_and_leaves_a_summary_a_report_and_both_runs(tmp_path):
+    waiting = threading.Thread(
+        target=interrupt_when, args=[tmp_path / "d/basic/stage1/log.jsonl"], daemon=True
+    )
+    waiting.start()
+    assert "--resume goes on" in run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path).stdout
+    waiting.join()
+    assert not (tmp_path / "d/summary.json").exists()
+    assert "--resume" in run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2).stderr
+    other = run("demo", "--out", "d", "--scenes", "9", "--resume", cwd=tmp_path, expect=2).stderr
+    assert "was started with" in other
+    before = (tmp_path / "d/basic/before.json").stat().st_mtime_ns
+    done = run("demo", "--out", "d", "--scenes", "8", "--resume", cwd=tmp_path).stdout
+    assert (tmp_path / "d/basic/before.json").stat().st_mtime_ns == before  # what was done is not done again
+    assert "plain against BASIC" in done
     summary = json.loads((tmp_path / "d/summary.json").read_text())
     columns = {column["name"]: column for column in summary["columns"]}
     wanted = {f"{kind}_{language}" for kind in KINDS for language in ("en", "zh")}
@@ -60,3 +84,21 @@ def test_a_twin_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2)
     assert "twin failed: SystemExit: no room (all of it in" in failed.stderr
+
+
+def test_a_diary_does_each_thing_once_and_counts_interrupted_attempts(tmp_path, monkeypatch):
+    clock = iter([0.0, 3.0, 10.0, 14.0])
+    monkeypatch.setattr(one_twin.time, "monotonic", lambda: next(clock))
+    done = []
+    path = tmp_path / "twin.json"
+
+    def stop():
+        raise SystemExit(75)
+
+    with pytest.raises(SystemExit):
+        one_twin.Diary.open(path).does("stage 1", stop)
+    for _ in range(2):
+        one_twin.Diary.open(path).does("stage 1", lambda: done.append(1))
+    assert done == [1]
+    content = json.loads(path.read_text())
+    assert (content["seconds"], content["spent"], content["phase"]) == ({"stage 1": 7.0}, 0.0, "")
