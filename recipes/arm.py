@@ -33,7 +33,7 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
 
     torch.set_num_threads(threads)
     follow_parent()
-    diary = Diary(folder / DIARY)
+    diary = Diary.open(folder / DIARY)
     with (folder / "console.txt").open("a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
         for step in steps:
             if measures.path_of(folder, step).is_file():

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,16 +40,15 @@ class Diary:
             return cls(path)
         return cls(path, **json.loads(path.read_text(encoding="utf-8")) | {"phase": ""})
 
-    def does(self, phase: str, action: Callable[[], None]) -> None:
-        """Do something unless it is done; note that it goes on, and then its time and the highest memory."""
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Note that a phase goes on, and then its time and the highest memory so far."""
         from basic_lite.memory import peak_mib
 
-        if phase in self.seconds:
-            return
         self.phase, start = phase, time.monotonic()
         self.write()
         try:
-            action()
+            yield
         except BaseException:
             self.spent += time.monotonic() - start
             self.write()
@@ -58,6 +57,12 @@ class Diary:
         self.peak_mib[phase] = round(peak_mib("cpu"), 1)
         self.phase, self.spent = "", 0.0
         self.write()
+
+    def does(self, phase: str, action: Callable[[], None]) -> None:
+        """Do something unless it is done."""
+        if phase not in self.seconds:
+            with self.during(phase):
+                action()
 
     def write(self) -> None:
         """Write the file."""
