@@ -16,6 +16,7 @@ from basic_lite.recipes import (
     ablate,
     analyze,
     bench,
+    bench_data,
     bench_sds,
     build_demo_parts,
     chat,
@@ -54,7 +55,7 @@ app.command("demo")(demo.main)
 app.command("ablate", context_settings=ablate.PASS_ON)(ablate.main)
 app.command("demo-parts")(build_demo_parts.main)
 measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-measures.command("data")(data.bench)
+measures.command("data")(bench_data.main)
 measures.command("generate")(bench.generate)
 measures.command("step")(bench.step)
 measures.command("sds")(bench_sds.sds)

@@ -136,8 +136,8 @@ def open_training_rows(settings: Settings) -> Rows:
     rows = open_rows(
         settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
     )
-    rows.faults = check_rows(rows)
-    check_budget(rows, settings.bad_budget)
+    rows.faults = check_rows(rows, settings.stage)
+    check_budget(rows, settings.bad_budget, settings.stage)
     return rows
 
 

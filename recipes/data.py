@@ -50,6 +50,9 @@ def check(
         ),
     ] = None,
     template: o.Template = None,
+    stage: Annotated[
+        int, typer.Option(help="1: every row must be one image and its caption.", min=1, max=2)
+    ] = 2,
     follow_links: o.FollowLinks = False,
     min_rating: o.MinRating = None,
     workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
@@ -61,7 +64,7 @@ def check(
 
     [bold]Examples[/bold]
 
-      basic-lite data check blip_laion_cc_sbu_558k.json --images images.zip
+      basic-lite data check blip_laion_cc_sbu_558k.json --images images.zip --stage 1
 
       basic-lite data check llava_v1_5_mix665k.json --images data/ --report findings.json
 
@@ -72,11 +75,12 @@ def check(
     from basic_lite.data.checks import check_data
     from basic_lite.data.encoding import counting_encoder
     from basic_lite.data.readers import open_rows
-    from basic_lite.data.report import findings_table, passes, write_report
-    from basic_lite.data.samples import NOTES
+    from basic_lite.data.report import faulty_rows, findings_table, passes, write_report
+    from basic_lite.data.texts import one_line
     from basic_lite.data.workers import cores
 
     started = time.monotonic()
+    template = template or ("plain" if stage == 1 else None)
     limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
     processes = {"workers": workers or cores()}
     try:
@@ -85,13 +89,12 @@ def check(
             chosen = {"follow_links": follow_links, "min_rating": min_rating}
             rows = open_rows(annotations, images, **chosen, **processes, progress=progress)
             looked = pictures if images is not None or rows.stored else None
-            findings = check_data(
-                rows, pictures=looked, encoder=encoder, **limits, **processes, progress=progress
-            )
+            chosen = {"pictures": looked, "encoder": encoder, "stage": stage}
+            findings = check_data(rows, **chosen, **limits, **processes, progress=progress)
     except ValueError as error:
         if report is not None:
-            write_report(report, 0, [], error=" ".join(str(error).split()))
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            write_report(report, 0, [], error=one_line(error, 1000))
+        print(f"error: {one_line(error, 1000)}", file=sys.stderr)
         raise typer.Exit(2) from None
     seconds = round(time.monotonic() - started, 1)
     if report is not None:
@@ -100,50 +103,6 @@ def check(
     console = Console()
     if findings:
         console.print(findings_table(findings))
-    faulty = len({finding.row for finding in findings if finding.code not in NOTES})
+    faulty = faulty_rows(findings)
     console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults", highlight=False)
     raise typer.Exit(1 if faulty else 0)
-
-
-def bench(
-    annotations: Annotated[
-        Path | None,
-        typer.Argument(help="Data to measure with. Left out: photos made for it.", show_default=False),
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the tower's input in pixels.")] = 336,
-    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.")] = 576,
-    batch: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
-    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 2,
-    step_ms: Annotated[float, typer.Option(help="How long the model computes on a batch.")] = 200,
-    steps: Annotated[int, typer.Option(help="Batches to measure.")] = 50,
-) -> None:
-    """Measure how fast this machine prepares batches, and how long a training would wait for them.
-
-    Examples:
-
-      basic-lite bench data
-
-      basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
-    """
-    from rich.console import Console
-
-    from basic_lite.data.speed import measure_data
-
-    facts = measure_data(
-        annotations,
-        images,
-        image_size=image_size,
-        tokens_per_image=tokens_per_image,
-        batch_size=batch,
-        workers=workers,
-        step_seconds=step_ms / 1000,
-        steps=steps,
-    )
-    console = Console(highlight=False)
-    own, clock = facts.pictures_per_second
-    console.print(f"{own:6.0f}    pictures a second of one core's own time ({clock:.0f} by the clock)")
-    console.print(
-        f"{facts.share:6.2%}  of the time spent waiting: {workers} workers, steps of {step_ms:.0f} ms"
-    )
-    console.print(f"{facts.first_batch_seconds:6.1f} s  to the first batch of {batch} rows")

@@ -137,7 +137,11 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         return share(batches, self.rank, self.ranks, self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.rows[batch].tolist() for batch in self._order()[self.skipped :])
+        batches = self._order()[self.skipped :]
+        ends = np.cumsum([0, *map(len, batches)])
+        order = self.rows[np.concatenate(batches)] if batches else self.rows[:0]
+        del batches  # 200 bytes for each of some 166,000, all epoch long
+        return (order[ends[i] : ends[i + 1]].tolist() for i in range(len(ends) - 1))
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same for every epoch."""

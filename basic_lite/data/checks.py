@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 
 from basic_lite.data.encoding import TextEncoder
-from basic_lite.data.findings import Finding, in_order, text_findings
+from basic_lite.data.findings import Finding, caption_findings, in_order, text_findings
 from basic_lite.data.gallery import check_pictures, known_bad_pictures
 from basic_lite.data.index import Progress
 from basic_lite.data.lengths import counted_findings, estimated_findings
@@ -22,6 +22,7 @@ def check_data(
     pictures: Depth | None = "decode",
     max_length: int = 2048,
     tokens_per_image: int = 576,
+    stage: int = 2,
     encoder: TextEncoder | None = None,
     workers: int = 1,
     progress: Progress = lambda what, done, total: None,
@@ -33,6 +34,7 @@ def check_data(
         pictures: how closely to look at them; `None` for not at all.
         max_length: most tokens of a row, images included.
         tokens_per_image: tokens that an image takes.
+        stage: 1 takes only rows of one image and its caption.
         encoder: counts tokens, with the two limits above; `None` estimates them.
         workers: processes to do it.
         progress: told what is being done, how much of it is done, and of how much.
@@ -40,7 +42,7 @@ def check_data(
     Returns:
         The findings, by row.
     """
-    found = text_findings(rows)
+    found = _stage_findings(rows, stage)
     if encoder is None:
         found += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
     else:
@@ -53,6 +55,7 @@ def check_data(
 
 def check_rows(
     rows: Rows,
+    stage: int = 2,
     *,
     images: int | None = 2000,
     decoded: int | None = 100,
@@ -64,25 +67,31 @@ def check_rows(
 
     Args:
         rows: from `open_rows`.
+        stage: 1 takes only rows of one image and its caption.
         images: how many pictures are looked for, spread evenly over the rows; `None` means all.
         decoded: how many of them are decoded; `None` means all.
 
     Returns:
         What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
     """
-    found = text_findings(rows)
+    found = _stage_findings(rows, stage)
     found += check_pictures(rows, depth="present", sample=images)
     found += check_pictures(rows, depth="decode", sample=decoded)
     found += known_bad_pictures(rows)
     return in_order(finding for finding in found if finding.code not in STILL_TRAINS)
 
 
-def check_budget(rows: Rows, budget: float = 0.005) -> None:
+def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
+    return text_findings(rows) + (caption_findings(rows) if stage == 1 else [])
+
+
+def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
     """See that not too many rows are left out.
 
     Args:
         rows: from `open_rows`, with the `faults` that were found.
         budget: largest share of rows that may be left out.
+        stage: that the rows are for.
 
     Raises:
         ValueError: If more rows are bad than the budget allows; counts them by code and names the first.
@@ -98,5 +107,5 @@ def check_budget(rows: Rows, budget: float = 0.005) -> None:
         f"{bad:,} of {len(rows):,} rows of {rows.path} cannot be trained on "
         f"({', '.join(f'{count} {code}' for code, count in counts)}), more than the allowed {budget:.1%}: "
         f"{first}{'; ...' if len(faults) > 3 else ''}. "
-        f"Repair what `basic-lite data check {rows.path}` lists, or allow more"
+        f"Repair what `basic-lite data check {rows.path} --stage {stage}` lists, or allow more"
     )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from basic_lite import zoo
 from basic_lite.conversation import TEMPLATES, Encoded, Template, check_tokenizer, choose_template, encode
 from basic_lite.data.pictures import load_image
-from basic_lite.data.samples import RowFault, Sample
+from basic_lite.data.samples import RowFault, Sample, caption_fault
 from basic_lite.data.texts import one_line, shown
+from basic_lite.templates import template_of
 
 if TYPE_CHECKING:
     from basic_lite.data.images import ImageTransform
@@ -37,8 +38,13 @@ class TextEncoder:
         """Return ids, labels and how many tokens were cut off.
 
         Raises:
-            RowFault: `no_supervision` where the cut leaves none, else `malformed_row`.
+            RowFault: As `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
+                none, else `malformed_row`.
         """
+        if template_of(self.template).caption:
+            fault = caption_fault(len(sample.images), len(sample.turns))
+            if fault is not None:
+                raise fault
         try:
             return encode(
                 self.template,

@@ -9,7 +9,7 @@ import numpy as np
 
 from basic_lite.data.readers import Rows
 from basic_lite.data.roots import path_fault
-from basic_lite.data.samples import CODES, RowFault, normal_form
+from basic_lite.data.samples import CODES, RowFault, caption_fault, normal_form
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,27 @@ def text_findings(rows: Rows) -> list[Finding]:
     """
     found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     return in_order(found + _duplicates(rows))
+
+
+def caption_findings(rows: Rows) -> list[Finding]:
+    """Find the rows that stage 1 cannot use: those that are not one image and its caption.
+
+    Rows whose texts are faulty anyway are not named again. Reads only what it finds, for the ids.
+
+    Args:
+        rows: from `open_rows`.
+
+    Returns:
+        The findings, by row.
+    """
+    columns = rows.index
+    odd = (columns.fault == 0) & ((columns.images != 1) | (columns.turns != 2))
+    found = []
+    for row in np.flatnonzero(odd).tolist():
+        fault = caption_fault(int(columns.images[row]), int(columns.turns[row]))
+        assert fault is not None, row
+        found.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
+    return found
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,6 +1,6 @@
 """The index of an annotation file: where each row is, how long, and what is wrong with it.
 
-A row takes 31 bytes and each of its images 8 more, 26 MB for 665,298 rows. The index is kept next to the
+A row takes 33 bytes and each of its images 8 more, 27 MB for 665,298 rows. The index is kept next to the
 file, so that starting a run parses nothing.
 """
 
@@ -24,7 +24,7 @@ from basic_lite.data.tables import load_table, save_table, table_places
 from basic_lite.data.texts import text_hash
 from basic_lite.data.workers import in_processes
 
-FORMAT: str = "4"
+FORMAT: str = "5"
 """Raise it when the meaning of a column changes: older index files are then built anew."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -32,10 +32,14 @@ COLUMNS: dict[str, type[np.generic]] = {
     "size": np.int64,
     "tokens": np.int32,
     "images": np.uint16,
+    "turns": np.uint16,
     "fault": np.uint8,
     "id_hash": np.uint64,
     "image_hash": np.uint64,
 }
+MOST_TURNS: int = 2**16 - 1
+"""What a column can count to; rows with more say so many."""
+
 CHUNK: int = 1 << 23
 """Bytes of rows that one worker describes at a time."""
 
@@ -53,6 +57,7 @@ class Index:
         size: `(rows,)` int64, bytes of each row.
         tokens: `(rows,)` int32, estimated text tokens (see `estimated_length`).
         images: `(rows,)` uint16, pictures of each row.
+        turns: `(rows,)` uint16, turns of each row in normal form, 0 where it has none.
         fault: `(rows,)` uint8, 0 or 1 + the place in `CODES` of what is wrong with the row's text.
         id_hash: `(rows,)` uint64, to find repeated ids; 0 for rows without an id.
         image_hash: `(sum(images),)` uint64, to find pictures that several rows share.
@@ -63,6 +68,7 @@ class Index:
     size: np.ndarray
     tokens: np.ndarray
     images: np.ndarray
+    turns: np.ndarray
     fault: np.ndarray
     id_hash: np.ndarray
     image_hash: np.ndarray
@@ -109,14 +115,14 @@ def _refuse_constant(name: str) -> None:
     raise RowFault("malformed_row", f"{name} is no JSON value")
 
 
-def describe(raw: RawRow) -> tuple[int, RowFault | None]:
-    """Return a row's estimated tokens and what is wrong with its text, `None` where nothing is."""
+def describe(raw: RawRow) -> tuple[int, int, RowFault | None]:
+    """Return a row's estimated tokens, its turns, and what is wrong with its text, `None` if nothing is."""
     tokens = estimated_length(raw.turns)
     try:
-        normal_form(raw)
-        return tokens, next(filter(None, map(path_fault, raw.images)), None)
+        _, turns = normal_form(raw)
+        return tokens, min(len(turns), MOST_TURNS), next(filter(None, map(path_fault, raw.images)), None)
     except RowFault as fault:
-        return tokens, fault
+        return tokens, 0, fault
 
 
 def open_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
@@ -198,17 +204,18 @@ def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
         line = data[first : first + size].strip()
         if not line and not keep_blank:
             continue
-        tokens, images, name, fault = 0, [], "", None
+        tokens, turns, images, name, fault = 0, 0, [], "", None
         try:
             raw = read_row(parse_row(line))
             images, name = raw.images, raw.id
-            tokens, fault = describe(raw)
+            tokens, turns, fault = describe(raw)
         except RowFault as found:
             fault = found
         columns["offset"].append(offset)
         columns["size"].append(size)
         columns["tokens"].append(tokens)
         columns["images"].append(len(images))
+        columns["turns"].append(turns)
         columns["fault"].append(0 if fault is None else CODES.index(fault.code) + 1)
         columns["id_hash"].append(text_hash(name))
         columns["image_hash"] += [text_hash(image) for image in images]

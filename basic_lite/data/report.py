@@ -72,6 +72,11 @@ def passes(console: Console) -> Iterator[Progress]:
         yield show
 
 
+def faulty_rows(findings: Iterable[Finding]) -> int:
+    """Return how many rows have a fault, not only a note."""
+    return len({finding.row for finding in findings if finding.code not in NOTES})
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Return a table with a line per code: how many rows, what training does with them, and an example."""
     table = Table(box=None, pad_edge=False, header_style="bold")

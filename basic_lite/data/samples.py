@@ -101,6 +101,15 @@ class RawRow:
     source: str = ""
 
 
+def caption_fault(images: int, turns: int) -> RowFault | None:
+    """Return what keeps a row in normal form from stage 1, which takes one image and its caption."""
+    if images != 1:
+        return RowFault("placeholder_mismatch", f"{images} images: stage 1 takes one image and its caption")
+    if turns != 2:
+        return RowFault("bad_roles", f"{turns} turns: stage 1 takes one question and its caption")
+    return None
+
+
 def normal_form(raw: RawRow) -> tuple[list[object], list[Turn]]:
     """Check a row's turns and put the placeholders where the model expects them.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from basic_lite.data.batches import Batches, Collator, SupervisedRows
+from basic_lite.data.footprint import Footprint, footprint
 from basic_lite.data.images import ImageTransform, load_image
 from basic_lite.data.readers import open_rows
 from basic_lite.data.samples import ImageRef
+from basic_lite.data.workers import shared_heap
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Measured:
         waited_seconds: time in `next(loader)`.
         step_seconds: time of everything else.
         first_batch_seconds: from the start of the loop to its first batch.
+        process: memory of this process at the loop's end.
+        workers: and of those that it started.
     """
 
     pictures_per_second: tuple[float, float]
@@ -40,11 +45,36 @@ class Measured:
     waited_seconds: float
     step_seconds: float
     first_batch_seconds: float
+    process: Footprint | None = None
+    workers: tuple[Footprint, ...] = ()
 
     @property
     def share(self) -> float:
         """Return which part of the loop was spent waiting."""
         return self.waited_seconds / max(self.waited_seconds + self.step_seconds, 1e-9)
+
+    def lines(self) -> list[str]:
+        """Return the numbers for a person."""
+        busy, clock = self.pictures_per_second
+        step = 1000 * self.step_seconds / self.steps
+        found = [
+            f"{busy:7.0f} pictures a second of one core's own time ({clock:.0f} by the clock)",
+            f"{self.share:7.2%} of the time spent waiting, at steps of {step:.0f} ms",
+            f"{self.first_batch_seconds:7.1f} s to the first batch of {self.rows / self.steps:.0f} rows",
+        ]
+        if self.process is not None:
+            found.append(
+                f"{self.process.memory:7.0f} MiB of memory in this process, no model loaded "
+                f"({self.process.resident:.0f} resident, {self.process.files:.0f} of them files of libraries)"
+            )
+        if self.workers:
+            largest = max(self.workers, key=lambda worker: worker.own)
+            shared = largest.memory - largest.own
+            found.append(
+                f"{largest.own:7.0f} MiB of memory of its own in the largest worker ({largest.resident:.0f} "
+                f"resident, {shared:.0f} of them this process's, {largest.files:.0f} files of libraries)"
+            )
+        return found
 
 
 def pictures_per_second(
@@ -130,7 +160,8 @@ def measure_data(
         warm_up = min(5, len(batches) - 1)
         loop = {"step_seconds": step_seconds, "steps": min(steps, len(batches) - warm_up), "warm_up": warm_up}
         speed = pictures_per_second(refs, transform, seconds=picture_seconds) if refs else (0.0, 0.0)
-        return measure_waiting(loader, pictures=speed, **loop)
+        with shared_heap():  # as a training does
+            return measure_waiting(loader, pictures=speed, **loop)
 
 
 def measure_waiting(
@@ -166,7 +197,9 @@ def measure_waiting(
             rows += len(batch["rows"])
         del batch  # to free it is the step's work, not the loader's
         time.sleep(step_seconds)
-    return Measured(pictures, steps, rows, waited, steps * step_seconds, first)
+    started = [footprint(worker.pid) for worker in multiprocessing.active_children()]
+    workers = tuple(found for found in started if found is not None)
+    return Measured(pictures, steps, rows, waited, steps * step_seconds, first, footprint(), workers)
 
 
 def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 375)) -> list[ImageRef]:

@@ -105,19 +105,20 @@ def index_dataset(
         return Index(found[0]["sha256"], **found[1])
     counts = _picture_counts(dataset)
     texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
-    columns: dict[str, list[int]] = {name: [] for name in ("tokens", "fault", "id_hash")}
+    columns: dict[str, list[int]] = {name: [] for name in ("tokens", "turns", "fault", "id_hash")}
     digest = hashlib.sha256()
     for number, row in enumerate(texts):
-        tokens, name, fault = 0, "", None
+        tokens, turns, name, fault = 0, 0, "", None
         try:
             raw = read_row({**row, **_stand_ins(dataset, counts, number)}, stored=True)
             name = raw.id
             digest.update(repr((name, len(raw.images), raw.turns)).encode("utf-8", "backslashreplace"))
-            tokens, fault = describe(raw)
+            tokens, turns, fault = describe(raw)
         except RowFault as error:
             fault = error
             digest.update(error.detail.encode("utf-8", "backslashreplace"))
         columns["tokens"].append(tokens)
+        columns["turns"].append(turns)
         columns["id_hash"].append(text_hash(name))
         columns["fault"].append(0 if fault is None else CODES.index(fault.code) + 1)
         if progress is not None and number % 1000 == 0:

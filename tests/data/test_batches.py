@@ -181,23 +181,66 @@ def test_ranks_share_every_row_once(
         assert {len(order) for order in orders} == {len(parts[0])}  # ranks wait for each other
         seen = Counter(i for order in orders for batch in order for i in batch)
         assert seen == Counter(np.flatnonzero(usable).tolist())
+        if group and all(len(batch) == batch_size for order in orders for batch in order):
+            assert all(len({kinds[i] for i in batch}) == 1 for order in orders for batch in order)
         sizes = [len(batch) for order in orders for batch in order]
         assert all(1 <= size <= batch_size + (batch_size == 1 < ranks) for size in sizes)
 
 
-@settings(max_examples=100, deadline=None)
-@given(rows=lengths_and_kinds, seed=st.integers(0, 9), group=st.booleans(), data=st.data())
-def test_resume_by_index(rows: list, seed: int, group: bool, data: st.DataObject) -> None:
-    lengths, kinds = [length for length, _ in rows], [kind for _, kind in rows]
-    batches = Batches(lengths, kinds, batch_size=3, seed=seed, group=group, accumulation=2)
-    epoch = data.draw(st.integers(0, 5))
-    batches.set_epoch(epoch)
-    whole = list(batches)
-    done = data.draw(st.integers(0, len(whole)))
-    batches.set_epoch(epoch, skip=done)
-    assert list(batches) == whole[done:]
-    batches.set_epoch(epoch + 1)
-    assert len(list(batches)) == len(whole) == len(batches)  # the next epoch is whole again
+@settings(max_examples=300, deadline=None)
+@given(
+    rows=lengths_and_kinds,
+    only=st.sampled_from([None, True, False]),
+    batch_size=st.integers(1, 200),  # often more than there are rows
+    accumulation=st.integers(1, 3),
+    ranks=st.integers(1, 4),
+    group=st.booleans(),
+    left_out=st.integers(1, 3),
+    data=st.data(),
+)
+def test_resume_by_index(
+    rows: list,
+    only: bool | None,
+    batch_size: int,
+    accumulation: int,
+    ranks: int,
+    group: bool,
+    left_out: int,
+    data: st.DataObject,
+) -> None:
+    """A run that stops after any batch of any epoch and goes on sees what it would have, on all ranks."""
+    kinds = [kind if only is None else only for _, kind in rows]
+    usable = np.arange(len(rows)) % left_out == 0
+    if 0 < usable.sum() < ranks:
+        return
+
+    def parts() -> list[Batches]:
+        options = {"batch_size": batch_size, "seed": 3, "group": group, "accumulation": accumulation}
+        lengths = [length for length, _ in rows]
+        return [
+            Batches(lengths, kinds, **options, usable=usable, rank=rank, ranks=ranks) for rank in range(ranks)
+        ]
+
+    epochs, whole = range(3), []
+    for part in parts():
+        whole.append([])
+        for epoch in epochs:
+            part.set_epoch(epoch)
+            whole[-1].append(list(part))
+    stop = data.draw(st.integers(0, 2))
+    done = data.draw(st.integers(0, len(whole[0][0])))
+    again = []
+    for part, before in zip(parts(), whole, strict=True):
+        part.set_epoch(stop, skip=done)
+        again.append([before[stop][:done] + list(part)])
+        for epoch in range(stop + 1, len(epochs)):  # the next epochs are whole again
+            part.set_epoch(epoch)
+            again[-1].append(list(part))
+        assert again[-1] == before[stop:]
+        assert {len(order) for order in again[-1]} == {len(part)}
+    for number in range(len(epochs) - stop):  # no gap and no double on the ranks together
+        seen = Counter(row for orders in again for batch in orders[number] for row in batch)
+        assert seen == Counter(np.flatnonzero(usable).tolist())
 
 
 def test_resume_reads_no_row_that_is_done(supervised: Callable) -> None:

@@ -1,0 +1,48 @@
+"""Measure how this machine prepares data: pictures per second, waiting, memory of every process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def main(
+    annotations: Annotated[
+        Path | None,
+        typer.Argument(help="Data to measure with. Left out: photos made for it.", show_default=False),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the tower's input in pixels.")] = 336,
+    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.")] = 576,
+    batch: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 2,
+    step_ms: Annotated[float, typer.Option(help="How long the model computes on a batch.")] = 200,
+    steps: Annotated[int, typer.Option(help="Batches to measure.")] = 50,
+) -> None:
+    """Measure how fast this machine prepares batches, and how long a training would wait for them.
+
+    Examples:
+
+      basic-lite bench data
+
+      basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
+    """
+    from basic_lite import launch  # noqa: F401  (all that a training imports, whose memory is measured)
+    from basic_lite.console import quiet_console
+    from basic_lite.data.speed import measure_data
+
+    console = quiet_console()
+    facts = measure_data(
+        annotations,
+        images,
+        image_size=image_size,
+        tokens_per_image=tokens_per_image,
+        batch_size=batch,
+        workers=workers,
+        step_seconds=step_ms / 1000,
+        steps=steps,
+    )
+    for line in facts.lines():
+        console.print(line, highlight=False, soft_wrap=True)
