@@ -9,10 +9,11 @@ import torch
 from transformers import TextStreamer
 
 from basic_lite.capture import parts_of
-from basic_lite.conversation import IMAGE, Turn, encode_prompt, stop_ids
+from basic_lite.conversation import IMAGE, Turn
 from basic_lite.data.pictures import decode
 from basic_lite.data.samples import RowFault
 from basic_lite.modeling import Assembled, for_inference
+from basic_lite.prompting import prompt_ids, stops_of, text_of
 
 HELP: str = "/image FILE shows a picture with the next message, /new starts again, /exit ends (or Ctrl-D)."
 
@@ -53,19 +54,13 @@ class Chat:
             ValueError: If the conversation no longer fits into what the decoder was made for.
         """
         assembled, model = self.assembled, self.assembled.model
-        turns = [*self.turns, ("user", f"{IMAGE}\n" * len(self.waiting) + text.replace(IMAGE, ""))]
-        ids = encode_prompt(
-            assembled.template,
-            assembled.tokenizer,
-            turns,
-            image_token_id=assembled.image_token_id,
-            tokens_per_image=assembled.tokens_per_image,
-        )
+        ids = prompt_ids(assembled, [*self.turns, self._asked(text)])
         longest = parts_of(model).decoder.config.max_position_embeddings
         room = longest - len(ids)
         if room < 1:
             raise ValueError(
-                f"the conversation has {len(ids)} tokens, the decoder takes {longest}; /new starts again"
+                f"the conversation has {len(ids)} tokens, the decoder takes {longest}; start a new "
+                "conversation (/new in a terminal)"
             )
         weight = next(parts_of(model).llava.vision_tower.parameters())
         pictures, extra = self.shown + self.waiting, {}
@@ -73,7 +68,6 @@ class Chat:
             stacked = torch.stack(pictures).to(weight.device)
             extra["pixel_values"] = assembled.transform("pad").normalise(stacked, weight.dtype)
         prompt = torch.tensor([ids], device=weight.device)
-        stops = stop_ids(assembled.template, assembled.tokenizer)
         with torch.inference_mode():
             row = model.generate(
                 input_ids=prompt,
@@ -82,18 +76,26 @@ class Chat:
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=min(self.max_new_tokens, room),
-                eos_token_id=stops,
+                eos_token_id=stops_of(assembled),
                 pad_token_id=assembled.pad_token_id,
                 suppress_tokens=[assembled.image_token_id],
                 streamer=_Stream(assembled.tokenizer, write),
             )[0, len(ids) :].tolist()
-        end = next((place for place, token in enumerate(row) if token in stops), len(row))
-        answer = assembled.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-        # An empty answer would be a turn that no training row has; it is not carried on.
-        if answer:
-            self.turns = [*turns, ("assistant", answer)]
-            self.shown, self.waiting = pictures, []
+        answer = text_of(assembled, row)
+        self.remember(text, answer)
         return answer
+
+    def remember(self, text: str, answer: str) -> None:
+        """Carry on a message and its answer, made now or earlier, and the pictures that waited for it.
+
+        An empty answer would be a turn that no training row has; neither is carried on.
+        """
+        if answer.strip():
+            self.turns = [*self.turns, self._asked(text), ("assistant", answer.strip())]
+            self.shown, self.waiting = self.shown + self.waiting, []
+
+    def _asked(self, text: str) -> Turn:
+        return "user", f"{IMAGE}\n" * len(self.waiting) + text.replace(IMAGE, "")
 
 
 class _Stream(TextStreamer):

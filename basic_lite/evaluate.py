@@ -17,8 +17,9 @@ import torch
 from basic_lite.benchmarks import predictions
 from basic_lite.benchmarks.question import Question
 from basic_lite.capture import parts_of
-from basic_lite.conversation import IMAGE, encode_prompt, stop_ids
+from basic_lite.conversation import IMAGE
 from basic_lite.modeling import Assembled, for_inference
+from basic_lite.prompting import prompt_ids, stops_of, text_of
 from basic_lite.writing import complete
 
 
@@ -96,13 +97,7 @@ Batch = list[tuple[Question, list[int]]]
 
 def _prompt(assembled: Assembled, question: Question) -> list[int]:
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
-    return encode_prompt(
-        assembled.template,
-        assembled.tokenizer,
-        [("user", text)],
-        image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
-    )
+    return prompt_ids(assembled, [("user", text)])
 
 
 def _with_pixels(
@@ -146,20 +141,15 @@ def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> 
     if pixels is not None:
         pixels = pixels.to(weight.device)
         forward["pixel_values"] = assembled.transform("pad").normalise(pixels, weight.dtype)
-    stops = stop_ids(assembled.template, assembled.tokenizer)
     produced = model.generate(
         **forward,
         do_sample=False,
         num_beams=1,
         max_new_tokens=batch[0][0].max_new_tokens,
-        eos_token_id=stops,
+        eos_token_id=stops_of(assembled),
         pad_token_id=assembled.pad_token_id,
     )
-    texts = []
-    for row in produced[:, longest:].tolist():
-        end = next((place for place, token in enumerate(row) if token in stops), len(row))
-        texts.append(assembled.tokenizer.decode(row[:end], skip_special_tokens=True).strip())
-    return texts
+    return [text_of(assembled, row) for row in produced[:, longest:].tolist()]
 
 
 def answer_one(assembled: Assembled, question: Question) -> str:

@@ -15,21 +15,25 @@ def main(
         list[Path] | None, o.option("--image", help="Picture of the first message; may be given again.")
     ] = None,
     max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", min=1)] = 512,
+    web: Annotated[bool, o.option("--web", help="A page in the browser (needs gradio).")] = False,
+    port: Annotated[int, o.option(help="Of the page, on this machine alone.", min=1, max=65535)] = 7860,
 ) -> None:
     """Ask a run about pictures: several turns, several pictures, greedy decoding, the run's own template.
 
-    Messages come from the terminal or from standard input, one per line.
+    Messages come from the terminal or from standard input, one per line, or from a page (--web).
 
     Examples:
 
       basic-lite chat runs/stage2 --image cat.jpg
 
       echo "What is it?" | basic-lite chat runs/stage2 --image cat.jpg
+
+      basic-lite chat runs/stage2 --web
     """
     import sys
     from collections.abc import Iterator
 
-    from basic_lite import checkpoint, devices
+    from basic_lite import chat_page, checkpoint, devices
     from basic_lite.chat import HELP, Chat, converse
     from basic_lite.console import quiet_console
 
@@ -37,7 +41,14 @@ def main(
     for path in image or []:
         if not path.is_file():
             raise ValueError(f"{path} is no file")
+    if web:
+        chat_page.check_gradio()
     assembled, manifest = checkpoint.load_run(run, devices.choose_device())
+    title = f"{manifest['sources']['llm']} with {manifest['sources']['tower']}"
+    if web:
+        console.print(f"{title}: http://{chat_page.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)
+        chat_page.serve(assembled, title, port=port, max_new_tokens=max_new_tokens)
+        return
     chat = Chat(assembled, max_new_tokens)
     for path in image or []:
         chat.show(path)
@@ -54,8 +65,7 @@ def main(
         print(text, end="", flush=True)
 
     if typed:
-        sources = manifest["sources"]
-        console.print(f"{sources['llm']} with {sources['tower']}. {HELP}", highlight=False)
+        console.print(f"{title}. {HELP}", highlight=False)
     converse(chat, lines(), write)
     if typed:
         print()

@@ -71,7 +71,7 @@ def test_mistakes_are_answered_and_the_conversation_goes_on(tmp_path):
     assert "x.png is no picture that can be read" in heard
     assert "nowhere.png is no picture" in heard
     assert "There is no /nothing" in heard
-    assert "the decoder takes 128; /new starts again" in heard
+    assert "the decoder takes 128; start a new conversation (/new in a terminal)" in heard
     assert len(chat.turns) == 2
     talk(chat, "/exit", "never")
     assert len(chat.turns) == 2

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from basic_lite.capture import parts_of
-from basic_lite.conversation import IMAGE, Turn, encode_prompt, stop_ids
+from basic_lite.conversation import IMAGE, Turn
 from basic_lite.modeling import Assembled, for_inference
+from basic_lite.prompting import prompt_ids, stops_of, text_of, until_stop
 
 NEW_TOKENS: int = 12
 LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -113,7 +114,7 @@ def ask(
         pad_token_id=pad,
         suppress_tokens=[parts_of(model).llava.config.image_token_id],  # an answer shows no picture
     )[0, len(ids) :].tolist()
-    produced = row[: next((place for place, token in enumerate(row) if token in stops), len(row))]
+    produced = until_stop(row, stops)
     along = produced if along is None else along
     whole = torch.tensor([ids + along], device=tower.device)
     logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **extra).logits
@@ -129,22 +130,15 @@ def ask_run(assembled: Assembled, along: list[Answer] | None = None) -> list[Ans
     """
     for_inference(assembled.model)
     transform, shown = assembled.transform("pad"), pictures()
-    stops, answers = stop_ids(assembled.template, assembled.tokenizer), []
+    stops, answers = stops_of(assembled), []
     for number, (turns, count) in enumerate(PROMPTS):
-        ids = encode_prompt(
-            assembled.template,
-            assembled.tokenizer,
-            turns,
-            image_token_id=assembled.image_token_id,
-            tokens_per_image=assembled.tokens_per_image,
-        )
+        ids = prompt_ids(assembled, turns)
         pixels = None
         if count:
             pixels = transform.normalise(torch.stack([transform(p) for p in shown[:count]]))
         follow = along[number].produced if along else None
         produced, logits = ask(assembled.model, ids, pixels, stops, assembled.pad_token_id, follow)
-        text = assembled.tokenizer.decode(produced, skip_special_tokens=True).strip()
-        answers.append(Answer(ids, pixels, follow or produced, logits, text))
+        answers.append(Answer(ids, pixels, follow or produced, logits, text_of(assembled, produced)))
     return answers
 
 
