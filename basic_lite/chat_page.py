@@ -15,6 +15,9 @@ from basic_lite.modeling import Assembled
 ADDRESS: str = "127.0.0.1"
 """The page has no password, so no other machine can reach it."""
 
+MISTAKE: str = "⚠ Not answered: "
+"""Begins what is said where an answer should be. An exception would leave gradio's text box switched off."""
+
 
 class _Stopped(Exception):
     """The reader of an answer is gone."""
@@ -37,7 +40,7 @@ def recalled(assembled: Assembled, history: Sequence[dict[str, Any]], max_new_to
     """Return the conversation that a page shows.
 
     The page keeps what was said, so that its own buttons (undo, again, clear) need no help. A message
-    without answer (it failed, or was cut off before a word) is forgotten; its pictures wait for the next.
+    without answer (a `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the next.
 
     Args:
         assembled: the model.
@@ -50,7 +53,7 @@ def recalled(assembled: Assembled, history: Sequence[dict[str, Any]], max_new_to
     for message in history:
         text, files = _parts(message["content"])
         if message["role"] == "assistant":
-            chat.remember(asked, text)
+            chat.remember(asked, "" if text.startswith(MISTAKE) else text)
             continue
         asked = text
         for file in files:
@@ -141,7 +144,7 @@ def page(assembled: Assembled, title: str, max_new_tokens: int) -> Any:
                 raise ValueError("the picture goes with your next message: ask something about it")
             yield from growing(chat, message["text"], lock)
         except ValueError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+            yield f"{MISTAKE}{error}"
 
     return gradio.ChatInterface(
         reply,
