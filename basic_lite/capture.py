@@ -20,7 +20,7 @@ from transformers import LlavaForConditionalGeneration, LlavaModel, PretrainedCo
 from basic_lite import attention
 from basic_lite.layout import Layout, layout_of
 from basic_lite.targets import TargetKind, TargetSpace
-from basic_lite.types import Refinement
+from basic_lite.types import Intervention, Refinement
 
 Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
 Importance = Literal["attention", "uniform"]
@@ -139,19 +139,23 @@ class capture:
         self.refinement: Refinement | None = None
         self._given: Layout | None = None
         self._at_hand: torch.Tensor | None = None
+        self.intervention = Intervention()
+        self._rows: list[int] | None = None
+        self._received: dict[str, torch.Tensor | None] = {}
         self._stack = ExitStack()
         if importance == "attention":
             attention.install(self.parts.decoder)
 
-    def use(self, layout: Layout, initial: torch.Tensor | None = None) -> None:
+    def use(self, layout: Layout, initial: torch.Tensor | None = None, rows: list[int] | None = None) -> None:
         """Take the positions of the next forward pass from `layout`, which costs no search.
 
         Args:
             layout: of the batch.
             initial: `(N, D)` what the decoder will receive there, for whoever has it at hand; `None`
                 gathers it.
+            rows: the batch's rows by number, for an intervention.
         """
-        self._given, self._at_hand = layout, initial
+        self._given, self._at_hand, self._rows = layout, initial, rows
 
     def __enter__(self) -> capture:
         llava, decoder = self.parts.llava, self.parts.decoder
@@ -200,6 +204,8 @@ class capture:
         At the decoder's door, not the first layer's: up to transformers 5.17 a layer's hooks run inside its
         checkpoint, where nothing may be saved for backward that the recomputation does not save again.
         """
+        if self.intervention.refinement is not None:
+            self._received = {name: kwargs.get(name) for name in ("inputs_embeds", "attention_mask")}
         if self._at_hand is not None:
             self._initial, self._at_hand = self._at_hand, None
         elif self._layout is not None:
@@ -213,6 +219,8 @@ class capture:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
             states = states.to(torch.promote_types(states.dtype, torch.float32))
+            if self.intervention.states is not None:
+                states = self.intervention.states(index, states)
             self.space = self.space.to(states.device)
             states = self.space.bring(index, states)
             if self._target is None:
@@ -253,5 +261,9 @@ class capture:
             importance = self._target.new_full(
                 (len(layout.patch),), layout.images / max(len(layout.patch), 1)
             )
-        self.refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
+        found = Refinement(self._initial, self._target, importance, layout.image, layout.images)
+        if self.intervention.refinement is not None:
+            given = self._received | {"layout": layout, "rows": self._rows}
+            found, self._received = self.intervention.refinement(found, given), {}
+        self.refinement = found
         self._initial = self._target = self._attention = None

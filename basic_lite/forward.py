@@ -84,7 +84,8 @@ class Forward:
         if self._nothing is None:
             self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
         if watched:
-            supervision.use(layout, None if self.deferral is None else features.detach())
+            initial = None if self.deferral is None else features.detach()
+            supervision.use(layout, initial, inputs.get("rows"))
         del features
         mask = None if layout.right_padded else inputs["attention_mask"]
         masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, devices, preflight, starting, teacher, writing
+from basic_lite import checkpoint, devices, interventions, preflight, starting, teacher, writing
 from basic_lite.callbacks import AtStart, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
@@ -142,6 +142,17 @@ def train(
         callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
+    parts = parts_of(assembled.model)
+    changed = interventions.make(
+        settings.intervention,
+        parts,
+        settings.layers,
+        settings.weighting,
+        id_of=lambda row: rows.raw(row).id,
+        seed=settings.seed,
+    )
+    if changed is not None:
+        trainer.supervision.intervene(changed)
     preflight.check_disk(settings.out, assembled.model, settings.keep)
     if resume is not None:
         done = int(resume.name.split("-")[1])
@@ -180,6 +191,8 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
             "das_weight": objective.das_weight,
             "sds_weight": objective.sds_weight,
         }
+        if settings.intervention != "none":
+            method["intervention"] = settings.intervention
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
     data["left_out"] = int((~rows.usable).sum())
     return checkpoint.manifest_of(assembled, settings.stage, method, data, starting.hyperparameters(settings))

@@ -58,7 +58,7 @@ class Objective:
         if refinement is not None and self.das_weight > 0:
             yield directional_alignment(refinement)
         if refinement is not None and self.sds_weight > 0:
-            yield semantic_distribution(refinement, embedding, self.rows_per_chunk)
+            yield semantic_distribution(refinement.without_spared(), embedding, self.rows_per_chunk)
 
     def terms(self, refinement: Refinement | None, embedding: torch.Tensor) -> list[LossTerm]:
         """Compute the terms that are on; see `each`."""

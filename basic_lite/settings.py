@@ -49,6 +49,7 @@ class Settings:
         importance: of patches.
         target: in which space the target is: `"raw"` (the paper), `"centred"` or `"translated"`.
         objective: weights of the terms.
+        intervention: what an experiment does to the teacher; see `basic_lite.interventions`.
     """
 
     stage: int
@@ -82,6 +83,7 @@ class Settings:
     importance: Importance = "attention"
     target: TargetKind = "raw"
     objective: Objective = field(default_factory=Objective)
+    intervention: str = "none"
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded.
@@ -112,6 +114,8 @@ class Settings:
         shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
         if self.projector_learning_rate:
             shown["projector_learning_rate"] = self.projector_learning_rate
+        if self.intervention == "none":
+            shown.pop("intervention")
         if self.max_steps > 0:
             shown.pop("epochs")
         else:

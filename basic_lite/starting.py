@@ -9,7 +9,7 @@ from pathlib import Path
 import transformers.integrations
 from rich.console import Console
 
-from basic_lite import optimizers, preflight, published, run_folder, teacher, zoo
+from basic_lite import interventions, optimizers, preflight, published, run_folder, teacher, zoo
 from basic_lite.capture import layer_weights, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.data.checks import check_budget, check_rows
@@ -38,6 +38,7 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     supervised_layers(config, settings.layers)
     layer_weights(1, settings.weighting)
     check_kind(settings.target)
+    interventions.check(settings.intervention, config, settings.micro_batch)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
     known = transformers.integrations.get_available_reporting_integrations()

@@ -11,7 +11,7 @@ from basic_lite.capture import Importance, Weighting, capture
 from basic_lite.layout import Layout
 from basic_lite.objective import Objective
 from basic_lite.targets import TargetKind, TargetSpace
-from basic_lite.types import LossTerm, Refinement
+from basic_lite.types import Intervention, LossTerm, Refinement
 
 
 class BasicSupervision:
@@ -93,15 +93,20 @@ class BasicSupervision:
         parts = [self.objective.weights[name] * term.mean() for name, term in self.terms.items()]
         return sum(parts, start=self._capture.parts.embedding.new_zeros((), dtype=torch.float32))
 
-    def use(self, layout: Layout, initial: torch.Tensor | None = None) -> None:
+    def intervene(self, intervention: Intervention) -> None:
+        """Change the teacher from now on, as an experiment; see `basic_lite.interventions`."""
+        self._capture.intervention = intervention
+
+    def use(self, layout: Layout, initial: torch.Tensor | None = None, rows: list[int] | None = None) -> None:
         """Take the positions of the next forward pass from `layout` (made by the collator, saves a sync).
 
         Args:
             layout: of the batch.
             initial: `(N, D)` the visual embeddings as the decoder will receive them, if they are at hand.
+            rows: the batch's rows by number, for an intervention.
         """
         if self.objective.active:
-            self._capture.use(layout, initial)
+            self._capture.use(layout, initial, rows)
 
     def __enter__(self) -> BasicSupervision:
         if self.objective.active:

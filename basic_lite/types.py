@@ -11,7 +11,8 @@ Shape letters, used in every docstring of the package:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Refinement:
         importance: `(N,)` fp32, detached: how much the text attends to each patch.
         image: `(N,)` int64: the image that each patch belongs to, from 0.
         images: how many images there are (`I`), known on the host.
+        spared: `(N,)` bool, patches that `L_sds` leaves out; `None` for none, as in the paper.
     """
 
     initial: torch.Tensor
@@ -43,6 +45,27 @@ class Refinement:
     importance: torch.Tensor
     image: torch.Tensor
     images: int
+    spared: torch.Tensor | None = None
+
+    def without_spared(self) -> Refinement:
+        """Return it with importance 0 at the spared patches; the others keep theirs."""
+        if self.spared is None:
+            return self
+        return replace(self, importance=self.importance.masked_fill(self.spared, 0.0), spared=None)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What an experiment does to the teacher on its way to the target; the method itself has none.
+
+    Attributes:
+        states: changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted.
+        refinement: changes the result; is also told `inputs_embeds` and `attention_mask` as the decoder got
+            them, the `layout`, and the batch's `rows` where they are known.
+    """
+
+    states: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    refinement: Callable[[Refinement, Mapping[str, object]], Refinement] | None = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ Target = Annotated[
         panel=METHOD,
     ),
 ]
+Intervention = Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)]
 DasWeight = Annotated[float, option(help="Weight of directional alignment; 0 is off.", panel=METHOD)]
 SdsWeight = Annotated[float, option(help="Weight of semantic distribution; 0 is off.", panel=METHOD)]
 RowsPerChunk = Annotated[

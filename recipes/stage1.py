@@ -38,6 +38,7 @@ def main(
     das_weight: o.DasWeight = 1.0,
     sds_weight: o.SdsWeight = 0.01,
     rows_per_chunk: o.RowsPerChunk = None,
+    intervention: o.Intervention = "none",
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
     learning_rate: Annotated[
         float | None, o.option(help="Peak of the cosine schedule.", default="1e-3")
@@ -124,6 +125,7 @@ def main(
         importance=importance,
         target=target or "raw",
         objective=objective,
+        intervention=intervention,
     )
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(

@@ -41,6 +41,7 @@ def main(
     das_weight: o.DasWeight = 1.0,
     sds_weight: o.SdsWeight = 0.01,
     rows_per_chunk: o.RowsPerChunk = None,
+    intervention: o.Intervention = "none",
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage2"),
     learning_rate: Annotated[
         float | None, o.option(help="Peak of the schedule.", default="2e-4 with --lora, else 2e-5")
@@ -147,6 +148,7 @@ def main(
         importance=importance,
         target=target or first["method"].get("target", "raw"),
         objective=objective,
+        intervention=intervention,
     )
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(

@@ -24,6 +24,7 @@ LAYERS = [
         "supervision",
         "text_states",
         "translation",
+        "interventions",
         "plan",
         "deferred",
         "last_layer",

@@ -24,8 +24,8 @@ from basic_lite.modeling import Sources, read_config
 from basic_lite.run_folder import versions
 from basic_lite.writing import write_json
 
-_BYTES_OF_TINY = 2**31
-"""What a run of the embedded model takes at its highest, with room (1.75 GiB were measured)."""
+_BYTES_OF_TINY = 2**30
+"""What stage 1 of the embedded model takes at its highest, with room (0.8 GiB were measured)."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Comparison:
     def _bytes_of_a_run(self) -> int:
         """Guess what a run takes on a CPU: weights in fp32 four times over, beside torch itself."""
         if self._sources.llm in zoo.EMBEDDED:
-            return _BYTES_OF_TINY
+            return _BYTES_OF_TINY if self.stage2 is None else 2 * _BYTES_OF_TINY
         return _BYTES_OF_TINY + 16 * parameters_of(read_config(self._sources.llm, "language model"))
 
     def _report(self, arms: Sequence[Arm], console: Console) -> None:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import get_args
 
 from basic_lite.capture import Importance, Weighting
+from basic_lite.targets import RAW, TargetKind
 
 Options = Mapping[str, object]
 """Options of `stage1` by name."""
@@ -65,6 +66,12 @@ _IMPORTANCE = Plan(
     {name: {"importance": name} for name in get_args(Importance)},
     baseline="attention",
 )
+_TARGET = Plan(
+    "target",
+    "In which space should the target be?",
+    {"plain": PLAIN, "raw": {}, **{name: {"target": name} for name in get_args(TargetKind) if name != RAW}},
+    baseline="plain",
+)
 _LAMBDA = Plan(
     "lambda",
     "How much may the two terms weigh?",
@@ -76,7 +83,22 @@ _LAMBDA = Plan(
     baseline="das 1, sds 0.01",
 )
 
-PLANS: dict[str, Plan] = {plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _LAMBDA)}
+_NOISE = Plan(
+    "teacher-noise",
+    "How good must the teacher be?",
+    {
+        "plain": PLAIN,
+        "as it is": {},
+        **{f"noise {size:g}": {"intervention": f"noise={size:g}"} for size in (0.1, 0.3, 1.0)},
+        "another picture's": {"intervention": "shuffled"},
+        "random decoder": {"intervention": "teacher=random"},
+    },
+    baseline="plain",
+)
+
+PLANS: dict[str, Plan] = {
+    plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE)
+}
 
 
 def plan_named(name: str) -> Plan:
