@@ -45,6 +45,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_NO_ATTENTION = "it has no attention, so nothing says which patches the text looks at"
+_IN_THE_ENCODER = "pictures would go into its encoder, and transformers' LLaVA has a decoder alone"
+WHY_NOT: dict[str, str] = {
+    "gemma2": "it caps its attention scores, which hides which patches the text looks at",
+    **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv"), _NO_ATTENTION),
+    **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
+}
+"""Why architectures that people ask for are no family here; `ablate architecture` tries them."""
+
+
 @dataclass(frozen=True)
 class LLM:
     """One language model.
@@ -202,9 +212,10 @@ def family_of(model_type: str, source: str) -> Family:
         ValueError: If it is not supported; says what is.
     """
     if model_type not in FAMILIES:
+        reason = f", and {WHY_NOT[model_type]}" if model_type in WHY_NOT else ""
         raise ValueError(
-            f"{source} is a {model_type!r} model; supported decoders are of type {', '.join(FAMILIES)} "
-            f"(by name: {', '.join(LLMS)})"
+            f"{source} is a {model_type!r} model{reason}; supported decoders are of type "
+            f"{', '.join(FAMILIES)} (by name: {', '.join(LLMS)})"
         )
     return FAMILIES[model_type]
 

@@ -14,7 +14,13 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def main(
     context: typer.Context,
-    plan: Annotated[str, typer.Argument(help="layers, losses, weights, importance, lambda.")],
+    plan: Annotated[
+        str,
+        typer.Argument(
+            help="layers, losses, weights, importance, target, lambda, teacher-noise; or architecture, which "
+            "trains nothing."
+        ),
+    ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
     data: o.Data = None,
     images: o.Images = None,
@@ -62,10 +68,17 @@ def main(
     from basic_lite.recipes import stage2 as second
     from basic_lite.recipes.passing import defaults_of, given_to
 
-    from basic_lite.ablation import comparison
+    from basic_lite.ablation import architectures, comparison
     from basic_lite.ablation.plans import plan_named
     from basic_lite.console import quiet_console
 
+    if plan == architectures.PLAN:
+        console = quiet_console()
+        console.print(architectures.report(out))
+        console.print(
+            f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
+        )
+        return
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     if jobs is not None and jobs < 1:

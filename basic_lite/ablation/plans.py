@@ -108,7 +108,7 @@ def plan_named(name: str) -> Plan:
         ValueError: If there is none of that name.
     """
     if name not in PLANS:
-        raise ValueError(f"no plan is named {name!r}; plans are {', '.join(PLANS)}")
+        raise ValueError(f"no plan is named {name!r}; plans are {', '.join([*PLANS, 'architecture'])}")
     return PLANS[name]
 
 
