@@ -149,11 +149,13 @@ def page(assembled: Assembled, title: str, max_new_tokens: int) -> Any:
     return gradio.ChatInterface(
         reply,
         multimodal=True,
+        # No button that uploads the talk; an answer is text, whose links to pictures nobody fetches.
+        chatbot=gradio.Chatbot(buttons=["copy"], render_markdown=False, show_label=False, scale=1),
         textbox=gradio.MultimodalTextbox(
             file_types=["image"], file_count="multiple", placeholder="A message, and pictures with it"
         ),
         title=title,
-        description="Greedy decoding, the run's own template. Nothing leaves this machine.",
+        description="Greedy decoding, the run's own template.",
         analytics_enabled=False,
         api_name="chat",
     )
