@@ -126,7 +126,7 @@ def inspect_model(
         importance = seen.importance.view(patches).tolist()
         for scene, picture, ids, weights in zip(shown, pictures, nearest, importance, strict=True):
             tokens = [words[token] for token in ids]
-            right = _meaningful(scene, picture, tokens)
+            right = meaningful(scene, picture, tokens)
             found.shown.append(sum(value is not None for value in right))
             found.meaningful.append(sum(value is True for value in right))
             if len(found.views) < views:
@@ -154,7 +154,8 @@ def _item(
     }
 
 
-def _meaningful(scene: Scene, picture: Picture, tokens: list[str]) -> list[bool | None]:
+def meaningful(scene: Scene, picture: Picture, tokens: list[str]) -> list[bool | None]:
+    """Say of each patch whether its token names something true there; `None` where no thing is."""
     return [
         is_meaningful(token, scene.things[thing]) if share >= SHOWN else None
         for token, thing, share in zip(tokens, picture.thing, picture.share, strict=True)

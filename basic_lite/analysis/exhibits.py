@@ -1,0 +1,184 @@
+"""The pictures that a run is shown: some of a folder, or held-out scenes of the embedded world."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from basic_lite.conversation import IMAGE, Turn
+from basic_lite.data.pictures import SUFFIXES, load_image
+from basic_lite.data.readers import open_rows
+from basic_lite.data.samples import ImageRef, RowFault
+from basic_lite.demo.grammar import DESCRIBE, caption
+from basic_lite.demo.inspection import held_out_scenes
+from basic_lite.demo.lexicon import LANGUAGES
+from basic_lite.demo.render import Picture, enlarged, render
+from basic_lite.demo.scenes import Scene
+
+QUESTION: str = "Describe the picture in one sentence."
+"""Asked of a stage-2 run where no caption's row asks anything."""
+
+_ENDINGS = tuple(f".{suffix}" for names in SUFFIXES.values() for suffix in names)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One picture.
+
+    Attributes:
+        name: its path in the folder, or what a scene holds.
+        open: returns it, as RGB.
+        question: what a user would ask, without the placeholder.
+        caption: what it shows, in words; `None` where nobody has said.
+        scene: what it shows exactly, with the drawing; only in the embedded world.
+        large: returns it for looking at, where there is more to see than in `open`.
+    """
+
+    name: str
+    open: Callable[[], Image.Image]
+    question: str = QUESTION
+    caption: str | None = None
+    scene: tuple[Scene, Picture] | None = None
+    large: Callable[[], Image.Image] | None = None
+
+    def turns(self, answered: bool) -> list[Turn]:
+        """Return the conversation about it, with the caption as its answer or up to there."""
+        turns = [("user", f"{IMAGE}\n{self.question}".strip())]
+        return [*turns, ("assistant", self.caption)] if answered else turns
+
+
+@dataclass(frozen=True)
+class Exhibition:
+    """What is shown to every model of an analysis.
+
+    Attributes:
+        exhibits: the pictures, in order.
+        source: where they are from, in words.
+        found: how many there were to draw from.
+        unreadable: those that were drawn and cannot be read, each with the reason.
+        seed: of scenes and their wording.
+    """
+
+    exhibits: list[Exhibit]
+    source: str
+    found: int
+    unreadable: list[str] = field(default_factory=list)
+    seed: int = 0
+
+
+def exhibit(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Exhibition:
+    """Choose what is shown.
+
+    Args:
+        images: folder of pictures; the folder of a drawn world stands for held-out scenes of that world, and
+            `None` for held-out scenes of the world of `seed`.
+        captions: LLaVA JSON or JSONL that says what pictures of the folder show.
+        limit: at most so many.
+        seed: of the scenes where `images` is `None`.
+
+    Raises:
+        ValueError: In one line, if there is no picture, none of them has a caption, or none can be read.
+    """
+    if images is None or (captions is None and (images / "world.json").is_file()):
+        return _scenes(images, limit, seed)
+    if not images.is_dir():
+        raise ValueError(f"--images {images} is no folder; give a folder of pictures")
+    names = sorted(_pictures_in(images))
+    if not names:
+        raise ValueError(f"--images {images} holds no pictures ({', '.join(sorted(_ENDINGS)[:8])}, ...)")
+    said = {} if captions is None else _captions_of(captions, images, names)
+    if captions is not None:
+        names = [name for name in names if name in said]
+        if not names:
+            raise ValueError(
+                f"no row of --captions {captions} shows a picture of --images {images}, alone and by its "
+                f"path or file name; give the folder that the file's image paths start from"
+            )
+    exhibits, unreadable = [], []
+    for name in _evenly(names, limit):
+        ref = ImageRef(name, root=str(images), follow_links=True)
+        try:
+            load_image(ref)
+        except RowFault as fault:
+            unreadable.append(str(fault))
+            continue
+        question, answer = said.get(name, (QUESTION, None))
+        exhibits.append(Exhibit(name, lambda ref=ref: load_image(ref), question, answer))
+    if not exhibits:
+        raise ValueError(
+            f"none of the {len(unreadable)} pictures drawn from {images} can be read: {unreadable[0]}"
+        )
+    return Exhibition(exhibits, f"pictures of {images}", len(names), unreadable, seed)
+
+
+def _scenes(folder: Path | None, limit: int, seed: int) -> Exhibition:
+    """Draw held-out scenes, those that a demo of that seed looks at, each described in one language."""
+    if folder is not None:
+        try:
+            seed = int(json.loads((folder / "world.json").read_text(encoding="utf-8"))["seed"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'world.json'} does not say which world this is: {error}") from error
+    rng, exhibits = random.Random(f"captions {seed}"), []
+    for scene in held_out_scenes(limit, seed):
+        picture, language = render(scene), rng.choice(LANGUAGES)
+        exhibits.append(
+            Exhibit(
+                ", ".join(
+                    f"{thing.size} {thing.colour} {thing.shape} {thing.place}" for thing in scene.things
+                ),
+                lambda picture=picture: picture.image,
+                DESCRIBE[language][0],
+                caption(scene, language, rng),
+                (scene, picture),
+                lambda scene=scene: enlarged(scene),
+            )
+        )
+    return Exhibition(exhibits, f"held-out scenes of the embedded world, seed {seed}", limit, seed=seed)
+
+
+def _pictures_in(folder: Path) -> Iterator[str]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(_ENDINGS) and not name.startswith("."):
+                yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def _evenly(names: list[str], limit: int) -> list[str]:
+    """Return `limit` of the names at even distances, all if there are no more."""
+    count = min(limit, len(names))
+    return [names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count)]
+
+
+def _captions_of(path: Path, images: Path, names: list[str]) -> dict[str, tuple[str, str]]:
+    """Return question and first answer of the rows that show one of the pictures and nothing else.
+
+    A row's picture is found by its path in the folder, or by its file name where that is no other's.
+    """
+    if not path.is_file():
+        raise ValueError(f"--captions {path} is no file; give a LLaVA JSON or JSONL file")
+    known, by_file = set(names), {}
+    for name in names:
+        by_file.setdefault(name.rpartition("/")[2], []).append(name)
+    rows, found = open_rows(path, images), {}
+    for number in range(len(rows)):
+        try:
+            raw = rows.raw(number)
+        except RowFault:
+            continue
+        if len(raw.images) != 1 or not isinstance(raw.images[0], str):
+            continue
+        name = Path(raw.images[0]).as_posix()
+        alike = by_file.get(name.rpartition("/")[2], [])
+        name = name if name in known else alike[0] if len(alike) == 1 else None
+        asked = next((text for role, text in raw.turns if role == "user"), "")
+        answer = next((text for role, text in raw.turns if role == "assistant" and text.strip()), None)
+        if name is not None and answer is not None:
+            found.setdefault(name, (asked.replace(IMAGE, "").strip(), answer))
+    return found

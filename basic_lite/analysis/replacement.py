@@ -1,0 +1,142 @@
+"""What the decoder still says when other vectors stand in for a picture's embeddings (section 4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+from basic_lite.capture import parts_of
+from basic_lite.conversation import stop_ids
+from basic_lite.modeling import Assembled
+from basic_lite.templates import Template
+
+ORIGINAL = "original"
+DIRECTION = "matched tokens"
+AS_TEXT = "matched, as text"
+SHUFFLED = "another picture"
+BLANK = "blank picture"
+
+KINDS: dict[str, str] = {
+    ORIGINAL: "what the projector makes of the picture",
+    DIRECTION: "every patch's nearest token embedding, scaled to the norm of what it replaces",
+    AS_TEXT: "the same tokens exactly as the decoder receives them in a text (Gemma: times sqrt(D))",
+    SHUFFLED: "the embeddings of the picture shown before: a floor",
+    BLANK: "the embeddings of a picture of the tower's mean colour: a floor",
+}
+"""What stands at the patches, and in words what that is."""
+
+
+@torch.no_grad()
+def token_stand_ins(
+    assembled: Assembled, ids: torch.Tensor, initial: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return what stands in for visual embeddings, made of the tokens that they match.
+
+        DIRECTION:  E[ids] / |E[ids]| * |initial|     only the direction is replaced
+        AS_TEXT:    embed_tokens(ids)                 the patch becomes a word of text, its norm included
+
+    Args:
+        assembled: the model.
+        ids: `(P,)` int64, the matched tokens.
+        initial: `(P, D)`, what they replace.
+
+    Returns:
+        Two tensors `(P, D)` in the dtype of `initial`.
+    """
+    parts = parts_of(assembled.model)
+    ids = ids.to(initial.device)
+    direction = F.normalize(parts.embedding[ids].float(), dim=1)
+    scaled = direction * initial.float().norm(dim=1, keepdim=True)
+    as_text = parts.llava.get_input_embeddings()(ids)
+    return {DIRECTION: scaled.to(initial.dtype), AS_TEXT: as_text.to(initial.dtype)}
+
+
+@torch.no_grad()
+def caption_losses(
+    assembled: Assembled,
+    input_ids: list[int],
+    labels: list[int],
+    patches: Mapping[str, torch.Tensor],
+    rows: int = 4,
+) -> dict[str, float]:
+    """Return the mean loss per caption token, in nats, with each of `patches` at the place of the picture.
+
+    Args:
+        assembled: the model.
+        input_ids: `S` ids of one conversation with one picture.
+        labels: `S`, `IGNORE_INDEX` where there is no loss.
+        patches: name -> `(P, D)`.
+        rows: forward passes at a time.
+    """
+    names, found = list(patches), {}
+    for start in range(0, len(names), rows):
+        chosen = names[start : start + rows]
+        embeds = put_in(assembled, input_ids, [patches[name] for name in chosen])
+        found |= dict(zip(chosen, loss_of(assembled, embeds, labels), strict=True))
+    return found
+
+
+def put_in(assembled: Assembled, input_ids: list[int], patches: list[torch.Tensor]) -> torch.Tensor:
+    """Return `(B, S, D)`: the text's embeddings, with each of `patches` `(P, D)` at the image tokens."""
+    embed = parts_of(assembled.model).llava.get_input_embeddings()
+    ids = torch.tensor(input_ids, device=embed.weight.device)
+    places = (ids == assembled.image_token_id).nonzero().squeeze(1)
+    text = embed(ids)
+    return torch.stack([text.index_copy(0, places, one.to(text.dtype)) for one in patches])
+
+
+def loss_of(assembled: Assembled, embeds: torch.Tensor, labels: list[int]) -> list[float]:
+    """Return the mean loss of each row; the head sees supervised positions alone."""
+    target = torch.tensor(labels, device=embeds.device)[1:]
+    places = target.ge(0).nonzero().squeeze(1)
+    logits = assembled.model(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+        use_cache=False,
+        logits_to_keep=places,
+    ).logits
+    each = F.cross_entropy(
+        logits.float().transpose(1, 2), target[places].expand(len(embeds), -1), reduction="none"
+    )
+    return each.mean(1).tolist()
+
+
+@torch.no_grad()
+def greedy_texts(
+    assembled: Assembled,
+    template: Template,
+    prompt: list[int],
+    patches: Mapping[str, torch.Tensor],
+    max_new_tokens: int,
+    rows: int = 4,
+) -> dict[str, str]:
+    """Return what the decoder says, by greedy decoding, with each of `patches` at the place of the picture.
+
+    Args:
+        assembled: the model.
+        template: of the prompt; says what ends an answer.
+        prompt: ids with one picture.
+        patches: name -> `(P, D)`.
+        max_new_tokens: longest text.
+        rows: prompts at a time.
+    """
+    stops, names, found = stop_ids(template, assembled.tokenizer), list(patches), {}
+    for start in range(0, len(names), rows):
+        chosen = names[start : start + rows]
+        embeds = put_in(assembled, prompt, [patches[name] for name in chosen])
+        produced = assembled.model.generate(
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stops,
+            pad_token_id=assembled.pad_token_id,
+            suppress_tokens=[assembled.image_token_id],
+        )
+        for name, row in zip(chosen, produced.tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in stops), len(row))
+            found[name] = assembled.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+    return found

@@ -1,0 +1,93 @@
+"""What a run's visual embeddings mean to its LLM, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+
+def tokens(
+    run: Annotated[Path, typer.Argument(help="Run folder, of stage 1 or 2.")],
+    images: Annotated[
+        Path | None,
+        o.option(
+            help="Folder of pictures. A drawn world's folder stands for its held-out scenes.",
+            default="the embedded world, for a run of the tiny model",
+            panel="Data",
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        o.option(help="LLaVA JSON or JSONL that says what they show.", default="none", panel="Data"),
+    ] = None,
+    words: Annotated[
+        Path | None,
+        o.option(help="File of words that mean something, one per line.", default="none", panel="Data"),
+    ] = None,
+    limit: Annotated[int, o.option(help="Pictures, evenly drawn.", panel="Data", min=1)] = 64,
+    against: Annotated[
+        Path | None, o.option(help="Another run of the same models, such as the plain twin.", default="none")
+    ] = None,
+    before: Annotated[
+        bool,
+        o.option("--before/--no-before", help="Also the run's beginning: fresh projector, LLM as it came."),
+    ] = True,
+    max_new_tokens: Annotated[
+        int, o.option(help="Longest text of the replacement test; 0 generates none.", min=0)
+    ] = 48,
+    views: Annotated[int, o.option(help="Pictures in the report.", min=0)] = 6,
+    seed: Annotated[int, o.option(help="Of the embedded world's scenes, without --images.")] = 0,
+    out: Annotated[Path | None, o.option(help="Folder of `tokens.json`.", default="RUN/analysis")] = None,
+) -> None:
+    """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
+
+    Shows how many matches mean something, how deep layers drift to end tokens, how far the states move from
+    what the projector made, and how much of a caption is left when matched tokens stand in for the picture.
+
+    Examples:
+
+      basic-lite analyze tokens runs/stage2 --images pictures --captions captions.json
+
+      basic-lite analyze tokens runs/basic/stage2 --against runs/plain/stage2 --images pictures
+
+      basic-lite analyze tokens runs/stage2     (a run of the tiny model, in its own world)
+    """
+    from basic_lite import devices, writing
+    from basic_lite.analysis import models, token_tables
+    from basic_lite.analysis import tokens as analysis
+    from basic_lite.analysis.exhibits import exhibit
+    from basic_lite.console import progress_bar, quiet_console
+    from basic_lite.demo.world import is_embedded
+
+    console = quiet_console()
+    chosen = models.subjects(run, against, before)
+    if images is None and not is_embedded(chosen[0].manifest["sources"]["llm"]):
+        raise ValueError(
+            "give the pictures to look at: --images DIR (only a run of the tiny model has its own)"
+        )
+    shown = exhibit(images, captions, limit, seed)
+    with progress_bar(console) as progress:
+        total = len(chosen) * len(shown.exhibits)
+        task = progress.add_task("pictures", total=total, note="")
+
+        def advance(label: str) -> None:
+            progress.update(task, advance=1, note=label)
+
+        found = analysis.analyse(
+            chosen,
+            shown,
+            devices.choose_device(),
+            words=words,
+            views=views,
+            max_new_tokens=max_new_tokens,
+            advance=advance,
+        )
+    console.print(token_tables.depth_table(found))
+    console.print(token_tables.common_table(found))
+    console.print(token_tables.replacement_table(found))
+    folder = out or run / "analysis"
+    writing.write_json(folder / "tokens.json", found.as_dict())
+    console.print(f"Figures: {folder / 'tokens.json'}", highlight=False)
