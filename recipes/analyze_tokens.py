@@ -40,7 +40,9 @@ def tokens(
     ] = 48,
     views: Annotated[int, o.option(help="Pictures in the report.", min=0)] = 6,
     seed: Annotated[int, o.option(help="Of the embedded world's scenes, without --images.")] = 0,
-    out: Annotated[Path | None, o.option(help="Folder of `tokens.json`.", default="RUN/analysis")] = None,
+    out: Annotated[
+        Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
+    ] = None,
 ) -> None:
     """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
 
@@ -56,7 +58,7 @@ def tokens(
       basic-lite analyze tokens runs/stage2     (a run of the tiny model, in its own world)
     """
     from basic_lite import devices, writing
-    from basic_lite.analysis import models, token_tables
+    from basic_lite.analysis import models, token_report, token_tables
     from basic_lite.analysis import tokens as analysis
     from basic_lite.analysis.exhibits import exhibit
     from basic_lite.console import progress_bar, quiet_console
@@ -90,4 +92,5 @@ def tokens(
     console.print(token_tables.replacement_table(found))
     folder = out or run / "analysis"
     writing.write_json(folder / "tokens.json", found.as_dict())
-    console.print(f"Figures: {folder / 'tokens.json'}", highlight=False)
+    page = token_report.write(folder / "tokens.html", found)
+    console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from basic_lite.analysis import meaning, replacement
 from basic_lite.analysis.exhibits import Exhibit, Exhibition
 from basic_lite.analysis.found import Look
@@ -41,6 +43,7 @@ class Analysis:
         layers: k of the target.
         weighting: of its layers.
         grid: patches in a row of a picture.
+        prepared: the first pictures as the tower sees them, for looking at.
     """
 
     subjects: list[Subject]
@@ -52,6 +55,7 @@ class Analysis:
     layers: int
     weighting: str
     grid: int
+    prepared: list[Image.Image]
 
     @property
     def judged_how(self) -> str:
@@ -110,6 +114,8 @@ def analyse(
 ) -> Analysis:
     """Show every model the same pictures.
 
+    All of them see the pictures as the last one does: a stage 1 cuts a square, a stage 2 pads to one.
+
     Args:
         chosen: the models; loaded one after the other.
         exhibition: the pictures.
@@ -124,10 +130,11 @@ def analyse(
     for subject, assembled in each(chosen, device):
         if known is None:
             known = _Known(assembled, exhibition, listed)
-        training = subject.manifest["training"]
+            aspect = chosen[-1].manifest["training"].get("aspect", "pad")
+            prepared = [_as_seen(assembled, one, aspect) for one in exhibition.exhibits[:views]]
         plan = Plan(
             TEMPLATES["plain"] if subject.manifest["stage"] == 1 else assembled.template,
-            training.get("aspect", "pad"),
+            aspect,
             *method,
             ends=known.ends,
             views=views,
@@ -140,7 +147,9 @@ def analyse(
         grid = round(assembled.tokens_per_image**0.5)
         k = supervised_layers(parts_of(assembled.model).decoder.config, method[0])
         del assembled
-    return Analysis(chosen, looks, exhibition, known.judged_by, known.texts, known.ends, k, method[1], grid)
+    return Analysis(
+        chosen, looks, exhibition, known.judged_by, known.texts, known.ends, k, method[1], grid, prepared
+    )
 
 
 class _Known:
@@ -159,6 +168,14 @@ class _Known:
             find = meaning.WordTokens(assembled.tokenizer, self.texts)
             lists = [words or words_of(exhibit.caption) for exhibit in exhibition.exhibits]
             self.judges = [meaning.by_words(find.of(one)) for one in lists]
+
+
+def _as_seen(assembled: Assembled, exhibit: Exhibit, aspect: str) -> Image.Image:
+    """Return the square that the tower receives; of a scene the large drawing of the same square."""
+    if exhibit.large is not None:
+        return exhibit.large()
+    pixels = assembled.transform(aspect)(exhibit.open())
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _way(assembled: Assembled, exhibits: list[Exhibit], words: list[str] | None) -> str | None:

@@ -41,12 +41,12 @@ def training_curves(logs: Mapping[str, list[dict[str, float]]], stage: int) -> s
         if stage == 2 and key == "lm":
             title = "answer loss (nats per token)"
         axes.set_title(title, fontsize=10, loc="left")
-        _plain(axes)
+        quiet_axes(axes)
         if key in ("das", "sds"):
             axes.set_ylim(bottom=0)
     figure.axes[0].legend(frameon=False, fontsize=9)
     figure.supxlabel(f"optimizer step of stage {stage}", fontsize=9)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def accuracy_bars(
@@ -71,13 +71,14 @@ def accuracy_bars(
         axes.set_xticks(range(len(kinds)), list(kinds), fontsize=9)
         axes.set_ylim(0, 100)
         axes.set_title(title, fontsize=10, loc="left")
-        _plain(axes)
+        quiet_axes(axes)
     figure.axes[0].set_ylabel("right answers, %", fontsize=9)
     figure.axes[0].legend(frameon=False, fontsize=9, ncols=2)
-    return _svg(figure)
+    return as_svg(figure)
 
 
-def _plain(axes: Axes) -> None:
+def quiet_axes(axes: Axes) -> None:
+    """Leave of a plot's frame what is needed to read it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b9bec6")
     axes.tick_params(labelsize=8, color="#b9bec6")
@@ -85,7 +86,8 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """Return a figure as an `<svg>` element for a page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
