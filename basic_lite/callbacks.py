@@ -7,11 +7,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from basic_lite.console import progress_bar
+from basic_lite.startup import Clock
 from basic_lite.trainable import GradientContract
 
 
@@ -48,6 +50,31 @@ class AtStart(TrainerCallback):
         """Do it, in the process that writes."""
         if state.is_world_process_zero:
             self.action()
+
+
+class FirstStep(TrainerCallback):
+    """Say once how long it took from the command to the end of the first step."""
+
+    def __init__(self, clock: Clock, console: Console) -> None:
+        self.clock: Clock | None = clock
+        self.console = console
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What came before is preparation."""
+        self.clock.mark("preparation")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the device once, and say it."""
+        if self.clock is not None:
+            if args.device.type == "cuda":
+                torch.cuda.synchronize(args.device)
+            self.clock.mark("first step")
+            self.console.print(self.clock.line(), highlight=False, soft_wrap=True)
+            self.clock = None
 
 
 class Stopper(TrainerCallback):
@@ -108,6 +135,9 @@ class StepProgress(TrainerCallback):
         """Show the terms of the last logged step."""
         if not logs or "samples_per_second" not in logs:
             return
+        if "rows_per_chunk" in logs and state.is_world_process_zero:
+            chunk = f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary"
+            self.console.print(chunk, highlight=False, soft_wrap=True)
         names = ("loss", "lm", "das", "sds", "cosine")
         note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
         note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"

@@ -30,6 +30,7 @@ class Forward:
         objective: the terms that are trained on.
         metrics: where the terms' values go.
         rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` while it goes by shape.
+        chunk: the most patches that went through the vocabulary at once; 0 before any did.
         deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
     """
 
@@ -54,6 +55,7 @@ class Forward:
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
         self.rows_per_chunk = objective.rows_per_chunk
+        self.chunk = 0
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._nothing: torch.Tensor | None = None
@@ -134,6 +136,9 @@ class Forward:
                 unraised_bytes(embedding.device) - 12 * count * embedding.shape[1]
             )  # three (N, D) in fp32
             self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
+        if self.objective.sds_weight:
+            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
+            self.chunk = max(self.chunk, min(used, count))
         return self.rows_per_chunk
 
     def _features(self, inputs: dict) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import checkpoint, devices, interventions, preflight, starting, teacher, writing
-from basic_lite.callbacks import AtStart, StepProgress
+from basic_lite.callbacks import AtStart, FirstStep, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.conversation import Template
@@ -22,6 +22,7 @@ from basic_lite.data.report import read_bad_rows, write_bad_rows
 from basic_lite.data.workers import shared_heap
 from basic_lite.modeling import Assembled
 from basic_lite.settings import Settings
+from basic_lite.startup import Clock
 from basic_lite.trainer import BasicTrainer
 
 
@@ -34,6 +35,7 @@ def train(
     resume: Path | None = None,
     origin: dict | None = None,
     plan: dict | None = None,
+    clock: Clock | None = None,
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -46,6 +48,7 @@ def train(
         resume: checkpoint to go on from.
         origin: the run that this one starts from, for the manifest.
         plan: the memory that was predicted, for the manifest.
+        clock: counts the seconds since the command; says them after the first step.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -139,7 +142,7 @@ def train(
         manifest=manifest,
         train_dataset=dataset,
         data_collator=Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id),
-        callbacks=[progress],
+        callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
     )
     trainer.remove_callback(PrinterCallback)
     parts = parts_of(assembled.model)

@@ -115,6 +115,7 @@ class BasicTrainer(Trainer):
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
+        self._logged_chunk = 0
         self.splitter = Splitter(self.model, self.metrics)
         self.add_callback(GradientCheck(args))
         self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
@@ -268,6 +269,8 @@ class BasicTrainer(Trainer):
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
             if self.splitter.limit is not None:
                 logs["micro_batch"] = self.splitter.limit
+            if self.forward.chunk != self._logged_chunk:
+                logs["rows_per_chunk"] = self._logged_chunk = self.forward.chunk
             self.guard.look(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
@@ -275,7 +278,7 @@ class BasicTrainer(Trainer):
                 keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
                 row = {"step": self.state.global_step, "steps": self.state.max_steps}
                 row |= {key: logs.get(key) for key in keys}
-                measured = ("samples_per_second", "peak_mib", "micro_batch", "skipped")
+                measured = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
                 row |= {key: logs[key] for key in measured if key in logs}
                 row = {
                     key: value if value is None or math.isfinite(value) else None

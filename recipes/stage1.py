@@ -80,8 +80,10 @@ def main(
     from basic_lite.conversation import TEMPLATES
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
+    from basic_lite.startup import Clock
 
-    console = quiet_console()
+    clock, console = Clock(), quiet_console()
+    clock.mark("imports")
     device = devices.choose_device()
     sources = modeling.Sources.named(
         model,
@@ -143,12 +145,14 @@ def main(
     checkpoint = starting.check_folder(out, resume, overwrite)
     rows = starting.open_training_rows(settings)
     starting.check_unchanged(sources, settings, rows, checkpoint)
+    clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
     assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))
+    clock.mark("models")
     finished = launch.train(
-        assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json()
+        assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json(), clock=clock
     )
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")

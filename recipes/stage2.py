@@ -98,8 +98,10 @@ def main(
     from basic_lite.console import quiet_console
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
+    from basic_lite.startup import Clock
 
-    console = quiet_console()
+    clock, console = Clock(), quiet_console()
+    clock.mark("imports")
     device = devices.choose_device()
     first = run_folder.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:
@@ -169,6 +171,7 @@ def main(
     resumed = starting.check_folder(out, resume, overwrite)
     rows = starting.open_training_rows(settings)
     starting.check_unchanged(sources, settings, rows, resumed)
+    clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
     assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
     checkpoint.check_identity(assembled, first)
@@ -178,9 +181,12 @@ def main(
     else:
         trainable.train_everything(assembled)
     console.print(trainable.trainable_table(assembled.model))
+    clock.mark("models")
     origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
     template = assembled.template
-    finished = launch.train(assembled, settings, rows, template, console, resumed, origin, plan=plan.json())
+    finished = launch.train(
+        assembled, settings, rows, template, console, resumed, origin, plan=plan.json(), clock=clock
+    )
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
         return

@@ -151,6 +151,7 @@ def test_logged_terms_add_up_to_the_loss(tmp_path):
     rows = log_of(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3]
     keys = "step steps loss lm das sds cosine grad_norm learning_rate samples_per_second peak_mib".split()
+    assert rows[0].pop("rows_per_chunk") == 18  # two rows of nine patches; said once
     for row in rows:
         assert list(row) == keys
         assert row["loss"] == pytest.approx(row["lm"] + 0.5 * row["das"] + 0.25 * row["sds"], rel=1e-5)
