@@ -17,8 +17,8 @@ def main(
     plan: Annotated[
         str,
         typer.Argument(
-            help="layers, losses, weights, importance, target, lambda, teacher-noise; or architecture, which "
-            "trains nothing."
+            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; or "
+            "architecture, which trains nothing."
         ),
     ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
@@ -50,6 +50,14 @@ def main(
     ] = None,
     eval_data: Annotated[Path | None, o.option(help="Its data, as in eval.", panel=HERE)] = None,
     eval_images: Annotated[Path | None, o.option(help="Its pictures.", panel=HERE)] = None,
+    text_patches: Annotated[
+        Path | None,
+        o.option(help="Where your pictures hold text, JSON: row id to patches.", default="none", panel=HERE),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        o.option(help="teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
+    ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace everything in --out.")] = False,
     dry_run: Annotated[bool, o.option("--dry-run", help="List the runs, train nothing.")] = False,
 ) -> None:
@@ -84,7 +92,7 @@ def main(
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
     found = comparison.Comparison(
-        plan=plan_named(plan),
+        plan=plan_named(plan, teacher),
         out=out,
         seeds=range(seed, seed + seeds),
         stage1=given_to(first.main, context.args) | {"model": model, "data": data, "images": images},
@@ -96,6 +104,7 @@ def main(
         benchmark=benchmark,
         benchmark_data=eval_data,
         benchmark_images=eval_images,
+        text_patches=text_patches,
         chosen=[] if arms is None else [name.strip() for name in arms.split(";")],
     )
     found.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from basic_lite.ablation.measures import Measure
+from basic_lite.capture import parts_of
 from basic_lite.conversation import TEMPLATES
 from basic_lite.data.batches import Collator, SupervisedRows
 from basic_lite.data.readers import open_rows
@@ -26,7 +28,7 @@ def rows_of_file(
     label: str,
     max_length: int = 2048,
     follow_links: bool = False,
-    batch: int = 4,
+    words: Sequence[str] = (),
 ) -> list[Measure]:
     """Return caption loss, cosine to the target and both terms, for rows evenly spread over a file.
 
@@ -38,20 +40,65 @@ def rows_of_file(
         label: what these rows are, in the plural.
         max_length: most tokens of a row.
         follow_links: links in the image folder may lead out of it.
-        batch: rows per forward pass.
+        words: where every answer begins with one of these words, a token each: how often the right one is
+            likelier than the others is measured too.
 
     Raises:
         ValueError: If no row has a picture, or one is bad.
     """
     model = assembled.model
     for_inference(model)
+    parts, supervision = parts_of(model), BasicSupervision(model)
+    ids = torch.tensor(
+        [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    )
+    found: dict[str, list[float]] = {name: [] for name in ("lm", "cosine", "das", "sds", "read")}
+    for batch in _batches(assembled, data, images, count, max_length, follow_links):
+        device = next(model.parameters()).device
+        tensors = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "pixel_values")}
+        half = assembled.sources.dtype == torch.bfloat16
+        with supervision, torch.autocast(device.type, torch.bfloat16, enabled=half):
+            logits = model(**tensors, use_cache=False).logits[:, :-1].float()
+        labels = batch["labels"][:, 1:].to(device)
+        each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+        supervised = labels.ne(IGNORE_INDEX)
+        found["lm"] += (each.sum(1) / supervised.sum(1).clamp(min=1)).tolist()
+        if len(ids):
+            rows, first = torch.arange(len(labels)), supervised.int().argmax(1)
+            said = ids.to(device)[logits[rows, first][:, ids].argmax(1)]
+            found["read"] += said.eq(labels[rows, first]).float().mul(100).tolist()
+        for image in range(supervision.refinement.images):
+            alone = _only(supervision.refinement, image)
+            cosine = F.cosine_similarity(alone.initial.float(), alone.target.float(), dim=-1)
+            found["cosine"].append(float(cosine.mean()))
+            for term in supervision.objective.terms(alone, parts.embedding):
+                found[term.name].append(float(term.total))
+    measures = [
+        Measure("caption_loss", "caption loss", "nats per token", "lower", label, found["lm"]),
+        Measure("cosine", "cosine to the target", "", "higher", label, found["cosine"]),
+        Measure("das", "L_das", "", None, label, found["das"]),
+        Measure("sds", "L_sds", "", None, label, found["sds"]),
+    ]
+    read = Measure("read", f"words read, of {len(words)}", "%", "higher", label, found["read"], digits=1)
+    return [*measures, read] if words else measures
+
+
+def _batches(
+    assembled: Assembled,
+    data: str,
+    images: str | None,
+    count: int,
+    max_length: int,
+    follow_links: bool,
+    size: int = 4,
+) -> Iterator[dict]:
+    """Yield batches of rows, evenly spread, as stage 1 is shown them, with normalised pictures."""
     opened = open_rows(data, images, follow_links=follow_links)
     usable = np.flatnonzero(opened.has_image)
     if not len(usable):
-        raise ValueError(
-            f"{data} has no row with a picture; measure on a file that has some (--measure-data)"
-        )
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, count).round().astype(int))]
+        raise ValueError(f"{data} has no row with a picture; measure on one that has some (--measure-data)")
+    evenly = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
+    chosen = usable[evenly]
     transform = assembled.transform("crop")
     dataset = SupervisedRows(
         opened,
@@ -63,35 +110,10 @@ def rows_of_file(
         max_length=max_length,
     )
     collate = Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id)
-    supervision, found = BasicSupervision(model), {name: [] for name in ("lm", "cosine", "das", "sds")}
-    device = next(model.parameters()).device
-    for start in range(0, len(chosen), batch):
-        rows = collate([dataset[int(row)] for row in chosen[start : start + batch]])
-        pixels = transform.normalise(rows["pixel_values"].to(device), assembled.sources.dtype)
-        ids, mask = rows["input_ids"].to(device), rows["attention_mask"].to(device)
-        with (
-            supervision,
-            torch.autocast(device.type, torch.bfloat16, assembled.sources.dtype == torch.bfloat16),
-        ):
-            logits = model(input_ids=ids, attention_mask=mask, pixel_values=pixels, use_cache=False).logits
-        labels = rows["labels"][:, 1:].to(device)
-        each = F.cross_entropy(
-            logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
-        )
-        found["lm"] += (each.sum(1) / labels.ne(IGNORE_INDEX).sum(1).clamp(min=1)).tolist()
-        embedding = supervision.objective, supervision._capture.parts.embedding
-        for image in range(supervision.refinement.images):
-            alone = _only(supervision.refinement, image)
-            cosine = F.cosine_similarity(alone.initial.float(), alone.target.float(), dim=-1)
-            found["cosine"].append(float(cosine.mean()))
-            for term in embedding[0].terms(alone, embedding[1]):
-                found[term.name].append(float(term.total))
-    return [
-        Measure("caption_loss", "caption loss", "nats per token", "lower", label, found["lm"]),
-        Measure("cosine", "cosine to the target", "", "higher", label, found["cosine"]),
-        Measure("das", "L_das", "", None, label, found["das"]),
-        Measure("sds", "L_sds", "", None, label, found["sds"]),
-    ]
+    for start in range(0, len(chosen), size):
+        batch = collate([dataset[int(row)] for row in chosen[start : start + size]])
+        batch["pixel_values"] = transform.normalise(batch["pixel_values"], assembled.sources.dtype)
+        yield batch
 
 
 def _only(refinement: Refinement, image: int) -> Refinement:

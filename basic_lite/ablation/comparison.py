@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from basic_lite import devices, zoo
 from basic_lite.ablation import measures, page, runs, setup, texts, worlds
-from basic_lite.ablation.plans import Arm, Plan, arms_for
+from basic_lite.ablation.plans import NOT_ON_TEXT, Arm, Plan, arms_for
 from basic_lite.ablation.table import tabulate
 from basic_lite.ablation.watch import shown_on
+from basic_lite.demo import signs
 from basic_lite.demo.world import is_embedded
 from basic_lite.memory import parameters_of
 from basic_lite.modeling import Sources, read_config
@@ -45,6 +48,7 @@ class Comparison:
         benchmark: to score every run on.
         benchmark_data: its data.
         benchmark_images: its pictures.
+        text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only arms to run; empty for all.
     """
 
@@ -60,6 +64,7 @@ class Comparison:
     benchmark: str | None
     benchmark_data: Path | None
     benchmark_images: Path | None
+    text_patches: Path | None
     chosen: Sequence[str]
 
     def run(
@@ -82,11 +87,12 @@ class Comparison:
         Raises:
             ValueError: In one line, for what a user can have wrong, before any work.
         """
+        self._check_signs()
         arms = self._arms()
         todo = [run for seed in self.seeds for run in self._runs(arms, seed)]
         for arm in arms:
             with contextlib.redirect_stdout(io.StringIO()):
-                check(**self._options(arm), out=self.out / "check", dry_run=True)
+                check(**self._checked(arm), out=self.out / "check", dry_run=True)
         if overwrite and (self.out / setup.SETUP).is_file():
             shutil.rmtree(self.out)
         if dry_run:
@@ -98,6 +104,18 @@ class Comparison:
         with setup.held(self.out):
             self._train(todo, jobs, console)
             self._report(arms, console)
+
+    def _check_signs(self) -> None:
+        if not self.plan.signs:
+            if self.text_patches is not None:
+                raise ValueError(f"--text-patches is for the plan text-patches, not {self.plan.name}")
+        elif not self._embedded and self.text_patches is None:
+            raise ValueError(
+                "text-patches on your own data needs --text-patches FILE, which says where text is: "
+                '{"row id": [patch, ...]}, patches row by row'
+            )
+        elif self._embedded and (self.stage2 is not None or self.text_patches is not None):
+            raise ValueError("the embedded world's signs are for stage 1 and say themselves where text is")
 
     @property
     def _embedded(self) -> bool:
@@ -113,8 +131,16 @@ class Comparison:
         depth = read_config(self._sources.llm, "language model").num_hidden_layers
         return arms_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
 
-    def _options(self, arm: Arm) -> dict[str, object]:
-        return {**self.stage1, **arm.options}
+    def _checked(self, arm: Arm) -> dict[str, object]:
+        """Return the options that can be looked at before a world is drawn."""
+        options = {**self.stage1, **self._with_text_patches(arm.options, None)}
+        return {name: value for name, value in options.items() if value != NOT_ON_TEXT}
+
+    def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
+        """Say which file tells where text is; while there is no folder of a world, only the user's."""
+        file = self.text_patches or (folder and folder / signs.TEXT_PATCHES)
+        spare = NOT_ON_TEXT if file is None else f"spare={file}"
+        return {name: spare if value == NOT_ON_TEXT else value for name, value in options.items()}
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
@@ -128,29 +154,36 @@ class Comparison:
         """Return all arms with one seed."""
         steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
         given = {"stage1": _plain(self.stage1), "stage2": _plain(self.stage2 or {})}
-        if self._embedded:
-            folder = self._world(seed)
-            world = worlds.world_in(folder)
-            for stage, file in (("stage1", world.stage1), ("stage2", world.stage2)):
-                given[stage] = {"workers": 0} | given[stage] | {"data": str(file), "images": str(folder)}
-            yardstick = {"world": str(folder), "scenes": worlds.SCENES // (2 if self.quick else 1)}
-        else:
-            yardstick = {"rows": self._measured_rows()}
+        world = self._world(seed) if self._embedded else None
+        if world is not None:
+            for stage in given:
+                own = {"data": str(world / f"{stage}.json"), "images": str(world)}
+                given[stage] = {"workers": 0} | given[stage] | own
+            drawn = (
+                {"signs": str(world)} if self.plan.signs else {"world": str(world), "scenes": self._scenes}
+            )
+        yardstick = {"rows": self._measured_rows()} if world is None else drawn
         if self.benchmark is not None:
             steps.append(self.benchmark)
             where = {"data": self.benchmark_data, "images": self.benchmark_images}
             yardstick["benchmarks"] = {self.benchmark: {k: v and str(v) for k, v in where.items()}}
         found = []
         for arm in arms:
-            stages = {name: given[name] | _plain(arm.options) for name in steps if name in given}
-            folder = self.out / "runs" / arm.key.replace(" ", "_") / f"seed-{seed}"
+            varied = _plain(self._with_text_patches(arm.options, world))
+            stages = {name: given[name] | varied for name in steps if name in given}
+            kind = "signs" if self.plan.signs and world is not None else "runs"
+            folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", arm.key) / f"seed-{seed}"
             task = {"folder": str(folder), "steps": steps, "seed": seed}
             task |= {"stages": stages, "yardstick": yardstick}
             found.append(runs.Run(arm.key, seed, folder, tuple(steps), task))
         return found
 
     def _world(self, seed: int) -> Path:
-        return self.out / "worlds" / f"seed-{seed}"
+        return self.out / "worlds" / f"{'signs' if self.plan.signs else 'seed'}-{seed}"
+
+    @property
+    def _scenes(self) -> int:
+        return worlds.SCENES // (2 if self.quick else 1)
 
     def _measured_rows(self) -> dict[str, object]:
         """Return what `captions.rows_of_file` is told."""
@@ -170,9 +203,13 @@ class Comparison:
         if not left:
             return
         if self._embedded:
+            say = partial(console.print, highlight=False)
             scale = worlds.scale_of(1 if self.stage2 is None else 2, self.quick)
             for seed in {run.seed: None for run in left}:
-                worlds.draw(self._world(seed), seed, scale, lambda line: console.print(line, highlight=False))
+                if self.plan.signs:
+                    worlds.draw_signs(self._world(seed), seed, scale, self._scenes, say)
+                else:
+                    worlds.draw(self._world(seed), seed, scale, say)
         device = devices.choose_device()
         jobs = jobs or runs.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
         threads = max(runs.cores() // jobs, 1)

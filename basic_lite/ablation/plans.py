@@ -7,7 +7,7 @@ fraction of the layers is resolved for the decoder at hand (`arms_for`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import get_args
 
@@ -20,6 +20,9 @@ Options = Mapping[str, object]
 PLAIN: Options = {"basic": False}
 """LLaVA without BASIC."""
 
+NOT_ON_TEXT: str = "spare=TEXT_PATCHES"
+"""The intervention that leaves out text, before it is known which file says where text is."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -30,12 +33,14 @@ class Plan:
         asks: the question, in a sentence.
         arms: name of each arm and how it differs.
         baseline: the arm that all others are compared with.
+        signs: trained and measured in the world of scenes with signs to read.
     """
 
     name: str
     asks: str
     arms: Mapping[str, Options]
     baseline: str
+    signs: bool = False
 
 
 def _of_all_layers(*shares: str) -> dict[str, Options]:
@@ -76,13 +81,16 @@ _LAMBDA = Plan(
     "lambda",
     "How much may the two terms weigh?",
     {
-        f"das {das:g}, sds {sds:g}": {"das_weight": das, "sds_weight": sds}
-        for das in (0.1, 1.0, 10.0)
-        for sds in (0.001, 0.01, 0.1)
+        "as it is": {},
+        "das / 10": {"das_weight": 0.1},
+        "das x 10": {"das_weight": 10.0},
+        "sds / 10": {"sds_weight": 0.001},
+        "sds x 10": {"sds_weight": 0.1},
+        "both / 10": {"das_weight": 0.1, "sds_weight": 0.001},
+        "both x 10": {"das_weight": 10.0, "sds_weight": 0.1},
     },
-    baseline="das 1, sds 0.01",
+    baseline="as it is",
 )
-
 _NOISE = Plan(
     "teacher-noise",
     "How good must the teacher be?",
@@ -96,20 +104,41 @@ _NOISE = Plan(
     baseline="plain",
 )
 
+_TEXT = Plan(
+    "text-patches",
+    "Does L_sds blur text, and does it help to leave text out?",
+    {
+        "plain": PLAIN,
+        "everywhere": {},
+        "not on text": {"intervention": NOT_ON_TEXT},
+        "nowhere": {"sds_weight": 0.0},
+    },
+    baseline="everywhere",
+    signs=True,
+)
+
 PLANS: dict[str, Plan] = {
-    plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE)
+    plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT)
 }
 
 
-def plan_named(name: str) -> Plan:
+def plan_named(name: str, teacher: str | None = None) -> Plan:
     """Return a plan.
 
+    Args:
+        name: of the plan.
+        teacher: for `teacher-noise`, another LLM of equal width, which gets an arm of its own.
+
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is none of that name, or it has no use for another teacher.
     """
     if name not in PLANS:
         raise ValueError(f"no plan is named {name!r}; plans are {', '.join([*PLANS, 'architecture'])}")
-    return PLANS[name]
+    if teacher is None:
+        return PLANS[name]
+    if name != _NOISE.name:
+        raise ValueError(f"--teacher is for the plan {_NOISE.name}, not {name}")
+    return replace(_NOISE, arms={**_NOISE.arms, "another LLM": {"intervention": f"teacher={teacher}"}})
 
 
 @dataclass(frozen=True)

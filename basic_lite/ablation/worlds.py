@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from basic_lite.demo import world
+from basic_lite.demo import signs, world
 from basic_lite.demo.dataset import World, world_in, write_world
 from basic_lite.writing import complete, write_json
 
@@ -41,3 +41,17 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
             write_world(draft, seed, **scale)
             write_json(draft / _STAMP, {"seed": seed, **scale})
     return world_in(folder)
+
+
+def draw_signs(
+    folder: Path, seed: int, scale: dict[str, int], scenes: int, say: Callable[[str], None]
+) -> None:
+    """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
+    stamp = {"seed": seed, "captions": scale["captions"], "held out": scenes}
+    path = folder / _STAMP
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp:
+        return
+    say(f"Drawing scenes with signs, seed {seed}: {scale['captions']:,} to learn from, in {folder}")
+    with complete(folder) as draft:
+        signs.write_signs(draft, seed, scale["captions"], scenes)
+        write_json(draft / _STAMP, stamp)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from basic_lite.ablation.captions import rows_of_file
 from basic_lite.ablation.measures import Measure, of_answers, of_inspection
 from basic_lite.checkpoint import load_run
 from basic_lite.demo.columns import LANGUAGE_NAMES, shares_right
 from basic_lite.demo.dataset import world_in
 from basic_lite.demo.inspection import held_out_scenes, inspect_model
+from basic_lite.demo.signs import HELD_OUT, WORDS
 from basic_lite.devices import choose_device
 from basic_lite.measure import Evaluation
 from basic_lite.scoring.score import load_score
@@ -22,6 +25,7 @@ def measure(
     *,
     world: str | None = None,
     scenes: int = 0,
+    signs: str | None = None,
     rows: dict | None = None,
     benchmarks: dict | None = None,
 ) -> list[Measure]:
@@ -33,6 +37,7 @@ def measure(
         seed: of the scenes that are shown.
         world: folder of the embedded world that the run was trained in.
         scenes: how many held-out scenes to show it there.
+        signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, what `rows_of_file` is told.
         benchmarks: name -> `data` and `images` of a benchmark.
     """
@@ -40,9 +45,11 @@ def measure(
         last = max(folder.glob("stage?"))
         return [_score(last, step, **benchmarks[step])]
     run = folder / step
+    if signs is not None:
+        label = "held-out scenes with signs"
+        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": sys.maxsize, "label": label}
+        rows["words"] = WORDS
     if world is None:
-        from basic_lite.ablation.captions import rows_of_file
-
         return rows_of_file(load_run(run, choose_device())[0], **rows)
     found = inspect_model(load_run(run, choose_device())[0], held_out_scenes(scenes, seed))
     write_json(run / "inspection.json", found.as_dict())

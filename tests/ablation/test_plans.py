@@ -10,8 +10,10 @@ from basic_lite.recipes.passing import defaults_of, given_to
 
 from basic_lite.ablation.plans import PLANS, arms_for, plan_named
 from basic_lite.capture import layer_weights
+from basic_lite.interventions import parse
 from basic_lite.objective import Objective
 from basic_lite.settings import Settings
+from basic_lite.targets import check_kind
 
 DEFAULTS = defaults_of(stage1.main)
 EACH = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -34,10 +36,13 @@ def test_arms_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path):
             global_batch=8,
             micro_batch=8,
             objective=Objective(*weights) if options["basic"] else Objective(0, 0),
-            **{name: options[name] for name in ("layers", "weighting", "importance")},
+            **{name: options[name] for name in ("layers", "weighting", "importance", "intervention")},
+            target=options["target"] or "raw",
         )
         assert made.layers is None or 1 <= made.layers <= 8
         layer_weights(4, made.weighting)
+        parse(made.intervention)
+        check_kind(made.target)
         assert "default" in arm.key or arm.options
 
 
@@ -52,7 +57,7 @@ def test_plans_share_the_papers_arm_and_the_plain_one():
         name: {arm.name: arm.key for arm in arms_for(plan, 8, {}, DEFAULTS)} for name, plan in PLANS.items()
     }
     assert found["layers"]["k = 1/2"] == found["losses"]["both"] == found["weights"]["quadratic"] == "default"
-    assert found["lambda"]["das 1, sds 0.01"] == found["importance"]["attention"] == "default"
+    assert found["lambda"]["as it is"] == found["importance"]["attention"] == "default"
     assert found["layers"]["plain"] == found["losses"]["none"] == "basic=False"
 
 
@@ -72,10 +77,17 @@ def test_chosen_arms_come_with_the_baseline():
     assert [arm.name for arm in arms] == ["none", "sds"]
 
 
+def test_another_teacher_is_an_arm_of_its_own():
+    plan = plan_named("teacher-noise", "./llm")
+    assert plan.arms["another LLM"] == {"intervention": "teacher=./llm"}
+    assert "another LLM" not in PLANS["teacher-noise"].arms
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
         (lambda: plan_named("nope"), "layers, losses"),
+        (lambda: plan_named("losses", "./llm"), "--teacher is for the plan teacher-noise"),
         (
             lambda: arms_for(PLANS["losses"], 8, {}, DEFAULTS, chosen=["x"]),
             "no arm 'x'; its arms are none",
