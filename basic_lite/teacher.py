@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from basic_lite import checkpoint, run_folder, writing
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
+from basic_lite.data.answers import answers_of
 from basic_lite.data.readers import Rows
-from basic_lite.data.samples import RowFault
 from basic_lite.modeling import Assembled
 from basic_lite.settings import Settings
 from basic_lite.targets import RAW, TargetSpace
@@ -21,16 +19,6 @@ from basic_lite.translation import fit_target
 
 FILE: str = "target.safetensors"
 """The fitted space in the run folder: a resumed run reads it, and so does a stage 2 on the same decoder."""
-
-
-def texts_of(rows: Rows) -> Iterator[str]:
-    """Yield what the assistant says in the usable rows, in a mixed order that is always the same."""
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.usable)):
-        try:
-            turns = rows[int(row)].turns
-        except RowFault:
-            continue  # found by a check or replaced while training
-        yield from (text for role, text in turns if role == "assistant")
 
 
 def target_space(
@@ -71,7 +59,7 @@ def target_space(
         space = _inherited(assembled, settings, start)
         if space is None:
             say = partial(console.print, highlight=False)
-            tokenizer, texts = assembled.tokenizer, texts_of(rows)
+            tokenizer, texts = assembled.tokenizer, answers_of(rows)
             space = fit_target(
                 assembled.model, tokenizer, texts, settings.target, settings.layers, progress=say
             )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.readings import read, row_lengths
@@ -147,12 +147,12 @@ def fit_target(
     decoder = parts_of(model).decoder
     k, width = supervised_layers(decoder.config, layers), decoder.config.hidden_size
     rows = token_rows(tokenizer, texts, tokens or tokens_for(width))
-    return fit_rows(model, rows, kind, k, ridge=ridge, progress=progress)
+    return fit_rows(decoder, rows, kind, k, ridge=ridge, progress=progress)
 
 
 @torch.no_grad()
 def fit_rows(
-    model: nn.Module,
+    decoder: PreTrainedModel,
     rows: torch.Tensor,
     kind: TargetKind,
     k: int,
@@ -164,7 +164,7 @@ def fit_rows(
     """Fit on rows of ids, of which every tenth is held out.
 
     Args:
-        model: a LLaVA.
+        decoder: a language model without head.
         rows: `(R, S)` ids.
         kind: `"centred"` or `"translated"`.
         k: layers.
@@ -172,10 +172,8 @@ def fit_rows(
         sum_bytes: what the sums of the layers that are fitted at once may take.
         progress: told in a line what is being done.
     """
-    parts = parts_of(model)
-    kept = torch.arange(len(rows)) % HELD_OUT != HELD_OUT - 1
-    fitted, held_out = rows[kept], rows[~kept]
-    table = parts.embedding
+    fitted, held_out = divided(rows)
+    table = decoder.get_input_embeddings().weight
     exact = torch.float32 if table.is_cuda else torch.float64  # fp64 takes a consumer card 64 times longer
     at_once = k
     if kind == "translated":
@@ -187,10 +185,10 @@ def fit_rows(
         group = range(first, min(first + at_once, k + 1))
         progress(f"fitting layers {group[0]} to {group[-1]} on {fitted.numel():,} tokens")
         if kind == "centred":
-            centres += _means(parts.decoder, fitted, group)
+            centres += _means(decoder, fitted, group)
             continue
         sums = {layer: Sums(table.shape[1], table.device, exact) for layer in group}
-        for batch in states_of(parts.decoder, fitted, group):
+        for batch in states_of(decoder, fitted, group):
             for layer, states in batch.states.items():
                 sums[layer].add(states, batch.received)
         for layer in group:
@@ -200,7 +198,7 @@ def fit_rows(
             maps.append(one.solve(ridge).to(table.dtype))
     centre = torch.stack(centres)
     space = TargetSpace(kind, centre, tuple(maps), None if offset is None else offset.float())
-    quality = _quality(model, space, held_out, fitted.unique())
+    quality = _quality(decoder, space, held_out, fitted.unique())
     report = {
         "kind": kind,
         "tokens": int(fitted[:, 1:].numel()),
@@ -209,6 +207,12 @@ def fit_rows(
         "layers": [vars(one) for one in quality],
     }
     return TargetSpace(kind, centre, space.maps, space.offset, report)
+
+
+def divided(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide rows of text into those that a fit reads and those that are held out."""
+    kept = torch.arange(len(rows)) % HELD_OUT != HELD_OUT - 1
+    return rows[kept], rows[~kept]
 
 
 def _means(decoder: nn.Module, rows: torch.Tensor, layers: range) -> list[torch.Tensor]:
@@ -224,19 +228,19 @@ def _means(decoder: nn.Module, rows: torch.Tensor, layers: range) -> list[torch.
 
 
 def _quality(
-    model: nn.Module, space: TargetSpace, rows: torch.Tensor, seen: torch.Tensor, most: int = 2048
+    decoder: PreTrainedModel, space: TargetSpace, rows: torch.Tensor, seen: torch.Tensor, most: int = 2048
 ) -> list[Quality]:
     """Look at held-out text through the space, layer by layer."""
-    parts = parts_of(model)
-    lengths, k = row_lengths(parts.embedding), len(space.centre)
+    table, k = decoder.get_input_embeddings().weight, len(space.centre)
+    lengths = row_lengths(table)
     rows = rows[: max(most // rows.shape[1], 1)]
     found: list[list[torch.Tensor]] = [[] for _ in range(k)]
     ids = []
-    for batch in states_of(parts.decoder, rows, range(1, k + 1)):
+    for batch in states_of(decoder, rows, range(1, k + 1)):
         ids.append(batch.ids)
         for layer, states in batch.states.items():
             brought = space.bring(layer - 1, states.float().clone())
-            reading = read(brought, batch.received, batch.ids, parts.embedding, lengths)
+            reading = read(brought, batch.received, batch.ids, table, lengths)
             found[layer - 1].append(torch.stack([reading.own.float(), reading.cosine]))
     unseen = ~torch.isin(torch.cat(ids), seen.to(ids[0].device))
     result = []

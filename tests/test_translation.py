@@ -91,7 +91,7 @@ def test_a_map_is_the_regression_to_what_the_first_layer_received(decoder, token
     """For Gemma that is E times sqrt(D): the space that visual embeddings are compared in."""
     model = tiny_llava(decoder)
     rows = token_rows(tokenizer, TEXTS, 4000)
-    space = fit_rows(model, rows, "translated", 2, ridge=1e-12)
+    space = fit_rows(model.model.language_model, rows, "translated", 2, ridge=1e-12)
     kept = rows[torch.arange(len(rows)) % 10 != 9]
     received = model.get_input_embeddings()(kept[:, 1:]).flatten(0, 1).double()
     for index, states in enumerate(states_by_layer(model, kept, 2)):
@@ -103,7 +103,7 @@ def test_a_map_is_the_regression_to_what_the_first_layer_received(decoder, token
 
 def test_centred_takes_the_mean_text_state_off(tokenizer):
     model, rows = tiny_llava(), token_rows(tokenizer, TEXTS, 4000)
-    space = fit_rows(model, rows, "centred", 2)
+    space = fit_rows(model.model.language_model, rows, "centred", 2)
     kept = rows[torch.arange(len(rows)) % 10 != 9]
     for index, states in enumerate(states_by_layer(model, kept, 2)):
         torch.testing.assert_close(space.centre[index], states.mean(0), rtol=1e-5, atol=1e-5)
@@ -112,9 +112,11 @@ def test_centred_takes_the_mean_text_state_off(tokenizer):
 def test_layers_in_groups_give_the_same_maps(tokenizer):
     model, rows = tiny_llava(), token_rows(tokenizer, TEXTS, 4000)
     said = []
-    one = fit_rows(model, rows, "translated", 3, sum_bytes=2 * 32 * 32 * 8, progress=said.append)
+    one = fit_rows(
+        model.model.language_model, rows, "translated", 3, sum_bytes=2 * 32 * 32 * 8, progress=said.append
+    )
     assert len(said) == 3
-    whole = fit_rows(model, rows, "translated", 3)
+    whole = fit_rows(model.model.language_model, rows, "translated", 3)
     for ours, theirs in zip(one.maps, whole.maps, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
@@ -130,7 +132,7 @@ def test_held_out_text_is_held_out(tokenizer, monkeypatch):
 
     monkeypatch.setattr("basic_lite.translation.states_of", watched)
     rows = torch.randint(4, 260, (40, 16), generator=torch.Generator().manual_seed(2))
-    fit_rows(tiny_llava(), rows, "translated", 2)
+    fit_rows(tiny_llava().model.language_model, rows, "translated", 2)
     fitted, held_out = runs
     assert not fitted & held_out
     assert fitted | held_out == {tuple(row) for row in rows.tolist()}
