@@ -58,12 +58,12 @@ def token_rows(
         block.append(text)
         waiting += len(text)
         if waiting > 20_000:
-            ids += tokenizer("\n".join(block) + "\n", add_special_tokens=False).input_ids
+            ids += _ids(tokenizer, "\n".join(block) + "\n")
             block, waiting = [], 0
         if len(ids) >= tokens:
             break
     if block:
-        ids += tokenizer("\n".join(block), add_special_tokens=False).input_ids
+        ids += _ids(tokenizer, "\n".join(block))
     ids = ids[:tokens]
     if len(ids) < 32:
         raise ValueError(f"{len(ids)} tokens of text are too few to look at a decoder; give more text")
@@ -72,6 +72,10 @@ def token_rows(
     own = max(min(length, len(ids) // 20), 8) - len(first)
     rows = [first + ids[start : start + own] for start in range(0, len(ids) - own + 1, own)]
     return torch.tensor(rows)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # it is cut into rows below
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ LAYERS = [
         "fitting",
         "launch",
         "teacher",
+        "premise",
         "devices",
         "starting",
         "bench",

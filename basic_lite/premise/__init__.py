@@ -1,0 +1,1 @@
+"""Whether a language model's shallow layers can teach: measured on text, before a day of training."""

@@ -1,0 +1,134 @@
+"""An examination as a table for the terminal, and as a page with a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from string import Template
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from basic_lite.demo.plots import plain, svg
+from basic_lite.premise.examining import Examined
+from basic_lite.premise.measuring import Figures
+from basic_lite.writing import complete
+
+PAGE = Path(__file__).with_name("page.html")
+"""The frame: text and style, with `$names` for what is filled in."""
+
+COLUMNS: dict[str, str] = {
+    "own %": "own token nearest, %",
+    "cosine": "cosine to own embedding",
+    "top 3 %": "energy in three coordinates, %",
+    "mean %": "common mean, % of the norm",
+    "norm": "norm",
+    "entropy": "entropy of softmax(h Eᵀ)",
+    "map: own %": "translated: own token nearest, %",
+    "map: cosine": "translated: cosine",
+}
+"""Short names, for a terminal, and long ones."""
+
+
+def lines(found: Examined) -> Iterator[tuple[str, list[str]]]:
+    """Yield one line per layer and per target: its name and its cells, one for each of `COLUMNS`."""
+    translated = found.fit.get("layers", [])
+    for layer, figures in found.measured.layers.items():
+        one = translated[layer - 1] if 0 < layer <= len(translated) else None
+        more = [f"{100 * one['own']:.1f}", f"{one['cosine']:.2f}"] if one else ["", ""]
+        yield "embeddings" if layer == 0 else f"layer {layer}", _cells(figures) + more
+    for kind, by_layers in found.measured.targets.items():
+        for k, figures in sorted(by_layers.items(), reverse=True):
+            yield f"{kind}, k = {k}", [*_cells(figures), "", ""]
+
+
+def _cells(figures: Figures) -> list[str]:
+    shares = (figures.energy, figures.common)
+    own, cosine = f"{100 * figures.own:.1f}", f"{figures.cosine:.2f}"
+    return [
+        own,
+        cosine,
+        *(f"{100 * share:.0f}" for share in shares),
+        f"{figures.norm:.3g}",
+        f"{figures.entropy:.2f}",
+    ]
+
+
+def table(found: Examined) -> Table:
+    """Return the figures as a table."""
+    shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1))
+    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, cells in lines(found):
+        shown.add_row(name, *cells)
+    return shown
+
+
+def summary(found: Examined) -> str:
+    """Say in a line what the model makes of the text."""
+    measured = found.measured
+    return (
+        f"{measured.tokens:,} held-out tokens: {measured.loss:.2f} nats each for the model, "
+        f"{measured.unigram:.2f} by the frequencies of tokens, "
+        f"{math.log(measured.vocabulary):.2f} for a guess"
+    )
+
+
+def plot(found: Examined) -> str:
+    """Return four small plots over the layers as SVG."""
+    measured = found.measured
+    layers = [layer for layer in measured.layers if layer > 0]
+    figures = [measured.layers[layer] for layer in layers]
+    maps = found.fit.get("layers", [])
+    fitted = range(1, len(maps) + 1)
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    own, cosine, constant, entropy = figure.subplots(1, 4)
+    own.plot(layers, [100 * one.own for one in figures], color="#d1495b", label="raw")
+    cosine.plot(layers, [one.cosine for one in figures], color="#d1495b")
+    if maps:
+        own.plot(fitted, [100 * one["own"] for one in maps], color="#1b7f5c", label="translated")
+        cosine.plot(fitted, [one["cosine"] for one in maps], color="#1b7f5c")
+    own.set_ylim(-3, 103)
+    cosine.set_ylim(-0.25, 1.03)
+    constant.plot(layers, [100 * one.common for one in figures], color="#30638e", label="common mean")
+    constant.plot(layers, [100 * one.energy for one in figures], color="#edae49", label="three coordinates")
+    constant.set_ylim(-3, 103)
+    entropy.plot(layers, [one.entropy for one in figures], color="#30638e", label="softmax(h Eᵀ)")
+    entropy.axhline(math.log(measured.vocabulary), color="#555", linewidth=0.8, linestyle=":", label="log V")
+    entropy.set_ylim(bottom=0)
+    titles = ("own token nearest, %", "cosine to own embedding", "share of the states, %", "entropy, nats")
+    for axes, title in zip((own, cosine, constant, entropy), titles, strict=True):
+        axes.set_title(title, fontsize=10, loc="left")
+        plain(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel("layer", fontsize=9)
+    return svg(figure)
+
+
+def write_page(path: Path, found: Examined, model: str) -> None:
+    """Write the page: verdict, plot and table.
+
+    Args:
+        path: of the HTML file.
+        found: the examination.
+        model: what was examined, as it was named.
+    """
+    rows = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for name, cells in lines(found)
+    ]
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        model=escape(model),
+        case=found.verdict.case,
+        verdict=escape(found.verdict.words),
+        summary=escape(summary(found)),
+        plot=plot(found),
+        head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS.values()),
+        rows="\n".join(rows),
+    )
+    with complete(path) as draft:
+        draft.write_text(page, encoding="utf-8")

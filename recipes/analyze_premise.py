@@ -1,0 +1,93 @@
+"""Whether an LLM's shallow layers can teach, from text alone: `basic-lite analyze premise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from basic_lite.recipes import options as o
+
+
+def main(
+    model: Annotated[
+        str,
+        o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny.", panel=o.MODEL),
+    ] = "vicuna-7b",
+    llm: o.Llm = None,
+    bits: o.Bits = None,
+    precision: o.Precision = "auto",
+    random_weights: Annotated[
+        bool,
+        o.option("--random-weights", help="The same configuration with random weights.", panel=o.MODEL),
+    ] = False,
+    text: Annotated[
+        Path | None,
+        o.option(
+            help="Captions as LLaVA JSON or any training data, or plain text.",
+            default="shipped",
+            panel="Data",
+        ),
+    ] = None,
+    tokens: Annotated[int, o.option(help="Held-out tokens to read.", panel="Data", min=64)] = 512,
+    layers: o.Layers = None,
+    weighting: o.Weighting = "quadratic",
+    out: Annotated[
+        Path | None, o.option(help="JSON file for the figures; a page with a plot beside it.", default="none")
+    ] = None,
+) -> None:
+    """See on text whether layers 1..k still speak of their tokens, and which --target to train with.
+
+    No picture, no vision tower and no training are involved. Give the captions that you will train on as
+    --text: maps for --target translated are tried only where there are four tokens for each of their rows.
+
+    Examples:
+
+      basic-lite analyze premise --model gemma-2b --text blip_laion_cc_sbu_558k.json
+
+      basic-lite analyze premise --llm ./my-llm --bits 16 --text captions.json --out premise.json
+
+      basic-lite analyze premise --model tiny --random-weights
+    """
+    from basic_lite import devices, modeling, zoo
+    from basic_lite.console import quiet_console
+    from basic_lite.premise import examining, showing, texts
+    from basic_lite.writing import write_json
+
+    console = quiet_console()
+    device = devices.choose_device()
+    sources = modeling.Sources.named(
+        model,
+        llm=llm,
+        bits=bits or zoo.bits_of(model, llm),
+        dtype=devices.choose_dtype(precision, device),
+    )
+    spoken = texts.spoken(text, sources.llm)
+    causal, tokenizer = texts.load(sources, device, random_weights)
+    found = examining.examine(
+        causal.model,
+        causal.lm_head,
+        tokenizer,
+        spoken,
+        layers=layers,
+        weighting=weighting,
+        read=tokens,
+        progress=lambda line: console.print(f"[dim]{line}[/dim]", highlight=False),
+    )
+    console.print(showing.table(found))
+    console.print(showing.summary(found), highlight=False)
+    console.print(found.verdict.words, style="bold", highlight=False)
+    if found.verdict.target is not None:
+        console.print(
+            f"Train with --target {found.verdict.target} --layers {found.verdict.layers}", highlight=False
+        )
+    if out is not None:
+        named = f"{llm or model}{' with random weights' if random_weights else ''}"
+        settings = {
+            "model": named,
+            "bits": sources.bits,
+            "text": str(text or "shipped"),
+            "weighting": weighting,
+        }
+        write_json(out, settings | found.json())
+        showing.write_page(out.with_suffix(".html"), found, named)
+        console.print(f"{out} and {out.with_suffix('.html')}", highlight=False)
