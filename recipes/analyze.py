@@ -14,4 +14,4 @@ def _analyze() -> None:
 
 
 app.command("premise")(analyze_premise.main)
-app.command("tokens")(analyze_tokens.main)
+app.command("tokens")(analyze_tokens.tokens)

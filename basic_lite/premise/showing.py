@@ -11,7 +11,7 @@ from string import Template
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from basic_lite.demo.plots import plain, svg
+from basic_lite.demo.plots import as_svg, quiet_axes
 from basic_lite.premise.examining import Examined
 from basic_lite.premise.measuring import Figures
 from basic_lite.writing import complete
@@ -102,11 +102,11 @@ def plot(found: Examined) -> str:
     titles = ("own token nearest, %", "cosine to own embedding", "share of the states, %", "entropy, nats")
     for axes, title in zip((own, cosine, constant, entropy), titles, strict=True):
         axes.set_title(title, fontsize=10, loc="left")
-        plain(axes)
+        quiet_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     figure.supxlabel("layer", fontsize=9)
-    return svg(figure)
+    return as_svg(figure)
 
 
 def write_page(path: Path, found: Examined, model: str) -> None:
