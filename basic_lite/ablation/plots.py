@@ -42,10 +42,7 @@ def _panel(axes: Axes, table: Table, measure: Measure) -> None:
         if len(cell.each) > 1:
             axes.plot(cell.each, [place] * len(cell.each), "o", color=colour, markersize=3, alpha=0.45)
         axes.plot([cell.mean], [place], "o", color=colour, markersize=6.5)
-    # Wide intervals of few seeds would squeeze the means together: the means and seeds set the scale.
-    seen = [value for row in table.cells.values() for value in row[measure.name].each]
-    reach = max(max(seen) - min(seen), 1e-9)
-    axes.set_xlim(min(seen) - 0.35 * reach, max(seen) + 0.35 * reach)
+    axes.set_xlim(_limits(table, measure))
     names = [f"{name} (baseline)" if name == table.baseline else name for name in table.cells]
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -57,6 +54,18 @@ def _panel(axes: Axes, table: Table, measure: Measure) -> None:
     axes.tick_params(axis="y", length=0, labelsize=9)
     axes.grid(axis="x", color="#eceef1", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _limits(table: Table, measure: Measure) -> tuple[float, float]:
+    """Return an axis for all seeds; wide intervals, as of two seeds, may leave it on either side."""
+    cells = [row[measure.name] for row in table.cells.values()]
+    base = table.cells[table.baseline][measure.name].mean
+    seen = [value for cell in cells for value in cell.each]
+    ends = [base + end for cell in cells if cell.interval is not None for end in cell.interval]
+    reach = max(max(seen) - min(seen), 1e-9)
+    low = max(min(seen + ends), min(seen) - reach) - 0.08 * reach
+    high = min(max(seen + ends), max(seen) + reach) + 0.08 * reach
+    return low, high
 
 
 def svg(figure: Figure) -> str:
