@@ -6,6 +6,8 @@ import json
 
 import pytest
 from test_cli import run
+from test_cli import world as files  # noqa: F401 (a fixture)
+from tiny import llm_folder, tower_folder
 
 from basic_lite.demo import world
 from basic_lite.demo.pretrained import DECODER, TOWER
@@ -67,3 +69,21 @@ def test_a_plan_from_end_to_end(tmp_path):
     assert (tmp_path / "a/runs/default/seed-0/stage1/manifest.json").stat().st_mtime_ns == written
     words[words.index("2")] = "3"
     assert "made with another stage1" in run(*words, cwd=tmp_path, expect=2).stderr
+
+
+@pytest.mark.slow
+def test_own_model_data_and_benchmark(files, tmp_path):  # noqa: F811
+    """Losses and cosine on rows of the file, the same for both arms' yardstick, and a score."""
+    models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", "16"]
+    batch = ["--global-batch", "4", "--micro-batch", "2", "--workers", "0", "--max-steps", "1"]
+    words = ["ablate", "losses", "--arms", "das", *models, "--data", files / "captions.json", *batch]
+    words += ["--measure-rows", "5", "--eval", "mmbench", "--eval-data", files / "bench.tsv", "--jobs", "1"]
+    run(*words, cwd=tmp_path)
+    content = json.loads((tmp_path / "runs/ablation/losses.json").read_text())
+    assert {m["name"]: m["over"] for m in content["measures"]} == {
+        **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of the training file"),
+        "mmbench": "questions",
+    }
+    assert set(content["arms"]) == {"none", "das"}
+    assert 0 <= content["arms"]["das"]["mmbench"]["mean"] <= 100
+    assert content["setup"]["stage1"]["max_steps"] == 1
