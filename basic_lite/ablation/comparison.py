@@ -24,7 +24,7 @@ from basic_lite.demo import signs
 from basic_lite.demo.world import is_embedded
 from basic_lite.memory import parameters_of
 from basic_lite.modeling import Sources, read_config
-from basic_lite.run_folder import versions
+from basic_lite.run_folder import read_manifest, versions
 from basic_lite.writing import write_json
 
 _BYTES_OF_TINY = 2**30
@@ -218,8 +218,12 @@ class Comparison:
             "command goes on.",
             highlight=False,
         )
-        with shown_on(console, len(todo)) as look:
-            runs.run_all(todo, jobs, threads, look)
+        try:
+            with shown_on(console, len(todo)) as look:
+                runs.run_all(todo, jobs, threads, look)
+        except KeyboardInterrupt:
+            console.print("Stopped. What is done stays; the same command goes on.", highlight=False)
+            raise
 
     def _bytes_of_a_run(self) -> int:
         """Guess what a run takes on a CPU: weights in fp32 four times over, beside torch itself."""
@@ -227,9 +231,24 @@ class Comparison:
             return _BYTES_OF_TINY if self.stage2 is None else 2 * _BYTES_OF_TINY
         return _BYTES_OF_TINY + 16 * parameters_of(read_config(self._sources.llm, "language model"))
 
+    def _check_same_data(self, same: Sequence[runs.Run]) -> None:
+        """Compare the data of runs that are compared: a file may have changed since the first of them.
+
+        Raises:
+            ValueError: If it has.
+        """
+        hashes = {run.name: read_manifest(run.folder / "stage1")["data"]["sha256"] for run in same}
+        if len(set(hashes.values())) > 1:
+            other = next(name for name, found in hashes.items() if found != hashes[same[0].name])
+            raise ValueError(
+                f"{same[0].name} and {other} were trained on different data: the file has changed since; "
+                "begin anew with --overwrite, or choose another --out"
+            )
+
     def _report(self, arms: Sequence[Arm], console: Console) -> None:
         found: dict[str, list[list[measures.Measure]]] = {}
         for seed in self.seeds:
+            self._check_same_data(self._runs(arms, seed))
             for arm, run in zip(arms, self._runs(arms, seed), strict=True):
                 each = [_of_step(measures.read(run.folder, step), step, run.steps) for step in run.steps]
                 found.setdefault(arm.name, []).append([measure for step in each for measure in step])
