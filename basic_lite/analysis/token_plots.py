@@ -53,7 +53,8 @@ def depth_curves(found: Analysis) -> str:
         axes.set_xticks(ticks, ["initial" if tick == 0 else str(tick) for tick in ticks])
         axes.set_xlim(-0.3, last + 0.3)
         quiet_axes(axes)
-    places[0].legend(frameon=False, fontsize=9)
+    lines, labels = places[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=10)
     figure.supxlabel(
         f"decoder layer (shaded: 1 to k = {found.layers}, of which the target is made)", fontsize=9
     )

@@ -31,7 +31,7 @@ def write(path: Path, found: Analysis) -> Path:
     """Write the report and return its path."""
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=escape(f"What the patches mean: {found.subjects[-1].label}"),
-        lead=escape(lead(found)),
+        lead="".join(f'<p class="lead">{escape(line)}</p>' for line in lead(found)),
         judged=escape(f"Judged by {found.judged_how}."),
         curves=depth_curves(found),
         models="".join(f"<th>{escape(subject.label)}</th>" for subject in found.subjects),
@@ -46,7 +46,7 @@ def write(path: Path, found: Analysis) -> Path:
     return path
 
 
-def lead(found: Analysis) -> str:
+def lead(found: Analysis) -> list[str]:
     """Say in a few sentences what was found, whatever it is."""
     parts = [
         f"{len(found.exhibition.exhibits)} pictures, {found.grid} x {found.grid} patches each, through "
@@ -65,7 +65,7 @@ def lead(found: Analysis) -> str:
             "Of what the picture adds to the caption's likelihood, above a blank or another picture, this is "
             f"left when each patch is replaced by its nearest token: {'; '.join(told)}."
         )
-    return " ".join(parts)
+    return parts
 
 
 def _stand_ins(found: Analysis) -> str:

@@ -1,0 +1,273 @@
+"""A whole analysis of small runs: what is shown, who judges, before and after, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from basic_lite.recipes import analyze
+from PIL import Image
+from test_export import made_run
+from tiny import tiny_assembled
+from typer.testing import CliRunner
+
+from basic_lite import run_folder, writing, zoo
+from basic_lite.analysis import replacement, token_report
+from basic_lite.analysis.exhibits import Exhibit, exhibit
+from basic_lite.analysis.found import Look, Said
+from basic_lite.analysis.looking import Plan, look
+from basic_lite.analysis.meaning import by_truth
+from basic_lite.analysis.models import BEFORE, method_of, subjects
+from basic_lite.analysis.token_texts import token_texts
+from basic_lite.analysis.tokens import analyse
+from basic_lite.capture import parts_of
+from basic_lite.conversation import TEMPLATES
+from basic_lite.demo.dataset import write_world
+from basic_lite.demo.inspection import held_out_scenes, inspect_model
+from basic_lite.demo.render import render
+from basic_lite.modeling import Sources, assemble
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "deep/c.png", "deep/a.png")):
+        Image.radial_gradient("L").rotate(40 * number).resize((40, 24)).convert("RGB").save(folder / name)
+    return folder
+
+
+def write_captions(folder, *rows: tuple[str, str]):
+    path = folder.parent / "captions.json"
+    content = [
+        {
+            "id": str(number),
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": "Say what it is.\n<image>"},
+                {"from": "gpt", "value": text},
+            ],
+        }
+        for number, (image, text) in enumerate(rows)
+    ]
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_pictures_are_drawn_evenly_and_unreadable_ones_are_skipped_and_counted(pictures):
+    assert [one.name for one in exhibit(pictures, None, 9).exhibits] == [
+        *("a.png", "b.jpg", "deep/a.png", "deep/c.png")
+    ]
+    two = exhibit(pictures, None, 2)
+    assert [one.name for one in two.exhibits] == ["b.jpg", "deep/c.png"]
+    assert (two.found, two.exhibits[0].caption) == (4, None)
+    (pictures / "b.jpg").write_bytes(b"no picture")
+    shown = exhibit(pictures, None, 9)
+    assert len(shown.exhibits) == 3
+    assert len(shown.unreadable) == 1
+    assert "b.jpg" in shown.unreadable[0]
+
+
+def test_captions_are_found_by_path_and_by_a_file_name_that_is_no_others(pictures):
+    path = write_captions(
+        pictures, ("deep/a.png", "a deep one"), ("elsewhere/b.jpg", "bees"), ("x/a.png", "which of two?")
+    )
+    shown = exhibit(pictures, path, 9)
+    assert {one.name: (one.question, one.caption) for one in shown.exhibits} == {
+        "deep/a.png": ("Say what it is.", "a deep one"),
+        "b.jpg": ("Say what it is.", "bees"),
+    }
+    assert shown.exhibits[0].turns(True)[-1] == ("assistant", "bees")
+
+
+def test_what_cannot_be_shown_is_refused_in_one_line(pictures, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    other = write_captions(pictures, ("z.png", "not there"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"")
+    for arguments, told in (
+        ((empty, None, 4), "holds no pictures"),
+        ((tmp_path / "nowhere", None, 4), "is no folder"),
+        ((pictures, other, 4), "no row of --captions"),
+        ((pictures, tmp_path / "none.json", 4), "is no file"),
+        ((broken, None, 4), "none of the 1 pictures"),
+    ):
+        with pytest.raises(ValueError, match=told) as caught:
+            exhibit(*arguments)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_drawn_world_stands_for_its_held_out_scenes(tmp_path):
+    write_world(tmp_path, seed=5, captions=2, conversations=2, questions=7)
+    (tmp_path / "world.json").write_text('{"seed": 5}')
+    shown, again = exhibit(tmp_path, None, 3), exhibit(None, None, 3, seed=5)
+    assert [one.scene[0] for one in shown.exhibits] == held_out_scenes(3, 5)
+    assert [one.caption for one in shown.exhibits] == [one.caption for one in again.exhibits]
+    assert [one.name for one in exhibit(tmp_path / "images", None, 1).exhibits] != []
+    by_caption = exhibit(tmp_path, tmp_path / "stage1.json", 9)
+    assert len(by_caption.exhibits) == 2
+    (tmp_path / "world.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not say which world"):
+        exhibit(tmp_path, None, 3)
+
+
+def test_the_embedded_worlds_truth_and_target_are_the_demos():
+    assembled = assemble(Sources.named(zoo.TINY, bits=16, dtype=torch.float32))
+    shown = exhibit(None, None, 5, seed=2)
+    truth = inspect_model(assembled, held_out_scenes(5, 2), seed=2)
+    texts = token_texts(assembled.tokenizer, len(parts_of(assembled.model).embedding))
+    judges = [by_truth(*one.scene, texts) for one in shown.exhibits]
+    found = look(
+        assembled, shown.exhibits, judges, Plan(TEMPLATES["plain"], "pad", max_new_tokens=0, views=2)
+    )
+    initial, target = found.depths[0], found.depths[-1]
+    assert (initial.judged, initial.meaningful) == (sum(truth.shown), sum(truth.meaningful))
+    assert target.cosine["mean"] == pytest.approx(sum(truth.cosine) / 5, abs=1e-5)
+    shown_texts = [[texts[token] for token in rows[0]] for rows, _ in found.views]
+    assert [[text.strip() for text in row] for row in shown_texts] == [
+        [text.strip() for text in view.tokens] for view in truth.views[:2]
+    ]
+    assert [verdicts[0] for _, verdicts in found.views] == [view.meaningful for view in truth.views[:2]]
+    assert initial.cosine == pytest.approx(dict.fromkeys(("q1", "median", "q3", "mean"), 1), abs=1e-6)
+    assert render(shown.exhibits[0].scene[0]).image.tobytes() == shown.exhibits[0].open().tobytes()
+
+
+def test_pictures_in_the_place_of_others_are_the_ones_before_them(pictures):
+    assembled, plan = tiny_assembled("llama"), Plan(TEMPLATES["plain"], "pad", max_new_tokens=0)
+    shown = [
+        Exhibit(name, lambda name=name: Image.open(pictures / name).convert("RGB"), caption="one two")
+        for name in ("a.png", "b.jpg")
+    ]
+    found = look(assembled, shown, [None, None], plan)
+    swapped = look(assembled, shown[::-1], [None, None], plan)
+    own = [one.losses[replacement.ORIGINAL] for one in found.said]
+    assert found.said[0].losses[replacement.SHUFFLED] != pytest.approx(own[0], abs=1e-4)
+    assert found.said[0].losses == pytest.approx(swapped.said[1].losses, abs=1e-5)
+    # Its caption is the same for both, so each loss with the other's embeddings is the other's own.
+    assert [one.losses[replacement.SHUFFLED] for one in found.said] == pytest.approx(own[::-1], abs=1e-5)
+    alone = look(assembled, shown[:1], [None], plan)
+    assert replacement.SHUFFLED not in alone.said[0].losses
+    assert found.depths[0].meaningful is None
+    assert found.depths[0].meaningful_share is None
+
+
+def losses(own: float, tokens: float, shuffled: float, blank: float) -> dict[str, float]:
+    kinds = (replacement.ORIGINAL, replacement.DIRECTION, replacement.SHUFFLED, replacement.BLANK)
+    return dict(zip(kinds, (own, tokens, shuffled, blank), strict=True))
+
+
+def test_what_survives_is_measured_from_the_lower_floor_and_only_where_a_picture_helps():
+    rows = [losses(1.0, 1.5, 3.0, 2.0), losses(1.2, 1.6, 3.0, 2.1), losses(0.9, 1.3, 2.0, 2.1)]
+    found = Look(said=[Said(one, {}, {}, "x") for one in rows])
+    means = [sum(one[kind] for one in rows) / 3 for kind in rows[0]]
+    assert found.survives(replacement.DIRECTION) == pytest.approx(
+        (means[3] - means[1]) / (means[3] - means[0])
+    )
+    assert found.survives(replacement.ORIGINAL) == 1
+    noise = Look(said=[Said(losses(1, 1, 1.5, 0.6), {}, {}, "x"), Said(losses(1, 1, 1.5, 1.5), {}, {}, "x")])
+    assert noise.survives(replacement.DIRECTION) is None
+    assert Look(said=[Said({}, {}, {}, None)]).survives(replacement.DIRECTION) is None
+
+
+@pytest.mark.parametrize("kind", ["stage1", "lora", "whole", "lora, 4 bits"])
+def test_runs_of_all_kinds_are_held_against_their_own_beginning(kind, pictures, tmp_path):
+    bits = {"bits": 4} if "4 bits" in kind else {}
+    run = made_run(tmp_path / "run", "llama", "clip", kind.split(",")[0], **bits)
+    path = write_captions(pictures, ("a.png", "red bees"), ("deep/c.png", "a dog"))
+    chosen = subjects(run)
+    assert [(one.label, one.seed) for one in chosen] == [
+        (BEFORE, 0),
+        (f"plain, stage {1 if kind == 'stage1' else 2}", None),
+    ]
+    found = analyse(chosen, exhibit(pictures, path, 4), "cpu", views=1, max_new_tokens=3)
+    before, after = found.looks
+    assert before.loss(replacement.ORIGINAL) != pytest.approx(after.loss(replacement.ORIGINAL), abs=1e-3)
+    fresh = tiny_assembled("llama", **bits)
+    alike = look(fresh, found.exhibition.exhibits, [None] * 2, Plan(_template(kind), "pad", max_new_tokens=0))
+    assert before.loss(replacement.ORIGINAL) == pytest.approx(alike.loss(replacement.ORIGINAL), abs=1e-5)
+    assert found.judged_by == "captions"
+    assert after.depths[0].judged == 2 * 9
+    assert {len(one.texts) for one in after.said} == {5}
+
+
+def _template(kind: str):
+    return TEMPLATES["plain" if kind == "stage1" else "chatml"]
+
+
+def test_other_models_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    one = made_run(tmp_path / "one", "llama", "clip", "stage1")
+    twin = made_run(tmp_path / "twin", "llama", "clip", "stage1")
+    llm = made_run(tmp_path / "llm", "gemma", "clip", "stage1")
+    tower = made_run(tmp_path / "tower", "llama", "siglip", "stage1")
+    labels = [found.label for found in subjects(one, twin)]
+    assert labels == [BEFORE, f"plain, stage 1 ({twin})", f"plain, stage 1 ({one})"]
+    for other, told in ((llm, "another LLM"), (tower, "another vision tower"), (tmp_path, "holds no run")):
+        with pytest.raises(ValueError, match=told) as caught:
+            subjects(one, other)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_first_seed_is_the_one_of_the_stage_1_that_a_stage_2_came_from(tmp_path):
+    first = made_run(tmp_path / "first", "llama", "clip", "stage1")
+    second = made_run(tmp_path / "second", "llama", "clip", "lora")
+    manifest = run_folder.read_manifest(first)
+    writing.write_json(first / "manifest.json", manifest | {"training": {"seed": 7}})
+    projector = run_folder.file_hash(first / run_folder.PROJECTOR)
+    own = run_folder.read_manifest(second) | {"training": {"seed": 3}}
+    for origin, seed, told in (
+        ({"stage1": str(first), "projector": projector}, 7, "its stage 1's"),
+        ({"stage1": str(first), "projector": "another"}, 3, "no longer there"),
+        ({"stage1": str(tmp_path / "gone"), "projector": projector}, 3, "no longer there"),
+        (None, 3, "the run's own"),
+    ):
+        writing.write_json(second / "manifest.json", own | {"from": origin})
+        chosen = subjects(second)
+        assert chosen[0].seed == seed
+        assert told in chosen[0].seed_from
+    writing.write_json(
+        second / "manifest.json", own | {"method": {"layers": 3, "weighting": "linear"} | own["method"]}
+    )
+    assert method_of(subjects(second)) == (3, "linear")
+    assert method_of(subjects(first)) == (None, "quadratic")
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gemma"])
+def test_the_command_prints_and_writes_figures_and_a_page(decoder, pictures, tmp_path):
+    run = made_run(tmp_path / "run", decoder, "clip", "stage1")
+    (tmp_path / "words.txt").write_text("a\nred\n")
+    for arguments, judged in (([], None), (["--words", str(tmp_path / "words.txt")], "words")):
+        command = ["tokens", str(run), "--images", str(pictures), "--views", "2", "--max-new-tokens", "2"]
+        done = CliRunner().invoke(analyze.app, command + arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert ("true%" in done.output) is (judged is not None)
+        content = json.loads((run / "analysis" / "tokens.json").read_text())
+        assert content["judged_by"] == judged
+        assert [len(model["depths"]) for model in content["models"]] == [6, 6]
+        shares = [depth["meaningful_share"] for model in content["models"] for depth in model["depths"]]
+        assert all((share is None) is (judged is None) for share in shares)
+        assert [model["caption_loss"][replacement.ORIGINAL] for model in content["models"]] == [None, None]
+        page = (run / "analysis" / "tokens.html").read_text()
+        assert page.count("data:image/jpeg") == 2
+        assert not re.search(r"(?:src|href|url\()=?[\"']?http", page)  # one file, nothing is fetched
+        data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+        assert data["judged"] is (judged is not None)
+        assert len(data["pictures"][0]["views"][1]["ids"]) == 6
+        assert {len(kinds) for kinds in data["pictures"][0]["views"][0]["kinds"]} == {9}
+
+
+def test_a_page_is_safe_whatever_a_token_or_a_caption_says():
+    text = token_report._for_script({"a": "</script><b>&"})
+    assert "<" not in text
+    assert json.loads(text) == {"a": "</script><b>&"}
+
+
+def test_a_run_without_pictures_to_look_at_says_what_to_give(tmp_path):
+    run = made_run(tmp_path / "run", "llama", "clip", "stage1")
+    with pytest.raises(ValueError, match="--images DIR"):
+        CliRunner().invoke(analyze.app, ["tokens", str(run)], catch_exceptions=False)
+    with pytest.raises(ValueError, match="holds no run"):
+        CliRunner().invoke(analyze.app, ["tokens", str(tmp_path)], catch_exceptions=False)
