@@ -26,6 +26,28 @@ from basic_lite.tower import vision_config
 BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
 
+LAUNCHERS: dict[str, str] = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What `accelerate launch` says in the environment when it was asked to cut the model into shards."""
+
+
+def check_launcher() -> None:
+    """Refuse to be started with shards, before anything is fetched or loaded.
+
+    Raises:
+        ValueError: If `accelerate launch`, by its options or its stored configuration, asks for them.
+    """
+    for variable, name in LAUNCHERS.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+            raise ValueError(
+                f"accelerate launch asks for {name}, but only whole models are trained here, one on each "
+                "card (L_sds reads the whole vocabulary, and a 4-bit decoder is small): start with "
+                "`accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
+            )
+
 
 def check_sources(sources: Sources, settings: Settings) -> None:
     """Look at the parts' configurations, which are small, before any weight is read.

@@ -84,6 +84,7 @@ def main(
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
+    starting.check_launcher()
     device = devices.choose_device()
     sources = modeling.Sources.named(
         model,

@@ -102,6 +102,7 @@ def main(
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
+    starting.check_launcher()
     device = devices.choose_device()
     first = run_folder.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from kills import COMMAND, lines
 from safetensors.torch import load_file
-from test_cli import run, stage1, world  # noqa: F401
+from test_cli import run, stage1, stage2, world  # noqa: F401
 
 from basic_lite.run_folder import checkpoints
 
@@ -68,6 +68,18 @@ def test_two_processes_make_the_update_of_one(world, tmp_path):  # noqa: F811
     assert names[0] == names[1]
     states = {path.name for path in checkpoints(tmp_path / "two")[-1].iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= states
+
+
+@pytest.mark.parametrize("stage", [stage1, stage2])
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_shards_are_refused_before_anything_happens(world, tmp_path, monkeypatch, stage, name):  # noqa: F811
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    refused = run(*stage(world), cwd=tmp_path, expect=2)
+    assert refused.stderr.startswith("error: accelerate launch asks for ")
+    assert refused.stderr.count("\n") == 1
+    assert "--multi_gpu --num_processes N" in refused.stderr
+    assert refused.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ turns = st.fixed_dictionaries(
     optional={"from": st.sampled_from(["human", "gpt", "system", ""]) | anything, "value": texts | anything},
 )
 pairs = st.fixed_dictionaries({}, optional={"user": texts | anything, "assistant": texts | anything})
-rows = anything | st.fixed_dictionaries(
+wild = anything | st.fixed_dictionaries(
     {},
     optional={
         "id": texts | anything,
@@ -58,6 +58,26 @@ rows = anything | st.fixed_dictionaries(
         "source": anything,
     },
 )
+# Most wild rows fail at the first look; these are rows but for what strangers get wrong.
+questions = (
+    st.sampled_from(["Hi", "What?", IMAGE, f"{IMAGE}\nWhat?", f"What?\n{IMAGE}", IMAGE * 2, ""]) | texts
+)
+likely_turns = st.lists(
+    st.tuples(questions, st.sampled_from(["That.", "Yes", "", " ", IMAGE]) | texts), min_size=1, max_size=3
+).map(lambda told: [part for question, answer in told for part in (("human", question), ("gpt", answer))])
+likely = st.builds(
+    lambda name, told, image, start, end: {
+        "id": name,
+        "conversations": [{"from": role, "value": text} for role, text in told][start : len(told) - end],
+        **({} if image is None else {"image": image}),
+    },
+    texts,
+    likely_turns,
+    st.none() | st.just("a.png") | paths | st.lists(paths, max_size=3),
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from([0, 0, 0, 1]),
+)
+rows = likely | wild
 
 
 def attempt(call: Callable, *arguments: object) -> tuple[object, RowFault | None]:
