@@ -127,7 +127,7 @@ def noise(size: float) -> Callable[[int, torch.Tensor], torch.Tensor]:
 def shuffled(refinement: Refinement, given: Mapping[str, object]) -> Refinement:
     """Give every image the target of the one before it in the batch, the first that of the last.
 
-    Rows come in random order, so this is a random other image, and never its own.
+    Rows come in random order, so this is a random other image; a batch of one image alone keeps its own.
     """
     patches = len(refinement.target) // refinement.images
     return replace(refinement, target=refinement.target.roll(patches, dims=0))

@@ -221,7 +221,8 @@ def report(out: Path) -> Table:
     write_json(out / "architecture.json", content)
     heads = ("model type", "kind", "states of its layers", "attention shows importance", "verdict")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    made = Table(*heads, title="architecture: which kinds of LLM can teach?", title_justify="left")
+    narrow = ("model type", "kind", "states", "importance", "verdict")
+    made = Table(*narrow, title="architecture: which kinds of LLM can teach?", title_justify="left")
     for one in found:
         short = [said if said in ("yes", "not tried") else "no" for said in (one.states, one.importance)]
         cells = [one.model_type, one.group, *short, one.verdict]

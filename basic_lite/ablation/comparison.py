@@ -17,7 +17,7 @@ from rich.console import Console
 
 from basic_lite import devices, zoo
 from basic_lite.ablation import measures, page, runs, setup, texts, worlds
-from basic_lite.ablation.plans import NOT_ON_TEXT, Arm, Plan, arms_for
+from basic_lite.ablation.plans import METHOD, NOT_ON_TEXT, Arm, Plan, arms_for
 from basic_lite.ablation.table import tabulate
 from basic_lite.ablation.watch import shown_on
 from basic_lite.demo import signs
@@ -153,7 +153,8 @@ class Comparison:
     def _runs(self, arms: Sequence[Arm], seed: int) -> list[runs.Run]:
         """Return all arms with one seed."""
         steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
-        given = {"stage1": _plain(self.stage1), "stage2": _plain(self.stage2 or {})}
+        method = {name: value for name, value in self.stage1.items() if name in METHOD}
+        given = {"stage1": _plain(self.stage1), "stage2": _plain({**method, **(self.stage2 or {})})}
         world = self._world(seed) if self._embedded else None
         if world is not None:
             for stage in given:

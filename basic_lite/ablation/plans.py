@@ -20,6 +20,12 @@ Options = Mapping[str, object]
 PLAIN: Options = {"basic": False}
 """LLaVA without BASIC."""
 
+METHOD: tuple[str, ...] = (
+    *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
+    *("rows_per_chunk", "intervention"),
+)
+"""Options that both stages have: what holds for one holds for the other."""
+
 NOT_ON_TEXT: str = "spare=TEXT_PATCHES"
 """The intervention that leaves out text, before it is known which file says where text is."""
 

@@ -87,3 +87,15 @@ def test_own_model_data_and_benchmark(files, tmp_path):  # noqa: F811
     assert set(content["arms"]) == {"none", "das"}
     assert 0 <= content["arms"]["das"]["mmbench"]["mean"] <= 100
     assert content["setup"]["stage1"]["max_steps"] == 1
+
+
+@pytest.mark.slow
+def test_stage_2_and_questions(tmp_path):
+    words = ["ablate", "weights", "--arms", "linear", "--max-steps", "1", "--stage", "2", "--jobs", "1"]
+    run(*words, "--stage2", "--lora --max-steps 1", "--out", "a", cwd=tmp_path)
+    content = json.loads((tmp_path / "a/weights.json").read_text())
+    figures = [f"{name}_stage{n}" for n in (1, 2) for name in ("caption_loss", "cosine", "meaningful")]
+    assert [m["name"] for m in content["measures"]] == [*figures, "answers_en", "answers_zh"]
+    manifest = json.loads((tmp_path / "a/runs/weighting=linear/seed-0/stage2/manifest.json").read_text())
+    assert manifest["method"]["weighting"] == "linear"
+    assert manifest["steps"] == 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from basic_lite.recipes import stage1
+from basic_lite.recipes import stage1, stage2
 from basic_lite.recipes.passing import defaults_of, given_to
 
-from basic_lite.ablation.plans import PLANS, arms_for, plan_named
+from basic_lite.ablation.plans import METHOD, PLANS, arms_for, plan_named
 from basic_lite.capture import layer_weights
 from basic_lite.interventions import parse
 from basic_lite.objective import Objective
@@ -23,7 +23,7 @@ EACH = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_arms_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path):
     assert plan.baseline in plan.arms
     for arm in arms_for(plan, 8, {}, DEFAULTS):
-        assert set(arm.options) <= set(DEFAULTS)
+        assert set(arm.options) <= set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
         options = DEFAULTS | dict(arm.options)
         weights = (options["das_weight"], options["sds_weight"])
         made = Settings(
