@@ -45,19 +45,25 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replace every gradient by its mean over processes; one without counts as zero."""
+    """Replace every gradient by its mean over processes; one without counts as zero.
+
+    What has none in any process, as the projector in a step of text alone, keeps none: with zeros Adam would
+    go on by its momentum, as it does not in one process.
+    """
     trained = [p for p in parameters if p.requires_grad]
     while trained:
         bucket, size = [], 0
         while trained and (not bucket or size + trained[0].numel() <= BUCKET):
             bucket.append(trained.pop(0))
             size += bucket[-1].numel()
-        flat = torch.cat(
-            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in bucket]
-        )
-        flat = accelerator.reduce(flat, "mean")
-        for parameter, mean in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
-            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in bucket]
+        parts.append(torch.tensor([float(p.grad is not None) for p in bucket], device=parts[0].device))
+        *means, known = accelerator.reduce(torch.cat(parts), "mean").split([len(part) for part in parts])
+        lacking = any(p.grad is None for p in bucket)
+        somewhere = known.tolist() if lacking else [1.0] * len(bucket)  # waits for the device only then
+        for parameter, mean, share in zip(bucket, means, somewhere, strict=True):
+            if share:
+                parameter.grad = mean.view_as(parameter).to(parameter.dtype)
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -68,6 +69,30 @@ def test_two_processes_make_the_update_of_one(world, tmp_path):  # noqa: F811
     assert names[0] == names[1]
     states = {path.name for path in checkpoints(tmp_path / "two")[-1].iterdir()}
     assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= states
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):  # noqa: F811
+    """The launcher itself, on rows with and without pictures; `--cpu` would start one process alone."""
+    run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
+    more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5)
+    run(*stage2(world, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
+    (tmp_path / "command.py").write_text("from basic_lite.cli import main\n\nmain()\n")
+    options = ["--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--main_process_port", 0, "command.py"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    command += stage2(world, *more, "--micro-batch", 2, "--out", "two")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("stage 2 5/5") == 1
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert any("lora_B" in name and tensor.abs().max() > 1e-4 for name, tensor in one.items())
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    assert (checkpoints(tmp_path / "two")[-1] / "rng_state_1.pth").is_file()
 
 
 @pytest.mark.parametrize("stage", [stage1, stage2])
