@@ -121,10 +121,12 @@ def train(
         seed=settings.seed,
     )
     with args.main_process_first(local=False):  # the first fits and writes, the others read
-        space = teacher.target_space(
+        space, found = teacher.prepare(
             assembled, settings, rows, console, resume=resume, start=origin and Path(origin["stage1"])
         )
-    manifest["target"] = teacher.manifest_entry(space, settings.out)
+    manifest |= found
+    if clock is not None:
+        clock.mark("teacher")
     progress = StepProgress(console, f"stage {settings.stage}")
     trainer = BasicTrainer(
         assembled.model,

@@ -1,4 +1,4 @@
-"""What a stage finds out about its teacher before the first step: the space of its target, fitted or read."""
+"""What a stage learns of its teacher before the first step: its target's space, and what it is worth."""
 
 from __future__ import annotations
 
@@ -13,12 +13,45 @@ from basic_lite.console import rank_and_count
 from basic_lite.data.answers import answers_of
 from basic_lite.data.readers import Rows
 from basic_lite.modeling import Assembled
+from basic_lite.premise.examining import glance
+from basic_lite.premise.verdict import PARTLY
 from basic_lite.settings import Settings
 from basic_lite.targets import RAW, TargetSpace
 from basic_lite.translation import fit_target
 
 FILE: str = "target.safetensors"
 """The fitted space in the run folder: a resumed run reads it, and so does a stage 2 on the same decoder."""
+
+
+def prepare(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    console: Console,
+    *,
+    resume: Path | None = None,
+    start: Path | None = None,
+) -> tuple[TargetSpace, dict]:
+    """Return the space of a run's target, and what the manifest says of the teacher.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        console: where it is said what is done and found.
+        resume: checkpoint that the run goes on from: nothing is fitted or looked at again.
+        start: run of stage 1 that this one starts from.
+
+    Raises:
+        ValueError: If a resumed run's file is missing or another one, or there is hardly any text to fit on.
+    """
+    space = target_space(assembled, settings, rows, console, resume=resume, start=start)
+    found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
+    if resume is not None:
+        found["premise"] = run_folder.read_manifest(resume).get("premise")
+    elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
+        found["premise"] = look_at(assembled, settings, rows, space, console)
+    return space, found
 
 
 def target_space(
@@ -77,6 +110,45 @@ def manifest_entry(space: TargetSpace, out: Path) -> dict:
     if space.kind == RAW:
         return {"kind": RAW}
     return {"file": FILE, "sha256": run_folder.file_hash(out / FILE), **space.report}
+
+
+def look_at(
+    assembled: Assembled, settings: Settings, rows: Rows, space: TargetSpace, console: Console
+) -> dict | None:
+    """Look on a few hundred tokens of the data's text whether the target can teach, and say so.
+
+    One forward pass over 254 tokens and as many products with the vocabulary as there are targets.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        space: of the run's target.
+        console: where it is said.
+
+    Returns:
+        The figures for the manifest; `None` where there is hardly any text.
+    """
+    parts = parts_of(assembled.model)
+    k = supervised_layers(parts.decoder.config, settings.layers)
+    try:
+        found = glance(
+            parts.decoder, parts.head, assembled.tokenizer, answers_of(rows), k, settings.weighting, space
+        )
+    except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
+        console.print(f"whether the LLM can teach was not looked at: {error}", highlight=False)
+        return None
+    verdict, raw = found.verdict, found.measured.targets[RAW][k].own
+    bad = verdict.case == "untrained" or (verdict.case == "fails" and raw < PARTLY)
+    console.print(
+        f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "", highlight=False
+    )
+    if verdict.case == "fails" and space.kind == RAW:
+        console.print(
+            "--target translated may do better; basic-lite analyze premise --text DATA says whether.",
+            highlight=False,
+        )
+    return found.json()
 
 
 def quality_line(space: TargetSpace) -> str:

@@ -55,9 +55,6 @@ def test_a_fitted_target_is_kept_with_the_run_and_resumed_to_the_same_bytes(data
     (cut / "projector.safetensors").unlink()
     (cut / "manifest.json").unlink()
 
-    def refuse(*arguments: object, **named: object) -> None:
-        raise AssertionError("a resumed run fits nothing")
-
     monkeypatch.setattr("basic_lite.teacher.fit_target", refuse)
     stage1(data, cut, *more, "--resume")
     assert (cut / "projector.safetensors").read_bytes() == (whole / "projector.safetensors").read_bytes()
@@ -102,9 +99,40 @@ def test_stage_2_takes_stage_1s_kind_and_fit(data, tmp_path):
     assert files[0] == files[1]
 
 
-def test_a_plain_twin_fits_nothing(data, tmp_path):
-    assert "fitting" not in stage1(data, tmp_path / "plain", "--max-steps", 1, "--no-basic").stdout
-    assert manifest(tmp_path / "plain")["target"] == {"kind": "raw"}
+def refuse(*arguments: object, **named: object) -> None:
+    raise AssertionError("nothing is to be fitted or looked at here")
+
+
+def test_a_plain_twin_neither_fits_nor_looks(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("basic_lite.teacher.glance", refuse)
+    monkeypatch.setattr("basic_lite.teacher.fit_target", refuse)
+    stage1(data, tmp_path / "plain", "--max-steps", 1, "--no-basic")
+    found = manifest(tmp_path / "plain")
+    assert found["target"] == {"kind": "raw"}
+    assert "premise" not in found
+
+
+def test_stage_1_looks_at_its_teacher_once(data, tmp_path, monkeypatch):
+    out, more = tmp_path / "run", ("--max-steps", 2, "--save-steps", 1)
+    assert "Warning: Nothing to learn from" in stage1(data, out, *more).stdout  # random weights
+    found = manifest(out)["premise"]
+    assert found["verdict"]["case"] == "untrained"
+    assert set(found["targets"]) == {"raw"}
+    shutil.rmtree(out / "checkpoint-2")
+    (out / "manifest.json").unlink()
+    monkeypatch.setattr("basic_lite.teacher.glance", refuse)
+    stage1(data, out, *more, "--resume")
+    assert manifest(out)["premise"] == found
+
+
+def test_a_handful_of_rows_is_no_reason_to_stop(data, tmp_path):
+    rows = json.loads((data / "captions.json").read_text())[:4]
+    for row in rows:
+        row["conversations"][1]["value"] = "a box"
+    (data / "few.json").write_text(json.dumps(rows))
+    said = stage1(data, tmp_path / "few", "--max-steps", 1, "--data", data / "few.json").stdout
+    assert "was not looked at" in said
+    assert manifest(tmp_path / "few")["premise"] is None
 
 
 def test_an_unknown_target_is_refused_in_one_line(data, tmp_path):
