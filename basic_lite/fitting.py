@@ -44,12 +44,15 @@ def kind_of(settings: Settings) -> Kind:
     return "stage1" if settings.stage == 1 else "stage2 --lora" if settings.lora else "stage2"
 
 
-def step_of(settings: Settings, sources: Sources, rank: int = 128, dropout: float = 0.05) -> Step:
+def step_of(
+    settings: Settings, sources: Sources, device: str, rank: int = 128, dropout: float = 0.05
+) -> Step:
     """Return the step that settings and sources mean, with rows of the length that is planned for.
 
     Args:
         settings: of the stage.
         sources: its parts; their configurations are read.
+        device: `"cuda"` or `"cpu"`; Liger's modules are for the former.
         rank: of the adapters.
         dropout: in front of the adapters.
     """
@@ -59,6 +62,7 @@ def step_of(settings: Settings, sources: Sources, rank: int = 128, dropout: floa
     tower = TowerSize.of(config, sources.image_size, sources.tower)
     training = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}[kind]
     held = Held(sources.bits, training, rank, dropout, half=sources.dtype == torch.bfloat16)
+    held = replace(held, fused=settings.fused_kernels and device == "cuda")
     return Step(
         decoder,
         tower,

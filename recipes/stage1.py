@@ -133,7 +133,7 @@ def main(
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(
         settings,
-        fitting.step_of(settings, sources),
+        fitting.step_of(settings, sources, device),
         device,
         names=(llm or model, sources.tower),
         wanted=fit,

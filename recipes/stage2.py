@@ -156,7 +156,7 @@ def main(
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(
         settings,
-        fitting.step_of(settings, sources, rank, dropout),
+        fitting.step_of(settings, sources, device, rank, dropout),
         device,
         names=(sources.llm, sources.tower),
         wanted=fit,

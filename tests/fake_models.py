@@ -1,9 +1,9 @@
 """Models of any size whose tensors have shapes but no bytes, and a count of what a step would hold.
 
 Under `FakeTensorMode` the real modules, autograd and the real trainer run at a 7B's shapes in seconds on any
-machine. Two things are imitated: bitsandbytes' packed parameter cannot be a fake tensor, so its layer gets a
-plain one (autograd function and packing are bitsandbytes' own), and the paths that torch takes on a GPU are
-taken on the CPU.
+machine. Three things are imitated: bitsandbytes' packed parameter cannot be a fake tensor, so its layer gets
+a plain one (autograd function and packing are bitsandbytes' own); the paths that torch takes on a GPU are
+taken on the CPU; and Triton's kernels are not launched (Liger's autograd functions around them are its own).
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import TrainingArguments
+from transformers.models.gemma import modeling_gemma
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.phi3 import modeling_phi3
+from triton.runtime.jit import KernelInterface
 
-from basic_lite import products, synthetic, trainable
+from basic_lite import fused, products, synthetic, trainable
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.devices import recompute_layers
@@ -37,6 +42,8 @@ from basic_lite.plan.activations import Held
 from basic_lite.plan.peak import Step
 from basic_lite.trainer import BasicTrainer
 from basic_lite.types import Window
+
+_MODELING = (modeling_llama, modeling_gemma, modeling_mistral, modeling_phi3)
 
 
 class _Product(MatMul4Bit):
@@ -134,7 +141,13 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
             ),
         )
         patch.setitem(products._BLOCK_ELEMENTS, "cpu", products._BLOCK_ELEMENTS["cuda"])
-        yield mode
+        patch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **kwargs: None)
+        before = [dict(vars(module)) for module in _MODELING]  # Liger changes them for all later models
+        try:
+            yield mode
+        finally:
+            for module, names in zip(_MODELING, before, strict=True):
+                vars(module).update(names)
 
 
 def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
@@ -150,6 +163,10 @@ def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
         trainable.train_adapters(assembled, trainable.Adapters(held.rank, 2 * held.rank, held.dropout))
     else:
         trainable.train_everything(assembled)
+    if held.fused:
+        decoder = parts_of(assembled.model).decoder
+        patch, pieces = fused.patch_of(decoder)
+        patch(model=decoder, **pieces)
     return assembled
 
 

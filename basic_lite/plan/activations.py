@@ -1,4 +1,4 @@
-"""Bytes that one decoder layer keeps for backward, as transformers' own modules save them.
+"""Bytes that one decoder layer keeps for backward, with transformers' own modules or Liger's fused ones.
 
 The formulas follow the code, module by module, and are tested against what autograd saves on real
 shapes: they are not estimates. What is known to differ on a GPU is dropout's mask (one byte there, one
@@ -26,6 +26,7 @@ class Held:
         rank: of the adapters.
         dropout: in front of the adapters.
         half: bf16 activations (else fp32).
+        fused: Liger's norms, gated MLPs and rotary embedding, as a GPU has them (see `fused`).
     """
 
     bits: int = 4
@@ -33,6 +34,7 @@ class Held:
     rank: int = 128
     dropout: float = 0.05
     half: bool = True
+    fused: bool = False
 
     @property
     def width(self) -> int:
@@ -52,13 +54,14 @@ def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
 
 def kept_per_token(size: DecoderSize, held: Held) -> float:
     """Bytes per token that a layer keeps when it is not recomputed."""
-    norms = 2 * _norm(size, held)
+    norms = 2 * norm_bytes(size, held)
     return norms + _attention(size, held) + _mlp(size, held) + _inputs(size, held)
 
 
 def kept_per_layer(size: DecoderSize, held: Held) -> int:
     """Bytes that a layer keeps however many tokens there are: narrowed copies of trained weights."""
-    gemma = 2 * 4 * size.width if size.family == "gemma" else 0  # 1 + weight, in fp32
+    widened = size.family == "gemma" and not held.fused
+    gemma = 2 * 4 * size.width if widened else 0  # 1 + weight, in fp32
     if not held.half:
         return gemma
     if held.training == "decoder":
@@ -68,30 +71,33 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
     return gemma
 
 
-def _norm(size: DecoderSize, held: Held) -> int:
-    """The widened input and the root; a trained norm also keeps what its weight multiplied."""
+def norm_bytes(size: DecoderSize, held: Held) -> int:
+    """Bytes per row of a norm: the widened input and the root; a trained one also what its weight multiplied.
+
+    Liger's keeps its input as it came, and the root.
+    """
+    if held.fused:
+        return size.width * held.stream + 4
     normalised = 4 * size.width if held.training == "decoder" else 0
     return 4 * size.width + 4 + normalised
 
 
 def _attention(size: DecoderSize, held: Held) -> int:
     """Rotated query and key, value, output, and the softmax's normaliser in fp32."""
-    elements = 2 * size.query + 2 * size.keys
-    if size.joined:  # the value is a view, which keeps query and key before rotation alive with it
-        elements += size.query + size.keys
-    return held.width * elements + 4 * size.heads
+    return held.width * (2 * size.query + 2 * size.keys) + 4 * size.heads
 
 
 def _mlp(size: DecoderSize, held: Held) -> int:
-    """Gate, its activation, and up."""
-    return held.width * 3 * size.inner
+    """Gate, its activation, and up; Liger's computes the activation again."""
+    return held.width * (2 if held.fused else 3) * size.inner
 
 
 def _inputs(size: DecoderSize, held: Held) -> int:
     """Inputs that linear layers keep: none while they are frozen in 4 or 16 bits."""
     width = held.width
-    # What the output projection gets is the attention's output, kept anyway; Phi-3's is laid out anew.
-    output = size.query if size.joined else 0
+    # What the output projection gets is the attention's output, kept anyway; Phi-3's is laid out anew, but
+    # not behind Liger's rotary embedding, which leaves another layout.
+    output = size.query if size.joined and not held.fused else 0
     shared = width * (2 * size.width + output + size.inner)
     if held.training == "decoder":
         if not held.half:
@@ -122,10 +128,10 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
         mask: bytes of the mask, one per row and token that it could see.
     """
     width = held.width
-    all_tokens = _norm(size, held) + width * 2 * (size.keys if size.heads == size.kv_heads else size.query)
-    if size.joined:
-        all_tokens += width * (size.query + size.keys)
-    some = _norm(size, held) + width * (2 * size.query + 3 * size.inner) + 4 * size.heads
+    all_tokens = norm_bytes(size, held) + width * 2 * (
+        size.keys if size.heads == size.kv_heads else size.query
+    )
+    some = norm_bytes(size, held) + width * 2 * size.query + 4 * size.heads + _mlp(size, held)
     everything = _inputs(size, held)
     behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
     share = behind / sum(layer.inputs for layer in size.linears)

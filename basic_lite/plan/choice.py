@@ -14,11 +14,11 @@ from basic_lite.plan.speed import card_of, seconds_per_sample
 Kind = Literal["stage1", "stage2 --lora", "stage2"]
 
 KINDS: dict[Kind, Held] = {
-    "stage1": Held(bits=4, training="projector"),
-    "stage2 --lora": Held(bits=4, training="adapters"),
-    "stage2": Held(bits=16, training="decoder"),
+    "stage1": Held(bits=4, training="projector", fused=True),
+    "stage2 --lora": Held(bits=4, training="adapters", fused=True),
+    "stage2": Held(bits=16, training="decoder", fused=True),
 }
-"""The stages as they are typed, with their defaults."""
+"""The stages as they are typed, with their defaults on a GPU."""
 
 GLOBAL_BATCH: dict[Kind, int] = {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
 TEXT: dict[Kind, int] = {"stage1": 64, "stage2 --lora": 824, "stage2": 824}

@@ -12,6 +12,7 @@ from basic_lite.plan.activations import (
     kept_by_last,
     kept_per_layer,
     kept_per_token,
+    norm_bytes,
 )
 from basic_lite.plan.sizes import DecoderSize, TowerSize, projector_parameters
 
@@ -161,7 +162,9 @@ def _moments(step: Step) -> list[dict[str, float]]:
     kept = activation_bytes(step)
     # Autocast's narrowed copies of a recomputed layer's weights live until the forward pass ends.
     forward = step.recompute * kept_per_layer(decoder, held)
-    forward += step.rows * (decoder.width * (4 + held.width) + 4)  # the last norm, and the states behind it
+    forward += step.rows * (
+        norm_bytes(decoder, held) + decoder.width * held.width
+    )  # and the states behind it
     incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
     moments = [
         {"activations": _tower(step)},
@@ -238,4 +241,6 @@ def _working(step: Step, tokens: int) -> float:
     largest = max(linear.parameters for linear in decoder.linears)
     unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
     inner = held.width * tokens * decoder.inner
+    if held.fused:  # the gate's and up's gradients are written over what was kept
+        return max(2 * inner if decoder.joined else 0, inner + unpacked)
     return max(3 * inner, 2 * inner + unpacked)

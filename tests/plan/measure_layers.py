@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from dataclasses import replace
 
 import torch
 from fake_models import fake_gpu, fake_model, tensors_of
@@ -20,6 +21,8 @@ from basic_lite.plan.activations import Held
 
 NAMES = ("vicuna-7b", "gemma-2b", "phi3-mini", "mistral-7b")
 ROWS, TOKENS = 2, 640
+WHOLE = "stage 1, 4 bits, fused"
+"""The case in which all layers of the first model are counted."""
 
 
 def kept(name: str, held: Held, layers: int, tokens: int = TOKENS) -> int:
@@ -54,6 +57,11 @@ CASES = {
     "stage 2, whole decoder": Held(16, "decoder"),
     "stage 2, whole decoder, fp32": Held(16, "decoder", half=False),
 }
+CASES |= {
+    f"{case}, fused": replace(held, fused=True)
+    for case, held in CASES.items()
+    if case != "stage 2, adapters, rank 16"
+}
 
 
 if __name__ == "__main__":
@@ -61,5 +69,7 @@ if __name__ == "__main__":
     for name in NAMES:
         for case, held in CASES.items():
             print(json.dumps([name, case, kept(name, held, 1), kept(name, held, 2)]), flush=True)
+    held = CASES[WHOLE]
+    print(json.dumps(["all layers", WHOLE, kept(NAMES[0], held, 1), kept(NAMES[0], held, 32)]), flush=True)
     sys.stdout.flush()
     os._exit(0)

@@ -18,12 +18,21 @@ from basic_lite.plan.peak import Step
 from basic_lite.plan.sizes import TOWERS, TowerSize, published_decoder
 
 LORA = Held(4, "adapters")
+FUSED = Held(fused=True)
 POINTS = {
     "7B, stage 1, nothing recomputed": ("vicuna-7b", Held(), {"recompute": 0}),
     "7B, stage 1, one of three": ("vicuna-7b", Held(), {"recompute": 1}),
     "7B, stage 1, all": ("vicuna-7b", Held(), {"recompute": 3, "micro_batch": 3}),
     "7B, stage 2, two of three": ("vicuna-7b", LORA, {"text": 824, "micro_batch": 1, "recompute": 2}),
     "Gemma-2B, stage 1, nothing recomputed": ("gemma-2b", Held(), {"micro_batch": 1}),
+    "7B, stage 1, nothing recomputed, fused": ("vicuna-7b", FUSED, {"recompute": 0}),
+    "7B, stage 1, all, fused": ("vicuna-7b", FUSED, {"recompute": 3, "micro_batch": 3}),
+    "7B, stage 2, two of three, fused": (
+        "vicuna-7b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 1, "recompute": 2},
+    ),
+    "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
 }
 
 
