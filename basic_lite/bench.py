@@ -47,7 +47,7 @@ def compare_steps(assembled: Assembled, **settings: object) -> list[dict[str, ob
     Returns:
         One row each: name, samples per second, peak MiB on a GPU, ratio to the documented plain step.
     """
-    shared = {name: settings[name] for name in ("micro_batch", "text", "steps")}
+    shared = {name: settings[name] for name in ("micro_batch", "text", "steps", "warm") if name in settings}
     runs: dict[str, Callable[[], dict]] = {
         "basic_lite, BASIC": lambda: measure_steps(assembled, basic=True, **settings),
         "basic_lite, plain": lambda: measure_steps(assembled, basic=False, prepared=True, **settings),
@@ -87,6 +87,7 @@ def measure_steps(
     basic: bool,
     steps: int,
     cap_gib: float | None,
+    warm: int = 2,
     prepared: bool = False,
 ) -> dict[str, object]:
     """Train on random rows and say how fast it was and how much memory it took.
@@ -99,8 +100,9 @@ def measure_steps(
         rank: of the adapters.
         recompute: decoder layers, the first ones, that run again in backward; `None` for all.
         basic: with BASIC's terms or without.
-        steps: measured steps, after two that warm up.
+        steps: measured steps.
         cap_gib: memory of the card to emulate; `None` for the card's own.
+        warm: steps before them.
         prepared: the model was measured before and its parameters are set.
 
     Raises:
@@ -118,13 +120,13 @@ def measure_steps(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rows = RandomRows(
-        (steps + 2) * micro_batch, tokens, text, parts.decoder.config.vocab_size, assembled.image_size
+        (steps + warm) * micro_batch, tokens, text, parts.decoder.config.vocab_size, assembled.image_size
     )
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
             output_dir=scratch,
             per_device_train_batch_size=micro_batch,
-            max_steps=steps + 2,
+            max_steps=steps + warm,
             bf16=assembled.sources.dtype == torch.bfloat16,
             use_cpu=device.type == "cpu",
             logging_steps=1,
@@ -146,7 +148,7 @@ def measure_steps(
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         log = [json.loads(line) for line in (Path(scratch) / "log.jsonl").read_text().splitlines()]
-    speeds = sorted(row["samples_per_second"] for row in log[2:])
+    speeds = sorted(row["samples_per_second"] for row in log[warm:])
     return {
         "model": assembled.sources.llm,
         "stage": stage,

@@ -71,7 +71,8 @@ def step(
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
     basic: o.Basic = True,
-    steps: Annotated[int, o.option(help="Steps to measure, after two that warm up.", min=1)] = 20,
+    steps: Annotated[int, o.option(help="Steps to measure.", min=1)] = 20,
+    warm: Annotated[int, o.option(help="Steps before them, to warm up.", min=0)] = 2,
     cap: Annotated[
         float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
     ] = None,
@@ -109,6 +110,7 @@ def step(
         "rank": rank,
         "recompute": devices.layers_to_recompute(recompute, recompute_layers, device),
         "steps": steps,
+        "warm": warm,
         "cap_gib": cap,
     }
     if against:
