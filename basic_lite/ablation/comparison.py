@@ -94,7 +94,8 @@ class Comparison:
             with contextlib.redirect_stdout(io.StringIO()):
                 check(**self._checked(arm), out=self.out / "check", dry_run=True)
         if overwrite and (self.out / setup.SETUP).is_file():
-            shutil.rmtree(self.out)
+            with setup.held(self.out):  # not under another ablation's feet
+                shutil.rmtree(self.out)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
