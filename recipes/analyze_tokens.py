@@ -89,7 +89,8 @@ def tokens(
         )
     console.print(token_tables.depth_table(found))
     console.print(token_tables.common_table(found))
-    console.print(token_tables.replacement_table(found))
+    if any(one.tried for one in found.looks):
+        console.print(token_tables.replacement_table(found))
     folder = out or run / "analysis"
     writing.write_json(folder / "tokens.json", found.as_dict())
     page = token_report.write(folder / "tokens.html", found)

@@ -87,6 +87,11 @@ class Look:
             name: _mean([one.by_layer[name] for one in self.said if name in one.by_layer]) for name in names
         }
 
+    @property
+    def tried(self) -> bool:
+        """Whether anything stood in for a picture: a caption to lose, or a text to compare."""
+        return any(one.losses or one.texts for one in self.said)
+
     def floor(self) -> float | None:
         """Return the lower of the losses with another picture and with a blank one."""
         losses = [self.loss(kind) for kind in (replacement.SHUFFLED, replacement.BLANK)]

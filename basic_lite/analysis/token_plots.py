@@ -37,11 +37,10 @@ def depth_curves(found: Analysis) -> str:
     panels.append(("cosine of the state to the initial embedding", _cosine))
     if any(one.loss_by_layer() for one in found.looks):
         panels.append(("caption loss, tokens matched there in the picture's place", _losses))
-    rows = (len(panels) + 1) // 2
+    columns = 3 if len(panels) == 3 else 2
+    rows = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
-    places = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axes in places[len(panels) :]:
-        axes.set_visible(False)
+    places = figure.subplots(rows, columns, squeeze=False).flatten()
     names, last = colours(found), len(found.looks[0].depths) - 2
     for axes, (title, draw) in zip(places, panels, strict=False):
         axes.axvspan(0.5, found.layers + 0.5, color="#f2efe6", linewidth=0, zorder=0)

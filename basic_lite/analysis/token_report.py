@@ -34,7 +34,7 @@ def write(path: Path, found: Analysis) -> Path:
         lead="".join(f'<p class="lead">{escape(line)}</p>' for line in lead(found)),
         judged=escape(f"Judged by {found.judged_how}."),
         curves=depth_curves(found),
-        models="".join(f"<th>{escape(subject.label)}</th>" for subject in found.subjects),
+        models=_heads(found),
         stand_ins=_stand_ins(found),
         common=_common(found),
         depths=_depths(found),
@@ -69,12 +69,22 @@ def lead(found: Analysis) -> list[str]:
 
 
 def _stand_ins(found: Analysis) -> str:
-    """Return a row for each kind of stand-in, a cell for each model."""
+    """Return a section with a row for each kind of stand-in; nothing where none was tried."""
     rows = []
+    if not any(one.tried for one in found.looks):
+        return ""
     for kind, meaning in replacement.KINDS.items():
         cells = "".join(_stand_in(one, kind) for one in found.looks)
         rows.append(f"<tr><td>{escape(kind)}<small>{escape(meaning)}</small></td>{cells}</tr>")
-    return "".join(rows)
+    head = f"<thead><tr><th>caption loss, nats per token</th>{_heads(found)}</tr></thead>"
+    return (
+        "<h2>Other vectors in the picture's place</h2>"
+        f'<div class="card"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    )
+
+
+def _heads(found: Analysis) -> str:
+    return "".join(f"<th>{escape(subject.label)}</th>" for subject in found.subjects)
 
 
 def _stand_in(one: Look, kind: str) -> str:
