@@ -73,6 +73,7 @@ def step_of(
         recompute=decoder.depth if settings.recompute is None else settings.recompute,
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
+        maps=(settings.layers or max(decoder.depth // 2, 1)) if settings.target == "translated" else 0,
     )
 
 

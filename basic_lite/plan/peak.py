@@ -42,6 +42,7 @@ class Step:
         recompute: decoder layers, the first ones, that run again in backward.
         basic: BASIC's terms are on.
         rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
+        maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
     """
 
     decoder: DecoderSize
@@ -53,6 +54,7 @@ class Step:
     recompute: int = 0
     basic: bool = True
     rows_per_chunk: int | None = None
+    maps: int = 0
 
     @property
     def tokens(self) -> int:
@@ -105,6 +107,7 @@ def static_parts(step: Step) -> dict[str, float]:
         "tower": held.width * step.tower.parameters,
         "projector": copies * projector,
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
+        **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
 
 
