@@ -45,7 +45,7 @@ def test_a_run_says_once_how_long_it_took_and_how_many_patches_went_through(worl
     done = run(*stage1(world, "--max-steps", 3, "--logging-steps", 1, *more), cwd=tmp_path)
     lines = [line for line in done.stdout.splitlines() if "after the command" in line]
     assert len(lines) == 1
-    names = ["imports", "settings and data", "models", "preparation", "first step"]
+    names = ["imports", "settings and data", "models", "teacher", "preparation", "first step"]
     assert re.findall(r"([a-z ]+?) [0-9.]+[,)]", lines[0].partition("(")[2]) == [
         names[0],
         *(f" {name}" for name in names[1:]),
