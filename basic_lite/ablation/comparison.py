@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -93,14 +93,14 @@ class Comparison:
         for arm in arms:
             with contextlib.redirect_stdout(io.StringIO()):
                 check(**self._checked(arm), out=self.out / "check", dry_run=True)
-        if overwrite and (self.out / setup.SETUP).is_file():
-            with setup.held(self.out):  # not under another ablation's feet
-                shutil.rmtree(self.out)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
                 console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
             return
+        if overwrite and (self.out / setup.SETUP).is_file():
+            with setup.held(self.out):  # not under another ablation's feet
+                shutil.rmtree(self.out)
         setup.claim(self.out, self._setup())
         with setup.held(self.out):
             self._train(todo, jobs, console)
@@ -145,8 +145,14 @@ class Comparison:
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
-        content = {"stage1": _plain(self.stage1), "stage2": _plain(self.stage2 or {})}
-        content |= {"parts": setup.fingerprints(self._sources), "quick": self.quick}
+        content = {"stage1": _plain(self.stage1), "quick": self.quick}
+        content["parts"] = setup.fingerprints(self._sources)
+        if self.stage2 is not None:
+            content["stage2"] = _plain(self.stage2)
+        if self.text_patches is not None:
+            content["text patches"] = str(self.text_patches)
+        if self.benchmark is not None:
+            content[f"{self.benchmark} data"] = str(self.benchmark_data)
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
         return content
@@ -161,14 +167,9 @@ class Comparison:
             for stage in given:
                 own = {"data": str(world / f"{stage}.json"), "images": str(world)}
                 given[stage] = {"workers": 0} | given[stage] | own
-            drawn = (
-                {"signs": str(world)} if self.plan.signs else {"world": str(world), "scenes": self._scenes}
-            )
-        yardstick = {"rows": self._measured_rows()} if world is None else drawn
         if self.benchmark is not None:
             steps.append(self.benchmark)
-            where = {"data": self.benchmark_data, "images": self.benchmark_images}
-            yardstick["benchmarks"] = {self.benchmark: {k: v and str(v) for k, v in where.items()}}
+        yardstick = self._yardstick(world)
         found = []
         for arm in arms:
             varied = _plain(self._with_text_patches(arm.options, world))
@@ -179,6 +180,19 @@ class Comparison:
             task |= {"stages": stages, "yardstick": yardstick}
             found.append(runs.Run(arm.key, seed, folder, tuple(steps), task))
         return found
+
+    def _yardstick(self, world: Path | None) -> dict[str, object]:
+        """Return what `yardstick.measure` is told."""
+        if world is None:
+            told: dict[str, object] = {"rows": self._measured_rows()}
+        elif self.plan.signs:
+            told = {"signs": str(world)}
+        else:
+            told = {"world": str(world), "scenes": self._scenes}
+        if self.benchmark is not None:
+            where = {"data": self.benchmark_data, "images": self.benchmark_images}
+            told["benchmarks"] = {self.benchmark: {name: path and str(path) for name, path in where.items()}}
+        return told
 
     def _world(self, seed: int) -> Path:
         return self.out / "worlds" / f"{'signs' if self.plan.signs else 'seed'}-{seed}"
@@ -252,8 +266,7 @@ class Comparison:
         for seed in self.seeds:
             self._check_same_data(self._runs(arms, seed))
             for arm, run in zip(arms, self._runs(arms, seed), strict=True):
-                each = [_of_step(measures.read(run.folder, step), step, run.steps) for step in run.steps]
-                found.setdefault(arm.name, []).append([measure for step in each for measure in step])
+                found.setdefault(arm.name, []).append(measures.of_run(run.folder, run.steps))
         table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, found)
         command = f"basic-lite {shlex.join(sys.argv[1:])}"
         texts.write_markdown(table, self.out / f"{self.plan.name}.md", command)
@@ -275,16 +288,3 @@ def _plain(options: Mapping[str, object]) -> dict[str, object]:
         for name, value in options.items()
         if value is not None
     }
-
-
-def _of_step(found: list[measures.Measure], step: str, steps: Sequence[str]) -> list[measures.Measure]:
-    """Tell measures of two stages apart by name."""
-    if "stage2" not in steps or not step.startswith("stage"):
-        return found
-    stage = step.removeprefix("stage")
-    return [
-        replace(one, name=f"{one.name}_{step}", label=f"{one.label}, stage {stage}")
-        if not one.name.startswith("answers")
-        else one
-        for one in found
-    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -84,3 +84,17 @@ def write(run: Path, step: str, measures: Sequence[Measure]) -> None:
 def read(run: Path, step: str) -> list[Measure]:
     """Read what `write` wrote."""
     return [Measure(**one) for one in json.loads(path_of(run, step).read_text(encoding="utf-8"))]
+
+
+def of_run(run: Path, steps: Sequence[str]) -> list[Measure]:
+    """Read all measures of a run; what both stages were measured by is told apart by the stage."""
+    found = []
+    for step in steps:
+        for one in read(run, step):
+            twice = "stage2" in steps and step.startswith("stage") and not one.name.startswith("answers")
+            stage = step.removeprefix("stage")
+            told = (
+                replace(one, name=f"{one.name}_{step}", label=f"{one.label}, stage {stage}") if twice else one
+            )
+            found.append(told)
+    return found

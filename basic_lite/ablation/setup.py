@@ -33,7 +33,7 @@ def fingerprints(sources: Sources) -> dict[str, object]:
 
 
 def claim(out: Path, setup: Mapping[str, object]) -> None:
-    """Write a folder's set-up, or compare it with the one that is there.
+    """Write a folder's set-up, or compare it with the one that is there, as far as both speak of a thing.
 
     Args:
         out: the ablation's folder.
@@ -52,12 +52,14 @@ def claim(out: Path, setup: Mapping[str, object]) -> None:
         then = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}); choose another --out") from error
-    for name in sorted(now | then):
-        if now.get(name) != then.get(name):
+    for name in sorted(set(now) & set(then)):
+        if now[name] != then[name]:
             raise ValueError(
-                f"the runs in {out} were made with another {name}: {_shown(then.get(name))}, now "
-                f"{_shown(now.get(name))}; choose another --out, or replace them with --overwrite"
+                f"the runs in {out} were made with another {name}: {_shown(then[name])}, now "
+                f"{_shown(now[name])}; choose another --out, or replace them with --overwrite"
             )
+    if set(now) - set(then):  # a second stage or a benchmark, say: nothing of what is there speaks against it
+        write_json(path, then | now)
 
 
 def _shown(value: object) -> str:

@@ -104,6 +104,11 @@ def test_a_folder_belongs_to_one_set_up(tmp_path):
         setup.claim(out, {"stage1": {"max_steps": 4}, "quick": False})
     with pytest.raises(ValueError, match="another quick"):
         setup.claim(out, {"stage1": {"max_steps": 3}, "quick": True})
+    setup.claim(out, {"quick": False, "stage2": {"lora": True}})
+    with pytest.raises(ValueError, match="another stage2"):
+        setup.claim(out, {"stage1": {"max_steps": 3}, "stage2": {}})
+    with pytest.raises(ValueError, match="another stage1"):
+        setup.claim(out, {"stage1": {}})
     (tmp_path / "else").mkdir()
     (tmp_path / "else/file").touch()
     with pytest.raises(ValueError, match="holds no ablation"):
