@@ -117,7 +117,10 @@ def states_of(
                 received = decoder.get_input_embeddings()(part)
                 final = decoder(inputs_embeds=received, use_cache=False).last_hidden_state
                 yield TextBatch(
-                    part[:, 1:].flatten(), received[:, 1:].flatten(0, 1), found, final if whole else None
+                    part[:, 1:].flatten(),
+                    received[:, 1:].flatten(0, 1),
+                    dict(found),
+                    final if whole else None,
                 )
                 found.clear()
     finally:

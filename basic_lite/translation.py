@@ -38,6 +38,9 @@ Tried on SmolLM2-135M, k = 15, with 3,700 tokens of captions and 380 held-out on
 share of held-out tokens that find their own row moves by 3 points (layer 15: 81, 81, 81, 78 %), and the
 cosine of tokens that the fit never saw rises (0.52, 0.52, 0.53, 0.56)."""
 
+ENOUGH: int = 4
+"""Tokens for each of a map's D rows below which it is worth little: `analyze premise` fits none then."""
+
 HELD_OUT: int = 10
 """Every tenth row of text is kept from the fit, to see how good it is."""
 
@@ -175,6 +178,8 @@ def fit_rows(
     fitted, held_out = divided(rows)
     table = decoder.get_input_embeddings().weight
     exact = torch.float32 if table.is_cuda else torch.float64  # fp64 takes a consumer card 64 times longer
+    if kind == "translated" and fitted.numel() < ENOUGH * table.shape[1]:
+        progress(f"{fitted.numel():,} tokens are little text for maps of width {table.shape[1]:,}")
     at_once = k
     if kind == "translated":
         at_once = max(sum_bytes // (2 * table.shape[1] ** 2 * exact.itemsize), 1)

@@ -66,6 +66,10 @@ def test_states_are_those_of_the_decoder_without_the_first_token(decoder, tokeni
         assert (batch.final is not None) == whole
         torch.testing.assert_close(batch.ids, rows[:, 1:].flatten())
         torch.testing.assert_close(batch.received, truth.hidden_states[0][:, 1:].flatten(0, 1))
+        assert list(batch.states) == [1, 3]
+        for layer, states in batch.states.items():
+            expected = truth.hidden_states[layer][:, 1:].flatten(0, 1)
+            torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
     if whole:
         torch.testing.assert_close(batch.final, truth.last_hidden_state, rtol=1e-5, atol=1e-5)
 
@@ -150,6 +154,12 @@ def test_a_fit_goes_into_the_supervision(bits, tokenizer):
 def test_a_decoder_with_adapters_is_fitted_too(tokenizer):
     space = fit_target(adapted(tiny_llava()), tokenizer, TEXTS)
     assert space.maps[0].isfinite().all()
+
+
+def test_little_text_for_the_width_is_said(tokenizer):
+    said = []
+    fit_target(tiny_llava(), tokenizer, ["a red box"] * 11, progress=said.append)
+    assert "are little text for maps of width 32" in said[0]
 
 
 def test_too_little_text_is_refused(tokenizer):

@@ -13,16 +13,13 @@ from basic_lite.premise.measuring import Measured, measure
 from basic_lite.premise.verdict import Verdict, judge
 from basic_lite.targets import TargetSpace
 from basic_lite.text_states import token_rows
-from basic_lite.translation import divided, fit_rows, tokens_for
+from basic_lite.translation import ENOUGH, divided, fit_rows, tokens_for
 
 READ: int = 512
 """Held-out tokens that are read against the vocabulary: shares have a standard error of 2 points at most."""
 
 GLANCE: int = 2560
 """Tokens of text for the glance: a tenth is read, the rest gives the frequencies of tokens."""
-
-ENOUGH: int = 4
-"""Tokens for each row of a map below which none is fitted."""
 
 
 @dataclass(frozen=True)
