@@ -48,17 +48,19 @@ def common_table(found: Analysis) -> Table:
 def replacement_table(found: Analysis) -> Table:
     """Return what is left of captions and of greedy texts with stand-ins for the picture, for every model."""
     title = (
-        "In the picture's place: caption loss (nats per token), how much of the picture's\n"
-        "use for it is left, and how many content words of the greedy text are kept"
+        "In the picture's place: caption loss (nats per token), how much of the picture's\nuse for it is left"
     )
-    table = _table(title, "", found, ["loss", "left", "kept%"])
+    texts = any(one.texts for one in found.looks[0].said)
+    measures = ["loss", "left", "kept%"] if texts else ["loss", "left"]
+    if texts:
+        title += ", and how many content words of the greedy text are kept"
+    table = _table(title, "", found, measures)
     for kind in replacement.KINDS:
         cells = []
         for one in found.looks:
             left = "" if kind == replacement.ORIGINAL else _number(one.survives(kind), "{:.2f}")
-            cells.append(
-                _row([_number(one.loss(kind), "{:.3f}"), left, _percent(one.overlap(kind)["content_kept"])])
-            )
+            kept = _percent(one.overlap(kind)["content_kept"])
+            cells.append(_row([_number(one.loss(kind), "{:.3f}"), left, kept][: len(measures)]))
         table.add_row(kind, *cells)
     return table
 
