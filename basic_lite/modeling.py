@@ -292,7 +292,7 @@ def load_decoder_alone(
     copies: quantised.Copies = "read",
     say: quantised.Say = quantised.silent,
 ) -> PreTrainedModel:
-    """Load the language model with its head; quantised inside its layers only (see `decoder.load_decoder`)."""
+    """Load the language model with its head; quantised in its layers only (see `decoder.load_decoder`)."""
     config = read_config(sources.llm, "language model")
     return decoder.load_decoder(
         sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say
