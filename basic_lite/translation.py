@@ -215,8 +215,8 @@ def fit_rows(
 
 
 def divided(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide rows of text into those that a fit reads and those that are held out."""
-    kept = torch.arange(len(rows)) % HELD_OUT != HELD_OUT - 1
+    """Divide rows of text into those that a fit reads and those that are held out, at least one."""
+    kept = torch.arange(len(rows)) % HELD_OUT != min(HELD_OUT, len(rows)) - 1
     return rows[kept], rows[~kept]
 
 

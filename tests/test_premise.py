@@ -143,6 +143,14 @@ def test_too_little_text_for_maps_tries_means_alone():
     assert found.fit == {}
 
 
+def test_a_glance_at_fewer_rows_than_one_in_ten_holds_out_one():
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder())
+    model = tiny_llava()
+    parts = (model.model.language_model, model.lm_head, tokenizer)
+    found = glance(*parts, [f"number {n}" for n in range(8)], 2, "quadratic")  # 71 letters, eight to a row
+    assert 0 < found.measured.tokens < 16
+
+
 def test_the_glance_reads_the_targets_of_the_run_alone():
     tokenizer = AutoTokenizer.from_pretrained(llm_folder())
     model = tiny_llava()
