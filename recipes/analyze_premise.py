@@ -84,7 +84,7 @@ def main(
         named = f"{llm or model}{' with random weights' if random_weights else ''}"
         settings = {
             "model": named,
-            "bits": sources.bits,
+            "bits": 16 if random_weights else sources.bits,
             "text": str(text or "shipped"),
             "weighting": weighting,
         }
