@@ -87,10 +87,10 @@ def tokens(
             max_new_tokens=max_new_tokens,
             advance=advance,
         )
-    console.print(token_tables.depth_table(found))
-    console.print(token_tables.common_table(found))
+    console.print(token_tables.depth_table(found), highlight=False)
+    console.print(token_tables.common_table(found), highlight=False)
     if any(one.tried for one in found.looks):
-        console.print(token_tables.replacement_table(found))
+        console.print(token_tables.replacement_table(found), highlight=False)
     folder = out or run / "analysis"
     writing.write_json(folder / "tokens.json", found.as_dict())
     page = token_report.write(folder / "tokens.html", found)

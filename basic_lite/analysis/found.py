@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from math import inf
 from statistics import stdev
 
 from basic_lite.analysis import replacement
 from basic_lite.analysis.words import content_kept, token_f1
+
+FEWEST: int = 8
+"""Captions below which nothing is said of how much survives."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,18 @@ class Look:
 
             (floor - loss with kind) / (floor - loss with the picture's own embeddings)
 
-        `None` where a loss is missing, or the picture itself does not lower the loss by two standard errors
-        of the paired differences to the floor: there is nothing then that could survive.
+        `None` where a loss is missing, for fewer than `FEWEST` captions, or where the picture itself does not
+        lower the loss by two standard errors of the paired differences to the floor: there is nothing then
+        that could survive.
         """
         own, kept, floor = self.loss(replacement.ORIGINAL), self.loss(kind), self.floor()
         if own is None or kept is None or floor is None:
             return None
         best = replacement.BLANK if self.loss(replacement.BLANK) == floor else replacement.SHUFFLED
         gains = [one.losses[best] - one.losses[replacement.ORIGINAL] for one in self.said if one.losses]
-        error = stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else inf
-        return (floor - kept) / (floor - own) if floor - own > 2 * error else None
+        if len(gains) < FEWEST or floor - own <= 2 * stdev(gains) / len(gains) ** 0.5:
+            return None
+        return (floor - kept) / (floor - own)
 
     def overlap(self, kind: str) -> dict[str, float | None]:
         """Compare the greedy texts of `kind` with those of the original embeddings and the captions.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from basic_lite.analysis import replacement
 from basic_lite.analysis.found import Depth
@@ -19,10 +22,10 @@ def chosen_depths(layers: int, k: int, most: int = 12) -> list[int]:
     return sorted({0, 1, k, layers} | steps)
 
 
-def depth_table(found: Analysis) -> Table:
+def depth_table(found: Analysis) -> Group:
     """Return shares and cosines at each depth, a column for each model."""
     measures = ["end %", "cos"] if found.judged_by is None else ["true%", "end %", "cos"]
-    table = _table(_title(found), "depth", found, measures)
+    table = _table("depth", found, measures)
     last = len(found.looks[0].depths) - 1
     for place in [*chosen_depths(last - 1, found.layers), last]:
         name = found.looks[0].depths[place].name
@@ -30,22 +33,22 @@ def depth_table(found: Analysis) -> Table:
         table.add_row(
             f"{name}{mark}", *(_row(_figures(one.depths[place])[-len(measures) :]) for one in found.looks)
         )
-    return table
+    return Group(Text(_title(found)), table)
 
 
-def common_table(found: Analysis) -> Table:
+def common_table(found: Analysis) -> Group:
     """Return the most frequent matches at the initial embeddings, after layer k and after the last layer."""
-    table = _table("Most frequent matches", "depth", found, [])
+    table = _table("depth", found, [])
     for place in sorted({0, found.layers, len(found.looks[0].depths) - 2}):
         cells = [
-            " ".join(shown(found.texts[token]) for token, _ in one.depths[place].common[:8])
+            Text(" ".join(shown(found.texts[token]) for token, _ in one.depths[place].common[:8]))
             for one in found.looks
         ]
         table.add_row(found.looks[0].depths[place].name, *cells)
-    return table
+    return Group("Most frequent matches", table)
 
 
-def replacement_table(found: Analysis) -> Table:
+def replacement_table(found: Analysis) -> Group:
     """Return what is left of captions and of greedy texts with stand-ins for the picture, for every model."""
     title = (
         "In the picture's place: caption loss (nats per token), how much of the picture's\nuse for it is left"
@@ -54,7 +57,7 @@ def replacement_table(found: Analysis) -> Table:
     measures = ["loss", "left", "kept%"] if texts else ["loss", "left"]
     if texts:
         title += ", and how many content words of the greedy text are kept"
-    table = _table(title, "", found, measures)
+    table = _table("", found, measures)
     for kind in replacement.KINDS:
         cells = []
         for one in found.looks:
@@ -62,14 +65,14 @@ def replacement_table(found: Analysis) -> Table:
             kept = _percent(one.overlap(kind)["content_kept"])
             cells.append(_row([_number(one.loss(kind), "{:.3f}"), left, kept][: len(measures)]))
         table.add_row(kind, *cells)
-    return table
+    return Group(title, table)
 
 
-def _table(title: str, first: str, found: Analysis, measures: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", header_style="", box=box.SIMPLE_HEAD)
+def _table(first: str, found: Analysis, measures: list[str]) -> Table:
+    table = Table(header_style="", box=box.SIMPLE_HEAD)
     table.add_column(f"\n{first}", no_wrap=True)
     for subject in found.subjects:
-        table.add_column(f"{subject.label}\n{_row(measures)}", no_wrap=bool(measures))
+        table.add_column(f"{escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures))
     return table
 
 

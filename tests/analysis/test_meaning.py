@@ -71,6 +71,8 @@ def test_tokens_are_shown_whatever_they_are(vicuna):
 
 def test_special_tokens_and_newlines_are_ends(vicuna):
     tokenizer, texts = vicuna
+    several = [*texts[:500], "\n\n", *texts[501:]]  # as Gemma has
+    assert 500 in end_tokens(tokenizer, several, [])
     ends = end_tokens(tokenizer, texts, [TEMPLATES["vicuna_v1"], TEMPLATES["plain"]])
     assert {0, 1, 2, 13} <= ends
     assert tokenizer.convert_tokens_to_ids("▁red") not in ends

@@ -9,6 +9,7 @@ import pytest
 import torch
 from basic_lite.recipes import analyze
 from PIL import Image
+from rich.console import Console
 from test_export import made_run
 from tiny import tiny_assembled
 from typer.testing import CliRunner
@@ -20,6 +21,7 @@ from basic_lite.analysis.found import Look, Said
 from basic_lite.analysis.looking import Plan, look
 from basic_lite.analysis.meaning import by_truth
 from basic_lite.analysis.models import BEFORE, method_of, subjects
+from basic_lite.analysis.token_tables import common_table, depth_table, replacement_table
 from basic_lite.analysis.token_texts import token_texts
 from basic_lite.analysis.tokens import analyse
 from basic_lite.capture import parts_of
@@ -162,13 +164,16 @@ def losses(own: float, tokens: float, shuffled: float, blank: float) -> dict[str
 
 def test_what_survives_is_measured_from_the_lower_floor_and_only_where_a_picture_helps():
     rows = [losses(1.0, 1.5, 3.0, 2.0), losses(1.2, 1.6, 3.0, 2.1), losses(0.9, 1.3, 2.0, 2.1)]
-    found = Look(said=[Said(one, {}, {}, "x") for one in rows])
+    found = Look(said=[Said(one, {}, {}, "x") for one in rows] * 3)
     means = [sum(one[kind] for one in rows) / 3 for kind in rows[0]]
     assert found.survives(replacement.DIRECTION) == pytest.approx(
         (means[3] - means[1]) / (means[3] - means[0])
     )
     assert found.survives(replacement.ORIGINAL) == 1
-    noise = Look(said=[Said(losses(1, 1, 1.5, 0.6), {}, {}, "x"), Said(losses(1, 1, 1.5, 1.5), {}, {}, "x")])
+    assert Look(said=found.said[:7]).survives(replacement.ORIGINAL) is None
+    noise = Look(
+        said=[Said(losses(1, 1, 1.5, 0.6), {}, {}, "x"), Said(losses(1, 1, 1.5, 1.5), {}, {}, "x")] * 5
+    )
     assert noise.survives(replacement.DIRECTION) is None
     assert Look(said=[Said({}, {}, {}, None)]).survives(replacement.DIRECTION) is None
 
@@ -257,6 +262,16 @@ def test_the_command_prints_and_writes_figures_and_a_page(decoder, pictures, tmp
         assert data["judged"] is (judged is not None)
         assert len(data["pictures"][0]["views"][1]["ids"]) == 6
         assert {len(kinds) for kinds in data["pictures"][0]["views"][0]["kinds"]} == {9}
+
+
+def test_a_table_shows_tokens_that_look_like_markup(pictures, tmp_path):
+    run = made_run(tmp_path / "run", "llama", "clip", "stage1")
+    found = analyse(subjects(run), exhibit(pictures, None, 2), "cpu", views=0, max_new_tokens=0)
+    found.texts = ["[/INST]"] * len(found.texts)
+    console = Console(width=80, record=True)
+    for table in (depth_table, common_table, replacement_table):
+        console.print(table(found))
+    assert "[/INST]" in console.export_text()
 
 
 def test_a_page_is_safe_whatever_a_token_or_a_caption_says():
