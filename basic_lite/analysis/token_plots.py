@@ -48,7 +48,7 @@ def depth_curves(found: Analysis) -> str:
             style = {"color": colour, "linewidth": 1.8, "label": subject.label}
             draw(axes, one, style | ({"linestyle": "--"} if subject.kind == "before" else {}))
         axes.set_title(title, fontsize=10, loc="left")
-        ticks = sorted({0, found.layers, last} | set(range(0, last + 1, max(1, round(last / 8)))))
+        ticks = _ticks(last, found.layers)
         axes.set_xticks(ticks, ["initial" if tick == 0 else str(tick) for tick in ticks])
         axes.set_xlim(-0.3, last + 0.3)
         quiet_axes(axes)
@@ -58,6 +58,13 @@ def depth_curves(found: Analysis) -> str:
         f"decoder layer (shaded: 1 to k = {found.layers}, of which the target is made)", fontsize=9
     )
     return as_svg(figure)
+
+
+def _ticks(last: int, k: int) -> list[int]:
+    """Return some depths, the first, k and the last among them, none so close to one of these as to touch."""
+    step = max(1, round(last / 8))
+    kept = {0, k, last}
+    return sorted(kept | {at for at in range(0, last, step) if all(abs(at - one) >= step for one in kept)})
 
 
 def _meaningful(axes: Axes, one: Look, style: dict) -> None:

@@ -59,7 +59,7 @@ def lead(found: Analysis) -> list[str]:
     ends = [f"{subject.label}: {_percent(one.depths[-2].end_share)}" for subject, one in pairs]
     parts.append(f"States that the last layer leaves nearest to an end token: {'; '.join(ends)}.")
     left = [(subject.label, one.survives(replacement.DIRECTION)) for subject, one in pairs]
-    told = [f"{label}: {_percent(share)}" for label, share in left if share is not None]
+    told = [f"{label}: {_left(share)}" for label, share in left if share is not None]
     if told:
         parts.append(
             "Of what the picture adds to the caption's likelihood, above a blank or another picture, this is "
@@ -90,7 +90,7 @@ def _heads(found: Analysis) -> str:
 def _stand_in(one: Look, kind: str) -> str:
     loss, left, texts = one.loss(kind), one.survives(kind), one.overlap(kind)
     first = "" if loss is None else f"{loss:.3f}"
-    notes = [] if left is None or kind == replacement.ORIGINAL else [f"{_percent(left)} left"]
+    notes = [] if left is None or kind == replacement.ORIGINAL else [f"{_left(left)} left"]
     if texts["content_kept"] is not None and kind != replacement.ORIGINAL:
         notes.append(f"text: {_percent(texts['content_kept'])} of words kept")
     if texts["caption_said"] is not None:
@@ -208,6 +208,10 @@ def _footer(found: Analysis) -> str:
         else:
             parts.append(f"{subject.label}: {subject.folder}")
     return " · ".join(parts)
+
+
+def _left(share: float) -> str:
+    return _percent(share) if share > 0 else "nothing"
 
 
 def _percent(share: float | None) -> str:
