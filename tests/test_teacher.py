@@ -7,10 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from rich.console import Console
 from test_cli import run
-from tiny import llm_folder, tower_folder
+from tiny import llm_folder, tiny_assembled, tower_folder
 
+from basic_lite import teacher
+from basic_lite.data.readers import open_rows
+from basic_lite.settings import Settings
 from basic_lite.targets import TargetSpace
 
 
@@ -138,3 +143,18 @@ def test_a_handful_of_rows_is_no_reason_to_stop(data, tmp_path):
 def test_an_unknown_target_is_refused_in_one_line(data, tmp_path):
     refused = stage1(data, tmp_path / "x", "--target", "tilted", expect=2)
     assert "target must be one of raw, centred, translated, got 'tilted'" in refused.stderr
+
+
+def test_the_first_process_writes_and_the_others_read(data, tmp_path, monkeypatch):
+    settings = Settings(1, tmp_path, data / "captions.json", data, "crop", 1e-3, 4, 2, target="centred")
+    assembled, rows, console = tiny_assembled(), open_rows(settings.data, data), Console(quiet=True)
+    monkeypatch.setattr("basic_lite.teacher.rank_and_count", lambda: (1, 2))
+    alone = teacher.target_space(assembled, settings, rows, console)  # the first's disk is out of reach
+    assert not (tmp_path / teacher.FILE).exists()
+    monkeypatch.setattr("basic_lite.teacher.rank_and_count", lambda: (0, 2))
+    first = teacher.target_space(assembled, settings, rows, console)
+    monkeypatch.setattr("basic_lite.teacher.fit_target", refuse)
+    monkeypatch.setattr("basic_lite.teacher.rank_and_count", lambda: (1, 2))
+    second = teacher.target_space(assembled, settings, rows, console)
+    assert torch.equal(first.centre, second.centre)
+    assert torch.equal(first.centre, alone.centre)
