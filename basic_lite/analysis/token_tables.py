@@ -72,7 +72,9 @@ def _table(first: str, found: Analysis, measures: list[str]) -> Table:
     table = Table(header_style="", box=box.SIMPLE_HEAD)
     table.add_column(f"\n{first}", no_wrap=True)
     for subject in found.subjects:
-        table.add_column(f"{escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures))
+        table.add_column(
+            f"{escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures), overflow="fold"
+        )
     return table
 
 
