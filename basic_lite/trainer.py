@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
-import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from basic_lite import checkpoint, fused, optimizers, processes, run_folder, writing
+from basic_lite import fused, optimizers, processes
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -27,13 +25,14 @@ from basic_lite.layout import Layout, layout_of
 from basic_lite.memory import peak_mib
 from basic_lite.metrics import Metrics
 from basic_lite.objective import Objective
+from basic_lite.saving import SavingTrainer
 from basic_lite.splitting import Splitter
 from basic_lite.supervision import BasicSupervision
 from basic_lite.targets import TargetSpace
 from basic_lite.types import Window
 
 
-class BasicTrainer(Trainer):
+class BasicTrainer(SavingTrainer):
     """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
 
     What `transformers.Trainer` does differently from the obvious: the loss of a whole optimizer step is
@@ -288,98 +287,9 @@ class BasicTrainer(Trainer):
                     handle.write(json.dumps(row) + "\n")
         super().log(logs, *args, **kwargs)
 
-    # -- checkpoints -----------------------------------------------------------------------------------------
-
-    def save_weights(self, folder: Path) -> None:
-        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector."""
-        with writing.told(folder):
-            self._save_weights(folder)
-
-    def _save_weights(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            draft = folder / ".adapter.part"
-            shutil.rmtree(draft, ignore_errors=True)
-            model.save_pretrained(draft, safe_serialization=True, save_embedding_layers=False)
-            for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
-                path.replace(folder / path.name)
-            shutil.rmtree(draft)
-        else:
-            checkpoint.save_projector(model, folder / run_folder.PROJECTOR)
-            if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
-                checkpoint.save_decoder(model, folder / run_folder.DECODER)
-        if self.manifest is not None:
-            content = self.manifest | {"steps": self.state.global_step}
-            writing.write_json(folder / run_folder.MANIFEST, content)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained weights and the manifest to `output_dir`."""
-        if self.args.should_save:
-            self.save_weights(Path(output_dir or self.args.output_dir))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_draft", None) or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let the Trainer write into a draft folder and rename it when it is complete.
-
-        A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
-        """
+    def before_saving(self) -> None:
+        """Let no step whose gradients were not finite into a checkpoint."""
         self.guard.look(wait=True)
-        out, main = Path(self.args.output_dir), self.is_world_process_zero()
-        name = f"checkpoint-{self.state.global_step}"
-        # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
-        self._draft = str(out / f".{name}.parts")
-        with writing.complete(out / name) if main else nullcontext() as draft:
-            try:
-                if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
-                self.accelerator.wait_for_everyone()
-                with writing.told(out / name):
-                    super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if main:
-                    (Path(self._draft) / name).rename(draft)
-            finally:
-                if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
-                self._draft = None
-        keep = self.args.save_total_limit
-        for old in run_folder.checkpoints(out)[:-keep] if keep and main else []:
-            shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
-        folder, model = Path(resume_from_checkpoint), model or self.model
-        if hasattr(model, "peft_config"):
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            checkpoint.check_adapter(model, folder)
-            state = load_peft_weights(str(folder), device="cpu")
-            result = set_peft_model_state_dict(model, state)
-            assert not result.unexpected_keys, (
-                f"{folder} holds tensors of another model: {result.unexpected_keys}"
-            )
-            return
-        checkpoint.load_projector(model, folder / run_folder.PROJECTOR)
-        if (folder / run_folder.DECODER).is_file():
-            checkpoint.load_decoder(model, folder / run_folder.DECODER)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Read Adam's moments back.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(
-                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
-            ) from error
 
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:

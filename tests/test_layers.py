@@ -43,6 +43,7 @@ LAYERS = [
     {
         "analysis",
         "trainer",
+        "saving",
         "forward",
         "splitting",
         "optimizers",
