@@ -220,7 +220,7 @@ def copies() -> Finding:
         return Finding("copies", "good", f"none are kept: {quantised.VARIABLE} is off")
     found = quantised.copies()
     size = sum(quantised.size_of(folder) for folder in found) / 1e9
-    text = f"{len(found)} pre-quantised decoders, {size:.1f} GB, in {root / 'quantised'}"
+    text = f"pre-quantised decoders: {len(found)}, {size:.1f} GB, in {root / 'quantised'}"
     return Finding("copies", "good", f"{text} (rm -r that folder clears them)" if found else text)
 
 

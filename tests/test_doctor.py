@@ -61,14 +61,14 @@ def test_what_is_broken_is_said_with_its_remedy(tmp_path, monkeypatch, name, pat
 def test_copies_are_shown_with_their_size_and_what_clears_them(tmp_path, monkeypatch):
     assert doctor.copies().text == "none are kept: BASIC_LITE_CACHE is off"
     monkeypatch.setenv("BASIC_LITE_CACHE", str(tmp_path))
-    assert doctor.copies().text == f"0 pre-quantised decoders, 0.0 GB, in {tmp_path / 'quantised'}"
+    assert doctor.copies().text == f"pre-quantised decoders: 0, 0.0 GB, in {tmp_path / 'quantised'}"
     for name in ("one-0a", "two-0b", ".three-0c.part"):
         (tmp_path / "quantised" / name).mkdir(parents=True)
         (tmp_path / "quantised" / name / "copy.json").write_text("{}")
     with (tmp_path / "quantised/one-0a/model.safetensors").open("wb") as handle:
         handle.truncate(3_600_000_000)
     text = doctor.copies().text
-    assert text.startswith("2 pre-quantised decoders, 3.6 GB, in")
+    assert text.startswith("pre-quantised decoders: 2, 3.6 GB, in")
     assert f"{tmp_path / 'quantised'} (rm -r that folder clears them)" in text
 
 
