@@ -142,7 +142,8 @@ def _data(found: Analysis) -> dict[str, object]:
         for one in found.looks:
             rows, verdicts = one.views[number]
             ids = [[place.setdefault(token, len(place)) for token in row] for row in rows]
-            views.append({"ids": ids, "kinds": _kinds(found, rows, verdicts)})
+            judged = 0 if verdicts is None else sum(value is not None for value in verdicts[0])
+            views.append({"ids": ids, "kinds": _kinds(found, rows, verdicts), "judged": judged})
         texts = [
             [kind, *(one.said[number].texts[kind] for one in found.looks)]
             for kind in _READ
@@ -215,4 +216,4 @@ def _left(share: float) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    return "" if share is None else f"{100 * share:.1f}\u00a0%"

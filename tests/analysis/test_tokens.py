@@ -262,6 +262,7 @@ def test_the_command_prints_and_writes_figures_and_a_page(decoder, pictures, tmp
         assert data["judged"] is (judged is not None)
         assert len(data["pictures"][0]["views"][1]["ids"]) == 6
         assert {len(kinds) for kinds in data["pictures"][0]["views"][0]["kinds"]} == {9}
+        assert data["pictures"][0]["views"][0]["judged"] == (9 if judged else 0)
 
 
 def test_a_table_shows_tokens_that_look_like_markup(pictures, tmp_path):
