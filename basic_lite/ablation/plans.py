@@ -50,7 +50,7 @@ class Plan:
 
 
 def _of_all_layers(*shares: str) -> dict[str, Options]:
-    return {f"k = {share}": {"layers": Fraction(share)} for share in shares}
+    return {f"k = {'all' if share == '1' else share}": {"layers": Fraction(share)} for share in shares}
 
 
 _LAYERS = Plan(
