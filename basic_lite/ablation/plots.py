@@ -22,6 +22,7 @@ def dots(table: Table) -> str:
     rows = -(-len(measures) // columns)
     height = rows * (0.9 + 0.34 * len(table.cells))
     figure = Figure(figsize=(11, height), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.1)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, measure in zip(grid.flat, measures, strict=False):
         _panel(axes, table, measure)
