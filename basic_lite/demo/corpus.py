@@ -18,7 +18,7 @@ from basic_lite.demo.dialogues import Turn, turns_about
 from basic_lite.demo.grammar import caption_pieces
 from basic_lite.demo.lexicon import COLOUR_ZH, LANGUAGES, SHAPE_ZH, SIZE_EN, SIZE_ZH, Language
 from basic_lite.demo.questions import KINDS, Noun
-from basic_lite.demo.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, sample_scene
+from basic_lite.demo.scenes import COLOURS, PLACES, SEEN, SHAPES, Scene, Thing, sample_scene
 
 _ROWS = {"en": ("top", "middle", "bottom"), "zh": ("上", "中", "下")}
 _COLUMNS = {"en": ("left", "middle", "right"), "zh": ("左", "中", "右")}
@@ -71,6 +71,7 @@ class Mixture:
         repeated: Share of the captions that repeat the context word for word, where it is sentences.
         kinds: Kinds of questions.
         choice: Share of the questions that are multiple choice.
+        pairs: What things are drawn from and spoken of.
     """
 
     most: int = 4
@@ -80,6 +81,7 @@ class Mixture:
     repeated: float = 0.05
     kinds: tuple[str, ...] = KINDS
     choice: float = 0.4
+    pairs: frozenset[tuple[str, str]] = SEEN
 
 
 class Corpus:
@@ -103,9 +105,9 @@ class Corpus:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def row(self) -> Row:
-        """Draw a scene of seen pairs and make a row about it."""
+        """Draw a scene and make a row about it."""
         rng = self.rng
-        scene = sample_scene(rng, most=self.mixture.most)
+        scene = sample_scene(rng, most=self.mixture.most, pairs=self.mixture.pairs)
         row = Row()
         row.add([self.tokenizer.bos_token_id])
         chat = rng.random() >= self.mixture.plain
@@ -126,7 +128,7 @@ class Corpus:
     def _turns(self, row: Row, scene: Scene) -> None:
         """Append three to seven turns, each in its own language."""
         rng, mixture = self.rng, self.mixture
-        turns = turns_about(scene, rng.randint(3, 7), rng, mixture.kinds, mixture.choice)
+        turns = turns_about(scene, rng.randint(3, 7), rng, mixture.kinds, mixture.choice, mixture.pairs)
         for number, turn in enumerate(turns):
             row.add(self.encode(("\n" if number == 0 else "\n<|im_start|>user\n") + turn.question))
             row.add(self.encode("<|im_end|>\n<|im_start|>assistant\n"))

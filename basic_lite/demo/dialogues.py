@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from basic_lite.demo.grammar import DESCRIBE, Ask, ask, caption, choose, letter, with_options
 from basic_lite.demo.lexicon import LANGUAGES, Language
 from basic_lite.demo.questions import KINDS, Noun, Query, fits, queries
-from basic_lite.demo.scenes import COLOURS, HELD_OUT, SEEN, SHAPES, Scene, Thing, sample_scene
-
-EVERY_PAIR = frozenset((colour, shape) for colour in COLOURS for shape in SHAPES)
+from basic_lite.demo.scenes import EVERY_PAIR, HELD_OUT, SEEN, Scene, Thing, sample_scene
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,19 @@ class Turn:
 
 
 def turns_about(
-    scene: Scene, turns: int, rng: random.Random, kinds: tuple[str, ...] = KINDS, choice: float = 0.3
+    scene: Scene,
+    turns: int,
+    rng: random.Random,
+    kinds: tuple[str, ...] = KINDS,
+    choice: float = 0.3,
+    pairs: frozenset[tuple[str, str]] = SEEN,
 ) -> list[Turn]:
     """Return turns about a training scene, each in either language.
 
     A share of `choice` are multiple choice and one in twenty asks for a description. No turn speaks of a
-    held-out pair.
+    pair that is not among `pairs`.
     """
-    found = queries(scene, rng, SEEN, kinds)
+    found = queries(scene, rng, pairs, kinds)
     out = []
     for _ in range(turns):
         language = rng.choice(LANGUAGES)

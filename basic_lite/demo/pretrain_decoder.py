@@ -4,8 +4,8 @@ Two things make BASIC's premise hold in so small a model, and both are stated in
 contexts are blurred words (see `corpus`), so the decoder learns to read superposed embeddings. And at
 blurred positions an auxiliary loss asks the states after the first half of the layers to match the
 embeddings of the words that stand there: the shallow layers clean the context up, as those of large LLMs
-were seen to do. A third makes an hour of training enough: where an answer begins, auxiliary losses show the
-way to what it depends on.
+were seen to do. A third makes an hour or two of training enough: where an answer begins, auxiliary losses
+show the way to what it depends on.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from basic_lite.demo.corpus import ANSWER, CAPTION, READING, Corpus, Mixture, Row
+from basic_lite.demo.scenes import EVERY_PAIR
 
 LOOKED_UP = ("colour", "shape", "place")
 """Kinds whose answer stands in the context."""
+
+LAST = Mixture(pairs=EVERY_PAIR)
+"""What the second course reads: of the pairs that no picture shows, too, as a language model has read of
+nearly everything. About pairs that it never read of, a model this small answers 12 points worse (82 against
+94 % in English after 16,000 steps), however long it learns."""
 
 CURRICULUM = (
     (0.015, Mixture(most=2, blurred=0.0, plain=1.0, repeated=1.0)),
@@ -75,7 +81,7 @@ def train_decoder(
     device: str = "cpu",
     progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
 ) -> LlamaForCausalLM:
-    """Train the decoder from nothing.
+    """Train the decoder from nothing, on text that leaves the held-out pairs out.
 
     Args:
         tokenizer: The world's tokenizer.
@@ -94,19 +100,49 @@ def train_decoder(
     # Embeddings of norm 1 are as large as what a layer adds, so shallow states stay near the token space.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=model.config.hidden_size**-0.5)
     _start_by_matching(model)
+    return _course(model, CURRICULUM, 1.0, tokenizer, seed, steps, rows, device, progress)
+
+
+def finish_decoder(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    steps: int,
+    rows: int = 16,
+    device: str = "cpu",
+    progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> LlamaForCausalLM:
+    """Let a trained decoder read of every pair; arguments as in `train_decoder`."""
+    torch.manual_seed(seed)
+    model.train().set_attn_implementation("eager")
+    return _course(model, ((1.0, LAST),), 0.5, tokenizer, seed, steps, rows, device, progress)
+
+
+def _course(
+    model: LlamaForCausalLM,
+    curriculum: tuple[tuple[float, Mixture], ...],
+    pace: float,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    steps: int,
+    rows: int,
+    device: str,
+    progress: Callable[[int, dict[str, float]], None],
+) -> LlamaForCausalLM:
+    """Train through a curriculum with learning rates of `pace` times the usual, down to zero."""
     model.to(device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed_tokens" in name]
     optimizers = [
-        torch.optim.Muon(matrices, lr=2.5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=pace * 2.5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=pace * 2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     shape = lambda step: min(1, (step + 1) / 100) * min(1, (steps - step) / (0.6 * steps))  # noqa: E731
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
     corpus = Corpus(tokenizer, seed)
     batches = _batches(corpus, rows, random.Random(seed))
     for step in range(steps):
-        corpus.mixture = next(mixture for end, mixture in CURRICULUM if step < end * steps)
+        corpus.mixture = next(mixture for end, mixture in curriculum if step < end * steps)
         with torch.autocast(device, dtype=torch.bfloat16):
             losses = _losses(model, next(batches), tokenizer.pad_token_id)
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()

@@ -15,10 +15,12 @@ SIZES = ("small", "large")
 TEXTURES = ("grain", "stripes", "checks", "dots", "waves")
 
 HELD_OUT = frozenset(zip(COLOURS, SHAPES, strict=True))
-"""Eight of the 64 pairs, every colour and every shape once: no training picture or text has them."""
+"""Eight of the 64 pairs, every colour and every shape once: no training picture has them."""
 
 SEEN = frozenset((colour, shape) for colour in COLOURS for shape in SHAPES) - HELD_OUT
 """The 56 pairs that training scenes are made of."""
+
+EVERY_PAIR = SEEN | HELD_OUT
 
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 """Names of the cells of the grid, row by row."""
@@ -68,31 +70,37 @@ class Scene:
     seed: int
 
 
-def sample_scene(rng: random.Random, held_out: bool = False, most: int = 4) -> Scene:
+def sample_scene(
+    rng: random.Random,
+    held_out: bool = False,
+    most: int = 4,
+    pairs: frozenset[tuple[str, str]] = SEEN,
+) -> Scene:
     """Draw a scene.
 
     Args:
         rng: Source of all choices.
-        held_out: If true, at least one thing is of a held-out pair; if false, none is.
+        held_out: If true, at least one thing is of a held-out pair.
         most: The largest number of things, 1 to 4.
+        pairs: What all other things are drawn from.
 
     Returns:
         The scene; its things are in random order.
     """
     count = rng.choices((1, 2, 3, 4)[:most], weights=(1, 3, 4, 4)[:most])[0]
-    pairs = rng.sample(sorted(SEEN), count)
+    drawn = rng.sample(sorted(pairs), count)
     # Chance alone rarely repeats a colour or a shape, and counting or comparing needs repeats.
     for i in range(1, count):
         if rng.random() < 0.5:
-            colour, shape = rng.choice(pairs[:i])
-            alike = [p for p in sorted(SEEN) if (p[0] == colour) != (p[1] == shape) and p not in pairs]
-            pairs[i] = rng.choice(alike)
+            colour, shape = rng.choice(drawn[:i])
+            alike = [p for p in sorted(pairs) if (p[0] == colour) != (p[1] == shape) and p not in drawn]
+            drawn[i] = rng.choice(alike)
     if held_out:
-        pairs[0] = rng.choice(sorted(HELD_OUT))
+        drawn[0] = rng.choice(sorted(HELD_OUT))
     cells = rng.sample(range(9), count)
     things = [
         Thing(colour, shape, rng.choice(SIZES), *divmod(cell, 3))
-        for (colour, shape), cell in zip(pairs, cells, strict=True)
+        for (colour, shape), cell in zip(drawn, cells, strict=True)
     ]
     rng.shuffle(things)
     return Scene(tuple(things), rng.choice(TEXTURES), rng.getrandbits(32))
