@@ -77,9 +77,9 @@ def main(
     console.print(showing.summary(found), highlight=False)
     console.print(found.verdict.words, style="bold", highlight=False)
     if found.verdict.target is not None:
-        console.print(
-            f"Train with --target {found.verdict.target} --layers {found.verdict.layers}", highlight=False
-        )
+        # Speaking of words is not yet teaching: in the embedded world the raw target trains better.
+        advice = f"Worth a try: --target {found.verdict.target} --layers {found.verdict.layers}"
+        console.print(f"{advice}; basic-lite ablate target compares it with others", highlight=False)
     if out is not None:
         named = f"{llm or model}{' with random weights' if random_weights else ''}"
         settings = {
