@@ -42,16 +42,18 @@ def build_decoder(
     start = time.monotonic()
     tokenizer = train_tokenizer(seed)
     model = train_decoder(tokenizer, seed, steps, device=device, progress=progress)
+    tokenizer.save_pretrained(folder)
+    _save_half(model, folder)
     unread: dict[str, float] = {}
     if finish:
-        # Rounded as it would ship: the second course can be repeated on a folder that the first one left.
-        model = model.half().float()
+        # From what is on disk, so that it can be repeated on a folder that the first course left. (Rounding
+        # the model in place would round the frequencies of its positions, too.)
+        model, tokenizer = read_decoder(folder)
         known = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
         unread = {f"{language}, pairs never read of": known[language] for language in ("en", "zh")}
         later = lambda step, values: progress(steps + step, values)  # noqa: E731
         model = finish_decoder(model, tokenizer, seed + 1, finish, device=device, progress=later)
-    tokenizer.save_pretrained(folder)
-    _save_half(model, folder)
+        _save_half(model, folder)
     seconds = round(time.monotonic() - start)
     # Read back what ships, so that the figures are those of the rounded weights.
     model, tokenizer = read_decoder(folder)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from basic_lite.demo import build
 from basic_lite.demo.answering import probe_decoder
 from basic_lite.demo.build import read_decoder
+from basic_lite.demo.pretrain_decoder import finish_decoder
 from basic_lite.demo.pretrain_tower import normalise, probe_tower
 from basic_lite.demo.pretrained import DECODER, PARTS, TOWER
 from basic_lite.demo.render import SIDE, render
@@ -81,3 +83,19 @@ def test_the_tower_shows_colour_and_shape_at_the_patches():
 def test_the_recorded_figures_do_not_fall(folder, names, floor):
     probe = json.loads((folder / "probe.json").read_text(encoding="utf-8"))["probe"]
     assert all(probe[name] >= floor for name in names), probe
+
+
+def test_the_second_course_goes_on_from_what_the_first_one_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "probe_decoder", lambda *given, **named: {"en": 0.0, "zh": 0.0})
+    monkeypatch.setattr(build, "probe_shallow", lambda *given, **named: {})
+    steps = []
+    said = lambda step, values: steps.append(step)  # noqa: E731
+    build.build_decoder(tmp_path / "whole", 0, 2, "cpu", said, finish=1)
+    assert steps == [0, 1, 2]
+    build.build_decoder(tmp_path / "first", 0, 2, "cpu", said)
+    model = finish_decoder(*read_decoder(tmp_path / "first"), 1, 1)
+    build._save_half(model, tmp_path / "second")
+    whole, second = (tmp_path / name / "model.safetensors" for name in ("whole", "second"))
+    assert whole.read_bytes() == second.read_bytes()
+    probe = json.loads((tmp_path / "whole/probe.json").read_text())
+    assert (probe["steps"], probe["probe"]["en, pairs never read of"]) == (3, 0.0)
