@@ -89,6 +89,15 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def is_finished(folder: str | Path) -> bool:
+    """Say whether a folder holds a run that reached its last step; `False` without a manifest.
+
+    Raises:
+        ValueError: As `read_manifest`, if there is one that cannot be read.
+    """
+    return (Path(folder) / MANIFEST).is_file() and read_manifest(folder)["finished"]
+
+
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     found = [

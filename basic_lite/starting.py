@@ -81,7 +81,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     """
     found = run_folder.checkpoints(out)
     if resume:
-        if (out / run_folder.MANIFEST).is_file() and run_folder.read_manifest(out)["finished"]:
+        if run_folder.is_finished(out):
             raise ValueError(f"{out} is finished; nothing is left to resume")
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")

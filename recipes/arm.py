@@ -29,7 +29,7 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
     from basic_lite.ablation.runs import STOPPED, follow_parent
     from basic_lite.ablation.watch import DIARY
     from basic_lite.ablation.yardstick import measure
-    from basic_lite.run_folder import checkpoints
+    from basic_lite.run_folder import checkpoints, is_finished
 
     torch.set_num_threads(threads)
     follow_parent()
@@ -39,7 +39,7 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
             if measures.path_of(folder, step).is_file():
                 continue
             out = folder / step
-            if step in stages and not _finished(out):
+            if step in stages and not is_finished(out):
                 again = bool(checkpoints(out))
                 options = _with_paths(stages[step]) | {"seed": seed, "out": out}
                 options |= {"resume": again, "overwrite": not again}
@@ -48,17 +48,11 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
                         stage1.main(**options)
                     else:
                         stage2.main(start=folder / "stage1", **options)
-                if not _finished(out):
+                if not is_finished(out):
                     return STOPPED
             with diary.during(f"measuring {step}"):
                 measures.write(folder, step, measure(folder, step, seed, **yardstick))
     return 0
-
-
-def _finished(out: Path) -> bool:
-    from basic_lite.run_folder import MANIFEST, read_manifest
-
-    return (out / MANIFEST).is_file() and read_manifest(out)["finished"]
 
 
 def _with_paths(options: dict) -> dict:

@@ -92,7 +92,7 @@ def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: in
     from basic_lite.demo.inspection import held_out_scenes, inspect_model
     from basic_lite.demo.watch import STOPPED
     from basic_lite.modeling import Sources, assemble
-    from basic_lite.run_folder import MANIFEST, checkpoints, read_manifest
+    from basic_lite.run_folder import checkpoints, is_finished
     from basic_lite.writing import write_json
 
     torch.set_num_threads(threads)
@@ -105,15 +105,12 @@ def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: in
     def look(path: Path, make: Callable[[], Assembled]) -> None:
         write_json(path, inspect_model(make(), shown).as_dict())
 
-    def finished(folder: Path) -> bool:
-        return (folder / MANIFEST).is_file() and read_manifest(folder)["finished"]
-
     def train(stage: Callable[..., None], folder: Path, **settings: object) -> None:
-        if finished(folder):
+        if is_finished(folder):
             return
         resume = bool(checkpoints(folder))
         stage(out=folder, resume=resume, overwrite=not resume, **settings, **common)
-        if not finished(folder):
+        if not is_finished(folder):
             sys.exit(STOPPED)
 
     def ask() -> None:
