@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 
 
-def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, yardstick: dict) -> int:
+def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, yardstick: dict) -> None:
     """Do what is left of a run; everything that is printed goes to `console.txt`.
 
     Args:
@@ -18,41 +17,33 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
         stages: name of a stage -> its options.
         yardstick: what is measured, see `basic_lite.ablation.yardstick`.
 
-    Returns:
-        An exit code: 0, or `STOPPED` if a signal stopped it with a checkpoint.
+    Raises:
+        SystemExit: With `children.STOPPED`, if a signal stopped it with a checkpoint.
     """
-    import torch
     from basic_lite.recipes import stage1, stage2
-    from basic_lite.recipes.twin import Diary
 
+    from basic_lite import children
     from basic_lite.ablation import measures
-    from basic_lite.ablation.runs import STOPPED, follow_parent
     from basic_lite.ablation.watch import DIARY
     from basic_lite.ablation.yardstick import measure
-    from basic_lite.run_folder import checkpoints, is_finished
+    from basic_lite.progress import Diary
+    from basic_lite.run_folder import is_finished
 
-    torch.set_num_threads(threads)
-    follow_parent()
     diary = Diary.open(folder / DIARY)
-    with (folder / "console.txt").open("a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
+    with children.begin(folder, threads):
         for step in steps:
             if measures.path_of(folder, step).is_file():
                 continue
             out = folder / step
             if step in stages and not is_finished(out):
-                again = bool(checkpoints(out))
-                options = _with_paths(stages[step]) | {"seed": seed, "out": out}
-                options |= {"resume": again, "overwrite": not again}
+                options = _with_paths(stages[step]) | {"seed": seed}
                 with diary.during(step):
                     if step == "stage1":
-                        stage1.main(**options)
+                        children.train(stage1.main, out, **options)
                     else:
-                        stage2.main(start=folder / "stage1", **options)
-                if not is_finished(out):
-                    return STOPPED
+                        children.train(stage2.main, out, start=folder / "stage1", **options)
             with diary.during(f"measuring {step}"):
                 measures.write(folder, step, measure(folder, step, seed, **yardstick))
-    return 0
 
 
 def _with_paths(options: dict) -> dict:
@@ -63,4 +54,4 @@ if __name__ == "__main__":
     import sys
 
     arguments = json.loads(sys.argv[1])
-    sys.exit(run(**arguments | {"folder": Path(arguments["folder"])}))
+    run(**arguments | {"folder": Path(arguments["folder"])})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,39 +92,25 @@ def _seconds(out: Path) -> float:
 
 def _twins(out: Path, seed: int, scenes: int, console: Console) -> None:
     """Draw a world and train both twins in it side by side; what is done already stays."""
-    import signal
     import time
 
+    from basic_lite import children
     from basic_lite.demo.watch import watch
     from basic_lite.demo.world import world_at
     from basic_lite.writing import write_json
 
-    before, start = _seconds(out), time.monotonic()
+    before, begun = _seconds(out), time.monotonic()
     world = world_at(out / "world", lambda line: console.print(line, highlight=False), seed)
     console.print("Two twins, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.")
     folders = {"plain": out / "plain", "BASIC": out / "basic"}
     # One thread each for two twins on two cores: more would only wait for each other.
     threads = max((os.cpu_count() or 2) // 2, 1)
-    twins: dict[str, subprocess.Popen] = {}
-    # A SIGTERM must not leave two twins behind that nobody watches.
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for name, folder in folders.items():
-            folder.mkdir(exist_ok=True)
-            task = {"out": str(folder), "basic": name == "BASIC", "seed": seed, "threads": threads}
-            task |= {"world": str(world.images), "scenes": scenes}
-            command = [sys.executable, "-m", "basic_lite.recipes.twin", json.dumps(task)]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            with (folder / "errors.txt").open("w") as errors:
-                # A session of its own: Ctrl-C in the terminal reaches the twin once, from here.
-                twins[name] = subprocess.Popen(
-                    command, stdout=errors, stderr=errors, env=environment, start_new_session=True
-                )
-        watch(twins, folders, world, console)
+        with children.together() as twins:
+            for name, folder in folders.items():
+                task = {"out": str(folder), "basic": name == "BASIC", "seed": seed}
+                task |= {"world": str(world.images), "scenes": scenes}
+                twins[name] = children.start("basic_lite.recipes.twin", task, folder, threads)
+            watch(twins, folders, world, console)
     finally:
-        for process in twins.values():
-            process.terminate()
-        for process in twins.values():
-            process.wait()
-        signal.signal(signal.SIGTERM, old)
-        write_json(out / "elapsed.json", {"seconds": before + time.monotonic() - start})
+        write_json(out / "elapsed.json", {"seconds": before + time.monotonic() - begun})

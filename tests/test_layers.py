@@ -49,6 +49,8 @@ LAYERS = [
         "optimizers",
         "metrics",
         "callbacks",
+        "children",
+        "progress",
         "finite",
         "doctor",
         "processes",

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from basic_lite import children
 from basic_lite.ablation.measures import path_of
-
-STOPPED: int = 3
-"""Exit code of a run that a signal stopped, with a checkpoint to go on from."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +72,7 @@ def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
 
 def start(run: Run, threads: int) -> subprocess.Popen:
     """Start a run's process; what it prints goes to files in its folder."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "basic_lite.recipes.arm", json.dumps(run.task | {"threads": threads})]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with (run.folder / "errors.txt").open("w") as errors:
-        # A session of its own: Ctrl-C reaches the parent alone, which tells each child once.
-        return subprocess.Popen(
-            command, stdout=errors, stderr=errors, env=environment, start_new_session=True
-        )
+    return children.start("basic_lite.recipes.arm", run.task, run.folder, threads)
 
 
 def run_all(
@@ -105,52 +92,30 @@ def run_all(
         interval: seconds.
 
     Raises:
-        KeyboardInterrupt: On Ctrl-C or SIGTERM, when all runs have saved and stopped.
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, here or in a run, when all runs have saved and stopped.
         ValueError: If runs failed, when the others are done; says where the first one's output is.
     """
     waiting = [run for run in runs if not run.finished]
     done, failed = len(runs) - len(waiting), []
-    running: dict[str, tuple[Run, subprocess.Popen]] = {}
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    started: dict[str, Run] = {}
+    with children.together() as running:
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                running[run.name] = (run, start(run, threads))
-            for name, (run, process) in list(running.items()):
-                code = process.poll()
-                if code is None:
+                started[run.name], running[run.name] = run, start(run, threads)
+            for name, process in list(running.items()):
+                if process.poll() is None:
                     continue
                 del running[name]
-                if code == 0 and run.finished:
+                if children.succeeded(process) and started[name].finished:
                     done += 1
                 else:
-                    failed.append(run)
-            look([run for run, _ in running.values()], done, len(failed))
+                    failed.append(started[name])
+            look([started[name] for name in running], done, len(failed))
             if running:
                 time.sleep(interval)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-        signal.signal(signal.SIGTERM, old)
     if failed:
-        log = failed[0].folder / "errors.txt"
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no message"]
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed, first {failed[0].name}: {last[0]} (all of it in "
-            f"{log}); the same command tries them again"
+            f"{len(failed)} of {len(runs)} runs failed, first {failed[0].name}: "
+            f"{children.last_words(failed[0].folder)}; the same command tries them again"
         )
-
-
-def follow_parent(interval: float = 2.0) -> None:
-    """Stop this process, as a signal would, when the one that started it is gone (killed, say)."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, daemon=True).start()

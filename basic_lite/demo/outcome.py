@@ -20,6 +20,7 @@ from basic_lite.demo.columns import (
 )
 from basic_lite.demo.inspection import Inspection
 from basic_lite.demo.lexicon import Language
+from basic_lite.demo.watch import DIARY
 from basic_lite.demo.world import SCALE
 from basic_lite.measure import Evaluation
 from basic_lite.run_folder import versions
@@ -58,7 +59,7 @@ def collect(out: Path, seed: int, seconds: float) -> Outcome:
         columns += inspection_columns(stage, *sides)
     for language in BENCHMARKS:
         columns += _question_columns(out, language)
-    diaries = (json.loads((side / "twin.json").read_text(encoding="utf-8")) for side in (plain, basic))
+    diaries = (json.loads((side / DIARY).read_text(encoding="utf-8")) for side in (plain, basic))
     columns += cost_columns(*diaries)
     found = Outcome(seed, round(seconds, 1), load_inspection(plain / "before.json"), columns)
     write_json(

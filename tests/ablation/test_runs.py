@@ -22,8 +22,10 @@ with (folder / "starts").open("a") as file:
     file.write("x")
 if how == "fails":
     sys.exit("no room left")
+if how == "is stopped":
+    sys.exit(75)
 if how == "waits":
-    signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(3)))
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(75)))
     (folder / "ready").touch()
     time.sleep(60)
 (folder / "measured-stage1.json").write_text("[]")
@@ -82,6 +84,21 @@ def test_a_signal_stops_all_children_and_waits_for_them(made):
         runs.run_all(todo, 2, 1, look, 0.01)
     assert all((run.folder / "saved").exists() for run in todo)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_to_one_child_stops_the_others_too(made, monkeypatch):
+    waits, is_stopped = made("waits"), made("is stopped")
+    begin = runs.start
+
+    def start(run: runs.Run, threads: int) -> subprocess.Popen:
+        while run is is_stopped and not (waits.folder / "ready").exists():
+            time.sleep(0.01)
+        return begin(run, threads)
+
+    monkeypatch.setattr(runs, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_all([waits, is_stopped], 2, 1, look, 0.01)
+    assert (waits.folder / "saved").exists()
 
 
 def test_jobs_by_cores_and_memory(monkeypatch):

@@ -9,7 +9,6 @@ import threading
 import time
 
 import pytest
-from basic_lite.recipes import twin as one_twin
 from test_cli import run
 
 from basic_lite.demo import world
@@ -84,21 +83,3 @@ def test_a_twin_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2)
     assert "twin failed: SystemExit: no room (all of it in" in failed.stderr
-
-
-def test_a_diary_does_each_thing_once_and_counts_interrupted_attempts(tmp_path, monkeypatch):
-    clock = iter([0.0, 3.0, 10.0, 14.0])
-    monkeypatch.setattr(one_twin.time, "monotonic", lambda: next(clock))
-    done = []
-    path = tmp_path / "twin.json"
-
-    def stop():
-        raise SystemExit(75)
-
-    with pytest.raises(SystemExit):
-        one_twin.Diary.open(path).does("stage 1", stop)
-    for _ in range(2):
-        one_twin.Diary.open(path).does("stage 1", lambda: done.append(1))
-    assert done == [1]
-    content = json.loads(path.read_text())
-    assert (content["seconds"], content["spent"], content["phase"]) == ({"stage 1": 7.0}, 0.0, "")
