@@ -104,6 +104,18 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, row))[:200]}.")
 
 
+def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of a JSON object of id to row.
+
+    Raises:
+        ValueError: If it is no such file, or a row lacks a name.
+    """
+    content = read_json(path)
+    for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
+        require(row, names, f"{path} question {identity}")
+    return content
+
+
 def unique(ids: Iterable[int | str], where: str) -> None:
     """Check that no id comes twice.
 

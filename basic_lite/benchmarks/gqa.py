@@ -16,9 +16,7 @@ from basic_lite.benchmarks.files import (
     Source,
     locate_images,
     main_file,
-    read_json,
-    require,
-    unique,
+    read_keyed,
     write_text,
 )
 from basic_lite.benchmarks.prompts import SHORT, check_style
@@ -38,8 +36,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing or damaged, or the style is unknown.
     """
     check_style(style, STYLES, "gqa")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     return [
         Question(
             id=row["id"],
@@ -71,9 +68,7 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     patterns = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
     path = main_file(source, "GQA questions", *patterns)
-    content = read_json(path)
-    for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
-        require(row, _NEEDS, f"{path} question {identity}")
+    content = read_keyed(path, _NEEDS)
     names = {identity: f"{row['imageId']}.jpg" for identity, row in content.items()}
     images = locate_images(source, names, ("images", "../images"))
     return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]

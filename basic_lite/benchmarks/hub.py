@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.benchmarks.files import Source
+from basic_lite.benchmarks.files import Source, unique
 from basic_lite.benchmarks.question import StoredImage
 
 _SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
@@ -29,6 +29,28 @@ def is_table(source: Source) -> bool:
     raise ValueError(
         f"{source.data} does not exist: give a folder, a file, or a hub id such as lmms-lab/GQA."
     )
+
+
+def rows_of(
+    source: Source,
+    from_table: Callable[[Source], Iterable[dict[str, Any]]],
+    from_files: Callable[[Source], Iterable[dict[str, Any]]],
+    key: str = "id",
+) -> list[dict[str, Any]]:
+    """Return a benchmark's rows in the layout that they are in, each with an id of its own.
+
+    Args:
+        source: Where they are.
+        from_table: Reads the layout of `datasets`.
+        from_files: Reads the original files.
+        key: Name of the id in a row.
+
+    Raises:
+        ValueError: If an id comes twice, or as the readers.
+    """
+    rows = list(from_table(source) if is_table(source) else from_files(source))
+    unique((row[key] for row in rows), str(source.data))
+    return rows
 
 
 def _parquet(folder: Path, config: str | None, split: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import AGAIN, Source, read_text, unique, write_text
+from basic_lite.benchmarks.files import AGAIN, Source, read_text, write_text
 from basic_lite.benchmarks.prompts import SHORT, check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.scoring.score import Id, Score, mean_by, value_of
@@ -36,8 +36,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing or damaged, or the style is unknown.
     """
     check_style(style, STYLES, "mme")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _folder_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _folder_rows)
     odd = [row["id"] for row in rows if row["answer"].lower() not in ("yes", "no")]
     if odd:
         raise ValueError(f"{source.data}: the answer of question {odd[0]} is neither yes nor no.")

@@ -17,9 +17,7 @@ from basic_lite.benchmarks.files import (
     Source,
     locate_images,
     main_file,
-    read_json,
-    require,
-    unique,
+    read_keyed,
     write_text,
 )
 from basic_lite.benchmarks.prompts import check_style
@@ -46,8 +44,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing or damaged, or the style is unknown.
     """
     check_style(style, STYLES, "mmvet")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     return [
         Question(
             id=row["id"],
@@ -64,9 +61,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "MM-Vet questions", "mm-vet.json")
-    content = read_json(path)
-    for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
-        require(row, ("imagename", "question", "answer", "capability"), f"{path} question {identity}")
+    content = read_keyed(path, ("imagename", "question", "answer", "capability"))
     names = {identity: row["imagename"] for identity, row in content.items()}
     images = locate_images(source, names, ("images", "."))
     return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.benchmarks import hub
-from basic_lite.benchmarks.files import Source, find_optional, locate_images, read_json_lines, require, unique
+from basic_lite.benchmarks.files import Source, find_optional, locate_images, read_json_lines, require
 from basic_lite.benchmarks.prompts import SHORT, check_style
 from basic_lite.benchmarks.question import Question
 from basic_lite.scoring.score import Score, mean_by, value_of
@@ -30,8 +30,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing, damaged or do not belong together, or the style is unknown.
     """
     check_style(style, STYLES, "pope")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     odd = [row["id"] for row in rows if row["label"] not in ("yes", "no")]
     if odd:
         raise ValueError(f"{source.data}: the label of question {odd[0]} is neither yes nor no.")

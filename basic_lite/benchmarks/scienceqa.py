@@ -19,7 +19,6 @@ from basic_lite.benchmarks.files import (
     main_file,
     read_json,
     require,
-    unique,
 )
 from basic_lite.benchmarks.prompts import LETTER, check_style
 from basic_lite.benchmarks.question import Question
@@ -63,8 +62,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
     """
     check_style(style, STYLES, "scienceqa")
     render, max_new_tokens = STYLES[style]
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     return [
         Question(
             id=row["id"],

@@ -20,7 +20,6 @@ from basic_lite.benchmarks.files import (
     read_json,
     read_json_lines,
     require,
-    unique,
     write_text,
 )
 from basic_lite.benchmarks.prompts import LETTER, check_style
@@ -47,8 +46,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing or damaged, or the style is unknown.
     """
     check_style(style, STYLES, "seed")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     return [_question(row, style) for row in rows]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from basic_lite.benchmarks.files import (
     main_file,
     read_json,
     require,
-    unique,
     write_text,
 )
 from basic_lite.benchmarks.prompts import SHORT, check_style
@@ -60,8 +60,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
     """
     check_style(style, STYLES, "textvqa")
     render, with_tokens = STYLES[style]
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source, with_tokens))
-    unique((row["question_id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, partial(_file_rows, with_tokens=with_tokens), key="question_id")
     return [
         Question(
             id=row["question_id"],

@@ -19,7 +19,6 @@ from basic_lite.benchmarks.files import (
     main_file,
     read_json,
     require,
-    unique,
     write_text,
 )
 from basic_lite.benchmarks.prompts import SHORT, UNANSWERABLE, check_style
@@ -41,8 +40,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing or damaged, or the style is unknown.
     """
     check_style(style, STYLES, "vizwiz")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows)
     return [
         Question(
             id=row["id"],

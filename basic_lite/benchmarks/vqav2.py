@@ -21,7 +21,6 @@ from basic_lite.benchmarks.files import (
     read_json,
     read_json_lines,
     require,
-    unique,
     write_text,
 )
 from basic_lite.benchmarks.prompts import SHORT, check_style
@@ -50,8 +49,7 @@ def read(source: Source, style: str = "llava") -> list[Question]:
         ValueError: If files are missing, damaged or do not belong together, or the style is unknown.
     """
     check_style(style, STYLES, "vqav2")
-    rows = list(_hub_rows(source) if hub.is_table(source) else _file_rows(source))
-    unique((row["question_id"] for row in rows), str(source.data))
+    rows = hub.rows_of(source, _hub_rows, _file_rows, key="question_id")
     return [
         Question(
             id=row["question_id"],
