@@ -13,7 +13,7 @@ from basic_lite.conversation import IMAGE, Turn
 from basic_lite.data.pictures import decode
 from basic_lite.data.samples import RowFault
 from basic_lite.modeling import Assembled, for_inference
-from basic_lite.prompting import prompt_ids, stops_of, text_of
+from basic_lite.prompting import greedily, one_row, prompt_ids, stops_of, text_of
 
 HELP: str = "/image FILE shows a picture with the next message, /new starts again, /exit ends (or Ctrl-D)."
 
@@ -55,30 +55,24 @@ class Chat:
         """
         assembled, model = self.assembled, self.assembled.model
         ids = prompt_ids(assembled, [*self.turns, self._asked(text)])
-        longest = parts_of(model).decoder.config.max_position_embeddings
-        room = longest - len(ids)
+        positions = parts_of(model).decoder.config.max_position_embeddings
+        room = positions - len(ids)
         if room < 1:
             raise ValueError(
-                f"the conversation has {len(ids)} tokens, the decoder takes {longest}; start a new "
+                f"the conversation has {len(ids)} tokens, the decoder takes {positions}; start a new "
                 "conversation (/new in a terminal)"
             )
-        weight = next(parts_of(model).llava.vision_tower.parameters())
-        pictures, extra = self.shown + self.waiting, {}
+        pictures, pixels = self.shown + self.waiting, None
         if pictures:
+            weight = next(parts_of(model).llava.vision_tower.parameters())
             stacked = torch.stack(pictures).to(weight.device)
-            extra["pixel_values"] = assembled.transform("pad").normalise(stacked, weight.dtype)
-        prompt = torch.tensor([ids], device=weight.device)
+            pixels = assembled.transform("pad").normalise(stacked, weight.dtype)
+        longest = min(self.max_new_tokens, room)
+        never = [assembled.image_token_id]
         with torch.inference_mode():
             row = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                **extra,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=min(self.max_new_tokens, room),
-                eos_token_id=stops_of(assembled),
-                pad_token_id=assembled.pad_token_id,
-                suppress_tokens=[assembled.image_token_id],
+                **one_row(model, ids, pixels),
+                **greedily(stops_of(assembled), assembled.pad_token_id, longest, never),
                 streamer=_Stream(assembled.tokenizer, write),
             )[0, len(ids) :].tolist()
         answer = text_of(assembled, row)

@@ -19,7 +19,7 @@ from basic_lite.benchmarks.question import Question
 from basic_lite.capture import parts_of
 from basic_lite.conversation import IMAGE
 from basic_lite.modeling import Assembled, for_inference
-from basic_lite.prompting import prompt_ids, stops_of, text_of
+from basic_lite.prompting import greedily, prompt_ids, stops_of, text_of
 from basic_lite.writing import complete
 
 
@@ -143,11 +143,7 @@ def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> 
         forward["pixel_values"] = assembled.transform("pad").normalise(pixels, weight.dtype)
     produced = model.generate(
         **forward,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=batch[0][0].max_new_tokens,
-        eos_token_id=stops_of(assembled),
-        pad_token_id=assembled.pad_token_id,
+        **greedily(stops_of(assembled), assembled.pad_token_id, batch[0][0].max_new_tokens),
     )
     return [text_of(assembled, row) for row in produced[:, longest:].tolist()]
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+
+from basic_lite.capture import parts_of
 from basic_lite.conversation import Turn, encode_prompt, stop_ids
 from basic_lite.modeling import Assembled
 
@@ -30,6 +34,36 @@ def prompt_ids(assembled: Assembled, turns: Sequence[Turn]) -> list[int]:
 def stops_of(assembled: Assembled) -> list[int]:
     """Return the ids that end an answer."""
     return stop_ids(assembled.template, assembled.tokenizer)
+
+
+def one_row(
+    model: torch.nn.Module, ids: Sequence[int], pixels: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Return a prompt as a LLaVA takes it: a batch of one, on the model's device.
+
+    Args:
+        model: the LLaVA.
+        ids: of the prompt.
+        pixels: `(I, 3, h, w)`, normalised; `None` for text alone.
+    """
+    weight = next(parts_of(model).llava.vision_tower.parameters())
+    row = torch.tensor([list(ids)], device=weight.device)
+    pictures = {} if pixels is None else {"pixel_values": pixels.to(weight.device, weight.dtype)}
+    return {"input_ids": row, "attention_mask": torch.ones_like(row), **pictures}
+
+
+def greedily(stops: list[int], pad: int, longest: int, never: Sequence[int] = ()) -> dict[str, Any]:
+    """Return `generate`'s options for the likeliest next token, again and again.
+
+    Args:
+        stops: ids that end an answer.
+        pad: id that fills a batch.
+        longest: most tokens of an answer.
+        never: ids that no answer has, the placeholder of a picture for instance.
+    """
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": longest}
+    options |= {"eos_token_id": stops, "pad_token_id": pad}
+    return options | ({"suppress_tokens": list(never)} if never else {})
 
 
 def until_stop(produced: Sequence[int], stops: Sequence[int]) -> list[int]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from basic_lite.capture import parts_of
 from basic_lite.conversation import stop_ids
 from basic_lite.modeling import Assembled
+from basic_lite.prompting import greedily, until_stop
 from basic_lite.templates import Template
 
 ORIGINAL = "original"
@@ -129,14 +130,9 @@ def greedy_texts(
         produced = assembled.model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
-            do_sample=False,
-            num_beams=1,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stops,
-            pad_token_id=assembled.pad_token_id,
-            suppress_tokens=[assembled.image_token_id],
+            **greedily(stops, assembled.pad_token_id, max_new_tokens, [assembled.image_token_id]),
         )
         for name, row in zip(chosen, produced.tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in stops), len(row))
-            found[name] = assembled.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+            ids = until_stop(row, stops)
+            found[name] = assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()
     return found

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from basic_lite.capture import parts_of
 from basic_lite.conversation import IMAGE, Turn
 from basic_lite.modeling import Assembled, for_inference
-from basic_lite.prompting import prompt_ids, stops_of, text_of, until_stop
+from basic_lite.prompting import greedily, one_row, prompt_ids, stops_of, text_of, until_stop
 
 NEW_TOKENS: int = 12
 LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -100,24 +100,12 @@ def ask(
     Returns:
         The produced ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
     """
-    tower = next(parts_of(model).llava.vision_tower.parameters())
-    prompt = torch.tensor([ids], device=tower.device)
-    extra = {} if pixels is None else {"pixel_values": pixels.to(tower.device, tower.dtype)}
-    row = model.generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        **extra,
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=NEW_TOKENS,
-        eos_token_id=stops,
-        pad_token_id=pad,
-        suppress_tokens=[parts_of(model).llava.config.image_token_id],  # an answer shows no picture
-    )[0, len(ids) :].tolist()
+    never = [parts_of(model).llava.config.image_token_id]  # an answer shows no picture
+    prompt = one_row(model, ids, pixels)
+    row = model.generate(**prompt, **greedily(stops, pad, NEW_TOKENS, never))[0, len(ids) :].tolist()
     produced = until_stop(row, stops)
     along = produced if along is None else along
-    whole = torch.tensor([ids + along], device=tower.device)
-    logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **extra).logits
+    logits = model(**one_row(model, ids + along, pixels)).logits
     return produced, logits[0, len(ids) - 1 :].float().cpu()
 
 
