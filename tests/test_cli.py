@@ -341,6 +341,13 @@ def test_a_whole_decoder_that_cannot_fit_is_said_before_loading(world, tmp_path,
         check_whole_decoder_fits(config, "cpu")
 
 
+def test_the_package_is_the_command_too():
+    done = subprocess.run([sys.executable, "-m", "basic_lite", "nope"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Usage: python -m basic_lite" in done.stderr
+    assert "No such command 'nope'" in done.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["stage1"], ["stage2"], ["eval"], ["data"]])
 def test_help_has_examples(command, tmp_path):
     text = run(*command, "--help", cwd=tmp_path).stdout

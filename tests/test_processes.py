@@ -77,9 +77,8 @@ def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):  #
     run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
     more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5)
     run(*stage2(world, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
-    (tmp_path / "command.py").write_text("from basic_lite.cli import main\n\nmain()\n")
     options = ["--multi_gpu", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--main_process_port", 0, "command.py"]
+    options += ["--dynamo_backend", "no", "--main_process_port", 0, "-m", "basic_lite"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options]
     command += stage2(world, *more, "--micro-batch", 2, "--out", "two")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
