@@ -35,31 +35,33 @@ from basic_lite.types import Diverged
 app = typer.Typer(
     name="basic-lite",
     help="Train your own vision-language model on one graphics card, supervised by the LLM itself (BASIC).",
-    epilog="Three commands run the whole method: stage1 --model gemma-2b, stage2 --lora, eval mmbench.",
+    epilog="Three commands run the whole method: stage1 --model gemma-2b, stage2 --lora, eval mmbench. "
+    "To see it work without a GPU or a download: demo.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("plan")(plan.main)
-app.command("stage1")(stage1.main)
-app.command("stage2")(stage2.main)
-app.command("eval")(evaluation.main)
-app.command("export")(export.main)
-app.command("doctor")(doctor.main)
-app.command("chat")(chat.main)
-app.command("compare")(compare.main)
-app.add_typer(data.app, name="data")
-app.add_typer(analyze.app, name="analyze")
-app.command("demo")(demo.main)
-app.command("ablate", context_settings=ablate.PASS_ON)(ablate.main)
-app.command("demo-parts")(build_demo_parts.main)
-measures = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-measures.command("data")(bench_data.main)
-measures.command("generate")(bench.generate)
+TRAIN, LOOK, TRY = "Train and use a model", "Find out what it does", "Data and machine"
+app.command("plan", rich_help_panel=TRAIN)(plan.main)
+app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
+app.command("stage2", rich_help_panel=TRAIN)(stage2.main)
+app.command("eval", rich_help_panel=TRAIN)(evaluation.main)
+app.command("compare", rich_help_panel=TRAIN)(compare.main)
+app.command("chat", rich_help_panel=TRAIN)(chat.main)
+app.command("export", rich_help_panel=TRAIN)(export.main)
+app.command("demo", rich_help_panel=LOOK)(demo.main)
+app.add_typer(analyze.app, name="analyze", rich_help_panel=LOOK)
+app.command("ablate", context_settings=ablate.PASS_ON, rich_help_panel=LOOK)(ablate.main)
+app.command("demo-parts", rich_help_panel=LOOK)(build_demo_parts.main)
+app.command("doctor", rich_help_panel=TRY)(doctor.main)
+app.add_typer(data.app, name="data", rich_help_panel=TRY)
+measures = typer.Typer(help="Measure the speed and memory of this machine.", no_args_is_help=True)
 measures.command("step")(bench.step)
 measures.command("sds")(bench_sds.sds)
-app.add_typer(measures, name="bench")
+measures.command("generate")(bench.generate)
+measures.command("data")(bench_data.main)
+app.add_typer(measures, name="bench", rich_help_panel=TRY)
 
 
 def main() -> None:

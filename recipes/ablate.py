@@ -22,34 +22,43 @@ def main(
         ),
     ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
-    data: o.Data = None,
+    data: Annotated[
+        Path | None,
+        o.option(
+            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+            default="with tiny the embedded world, else the published set",
+            panel="Data",
+        ),
+    ] = None,
     images: o.Images = None,
     out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
         "runs/ablation"
     ),
     arms: Annotated[
-        str | None, o.option(help="Only these arms, with semicolons.", default="all", panel=HERE)
+        str | None, o.option(help="Only these arms, semicolons between them.", default="all", panel=HERE)
     ] = None,
-    seeds: Annotated[int, o.option(help="So many, from --seed on.", panel=HERE)] = 1,
-    seed: Annotated[int, o.option(help="The first one.", panel=HERE)] = 0,
+    seeds: Annotated[int, o.option(help="Runs of each arm, a seed each.", panel=HERE)] = 1,
+    seed: Annotated[int, o.option(help="The first seed.", panel=HERE)] = 0,
     jobs: Annotated[
         int | None, o.option(help="Runs at a time.", default="cores and free memory; 1 on a GPU", panel=HERE)
     ] = None,
     quick: Annotated[
         bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)
     ] = False,
-    stage: Annotated[int, o.option(help="2: stage 2 and questions too.", min=1, max=2, panel=HERE)] = 1,
+    stage: Annotated[int, o.option(help="2: also stage 2 and questions.", min=1, max=2, panel=HERE)] = 1,
     stage2: Annotated[str, o.option(help="Options of stage 2, in quotes.", panel=HERE)] = "--lora",
     measure_data: Annotated[
         Path | None,
         o.option(help="File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[int, o.option(help="So many of its rows.", min=2, panel=HERE)] = 256,
+    measure_rows: Annotated[int, o.option(help="How many of its rows.", min=2, panel=HERE)] = 256,
     benchmark: Annotated[
         str | None, o.option("--eval", help="Benchmark to score every run on.", default="none", panel=HERE)
     ] = None,
-    eval_data: Annotated[Path | None, o.option(help="Its data, as in eval.", panel=HERE)] = None,
-    eval_images: Annotated[Path | None, o.option(help="Its pictures.", panel=HERE)] = None,
+    eval_data: Annotated[
+        Path | None, o.option(help="The benchmark's data, as --data in eval.", panel=HERE)
+    ] = None,
+    eval_images: Annotated[Path | None, o.option(help="The benchmark's pictures.", panel=HERE)] = None,
     text_patches: Annotated[
         Path | None,
         o.option(help="Where your pictures hold text, JSON: row id to patches.", default="none", panel=HERE),
@@ -63,8 +72,9 @@ def main(
 ) -> None:
     """Find out which part of the method does it. Interrupted, the same command goes on.
 
-    Every other option of stage1 may be given too and holds for all arms, --max-steps for instance. Every run
-    is measured with the paper's target, whatever it was trained with.
+    Every other option of stage1 may be given too, --max-steps for instance, and holds for all arms.
+
+    Every run is measured with the paper's target, whatever it was trained with.
 
     Examples:
 

@@ -37,8 +37,11 @@ def main(
 ) -> None:
     """See on text whether layers 1..k still speak of their tokens, and which --target to train with.
 
-    No picture, no vision tower and no training are involved. Give the captions that you will train on as
-    --text: maps for --target translated are tried only where there are four tokens for each of their rows.
+    No picture, no vision tower and no training are involved.
+
+    Give the captions that you will train on as --text.
+
+    Maps for --target translated are tried only where there are four tokens for each of their rows.
 
     Examples:
 

@@ -39,15 +39,18 @@ def tokens(
         int, o.option(help="Longest text of the replacement test; 0 generates none.", min=0)
     ] = 48,
     views: Annotated[int, o.option(help="Pictures in the report.", min=0)] = 6,
-    seed: Annotated[int, o.option(help="Of the embedded world's scenes, without --images.")] = 0,
+    seed: Annotated[int, o.option(help="Seed of the embedded world's scenes, without --images.")] = 0,
     out: Annotated[
         Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
     ] = None,
 ) -> None:
     """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
 
-    Shows how many matches mean something, how deep layers drift to end tokens, how far the states move from
-    what the projector made, and how much of a caption is left when matched tokens stand in for the picture.
+    Shows how many matches mean something, and how deep layers drift to end tokens.
+
+    Shows how far the states move from what the projector made.
+
+    Shows how much of a caption is left when matched tokens stand in for the picture.
 
     Examples:
 

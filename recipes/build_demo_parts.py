@@ -22,9 +22,10 @@ def main(
     """Train the demo decoder and the demo tower, probe both, and write them as Hugging Face folders.
 
     Examples:
-        basic-lite demo-parts --out demo-parts
 
-        basic-lite demo-parts --part tower --tower-steps 100 --out trial
+      basic-lite demo-parts --out demo-parts
+
+      basic-lite demo-parts --part tower --tower-steps 100 --out trial
     """
     import torch
     from rich.console import Console

@@ -16,7 +16,7 @@ def main(
     ] = None,
     max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", min=1)] = 512,
     web: Annotated[bool, o.option("--web", help="A page in the browser (needs gradio).")] = False,
-    port: Annotated[int, o.option(help="Of the page, on this machine alone.", min=1, max=65535)] = 7860,
+    port: Annotated[int, o.option(help="Port of the page, on this machine alone.", min=1, max=65535)] = 7860,
 ) -> None:
     """Ask a run about pictures: several turns, several pictures, greedy decoding, the run's own template.
 

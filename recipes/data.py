@@ -32,7 +32,8 @@ def check(
     pictures: Annotated[
         Literal["decode", "header", "present"],
         typer.Option(
-            help="How closely to look at images: decode them, read headers, or see that they exist."
+            metavar="HOW",
+            help="How closely to look at a picture: decode it, read its header, or see that it is present.",
         ),
     ] = "decode",
     max_length: Annotated[int, typer.Option(help="Most tokens of a row, images included.")] = 2048,
@@ -59,10 +60,13 @@ def check(
 ) -> None:
     """Find every row that cannot be trained on, before training meets it.
 
-    Exit code 0: nothing wrong, 1: findings, 2: the data cannot be read. Stopped with Ctrl-C and started
-    again, it goes on where it was. Training uses the index and the results that it leaves.
+    Exit code 0: nothing wrong, 1: findings, 2: the data cannot be read.
 
-    [bold]Examples[/bold]
+    Stopped with Ctrl-C and started again, it goes on where it was.
+
+    Training uses the index and the results that it leaves.
+
+    Examples:
 
       basic-lite data check blip_laion_cc_sbu_558k.json --images images.zip --stage 1
 

@@ -56,9 +56,15 @@ def main(
     ] = None,
     batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.", min=1)] = 16,
     max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on.", default="-1, all")] = -1,
-    image_size: o.ImageSize = None,
+    image_size: Annotated[
+        int | None,
+        o.option(help="Side of the tower's input in pixels.", default="the run's", panel=o.MODEL),
+    ] = None,
     tower_layer: Annotated[
-        int | None, o.option(help="Features of the tower.", default="the run's", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Which hidden states of the tower are its features.", default="the run's", panel=o.MODEL
+        ),
     ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRun = False,

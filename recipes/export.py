@@ -28,7 +28,7 @@ def main(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None, o.option(help="Of the weights.", default="the run's")
+        Literal["bf16", "fp16", "fp32"] | None, o.option(help="Dtype of the weights.", default="the run's")
     ] = None,
     shard_gib: Annotated[float, o.option(help="Most GiB of one file.", min=0.001)] = 2.0,
     device: Annotated[

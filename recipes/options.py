@@ -10,6 +10,7 @@ import typer
 MODEL = "Model"
 METHOD = "Method"
 RUN = "Run"
+MEMORY = "Memory and speed"
 
 
 def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: object) -> object:
@@ -31,7 +32,7 @@ Images = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    option("--follow-links", help="Links in the image folder may lead out of it.", panel="Data"),
+    option("--follow-links", help="Allow links in the image folder that lead out of it.", panel="Data"),
 ]
 MinRating = Annotated[
     int | None,
@@ -46,7 +47,11 @@ MaxLength = Annotated[int, option(help="Most tokens of a row; longer answers are
 
 Llm = Annotated[
     str | None,
-    option(help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.", panel=MODEL),
+    option(
+        help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.",
+        default="that of --model",
+        panel=MODEL,
+    ),
 ]
 Tower = Annotated[
     str | None,
@@ -72,13 +77,25 @@ ImageSize = Annotated[
 TowerLayer = Annotated[int, option(help="Which hidden states of the tower are its features.", panel=MODEL)]
 
 Basic = Annotated[
-    bool, option("--basic/--no-basic", help="--no-basic trains the plain LLaVA twin.", panel=METHOD)
+    bool,
+    option(
+        "--basic/--no-basic",
+        help="With BASIC's two terms, or (--no-basic) the plain LLaVA twin.",
+        panel=METHOD,
+    ),
 ]
 Layers = Annotated[
-    int | None, option(help="Supervised layers k.", default="half of the decoder's", panel=METHOD)
+    int | None,
+    option(
+        help="k: the target is made of decoder layers 1 to k.", default="half of the decoder's", panel=METHOD
+    ),
 ]
-Weighting = Annotated[str, option(help="Layers 1..k: quadratic, linear, constant, decreasing.", panel=METHOD)]
-Importance = Annotated[str, option(help="Patches: attention or uniform.", panel=METHOD)]
+Weighting = Annotated[
+    str, option(help="Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD)
+]
+Importance = Annotated[
+    str, option(help="Weights of patches: attention (of the text to them) or uniform.", panel=METHOD)
+]
 Target = Annotated[
     str | None,
     option(
@@ -88,41 +105,67 @@ Target = Annotated[
     ),
 ]
 Intervention = Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)]
-DasWeight = Annotated[float, option(help="Weight of directional alignment; 0 is off.", panel=METHOD)]
-SdsWeight = Annotated[float, option(help="Weight of semantic distribution; 0 is off.", panel=METHOD)]
+DasWeight = Annotated[
+    float, option(help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD)
+]
+SdsWeight = Annotated[
+    float, option(help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD)
+]
 RowsPerChunk = Annotated[
-    int | None, option(help="Patches per pass over the vocabulary.", default="by size", panel=METHOD)
+    int | None, option(help="Patches per pass of L_sds over the vocabulary.", default="by size", panel=MEMORY)
 ]
 
 GlobalBatch = Annotated[int | None, option(help="Rows per optimizer step.", default="LLaVA-1.5's")]
 MicroBatch = Annotated[
-    int | None, option(help="Rows per forward pass; must divide the global batch.", default="8, stage 2: 4")
+    int | None,
+    option(
+        help="Rows per forward pass; must divide the global batch.", default="8; stage 2: 4", panel=MEMORY
+    ),
 ]
 Epochs = Annotated[float | None, option(help="Passes over the data.", default="1")]
 MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs.", default="-1, off")]
 Recompute = Annotated[
     bool | None,
     option(
-        "--recompute/--no-recompute", help="Run all decoder layers again in backward.", default="on a GPU"
+        "--recompute/--no-recompute",
+        help="Recompute all decoder layers in backward (gradient checkpointing).",
+        default="on a GPU",
+        panel=MEMORY,
     ),
 ]
 RecomputeLayers = Annotated[
-    int | None, option(help="Only so many of them, the first ones.", default="all or none", min=0)
+    int | None,
+    option(
+        help="Recompute so many layers alone, the first ones.",
+        default="all or none",
+        panel=MEMORY,
+        min=0,
+        metavar="N",
+    ),
 ]
 Fit = Annotated[
     str | None,
     option(
-        help="Choose micro-batch, recomputed layers, chunk and optimizer for so many GiB, or auto.",
+        help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of so many "
+        "GiB, or auto for this one.",
         default="off",
+        panel=MEMORY,
+        metavar="GIB|auto",
     ),
 ]
 Optimizer = Annotated[
     str | None,
-    option(help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs"),
+    option(
+        help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY
+    ),
 ]
 FusedKernels = Annotated[
     bool,
-    option("--fused-kernels/--no-fused-kernels", help="On a GPU, Liger's norms, MLPs and rotary embedding."),
+    option(
+        "--fused-kernels/--no-fused-kernels",
+        help="On a GPU, Liger's norms, MLPs and rotary embedding.",
+        panel=MEMORY,
+    ),
 ]
 QuantisedCopy = Annotated[
     bool,
@@ -133,10 +176,10 @@ QuantisedCopy = Annotated[
     ),
 ]
 SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
-Keep = Annotated[int, option(help="Checkpoints that stay.")]
+Keep = Annotated[int, option(help="How many checkpoints stay, the newest ones.")]
 LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.")]
-Seed = Annotated[int, option(help="Of the projector, the order of rows, and dropout.")]
-ReportTo = Annotated[str, option(help="Tracker, such as tensorboard. Off by default.")]
+Seed = Annotated[int, option(help="Seed of the projector, the order of rows, and dropout.")]
+ReportTo = Annotated[str, option(help="Tracker, such as tensorboard.")]
 Resume = Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the run in --out.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print the resolved settings, load nothing.")]
