@@ -12,7 +12,6 @@ from transformers import PrinterCallback, TrainingArguments
 
 from basic_lite.bench_baselines import measure_baseline
 from basic_lite.capture import parts_of
-from basic_lite.data.batches import Collator
 from basic_lite.data.images import ImageTransform
 from basic_lite.devices import recompute_layers
 from basic_lite.modeling import Assembled
@@ -141,9 +140,7 @@ def measure_steps(
             objective=Objective() if basic else Objective(0, 0),
             transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
             train_dataset=rows,
-            data_collator=Collator(
-                pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id
-            ),
+            data_collator=assembled.collator(),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from basic_lite import fused
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
-from basic_lite.data.batches import Collator
 from basic_lite.modeling import Assembled
 from basic_lite.synthetic import RandomRows
 
@@ -47,7 +46,7 @@ def measure_baseline(
         decoder.config.vocab_size,
         assembled.image_size,
     )
-    collator = Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id)
+    collator = assembled.collator()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device.type == "cuda")
     tower = next(parts.llava.vision_tower.parameters()).dtype

@@ -15,7 +15,7 @@ from basic_lite.callbacks import AtStart, FirstStep, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.conversation import Template
-from basic_lite.data.batches import Batches, Collator, SupervisedRows
+from basic_lite.data.batches import Batches
 from basic_lite.data.findings import Finding
 from basic_lite.data.readers import Rows
 from basic_lite.data.report import read_bad_rows, write_bad_rows
@@ -68,13 +68,10 @@ def train(
                 write_bad_rows(bad_log, rows.faults)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
-    dataset = SupervisedRows(
+    dataset = assembled.supervised(
         rows,
-        template=template,
-        tokenizer=assembled.tokenizer,
-        transform=transform,
-        image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
+        template,
+        transform,
         max_length=settings.max_length,
         bad_budget=settings.bad_budget,
         bad_log=bad_log,
@@ -121,10 +118,9 @@ def train(
         seed=settings.seed,
     )
     with args.main_process_first(local=False):  # the first fits and writes, the others read
-        space, found = teacher.prepare(
-            assembled, settings, rows, console, resume=resume, start=origin and Path(origin["stage1"])
-        )
-    manifest |= found
+        start = origin and Path(origin["stage1"])
+        space = teacher.target_space(assembled, settings, rows, console, resume=resume, start=start)
+        manifest |= teacher.findings(assembled, settings, rows, space, console, resume)
     if clock is not None:
         clock.mark("teacher")
     progress = StepProgress(console, f"stage {settings.stage}")
@@ -143,7 +139,7 @@ def train(
         fused_kernels=settings.fused_kernels,
         manifest=manifest,
         train_dataset=dataset,
-        data_collator=Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id),
+        data_collator=assembled.collator(),
         callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,12 +16,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from basic_lite import conversation, decoder, quantised, zoo
-from basic_lite.capture import parts_of
+from basic_lite.consistency import check_embedding_path, check_quantisation
+from basic_lite.data.batches import Collator, SupervisedRows
 from basic_lite.data.images import ImageTransform
+from basic_lite.data.readers import Rows
 from basic_lite.placeholders import find_image_token, find_pad_token
+from basic_lite.projector import Projector
 from basic_lite.tower import load_tower, native_size, read_processor, vision_config
 
 Bits = Literal[4, 8, 16]
@@ -118,19 +120,23 @@ class Assembled:
         """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
         return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
 
+    def supervised(
+        self, rows: Rows, template: conversation.Template, transform: ImageTransform, **limits: Any
+    ) -> SupervisedRows:
+        """Return rows as this model takes them; `limits` are those of `SupervisedRows`."""
+        return SupervisedRows(
+            rows,
+            template=template,
+            tokenizer=self.tokenizer,
+            transform=transform,
+            image_token_id=self.image_token_id,
+            tokens_per_image=self.tokens_per_image,
+            **limits,
+        )
 
-class Projector(LlavaMultiModalProjector):
-    """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
-
-    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
-    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
-    among the text.
-    """
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
-        with torch.autocast(image_features.device.type, enabled=False):
-            return super().forward(image_features.to(self.linear_1.weight.dtype))
+    def collator(self) -> Collator:
+        """Return what makes batches of such rows."""
+        return Collator(pad_token_id=self.pad_token_id, image_token_id=self.image_token_id)
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
@@ -228,48 +234,6 @@ def assemble(
     return Assembled(
         model, tokenizer, template, processor, size, image_token_id, pad_token_id, tokens, family, sources
     )
-
-
-def check_quantisation(model: nn.Module) -> None:
-    """Assert that nothing outside the decoder's layers is quantised: `L_sds` multiplies by the embeddings."""
-    for name, module in model.named_modules():
-        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-            inside = ".language_model." in name and ".layers." in name
-            assert inside, f"{name} must not be quantised"
-    parts = parts_of(model)
-    for what, weight in (("embeddings", parts.embedding), ("head", parts.head.weight)):
-        plain = weight.is_floating_point() and weight.dim() == 2
-        assert plain, f"the {what} must be a plain matrix"
-
-
-@torch.no_grad()
-def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Assert that the first layer receives the same from ids and from their embeddings: nothing is rescaled.
-
-    Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained
-    there is wrong by that factor here.
-    """
-
-    class Look(nn.Module):
-        """In the place of all layers: a 7B in 4 bits takes its time for a pass on a CPU."""
-
-        def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-            seen.append(hidden_states.float())
-            return hidden_states
-
-    seen: list[torch.Tensor] = []
-    decoder = parts_of(model).decoder
-    embed, layers = model.get_input_embeddings(), decoder.layers
-    ids = torch.arange(4, 12, device=embed.weight.device)[None]
-    decoder.layers = nn.ModuleList([Look()])
-    try:
-        model(input_ids=ids)
-        model(inputs_embeds=embed(ids))
-    finally:
-        decoder.layers = layers
-    by_id, by_embedding = seen
-    gap = (by_id - by_embedding).abs().max() / by_id.abs().max()
-    assert gap < 1e-3, f"inputs_embeds are rescaled inside the decoder (relative gap {gap:.2g})"
 
 
 def for_inference(model: nn.Module) -> None:

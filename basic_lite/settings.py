@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -84,6 +86,17 @@ class Settings:
     target: TargetKind = "raw"
     objective: Objective = field(default_factory=Objective)
     intervention: str = "none"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], **resolved: Any) -> Settings:
+        """Take the options that are settings under the same name, and what was made of the others.
+
+        Args:
+            options: of a command, as they were given.
+            resolved: comes before an option of the same name.
+        """
+        names = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in options.items() if name in names} | resolved)
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded.

@@ -20,7 +20,9 @@ from transformers import (
 
 from basic_lite import conversation, zoo
 from basic_lite.capture import parts_of
-from basic_lite.modeling import Assembled, Projector, Sources, check_quantisation
+from basic_lite.consistency import check_quantisation
+from basic_lite.modeling import Assembled, Sources
+from basic_lite.projector import Projector
 
 _WINDOW = {"max_position_embeddings": 4096}
 # fmt: off

@@ -23,37 +23,6 @@ FILE: str = "target.safetensors"
 """The fitted space in the run folder: a resumed run reads it, and so does a stage 2 on the same decoder."""
 
 
-def prepare(
-    assembled: Assembled,
-    settings: Settings,
-    rows: Rows,
-    console: Console,
-    *,
-    resume: Path | None = None,
-    start: Path | None = None,
-) -> tuple[TargetSpace, dict]:
-    """Return the space of a run's target, and what the manifest says of the teacher.
-
-    Args:
-        assembled: the model.
-        settings: of the run.
-        rows: the training data.
-        console: where it is said what is done and found.
-        resume: checkpoint that the run goes on from: nothing is fitted or looked at again.
-        start: run of stage 1 that this one starts from.
-
-    Raises:
-        ValueError: If a resumed run's file is missing or another one, or there is hardly any text to fit on.
-    """
-    space = target_space(assembled, settings, rows, console, resume=resume, start=start)
-    found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
-    if resume is not None:
-        found["premise"] = run_folder.read_manifest(resume).get("premise")
-    elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
-        found["premise"] = look_at(assembled, settings, rows, space, console)
-    return space, found
-
-
 def target_space(
     assembled: Assembled,
     settings: Settings,
@@ -103,6 +72,32 @@ def target_space(
     space = TargetSpace.load(path)
     console.print(f"target {space.kind}: {quality_line(space)}", highlight=False)
     return space
+
+
+def findings(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    space: TargetSpace,
+    console: Console,
+    resume: Path | None = None,
+) -> dict:
+    """Return what the manifest says of the teacher: its target, and in stage 1 whether it can teach.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        space: of the run's target.
+        console: where it is said what is found.
+        resume: checkpoint that the run goes on from: nothing is looked at again.
+    """
+    found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
+    if resume is not None:
+        found["premise"] = run_folder.read_manifest(resume).get("premise")
+    elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
+        found["premise"] = look_at(assembled, settings, rows, space, console)
+    return found
 
 
 def manifest_entry(space: TargetSpace, out: Path) -> dict:

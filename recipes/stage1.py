@@ -73,6 +73,7 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
+    given = dict(locals())  # what was said, before anything is made of it
     from functools import partial
 
     from basic_lite import devices, fitting, launch, modeling, starting, trainable, zoo
@@ -100,35 +101,19 @@ def main(
     data, images = starting.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 1)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
-    settings = Settings(
+    settings = Settings.of(
+        given,
         stage=1,
-        out=out,
         data=data,
         images=images,
-        follow_links=follow_links,
-        min_rating=min_rating,
         aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
         learning_rate=learning_rate or pace.learning_rate,
         global_batch=global_batch or pace.global_batch,
         micro_batch=micro_batch or pace.micro_batch,
         epochs=epochs or pace.epochs,
-        max_steps=max_steps,
-        max_length=max_length,
-        bad_budget=bad_budget,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
-        fused_kernels=fused_kernels,
-        save_steps=save_steps,
-        keep=keep,
-        logging_steps=logging_steps,
-        workers=workers,
-        seed=seed,
-        report_to=report_to,
-        layers=layers,
-        weighting=weighting,
-        importance=importance,
         target=target or "raw",
         objective=objective,
-        intervention=intervention,
     )
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(

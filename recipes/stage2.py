@@ -22,9 +22,15 @@ def main(
     bits: Annotated[
         int | None, o.option(help="Bits of the decoder's weights.", default="stage 1's", panel=o.MODEL)
     ] = None,
-    image_size: o.ImageSize = None,
+    image_size: Annotated[
+        int | None,
+        o.option(help="Side of the tower's input in pixels.", default="stage 1's", panel=o.MODEL),
+    ] = None,
     tower_layer: Annotated[
-        int | None, o.option(help="Features of the tower.", default="stage 1's", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Which hidden states of the tower are its features.", default="stage 1's", panel=o.MODEL
+        ),
     ] = None,
     data: o.Data = None,
     images: o.Images = None,
@@ -80,6 +86,7 @@ def main(
 
       basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
     """
+    given = dict(locals())  # what was said, before anything is made of it
     from dataclasses import replace
     from functools import partial
 
@@ -119,39 +126,22 @@ def main(
     pace = zoo.pace_of(sources.llm, 2)
     rank = rank or pace.rank
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
-    settings = Settings(
+    settings = Settings.of(
+        given,
         stage=2,
-        out=out,
         data=data,
         images=images,
-        follow_links=follow_links,
-        min_rating=min_rating,
         aspect="pad",  # LLaVA-1.5 pads to a square of the mean colour from stage 2 on
         learning_rate=learning_rate or (pace.learning_rate if lora else pace.learning_rate / 10),
         projector_learning_rate=projector_learning_rate or pace.projector_learning_rate,
         global_batch=global_batch or pace.global_batch,
         micro_batch=micro_batch or pace.micro_batch,
         epochs=epochs or pace.epochs,
-        max_steps=max_steps,
-        max_length=max_length,
-        bad_budget=bad_budget,
         group=True,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
-        lora=lora,
         optimizer=optimizer or "adamw",
-        fused_kernels=fused_kernels,
-        save_steps=save_steps,
-        keep=keep,
-        logging_steps=logging_steps,
-        workers=workers,
-        seed=seed,
-        report_to=report_to,
-        layers=layers,
-        weighting=weighting,
-        importance=importance,
         target=target or first["method"].get("target", "raw"),
         objective=objective,
-        intervention=intervention,
     )
     starting.check_sources(sources, settings)
     settings, plan = fitting.planned(

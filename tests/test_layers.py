@@ -31,6 +31,8 @@ LAYERS = [
         "fused",
         "tower",
         "placeholders",
+        "projector",
+        "consistency",
         "modeling",
         "decoder",
         "quantised",
@@ -74,7 +76,7 @@ LAYERS = [
         "chat_page",
     },
     {"recipes"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

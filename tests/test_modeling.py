@@ -21,7 +21,7 @@ from tiny import (
 )
 from transformers import GPT2Config, LlavaForConditionalGeneration, ViTConfig
 
-from basic_lite import BasicSupervision, modeling, trainable, zoo
+from basic_lite import BasicSupervision, consistency, modeling, trainable, zoo
 from basic_lite.capture import parts_of
 from basic_lite.conversation import TEMPLATES
 from basic_lite.trainable import Adapters, GradientContract
@@ -125,7 +125,7 @@ def test_the_check_of_quantisation_can_fail():
     model = tiny_assembled("llama").model
     model.model.multi_modal_projector.linear_1 = bnb.nn.Linear4bit(24, 32)
     with pytest.raises(AssertionError, match=r"linear_1 must not be quantised"):
-        modeling.check_quantisation(model)
+        consistency.check_quantisation(model)
 
 
 def test_the_check_of_the_embedding_path_can_fail():
@@ -138,7 +138,7 @@ def test_the_check_of_the_embedding_path_can_fail():
     embed = assembled.model.get_input_embeddings()
     embed.register_forward_hook(lambda module, args, output: output / 3)
     decoder.register_forward_pre_hook(rescale, with_kwargs=True)
-    modeling.check_embedding_path(assembled.model, assembled.tokenizer)  # consistent: passes
+    consistency.check_embedding_path(assembled.model, assembled.tokenizer)  # consistent: passes
     embed._forward_hooks.clear()
     decoder._forward_pre_hooks.clear()
     seen = []
@@ -149,7 +149,7 @@ def test_the_check_of_the_embedding_path_can_fail():
 
     decoder.register_forward_pre_hook(only_given, with_kwargs=True)
     with pytest.raises(AssertionError, match="rescaled inside the decoder"):
-        modeling.check_embedding_path(assembled.model, assembled.tokenizer)
+        consistency.check_embedding_path(assembled.model, assembled.tokenizer)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -18,8 +18,8 @@ from basic_lite.devices import recompute_layers
 from basic_lite.forward import Forward
 from basic_lite.layout import layout_of
 from basic_lite.metrics import Metrics
-from basic_lite.modeling import Projector
 from basic_lite.objective import Objective
+from basic_lite.projector import Projector
 from basic_lite.supervision import BasicSupervision
 from basic_lite.types import Window
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from basic_lite.ablation.measures import Measure
 from basic_lite.capture import parts_of
 from basic_lite.conversation import TEMPLATES
-from basic_lite.data.batches import Collator, SupervisedRows
 from basic_lite.data.readers import open_rows
 from basic_lite.modeling import Assembled, for_inference
 from basic_lite.supervision import BasicSupervision
@@ -100,16 +99,8 @@ def _batches(
     evenly = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
     chosen = usable[evenly]
     transform = assembled.transform("crop")
-    dataset = SupervisedRows(
-        opened,
-        template=TEMPLATES["plain"],
-        tokenizer=assembled.tokenizer,
-        transform=transform,
-        image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
-        max_length=max_length,
-    )
-    collate = Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id)
+    dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
+    collate = assembled.collator()
     for start in range(0, len(chosen), size):
         batch = collate([dataset[int(row)] for row in chosen[start : start + size]])
         batch["pixel_values"] = transform.normalise(batch["pixel_values"], assembled.sources.dtype)

@@ -18,7 +18,7 @@ from transformers import (
 
 from basic_lite.demo.answering import probe_decoder, probe_shallow
 from basic_lite.demo.cards import DECODER_CARD, TOWER_CARD
-from basic_lite.demo.pretrain_decoder import finish_decoder, train_decoder
+from basic_lite.demo.pretrain_decoder import Lesson, finish_decoder, train_decoder
 from basic_lite.demo.pretrain_tower import PIXEL_MEAN, PIXEL_STD, probe_tower, train_tower
 from basic_lite.demo.render import SIDE
 from basic_lite.demo.vocabulary import train_tokenizer
@@ -41,7 +41,7 @@ def build_decoder(
     """
     start = time.monotonic()
     tokenizer = train_tokenizer(seed)
-    model = train_decoder(tokenizer, seed, steps, device=device, progress=progress)
+    model = train_decoder(Lesson(tokenizer, seed, steps, device=device, progress=progress))
     tokenizer.save_pretrained(folder)
     _save_half(model, folder)
     unread: dict[str, float] = {}
@@ -52,7 +52,7 @@ def build_decoder(
         known = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
         unread = {f"{language}, pairs never read of": known[language] for language in ("en", "zh")}
         later = lambda step, values: progress(steps + step, values)  # noqa: E731
-        model = finish_decoder(model, tokenizer, seed + 1, finish, device=device, progress=later)
+        model = finish_decoder(model, Lesson(tokenizer, seed + 1, finish, device=device, progress=later))
         _save_half(model, folder)
     seconds = round(time.monotonic() - start)
     # Read back what ships, so that the figures are those of the rounded weights.

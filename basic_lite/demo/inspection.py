@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from basic_lite.analysis import match_tokens
 from basic_lite.capture import parts_of
 from basic_lite.conversation import TEMPLATES, encode
-from basic_lite.data.batches import Collator
 from basic_lite.demo.grammar import caption
 from basic_lite.demo.lexicon import LANGUAGES, is_meaningful
 from basic_lite.demo.render import Picture, render
@@ -96,7 +95,7 @@ def inspect_model(
     model, found = assembled.model, Inspection()
     for_inference(model)
     transform = assembled.transform("pad")
-    collate = Collator(pad_token_id=assembled.pad_token_id, image_token_id=assembled.image_token_id)
+    collate = assembled.collator()
     table = parts_of(model).embedding
     words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
     rng = random.Random(f"captions {seed}")

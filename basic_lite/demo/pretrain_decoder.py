@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -73,64 +74,55 @@ def decoder_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     )
 
 
-def train_decoder(
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    steps: int,
-    rows: int = 16,
-    device: str = "cpu",
-    progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-) -> LlamaForCausalLM:
-    """Train the decoder from nothing, on text that leaves the held-out pairs out.
+@dataclass(frozen=True)
+class Lesson:
+    """How a decoder is trained.
 
-    Args:
-        tokenizer: The world's tokenizer.
+    Attributes:
+        tokenizer: The world's.
         seed: Seed of the weights, the text and the noise.
         steps: Optimizer steps.
         rows: Rows per step.
         device: `"cpu"` or `"cuda"`; the weights start the same on both, rounding differs.
         progress: Called after every step with its number and its losses.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    seed: int
+    steps: int
+    rows: int = 16
+    device: str = "cpu"
+    progress: Callable[[int, dict[str, float]], None] = lambda step, values: None
+
+
+def train_decoder(lesson: Lesson) -> LlamaForCausalLM:
+    """Train the decoder from nothing, on text that leaves the held-out pairs out.
 
     Returns:
         The trained decoder in fp32, on the CPU.
     """
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(decoder_config(tokenizer))
+    torch.manual_seed(lesson.seed)
+    model = LlamaForCausalLM(decoder_config(lesson.tokenizer))
     model.set_attn_implementation("eager")  # in bf16 on a CPU twice as fast as the fused kernel's backward
     # Embeddings of norm 1 are as large as what a layer adds, so shallow states stay near the token space.
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=model.config.hidden_size**-0.5)
     _start_by_matching(model)
-    return _course(model, CURRICULUM, 1.0, tokenizer, seed, steps, rows, device, progress)
+    return _course(model, CURRICULUM, 1.0, lesson)
 
 
-def finish_decoder(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    steps: int,
-    rows: int = 16,
-    device: str = "cpu",
-    progress: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-) -> LlamaForCausalLM:
-    """Let a trained decoder read of every pair; arguments as in `train_decoder`."""
-    torch.manual_seed(seed)
+def finish_decoder(model: LlamaForCausalLM, lesson: Lesson) -> LlamaForCausalLM:
+    """Let a trained decoder read of every pair; it is returned as by `train_decoder`."""
+    torch.manual_seed(lesson.seed)
     model.train().set_attn_implementation("eager")
-    return _course(model, ((1.0, LAST),), 0.5, tokenizer, seed, steps, rows, device, progress)
+    return _course(model, ((1.0, LAST),), 0.5, lesson)
 
 
 def _course(
-    model: LlamaForCausalLM,
-    curriculum: tuple[tuple[float, Mixture], ...],
-    pace: float,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    steps: int,
-    rows: int,
-    device: str,
-    progress: Callable[[int, dict[str, float]], None],
+    model: LlamaForCausalLM, curriculum: tuple[tuple[float, Mixture], ...], pace: float, lesson: Lesson
 ) -> LlamaForCausalLM:
     """Train through a curriculum with learning rates of `pace` times the usual, down to zero."""
-    model.to(device)
+    steps = lesson.steps
+    model.to(lesson.device)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed_tokens" in name]
     optimizers = [
@@ -139,19 +131,19 @@ def _course(
     ]
     shape = lambda step: min(1, (step + 1) / 100) * min(1, (steps - step) / (0.6 * steps))  # noqa: E731
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, shape) for optimizer in optimizers]
-    corpus = Corpus(tokenizer, seed)
-    batches = _batches(corpus, rows, random.Random(seed))
+    corpus = Corpus(lesson.tokenizer, lesson.seed)
+    batches = _batches(corpus, lesson.rows, random.Random(lesson.seed))
     for step in range(steps):
         corpus.mixture = next(mixture for end, mixture in curriculum if step < end * steps)
-        with torch.autocast(device, dtype=torch.bfloat16):
-            losses = _losses(model, next(batches), tokenizer.pad_token_id)
+        with torch.autocast(lesson.device, dtype=torch.bfloat16):
+            losses = _losses(model, next(batches), lesson.tokenizer.pad_token_id)
         sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        progress(step, {name: loss.item() for name, loss in losses.items()})
+        lesson.progress(step, {name: loss.item() for name, loss in losses.items()})
     return model.cpu().eval()
 
 

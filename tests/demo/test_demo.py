@@ -9,21 +9,12 @@ import threading
 import time
 
 import pytest
+from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 from test_cli import run
 
-from basic_lite.demo import world
-from basic_lite.demo.pretrained import DECODER, TOWER
 from basic_lite.demo.questions import KINDS
 
-pytestmark = pytest.mark.skipif(
-    not (DECODER.exists() and TOWER.exists()),
-    reason="not both parts are in the package: basic-lite demo-parts",
-)
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setattr(world, "SCALE", {"captions": 32, "conversations": 32, "questions": 7})
+pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
 
 
 @pytest.mark.slow

@@ -2,20 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from embedded import needs_parts
 from torch.nn import functional as F
 
 from basic_lite import zoo
 from basic_lite.analysis import match_tokens
 from basic_lite.capture import parts_of
 from basic_lite.demo.inspection import SHOWN, Inspection, held_out_scenes, inspect_model
-from basic_lite.demo.pretrained import DECODER, TOWER
 from basic_lite.demo.render import render
 from basic_lite.modeling import Sources, assemble
-
-needs_parts = pytest.mark.skipif(
-    not (DECODER.exists() and TOWER.exists()),
-    reason="not both parts are in the package: basic-lite demo-parts",
-)
 
 
 def test_matching_is_the_argmax_of_all_cosines_in_chunks_too():

@@ -6,20 +6,18 @@ import json
 
 import pytest
 import torch
+from embedded import needs_parts
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from basic_lite.demo import build
 from basic_lite.demo.answering import probe_decoder
 from basic_lite.demo.build import read_decoder
-from basic_lite.demo.pretrain_decoder import finish_decoder
+from basic_lite.demo.pretrain_decoder import Lesson, finish_decoder
 from basic_lite.demo.pretrain_tower import normalise, probe_tower
 from basic_lite.demo.pretrained import DECODER, PARTS, TOWER
 from basic_lite.demo.render import SIDE, render
 
-pytestmark = pytest.mark.skipif(
-    not (DECODER.exists() and TOWER.exists()),
-    reason="not both parts are in the package: basic-lite demo-parts",
-)
+pytestmark = needs_parts
 
 
 def test_parts_are_small_enough_to_ship():
@@ -93,7 +91,8 @@ def test_the_second_course_goes_on_from_what_the_first_one_wrote(tmp_path, monke
     build.build_decoder(tmp_path / "whole", 0, 2, "cpu", said, finish=1)
     assert steps == [0, 1, 2]
     build.build_decoder(tmp_path / "first", 0, 2, "cpu", said)
-    model = finish_decoder(*read_decoder(tmp_path / "first"), 1, 1)
+    model, tokenizer = read_decoder(tmp_path / "first")
+    model = finish_decoder(model, Lesson(tokenizer, seed=1, steps=1))
     build._save_half(model, tmp_path / "second")
     whole, second = (tmp_path / name / "model.safetensors" for name in ("whole", "second"))
     assert whole.read_bytes() == second.read_bytes()

@@ -8,7 +8,7 @@ import torch
 from basic_lite.demo.answering import probe_decoder, probe_shallow
 from basic_lite.demo.build import _save_half, read_decoder
 from basic_lite.demo.corpus import ANSWER, CAPTION, Corpus, Mixture, words_of
-from basic_lite.demo.pretrain_decoder import blur, train_decoder
+from basic_lite.demo.pretrain_decoder import Lesson, blur, train_decoder
 from basic_lite.demo.pretrain_tower import SHOWN, album, recolour, train_tower
 from basic_lite.demo.render import render
 from basic_lite.demo.scenes import COLOURS, HELD_OUT, SHAPES, sample_scene
@@ -72,7 +72,7 @@ def test_a_blurred_word_is_nearest_to_its_words():
 
 
 def test_training_repeats_from_its_seed_and_probes_read_it(tokenizer, tmp_path):
-    one, other = (train_decoder(tokenizer, seed=3, steps=2, rows=2) for _ in range(2))
+    one, other = (train_decoder(Lesson(tokenizer, seed=3, steps=2, rows=2)) for _ in range(2))
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
     tokenizer.save_pretrained(tmp_path)

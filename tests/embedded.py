@@ -1,0 +1,18 @@
+"""What tests in the embedded world share: the parts must be in the package, and the world may be small."""
+
+from __future__ import annotations
+
+import pytest
+
+from basic_lite.demo import world
+from basic_lite.demo.pretrained import DECODER, TOWER
+
+needs_parts = pytest.mark.skipif(
+    not (DECODER.exists() and TOWER.exists()),
+    reason="not both parts are in the package: basic-lite demo-parts",
+)
+
+
+@pytest.fixture
+def small_world(monkeypatch):
+    monkeypatch.setattr(world, "SCALE", {"captions": 32, "conversations": 32, "questions": 7})
