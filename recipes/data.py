@@ -100,6 +100,9 @@ def check(
             write_report(report, 0, [], error=one_line(error, 1000))
         print(f"error: {one_line(error, 1000)}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
     seconds = round(time.monotonic() - started, 1)
     if report is not None:
         facts = {"annotations": str(annotations), "images": None if images is None else str(images)}
