@@ -173,7 +173,8 @@ def train(
     if counts["replaced"] or counts["truncated"] or counts["left_out"]:
         console.print(
             f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, {counts['left_out']:,} "
-            f"bad ones left out, {counts['replaced']:,} more replaced (see {bad_log})",
+            f"bad ones left out, {counts['replaced']:,} more replaced"
+            + (f" (see {bad_log})" if bad_log.exists() else ""),
             highlight=False,
         )
     return finished

@@ -5,6 +5,7 @@ One row per LLM and per tower; nothing else in the package branches on a model's
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,6 +188,15 @@ class Pace:
     epochs: float = 1.0
     rank: int = 128
     projector_learning_rate: float = 2e-5
+
+    def rows_per_pass(self, global_batch: int | None = None) -> int:
+        """Return `micro_batch`, or the next smaller one that divides another global batch than this pace's.
+
+        Args:
+            global_batch: rows per optimizer step, of one process or of all; `None` for `self.global_batch`.
+        """
+        share = (global_batch or self.global_batch) // int(os.environ.get("WORLD_SIZE", 1))
+        return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 
 _LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}

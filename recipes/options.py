@@ -38,7 +38,10 @@ MinRating = Annotated[
     int | None,
     option(help="Leave out rows that FineVision rates lower in anything.", default="none", panel="Data"),
 ]
-Workers = Annotated[int, option(help="Processes that prepare batches.", panel="Data", min=0)]
+Workers = Annotated[
+    int | None,
+    option(help="Processes that prepare batches.", default="2; 1 on one core", panel="Data", min=0),
+]
 BadBudget = Annotated[
     float,
     option(help="Share of rows that may be bad: replaced, logged. Above it the run stops.", panel="Data"),

@@ -29,7 +29,7 @@ def main(
     min_rating: o.MinRating = None,
     max_length: o.MaxLength = 2048,
     bad_budget: o.BadBudget = 0.005,
-    workers: o.Workers = 2,
+    workers: o.Workers = None,
     basic: o.Basic = True,
     layers: o.Layers = None,
     weighting: o.Weighting = "quadratic",
@@ -79,6 +79,7 @@ def main(
     from basic_lite import devices, fitting, launch, modeling, starting, trainable, zoo
     from basic_lite.console import quiet_console
     from basic_lite.conversation import TEMPLATES
+    from basic_lite.data.workers import cores
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
     from basic_lite.startup import Clock
@@ -109,7 +110,8 @@ def main(
         aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
         learning_rate=learning_rate or pace.learning_rate,
         global_batch=global_batch or pace.global_batch,
-        micro_batch=micro_batch or pace.micro_batch,
+        micro_batch=micro_batch or pace.rows_per_pass(global_batch),
+        workers=min(2, cores()) if workers is None else workers,
         epochs=epochs or pace.epochs,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         target=target or "raw",

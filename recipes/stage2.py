@@ -38,7 +38,7 @@ def main(
     min_rating: o.MinRating = None,
     max_length: o.MaxLength = 2048,
     bad_budget: o.BadBudget = 0.005,
-    workers: o.Workers = 2,
+    workers: o.Workers = None,
     basic: o.Basic = True,
     layers: o.Layers = None,
     weighting: o.Weighting = "quadratic",
@@ -103,6 +103,7 @@ def main(
         zoo,
     )
     from basic_lite.console import quiet_console
+    from basic_lite.data.workers import cores
     from basic_lite.objective import Objective
     from basic_lite.settings import Settings
     from basic_lite.startup import Clock
@@ -135,7 +136,8 @@ def main(
         learning_rate=learning_rate or (pace.learning_rate if lora else pace.learning_rate / 10),
         projector_learning_rate=projector_learning_rate or pace.projector_learning_rate,
         global_batch=global_batch or pace.global_batch,
-        micro_batch=micro_batch or pace.micro_batch,
+        micro_batch=micro_batch or pace.rows_per_pass(global_batch),
+        workers=min(2, cores()) if workers is None else workers,
         epochs=epochs or pace.epochs,
         group=True,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),

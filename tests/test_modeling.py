@@ -27,6 +27,15 @@ from basic_lite.conversation import TEMPLATES
 from basic_lite.trainable import Adapters, GradientContract
 
 
+@pytest.mark.parametrize(
+    ("global_batch", "processes", "rows"),
+    [(None, 1, 8), (8, 1, 8), (4, 1, 4), (250, 1, 5), (7, 1, 7), (24, 2, 6)],
+)
+def test_another_global_batch_is_cut_into_whole_passes(monkeypatch, global_batch, processes, rows):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert zoo.Pace(256, 8, 1e-3).rows_per_pass(global_batch) == rows
+
+
 def test_the_zoo_has_the_papers_models():
     assert {name: row.k for name, row in zoo.LLMS.items()} == {
         "vicuna-7b": 16,
