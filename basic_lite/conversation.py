@@ -252,40 +252,6 @@ def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
-def normal_turns(conversations: Sequence[dict[str, Any]]) -> list[Turn]:
-    """Bring LLaVA's JSON turns to the normal form, as LLaVA's `preprocess_multimodal` does.
-
-    Turns before the first human one are dropped. A human turn with `<image>` becomes `<image>`, a newline and
-    the rest, stripped. In an answer the word stays text.
-
-    Args:
-        conversations: `[{"from": "human" or "gpt", "value": text}, ...]`.
-
-    Returns:
-        Alternating turns, from the user to the assistant.
-
-    Raises:
-        ValueError: If they are anything else; one line, without the row's id, which the caller knows.
-    """
-    roles = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-    turns: list[Turn] = []
-    for number, turn in enumerate(conversations):
-        if not isinstance(turn, dict) or not isinstance(turn.get("from"), str):
-            raise ValueError(f"turn {number} is {repr(turn)[:80]}, not {{'from': ..., 'value': ...}}")
-        role, text = roles.get(turn["from"].lower()), turn.get("value")
-        if role != "user" and not turns:
-            continue
-        if role is None:
-            raise ValueError(f"turn {number} is from {turn['from']!r}; allowed: human, user, gpt, assistant")
-        if not isinstance(text, str):
-            raise ValueError(f"the value of turn {number} is {repr(text)[:80]}, not text")
-        if role == "user" and IMAGE in text:
-            text = f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
-        turns.append((role, text))
-    _check_turns(turns, ends_with="assistant")
-    return turns
-
-
 def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
     for number, (role, text) in enumerate(turns):
         due = ("user", "assistant")[number % 2]

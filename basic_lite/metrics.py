@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 
 from basic_lite.types import LossTerm, Refinement, Window
+
+_ALWAYS = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
+_MEASURED = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
+"""In a line of `log.jsonl` always, and where they were measured."""
 
 
 class Metrics:
@@ -58,3 +64,10 @@ class Metrics:
         found["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
         self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
         return found
+
+
+def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:
+    """Return a line of `log.jsonl`: JSON has no infinity, so a figure that is not finite is `None`."""
+    row = {"step": step, "steps": steps} | {name: logs.get(name) for name in _ALWAYS}
+    row |= {name: logs[name] for name in _MEASURED if name in logs}
+    return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from basic_lite.finite import FiniteGuard
 from basic_lite.forward import Forward
 from basic_lite.layout import Layout, layout_of
 from basic_lite.memory import peak_mib
-from basic_lite.metrics import Metrics
+from basic_lite.metrics import Metrics, line_of
 from basic_lite.objective import Objective
 from basic_lite.saving import SavingTrainer
 from basic_lite.splitting import Splitter
@@ -274,15 +273,7 @@ class BasicTrainer(SavingTrainer):
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             if self.is_world_process_zero():
-                keys = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
-                row = {"step": self.state.global_step, "steps": self.state.max_steps}
-                row |= {key: logs.get(key) for key in keys}
-                measured = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
-                row |= {key: logs[key] for key in measured if key in logs}
-                row = {
-                    key: value if value is None or math.isfinite(value) else None
-                    for key, value in row.items()
-                }
+                row = line_of(logs, self.state.global_step, self.state.max_steps)
                 with (Path(self.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as handle:
                     handle.write(json.dumps(row) + "\n")
         super().log(logs, *args, **kwargs)

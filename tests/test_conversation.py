@@ -24,7 +24,6 @@ from basic_lite.conversation import (
     choose_template,
     encode,
     encode_prompt,
-    normal_turns,
     render,
     segments,
     stop_ids,
@@ -775,61 +774,3 @@ def test_plain_drops_what_the_human_said() -> None:
 def test_an_unknown_template_is_refused() -> None:
     with pytest.raises(ValueError, match="there is no template 'llava'; there are plain, vicuna_v1, "):
         render("llava", ONE)
-
-
-# ---------------------------------------------------------------------------------------- LLaVA's JSON
-
-
-def said(*turns: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"from": speaker, "value": value} for speaker, value in turns]
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("<image>\nQ", "<image>\nQ"),
-        ("Q\n<image>", "<image>\nQ"),
-        ("  Q <image> R\n", "<image>\nQ  R"),
-        ("<image><image>Q", "<image>\nQ"),
-        ("<image>", "<image>"),
-        ("  untouched without one \n", "  untouched without one \n"),
-    ],
-)
-def test_the_placeholder_moves_to_the_front(value: str, expected: str) -> None:
-    assert normal_turns(said(("human", value), ("gpt", "A"))) == [("user", expected), ("assistant", "A")]
-
-
-@pytest.mark.parametrize(
-    ("human", "gpt"), [("human", "gpt"), ("user", "assistant"), ("USER", "ASSISTANT"), ("Human", "GPT")]
-)
-def test_names_of_the_speakers(human: str, gpt: str) -> None:
-    assert normal_turns(said((human, "Q"), (gpt, "A"))) == [("user", "Q"), ("assistant", "A")]
-
-
-def test_turns_before_the_first_human_one_are_dropped() -> None:
-    start = said(("system", "S"), ("gpt", ""), ("human", "Q"), ("gpt", "A"))
-    assert normal_turns(start) == [("user", "Q"), ("assistant", "A")]
-
-
-def test_answers_are_left_alone() -> None:
-    assert normal_turns(said(("human", "Q"), ("gpt", " <image> A ")))[1] == ("assistant", " <image> A ")
-
-
-@pytest.mark.parametrize(
-    ("conversations", "message"),
-    [
-        ([], "the conversation has no user turn"),
-        (said(("gpt", "A")), "the conversation has no user turn"),
-        (said(("human", "Q")), "the conversation ends with 'user', but it must end with 'assistant'"),
-        (said(("human", "Q"), ("human", "Q")), "turn 1 is from 'user' where 'assistant' is due"),
-        (said(("human", "Q"), ("bing", "A")), "turn 1 is from 'bing'; allowed: human, user, gpt, assistant"),
-        (said(("human", "Q"), ("gpt", "")), "the answer in turn 1 is empty"),
-        ([{"from": "human", "value": None}], "the value of turn 0 is None, not text"),
-        ([{"role": "user", "content": "Q"}], "turn 0 is {'role': 'user', 'content': 'Q'}, not"),
-        (["Q"], "turn 0 is 'Q', not"),
-    ],
-)
-def test_faults_of_the_json_are_one_line(conversations: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        normal_turns(conversations)
-    assert "\n" not in str(caught.value)

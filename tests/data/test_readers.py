@@ -15,7 +15,7 @@ from basic_lite.data import jsonfile
 from basic_lite.data.index import estimated_tokens
 from basic_lite.data.layouts import LAYOUTS
 from basic_lite.data.readers import open_rows
-from basic_lite.data.samples import ImageRef, RawRow, Sample
+from basic_lite.data.samples import ImageRef, RawRow, Sample, normal_form
 
 
 def test_published_stage_1_rows(tmp_path: Path) -> None:
@@ -273,3 +273,19 @@ def test_a_new_layout_is_one_function(
         "captions",
     )
     assert rows[1].id == "b"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("<image>\nQ", "<image>\nQ"),
+        ("Q\n<image>", "<image>\nQ"),
+        ("  Q <image> R\n", "<image>\nQ  R"),
+        ("<image>", "<image>"),
+        ("  untouched without one \n", "  untouched without one \n"),
+    ],
+)
+def test_the_placeholder_moves_to_the_front(value, expected):
+    answer = ("assistant", " <b>A</b> ")
+    raw = RawRow("0", [object()] * value.count("<image>"), [("user", value), answer])
+    assert normal_form(raw)[1] == [("user", expected), answer]
