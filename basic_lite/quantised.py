@@ -7,13 +7,11 @@ is written beside its place under a lock that dies with its process, and renamed
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +22,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from basic_lite import zoo
-from basic_lite.writing import complete
+from basic_lite.writing import complete, locked
 
 Copies = Literal["keep", "read", "off"]
 """What a start does with copies: read or else write one, read one that is there, or neither."""
@@ -107,7 +105,7 @@ class Copy:
         needed = sum({t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values())  # tied ones once
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.path) as first:
+            with locked(self.path) as first:
                 if not first:
                     return f"no pre-quantised copy written: another process is writing {self.path}"
                 if self.whole:
@@ -140,7 +138,7 @@ class Copy:
         for old in self._outdated():
             shutil.rmtree(old, ignore_errors=True)
         for left in self.path.parent.glob(".*.part"):
-            with _alone(left.with_name(left.name[1:-5])) as nobody:
+            with locked(left.with_name(left.name[1:-5])) as nobody:
                 if nobody:  # its process was killed
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -154,18 +152,6 @@ class Copy:
                 continue
             if other["place"] == base["place"] and other != base:
                 yield path.parent
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Say whether this process is the only one that writes `path`; the kernel lets go when it dies."""
-    with path.with_name(f".{path.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def copy_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -35,6 +36,26 @@ def complete(target: Path) -> Iterator[Path]:
         _remove(old)
     else:
         draft.replace(target)
+
+
+@contextmanager
+def locked(target: Path, wait: bool = False) -> Iterator[bool]:
+    """Keep other processes from writing `target`, and say whether this is the one that may.
+
+    The lock is a file beside it; the kernel lets go of it when the process dies.
+
+    Args:
+        target: A file or folder, there or not.
+        wait: For another process to let go; otherwise `False` is given at once where one holds it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{target.name}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from basic_lite import zoo
 from basic_lite.modeling import Sources, read_config
 from basic_lite.run_folder import file_hash, identity
 from basic_lite.tower import vision_config
-from basic_lite.writing import write_json
+from basic_lite.writing import locked, write_json
 
 SETUP: str = "ablation.json"
 
@@ -74,11 +73,7 @@ def held(out: Path) -> Iterator[None]:
     Raises:
         ValueError: If another works in it now.
     """
-    with (out / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(
-                f"another ablation is at work in {out}; wait for it, or choose another --out"
-            ) from error
+    with locked(out / SETUP) as alone:
+        if not alone:
+            raise ValueError(f"another ablation is at work in {out}; wait for it, or choose another --out")
         yield

@@ -48,15 +48,26 @@ def questions_beside(run: Path, benchmark: str, say: Callable[[str], None]) -> P
 
 
 def world_at(folder: Path, say: Callable[[str], None] = lambda line: None, seed: int = 0) -> World:
-    """Return the world in a folder; a missing one, or one of another scale or seed, is drawn first."""
+    """Return the world in a folder; a missing one, or one of another scale or seed, is drawn first.
+
+    Of several processes that start together the first one draws, and the others wait for it.
+    """
     stamp = {"seed": seed, **SCALE}
     path = folder / _STAMP
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != stamp:
-        say(
-            f"Drawing the embedded world: {SCALE['captions']:,} captioned scenes, {SCALE['conversations']:,} "
-            f"conversations, {SCALE['questions']:,} questions in two languages, in {folder}"
-        )
-        with writing.complete(folder) as draft:
-            write_world(draft, seed, **SCALE)
-            (draft / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+
+    def there() -> bool:
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp
+
+    if there():
+        return world_in(folder)
+    with writing.locked(folder, wait=True):
+        if not there():
+            say(
+                f"Drawing the embedded world: {SCALE['captions']:,} captioned scenes, "
+                f"{SCALE['conversations']:,} conversations, {SCALE['questions']:,} questions in two "
+                f"languages, in {folder}"
+            )
+            with writing.complete(folder) as draft:
+                write_world(draft, seed, **SCALE)
+                (draft / _STAMP).write_text(json.dumps(stamp) + "\n", encoding="utf-8")
     return world_in(folder)
