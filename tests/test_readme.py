@@ -12,8 +12,8 @@ import typer
 from basic_lite.cli import app
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("basic_lite/*/README.md")))]
+TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 
 def commands(text: str) -> list[str]:
@@ -30,7 +30,7 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("shown", commands(README))
+@pytest.mark.parametrize("shown", commands(TEXT))
 def test_every_command_parses(shown):
     words = [word for word in shlex.split(shown, comments=True) if word != "..."]
     command, context = typer.main.get_command(app), None
@@ -59,5 +59,5 @@ def test_every_link_leads_somewhere(page):
 
 def test_the_three_headline_commands_stand_in_it():
     assert {"stage1 --model gemma-2b", "stage2 --lora", "eval mmbench"} <= {
-        command.split("#")[0].strip() for command in commands(README)
+        command.split("#")[0].strip() for command in commands(TEXT)
     }
