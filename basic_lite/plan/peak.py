@@ -180,10 +180,11 @@ def _moments(step: Step) -> list[dict[str, float]]:
         moments.append({"activations": around + before + incoming + _working(step, tokens)})
     if step.recompute:
         inputs = min(step.recompute, decoder.depth - 1) * input_bytes
-        moments.append({"activations": around + inputs + _whole(step) + incoming + _working(step, tokens)})
+        again = _whole(step) + incoming + _again(step, tokens)
+        moments.append({"activations": around + inputs + again})
     if step.recompute == decoder.depth:
-        again = kept + _last(step)
-        moments.append({"activations": around + again + incoming + _working(step, step.rows)})
+        again = _last(step) + incoming + _again(step, step.rows)
+        moments.append({"activations": around + kept + again})
     if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
         table = 4 * decoder.vocabulary * decoder.width
         moments.append(
@@ -247,3 +248,18 @@ def _working(step: Step, tokens: int) -> float:
     if held.fused:  # the gate's and up's gradients are written over what was kept
         return max(2 * inner if decoder.joined else 0, inner + unpacked)
     return max(3 * inner, 2 * inner + unpacked)
+
+
+def _again(step: Step, tokens: int) -> float:
+    """What backward holds beyond what a layer keeps when that layer runs again.
+
+    Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
+    gradient of the MLP's product is there before the layer runs again, up to that product, which is made anew.
+    Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
+    """
+    held = step.held
+    working = _working(step, tokens)
+    if not held.fused or held.training != "projector" or held.bits == 16:
+        return working
+    inner = held.width * tokens * step.decoder.inner
+    return max(working, inner * (4 if step.decoder.joined else 2))

@@ -32,6 +32,13 @@ POINTS = {
         replace(LORA, fused=True),
         {"text": 824, "micro_batch": 1, "recompute": 2},
     ),
+    "Gemma-2B, stage 1, all, fused": ("gemma-2b", FUSED, {"recompute": 3, "micro_batch": 8}),
+    "Gemma-2B, stage 2, all, fused": (
+        "gemma-2b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 4, "recompute": 3},
+    ),
+    "Phi-3, stage 1, all, fused": ("phi3-mini", FUSED, {"recompute": 3, "micro_batch": 8}),
     "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
 }
 
