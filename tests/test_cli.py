@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny import llm_folder, tower_folder
+from typer.testing import CliRunner
 
-from basic_lite.cli import main
+from basic_lite.cli import app, main
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
@@ -339,6 +340,16 @@ def test_a_whole_decoder_that_cannot_fit_is_said_before_loading(world, tmp_path,
     monkeypatch.setattr("basic_lite.memory.available_bytes", lambda device: 48e9)
     with pytest.raises(ValueError, match=r"needs 108 GB .* and 48 GB are there; add --lora"):
         check_whole_decoder_fits(config, "cpu")
+
+
+@pytest.mark.parametrize("command", ["stage1", "stage2", "eval", "plan", "ablate", "bench step"])
+def test_help_shows_whole_names_in_80_columns(command):
+    shown = CliRunner().invoke(
+        app, [*command.split(), "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+    )
+    assert shown.exit_code == 0
+    assert max(map(len, shown.output.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown.output
 
 
 def test_the_package_is_the_command_too():
