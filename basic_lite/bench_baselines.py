@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from basic_lite import fused
 from basic_lite.capture import layer_weights, parts_of, supervised_layers
@@ -20,7 +23,7 @@ Facts = dict[str, object]
 def measure_baseline(
     assembled: Assembled, *, naive: bool, micro_batch: int, text: int, steps: int, warm: int = 2
 ) -> Facts:
-    """Train as the documentation of transformers and peft says, in a plain loop.
+    """Train as the documentation of transformers and peft says, with transformers' own Trainer.
 
     The model gets ids, pictures and labels and returns its own loss, with the head on all rows; on a GPU with
     Liger's modules. Checkpointing is what the model was set to before.
@@ -34,55 +37,86 @@ def measure_baseline(
         warm: steps before them.
 
     Returns:
-        Median samples per second, and peak MiB on a GPU (`None` elsewhere).
+        Samples per second of every measured step and their median, and peak MiB on a GPU (`None` elsewhere).
     """
-    model, parts = assembled.model, parts_of(assembled.model)
+    parts = parts_of(assembled.model)
     device, decoder = parts.embedding.device, parts.decoder
     fused.fuse(decoder)
-    rows = RandomRows(
-        (steps + warm) * micro_batch,
-        assembled.tokens_per_image,
-        text,
-        decoder.config.vocab_size,
-        assembled.image_size,
-    )
-    collator = assembled.collator()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device.type == "cuda")
-    tower = next(parts.llava.vision_tower.parameters()).dtype
-    half = assembled.sources.dtype == torch.bfloat16
-    before = decoder.config._attn_implementation
+    sizes = assembled.tokens_per_image, text, decoder.config.vocab_size, assembled.image_size
+    before, clock = decoder.config._attn_implementation, _Clock(device)
     decoder.set_attn_implementation("eager" if naive else "sdpa")
-    seconds = []
     try:
-        for batch in DataLoader(rows, batch_size=micro_batch, collate_fn=collator):
-            start = time.perf_counter()
-            inputs = {
-                key: batch[key].to(device, non_blocking=True)
-                for key in ("input_ids", "attention_mask", "labels", "pixel_values")
-            }
-            inputs["pixel_values"] = inputs["pixel_values"].to(tower) / 127.5 - 1
-            with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
-                outputs = model(
-                    **inputs, use_cache=False, output_attentions=naive, output_hidden_states=naive
-                )
-            loss = outputs.loss
+        with tempfile.TemporaryDirectory() as scratch:
+            args = TrainingArguments(
+                output_dir=scratch,
+                per_device_train_batch_size=micro_batch,
+                max_steps=steps + warm,
+                bf16=assembled.sources.dtype == torch.bfloat16,
+                use_cpu=device.type == "cpu",
+                remove_unused_columns=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = (_Naive if naive else Trainer)(
+                assembled.model,
+                args,
+                train_dataset=RandomRows((steps + warm) * micro_batch, *sizes),
+                data_collator=_collator(assembled),
+                callbacks=[clock],
+            )
+            trainer.remove_callback(PrinterCallback)
             if naive:
-                loss = loss + _terms(assembled, inputs, outputs)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            del outputs, loss
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
+                trainer.assembled = assembled
+            trainer.train()
     finally:
         decoder.set_attn_implementation(before)
-        optimizer.zero_grad(set_to_none=True)
-    median = sorted(seconds[warm:])[len(seconds[warm:]) // 2]
+        for parameter in assembled.model.parameters():
+            parameter.grad = None
+    speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
     peak = round(torch.cuda.max_memory_allocated() / 2**20, 1) if device.type == "cuda" else None
-    return {"samples/s": round(micro_batch / median, 3), "peak MiB": peak}
+    return {"samples/s": round(statistics.median(speeds), 4), "speeds": speeds, "peak MiB": peak}
+
+
+def _collator(assembled: Assembled) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """Return a collator of what the model itself takes, pictures normalised as its processor does."""
+    collate, tower = assembled.collator(), next(parts_of(assembled.model).llava.vision_tower.parameters())
+
+    def collated(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        pixels = batch["pixel_values"].to(tower.dtype) / 127.5 - 1
+        return {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | {
+            "pixel_values": pixels
+        }
+
+    return collated
+
+
+class _Clock(TrainerCallback):
+    """Seconds from the end of one optimizer step to the end of the next, of the first from its start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self._last = device, [], None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._last = self._last or time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+class _Naive(Trainer):
+    """With BASIC's terms from everything that the model can be asked for."""
+
+    assembled: Assembled
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
+        outputs = model(**inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
+        return outputs.loss + _terms(self.assembled, inputs, outputs)
 
 
 def _terms(assembled: Assembled, inputs: dict, outputs: object) -> torch.Tensor:

@@ -73,6 +73,7 @@ def step(
     basic: o.Basic = True,
     steps: Annotated[int, o.option(help="Steps to measure.", min=1)] = 20,
     warm: Annotated[int, o.option(help="Steps before them, to warm up.", min=0)] = 2,
+    rounds: Annotated[int, o.option(help="With --against: how often each takes its turn.", min=1)] = 3,
     cap: Annotated[
         float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
     ] = None,
@@ -114,11 +115,12 @@ def step(
         "cap_gib": cap,
     }
     if against:
-        found = compare_steps(assembled, **settings)
+        found = compare_steps(assembled, rounds=rounds, **settings)
         console.print(markdown(found), highlight=False, soft_wrap=True)
     else:
         found = measure_steps(assembled, basic=basic, **settings)
         for name, value in found.items():
-            console.print(f"{name:24} {value}", highlight=False)
+            if name != "speeds":
+                console.print(f"{name:24} {value}", highlight=False)
     if out is not None:
         write_json(out, {"model": model, **settings, "results": found})

@@ -254,8 +254,8 @@ def _again(step: Step, tokens: int) -> float:
     """What backward holds beyond what a layer keeps when that layer runs again.
 
     Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
-    gradient of the MLP's product is there before the layer runs again, up to that product, which is made anew.
-    Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
+    gradient of the MLP's product is there before the layer runs again, up to that product, which is made
+    anew. Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
     """
     held = step.held
     working = _working(step, tokens)

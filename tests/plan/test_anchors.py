@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from goals import GOALS
 
 from basic_lite.plan.choice import Kind, budget_bytes, candidates, fit, needed, step_of
 from basic_lite.plan.peak import Step, peak
@@ -114,25 +115,14 @@ def test_stage_one_fits_24_gib_without_recomputation(name, largest):
     assert chosen.micro_batch == max(size for size in candidates(256) if size <= max(fitting))
 
 
-GOALS = {
-    "stage1": {"vicuna-7b": 9.5, "vicuna-13b": 14.2, "gemma-2b": 6.8, "phi3-mini": 6.8, "mistral-7b": 9.8},
-    "stage2 --lora": {"vicuna-7b": 15.5, "vicuna-13b": 24.0},
-}
-
-
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in GOALS.items() for name in names])
-def test_the_goals_for_peaks_are_kept(kind, name):
-    planned = step(name, kind, True, "adamw", 8 if kind == "stage1" else 4)
-    assert needed(planned) / 1e9 <= GOALS[kind][name]
-
-
-@pytest.mark.parametrize(("name", "goal"), [("vicuna-7b", 12.0), ("vicuna-13b", 18.5)])
-def test_the_goals_with_8_bit_moments_are_kept_without_dropout_alone(name, goal):
-    """Dropout's copy and mask per adapted layer cost 0.4 GB at this size: 2 % above the goal."""
-    without, shipped = (
-        needed(step(name, "stage2 --lora", True, "paged-adamw-8bit", 4, p)) for p in (0.0, 0.05)
-    )
-    assert without / 1e9 <= goal < shipped / 1e9 <= 1.02 * goal
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
+def test_the_goals_for_peaks_are_kept(goal):
+    """With 8-bit moments dropout's copies and masks (0.4 GB of a 7B) lift the step 2 % above the goal."""
+    gigabytes = needed(goal.step) / 1e9
+    if goal.optimizer == "adamw" or goal.step.held.dropout == 0:
+        assert gigabytes <= goal.gigabytes
+    else:
+        assert goal.gigabytes < gigabytes <= 1.02 * goal.gigabytes
 
 
 # TFLOP per sample: the decoder's forward and backward pass, head on text rows, L_sds; stage 1 and stage 2.
