@@ -158,7 +158,7 @@ def measure_steps(
             train_projector(assembled)
         else:
             train_adapters(assembled, Adapters(rank, 2 * rank, 0.05))
-        set_recomputed(assembled, recompute)
+    set_recomputed(assembled, recompute)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     rows = RandomRows(

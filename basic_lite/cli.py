@@ -17,7 +17,9 @@ from basic_lite.recipes import (
     analyze,
     bench,
     bench_data,
+    bench_goals,
     bench_sds,
+    bench_start,
     build_demo_parts,
     chat,
     compare,
@@ -60,6 +62,8 @@ measures = typer.Typer(help="Measure the speed and memory of this machine.", no_
 measures.command("step")(bench.step)
 measures.command("sds")(bench_sds.sds)
 measures.command("generate")(bench.generate)
+measures.command("start")(bench_start.start)
+measures.command("goals")(bench_goals.goals)
 measures.command("data")(bench_data.main)
 app.add_typer(measures, name="bench", rich_help_panel=TRY)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import DECODERS
+from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
-from basic_lite import synthetic
-from basic_lite.bench import compare_steps, measure_steps
+from basic_lite import bench_goals, bench_runs, bench_start, synthetic
+from basic_lite.bench import compare_steps, measure_steps, set_recomputed
 from basic_lite.bench_sds import markdown, measure_sds
+from basic_lite.plan import sizes
 
 
 @pytest.fixture
@@ -100,3 +104,71 @@ def test_the_semantic_distribution_is_measured_beside_its_products():
     assert found[0]["ratio"] == 1
     assert "need a GPU" in found[3]["why not"]
     assert markdown(found).count("\n") == 5
+
+
+@pytest.fixture
+def small_goals(shrunk, monkeypatch):
+    named = {"vicuna-7b": DECODERS["llama"](), "gemma-2b": DECODERS["gemma"]()}
+    for module in (synthetic, sizes):
+        monkeypatch.setattr(module, "DECODERS", named)
+    tower = {"clip-l-336": CLIPVisionConfig(**synthetic.CLIP_L_336)}
+    for module in (sizes, bench_runs):
+        monkeypatch.setattr(module, "TOWERS", tower)
+    size = bench_goals.Size("cpu", torch.float32, bits=16, micro_batch=2, text=(5, 6), rank=4, patches=8)
+    return replace(size, steps=1, rounds=1)
+
+
+def test_every_goal_has_its_row(small_goals):
+    said = []
+    rows = list(bench_runs.every_goal(small_goals, ("vicuna-7b", "gemma-2b"), said.append))
+    table = bench_goals.markdown(rows)
+    for words in (
+        "| L_sds / three products, gemma-2b, N = 8 | at most 1.45 |",
+        "| liger's time / L_sds, vicuna-7b, N = 8 | at least 1.4 | - | - | its kernels need a GPU |",
+        "| L_sds extra memory / inputs, vicuna-7b, N = 16 | at most 1 | - | - | needs a GPU |",
+        "| BASIC step / our plain step, stage 1 recomputing, vicuna-7b | at most 1.035 |",
+        "| peak in GB, stage 1, micro-batch 2, recomputing, gemma-2b | at most 6.8 | - |",
+        "| rise of the peak from BASIC's terms in MiB, vicuna-7b | at most 128 | - |",
+        "| samples/s, BASIC / transformers' plain step, best micro-batches, gemma-2b | at least 1.1 |",
+        "| peak in GB, stage 2, micro-batch 1, adamw, vicuna-7b | at most 15.5 | - |",
+        "| peak in GB, stage 2, micro-batch 1, paged-adamw-8bit, vicuna-7b | at most 12 | - |",
+        "| stage 1 runs under the cap, gemma-2b | at least 1 | 1 | - |",
+        "| stage 2 runs under the cap, vicuna-7b | at least 1 | 1 | - |",
+    ):
+        assert words in table
+    assert all(row.met is None for row in rows)  # not the size, nor the machine, that the goals are about
+    ratios = [row.measured for row in rows if "step" in row.what or "products" in row.what]
+    assert all(ratio > 0 for ratio in ratios)
+    assert any("stage 2" in line for line in said)
+
+
+def test_a_goal_is_judged_where_it_is_about_the_figure():
+    row = bench_goals.Row("a time", 1.25, measured=1.3)
+    assert row.met is False
+    assert replace(row, measured=1.2).met is True
+    assert replace(row, most=False).met is True
+    assert replace(row, judged=False).met is None
+    assert replace(row, measured=None).met is None
+    real = bench_goals.Size("cuda", torch.bfloat16, 24.0)
+    assert real.judged
+    assert replace(real, steps=3, rounds=1).judged
+    assert not any(replace(real, **other).judged for other in ({"layers": 2}, {"rank": 8}, {"device": "cpu"}))
+
+
+def test_recomputing_is_set_anew_for_every_measurement(small_goals):
+    assembled = synthetic.random_model("vicuna-7b", bits=16, dtype=torch.float32, device="cpu")
+    layers = assembled.model.model.language_model.layers
+    for count, expected in ((None, len(layers)), (0, 0), (2, 2)):
+        set_recomputed(assembled, count)
+        assert sum(layer.gradient_checkpointing for layer in layers) == expected
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_random_model_on_disk_is_a_whole_one(name, tmp_path):
+    bench_start.write_random_model(tmp_path / "llm", DECODERS[name](), AutoModelForCausalLM)
+    files = {path.name for path in (tmp_path / "llm").glob("*.safetensors")}
+    assert {"model-0.safetensors", "model-rest.safetensors"} <= files
+    model, about = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
