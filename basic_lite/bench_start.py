@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def measure_starts(model: str, device: str, layers: int | None, parent: Path | N
         parent: folder for everything, which is removed; `None` for the system's temporary one.
 
     Returns:
-        One row per start: name, seconds, and seconds by part.
+        One row per start: name, seconds, seconds by part, and processor seconds with saving.
 
     Raises:
         ValueError: If the disk is too small.
@@ -128,6 +129,7 @@ def _start(folder: Path, device: str, side: int, name: str) -> dict:
     command += ["--data", folder / "rows.json", "--images", folder / "images", "--image-size", str(side)]
     command += ["--out", folder / "run", "--overwrite", "--max-steps", "1", *sizes]
     environment = os.environ | {"BASIC_LITE_CACHE": str(folder / "cache"), "COLUMNS": "500"}
+    before = _seconds_of_children()
     done = subprocess.run(
         [str(word) for word in command], env=environment, capture_output=True, text=True, check=False
     )
@@ -137,7 +139,14 @@ def _start(folder: Path, device: str, side: int, name: str) -> dict:
             f"the start with the {name} failed: {' '.join((done.stderr or done.stdout)[-600:].split())}"
         )
     parts = (part.rsplit(" ", 1) for part in found[2].split(", "))
-    return {"name": name, "seconds": float(found[1]), **{part: float(seconds) for part, seconds in parts}}
+    row = {"name": name, "seconds": float(found[1]), **{part: float(seconds) for part, seconds in parts}}
+    return row | {"CPU s to the end": round(_seconds_of_children() - before, 1)}
+
+
+def _seconds_of_children() -> float:
+    """Return the processor seconds of all ended children: what a busy machine does not stretch."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def start_row(device: str, layers: int | None) -> Row:
