@@ -40,6 +40,7 @@ def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]
         assembled = random_model(
             model, bits=size.bits, dtype=size.dtype, device=size.device, layers=size.layers
         )
+        release_memory()
         emulate_card(size.cap_gib, size.device)
         say(f"{model}: stage 1")
         yield from _stage1(model, assembled, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -61,7 +62,7 @@ def test_what_cannot_be_measured_is_said(shrunk):
         ("mistral-7b", 7_241_732_096),
     ],
 )
-def test_the_sizes_are_the_published_models(name, parameters):
+def test_the_smallare_the_published_models(name, parameters):
     from basic_lite.memory import parameters_of
 
     assert parameters_of(synthetic.DECODERS[name]) == parameters
@@ -172,3 +173,20 @@ def test_a_random_model_on_disk_is_a_whole_one(name, tmp_path):
     assert not about["missing_keys"]
     assert not about["unexpected_keys"]
     assert model.dtype == torch.bfloat16
+
+
+def test_the_command_writes_what_it_prints(small_goals, monkeypatch, tmp_path, capsys):
+    from basic_lite.recipes.bench_goals import goals
+
+    monkeypatch.setattr(bench_runs, "cpu_row", lambda: bench_goals.Row("on a CPU", 1.5, measured=1.1))
+    small = {"micro_batch": 2, "text": 5, "rank": 4, "patches": 8, "steps": 1, "rounds": 1, "bits": 16}
+    out = tmp_path / "goals.json"
+    goals(model=["gemma-2b"], cap=24.0, decoder_layers=2, start=False, out=out, **small)
+    printed = capsys.readouterr().out
+    assert "| on a CPU | at most 1.5 | 1.1 | yes |" in printed
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["what"] in printed for row in rows] == [True] * len(rows)
+    assert rows[0]["met"] is True
+    assert {row["met"] for row in rows[1:]} == {None}
+    with pytest.raises(ValueError, match="no model is named"):
+        goals(model=["gpt-5"], start=False, **small)
