@@ -16,6 +16,15 @@ def choose_device() -> str:
     return "cuda"
 
 
+def loading_place(device: str, bits: int, shards: int) -> str:
+    """Return where a decoder is put together: on the host, if it is to be cut and need not be quantised.
+
+    A 4-bit decoder is small, and is quantised where it will run; what is not quantised may be larger than
+    the card.
+    """
+    return "cpu" if shards > 1 and bits == 16 else device
+
+
 def choose_dtype(precision: str, device: str) -> torch.dtype:
     """Return the dtype of activations: bf16 on a GPU, fp32 on a CPU, unless `precision` says otherwise.
 

@@ -73,6 +73,7 @@ def step_of(
         recompute=decoder.depth if settings.recompute is None else settings.recompute,
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
+        shards=settings.shards,
         maps=(settings.layers or max(decoder.depth // 2, 1)) if settings.target == "translated" else 0,
     )
 
@@ -106,7 +107,8 @@ def planned(
     """
     budget, gib = budget_of(wanted, device)
     kind, chosen = kind_of(settings), step
-    given = (optimizer,) if optimizer else ("adamw", "paged-adamw-8bit")
+    given = ("adamw",) if settings.shards > 1 else ("adamw", "paged-adamw-8bit")
+    given = (optimizer,) if optimizer else given
     optimizers = given if kind == "stage2 --lora" else ("adamw",)
     rows = settings.global_batch // rank_and_count()[1]
     if wanted is not None:

@@ -41,6 +41,7 @@ class Forward:
         objective: Objective,
         metrics: Metrics,
         prune_last_layer: bool = True,
+        always_backward: bool = False,
     ) -> None:
         """Prepare.
 
@@ -50,6 +51,8 @@ class Forward:
             objective: what is trained on.
             metrics: where values go.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
+            always_backward: let backward pass every layer also where nothing in front of it is trained: of
+                layers that are cut, all processes fetch the pieces at the same time or wait for ever.
         """
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
@@ -57,7 +60,8 @@ class Forward:
         self.rows_per_chunk = objective.rows_per_chunk
         self.chunk = 0
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
-        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._always_backward = always_backward
+        self._trains_layers = any(p.requires_grad for p in self.parts.decoder.parameters())
         self._nothing: torch.Tensor | None = None
 
     def __call__(
@@ -83,6 +87,8 @@ class Forward:
                 self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
                 features = self.deferral.hold(features, embeds.dtype)
             embeds = _put_among(embeds, features.to(embeds.dtype), layout)
+        if self._always_backward and torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds.requires_grad_()
         if self._nothing is None:
             self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
         if watched:
@@ -113,9 +119,10 @@ class Forward:
             terms += supervision.terms.values()
         weights = objective.weights
         loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
-        if torch.is_grad_enabled() and not loss.requires_grad:
+        idle = self._always_backward and not layout.images and not self._trains_layers
+        if torch.is_grad_enabled() and (idle or not loss.requires_grad):
             # Text only, and nothing but the projector is trained.
-            loss = loss + sum(p.sum() * 0.0 for p in self._trained)
+            loss = loss + sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
         if self.deferral is None:
             self.metrics.add(terms, supervision.refinement if watched else None, window)
         else:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, devices, interventions, preflight, starting, teacher, writing
+from basic_lite import checkpoint, devices, interventions, preflight, processes, starting, teacher, writing
 from basic_lite.callbacks import AtStart, FirstStep, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
@@ -92,7 +92,6 @@ def train(
     decoder = parts_of(assembled.model).decoder
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
-    device = next(decoder.parameters()).device
     half = assembled.sources.dtype == torch.bfloat16
     args = TrainingArguments(
         output_dir=str(settings.out),
@@ -106,7 +105,7 @@ def train(
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=half,
-        use_cpu=device.type == "cpu",
+        use_cpu=devices.choose_device() == "cpu",
         logging_steps=settings.logging_steps,
         logging_first_step=True,
         save_strategy="steps",
@@ -137,6 +136,7 @@ def train(
         projector_learning_rate=settings.projector_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
+        sharded=settings.shards > 1,
         manifest=manifest,
         train_dataset=dataset,
         data_collator=assembled.collator(),
@@ -166,6 +166,7 @@ def train(
     finally:
         progress.close()
     finished = trainer.state.global_step >= trainer.state.max_steps
+    processes.join_flags(dataset.state, trainer.accelerator)
     counts = dataset.tally()
     if finished:
         trainer.manifest = manifest | {"finished": True, "rows": counts}

@@ -3,12 +3,13 @@
 The model is not wrapped in `DistributedDataParallel`: what is trained is small beside the model (adapters
 and a projector), text-only batches leave the projector without gradient, and BASIC's terms reach it
 outside the wrapped forward pass. One mean over processes per optimizer step, behind the last micro-batch,
-is exact in all of these cases.
+is exact in all of these cases. What `sharding` has cut comes with its mean from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from accelerate import Accelerator
@@ -16,18 +17,20 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
 
+from basic_lite.sharding import is_cut
+
 BUCKET: int = 2**25
 """Elements that travel at once, 128 MiB in fp32."""
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:
-    """Let the accelerator prepare models without `DistributedDataParallel` (FSDP stays as it is)."""
+    """Let the accelerator prepare models where and as they are, without `DistributedDataParallel`."""
     prepare = accelerator.prepare_model
 
     def prepare_model(
         model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
     ) -> nn.Module:
-        return prepare(model, device_placement=device_placement, evaluation_mode=True)
+        return prepare(model, device_placement=False, evaluation_mode=True)
 
     accelerator.prepare_model = prepare_model
 
@@ -45,12 +48,12 @@ def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replace every gradient by its mean over processes; one without counts as zero.
+    """Replace every gradient of a whole parameter by its mean over processes; one without counts as zero.
 
     What has none in any process, as the projector in a step of text alone, keeps none: with zeros Adam would
     go on by its momentum, as it does not in one process.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad and not is_cut(p)]
     while trained:
         bucket, size = [], 0
         while trained and (not bucket or size + trained[0].numel() <= BUCKET):
@@ -64,6 +67,13 @@ def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerat
         for parameter, mean, share in zip(bucket, means, somewhere, strict=True):
             if share:
                 parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+
+
+def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
+    """Set in place, in every process, the bits that any process has set: `(R,)` uint8, one byte per row."""
+    if accelerator.num_processes > 1:
+        found = accelerator.gather(flags.to(accelerator.device)[None])
+        flags.copy_(reduce(torch.bitwise_or, found.unbind()))
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer
 
-from basic_lite import checkpoint, run_folder, writing
+from basic_lite import checkpoint, run_folder, sharding, writing
 from basic_lite.capture import parts_of
 
 
@@ -27,18 +28,25 @@ class SavingTrainer(Trainer):
     def before_saving(self) -> None:
         """Do what must be known before a checkpoint may be written; raises if it may not."""
 
-    def save_weights(self, folder: Path) -> None:
-        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector."""
-        with writing.told(folder):
-            self._save_weights(folder)
+    def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
+        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
 
-    def _save_weights(self, folder: Path) -> None:
+        Args:
+            folder: where to.
+            whole: what `sharding.gather` returned, where the adapters are cut.
+        """
+        with writing.told(folder):
+            self._save_weights(folder, whole)
+
+    def _save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             draft = folder / ".adapter.part"
             shutil.rmtree(draft, ignore_errors=True)
-            model.save_pretrained(draft, safe_serialization=True, save_embedding_layers=False)
+            model.save_pretrained(
+                draft, state_dict=whole, safe_serialization=True, save_embedding_layers=False
+            )
             for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
                 path.replace(folder / path.name)
             shutil.rmtree(draft)
@@ -52,8 +60,14 @@ class SavingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights and the manifest to `output_dir`."""
+        whole = sharding.gather(self.model, self.args.should_save)
         if self.args.should_save:
-            self.save_weights(Path(output_dir or self.args.output_dir))
+            self.save_weights(Path(output_dir or self.args.output_dir), whole)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write Adam's moments whole, however they are held."""
+        with sharding.whole_moments(self.optimizer, self.args.should_save):
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _get_output_dir(self, trial: Any) -> str:
         return getattr(self, "_draft", None) or super()._get_output_dir(trial)
@@ -112,6 +126,7 @@ class SavingTrainer(Trainer):
         """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
+            sharding.cut_moments(self.optimizer)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = " ".join(str(error).split())[:120]
             raise ValueError(

@@ -37,6 +37,7 @@ class Settings:
         min_rating: leave out rows that are rated lower in anything (FineVision).
         max_length: most tokens of a row.
         group: batches of one modality and similar length.
+        shards: processes over which the decoder's layers are cut; 1 leaves them whole.
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
         lora: adapters instead of the whole decoder (stage 2).
         save_steps: steps between checkpoints.
@@ -71,6 +72,7 @@ class Settings:
     min_rating: int | None = None
     max_length: int = 2048
     group: bool = False
+    shards: int = 1
     recompute: int | None = 0
     lora: bool = False
     save_steps: int = 500
@@ -127,6 +129,8 @@ class Settings:
         shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
         if self.projector_learning_rate:
             shown["projector_learning_rate"] = self.projector_learning_rate
+        if self.shards == 1:
+            shown.pop("shards")
         if self.intervention == "none":
             shown.pop("intervention")
         if self.max_steps > 0:

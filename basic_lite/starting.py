@@ -26,27 +26,56 @@ from basic_lite.tower import vision_config
 BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
 
-LAUNCHERS: dict[str, str] = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+SHARDED: str = "ACCELERATE_USE_FSDP"
+"""What `accelerate launch` says in the environment when it was asked for FSDP (see `sharding`)."""
+
+REFUSED: dict[str, str] = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""What `accelerate launch` says in the environment when it was asked to cut the model into shards."""
+"""What it says when it was asked to cut the model in another way."""
 
 
-def check_launcher() -> None:
-    """Refuse to be started with shards, before anything is fetched or loaded.
+def shards_asked_for(whole_decoder: bool = False) -> int:
+    """Return over how many processes the decoder's layers are to be cut, before anything is fetched.
+
+    accelerate would wrap the whole model, and transformers load it without weights, where they find the
+    variable: from here on it is not there.
+
+    Args:
+        whole_decoder: the stage trains all of the decoder.
 
     Raises:
-        ValueError: If `accelerate launch`, by its options or its stored configuration, asks for them.
+        ValueError: If `accelerate launch`, by its options or its stored configuration, asks for another cut,
+            or for one of a decoder that is trained whole.
     """
-    for variable, name in LAUNCHERS.items():
-        if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+    plain = (
+        "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
+    )
+    for variable, name in REFUSED.items():
+        if _is_on(variable):
             raise ValueError(
-                f"accelerate launch asks for {name}, but only whole models are trained here, one on each "
-                "card (L_sds reads the whole vocabulary, and a 4-bit decoder is small): start with "
-                "`accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
+                f"accelerate launch asks for {name}, which cuts the whole model; here it is whole on each "
+                f"card, or the decoder's layers alone are cut (--use_fsdp): {plain}"
             )
+    if not _is_on(SHARDED):
+        return 1
+    if whole_decoder:
+        raise ValueError(
+            "accelerate launch asks for FSDP, which cuts a frozen decoder's layers with their adapters, and "
+            f"not a decoder that is trained whole: add --lora, or {plain}"
+        )
+    if _is_on("FSDP_OFFLOAD_PARAMS"):
+        raise ValueError(
+            "accelerate launch asks for FSDP with weights on the host, which is not done here: leave "
+            "--fsdp_offload_params out, whatever `accelerate config` stored"
+        )
+    del os.environ[SHARDED]
+    return rank_and_count()[1]
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
 def check_sources(sources: Sources, settings: Settings) -> None:
@@ -69,6 +98,8 @@ def check_sources(sources: Sources, settings: Settings) -> None:
             f"--report-to {settings.report_to} is not installed here; "
             f"known here: {', '.join(known) or 'none'}"
         )
+    if settings.shards > 1 and sources.bits == 8:
+        raise ValueError("bitsandbytes' 8-bit layers cannot be cut (--use_fsdp); take --bits 4 or --bits 16")
     if settings.stage == 2 and not settings.lora:
         check_whole_decoder_fits(config, choose_device())
 
@@ -203,7 +234,7 @@ def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Pa
         preflight.check_unchanged(sources, hyperparameters(settings), data, settings.stage, resume)
 
 
-def check_optimizer(name: str, lora: bool) -> None:
+def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:
     """Look at an optimizer's name before anything is loaded.
 
     Raises:
@@ -212,3 +243,8 @@ def check_optimizer(name: str, lora: bool) -> None:
     optimizers.check_name(name)
     if name != "adamw" and not lora:
         raise ValueError(f"--optimizer {name} is for adapters; add --lora, or leave it out")
+    if name != "adamw" and shards > 1:
+        raise ValueError(
+            f"--optimizer {name} works on whole adapters, and --use_fsdp cuts them and Adam's moments over "
+            f"{shards} processes; leave it out"
+        )

@@ -17,6 +17,7 @@ from torch import nn
 
 from basic_lite.capture import parts_of
 from basic_lite.modeling import Assembled
+from basic_lite.sharding import piece
 
 _PROJECTOR = r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?linear_[12]\.(weight|bias)$"
 _ADAPTER = r"(^|\.)language_model\.layers\.\d+\..*\.lora_[AB]\.default\.weight$"
@@ -183,7 +184,9 @@ class GradientContract:
         for name, parameter in self.frozen:
             if parameter.grad is not None:
                 raise RuntimeError(f"{name} is frozen but received a gradient")
-        present = {name: p.grad for name, p in self.waiting.items() if p.grad is not None}
+        present = {name: piece(p.grad) for name, p in self.waiting.items() if p.grad is not None}
+        for name in [name for name, gradient in present.items() if not gradient.numel()]:
+            del present[name], self.waiting[name]  # cut into fewer pieces than there are processes
         if present:
             largest = torch.stack([gradient.abs().amax().float() for gradient in present.values()]).tolist()
             for name, value in zip(present, largest, strict=True):

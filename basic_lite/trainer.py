@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import TrainingArguments
 
-from basic_lite import fused, optimizers, processes
+from basic_lite import fused, optimizers, processes, sharding
 from basic_lite.callbacks import GradientCheck, Stopper
 from basic_lite.capture import Importance, Weighting, parts_of
 from basic_lite.data.images import ImageTransform
@@ -57,6 +58,7 @@ class BasicTrainer(SavingTrainer):
         fused_kernels: bool = True,
         deferred: bool = True,
         prune_last_layer: bool = True,
+        sharded: bool = False,
         manifest: dict | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,10 +80,12 @@ class BasicTrainer(SavingTrainer):
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
+            sharded: cut the decoder's layers over the processes when training begins.
             manifest: written into every checkpoint.
             kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
         """
         args.remove_unused_columns = False
+        self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
         super().__init__(model, args, **kwargs)
         # The loss below is already divided by the whole step's counts; two names for that, old and new.
@@ -112,13 +116,13 @@ class BasicTrainer(SavingTrainer):
             fused.fuse(parts_of(self.model).decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
-        self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer)
+        self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
         self._logged_chunk = 0
         self.splitter = Splitter(self.model, self.metrics)
         self.add_callback(GradientCheck(args))
         self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
         self._stopper = Stopper()
-        if args.world_size > 1 and not self.is_fsdp_enabled:
+        if args.world_size > 1:
             processes.keep_unwrapped(self.accelerator)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -224,6 +228,8 @@ class BasicTrainer(SavingTrainer):
         """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
         if grad_norm is None:
             self._average_gradients()
+            if self.sharded:
+                grad_norm = sharding.clip(self.model.parameters(), math.inf)
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
         return norm
@@ -231,10 +237,12 @@ class BasicTrainer(SavingTrainer):
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Clip the step's gradients, the same on all processes."""
         self._average_gradients()
+        if self.sharded:
+            return sharding.clip(self.model.parameters(), self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
     def _average_gradients(self) -> None:
-        if self.args.world_size > 1 and not self.is_fsdp_enabled:
+        if self.args.world_size > 1:
             processes.average_gradients(self.model.parameters(), self.accelerator)
 
     def _ids(self, rows: list[int]) -> list:
@@ -250,9 +258,18 @@ class BasicTrainer(SavingTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer by its name; the projector may have a learning rate of its own."""
         if self.optimizer is None:
+            if self.sharded:  # before it sees a parameter, and after a checkpoint was read into whole ones
+                sharding.shard(self.model, self.args.device)
             rate = self.projector_learning_rate
             self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
         return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Move the model; layers that are going to be cut follow later, one at a time."""
+        if self.sharded:
+            sharding.place_around(model, device)
+        else:
+            super()._move_model_to_device(model, device)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""

@@ -86,7 +86,7 @@ def main(
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
-    starting.check_launcher()
+    shards = starting.shards_asked_for()
     device = devices.choose_device()
     sources = modeling.Sources.named(
         model,
@@ -113,6 +113,7 @@ def main(
         micro_batch=micro_batch or pace.rows_per_pass(global_batch),
         workers=min(2, cores()) if workers is None else workers,
         epochs=epochs or pace.epochs,
+        shards=shards,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         target=target or "raw",
         objective=objective,
@@ -135,7 +136,8 @@ def main(
     starting.check_unchanged(sources, settings, rows, checkpoint)
     clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
-    assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
+    place = devices.loading_place(device, sources.bits, shards)
+    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))
     clock.mark("models")

@@ -110,7 +110,7 @@ def main(
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
-    starting.check_launcher()
+    shards = starting.shards_asked_for(whole_decoder=not lora)
     device = devices.choose_device()
     first = run_folder.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:
@@ -140,6 +140,7 @@ def main(
         workers=min(2, cores()) if workers is None else workers,
         epochs=epochs or pace.epochs,
         group=True,
+        shards=shards,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         optimizer=optimizer or "adamw",
         target=target or first["method"].get("target", "raw"),
@@ -155,7 +156,7 @@ def main(
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
         optimizer=optimizer,
     )
-    starting.check_optimizer(settings.optimizer, lora)
+    starting.check_optimizer(settings.optimizer, lora, shards)
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
     console.print(fitting.plan_line(plan), highlight=False)
@@ -166,7 +167,8 @@ def main(
     starting.check_unchanged(sources, settings, rows, resumed)
     clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
-    assembled = modeling.assemble(sources, device, seed, copies="keep" if quantised_copy else "off", say=say)
+    place = devices.loading_place(device, sources.bits, shards)
+    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
     checkpoint.check_identity(assembled, first)
     checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
     if lora:

@@ -41,6 +41,7 @@ LAYERS = [
         "memory",
         "trainable",
         "checkpoint",
+        "sharding",
     },
     {
         "analysis",

@@ -19,8 +19,8 @@ from test_cli import run, stage1, stage2, world  # noqa: F401
 from basic_lite.run_folder import checkpoints
 
 
-def launch(arguments: list, cwd, processes: int = 2) -> list[subprocess.Popen]:
-    """Start processes as `accelerate launch --cpu` does: it hands them these variables."""
+def start(command: list, cwd, processes: int = 2, **more: str) -> list[subprocess.Popen]:
+    """Start processes as `accelerate launch --cpu` does: it hands them these variables, and `more`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -31,15 +31,20 @@ def launch(arguments: list, cwd, processes: int = 2) -> list[subprocess.Popen]:
         environment = os.environ | {k: str(v) for k, v in names.items()} | {"ACCELERATE_USE_CPU": "true"}
         started.append(
             subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
+                [*map(str, command)],
                 cwd=cwd,
-                env=environment,
+                env=environment | more,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
     return started
+
+
+def launch(arguments: list, cwd) -> list[subprocess.Popen]:
+    """Start the command line in two processes."""
+    return start([*COMMAND, *arguments], cwd)
 
 
 def finish(started: list[subprocess.Popen]) -> list[str]:
@@ -94,14 +99,29 @@ def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):  #
     assert (checkpoints(tmp_path / "two")[-1] / "rng_state_1.pth").is_file()
 
 
-@pytest.mark.parametrize("stage", [stage1, stage2])
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_shards_are_refused_before_anything_happens(world, tmp_path, monkeypatch, stage, name):  # noqa: F811
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+@pytest.mark.parametrize(
+    ("stage", "names", "reason"),
+    [
+        (stage1, ["ACCELERATE_USE_DEEPSPEED"], "asks for DeepSpeed"),
+        (stage2, ["ACCELERATE_USE_MEGATRON_LM"], "asks for Megatron-LM"),
+        (stage2, ["ACCELERATE_USE_FSDP"], "add --lora, or start with"),
+        (stage1, ["ACCELERATE_USE_FSDP", "FSDP_OFFLOAD_PARAMS"], "leave --fsdp_offload_params out"),
+    ],
+)
+def test_other_cuts_are_refused_before_anything_happens(
+    world,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    stage,
+    names,
+    reason,
+):
+    for name in names:
+        monkeypatch.setenv(name, "true")
     refused = run(*stage(world), cwd=tmp_path, expect=2)
     assert refused.stderr.startswith("error: accelerate launch asks for ")
     assert refused.stderr.count("\n") == 1
-    assert "--multi_gpu --num_processes N" in refused.stderr
+    assert reason in refused.stderr
     assert refused.stdout == ""
     assert list(tmp_path.iterdir()) == []
 

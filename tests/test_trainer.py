@@ -69,6 +69,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "prune_last_layer",
         "optimizer_name",
         "fused_kernels",
+        "sharded",
     }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}
     args = TrainingArguments(

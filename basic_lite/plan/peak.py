@@ -42,6 +42,7 @@ class Step:
         recompute: decoder layers, the first ones, that run again in backward.
         basic: BASIC's terms are on.
         rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
+        shards: processes over which the decoder's layers are cut.
         maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
     """
 
@@ -54,6 +55,7 @@ class Step:
     recompute: int = 0
     basic: bool = True
     rows_per_chunk: int | None = None
+    shards: int = 1
     maps: int = 0
 
     @property
@@ -84,14 +86,14 @@ def static_parts(step: Step) -> dict[str, float]:
     Gradients are counted as always there: from the second micro-batch of a step on, they are.
     """
     decoder, held = step.decoder, step.held
-    linear = decoder.depth * decoder.linear_parameters
+    linear, scales = decoder.depth * decoder.linear_parameters, 0.0
     if held.training == "decoder":
         weights, tables, trained = 4 * linear, 4, decoder.parameters
     else:
         rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
+        scales = linear * (1 / 64 + 4 / (64 * 256))  # of nf4: one byte per 64, fp32 per 256 of those
         packed = {
-            4: linear
-            * (0.5 + 1 / 64 + 4 / (64 * 256)),  # nf4, one byte per 64 of scale, fp32 per 256 of those
+            4: linear * 0.5 + scales,
             8: linear + 4 * rows,
             16: linear * held.width,
         }
@@ -101,8 +103,14 @@ def static_parts(step: Step) -> dict[str, float]:
     projector = projector_parameters(step.tower, decoder)
     copies = 20 if held.training == "adapters" else 16  # PEFT keeps the projector that it copied
     tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
+    layers = weights + tables * decoder.norm_parameters
+    # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
+    whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0
+    kept = scales if step.shards > 1 and held.bits == 4 else 0  # the scales are no parameters
+    layers, tuned = kept + (layers - kept) / step.shards, tuned / step.shards
     return {
-        "decoder": weights + tables * decoder.norm_parameters,
+        "decoder": layers,
+        **({"layers at work": whole} if whole else {}),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": held.width * step.tower.parameters,
         "projector": copies * projector,

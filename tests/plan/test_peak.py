@@ -67,3 +67,23 @@ def test_the_peak_is_predicted(point, measured):
     weights = sum(static_parts(step).values())
     assert allocated(step) == pytest.approx(measured[point], rel=0.05)
     assert allocated(step) - weights == pytest.approx(measured[point] - weights, rel=0.12)
+
+
+def test_cut_layers_are_counted_once_over_the_processes_and_two_more_are_whole():
+    """Vicuna-7B in bf16 under adapters: 12.95 GB of layers and 5.1 GB of adapters, by hand."""
+    from basic_lite.plan.activations import Held
+    from basic_lite.plan.peak import Step
+
+    held = Held(16, "adapters", 128, 0.0, half=True)
+    step = Step(size_of("vicuna-7b"), CLIP, held)
+    whole, half = static_parts(step), static_parts(replace(step, shards=2))
+    linear, norms = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 65 * 4096
+    adapters = 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert whole["decoder"] == 2 * (linear + norms)
+    assert half["decoder"] == linear + norms
+    assert half["adapters"] == whole["adapters"] / 2 == 16 * adapters / 2
+    assert half.pop("layers at work") == (2 * 2 * (linear + norms) + 12 * adapters) / 32
+    assert {k: v for k, v in half.items() if whole[k] != v}.keys() == {"decoder", "adapters"}
+    four = static_parts(replace(step, held=replace(held, bits=4), shards=2))
+    scales = linear * (1 / 64 + 4 / (64 * 256))
+    assert four["decoder"] == linear / 4 + norms + scales
