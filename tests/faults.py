@@ -165,10 +165,10 @@ def full_disk(after_steps: int) -> Iterator[None]:
     """Refuse every write of weights once so many steps are done."""
     whole = BasicTrainer._save_weights
 
-    def save(self: BasicTrainer, folder: Path) -> None:
+    def save(self: BasicTrainer, folder: Path, *given: object) -> None:
         if self.state.global_step >= after_steps:  # as safetensors says it on a disk that is really full
             raise SafetensorError("I/O error: No space left on device (os error 28)")
-        whole(self, folder)
+        whole(self, folder, *given)
 
     with patch.object(BasicTrainer, "_save_weights", save):
         yield
