@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 
-from basic_lite.bench_baselines import measure_baseline
+from basic_lite.bench_baselines import arguments_of, measure_baseline
 from basic_lite.capture import parts_of
 from basic_lite.data.images import ImageTransform
 from basic_lite.devices import recompute_layers
@@ -165,17 +165,7 @@ def measure_steps(
         (steps + warm) * micro_batch, tokens, text, parts.decoder.config.vocab_size, assembled.image_size
     )
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=micro_batch,
-            max_steps=steps + warm,
-            bf16=assembled.sources.dtype == torch.bfloat16,
-            use_cpu=device.type == "cpu",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+        args = arguments_of(assembled, scratch, micro_batch, steps + warm, logging_steps=1)
         half = (0.5, 0.5, 0.5)
         trainer = BasicTrainer(
             assembled.model,

@@ -20,6 +20,31 @@ from basic_lite.synthetic import RandomRows
 Facts = dict[str, object]
 
 
+def arguments_of(
+    assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: object
+) -> TrainingArguments:
+    """Return what every variant's Trainer is given alike: nothing is saved, reported or drawn.
+
+    Args:
+        assembled: the model, on its device.
+        scratch: folder that may go away.
+        micro_batch: rows per step.
+        steps: all of them, those that warm up included.
+        more: what one variant needs besides.
+    """
+    return TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=micro_batch,
+        max_steps=steps,
+        bf16=assembled.sources.dtype == torch.bfloat16,
+        use_cpu=parts_of(assembled.model).embedding.device.type == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **more,
+    )
+
+
 def measure_baseline(
     assembled: Assembled, *, naive: bool, micro_batch: int, text: int, steps: int, warm: int = 2
 ) -> Facts:
@@ -47,17 +72,7 @@ def measure_baseline(
     decoder.set_attn_implementation("eager" if naive else "sdpa")
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            args = TrainingArguments(
-                output_dir=scratch,
-                per_device_train_batch_size=micro_batch,
-                max_steps=steps + warm,
-                bf16=assembled.sources.dtype == torch.bfloat16,
-                use_cpu=device.type == "cpu",
-                remove_unused_columns=False,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            )
+            args = arguments_of(assembled, scratch, micro_batch, steps + warm, remove_unused_columns=False)
             trainer = (_Naive if naive else Trainer)(
                 assembled.model,
                 args,
