@@ -39,6 +39,7 @@ LAYERS = [
         "prompting",
         "synthetic",
         "memory",
+        "adapter_dropout",
         "trainable",
         "checkpoint",
         "sharding",

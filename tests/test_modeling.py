@@ -243,6 +243,21 @@ def test_stage_two_adapts_every_linear_layer_of_the_decoder_and_no_other(decoder
         assert kinds == {"peft.tuners.lora.bnb"}  # adapters that know their base is quantised
 
 
+def test_the_projector_that_peft_copied_takes_no_memory_of_its_own():
+    assembled = tiny_assembled("llama")
+    before = [p.clone() for p in parts_of(assembled.model).llava.multi_modal_projector.parameters()]
+    trainable.train_adapters(assembled, Adapters(4, 8, 0.05))
+    projector = parts_of(assembled.model).llava.multi_modal_projector
+    trained, original = (
+        projector.modules_to_save["default"].parameters(),
+        projector.original_module.parameters(),
+    )
+    for one, other, value in zip(trained, original, before, strict=True):
+        assert one.data_ptr() == other.data_ptr()
+        assert (one.requires_grad, other.requires_grad) == (True, False)
+        assert torch.equal(one, value)
+
+
 def test_the_whole_decoder_is_trained_in_fp32():
     assembled = tiny_assembled("llama", dtype=torch.bfloat16)
     trainable.train_everything(assembled)

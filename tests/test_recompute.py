@@ -63,6 +63,12 @@ def test_recomputing_any_number_of_layers_changes_no_gradient(decoder, lora):
             torch.testing.assert_close(gradients[name], value, rtol=1e-6, atol=1e-7, msg=name)
 
 
+def test_recomputing_asks_the_text_s_embeddings_for_no_gradient():
+    model = adapted("llama")
+    recompute_layers(parts_of(model).decoder)
+    assert not model.get_input_embeddings()(torch.tensor([[1, 2]])).requires_grad
+
+
 def test_what_cannot_recompute_is_said():
     decoder = parts_of(tiny_llava()).decoder
     with pytest.raises(ValueError, match="this decoder has 4 layers; between 0 and 4 can recompute, not 5"):

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from basic_lite import BasicSupervision, BasicTrainer
+from basic_lite.capture import parts_of
 from basic_lite.data.batches import Batches, Collator
 from basic_lite.layout import layout_of
 from basic_lite.objective import Objective
@@ -354,6 +355,15 @@ def test_a_step_never_waits_for_the_device(tmp_path, decoder, basic):
     with Waits() as waits:  # the watch does see what it looks for
         float(torch.ones(1))
     assert waits.found
+
+
+def test_narrowed_weights_do_not_wait_for_the_end_of_the_forward_pass(tmp_path):
+    run, seen = trainer(tmp_path, tiny_llava("llama"), bf16=True, max_steps=1), []
+    parts_of(run.model).decoder.norm.register_forward_hook(
+        lambda *given: seen.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+    )
+    run.train()
+    assert set(seen) == {(True, False)}
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])

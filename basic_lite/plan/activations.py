@@ -1,8 +1,7 @@
 """Bytes that one decoder layer keeps for backward, with transformers' own modules or Liger's fused ones.
 
 The formulas follow the code, module by module, and are tested against what autograd saves on real
-shapes: they are not estimates. What is known to differ on a GPU is dropout's mask (one byte there, one
-element on a CPU), which is counted as on a GPU.
+shapes: they are not estimates.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Literal
 from basic_lite.plan.sizes import DecoderSize
 
 Training = Literal["projector", "adapters", "decoder"]
-MASK_BYTES: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,9 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
     if held.training == "decoder":
         return gemma + 2 * size.linear_parameters
     if held.training == "adapters":
-        return gemma + 2 * size.adapter_parameters(held.rank) // size.depth
+        # Behind a dropout (see `adapter_dropout`) an adapter's first matrix is narrowed anew in backward.
+        first = 2 * held.rank * sum(linear.inputs for linear in size.linears) if held.dropout > 0 else 0
+        return gemma + 2 * size.adapter_parameters(held.rank) // size.depth - first
     return gemma
 
 
@@ -108,10 +108,7 @@ def _inputs(size: DecoderSize, held: Held) -> int:
     quantised = shared if held.bits == 8 else 0  # bitsandbytes' 8-bit layers keep their inputs
     if held.training == "projector":
         return quantised
-    ranks = width * held.rank * len(size.linears)
-    if held.dropout > 0:  # one dropped-out copy and its mask per adapted layer
-        return quantised + ranks + (width + MASK_BYTES) * sum(linear.inputs for linear in size.linears)
-    return shared + ranks
+    return shared + width * held.rank * len(size.linears)
 
 
 def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: int) -> float:

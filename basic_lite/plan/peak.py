@@ -101,7 +101,6 @@ def static_parts(step: Step) -> dict[str, float]:
         trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
-    copies = 20 if held.training == "adapters" else 16  # PEFT keeps the projector that it copied
     tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
@@ -113,7 +112,7 @@ def static_parts(step: Step) -> dict[str, float]:
         **({"layers at work": whole} if whole else {}),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": held.width * step.tower.parameters,
-        "projector": copies * projector,
+        "projector": 16 * projector,  # fp32: weights, gradients, two moments
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
@@ -171,15 +170,11 @@ def _moments(step: Step) -> list[dict[str, float]]:
     embeddings, projector = _embeddings(step), _projector(step)
     around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
     kept = activation_bytes(step)
-    # Autocast's narrowed copies of a recomputed layer's weights live until the forward pass ends.
-    forward = step.recompute * kept_per_layer(decoder, held)
-    forward += step.rows * (
-        norm_bytes(decoder, held) + decoder.width * held.width
-    )  # and the states behind it
+    behind = step.rows * (norm_bytes(decoder, held) + decoder.width * held.width)  # the decoder's last norm
     incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
     moments = [
         {"activations": _tower(step)},
-        {"activations": around + kept + forward, "head and losses": _head(step)},
+        {"activations": around + kept + behind, "head and losses": _head(step)},
         {"activations": around + kept + incoming + _working(step, step.rows)},
     ]
     input_bytes = tokens * checkpoint_bytes(decoder, held)
@@ -267,6 +262,11 @@ def _again(step: Step, tokens: int) -> float:
     """
     held = step.held
     working = _working(step, tokens)
+    if held.training == "adapters" and held.dropout > 0:
+        # Of the widest input what its dropout lets through and the mask, beside the layer's output and the
+        # scaled gradient of it, which had asked for the layer.
+        dropped = tokens * step.decoder.inner * (held.width + 1)
+        working = max(working, dropped + 2 * tokens * step.decoder.width * held.width)
     if not held.fused or held.training != "projector" or held.bits == 16:
         return working
     inner = held.width * tokens * step.decoder.inner

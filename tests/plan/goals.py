@@ -28,20 +28,17 @@ class Goal:
         model: its decoder.
         gigabytes: the limit.
         optimizer: of the adapters.
-        dropout: in front of them.
     """
 
     kind: Kind
     model: str
     gigabytes: float
     optimizer: Optimizer = "adamw"
-    dropout: float = 0.05
 
     @property
     def name(self) -> str:
         """What is measured, in a few words."""
         how = "" if self.kind == "stage1" else f", {self.optimizer}"
-        how += ", no dropout" if self.dropout == 0 else ""
         return f"{self.kind}, {self.model}{how}"
 
     @property
@@ -50,8 +47,7 @@ class Goal:
         decoder, tower = published_decoder(self.model), TowerSize.of(TOWERS["clip-l-336"])
         rows = 8 if self.kind == "stage1" else 4
         settings = {"recompute": decoder.depth, "micro_batch": rows, "optimizer": self.optimizer}
-        found = step_of(self.kind, decoder, tower, **settings)
-        return replace(found, held=replace(found.held, dropout=self.dropout))
+        return step_of(self.kind, decoder, tower, **settings)
 
 
 GOALS = (
@@ -64,8 +60,6 @@ GOALS = (
     Goal("stage2 --lora", "vicuna-13b", 24.0),
     Goal("stage2 --lora", "vicuna-7b", 12.0, "paged-adamw-8bit"),
     Goal("stage2 --lora", "vicuna-13b", 18.5, "paged-adamw-8bit"),
-    Goal("stage2 --lora", "vicuna-7b", 12.0, "paged-adamw-8bit", 0.0),
-    Goal("stage2 --lora", "vicuna-13b", 18.5, "paged-adamw-8bit", 0.0),
 )
 
 

@@ -97,7 +97,8 @@ def test_a_peak_is_near_its_anchor(name, kind, recompute, optimizer, rows, ancho
     layers = "all" if recompute else "nothing"
     what = f"{name} {kind}, {layers} recomputed, {optimizer}, micro-batch {rows}"
     print(f"{what}: {ours:.1f} against {alike:.1f} GB ({anchor:.1f} as derived), {ours / alike - 1:+.1%}")
-    assert ours == pytest.approx(alike, rel=0.08)
+    # They keep what dropout drew in front of each adapter of the layer at work, which is not kept here.
+    assert (-0.10 if kind == "stage2 --lora" else -0.08) <= ours / alike - 1 <= 0.08
 
 
 @pytest.mark.parametrize(
@@ -117,12 +118,7 @@ def test_stage_one_fits_24_gib_without_recomputation(name, largest):
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
 def test_the_goals_for_peaks_are_kept(goal):
-    """With 8-bit moments dropout's copies and masks (0.4 GB of a 7B) lift the step 2 % above the goal."""
-    gigabytes = needed(goal.step) / 1e9
-    if goal.optimizer == "adamw" or goal.step.held.dropout == 0:
-        assert gigabytes <= goal.gigabytes
-    else:
-        assert goal.gigabytes < gigabytes <= 1.02 * goal.gigabytes
+    assert needed(goal.step) / 1e9 <= goal.gigabytes
 
 
 # TFLOP per sample: the decoder's forward and backward pass, head on text rows, L_sds; stage 1 and stage 2.
