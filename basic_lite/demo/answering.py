@@ -14,7 +14,7 @@ from basic_lite.demo.dialogues import exam
 from basic_lite.demo.grammar import caption, letter, with_options
 from basic_lite.demo.lexicon import LANGUAGES, is_meaningful
 from basic_lite.demo.pretrain_decoder import blur
-from basic_lite.demo.scenes import sample_scene
+from basic_lite.demo.scenes import is_reserved, sample_scene
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def answer_all(
 def probe_decoder(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: int, seed: int
 ) -> dict[str, float]:
-    """Return the share of right answers on described scenes of held-out pairs.
+    """Return the share of right answers on described scenes that the decoder never read of.
 
     Args:
         model: The decoder.
@@ -64,7 +64,7 @@ def probe_decoder(
     hits: dict[str, list[bool]] = defaultdict(list)
     rng = random.Random(seed)
     for language in LANGUAGES:
-        items = exam(questions, language, seed)
+        items = exam(questions, language, seed, is_reserved)
         prompts = [
             f"{caption(scene, language, rng)}\n{with_options(q, language) if q.options else q.text}"
             for scene, q in items

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import distributed
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionModel,
@@ -31,36 +32,49 @@ def build_decoder(
 ) -> dict[str, float]:
     """Train tokenizer and decoder, write them as one folder, and return the probe of what was written.
 
+    Of several processes that train it together only the first writes and probes; the others return nothing.
+
     Args:
         folder: Where to.
         seed: Of weights and texts.
-        steps: Of the first course, which leaves the held-out pairs out.
+        steps: Of the first course, through the curriculum.
         device: `"cpu"` or `"cuda"`.
         progress: Called after every step.
-        finish: Steps of the second course, which reads of every pair; 0 leaves it out.
+        finish: Steps of the second course, mostly multiple choice; 0 leaves it out.
     """
     start = time.monotonic()
     tokenizer = train_tokenizer(seed)
+    together = distributed.is_initialized()
+    first = not together or distributed.get_rank() == 0
     model = train_decoder(Lesson(tokenizer, seed, steps, device=device, progress=progress))
-    tokenizer.save_pretrained(folder)
-    _save_half(model, folder)
-    unread: dict[str, float] = {}
-    if finish:
-        # From what is on disk, so that it can be repeated on a folder that the first course left. (Rounding
-        # the model in place would round the frequencies of its positions, too.)
-        model, tokenizer = read_decoder(folder)
-        known = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
-        unread = {f"{language}, pairs never read of": known[language] for language in ("en", "zh")}
-        later = lambda step, values: progress(steps + step, values)  # noqa: E731
-        model = finish_decoder(model, Lesson(tokenizer, seed + 1, finish, device=device, progress=later))
+    if first:
+        tokenizer.save_pretrained(folder)
         _save_half(model, folder)
+    if finish:
+        if together:
+            distributed.barrier()  # the first has written
+        later = lambda step, values: progress(steps + step, values)  # noqa: E731
+        model = finish_written(folder, Lesson(tokenizer, seed + 1, finish, device=device, progress=later))
+        if first:
+            _save_half(model, folder)
+    if not first:
+        return {}
     seconds = round(time.monotonic() - start)
     # Read back what ships, so that the figures are those of the rounded weights.
     model, tokenizer = read_decoder(folder)
     probe = probe_decoder(model, tokenizer, questions=700, seed=seed + 1)
-    probe |= probe_shallow(model, tokenizer, seed=seed + 1) | unread
-    _describe(folder, DECODER_CARD, probe, seed, steps + finish, device, seconds, model, finish=finish)
+    probe |= probe_shallow(model, tokenizer, seed=seed + 1)
+    processes = distributed.get_world_size() if together else 1
+    _describe(folder, DECODER_CARD, probe, seed, steps + finish, device, seconds, model, processes)
     return probe
+
+
+def finish_written(folder: Path, lesson: Lesson) -> LlamaForCausalLM:
+    """Give a decoder its second course from what is on disk: on a folder that the first left it is the same.
+
+    (Rounding the model in place would round the frequencies of its positions, too.)
+    """
+    return finish_decoder(read_decoder(folder)[0], lesson)
 
 
 def build_tower(folder: Path, seed: int, steps: int, device: str, progress: Progress) -> dict[str, float]:
@@ -108,10 +122,11 @@ def _describe(
     device: str,
     seconds: int,
     model: PreTrainedModel,
-    **filled: object,
+    processes: int = 1,
 ) -> None:
     """Write `probe.json` and the model card with its figures."""
-    record = {"seed": seed, "steps": steps, "device": device, "torch": torch.__version__, "probe": probe}
+    made = {"seed": seed, "steps": steps, "device": device, "processes": processes}
+    record = {**made, "torch": torch.__version__, "probe": probe}
     (folder / "probe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     lines = ["| probe | % |", "|---|---|", *(f"| {name} | {value} |" for name, value in probe.items())]
     text = card.format(
@@ -119,8 +134,11 @@ def _describe(
         seed=seed,
         steps=steps,
         minutes=f"{seconds / 60:.0f}",
-        device="one GPU" if device == "cuda" else "one CPU core",
+        device="one GPU"
+        if device == "cuda"
+        else "one CPU core"
+        if processes == 1
+        else f"{processes} CPU cores",
         probe="\n".join(lines),
-        **filled,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

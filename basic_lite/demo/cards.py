@@ -19,14 +19,14 @@ Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 16
 on {device}. A row is a description followed by a caption, or by three to seven turns of questions and
 answers in ChatML, four in ten of them multiple choice. The first steps only repeat descriptions word for
 word, from which the model learns to look back; captions in another order and simple questions follow, then
-all of them. Eight of the 64 pairs of colour and shape are held out of the world's training pictures. They are
-held out of this decoder's text, too, until its last {finish} steps, which read of every pair, as a language
-model has read of nearly everything: about pairs that it never read of, so small a model answers worse however
-long it learns (`pairs never read of` below is its score before those steps).
+all of them, and in a second course mostly multiple choice. Eight of the 64 pairs of colour and shape are held
+out of the world's training pictures, but not of this decoder's text, as a language model has read of nearly
+everything. One scene in eight is held out of the text: no description of it, in whatever words and order, was
+read.
 
 Three choices go beyond plain language modelling. The first two are there so that the premise of BASIC,
 that shallow layers refine what stands in the context, holds in a model a thousand times smaller than those
-of the paper; the third so that an hour or two of one core are enough:
+of the paper; the third so that an hour and a half of two cores is enough:
 
 - In four rows of ten the description is replaced by *blurred words*: each position holds a random
   mixture of the embeddings of several words of one thing (size, colour, shape, row, column), with
@@ -41,8 +41,8 @@ All shape the layers towards what BASIC measures. Results in this world therefor
 code and mechanism work; they are no evidence about large models.
 
 ## Figures
-On descriptions of fresh scenes, each with a pair of colour and shape that no training picture has;
-greedy answers, exact match. `choice` questions are answered by a letter. `shallow` lines are about
+On descriptions of scenes that were held out, each with a pair of colour and shape that no training picture
+has; greedy answers, exact match. `choice` questions are answered by a letter. `shallow` lines are about
 blurred words: how often the best-matching token of the input, and of the shallow layers' weighted mean,
 names something true of the thing.
 

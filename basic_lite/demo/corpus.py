@@ -18,7 +18,16 @@ from basic_lite.demo.dialogues import Turn, turns_about
 from basic_lite.demo.grammar import caption_pieces
 from basic_lite.demo.lexicon import COLOUR_ZH, LANGUAGES, SHAPE_ZH, SIZE_EN, SIZE_ZH, Language
 from basic_lite.demo.questions import KINDS, Noun
-from basic_lite.demo.scenes import COLOURS, PLACES, SEEN, SHAPES, Scene, Thing, sample_scene
+from basic_lite.demo.scenes import (
+    COLOURS,
+    EVERY_PAIR,
+    PLACES,
+    SHAPES,
+    Scene,
+    Thing,
+    is_reserved,
+    sample_scene,
+)
 
 _ROWS = {"en": ("top", "middle", "bottom"), "zh": ("上", "中", "下")}
 _COLUMNS = {"en": ("left", "middle", "right"), "zh": ("左", "中", "右")}
@@ -71,7 +80,6 @@ class Mixture:
         repeated: Share of the captions that repeat the context word for word, where it is sentences.
         kinds: Kinds of questions.
         choice: Share of the questions that are multiple choice.
-        pairs: What things are drawn from and spoken of.
     """
 
     most: int = 4
@@ -81,7 +89,6 @@ class Mixture:
     repeated: float = 0.05
     kinds: tuple[str, ...] = KINDS
     choice: float = 0.4
-    pairs: frozenset[tuple[str, str]] = SEEN
 
 
 class Corpus:
@@ -107,7 +114,11 @@ class Corpus:
     def row(self) -> Row:
         """Draw a scene and make a row about it."""
         rng = self.rng
-        scene = sample_scene(rng, most=self.mixture.most, pairs=self.mixture.pairs)
+        # Of the pairs that no picture shows, too, as a language model has read of nearly everything: about
+        # pairs that it never read of, a model this small answers 12 points worse, however long it learns.
+        # What it is asked about in its probe it has not read: those scenes are reserved.
+        drawn = iter(lambda: sample_scene(rng, most=self.mixture.most, pairs=EVERY_PAIR), None)
+        scene = next(scene for scene in drawn if not is_reserved(scene))
         row = Row()
         row.add([self.tokenizer.bos_token_id])
         chat = rng.random() >= self.mixture.plain
@@ -128,7 +139,7 @@ class Corpus:
     def _turns(self, row: Row, scene: Scene) -> None:
         """Append three to seven turns, each in its own language."""
         rng, mixture = self.rng, self.mixture
-        turns = turns_about(scene, rng.randint(3, 7), rng, mixture.kinds, mixture.choice, mixture.pairs)
+        turns = turns_about(scene, rng.randint(3, 7), rng, mixture.kinds, mixture.choice, EVERY_PAIR)
         for number, turn in enumerate(turns):
             row.add(self.encode(("\n" if number == 0 else "\n<|im_start|>user\n") + turn.question))
             row.add(self.encode("<|im_end|>\n<|im_start|>assistant\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from basic_lite.demo.grammar import DESCRIBE, Ask, ask, caption, choose, letter, with_options
@@ -68,16 +69,21 @@ def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, st
     return [(turn.question, turn.answer) for turn in turns_about(scene, turns, rng)]
 
 
-def held_out_queries(questions: int, seed: int) -> list[tuple[Scene, Query]]:
+def held_out_queries(
+    questions: int, seed: int, wanted: Callable[[Scene], bool] = lambda scene: True
+) -> list[tuple[Scene, Query]]:
     """Return queries on held-out scenes, as many of each kind, every one about a scene of its own.
 
-    Every scene has a thing of a held-out pair, and where the kind allows it the query speaks of that thing.
+    Every scene is wanted and has a thing of a held-out pair, and where the kind allows it the query speaks of
+    that thing.
     """
     rng = random.Random(seed)
     out: list[tuple[Scene, Query]] = []
     while len(out) < questions:
         kind = KINDS[len(out) % len(KINDS)]
         scene = sample_scene(rng, held_out=True)
+        if not wanted(scene):
+            continue
         found = queries(scene, rng, EVERY_PAIR)[kind]
         # Not so for existence: there the answers would all be yes.
         new = [q for q in found if any(_pair(noun) in HELD_OUT for noun in q.nouns)]
@@ -86,10 +92,12 @@ def held_out_queries(questions: int, seed: int) -> list[tuple[Scene, Query]]:
     return out
 
 
-def exam(questions: int, language: Language, seed: int) -> list[tuple[Scene, Ask]]:
+def exam(
+    questions: int, language: Language, seed: int, wanted: Callable[[Scene], bool] = lambda scene: True
+) -> list[tuple[Scene, Ask]]:
     """Return `held_out_queries` in words; of each kind every other question is multiple choice."""
     rng = random.Random(seed)
-    asked = enumerate(held_out_queries(questions, seed))
+    asked = enumerate(held_out_queries(questions, seed, wanted))
     return [
         (scene, (choose if i // len(KINDS) % 2 else ask)(query, language, rng)) for i, (scene, query) in asked
     ]

@@ -8,10 +8,11 @@ import torch
 from basic_lite.demo.answering import probe_decoder, probe_shallow
 from basic_lite.demo.build import _save_half, read_decoder
 from basic_lite.demo.corpus import ANSWER, CAPTION, Corpus, Mixture, words_of
+from basic_lite.demo.dialogues import exam
 from basic_lite.demo.pretrain_decoder import Lesson, blur, train_decoder
 from basic_lite.demo.pretrain_tower import SHOWN, album, recolour, train_tower
 from basic_lite.demo.render import render
-from basic_lite.demo.scenes import COLOURS, HELD_OUT, SHAPES, sample_scene
+from basic_lite.demo.scenes import COLOURS, HELD_OUT, SHAPES, Scene, is_reserved, sample_scene
 from basic_lite.demo.vocabulary import train_tokenizer
 
 
@@ -58,6 +59,17 @@ def test_blurred_positions_hold_words_of_one_thing(tokenizer):
     row = corpus.row()
     assert row.context[1] - row.context[0] == len(row.bags)
     assert all(len(set(bag)) == len(bag) <= 5 for bag in row.bags)
+
+
+def test_reserved_scenes_are_asked_about_and_never_read(tokenizer):
+    corpus = Corpus(tokenizer, 3)
+    corpus.mixture = Mixture(most=2)
+    read = [Scene(tuple(corpus.row().told), "dots", 0) for _ in range(300)]
+    assert not any(is_reserved(scene) for scene in read)
+    assert {thing.pair for scene in read for thing in scene.things} >= HELD_OUT
+    asked = [scene for scene, _ in exam(14, "en", seed=0, wanted=is_reserved)]
+    assert all(is_reserved(Scene(scene.things[::-1], "waves", 1)) for scene in asked)
+    assert 0.1 < sum(is_reserved(sample_scene(corpus.rng)) for _ in range(2000)) / 2000 < 0.15
 
 
 def test_a_blurred_word_is_nearest_to_its_words():
