@@ -88,9 +88,10 @@ def _drop_the_original(projector: ModulesToSaveWrapper) -> None:
 
     The features enter through the copy, and a merge puts it in the original's place.
     """
-    trained = projector.modules_to_save["default"].state_dict(keep_vars=True)
-    for name, parameter in projector.original_module.named_parameters():
-        parameter.data = trained[name].data
+    for name, trained in projector.modules_to_save["default"].named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        alike = nn.Parameter(trained.detach(), requires_grad=False)
+        setattr(projector.original_module.get_submodule(owner), leaf, alike)
 
 
 def train_everything(assembled: Assembled) -> None:

@@ -228,7 +228,7 @@ def step_peak(name: str, step: Step, folder: str) -> int:
         live = LiveBytes()
         model = fake_model(name, step.held, step.decoder.depth).model
         for tensor in tensors_of(model):
-            live.add(tensor)
+            live.add(tensor.detach())  # a deep copy of a fake tensor has a storage that none of its views has
         recompute_layers(parts_of(model).decoder, step.recompute)
         args = TrainingArguments(
             output_dir=folder,

@@ -262,11 +262,6 @@ def _again(step: Step, tokens: int) -> float:
     """
     held = step.held
     working = _working(step, tokens)
-    if held.training == "adapters" and held.dropout > 0:
-        # Of the widest input what its dropout lets through and the mask, beside the layer's output and the
-        # scaled gradient of it, which had asked for the layer.
-        dropped = tokens * step.decoder.inner * (held.width + 1)
-        working = max(working, dropped + 2 * tokens * step.decoder.width * held.width)
     if not held.fused or held.training != "projector" or held.bits == 16:
         return working
     inner = held.width * tokens * step.decoder.inner
