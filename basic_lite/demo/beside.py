@@ -71,6 +71,8 @@ def build_beside(
                     probes[name] = figures
                 else:
                     progress(name, step, figures)
+            for process in running.values():
+                process.join(timeout=10.0)
         finally:
             for process in running.values():
                 process.terminate()
