@@ -129,16 +129,13 @@ def _describe(
     record = {**made, "torch": torch.__version__, "probe": probe}
     (folder / "probe.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     lines = ["| probe | % |", "|---|---|", *(f"| {name} | {value} |" for name, value in probe.items())]
+    cores = "one CPU core" if processes == 1 else f"{processes} CPU cores"
     text = card.format(
         parameters=f"{model.num_parameters() / 1e6:.2f} M",
         seed=seed,
         steps=steps,
         minutes=f"{seconds / 60:.0f}",
-        device="one GPU"
-        if device == "cuda"
-        else "one CPU core"
-        if processes == 1
-        else f"{processes} CPU cores",
+        device="one GPU" if device == "cuda" else cores,
         probe="\n".join(lines),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

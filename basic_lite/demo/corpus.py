@@ -117,8 +117,9 @@ class Corpus:
         # Of the pairs that no picture shows, too, as a language model has read of nearly everything: about
         # pairs that it never read of, a model this small answers 12 points worse, however long it learns.
         # What it is asked about in its probe it has not read: those scenes are reserved.
-        drawn = iter(lambda: sample_scene(rng, most=self.mixture.most, pairs=EVERY_PAIR), None)
-        scene = next(scene for scene in drawn if not is_reserved(scene))
+        scene = sample_scene(rng, most=self.mixture.most, pairs=EVERY_PAIR)
+        while is_reserved(scene):
+            scene = sample_scene(rng, most=self.mixture.most, pairs=EVERY_PAIR)
         row = Row()
         row.add([self.tokenizer.bos_token_id])
         chat = rng.random() >= self.mixture.plain
