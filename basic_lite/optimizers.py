@@ -59,8 +59,13 @@ def make(
         )
     from bitsandbytes import optim
 
-    optim.GlobalOptimManager.get_instance().override_config(projector, "optim_bits", 32)
     kind = (
         optim.PagedAdamW8bit if args.device.type == "cuda" else optim.AdamW8bit
     )  # a CPU has nothing to page to
-    return kind(groups, **settings)
+    optimizer = kind(groups, **settings)
+    # bitsandbytes keeps such choices by `id(parameter)` in one manager for the whole process, and it outlives
+    # the parameters: adapters of a later run got the ids, so the fp32 moments, of an earlier run's projector.
+    optimizer.mng = optim.GlobalOptimManager.__new__(optim.GlobalOptimManager)
+    optimizer.mng.initialize()
+    optimizer.mng.override_config(projector, "optim_bits", 32)
+    return optimizer

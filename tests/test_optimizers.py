@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bitsandbytes import optim
 from peft import LoraConfig, get_peft_model
 from test_trainer import log_of, trainer
 from tiny import tiny_llava
@@ -27,6 +28,14 @@ def test_eight_bit_moments_for_adapters_and_fp32_for_the_projector(tmp_path):
     assert {kind for name, kind in kinds.items() if "lora_" in name} == {torch.uint8}
     assert {kind for name, kind in kinds.items() if "projector" in name} == {torch.float32}
     assert [group["initial_lr"] for group in run.optimizer.param_groups] == [1e-2, 1e-4]
+
+
+def test_one_runs_choice_is_not_left_to_the_next(tmp_path):
+    """By `id`, a freed projector's choice of fp32 moments would fall to whatever parameter comes after it."""
+    run = trainer(tmp_path, wide(), optimizer_name="paged-adamw-8bit")
+    run.create_optimizer()
+    assert run.optimizer.mng.pid2config
+    assert optim.GlobalOptimManager.get_instance().pid2config == {}
 
 
 def test_its_steps_are_close_to_those_of_adamw(tmp_path):
