@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 from tiny import llm_folder, tower_folder
 
-from basic_lite.run_folder import MANIFEST, checkpoints
+from basic_lite.run_folder import MANIFEST, checkpoints, file_hash
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
@@ -81,11 +81,11 @@ def kill_once(arguments: list[str], out: Path, rng: random.Random) -> str | None
     )
 
 
-def kill_and_resume(folder: Path, kills: int, seed: int, tell=print) -> tuple[bytes, bytes, int]:
+def kill_and_resume(folder: Path, kills: int, seed: int, tell=print) -> tuple[str, str, int]:
     """Kill a run `kills` times, let it end, and run another in one go.
 
     Returns:
-        The projectors of both, and how many kills fell into a save.
+        The hashes of both projectors, and how many kills fell into a save.
     """
     rng, data, inside = random.Random(seed), write_rows(folder), 0
     steps = 4 + 12 * kills
@@ -113,7 +113,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int, tell=print) -> tuple[by
         assert [json.loads(line)["step"] for line in (target / "log.jsonl").open()] == list(
             range(1, steps + 1)
         )
-    ends = [(target / "projector.safetensors").read_bytes() for target in (out, whole)]
+    ends = [file_hash(target / "projector.safetensors") for target in (out, whole)]
     return *ends, inside
 
 

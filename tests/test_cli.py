@@ -20,6 +20,7 @@ from tiny import llm_folder, tower_folder
 from typer.testing import CliRunner
 
 from basic_lite.cli import app, main
+from basic_lite.run_folder import file_hash
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
@@ -181,7 +182,7 @@ def test_a_signal_leaves_a_resumable_run_that_ends_with_the_same_bytes(world, tm
     assert "--resume goes on" in output
     run(*stage1(world, "--epochs", 12, "--out", "broken", "--resume"), cwd=tmp_path)
     run(*stage1(world, "--epochs", 12, "--out", "whole"), cwd=tmp_path)
-    whole, broken = ((tmp_path / name / "projector.safetensors").read_bytes() for name in ("whole", "broken"))
+    whole, broken = (file_hash(tmp_path / name / "projector.safetensors") for name in ("whole", "broken"))
     assert whole == broken
     rows = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert rows == list(range(1, 49))
@@ -232,12 +233,12 @@ def test_several_benchmarks_end_in_one_table(world, tmp_path):
 
 def test_a_used_folder_is_not_overwritten_by_accident(world, tmp_path):
     run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
-    before = (tmp_path / "runs/stage1/projector.safetensors").read_bytes()
+    before = file_hash(tmp_path / "runs/stage1/projector.safetensors")
     refused = run(*stage1(world, "--max-steps", 1), cwd=tmp_path, expect=2)
     assert "already holds a run; go on with --resume" in refused.stderr
     refused = run(*stage1(world, "--max-steps", 1, "--resume"), cwd=tmp_path, expect=2)
     assert "is finished; nothing is left to resume" in refused.stderr
-    assert (tmp_path / "runs/stage1/projector.safetensors").read_bytes() == before
+    assert file_hash(tmp_path / "runs/stage1/projector.safetensors") == before
     run(*stage1(world, "--max-steps", 1, "--overwrite"), cwd=tmp_path)
 
 
