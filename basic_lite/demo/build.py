@@ -9,13 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionModel,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from basic_lite.demo.answering import probe_decoder, probe_shallow
 from basic_lite.demo.cards import DECODER_CARD, TOWER_CARD
@@ -79,6 +73,8 @@ def finish_written(folder: Path, lesson: Lesson) -> LlamaForCausalLM:
 
 def build_tower(folder: Path, seed: int, steps: int, device: str, progress: Progress) -> dict[str, float]:
     """Train the tower, write it as one folder, and return the probe of what was written."""
+    from transformers import CLIPImageProcessor  # its import alone asks for torchvision, in every process
+
     start = time.monotonic()
     tower = train_tower(seed, steps, device=device, progress=progress)
     side = {"height": SIDE, "width": SIDE}
