@@ -1,4 +1,4 @@
-"""For every test: no hub, no cache, one thread."""
+"""For every test: no hub, no cache, one thread, and of what hypothesis draws the same examples each time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who run
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A gate that fails by chance fails somebody else's change; `--hypothesis-profile default` draws anew.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -486,7 +486,7 @@ no_marks = st.text(st.characters(exclude_characters="<\ufdd0", exclude_categorie
 
 
 @every_pair
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None)
 @given(texts=st.lists(no_marks.filter(str.strip), min_size=3, max_size=3))
 def test_promises_hold_for_any_text(template: str, name: str, texts: list[str]) -> None:
     turns: list[Turn] = [("user", IMAGE + texts[0]), ("assistant", texts[1])]

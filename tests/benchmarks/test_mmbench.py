@@ -2,6 +2,7 @@
 
 import base64
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -315,12 +316,11 @@ def test_submission_has_the_servers_columns(tmp_path):
     assert len(rows) == 10
 
 
-def test_the_published_size_is_scored_within_five_seconds():
-    import time
-
+def calls_to_score(questions: int) -> float:
+    """Count the calls of functions, of Python and C, that scoring so many questions makes per row."""
     rows, answers = [], {}
-    for question in range(1_164):
-        options = [f"an option with some words {question} {k}" for k in range(4 if question < 837 else 3)]
+    for question in range(questions):
+        options = [f"an option with some words {question} {k}" for k in range(4 if question % 25 < 18 else 3)]
         for k in range(len(options)):
             index = question + k * 1_000_000
             turned = dict(zip("ABCD", options[k:] + options[:k], strict=False))
@@ -328,8 +328,21 @@ def test_the_published_size_is_scored_within_five_seconds():
                 {"index": index, **turned, "answer": "A", "category": f"c{question % 20}", "l2-category": "l"}
             )
             answers[index] = f"I would say that it shows {options[question % 3]}, as far as I can see"
-    assert len(rows) == 4_329
-    started = time.perf_counter()
-    for method in ("exact_matching", "lmms_static"):
-        circular_accuracy(rows, answers, method)
-    assert time.perf_counter() - started < 5
+    count = 0
+
+    def look(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(look)
+    try:
+        for method in ("exact_matching", "lmms_static"):
+            circular_accuracy(rows, answers, method)
+    finally:
+        sys.setprofile(None)
+    return count / len(rows)
+
+
+def test_a_row_costs_the_same_whatever_the_size():
+    """The published 4,329 rows take a twentieth of a second; nothing is looked for again in every row."""
+    assert calls_to_score(1_000) < 1.1 * calls_to_score(100)

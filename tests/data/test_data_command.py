@@ -118,7 +118,7 @@ def test_interrupt_and_resume(tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(0.4)
     first.send_signal(signal.SIGINT)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=300)
     assert first.returncode == 130, err
     assert "Traceback" not in err
     assert "goes on from here" in err

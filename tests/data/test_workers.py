@@ -53,15 +53,14 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script.write_text(
         "from basic_lite.data.workers import in_processes\nprint(list(in_processes(abs, [-1], 1)))\n"
     )
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
     assert "if __name__ == '__main__':" in run.stderr.splitlines()[-1]
     script.write_text(
         "from basic_lite.data.workers import in_processes\n"
         "if __name__ == '__main__':\n    print(list(in_processes(abs, [-1], 1)))\n"
     )
-    assert (
-        subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60).stdout == "[1]\n"
-    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    assert run.stdout == "[1]\n"
 
 
 def test_what_is_in_memory_is_shared_and_then_collected_again() -> None:
