@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from test_trainer import Rows, log_of, trainer, weights
-from tiny import DECODERS, IMAGE_TOKEN, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
 from transformers import LlamaConfig
 from weightless import Weightless
 
@@ -15,16 +14,6 @@ from basic_lite.devices import recompute_layers
 from basic_lite.layout import layout_of
 from basic_lite.objective import Objective
 from basic_lite.types import Window
-
-
-def adapted(model):
-    config = LoraConfig(
-        target_modules=r".*language_model.*\.(q_proj|qkv_proj|down_proj)",
-        modules_to_save=["multi_modal_projector"],
-        init_lora_weights=False,
-    )
-    torch.manual_seed(0)
-    return get_peft_model(model, config)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

@@ -5,20 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from bitsandbytes import optim
-from peft import LoraConfig, get_peft_model
 from test_trainer import log_of, trainer
-from tiny import tiny_llava
+from tiny import adapted, tiny_llava
 
 from basic_lite.run_folder import file_hash
 
 
 def wide(rank: int = 128):
     """Adapters above the 4,096 weights from which bitsandbytes uses 8 bits."""
-    torch.manual_seed(0)
-    config = LoraConfig(
-        r=rank, target_modules=r".*language_model.*\.q_proj", modules_to_save=["multi_modal_projector"]
-    )
-    return get_peft_model(tiny_llava(), config)
+    return adapted(tiny_llava(), r=rank, target_modules=r".*language_model.*\.q_proj", init_lora_weights=True)
 
 
 def test_eight_bit_moments_for_adapters_and_fp32_for_the_projector(tmp_path):

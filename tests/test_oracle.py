@@ -9,8 +9,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import DECODERS, IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, PATCHES, adapted, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 
@@ -146,11 +145,4 @@ def test_backward_inside_the_block_counts_nothing_twice():
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_wrapped_by_peft(decoder):
-    names = "qkv_proj|o_proj|gate_up_proj|down_proj" if decoder == "phi3" else "q_proj|v_proj|down_proj"
-    config = LoraConfig(
-        r=4,
-        target_modules=rf".*language_model.*\.({names})",
-        modules_to_save=["multi_modal_projector"],
-        init_lora_weights=False,  # adapters that do something
-    )
-    compare(get_peft_model(tiny_llava(decoder), config), tiny_batch("left"))
+    compare(adapted(tiny_llava(decoder)), tiny_batch("left"))

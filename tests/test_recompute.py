@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import DECODERS, tiny_batch, tiny_llava
+from tiny import DECODERS, adapted, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 from basic_lite.capture import parts_of
 from basic_lite.devices import layers_to_recompute, recompute_layers
 
 
-def adapted(decoder: str):
-    names = "qkv_proj|o_proj|gate_up_proj|down_proj" if decoder == "phi3" else "q_proj|v_proj|down_proj"
-    config = LoraConfig(
-        r=4,
-        target_modules=rf".*language_model.*\.({names})",
-        modules_to_save=["multi_modal_projector"],
-        init_lora_weights=False,
-    )
-    torch.manual_seed(0)
-    return get_peft_model(tiny_llava(decoder), config)
-
-
 def step(decoder: str, lora: bool, count: int | None) -> tuple[dict[str, torch.Tensor], list[int]]:
     """Return the gradients of a step with BASIC on, and how often each layer's MLP ran."""
-    model = adapted(decoder) if lora else tiny_llava(decoder)
+    model = adapted(tiny_llava(decoder)) if lora else tiny_llava(decoder)
     model.train()
     layers = parts_of(model).decoder.layers
     recompute_layers(parts_of(model).decoder, count)
@@ -64,7 +51,7 @@ def test_recomputing_any_number_of_layers_changes_no_gradient(decoder, lora):
 
 
 def test_recomputing_asks_the_text_s_embeddings_for_no_gradient():
-    model = adapted("llama")
+    model = adapted(tiny_llava("llama"))
     recompute_layers(parts_of(model).decoder)
     assert not model.get_input_embeddings()(torch.tensor([[1, 2]])).requires_grad
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny import IMAGE_TOKEN, PATCHES, VOCABULARY, tiny_batch, tiny_llava
+from tiny import IMAGE_TOKEN, PATCHES, VOCABULARY, adapted, tiny_batch, tiny_llava
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
@@ -110,13 +109,7 @@ def test_any_split_of_a_step_gives_the_same_update(tmp_path, lora):
     for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
         model = tiny_llava()
         if lora:
-            config = LoraConfig(
-                target_modules=r".*language_model.*\.(q_proj|down_proj)",
-                modules_to_save=["multi_modal_projector"],
-                init_lora_weights=False,
-            )
-            torch.manual_seed(0)
-            model = get_peft_model(model, config)
+            model = adapted(model)
         before = weights(model)
         out = tmp_path / f"{batch}"
         run = trainer(
@@ -238,13 +231,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, monkeypatch, kind
     def build():
         model = tiny_llava()
         if kind == "lora":
-            config = LoraConfig(
-                target_modules=r".*language_model.*\.(q_proj|down_proj)",
-                modules_to_save=["multi_modal_projector"],
-                lora_dropout=0.3,
-            )
-            torch.manual_seed(0)
-            model = get_peft_model(model, config)
+            model = adapted(model, lora_dropout=0.3)
         return model
 
     def run(out, model):

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -61,6 +62,21 @@ TOWERS = {
         **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2
     ),
 }
+
+
+def adapted(model: LlavaForConditionalGeneration, **settings: object) -> PeftModel:
+    """Give a tiny model adapters that do something already, and its projector in full, as in stage 2."""
+    config = LoraConfig(
+        **{
+            "r": 4,
+            "target_modules": r".*language_model.*\.(q_proj|qkv_proj|v_proj|gate_up_proj|down_proj)",
+            "modules_to_save": ["multi_modal_projector"],
+            "init_lora_weights": False,
+        }
+        | settings
+    )
+    torch.manual_seed(0)
+    return get_peft_model(model, config)
 
 
 def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> LlavaForConditionalGeneration:
