@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Group
-from rich.markup import escape
+from rich.markup import escape as markup_escape
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +73,7 @@ def _table(first: str, found: Analysis, measures: list[str]) -> Table:
     table.add_column(f"\n{first}", no_wrap=True)
     for subject in found.subjects:
         table.add_column(
-            f"{escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures), overflow="fold"
+            f"{markup_escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures), overflow="fold"
         )
     return table
 
