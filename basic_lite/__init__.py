@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from basic_lite.supervision import BasicSupervision
-    from basic_lite.trainer import BasicTrainer
-    from basic_lite.translation import fit_target
+    from basic_lite.method.fit import fit_target
+    from basic_lite.method.supervision import BasicSupervision
+    from basic_lite.training.trainer import BasicTrainer
 
 __all__ = ["BasicSupervision", "BasicTrainer", "fit_target"]
 __version__ = "0.1.0"
@@ -14,15 +14,15 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Import the heavy names when they are asked for, so that `basic-lite --help` stays quick."""
     if name == "BasicSupervision":
-        from basic_lite.supervision import BasicSupervision
+        from basic_lite.method.supervision import BasicSupervision
 
         return BasicSupervision
     if name == "BasicTrainer":
-        from basic_lite.trainer import BasicTrainer
+        from basic_lite.training.trainer import BasicTrainer
 
         return BasicTrainer
     if name == "fit_target":
-        from basic_lite.translation import fit_target
+        from basic_lite.method.fit import fit_target
 
         return fit_target
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

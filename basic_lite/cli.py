@@ -12,15 +12,13 @@ import warnings
 
 import typer
 
+from basic_lite.method.types import Diverged
 from basic_lite.recipes import (
     ablate,
     analyze,
     bench,
     bench_data,
-    bench_goals,
     bench_sds,
-    bench_start,
-    build_demo_parts,
     chat,
     compare,
     data,
@@ -32,7 +30,6 @@ from basic_lite.recipes import (
     stage2,
 )
 from basic_lite.recipes import eval as evaluation
-from basic_lite.types import Diverged
 
 app = typer.Typer(
     name="basic-lite",
@@ -55,15 +52,12 @@ app.command("export", rich_help_panel=TRAIN)(export.main)
 app.command("demo", rich_help_panel=LOOK)(demo.main)
 app.add_typer(analyze.app, name="analyze", rich_help_panel=LOOK)
 app.command("ablate", context_settings=ablate.PASS_ON, rich_help_panel=LOOK)(ablate.main)
-app.command("demo-parts", rich_help_panel=LOOK)(build_demo_parts.main)
 app.command("doctor", rich_help_panel=TRY)(doctor.main)
 app.add_typer(data.app, name="data", rich_help_panel=TRY)
 measures = typer.Typer(help="Measure the speed and memory of this machine.", no_args_is_help=True)
 measures.command("step")(bench.step)
 measures.command("sds")(bench_sds.sds)
 measures.command("generate")(bench.generate)
-measures.command("start")(bench_start.start)
-measures.command("goals")(bench_goals.goals)
 measures.command("data")(bench_data.main)
 app.add_typer(measures, name="bench", rich_help_panel=TRY)
 

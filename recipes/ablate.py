@@ -86,9 +86,9 @@ def main(
     from basic_lite.recipes import stage2 as second
     from basic_lite.recipes.passing import defaults_of, given_to
 
-    from basic_lite.ablation import architectures, comparison
-    from basic_lite.ablation.plans import plan_named
     from basic_lite.console import quiet_console
+    from basic_lite.experiments import architectures, comparison
+    from basic_lite.experiments.plans import plan_named
 
     if plan == architectures.PLAN:
         console = quiet_console()

@@ -51,22 +51,23 @@ def main(
 
       basic-lite analyze premise --model tiny --random-weights
     """
-    from basic_lite import devices, modeling, zoo
+    from basic_lite.analysis import premise as premise_page
     from basic_lite.console import quiet_console
-    from basic_lite.premise import examining, showing, texts
-    from basic_lite.writing import write_json
+    from basic_lite.files import write_json
+    from basic_lite.method import premise
+    from basic_lite.models import devices, llava, zoo
 
     console = quiet_console()
     device = devices.choose_device()
-    sources = modeling.Sources.named(
+    sources = llava.Sources.named(
         model,
         llm=llm,
         bits=bits or zoo.bits_of(model, llm),
         dtype=devices.choose_dtype(precision, device),
     )
-    spoken = texts.spoken(text, sources.llm)
-    causal, tokenizer = texts.load(sources, device, random_weights)
-    found = examining.examine(
+    spoken = premise_page.spoken(text, sources.llm)
+    causal, tokenizer = premise_page.load(sources, device, random_weights)
+    found = premise.examine(
         causal.model,
         causal.lm_head,
         tokenizer,
@@ -76,8 +77,8 @@ def main(
         read=tokens,
         progress=lambda line: console.print(f"[dim]{line}[/dim]", highlight=False),
     )
-    console.print(showing.table(found))
-    console.print(showing.summary(found), highlight=False)
+    console.print(premise_page.table(found))
+    console.print(premise_page.summary(found), highlight=False)
     console.print(found.verdict.words, style="bold", highlight=False)
     if found.verdict.target is not None:
         # Speaking of words is not yet teaching: in the embedded world the raw target trains better.
@@ -92,5 +93,5 @@ def main(
             "weighting": weighting,
         }
         write_json(out, settings | found.json())
-        showing.write_page(out.with_suffix(".html"), found, named)
+        premise_page.write_page(out.with_suffix(".html"), found, named)
         console.print(f"{out} and {out.with_suffix('.html')}", highlight=False)

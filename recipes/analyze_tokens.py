@@ -60,15 +60,16 @@ def tokens(
 
       basic-lite analyze tokens runs/stage2     (a run of the tiny model, in its own world)
     """
-    from basic_lite import devices, writing
-    from basic_lite.analysis import models, token_report, token_tables
+    from basic_lite import files
+    from basic_lite.analysis import exhibits, report
     from basic_lite.analysis import tokens as analysis
     from basic_lite.analysis.exhibits import exhibit
     from basic_lite.console import progress_bar, quiet_console
-    from basic_lite.demo.world import is_embedded
+    from basic_lite.data.world.world import is_embedded
+    from basic_lite.models import devices
 
     console = quiet_console()
-    chosen = models.subjects(run, against, before)
+    chosen = exhibits.subjects(run, against, before)
     if images is None and not is_embedded(chosen[0].manifest["sources"]["llm"]):
         raise ValueError(
             "give the pictures to look at: --images DIR (only a run of the tiny model has its own)"
@@ -90,11 +91,11 @@ def tokens(
             max_new_tokens=max_new_tokens,
             advance=advance,
         )
-    console.print(token_tables.depth_table(found), highlight=False)
-    console.print(token_tables.common_table(found), highlight=False)
+    console.print(report.depth_table(found), highlight=False)
+    console.print(report.common_table(found), highlight=False)
     if any(one.tried for one in found.looks):
-        console.print(token_tables.replacement_table(found), highlight=False)
+        console.print(report.replacement_table(found), highlight=False)
     folder = out or run / "analysis"
-    writing.write_json(folder / "tokens.json", found.as_dict())
-    page = token_report.write(folder / "tokens.html", found)
+    files.write_json(folder / "tokens.json", found.as_dict())
+    page = report.write(folder / "tokens.html", found)
     console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)

@@ -15,35 +15,34 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, y
         seed: of the projector and the order of rows.
         threads: of the CPU.
         stages: name of a stage -> its options.
-        yardstick: what is measured, see `basic_lite.ablation.yardstick`.
+        yardstick: what is measured, see `basic_lite.experiments.measure`.
 
     Raises:
         SystemExit: With `children.STOPPED`, if a signal stopped it with a checkpoint.
     """
     from basic_lite.recipes import stage1, stage2
 
-    from basic_lite import children
-    from basic_lite.ablation import measures
-    from basic_lite.ablation.watch import DIARY
-    from basic_lite.ablation.yardstick import measure
-    from basic_lite.progress import Diary
-    from basic_lite.run_folder import is_finished
+    from basic_lite.experiments import measure as experiments_measure
+    from basic_lite.experiments import processes
+    from basic_lite.experiments.measure import measure
+    from basic_lite.experiments.processes import DIARY, Diary
+    from basic_lite.files import is_finished
 
     diary = Diary.open(folder / DIARY)
-    with children.begin(folder, threads):
+    with processes.begin(folder, threads):
         for step in steps:
-            if measures.path_of(folder, step).is_file():
+            if experiments_measure.path_of(folder, step).is_file():
                 continue
             out = folder / step
             if step in stages and not is_finished(out):
                 options = _with_paths(stages[step]) | {"seed": seed}
                 with diary.during(step):
                     if step == "stage1":
-                        children.train(stage1.main, out, **options)
+                        processes.train(stage1.main, out, **options)
                     else:
-                        children.train(stage2.main, out, start=folder / "stage1", **options)
+                        processes.train(stage2.main, out, start=folder / "stage1", **options)
             with diary.during(f"measuring {step}"):
-                measures.write(folder, step, measure(folder, step, seed, **yardstick))
+                experiments_measure.write_measures(folder, step, measure(folder, step, seed, **yardstick))
 
 
 def _with_paths(options: dict) -> dict:

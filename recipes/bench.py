@@ -28,25 +28,25 @@ def generate(
     import tempfile
     import time
 
-    from basic_lite import checkpoint, devices, evaluate
-    from basic_lite.benchmarks import predictions, table
     from basic_lite.console import quiet_console
+    from basic_lite.evaluation import answer, predictions, table
+    from basic_lite.models import checkpoint, devices
 
     console = quiet_console()
     questions = table.load(table.name_of(benchmark), data, limit=limit)
     assembled, _ = checkpoint.load_run(run, devices.choose_device())
     with tempfile.TemporaryDirectory() as scratch:
         # A first batch pays for everything that happens once.
-        evaluate.generate(assembled, questions[:batch_size], Path(scratch) / "first", batch_size=batch_size)
+        answer.generate(assembled, questions[:batch_size], Path(scratch) / "first", batch_size=batch_size)
         seconds, answers = {}, {}
         for name, size in (("batched", batch_size), ("one by one", 1)):
             path = Path(scratch) / name
             start = time.perf_counter()
             if size > 1:
-                evaluate.generate(assembled, questions, path, batch_size=size)
+                answer.generate(assembled, questions, path, batch_size=size)
                 answers[name] = predictions.read(path, questions)
             else:
-                answers[name] = {q.id: evaluate.answer_one(assembled, q) for q in questions}
+                answers[name] = {q.id: answer.answer_one(assembled, q) for q in questions}
             seconds[name] = time.perf_counter() - start
     for name, value in seconds.items():
         console.print(f"{name:12} {len(questions) / value:8.2f} answers/s", highlight=False)
@@ -94,11 +94,12 @@ def step(
 
       basic-lite bench step --decoder-layers 1 --micro-batch 1 --steps 2     (on a CPU)
     """
-    from basic_lite import devices, synthetic
-    from basic_lite.bench import compare_steps, measure_steps
-    from basic_lite.bench_sds import markdown
+    from basic_lite.bench import synthetic
+    from basic_lite.bench.sds import markdown
+    from basic_lite.bench.step import compare_steps, measure_steps
     from basic_lite.console import quiet_console
-    from basic_lite.writing import write_json
+    from basic_lite.files import write_json
+    from basic_lite.models import devices
 
     console = quiet_console()
     device = devices.choose_device()

@@ -29,9 +29,8 @@ def main(
 
       basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
     """
-    from basic_lite import launch  # noqa: F401  (all that a training imports, whose memory is measured)
+    from basic_lite.bench.data import measure_data
     from basic_lite.console import quiet_console
-    from basic_lite.data.speed import measure_data
 
     console = quiet_console()
     facts = measure_data(

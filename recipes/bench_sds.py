@@ -29,11 +29,11 @@ def sds(
 
       basic-lite bench sds --rows 288 --width 1024 --repeats 3      (on a CPU)
     """
-    from basic_lite import devices
-    from basic_lite.bench import emulate_card
-    from basic_lite.bench_sds import markdown, measure_sds
+    from basic_lite.bench.sds import markdown, measure_sds
+    from basic_lite.bench.step import emulate_card
     from basic_lite.console import quiet_console
-    from basic_lite.writing import write_json
+    from basic_lite.files import write_json
+    from basic_lite.models import devices
 
     console = quiet_console()
     device = devices.choose_device()

@@ -28,12 +28,12 @@ def main(
 
       basic-lite compare runs/plain runs/basic --benchmark mmbench --no-page
     """
-    from basic_lite.benchmarks import flipped, predictions, table
     from basic_lite.console import command_console
-    from basic_lite.measure import Evaluation
-    from basic_lite.results import comparison_table, read_results
-    from basic_lite.scoring.compare import compare
-    from basic_lite.scoring.score import load_score
+    from basic_lite.evaluation import predictions, show, table
+    from basic_lite.evaluation.compare import compare
+    from basic_lite.evaluation.run import Evaluation
+    from basic_lite.evaluation.show import comparison_table, read_results
+    from basic_lite.evaluation.statistics import load_score
 
     console = command_console()
     have = [{path.parent.name for path in (run / "eval").glob("*/score.json")} for run in (run_a, run_b)]
@@ -67,5 +67,5 @@ def main(
         path = (out or run_b / "compare") / f"{name}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
         names = str(run_a), str(run_b)
-        flipped.write_page(result, name, questions, (answers[0], answers[1]), path, names)
+        show.write_page(result, name, questions, (answers[0], answers[1]), path, names)
         console.print(f"{len(result.flipped)} flipped questions in {path}", highlight=False)

@@ -77,11 +77,11 @@ def check(
     from rich.console import Console
 
     from basic_lite.data.checks import check_data
-    from basic_lite.data.encoding import counting_encoder
+    from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
     from basic_lite.data.readers import open_rows
-    from basic_lite.data.report import faulty_rows, findings_table, passes, write_report
-    from basic_lite.data.texts import one_line
+    from basic_lite.data.rows import one_line
     from basic_lite.data.workers import cores
+    from basic_lite.models.generate import counting_encoder
 
     started = time.monotonic()
     template = template or ("plain" if stage == 1 else None)

@@ -36,8 +36,8 @@ def main(
       basic-lite demo --seeds 5 --out runs/five
     """
     from basic_lite.console import quiet_console
-    from basic_lite.demo import outcome, report
-    from basic_lite.demo import seeds as several
+    from basic_lite.experiments import report, table
+    from basic_lite.experiments import table as several
 
     console = quiet_console()
     _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
@@ -49,8 +49,8 @@ def main(
         except KeyboardInterrupt:
             console.print("Stopped. The same command with --resume goes on.")
             return
-        found = outcome.collect(folder, number, _seconds(folder))
-        console.print(outcome.table(found))
+        found = table.collect_outcome(folder, number, _seconds(folder))
+        console.print(table.outcome_table(found))
         console.print(
             f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
         )
@@ -67,7 +67,7 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
     """
     import shutil
 
-    from basic_lite.writing import write_json
+    from basic_lite.files import write_json
 
     stamp = out / "demo.json"
     if resume:
@@ -96,10 +96,10 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> None:
     """Draw a world and train both twins in it side by side; what is done already stays."""
     import time
 
-    from basic_lite import children
-    from basic_lite.demo.watch import watch
-    from basic_lite.demo.world import world_at
-    from basic_lite.writing import write_json
+    from basic_lite.data.world.world import world_at
+    from basic_lite.experiments import processes
+    from basic_lite.experiments.processes import watch
+    from basic_lite.files import write_json
 
     before, begun = _seconds(out), time.monotonic()
     world = world_at(out / "world", lambda line: console.print(line, highlight=False), seed)
@@ -108,11 +108,11 @@ def _twins(out: Path, seed: int, scenes: int, console: Console) -> None:
     # One thread each for two twins on two cores: more would only wait for each other.
     threads = max((os.cpu_count() or 2) // 2, 1)
     try:
-        with children.together() as twins:
+        with processes.together() as twins:
             for name, folder in folders.items():
                 task = {"out": str(folder), "basic": name == "BASIC", "seed": seed}
                 task |= {"world": str(world.images), "scenes": scenes}
-                twins[name] = children.start("basic_lite.recipes.twin", task, folder, threads)
+                twins[name] = processes.start("basic_lite.recipes.twin", task, folder, threads)
             watch(twins, folders, world, console)
     finally:
         write_json(out / "elapsed.json", {"seconds": before + time.monotonic() - begun})

@@ -20,8 +20,8 @@ def main(out: Annotated[Path, o.option(help="Where runs are to be written.")] = 
 
       basic-lite doctor --out /data/runs
     """
+    from basic_lite.bench.doctor import examine
     from basic_lite.console import quiet_console
-    from basic_lite.doctor import examine
 
     console = quiet_console()
     broken = False

@@ -85,12 +85,12 @@ def main(
 
       basic-lite eval mmbench --data my_benchmark.tsv --any-size
     """
-    from basic_lite.benchmarks import table
     from basic_lite.console import command_console, progress_bar, silence_libraries
-    from basic_lite.demo.world import is_embedded, questions_beside
-    from basic_lite.measure import Evaluation
-    from basic_lite.results import overview, results_table
-    from basic_lite.run_folder import read_manifest
+    from basic_lite.data.world.world import is_embedded, questions_beside
+    from basic_lite.evaluation import table
+    from basic_lite.evaluation.run import Evaluation
+    from basic_lite.evaluation.show import overview, results_table
+    from basic_lite.files import read_manifest
 
     console = command_console()
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
@@ -126,7 +126,7 @@ def main(
         if dry_run:
             continue
         if step in ("all", "generate"):
-            from basic_lite.devices import choose_device
+            from basic_lite.models.devices import choose_device
 
             silence_libraries()
             with progress_bar(console) as shown:

@@ -51,9 +51,9 @@ def main(
 
       basic-lite export runs/stage2 my-original --to llava --base dequantised
     """
-    from basic_lite import devices
     from basic_lite.console import quiet_console
     from basic_lite.export import adapter, folder, original
+    from basic_lite.models import devices
 
     console = quiet_console()
     device = device or devices.choose_device()

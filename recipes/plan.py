@@ -44,7 +44,8 @@ def main(
 
     from rich.console import Console
 
-    from basic_lite.plan import choice, sizes, speed, tables
+    from basic_lite.memory import choice, sizes, speed, tables
+    from basic_lite.models import zoo
 
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, every=model is None and llm is None)
@@ -71,9 +72,7 @@ def main(
                 console.print(tables.stage_table(kind, [p for p in planned if p[0].tower == eye]), "")
         for row, _ in planned:
             if row.micro_batch is None and (gpu is not None or row.gpu_gib == cards[-1]):
-                named = [
-                    (name, sizes.published_decoder(name)) for name in sizes.DECODERS if name != row.model
-                ]
+                named = [(name, sizes.published_decoder(name)) for name in zoo.DECODERS if name != row.model]
                 fitting = [
                     one[0]
                     for one in named

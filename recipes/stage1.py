@@ -76,19 +76,21 @@ def main(
     given = dict(locals())  # what was said, before anything is made of it
     from functools import partial
 
-    from basic_lite import devices, fitting, launch, modeling, starting, trainable, zoo
     from basic_lite.console import quiet_console
-    from basic_lite.conversation import TEMPLATES
+    from basic_lite.data.templates import TEMPLATES
     from basic_lite.data.workers import cores
-    from basic_lite.objective import Objective
-    from basic_lite.settings import Settings
-    from basic_lite.startup import Clock
+    from basic_lite.method.objective import Objective
+    from basic_lite.models import devices, llava, trainable, zoo
+    from basic_lite.training import checks, run
+    from basic_lite.training import settings as training_settings
+    from basic_lite.training.callbacks import Clock
+    from basic_lite.training.settings import Settings
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
-    shards = starting.shards_asked_for()
+    shards = checks.shards_asked_for()
     device = devices.choose_device()
-    sources = modeling.Sources.named(
+    sources = llava.Sources.named(
         model,
         tower,
         llm,
@@ -99,7 +101,7 @@ def main(
         image_size=image_size,
         tower_layer=tower_layer,
     )
-    data, images = starting.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
+    data, images = checks.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 1)
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings.of(
@@ -118,30 +120,30 @@ def main(
         target=target or "raw",
         objective=objective,
     )
-    starting.check_sources(sources, settings)
-    settings, plan = fitting.planned(
+    checks.check_sources(sources, settings)
+    settings, plan = training_settings.planned(
         settings,
-        fitting.step_of(settings, sources, device),
+        training_settings.step_of(settings, sources, device),
         device,
         names=(llm or model, sources.tower),
         wanted=fit,
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
     )
     console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=sources.bits, device=device))
-    console.print(fitting.plan_line(plan), highlight=False)
+    console.print(training_settings.plan_line(plan), highlight=False)
     if dry_run:
         return
-    checkpoint = starting.check_folder(out, resume, overwrite)
-    rows = starting.open_training_rows(settings)
-    starting.check_unchanged(sources, settings, rows, checkpoint)
+    checkpoint = checks.check_folder(out, resume, overwrite)
+    rows = checks.open_training_rows(settings)
+    checks.check_unchanged(sources, settings, rows, checkpoint)
     clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
     place = devices.loading_place(device, sources.bits, shards)
-    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
+    assembled = llava.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
     trainable.train_projector(assembled)
     console.print(trainable.trainable_table(assembled.model))
     clock.mark("models")
-    finished = launch.train(
+    finished = run.train(
         assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json(), clock=clock
     )
     if not finished:

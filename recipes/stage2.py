@@ -90,29 +90,21 @@ def main(
     from dataclasses import replace
     from functools import partial
 
-    from basic_lite import (
-        checkpoint,
-        devices,
-        fitting,
-        launch,
-        modeling,
-        preflight,
-        run_folder,
-        starting,
-        trainable,
-        zoo,
-    )
+    from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.data.workers import cores
-    from basic_lite.objective import Objective
-    from basic_lite.settings import Settings
-    from basic_lite.startup import Clock
+    from basic_lite.method.objective import Objective
+    from basic_lite.models import checkpoint, devices, llava, trainable, zoo
+    from basic_lite.training import checks, run
+    from basic_lite.training import settings as training_settings
+    from basic_lite.training.callbacks import Clock
+    from basic_lite.training.settings import Settings
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
-    shards = starting.shards_asked_for(whole_decoder=not lora)
+    shards = checks.shards_asked_for(whole_decoder=not lora)
     device = devices.choose_device()
-    first = run_folder.read_manifest(start)
+    first = files.read_manifest(start)
     if first["stage"] != 1 or not first["finished"]:
         raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
     sources = checkpoint.sources_of(first)
@@ -122,8 +114,8 @@ def main(
         image_size=image_size or sources.image_size,
         tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
     )
-    preflight.check_parts(sources, first)
-    data, images = starting.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
+    checks.check_parts(sources, first)
+    data, images = checks.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 2)
     rank = rank or pace.rank
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
@@ -146,40 +138,40 @@ def main(
         target=target or first["method"].get("target", "raw"),
         objective=objective,
     )
-    starting.check_sources(sources, settings)
-    settings, plan = fitting.planned(
+    checks.check_sources(sources, settings)
+    settings, plan = training_settings.planned(
         settings,
-        fitting.step_of(settings, sources, device, rank, dropout),
+        training_settings.step_of(settings, sources, device, rank, dropout),
         device,
         names=(sources.llm, sources.tower),
         wanted=fit,
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
         optimizer=optimizer,
     )
-    starting.check_optimizer(settings.optimizer, lora, shards)
+    checks.check_optimizer(settings.optimizer, lora, shards)
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
     console.print(settings.table(**names, device=device, rank=rank if lora else None))
-    console.print(fitting.plan_line(plan), highlight=False)
+    console.print(training_settings.plan_line(plan), highlight=False)
     if dry_run:
         return
-    resumed = starting.check_folder(out, resume, overwrite)
-    rows = starting.open_training_rows(settings)
-    starting.check_unchanged(sources, settings, rows, resumed)
+    resumed = checks.check_folder(out, resume, overwrite)
+    rows = checks.open_training_rows(settings)
+    checks.check_unchanged(sources, settings, rows, resumed)
     clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
     place = devices.loading_place(device, sources.bits, shards)
-    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
+    assembled = llava.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
     checkpoint.check_identity(assembled, first)
-    checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
+    checkpoint.load_projector(assembled.model, start / files.PROJECTOR)
     if lora:
         trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
     else:
         trainable.train_everything(assembled)
     console.print(trainable.trainable_table(assembled.model))
     clock.mark("models")
-    origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
+    origin = {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
     template = assembled.template
-    finished = launch.train(
+    finished = run.train(
         assembled, settings, rows, template, console, resumed, origin, plan=plan.json(), clock=clock
     )
     if not finished:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from basic_lite.modeling import Assembled
+    from basic_lite.models.llava import Assembled
 
 
 def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: int) -> None:
@@ -26,18 +26,19 @@ def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: in
     from basic_lite.recipes import eval as evaluation
     from basic_lite.recipes import stage1, stage2
 
-    from basic_lite import children, devices
-    from basic_lite.checkpoint import load_run
-    from basic_lite.demo.dataset import world_in
-    from basic_lite.demo.inspection import held_out_scenes, inspect_model
-    from basic_lite.demo.watch import DIARY, QUESTIONS
-    from basic_lite.modeling import Sources, assemble
-    from basic_lite.progress import Diary
-    from basic_lite.writing import write_json
+    from basic_lite.data.world.dataset import world_in
+    from basic_lite.data.world.world import held_out_scenes
+    from basic_lite.experiments import processes
+    from basic_lite.experiments.measure import inspect_model
+    from basic_lite.experiments.processes import DEMO_DIARY, QUESTIONS, Diary
+    from basic_lite.files import write_json
+    from basic_lite.models import devices
+    from basic_lite.models.checkpoint import load_run
+    from basic_lite.models.llava import Sources, assemble
 
     data, device = world_in(world), devices.choose_device()
     shown = held_out_scenes(scenes, seed)
-    diary = Diary.open(out / DIARY)
+    diary = Diary.open(out / DEMO_DIARY)
     first, second, seen = out / "stage1", out / "stage2", "inspection.json"
     common = {"images": data.images, "basic": basic, "seed": seed, "workers": 0, "logging_steps": 5}
 
@@ -45,14 +46,14 @@ def run(out: Path, basic: bool, seed: int, threads: int, world: Path, scenes: in
         write_json(path, inspect_model(make(), shown).as_dict())
 
     def train(stage: Callable[..., None], folder: Path, **settings: object) -> None:
-        children.train(stage, folder, **settings, **common)
+        processes.train(stage, folder, **settings, **common)
 
     def ask() -> None:
         for name, language in (("mmbench", "en"), ("mmbench-cn", "zh")):
             tsv = str(data.mmbench[language])
             evaluation.main(name, run=second, data=tsv, any_size=True, batch_size=64)
 
-    with children.begin(out, threads):
+    with processes.begin(out, threads):
         sources = Sources.named("tiny", bits=16, dtype=torch.float32)
         diary.does("look before", lambda: look(out / "before.json", lambda: assemble(sources, device, seed)))
         diary.does("stage 1", lambda: train(stage1.main, first, model="tiny", data=data.stage1))

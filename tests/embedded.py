@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from basic_lite.demo import world
-from basic_lite.demo.pretrained import DECODER, TOWER
+from basic_lite.data.world import world
+from basic_lite.data.world.parts import DECODER, TOWER
 
 needs_parts = pytest.mark.skipif(
     not (DECODER.exists() and TOWER.exists()),

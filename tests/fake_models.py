@@ -31,17 +31,20 @@ from transformers.models.mistral import modeling_mistral
 from transformers.models.phi3 import modeling_phi3
 from triton.runtime.jit import KernelInterface
 
-from basic_lite import fused, products, synthetic, trainable
-from basic_lite.capture import parts_of
-from basic_lite.data.images import ImageTransform
-from basic_lite.devices import recompute_layers
-from basic_lite.layout import layout_of
-from basic_lite.modeling import Assembled
-from basic_lite.objective import Objective
-from basic_lite.plan.activations import Held
-from basic_lite.plan.peak import Step
-from basic_lite.trainer import BasicTrainer
-from basic_lite.types import Window
+from basic_lite.bench import synthetic
+from basic_lite.data.layout import layout_of
+from basic_lite.data.pictures import ImageTransform
+from basic_lite.memory.activations import Held
+from basic_lite.memory.peak import Step
+from basic_lite.method import losses
+from basic_lite.method.objective import Objective
+from basic_lite.method.types import Window
+from basic_lite.models import trainable
+from basic_lite.models.devices import recompute_layers
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
+from basic_lite.training import liger
+from basic_lite.training.trainer import BasicTrainer
 
 _MODELING = (modeling_llama, modeling_gemma, modeling_mistral, modeling_phi3)
 
@@ -140,7 +143,7 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
                 torch.native_dropout(x, p, training)[0] if p and training else x
             ),
         )
-        patch.setitem(products._BLOCK_ELEMENTS, "cpu", products._BLOCK_ELEMENTS["cuda"])
+        patch.setitem(losses._BLOCK_ELEMENTS, "cpu", losses._BLOCK_ELEMENTS["cuda"])
         patch.setattr(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **kwargs: None)
         before = [dict(vars(module)) for module in _MODELING]  # Liger changes them for all later models
         try:
@@ -165,7 +168,7 @@ def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
         trainable.train_everything(assembled)
     if held.fused:
         decoder = parts_of(assembled.model).decoder
-        patch, pieces = fused.patch_of(decoder)
+        patch, pieces = liger.patch_of(decoder)
         patch(model=decoder, **pieces)
     return assembled
 

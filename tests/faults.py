@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import llm_folder, tower_folder
 
-from basic_lite import run_folder
+from basic_lite import files
 from basic_lite.cli import main
-from basic_lite.data.images import ImageTransform
-from basic_lite.trainer import BasicTrainer
+from basic_lite.data.pictures import ImageTransform
+from basic_lite.training.trainer import BasicTrainer
 
 
 @dataclass
@@ -200,7 +200,9 @@ def signalled(number: int) -> Iterator[None]:
 
 def no_weights_read() -> contextlib.AbstractContextManager:
     """Make the loading of a decoder's weights an error: what is refused is refused before."""
-    return patch("basic_lite.modeling.load_decoder_alone", side_effect=AssertionError("weights were read"))
+    return patch(
+        "basic_lite.models.llava.load_decoder_alone", side_effect=AssertionError("weights were read")
+    )
 
 
 BEFORE = {"during": lambda lab: no_weights_read()}
@@ -429,9 +431,9 @@ def try_fault(fault: Fault, made: Path, lab: Path) -> tuple[str, str, list[str]]
     lost = [name for name, data in before.items() if after.get(name) != data]
     if fault.changes:  # a run that goes on prunes and logs; what was good before must still be whole
         lost = [name for name in lost if "stopped" not in name]
-        ends = [path for path in (lab / "runs").iterdir() if run_folder.checkpoints(path)]
+        ends = [path for path in (lab / "runs").iterdir() if files.checkpoints(path)]
         for path in ends:
-            newest = run_folder.checkpoints(path)[-1]
+            newest = files.checkpoints(path)[-1]
             state = (
                 load_file(newest / "projector.safetensors")
                 if (newest / "projector.safetensors").is_file()

@@ -22,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 from tiny import llm_folder, tower_folder
 
-from basic_lite.run_folder import MANIFEST, checkpoints, file_hash
+from basic_lite.files import MANIFEST, checkpoints, file_hash
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 

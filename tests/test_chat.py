@@ -11,9 +11,9 @@ from test_export import made_run
 from tiny import tiny_assembled
 
 from basic_lite import chat as chats
-from basic_lite.benchmarks.question import Question
-from basic_lite.conversation import IMAGE
-from basic_lite.evaluate import answer_one
+from basic_lite.data.conversation import IMAGE
+from basic_lite.evaluation.answer import answer_one
+from basic_lite.evaluation.question import Question
 
 
 @pytest.fixture

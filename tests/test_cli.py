@@ -20,7 +20,7 @@ from tiny import llm_folder, tower_folder
 from typer.testing import CliRunner
 
 from basic_lite.cli import app, main
-from basic_lite.run_folder import file_hash
+from basic_lite.files import file_hash
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
@@ -334,11 +334,11 @@ def test_a_mistake_ends_in_one_line(number, world, tmp_path):
 def test_a_whole_decoder_that_cannot_fit_is_said_before_loading(world, tmp_path, monkeypatch):
     from transformers import LlamaConfig
 
-    from basic_lite.memory import check_whole_decoder_fits, parameters_of
+    from basic_lite.memory.available import check_whole_decoder_fits, parameters_of
 
     config = LlamaConfig()  # LLaMA-2-7B's sizes
     assert parameters_of(config) == 6_738_415_616
-    monkeypatch.setattr("basic_lite.memory.available_bytes", lambda device: 48e9)
+    monkeypatch.setattr("basic_lite.memory.available.available_bytes", lambda device: 48e9)
     with pytest.raises(ValueError, match=r"needs 108 GB .* and 48 GB are there; add --lora"):
         check_whole_decoder_fits(config, "cpu")
 

@@ -1,10 +1,11 @@
-"""A module imports only from its own layer or below, and the light ones import nothing heavy."""
+"""Packages have one order, no circle lies inside one, and the light modules import nothing heavy."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,157 +15,90 @@ import basic_lite
 PACKAGE = Path(basic_lite.__file__).parent
 ROOT = PACKAGE.parent
 
-LAYERS = [
-    {"types", "console", "startup", "writing"},
-    {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
-    | {"conversation", "encoder", "templates"},
-    {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
-    | {"run_folder"},
-    {
-        "supervision",
-        "text_states",
-        "translation",
-        "interventions",
-        "plan",
-        "deferred",
-        "last_layer",
-        "fused",
-        "tower",
-        "placeholders",
-        "projector",
-        "consistency",
-        "modeling",
-        "decoder",
-        "quantised",
-        "prompting",
-        "synthetic",
-        "memory",
-        "adapter_dropout",
-        "trainable",
-        "checkpoint",
-        "sharding",
-    },
-    {
-        "analysis",
-        "trainer",
-        "saving",
-        "forward",
-        "splitting",
-        "optimizers",
-        "metrics",
-        "callbacks",
-        "children",
-        "progress",
-        "finite",
-        "doctor",
-        "processes",
-        "preflight",
-        "settings",
-        "fitting",
-        "launch",
-        "teacher",
-        "premise",
-        "devices",
-        "starting",
-        "bench",
-        "bench_sds",
-        "bench_baselines",
-        "bench_goals",
-        "bench_runs",
-        "bench_start",
-        "evaluate",
-        "measure",
-        "demo",
-        "ablation",
-        "export",
-        "chat",
-        "chat_page",
-    },
-    {"recipes"},
-    {"cli", "__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+ORDER = (
+    "files console pages data models method export memory training evaluation "
+    "analysis experiments bench chat recipes cli __main__"
+).split()
+"""A part imports only itself and parts before it: so the core never imports analysis, experiments or bench."""
 
 
 def modules() -> dict[str, Path]:
-    found = {}
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")]:
-        home = PACKAGE if path.is_relative_to(PACKAGE) else ROOT
-        found[".".join(path.relative_to(home).with_suffix("").parts)] = path
-    return found
-
-
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = list(ast.walk(tree))
-    typing_only = {
-        child
-        for node in nodes
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for child in ast.walk(node)
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
+    homes = [PACKAGE if path.is_relative_to(PACKAGE) else ROOT for path in paths]
+    names = [
+        ".".join(path.relative_to(home).with_suffix("").parts)
+        for path, home in zip(paths, homes, strict=True)
+    ]
+    return {
+        name.removesuffix(".__init__"): path
+        for name, path in zip(names, paths, strict=True)
+        if name != "__init__"
     }
-    if top_level_only:
-        nodes = tree.body
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> set[str]:
+    """Return what a module imports, anywhere in it, with the package's own modules by their short names."""
     names: set[str] = set()
-    for node in nodes:
-        if node in typing_only:
-            continue
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("basic_lite.") for name in names}
 
 
-def part(name: str) -> str | None:
-    """Return the layer's name of a dotted import of the package."""
-    pieces = name.split(".")
-    return pieces[1] if pieces[0] == "basic_lite" and len(pieces) > 1 and pieces[1] in RANK else None
-
-
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_imports_go_downward(module):
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_part_imports_only_parts_before_it(module):
     own = module.split(".")[0]
-    if own == "__init__":  # the package's face imports on demand
-        return
-    assert own in RANK, f"{module} belongs to no layer: add it to LAYERS, or to a layer that exists"
-    for name in imports(modules()[module]):
-        other = part(name)
-        if other is not None and other != own:
-            assert RANK[other] <= RANK[own], f"{module} imports {name} from a higher layer"
+    others = {name.split(".")[0] for name in imports(module) & MODULES.keys()}
+    assert own in ORDER, f"{module} belongs to no part of {ORDER}"
+    assert not [part for part in others if ORDER.index(part) > ORDER.index(own)]
+
+
+def test_modules_import_one_another_in_no_circle():
+    graph = {name: (imports(name) & MODULES.keys()) - {name} for name in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_at_most_six_modules_stand_beside_the_packages():
+    assert len([name for name in MODULES if "." not in name and not (PACKAGE / name).is_dir()]) <= 6 + 1
 
 
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("losses", {"transformers"}),
-        ("objective", {"transformers"}),
-        ("conversation", {"torch", "transformers"}),
-        ("types", {"torch", "transformers"}),
-        *((name, {"torch", "transformers"}) for name in sorted(modules()) if name.startswith("scoring")),
+        ("method.losses", {"transformers"}),
+        ("method.objective", {"transformers"}),
+        ("data.conversation", {"torch", "transformers"}),
+        ("method.types", {"torch", "transformers"}),
+        *(
+            (name, {"torch", "transformers"})
+            for name in sorted(MODULES)
+            if name.startswith("evaluation.tasks") or name in ("evaluation.statistics", "evaluation.choices")
+        ),
     ],
 )
 def test_the_maths_does_not_import_the_framework(module, forbidden):
-    roots = {name.split(".")[0] for name in imports(modules()[module])}
-    assert not roots & forbidden
+    assert not {name.split(".")[0] for name in imports(module)} & forbidden
 
 
 @pytest.mark.parametrize(
     "module",
-    ["basic_lite"]
-    + [f"basic_lite.{name}" for name in "cli scoring benchmarks measure run_folder console".split()],
+    ["basic_lite"] + [f"basic_lite.{name}" for name in "cli evaluation.table evaluation.run files".split()],
 )
 def test_light_modules_import_nothing_heavy(module):
-    heavy = "torch transformers datasets peft bitsandbytes matplotlib".split()
+    heavy = "torch transformers datasets peft bitsandbytes matplotlib pandas".split()
     code = f"import sys, {module}; sys.exit(' '.join(m for m in {heavy} if m in sys.modules) or 0)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_there_is_no_module_without_a_meaning():
     vague = {"utils", "util", "helpers", "misc", "common"}
-    assert not [name for name in modules() if set(name.split(".")) & vague]
+    assert not [name for name in MODULES if set(name.split(".")) & vague]
 
 
 def test_the_top_level_is_the_design_cards():

@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from basic_lite.modeling import Assembled, Sources, assemble
+from basic_lite.models.llava import Assembled, Sources, assemble
 
 VOCABULARY, IMAGE_TOKEN, PATCHES = 320, 3, 9
 

@@ -13,15 +13,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PretrainedConfig
 
-from basic_lite.capture import parts_of
-from basic_lite.devices import recompute_layers
-from basic_lite.forward import Forward
-from basic_lite.layout import layout_of
-from basic_lite.metrics import Metrics
-from basic_lite.objective import Objective
-from basic_lite.projector import Projector
-from basic_lite.supervision import BasicSupervision
-from basic_lite.types import Window
+from basic_lite.data.layout import layout_of
+from basic_lite.method.objective import Objective
+from basic_lite.method.supervision import BasicSupervision
+from basic_lite.method.types import Window
+from basic_lite.models.devices import recompute_layers
+from basic_lite.models.llava import Projector
+from basic_lite.models.parts import parts_of
+from basic_lite.training.callbacks import Metrics
+from basic_lite.training.forward import Forward
 
 
 def _attention(query, key, value, *args, out_shape=None, **kwargs):

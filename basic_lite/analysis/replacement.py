@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
-from basic_lite.capture import parts_of
-from basic_lite.conversation import stop_ids
-from basic_lite.modeling import Assembled
-from basic_lite.prompting import greedily, until_stop
-from basic_lite.templates import Template
+from basic_lite.data.conversation import stop_ids
+from basic_lite.data.templates import Template
+from basic_lite.models.generate import greedily, until_stop
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
 
 ORIGINAL = "original"
 DIRECTION = "matched tokens"

@@ -8,17 +8,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from basic_lite.analysis import meaning, replacement
-from basic_lite.analysis.exhibits import Exhibit, Exhibition
-from basic_lite.analysis.found import Look
-from basic_lite.analysis.looking import Plan, look
-from basic_lite.analysis.models import Subject, each, method_of
-from basic_lite.analysis.token_texts import end_tokens, token_texts
-from basic_lite.analysis.words import words_of
-from basic_lite.capture import parts_of, supervised_layers
-from basic_lite.modeling import Assembled
-from basic_lite.run_folder import versions
-from basic_lite.templates import TEMPLATES, Template
+from basic_lite.analysis import judges, replacement
+from basic_lite.analysis.exhibits import Exhibit, Exhibition, Subject, each, method_of
+from basic_lite.analysis.judges import end_tokens, token_texts, words_of
+from basic_lite.analysis.look import Look, Plan, look
+from basic_lite.data.templates import TEMPLATES, Template
+from basic_lite.files import versions
+from basic_lite.method.capture import supervised_layers
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
 
 NOBODY = "nobody: neither captions nor words nor a drawn world says what is true"
 WAYS: dict[str, str] = {
@@ -125,7 +123,7 @@ def analyse(
         max_new_tokens: longest greedy text of the replacement test; 0 generates none.
         advance: told whose picture is done.
     """
-    listed = None if words is None else meaning.read_words(words)
+    listed = None if words is None else judges.read_words(words)
     method, looks, known = method_of(chosen), [], None
     for subject, assembled in each(chosen, device):
         if known is None:
@@ -163,11 +161,11 @@ class _Known:
         if self.judged_by is None:
             self.judges = [None] * len(exhibition.exhibits)
         elif self.judged_by == "world":
-            self.judges = [meaning.by_truth(*exhibit.scene, self.texts) for exhibit in exhibition.exhibits]
+            self.judges = [judges.by_truth(*exhibit.scene, self.texts) for exhibit in exhibition.exhibits]
         else:
-            find = meaning.WordTokens(assembled.tokenizer, self.texts)
+            find = judges.WordTokens(assembled.tokenizer, self.texts)
             lists = [words or words_of(exhibit.caption) for exhibit in exhibition.exhibits]
-            self.judges = [meaning.by_words(find.of(one)) for one in lists]
+            self.judges = [judges.by_words(find.of(one)) for one in lists]
 
 
 def _as_seen(assembled: Assembled, exhibit: Exhibit, aspect: str) -> Image.Image:

@@ -1,1 +1,1 @@
-"""Rows, pictures and batches."""
+"""Rows, pictures, conversations and batches; the drawn world is one more source of them."""

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rich.progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from basic_lite.data.archives import path_fault
+from basic_lite.data.index import Progress
 from basic_lite.data.readers import Rows
-from basic_lite.data.roots import path_fault
-from basic_lite.data.samples import CODES, RowFault, caption_fault, normal_form
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a row.
-
-    Attributes:
-        row: its number, from 0.
-        id: its own name.
-        code: one of `basic_lite.data.samples.CODES`.
-        detail: one line for a person.
-    """
-
-    row: int
-    id: str
-    code: str
-    detail: str
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the finding as a JSON object; of an endless id, the start."""
-        return asdict(self) | {"id": self.id[:1000]}
+from basic_lite.data.rows import CODES, NOTES, STILL_TRAINS, Finding, RowFault, caption_fault, normal_form
 
 
 def text_findings(rows: Rows) -> list[Finding]:
@@ -99,3 +87,86 @@ def _duplicates(rows: Rows) -> list[Finding]:
         Finding(row, rows.raw(row).id, "duplicate_id", f"row {original} has the same id")
         for row, original in zip(order[again].tolist(), first[again].tolist(), strict=True)
     ]
+
+
+# What a check leaves behind: a report, the rows that training leaves out, and a table for a person.
+
+
+def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:
+    """Write `rows` and `findings` as one JSON object, and `bad.jsonl` beside it.
+
+    Args:
+        path: the file.
+        rows: how many rows were checked.
+        findings: what is wrong with them.
+        more: anything else worth keeping.
+    """
+    body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
+    _write(path, [json.dumps(body, indent=1, ensure_ascii=False), "\n"])
+    write_bad_rows(path.with_name("bad.jsonl"), findings)
+
+
+def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
+    """Write one line for every row that training leaves out; return how many."""
+    bad: dict[int, Finding] = {}
+    for finding in findings:
+        if finding.code not in STILL_TRAINS:
+            bad.setdefault(finding.row, finding)
+    _write(path, (json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()))
+    return len(bad)
+
+
+def read_bad_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that `write_bad_rows` and a training wrote; none where there is no such file.
+
+    Lines of rows that turned out bad while training say `replaced_by`, the others were left out from the
+    start. A last line that a kill cut off is dropped.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+@contextlib.contextmanager
+def passes(console: Console) -> Iterator[Progress]:
+    """Give a function to tell how far each pass over the data is; a terminal shows a bar for each."""
+    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show
+
+
+def faulty_rows(findings: Iterable[Finding]) -> int:
+    """Return how many rows have a fault, not only a note."""
+    return len({finding.row for finding in findings if finding.code not in NOTES})
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return a table with a line per code: how many rows, what training does with them, and an example."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("code", "rows", "training", "example"):
+        table.add_column(title, justify="right" if title == "rows" else "left", overflow="fold")
+    for code in CODES:
+        found = [finding for finding in findings if finding.code == code]
+        if found:
+            fate = "uses" if code in NOTES else "keeps" if code in STILL_TRAINS else "leaves out"
+            example = f"row {found[0].row}: {found[0].detail}"
+            table.add_row(code, f"{len(found):,}", fate, example.encode("utf-8", "replace").decode())
+    return table
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:  # ids may hold lone surrogates
+        file.writelines(parts)
+    os.replace(part, path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from basic_lite.layout import Layout
+from basic_lite.data.layout import Layout
 
 ALIGN: int = 64
 """Where a tensor may start in the piece, so that it can be looked at with its own type."""

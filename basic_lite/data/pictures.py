@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
-from basic_lite.data.roots import locate, read_bytes
-from basic_lite.data.samples import ImageRef, RowFault
-from basic_lite.data.texts import one_line, shown
+from basic_lite.data.archives import locate, read_bytes
+from basic_lite.data.rows import ImageRef, RowFault, one_line, shown
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
@@ -154,3 +156,181 @@ def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:
     suffix = ref.name.rpartition(".")[2].lower()
     if suffix not in SUFFIXES[content] and any(suffix in names for names in SUFFIXES.values()):
         raise RowFault("wrong_suffix", f"image {shown(ref.name)} is a {content}; it is read all the same")
+
+
+# Pictures: from bytes of any quality to what a vision tower takes.
+
+Aspect = Literal["pad", "crop", "squash"]
+
+STRIP: int = 512
+"""Rows of a tall picture that are padded together."""
+
+__all__ = ["Aspect", "ImageTransform", "load_image"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """From a picture to the square of pixels that a vision tower takes, as its own processor makes it.
+
+        crop:    resize the shortest edge to `size`, cut `size x size` out of the middle        (LLaVA stage
+            1)
+        pad:     `expand2square` with the mean colour, resize to `size x size`                   (LLaVA stage
+            2, evaluation)
+        squash:  resize to `size x size`, whatever the aspect                                    (SigLIP's
+            own way)
+
+    Pixels stay uint8 until they are on the device: a quarter of the bytes to copy, and `normalise` is free
+    there.
+
+    Attributes:
+        size: height and width of the result.
+        mean: per channel, of pixels between 0 and 1.
+        std: per channel.
+        aspect: `"pad"`, `"crop"` or `"squash"`.
+        resample: Pillow's number of the filter; 3 is bicubic.
+        shortest_edge: what `crop` resizes the shortest edge to before it cuts; `None` means `size`.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    aspect: Aspect
+    resample: int = 3
+    shortest_edge: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.aspect not in ("pad", "crop", "squash"):
+            raise ValueError(f"aspect {self.aspect!r} is not one of 'pad', 'crop', 'squash'")
+        if self.size < 1:
+            raise ValueError(f"image size {self.size} is not positive")
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the picture as uint8 `(3, size, size)`.
+
+        Args:
+            image: any mode and size.
+        """
+        image = rgb(image)
+        if self.aspect == "pad":
+            image = self._pad(image)
+        elif self.aspect == "squash":
+            image = image.resize((self.size, self.size), self.resample)
+        else:
+            image = self._crop(image)
+        # Channel by channel: three times as fast as to permute what Pillow interleaves.
+        return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
+
+    def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Return `((pixels / 255 - mean) / std).to(dtype)`, computed in fp32 on the pixels' device.
+
+        Args:
+            pixels: `(I, 3, h, w)` uint8.
+            dtype: of the result.
+
+        Returns:
+            `(I, 3, h, w)`.
+        """
+        scale, shift = _affine(self.mean, self.std, pixels.device)
+        return (pixels.float() * scale - shift).to(dtype)
+
+    @classmethod
+    def from_processor(
+        cls, processor_config: Mapping[str, Any], *, size: int | None = None, aspect: Aspect
+    ) -> ImageTransform:
+        """Make the transform that a `preprocessor_config.json` asks for.
+
+        Args:
+            processor_config: CLIP's, SigLIP's or DINOv2's; the nested `processor_config.json` is taken too.
+            size: another height and width than the processor's, for resize and crop both.
+            aspect: `"pad"` for LLaVA's square of the mean colour; `"crop"` for the processor's own way,
+                which is a squash where it names height and width and cuts nothing (SigLIP); `"squash"`.
+
+        Returns:
+            The transform.
+
+        Raises:
+            ValueError: If the configuration does something that is not done here; says what.
+        """
+        config = processor_config.get("image_processor", processor_config)
+        for switch in ("do_resize", "do_rescale"):
+            if config.get(switch, True) is not True:
+                raise ValueError(
+                    f"the image processor has {switch}={config[switch]!r}; only true is supported"
+                )
+        factor = config.get("rescale_factor", 1 / 255)
+        if abs(factor * 255 - 1) > 1e-6:
+            raise ValueError(f"the image processor has rescale_factor={factor!r}; only 1/255 is supported")
+        edge, squash = _edge(config.get("size", 224))
+        crop = edge
+        if config.get("do_center_crop", False):
+            crop, _ = _edge(config.get("crop_size", edge))
+            squash = squash and crop >= edge
+        if config.get("do_normalize", True):
+            try:
+                mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+            except KeyError as error:
+                raise ValueError(
+                    f"the image processor has no {error}; give a preprocessor_config.json with it"
+                ) from None
+        else:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if aspect == "crop" and squash:
+            aspect = "squash"
+        shortest_edge = edge if size is None and aspect == "crop" and edge != crop else None
+        return cls(size or crop, mean, std, aspect, int(config.get("resample", 3)), shortest_edge)
+
+    def _pad(self, image: Image.Image) -> Image.Image:
+        """Return `expand2square(image, mean).resize((size, size))` without ever making a large square.
+
+        Pillow resizes rows first, then columns, and rounds to 8 bits in between. So a wide picture's rows are
+        resized before the padding goes above and below them, which saves a third of the work, and those of a
+        tall one are padded and resized strip by strip: 2,000 x 40,000 would otherwise become 4.8 GB.
+        """
+        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes behind.
+        colour = tuple(int(mean * 255) for mean in self.mean)
+        width, height = image.size
+        side, size = max(width, height), self.size
+        rows = Image.new("RGB", (size, side), colour)
+        if width >= height:
+            rows.paste(image.resize((size, height), self.resample), (0, (side - height) // 2))
+        else:
+            left = (side - width) // 2
+            for top in range(0, height, STRIP):
+                bottom = min(top + STRIP, height)
+                strip = Image.new("RGB", (side, bottom - top), colour)
+                strip.paste(image.crop((0, top, width, bottom)), (left, 0))
+                rows.paste(strip.resize((size, bottom - top), self.resample), (0, top))
+        return rows.resize((size, size), self.resample)
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        edge = self.shortest_edge or self.size
+        short, long = min(width, height), max(width, height)
+        other = int(edge * long / short)
+        width, height = (edge, other) if width <= height else (other, edge)
+        image = image.resize((width, height), self.resample)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+@functools.lru_cache(maxsize=8)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `1 / (255 std)` and `mean / std`, `(3, 1, 1)`; kept, so that no step has to copy them."""
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(3, 1, 1)
+    return scale.to(device), shift.to(device)
+
+
+def _edge(size: int | Mapping[str, int]) -> tuple[int, bool]:
+    """Return a processor's size, and whether it names height and width rather than the shortest edge."""
+    if isinstance(size, int):
+        return size, False
+    if "shortest_edge" in size:
+        return int(size["shortest_edge"]), False
+    if size.get("height") and size.get("height") == size.get("width"):
+        return int(size["height"]), True
+    raise ValueError(
+        f"the image processor has size={dict(size)!r}; supported: a number, shortest_edge, or a square"
+    )

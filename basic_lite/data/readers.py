@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from basic_lite.data.archives import SUFFIXES, open_archive
+from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
 from basic_lite.data.index import Index, Progress, open_index, parse_row
-from basic_lite.data.layouts import read_row
-from basic_lite.data.samples import CODES, STILL_TRAINS, ImageRef, RawRow, RowFault, Sample, normal_form
-from basic_lite.data.stored import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
-from basic_lite.data.texts import shown
+from basic_lite.data.rows import (
+    CODES,
+    STILL_TRAINS,
+    ImageRef,
+    RawRow,
+    RowFault,
+    Sample,
+    normal_form,
+    read_row,
+    shown,
+)
 
 if TYPE_CHECKING:
-    from basic_lite.data.findings import Finding
+    from basic_lite.data.rows import Finding
 
 
 class Rows:
@@ -234,3 +242,16 @@ def image_root(images: str | Path) -> Path:
     if isinstance(opened, str):
         raise ValueError(opened)
     return root
+
+
+# The text of training rows alone, for what is fitted or measured without a picture.
+
+
+def answers_of(rows: Rows) -> Iterator[str]:
+    """Yield what the assistant says in the usable rows, in a mixed order that is always the same."""
+    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.usable)):
+        try:
+            turns = rows[int(row)].turns
+        except RowFault:
+            continue  # such a row is left out or replaced while training
+        yield from (text for role, text in turns if role == "assistant")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from basic_lite.data.layouts import read_row
+from basic_lite.data.hub import RATINGS, open_dataset
 from basic_lite.data.readers import image_ref, image_root
-from basic_lite.data.samples import RowFault, Sample, normal_form
-from basic_lite.data.stored import RATINGS, open_dataset
-from basic_lite.data.texts import shown
+from basic_lite.data.rows import RowFault, Sample, normal_form, read_row, shown
 
 
 class Stream:

@@ -13,14 +13,16 @@ from collections.abc import Callable
 import torch
 from safetensors.torch import save_file
 
-from basic_lite import checkpoint, run_folder, writing, zoo
+from basic_lite import files
+from basic_lite.data.world import parts
 from basic_lite.export import configs, parity
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import Adapters
-from basic_lite.modeling import Assembled, load_decoder_alone
+from basic_lite.models import checkpoint
+from basic_lite.models.llava import Assembled, load_decoder_alone
 
 _HOW = """# Adapters and projector
 
@@ -46,7 +48,7 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
     tell("asking the run")
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     seen = watch_decoder(assembled, parity.ask_run(assembled))
-    with writing.complete(wanted.out) as draft:
+    with files.complete(wanted.out) as draft:
         draft.mkdir()
         tell("writing adapters and projector")
         _write(assembled, manifest, wanted, draft)
@@ -60,11 +62,11 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
         content = {
             "to": "peft",
             "run": str(wanted.run),
-            "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
+            "manifest": files.file_hash(wanted.run / files.MANIFEST),
             "parity": result,
-            "versions": run_folder.versions(),
+            "versions": files.versions(),
         }
-        writing.write_json(draft / "export.json", content)
+        files.write_json(draft / "export.json", content)
     return content
 
 
@@ -76,25 +78,25 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -
         for name, entry in adapters.tensors.items()
         if ".lora_" in name
     }
-    save_file(tensors, folder / run_folder.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / files.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     projector = {entry.name: entry.read() for entry in adapters.projector()}
-    save_file(projector, folder / run_folder.PROJECTOR, metadata={"format": "pt"})
-    config = json.loads((wanted.run / run_folder.ADAPTER).read_text(encoding="utf-8"))
+    save_file(projector, folder / files.PROJECTOR, metadata={"format": "pt"})
+    config = json.loads((wanted.run / files.ADAPTER).read_text(encoding="utf-8"))
     names = "|".join(assembled.family.lora_targets)
     sources, revision = manifest["sources"], manifest["llm"].get("revision")
     config |= {
-        "base_model_name_or_path": zoo.located(sources["llm"]),
+        "base_model_name_or_path": parts.located(sources["llm"]),
         "revision": revision,
         "target_modules": rf".*layers\.\d+\.[\w.]+\.({names})",
         "modules_to_save": None,
         "task_type": "CAUSAL_LM",
         "auto_mapping": None,
     }
-    writing.write_json(folder / run_folder.ADAPTER, config)
+    files.write_json(folder / files.ADAPTER, config)
     write_tokenizer(assembled, folder, chat_template(assembled.template))
-    writing.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
     how = _HOW.format(
-        llm=zoo.located(sources["llm"]),
+        llm=parts.located(sources["llm"]),
         revision=revision,
         dtype=sources["dtype"],
         tower=sources["tower"],

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from basic_lite.run_folder import versions
+from basic_lite.files import versions
 
 _LICENCES: dict[str, str] = {
     "lmsys/vicuna-7b-v1.5": "llama2",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from basic_lite.conversation import IMAGE, Template
+from basic_lite.data.conversation import IMAGE
+from basic_lite.data.templates import Template
 
 _SPECIAL = re.compile(r"(<[^<>\s]+>)")
 _NO_SYSTEM = "this model was trained without a system message; put the text into the first user message"

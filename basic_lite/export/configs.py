@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import PretrainedConfig
 
-from basic_lite import zoo
-from basic_lite.conversation import stop_ids
+from basic_lite.data.conversation import stop_ids
+from basic_lite.data.world import parts
 from basic_lite.export.vocabulary import image_word
-from basic_lite.modeling import Assembled
+from basic_lite.models import zoo
+from basic_lite.models.llava import Assembled
 
 _PASSING = (
     "_name_or_path",
@@ -54,7 +55,7 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
 
 def _text_config(assembled: Assembled) -> dict:
     """Return the LLM's own file, with the rotary base under its old name as well."""
-    own, _ = PretrainedConfig.get_config_dict(zoo.located(assembled.sources.llm))
+    own, _ = PretrainedConfig.get_config_dict(parts.located(assembled.sources.llm))
     live = assembled.model.config.text_config.to_dict()
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from basic_lite.capture import parts_of
 from basic_lite.export.parity import LIMITS, Answer, relative_gap
-from basic_lite.modeling import Assembled, for_inference
+from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
 
 
 @dataclass

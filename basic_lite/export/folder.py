@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from basic_lite import checkpoint, run_folder, writing
-from basic_lite.capture import parts_of
-from basic_lite.export import card, configs, parity
+from basic_lite import files
+from basic_lite.export import card, configs
+from basic_lite.export import parity as export_parity
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import (
@@ -24,7 +24,9 @@ from basic_lite.export.weights import (
     entries_of,
     write_shards,
 )
-from basic_lite.modeling import Assembled, read_config
+from basic_lite.models import checkpoint
+from basic_lite.models.llava import Assembled, read_config
+from basic_lite.models.parts import parts_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def plan(
     Raises:
         ValueError: In one line.
     """
-    manifest = run_folder.read_manifest(run)
+    manifest = files.read_manifest(run)
     bits = manifest["sources"]["bits"]
-    whole = (run / run_folder.DECODER).is_file()
+    whole = (run / files.DECODER).is_file()
     if (bits == 16 or to == "peft") and base is not None:
         raise ValueError(f"{run} --to {to} holds no quantised base to choose for; leave --base out")
     if bits != 16 and to != "peft" and base not in ("bf16", "dequantised"):
@@ -82,7 +84,7 @@ def plan(
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
     if old_gemma and not _is_gemma(manifest):
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
-    if to == "peft" and (whole or not (run / run_folder.ADAPTER).is_file()):
+    if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it")
@@ -105,27 +107,27 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
     """
     tell("asking the run")
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
-    live = parity.ask_run(assembled)
+    live = export_parity.ask_run(assembled)
     known, to_run = live, None
     if (
         wanted.base == "bf16"
     ):  # the same adapters on the base that the folder will hold: only rounding differs
         _release(assembled)
         full, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
-        known = parity.ask_run(full, along=live)
-        to_run = parity.compare_logits(known, live)
+        known = export_parity.ask_run(full, along=live)
+        to_run = export_parity.compare_logits(known, live)
         tower = _tower(full)
         _release(full)
     else:
         tower = _tower(assembled)
         _release(assembled)
-    with writing.complete(wanted.out) as draft:
+    with files.complete(wanted.out) as draft:
         draft.mkdir()
         tell(f"writing {wanted.dtype} weights".replace("torch.", ""))
         write_folder(assembled, manifest, wanted, tower, draft)
         tell("reading the folder back")
         content = _judge(wanted, manifest, known, to_run, draft)
-        writing.write_json(draft / "export.json", content)
+        files.write_json(draft / "export.json", content)
         (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
     return content
 
@@ -159,11 +161,11 @@ def write_folder(
 ) -> None:
     """Write weights, configuration, tokenizer and processor."""
     template = chat_template(assembled.template)
-    writing.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
-    writing.write_json(folder / "generation_config.json", configs.generation_config(assembled))
-    writing.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
-    writing.write_json(folder / "processor_config.json", configs.processor_config(assembled))
-    writing.write_json(folder / "chat_template.json", {"chat_template": template})
+    files.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
+    files.write_json(folder / "generation_config.json", configs.generation_config(assembled))
+    files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
+    files.write_json(folder / "processor_config.json", configs.processor_config(assembled))
+    files.write_json(folder / "chat_template.json", {"chat_template": template})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_tokenizer(assembled, folder, template)
     tied = assembled.model.config.tie_word_embeddings
@@ -173,14 +175,14 @@ def write_folder(
 
 def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]:
     """List the decoder and its head: the base with adapters merged, or the one that was tuned as a whole."""
-    whole = wanted.run / run_folder.DECODER
+    whole = wanted.run / files.DECODER
     if whole.is_file():
         for entry in entries_of(whole):
             name = entry.name.replace("language_model.", "model.", 1)
             yield Entry(f"language_model.{name}", entry.numel, entry.read)
         return
     sources = checkpoint.sources_of(manifest)
-    adapted = (wanted.run / run_folder.ADAPTER).is_file()
+    adapted = (wanted.run / files.ADAPTER).is_file()
     adapters = Adapters(wanted.run) if adapted else None
     for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
         if wanted.base == "dequantised":
@@ -193,10 +195,10 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
 
 def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
     """List the projector's four tensors."""
-    if (wanted.run / run_folder.ADAPTER).is_file():
+    if (wanted.run / files.ADAPTER).is_file():
         found = Adapters(wanted.run).projector()
     else:
-        found = entries_of(wanted.run / run_folder.PROJECTOR)
+        found = entries_of(wanted.run / files.PROJECTOR)
     for entry in found:
         if wanted.old_gemma and ".linear_2." in entry.name:
             scale = _gemma_scale(manifest)
@@ -240,7 +242,7 @@ class _Configured:
 
 
 def _judge(
-    wanted: Plan, manifest: dict, known: list[parity.Answer], to_run: dict | None, folder: Path
+    wanted: Plan, manifest: dict, known: list[export_parity.Answer], to_run: dict | None, folder: Path
 ) -> dict:
     """Compare folder and run; return what `export.json` says.
 
@@ -248,11 +250,11 @@ def _judge(
         ValueError: If the gap is too large.
     """
     scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
-    found = parity.ask_folder(folder, known, wanted.device, scale)
-    result = parity.compare_logits(found, known)
-    result["pixel_gap"] = parity.pixel_gap(found, known)
+    found = export_parity.ask_folder(folder, known, wanted.device, scale)
+    result = export_parity.compare_logits(found, known)
+    result["pixel_gap"] = export_parity.pixel_gap(found, known)
     run_dtype = getattr(torch, manifest["sources"]["dtype"])
-    result["limit"] = max(parity.LIMITS[wanted.dtype], parity.LIMITS[run_dtype])
+    result["limit"] = max(export_parity.LIMITS[wanted.dtype], export_parity.LIMITS[run_dtype])
     exact = wanted.dtype == run_dtype == torch.float32
     if result["gap"] > result["limit"] or (exact and result["equal_texts"] < result["texts"]):
         answers = f"{result['equal_texts']} of {result['texts']} answers equal"
@@ -260,21 +262,21 @@ def _judge(
             f"the exported folder is not the run: gap {result['gap']:.3g} (at most {result['limit']:g}), "
             f"{answers}; nothing was kept, please report this"
         )
-    if to_run is not None and to_run["gap"] > parity.BASE_LIMIT:
+    if to_run is not None and to_run["gap"] > export_parity.BASE_LIMIT:
         raise ValueError(
             f"the base in full precision is too far from the quantised one that was trained on (gap "
-            f"{to_run['gap']:.3g}, at most {parity.BASE_LIMIT:g}); export with --base dequantised"
+            f"{to_run['gap']:.3g}, at most {export_parity.BASE_LIMIT:g}); export with --base dequantised"
         )
     return {
         "to": "hf",
         "run": str(wanted.run),
-        "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
+        "manifest": files.file_hash(wanted.run / files.MANIFEST),
         "base": wanted.base or "as trained",
         "dtype": str(wanted.dtype).removeprefix("torch."),
         "old_gemma": wanted.old_gemma,
         "parity": result,
         "parity_to_quantised_run": to_run,
         "answers": [answer.text for answer in found],
-        "versions": run_folder.versions(),
+        "versions": files.versions(),
         "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
     }

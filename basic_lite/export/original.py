@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from basic_lite import checkpoint, run_folder, writing, zoo
+from basic_lite import files
+from basic_lite.data.world import parts
 from basic_lite.export import configs, parity
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan, decoder_entries, projector_entries
 from basic_lite.export.weights import Entry, write_shards
-from basic_lite.modeling import Assembled, read_config
+from basic_lite.models import checkpoint
+from basic_lite.models.llava import Assembled, read_config
 
 _CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
@@ -40,7 +42,7 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
         raise ValueError(
             f"the original LLaVA has no {family} class (only {', '.join(_CLASSES)}); use --to hf"
         )
-    tower = PretrainedConfig.get_config_dict(zoo.located(sources.tower))[0].get("model_type", "")
+    tower = PretrainedConfig.get_config_dict(parts.located(sources.tower))[0].get("model_type", "")
     if "clip" not in tower or "siglip" in tower:
         raise ValueError(f"the original LLaVA loads CLIP towers alone, not {tower!r}; use --to hf")
     if "llava" not in wanted.out.name.lower():
@@ -52,29 +54,29 @@ def export_llava(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lam
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=bits)
     seen = watch_decoder(assembled, parity.ask_run(assembled))
     config = _config(assembled, manifest, wanted.dtype)
-    with writing.complete(wanted.out) as draft:
+    with files.complete(wanted.out) as draft:
         draft.mkdir()
         tell("writing weights")
-        writing.write_json(draft / "config.json", config)
-        writing.write_json(draft / "generation_config.json", configs.generation_config(assembled))
+        files.write_json(draft / "config.json", config)
+        files.write_json(draft / "generation_config.json", configs.generation_config(assembled))
         assembled.tokenizer.save_pretrained(draft)
         tied, assembled.model = assembled.model.config.tie_word_embeddings, None
         write_shards(_entries(wanted, manifest, tied), draft, wanted.dtype, wanted.shard_bytes)
         tell("reading the decoder back")
         result = _judge(draft, family, wanted, seen, sources.dtype)
         notes = []
-        if Path(zoo.located(sources.tower)).is_dir() and "llava" not in config["mm_vision_tower"]:
+        if Path(parts.located(sources.tower)).is_dir() and "llava" not in config["mm_vision_tower"]:
             notes.append(f"The tower stays where it is: {config['mm_vision_tower']}")
         content = {
             "to": "llava",
             "run": str(wanted.run),
-            "manifest": run_folder.file_hash(wanted.run / run_folder.MANIFEST),
+            "manifest": files.file_hash(wanted.run / files.MANIFEST),
             "base": wanted.base or "as trained",
             "parity": result,
             "notes": notes,
-            "versions": run_folder.versions(),
+            "versions": files.versions(),
         }
-        writing.write_json(draft / "export.json", content)
+        files.write_json(draft / "export.json", content)
     return content
 
 
@@ -91,7 +93,7 @@ def _config(assembled: Assembled, manifest: dict, dtype: torch.dtype) -> dict:
     whole = configs.model_config(assembled, dtype)
     text, sources = whole["text_config"], checkpoint.sources_of(manifest)
     model_type, name = _CLASSES[text["model_type"]]
-    tower = Path(zoo.located(sources.tower))
+    tower = Path(parts.located(sources.tower))
     return text | {
         "architectures": [name],
         "model_type": model_type,

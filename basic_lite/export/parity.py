@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from basic_lite.capture import parts_of
-from basic_lite.conversation import IMAGE, Turn
-from basic_lite.modeling import Assembled, for_inference
-from basic_lite.prompting import greedily, one_row, prompt_ids, stops_of, text_of, until_stop
+from basic_lite.data.conversation import IMAGE, Turn
+from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of, until_stop
+from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
 
 NEW_TOKENS: int = 12
 LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from basic_lite.benchmarks.mmbench_prompts import vlmevalkit_llava_prompt
+from basic_lite.evaluation.tasks.mmbench import vlmevalkit_llava_prompt
 
 USAGE: str = "python -m basic_lite.export.vlmevalkit VLMEvalKit/run.py FOLDER --data NAME [--work-dir DIR]"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from basic_lite.conversation import IMAGE, stop_ids
-from basic_lite.modeling import Assembled
-from basic_lite.writing import write_json
+from basic_lite.data.conversation import IMAGE, stop_ids
+from basic_lite.files import write_json
+from basic_lite.models.llava import Assembled
 
 _FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
 

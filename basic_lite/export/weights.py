@@ -16,9 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from basic_lite import zoo
-from basic_lite.run_folder import ADAPTER, ADAPTER_WEIGHTS
-from basic_lite.writing import write_json
+from basic_lite.data.world import parts
+from basic_lite.files import ADAPTER, ADAPTER_WEIGHTS, write_json
 
 Base = Literal["bf16", "dequantised"]
 INDEX: str = "model.safetensors.index.json"
@@ -81,7 +80,7 @@ def entries_of(path: Path) -> Iterator[Entry]:
 
 def base_decoder(source: str, revision: str | None, tied: bool) -> Iterator[Entry]:
     """List the base decoder under `model.` and `lm_head.`, whatever its files call it."""
-    for path in weight_files(zoo.located(source), revision):
+    for path in weight_files(parts.located(source), revision):
         for entry in entries_of(path):
             if entry.name.endswith("rotary_emb.inv_freq") or (tied and entry.name == "lm_head.weight"):
                 continue  # buffers of old files; a head that is the embeddings again

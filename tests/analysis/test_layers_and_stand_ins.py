@@ -7,11 +7,14 @@ import torch
 from tiny import DECODERS, tiny_assembled
 from torch.nn import functional as F
 
-from basic_lite.analysis import match_tokens, replacement
-from basic_lite.analysis.layers import watch_layers
-from basic_lite.capture import layer_weights, parts_of
-from basic_lite.conversation import TEMPLATES, encode, encode_prompt, stop_ids
-from basic_lite.modeling import for_inference
+from basic_lite.analysis import replacement
+from basic_lite.analysis.look import watch_layers
+from basic_lite.data.conversation import encode, encode_prompt, stop_ids
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.method.capture import layer_weights
+from basic_lite.method.fit import match_tokens
+from basic_lite.models.llava import for_inference
+from basic_lite.models.parts import parts_of
 
 
 def conversation(assembled, caption: str = "a dog and its bone") -> tuple[list[int], list[int]]:

@@ -7,11 +7,20 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from basic_lite import zoo
-from basic_lite.analysis.meaning import WordTokens, by_words, read_words
-from basic_lite.analysis.token_texts import end_tokens, shown, token_texts
-from basic_lite.analysis.words import content_kept, is_content, token_f1, words_of
-from basic_lite.conversation import TEMPLATES
+from basic_lite.analysis.judges import (
+    WordTokens,
+    by_words,
+    content_kept,
+    end_tokens,
+    is_content,
+    read_words,
+    shown,
+    token_f1,
+    token_texts,
+    words_of,
+)
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.world import parts
 
 VICUNA = Path(__file__).parents[1] / "fixtures" / "tokenizers" / "vicuna"
 
@@ -46,7 +55,7 @@ def test_caption_words_count_with_and_without_space_in_any_case_and_by_long_piec
 
 
 def test_chinese_words_count_by_the_characters_that_say_something():
-    tokenizer = AutoTokenizer.from_pretrained(zoo.located("tiny-decoder"))
+    tokenizer = AutoTokenizer.from_pretrained(parts.located("tiny-decoder"))
     texts = token_texts(tokenizer, len(tokenizer))
     counted = {texts[token] for token in WordTokens(tokenizer, texts).of(words_of("左边的红色圆形。"))}
     assert {"红", "左"} <= counted
@@ -61,7 +70,7 @@ def test_tokens_are_shown_whatever_they_are(vicuna):
     assert [shown(text) for text in (" red", "\n", " ", "a\tb", "  ", "\n ", "\x0c")] == [
         *("red", "↵", "␣", "a⇥b", "␣␣", "↵␣", "<U+000C>")
     ]
-    small = AutoTokenizer.from_pretrained(zoo.located("tiny-decoder"))
+    small = AutoTokenizer.from_pretrained(parts.located("tiny-decoder"))
     written = token_texts(small, len(small))
     ids = small("红\n red", add_special_tokens=False).input_ids
     assert "".join(written[token] for token in ids) == "红\n red"

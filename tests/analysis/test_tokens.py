@@ -14,22 +14,21 @@ from test_export import made_run
 from tiny import tiny_assembled
 from typer.testing import CliRunner
 
-from basic_lite import run_folder, writing, zoo
-from basic_lite.analysis import replacement, token_report
-from basic_lite.analysis.exhibits import Exhibit, exhibit
-from basic_lite.analysis.found import Look, Said
-from basic_lite.analysis.looking import Plan, look
-from basic_lite.analysis.meaning import by_truth
-from basic_lite.analysis.models import BEFORE, method_of, subjects
-from basic_lite.analysis.token_tables import common_table, depth_table, replacement_table
-from basic_lite.analysis.token_texts import token_texts
+from basic_lite import files
+from basic_lite.analysis import replacement, report
+from basic_lite.analysis.exhibits import BEFORE, Exhibit, exhibit, method_of, subjects
+from basic_lite.analysis.judges import by_truth, token_texts
+from basic_lite.analysis.look import Look, Plan, Said, look
+from basic_lite.analysis.report import common_table, depth_table, replacement_table
 from basic_lite.analysis.tokens import analyse
-from basic_lite.capture import parts_of
-from basic_lite.conversation import TEMPLATES
-from basic_lite.demo.dataset import write_world
-from basic_lite.demo.inspection import held_out_scenes, inspect_model
-from basic_lite.demo.render import render
-from basic_lite.modeling import Sources, assemble
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.world.dataset import write_world
+from basic_lite.data.world.render import render
+from basic_lite.data.world.world import held_out_scenes
+from basic_lite.experiments.measure import inspect_model
+from basic_lite.models import zoo
+from basic_lite.models.llava import Sources, assemble
+from basic_lite.models.parts import parts_of
 
 
 @pytest.fixture
@@ -219,21 +218,21 @@ def test_other_models_are_refused_before_anything_is_loaded(tmp_path, monkeypatc
 def test_the_first_seed_is_the_one_of_the_stage_1_that_a_stage_2_came_from(tmp_path):
     first = made_run(tmp_path / "first", "llama", "clip", "stage1")
     second = made_run(tmp_path / "second", "llama", "clip", "lora")
-    manifest = run_folder.read_manifest(first)
-    writing.write_json(first / "manifest.json", manifest | {"training": {"seed": 7}})
-    projector = run_folder.file_hash(first / run_folder.PROJECTOR)
-    own = run_folder.read_manifest(second) | {"training": {"seed": 3}}
+    manifest = files.read_manifest(first)
+    files.write_json(first / "manifest.json", manifest | {"training": {"seed": 7}})
+    projector = files.file_hash(first / files.PROJECTOR)
+    own = files.read_manifest(second) | {"training": {"seed": 3}}
     for origin, seed, told in (
         ({"stage1": str(first), "projector": projector}, 7, "its stage 1's"),
         ({"stage1": str(first), "projector": "another"}, 3, "no longer there"),
         ({"stage1": str(tmp_path / "gone"), "projector": projector}, 3, "no longer there"),
         (None, 3, "the run's own"),
     ):
-        writing.write_json(second / "manifest.json", own | {"from": origin})
+        files.write_json(second / "manifest.json", own | {"from": origin})
         chosen = subjects(second)
         assert chosen[0].seed == seed
         assert told in chosen[0].seed_from
-    writing.write_json(
+    files.write_json(
         second / "manifest.json", own | {"method": {"layers": 3, "weighting": "linear"} | own["method"]}
     )
     assert method_of(subjects(second)) == (3, "linear")
@@ -276,7 +275,7 @@ def test_a_table_shows_tokens_that_look_like_markup(pictures, tmp_path):
 
 
 def test_a_page_is_safe_whatever_a_token_or_a_caption_says():
-    text = token_report._for_script({"a": "</script><b>&"})
+    text = report._for_script({"a": "</script><b>&"})
     assert "<" not in text
     assert json.loads(text) == {"a": "</script><b>&"}
 

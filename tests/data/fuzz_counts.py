@@ -14,7 +14,7 @@ from pathlib import Path
 
 import test_fuzz
 
-from basic_lite.data.samples import RowFault
+from basic_lite.data.rows import RowFault
 
 
 def counted(test: Callable, **fixtures: object) -> tuple[int, Counter[str]]:

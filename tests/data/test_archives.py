@@ -11,12 +11,11 @@ from made_rows import row
 from PIL import Image
 
 from basic_lite.data import archives
-from basic_lite.data.archives import Archive, archives_in, open_archive
-from basic_lite.data.gallery import check_pictures
-from basic_lite.data.images import load_image
+from basic_lite.data.archives import MAX_BYTES, Archive, archives_in, open_archive
+from basic_lite.data.checks import check_pictures
+from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.roots import MAX_BYTES
-from basic_lite.data.samples import ImageRef, RowFault
+from basic_lite.data.rows import ImageRef, RowFault
 
 
 @pytest.fixture(autouse=True)

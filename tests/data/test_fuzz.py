@@ -15,14 +15,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from basic_lite.data.checks import check_data
-from basic_lite.data.gallery import check_pictures
-from basic_lite.data.images import ImageTransform, load_image
-from basic_lite.data.layouts import read_row
-from basic_lite.data.pictures import MAX_PIXELS, check_picture
+from basic_lite.data.archives import path_fault
+from basic_lite.data.checks import check_data, check_pictures
+from basic_lite.data.conversation import IMAGE
+from basic_lite.data.pictures import MAX_PIXELS, ImageTransform, check_picture, load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.roots import path_fault
-from basic_lite.data.samples import CODES, IMAGE, ImageRef, RowFault, Sample, normal_form
+from basic_lite.data.rows import CODES, ImageRef, RowFault, Sample, normal_form, read_row
 
 EXAMPLES = int(os.environ.get("DATA_FUZZ", "200"))
 few = settings(max_examples=max(EXAMPLES // 4, 1), deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,9 +8,8 @@ import pytest
 from made_rows import row
 from planted_mix import write_mix
 
-from basic_lite.data import gallery, pictures
-from basic_lite.data.checks import check_budget, check_data, check_rows
-from basic_lite.data.gallery import check_pictures, known_bad_pictures
+from basic_lite.data import checks, pictures
+from basic_lite.data.checks import check_budget, check_data, check_pictures, check_rows, known_bad_pictures
 from basic_lite.data.readers import Rows, open_rows
 
 
@@ -121,7 +120,7 @@ def test_a_sample_is_spread_over_the_rows(
     assert looked_at == ["0.png", "49.png", "99.png", "149.png", "199.png"]
 
 
-class _Deadly(gallery._Looker):
+class _Deadly(checks._Looker):
     def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> tuple:
         if picture == 70:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -129,14 +128,14 @@ class _Deadly(gallery._Looker):
 
 
 def _deadly_start(rows: Rows, depth: str) -> None:
-    gallery._looker = _Deadly(rows, depth)
+    checks._looker = _Deadly(rows, depth)
 
 
 def test_a_decoder_that_ends_its_process(
     write_rows: Callable, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make(write_rows, picture, tmp_path)
-    monkeypatch.setattr(gallery, "_start", _deadly_start)
+    monkeypatch.setattr(checks, "_start", _deadly_start)
     findings = check_pictures(rows, workers=2)
     assert {finding.code for finding in findings} == {"undecodable_image"}
     assert {finding.detail for finding in findings} == {"decoding it ends the process"}

@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 from hostile_inputs import SECRET, write
 
-from basic_lite.data import roots
-from basic_lite.data.checks import check_data
-from basic_lite.data.gallery import check_pictures
-from basic_lite.data.images import ImageTransform, load_image
+from basic_lite.data import archives
+from basic_lite.data.checks import check_data, check_pictures
+from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.samples import STILL_TRAINS, RowFault
+from basic_lite.data.rows import STILL_TRAINS, RowFault
 
 
 def test_hostile_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,4 +50,4 @@ def test_reading_them_takes_little_memory(tmp_path: Path) -> None:
     check_pictures(opened)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < 300, f"{grown} MiB; the largest picture that is decoded takes 268"
-    assert roots.MAX_BYTES <= 256 << 20
+    assert archives.MAX_BYTES <= 256 << 20

@@ -12,9 +12,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from basic_lite.data import pictures, roots
-from basic_lite.data.images import ImageTransform, load_image
-from basic_lite.data.samples import ImageRef, RowFault
+from basic_lite.data import archives, pictures
+from basic_lite.data.pictures import ImageTransform, load_image
+from basic_lite.data.rows import ImageRef, RowFault
 
 SIZES = [
     (1, 1),
@@ -254,5 +254,5 @@ def test_gigantic_pictures_are_not_decoded(tmp_path: Path, monkeypatch: pytest.M
         assert code_of(ImageRef(name, root)) == "oversized_image"
         monkeypatch.undo()
     with open(tmp_path / "long.jpg", "wb") as file:
-        file.truncate(roots.MAX_BYTES + 1)
+        file.truncate(archives.MAX_BYTES + 1)
     assert code_of(ImageRef("long.jpg", root)) == "oversized_image"

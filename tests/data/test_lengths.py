@@ -9,10 +9,10 @@ from planted_mix import text
 from test_data_command import check
 from transformers import AutoTokenizer
 
-from basic_lite.conversation import encode
 from basic_lite.data.checks import check_data
-from basic_lite.data.encoding import counting_encoder
+from basic_lite.data.conversation import encode
 from basic_lite.data.readers import open_rows
+from basic_lite.models.generate import counting_encoder
 
 VICUNA = FIXTURES.parent / "tokenizers" / "vicuna"
 LIMIT = 300

@@ -3,8 +3,8 @@ from dataclasses import fields
 
 import torch
 
+from basic_lite.data.layout import layout_of
 from basic_lite.data.parcel import Parcel
-from basic_lite.layout import layout_of
 
 
 def batch(rows: int, images: int) -> dict[str, object]:

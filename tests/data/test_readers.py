@@ -10,12 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_rows import FIXTURES, row
 
-from basic_lite.conversation import IMAGE
-from basic_lite.data import jsonfile
+from basic_lite.data import index
+from basic_lite.data.conversation import IMAGE
 from basic_lite.data.index import estimated_tokens
-from basic_lite.data.layouts import LAYOUTS
 from basic_lite.data.readers import open_rows
-from basic_lite.data.samples import ImageRef, RawRow, Sample, normal_form
+from basic_lite.data.rows import LAYOUTS, ImageRef, RawRow, Sample, normal_form
 
 
 def test_published_stage_1_rows(tmp_path: Path) -> None:
@@ -191,9 +190,9 @@ json_values = st.recursive(
 def test_spans_are_the_elements(
     values: list, indent: int | None, ascii_only: bool, block: int, monkeypatch
 ) -> None:
-    monkeypatch.setattr(jsonfile, "BLOCK", block)  # every carry between blocks is met
+    monkeypatch.setattr(index, "BLOCK", block)  # every carry between blocks is met
     data = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode()
-    spans = jsonfile.row_spans(io.BytesIO(data))
+    spans = index.row_spans(io.BytesIO(data))
     assert [json.loads(data[first : first + size]) for first, size in spans.tolist()] == values
 
 

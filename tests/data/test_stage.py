@@ -10,9 +10,9 @@ from made_rows import row
 from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_budget, check_rows
-from basic_lite.data.encoding import TextEncoder
+from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.readers import open_rows
-from basic_lite.data.samples import RowFault
+from basic_lite.data.rows import RowFault
 
 
 @pytest.fixture

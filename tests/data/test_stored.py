@@ -10,13 +10,11 @@ from basic_lite.recipes.data import app
 from made_rows import FIXTURES
 from typer.testing import CliRunner
 
-from basic_lite.data.checks import check_budget, check_rows
-from basic_lite.data.encoding import RowEncoder, TextEncoder
-from basic_lite.data.gallery import check_pictures
-from basic_lite.data.images import load_image
+from basic_lite.data.checks import check_budget, check_pictures, check_rows
+from basic_lite.data.dataset import RowEncoder, SupervisedStream, TextEncoder
+from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import open_rows
 from basic_lite.data.streams import Stream
-from basic_lite.data.supervised import SupervisedStream
 
 
 def published(name: str, picture: Callable) -> list[dict]:

@@ -7,10 +7,11 @@ import pytest
 from made_rows import row
 from torch.utils.data import DataLoader
 
-from basic_lite.data.batches import Batches, Collator, SupervisedRows
-from basic_lite.data.images import ImageTransform
+from basic_lite.data.batches import Batches, Collator
+from basic_lite.data.conversation import IGNORE_INDEX
+from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import open_rows
-from basic_lite.types import IGNORE_INDEX
 
 IMAGE_ID = 999
 

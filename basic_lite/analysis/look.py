@@ -1,0 +1,417 @@
+"""One model shown every picture: matches at every layer, and what stand-ins for it lead to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from statistics import stdev
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from basic_lite.analysis import replacement
+from basic_lite.analysis.exhibits import Exhibit
+from basic_lite.analysis.judges import Judge, content_kept, token_f1
+from basic_lite.data.conversation import encode, encode_prompt
+from basic_lite.data.templates import Template
+from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
+from basic_lite.method.fit import match_tokens
+from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import up_to_the_features
+
+# What every decoder layer makes of one picture's visual embeddings: matched, then dropped.
+
+
+@dataclass
+class LayerMatches:
+    """One picture through the decoder; entry 0 is what goes in, entry l what layer l (of 1..L) leaves.
+
+    The last layer is taken as it leaves the layer, before the decoder's final norm: the space that the first
+    layer receives.
+
+    Attributes:
+        tokens: `(P,)` int64 each, the token nearest to each patch's state by cosine.
+        similarity: `(P,)` fp32 each, that cosine.
+        cosine: `(P,)` fp32 each, the cosine of the state to the initial embedding; all ones at entry 0.
+        target: `(P, D)` fp32, the weighted sum of the states after layers 1..k.
+    """
+
+    tokens: list[torch.Tensor] = field(default_factory=list)
+    similarity: list[torch.Tensor] = field(default_factory=list)
+    cosine: list[torch.Tensor] = field(default_factory=list)
+    target: torch.Tensor | None = None
+
+
+@contextmanager
+def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]) -> Iterator[LayerMatches]:
+    """Match the patches' states after every decoder layer, while one row passes.
+
+    A hook on each layer gathers `(P, D)` states, matches them and lets them go: beside the forward pass
+    itself the initial embeddings and the target are all that is held.
+
+    Args:
+        model: the LLaVA, wrapped or not.
+        patch: `(P,)` int64, where the patches stand in the row, on the model's device.
+        weights: `w_1 .. w_k` of the target.
+
+    Yields:
+        What is found, complete when the forward pass is done.
+    """
+    parts, seen = parts_of(model), LayerMatches()
+    initial: list[torch.Tensor] = []
+
+    def note(states: torch.Tensor) -> None:
+        ids, values = match_tokens(states, parts.embedding)
+        seen.tokens.append(ids.cpu())
+        seen.similarity.append(values.cpu())
+        seen.cosine.append(F.cosine_similarity(states.float(), initial[0], dim=1).cpu())
+
+    def receive(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        states = kwargs["inputs_embeds"][0].index_select(0, patch)
+        initial.append(states.float())
+        seen.target = torch.zeros_like(initial[0])
+        note(states)
+
+    def leave(index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
+        def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            states = hidden[0].index_select(0, patch)
+            if index < len(weights):
+                seen.target.add_(states.float(), alpha=weights[index])
+            note(states)
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad():
+        hooks = [parts.decoder.register_forward_pre_hook(receive, with_kwargs=True)]
+        hooks += [layer.register_forward_hook(leave(i)) for i, layer in enumerate(parts.decoder.layers)]
+        for hook in hooks:
+            stack.callback(hook.remove)
+        yield seen
+
+
+# What an analysis finds in one model: matches at every depth, and what stand-ins for a picture lead to.
+
+FEWEST: int = 8
+"""Captions below which nothing is said of how much survives."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What is known of one depth of the decoder, over all pictures.
+
+    Attributes:
+        name: `"initial"`, a layer's number from 1, or `"target"`.
+        patches: how many there were.
+        judged: those of them whose match can be right or wrong.
+        meaningful: those of them whose match means something; `None` where nobody judges.
+        ends: patches whose match is a special token or a newline.
+        similarity: mean cosine of a patch and its match.
+        cosine: quartiles and mean of the cosine to the initial embedding, `q1`, `median`, `q3`, `mean`.
+        common: the most frequent matches, id and count.
+    """
+
+    name: str
+    patches: int
+    judged: int
+    meaningful: int | None
+    ends: int
+    similarity: float
+    cosine: dict[str, float]
+    common: list[tuple[int, int]]
+
+    @property
+    def meaningful_share(self) -> float | None:
+        """Share of the judged patches whose match means something."""
+        return None if self.meaningful is None or not self.judged else self.meaningful / self.judged
+
+    @property
+    def end_share(self) -> float:
+        """Share of all patches whose match ends a text or a line."""
+        return self.ends / self.patches
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one picture's stand-ins led to.
+
+    Attributes:
+        losses: kind of `replacement.KINDS` -> caption loss, nats per token; empty without a caption.
+        by_layer: depth -> caption loss with the tokens matched there, scaled as `replacement.DIRECTION`.
+        texts: kind -> greedy text.
+        caption: what the picture shows, where somebody has said it.
+    """
+
+    losses: dict[str, float]
+    by_layer: dict[str, float]
+    texts: dict[str, str]
+    caption: str | None
+
+
+@dataclass
+class Look:
+    """What one model makes of all pictures.
+
+    Attributes:
+        depths: initial, layers 1..L, target.
+        said: one for each picture.
+        views: the first pictures' matches, `(depths, P)` ids, and a verdict for each where somebody judges.
+    """
+
+    depths: list[Depth] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
+    views: list[tuple[list[list[int]], list[list[bool | None]] | None]] = field(default_factory=list)
+
+    def loss(self, kind: str) -> float | None:
+        """Return the mean caption loss with `kind` in the picture's place; `None` where it was not tried."""
+        return _mean([one.losses[kind] for one in self.said if kind in one.losses])
+
+    def loss_by_layer(self) -> dict[str, float]:
+        """Return the mean caption loss with the tokens matched at each of some depths."""
+        names = dict.fromkeys(name for one in self.said for name in one.by_layer)
+        return {
+            name: _mean([one.by_layer[name] for one in self.said if name in one.by_layer]) for name in names
+        }
+
+    @property
+    def tried(self) -> bool:
+        """Whether anything stood in for a picture: a caption to lose, or a text to compare."""
+        return any(one.losses or one.texts for one in self.said)
+
+    def floor(self) -> float | None:
+        """Return the lower of the losses with another picture and with a blank one."""
+        losses = [self.loss(kind) for kind in (replacement.SHUFFLED, replacement.BLANK)]
+        return min((loss for loss in losses if loss is not None), default=None)
+
+    def survives(self, kind: str) -> float | None:
+        """Return how much of a picture's use for its caption is left: 1 all, 0 no more than the floor.
+
+            (floor - loss with kind) / (floor - loss with the picture's own embeddings)
+
+        `None` where a loss is missing, for fewer than `FEWEST` captions, or where the picture itself does not
+        lower the loss by two standard errors of the paired differences to the floor: there is nothing then
+        that could survive.
+        """
+        own, kept, floor = self.loss(replacement.ORIGINAL), self.loss(kind), self.floor()
+        if own is None or kept is None or floor is None:
+            return None
+        best = replacement.BLANK if self.loss(replacement.BLANK) == floor else replacement.SHUFFLED
+        gains = [one.losses[best] - one.losses[replacement.ORIGINAL] for one in self.said if one.losses]
+        if len(gains) < FEWEST or floor - own <= 2 * stdev(gains) / len(gains) ** 0.5:
+            return None
+        return (floor - kept) / (floor - own)
+
+    def overlap(self, kind: str) -> dict[str, float | None]:
+        """Compare the greedy texts of `kind` with those of the original embeddings and the captions.
+
+        Returns:
+            `token_f1` and `content_kept` against the original's text; `caption_said`, the share of the
+            caption's content words that the text has. Means over pictures.
+        """
+        own = replacement.ORIGINAL
+        both = [one for one in self.said if kind in one.texts]
+        kept = [content_kept(one.texts[kind], one.texts[own]) for one in both]
+        caption = [content_kept(one.texts[kind], one.caption) for one in both if one.caption is not None]
+        return {
+            "token_f1": _mean([token_f1(one.texts[kind], one.texts[own]) for one in both]),
+            "content_kept": _mean([share for share in kept if share is not None]),
+            "caption_said": _mean([share for share in caption if share is not None]),
+        }
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what goes into `tokens.json`, ids as they are."""
+        return {
+            "depths": [asdict(depth) for depth in self.depths],
+            "pictures": [asdict(s) for s in self.said],
+        }
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is looked at.
+
+    Attributes:
+        template: how the conversation about a picture is written.
+        aspect: image preparation, as the stage's.
+        layers: k of the target; `None` for half.
+        weighting: of layers 1..k.
+        ends: ids of tokens that end a text or a line.
+        views: pictures to keep in full.
+        tried: depths whose matches are tried as stand-ins beside the initial ones; `None` for k/2, k and L.
+        max_new_tokens: longest greedy text; 0 generates none.
+    """
+
+    template: Template
+    aspect: str
+    layers: int | None = None
+    weighting: Weighting = "quadratic"
+    ends: frozenset[int] = frozenset()
+    views: int = 6
+    tried: tuple[int, ...] | None = None
+    max_new_tokens: int = 48
+
+
+@torch.no_grad()
+def look(
+    assembled: Assembled,
+    exhibits: list[Exhibit],
+    judges: list[Judge | None],
+    plan: Plan,
+    advance: Callable[[], None] = lambda: None,
+) -> Look:
+    """Show a model every picture, one at a time.
+
+    Held at a time: one row's forward pass, or four with stand-ins; of every picture `(L + 2, P)` numbers.
+
+    Args:
+        assembled: the model.
+        exhibits: at least one.
+        judges: who judges each picture's matches, or `None`.
+        plan: how to look.
+        advance: called after each picture.
+    """
+    parts = parts_of(assembled.model)
+    for_inference(assembled.model)
+    decoder = parts.decoder.config
+    k, depth = supervised_layers(decoder, plan.layers), decoder.num_hidden_layers
+    tried = plan.tried if plan.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
+    tally, found = _Tally(depth, plan.ends), Look()
+    blank = _features(assembled, None, plan)
+    previous = _features(assembled, exhibits[-1], plan) if len(exhibits) > 1 else None
+    for exhibit, judge in zip(exhibits, judges, strict=True):
+        features = _features(assembled, exhibit, plan)
+        prompt = _ids(assembled, exhibit, plan, answered=False)
+        answered = exhibit.caption is not None
+        ids, labels = _ids(assembled, exhibit, plan, answered=True) if answered else (prompt, None)
+        embeds = replacement.put_in(assembled, ids, [features])
+        places = torch.tensor(ids, device=embeds.device).eq(assembled.image_token_id).nonzero().squeeze(1)
+        with watch_layers(assembled.model, places, layer_weights(k, plan.weighting)) as seen:
+            own = _run(assembled, embeds, labels)
+        target = match_tokens(seen.target, parts.embedding)
+        toward = F.cosine_similarity(seen.target, features.float(), dim=1).cpu()
+        verdicts = tally.add(seen, (target[0].cpu(), target[1].cpu(), toward), judge)
+        if len(found.views) < plan.views:
+            rows = [tokens.tolist() for tokens in [*seen.tokens, target[0].cpu()]]
+            found.views.append((rows, verdicts))
+        floors = {replacement.BLANK: blank}
+        if previous is not None:
+            floors[replacement.SHUFFLED] = previous
+        stand_ins = replacement.token_stand_ins(assembled, seen.tokens[0], features) | floors
+        losses, by_layer = {}, {}
+        if answered:
+            by = {
+                str(layer): replacement.token_stand_ins(assembled, seen.tokens[layer], features)[
+                    replacement.DIRECTION
+                ]
+                for layer in tried
+            }
+            losses = {replacement.ORIGINAL: own}
+            losses |= replacement.caption_losses(assembled, ids, labels, stand_ins)
+            by_layer = {"initial": losses[replacement.DIRECTION]}
+            by_layer |= replacement.caption_losses(assembled, ids, labels, by)
+        texts = {}
+        if plan.max_new_tokens:
+            every = {replacement.ORIGINAL: features} | stand_ins
+            texts = replacement.greedy_texts(assembled, plan.template, prompt, every, plan.max_new_tokens)
+        found.said.append(Said(losses, by_layer, texts, exhibit.caption))
+        previous = features
+        advance()
+    found.depths = list(tally.depths())
+    return found
+
+
+def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -> float | None:
+    """Run one row; return its caption's loss, or `None` without a caption."""
+    if labels is not None:
+        return replacement.loss_of(assembled, embeds, labels)[0]
+    nothing = torch.zeros(0, dtype=torch.long, device=embeds.device)
+    assembled.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=nothing)
+    return None
+
+
+def _ids(assembled: Assembled, exhibit: Exhibit, plan: Plan, answered: bool) -> object:
+    about = {"image_token_id": assembled.image_token_id, "tokens_per_image": assembled.tokens_per_image}
+    turns = exhibit.turns(answered)
+    if not answered:
+        return encode_prompt(plan.template, assembled.tokenizer, turns, **about)
+    encoded = encode(plan.template, assembled.tokenizer, turns, **about)
+    return encoded.input_ids, encoded.labels
+
+
+def _features(assembled: Assembled, exhibit: Exhibit | None, plan: Plan) -> torch.Tensor:
+    """Return the visual embeddings `(P, D)` that the decoder receives; of a blank picture for `None`."""
+    llava, transform = parts_of(assembled.model).llava, assembled.transform(plan.aspect)
+    weight = next(llava.vision_tower.parameters())
+    if exhibit is None:  # the mean colour is 0 in the space that the tower receives
+        side = assembled.image_size
+        pixels = torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
+    else:
+        pixels = transform.normalise(transform(exhibit.open())[None].to(weight.device), weight.dtype)
+    with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
+        features = torch.cat(list(llava.get_image_features(pixels).pooler_output))
+    return features.to(llava.get_input_embeddings().weight.dtype)
+
+
+class _Tally:
+    """Adds up what is found at every depth, picture by picture."""
+
+    def __init__(self, layers: int, ends: frozenset[int]) -> None:
+        self.names = ["initial", *map(str, range(1, layers + 1)), "target"]
+        self.ends = ends
+        self.common = [Counter() for _ in self.names]
+        self.judged, self.meaningful = [0] * len(self.names), [0] * len(self.names)
+        self.cosine = [[] for _ in self.names]
+        self.similarity = [[] for _ in self.names]
+        self.judges = 0
+
+    def add(
+        self,
+        seen: LayerMatches,
+        target: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        judge: Judge | None,
+    ) -> list[list[bool | None]] | None:
+        every = zip(
+            [*seen.tokens, target[0]],
+            [*seen.similarity, target[1]],
+            [*seen.cosine, target[2]],
+            strict=True,
+        )
+        verdicts = []
+        self.judges += judge is not None
+        for place, (tokens, similarity, cosine) in enumerate(every):
+            ids = tokens.tolist()
+            self.common[place].update(ids)
+            self.cosine[place].append(cosine)
+            self.similarity[place].append(similarity)
+            if judge is not None:
+                verdicts.append(judge(ids))
+                self.judged[place] += sum(value is not None for value in verdicts[-1])
+                self.meaningful[place] += sum(value is True for value in verdicts[-1])
+        return verdicts or None
+
+    def depths(self) -> Iterator[Depth]:
+        for place, name in enumerate(self.names):
+            cosine = torch.cat(self.cosine[place]).double().numpy()
+            quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
+            summary = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {
+                "mean": float(cosine.mean())
+            }
+            yield Depth(
+                name,
+                len(cosine),
+                self.judged[place],
+                self.meaningful[place] if self.judges else None,
+                sum(count for token, count in self.common[place].items() if token in self.ends),
+                float(torch.cat(self.similarity[place]).double().mean()),
+                summary,
+                self.common[place].most_common(12),
+            )

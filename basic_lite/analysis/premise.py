@@ -1,0 +1,208 @@
+"""An examination as a table for the terminal, and as a page with a plot."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator
+from html import escape
+from pathlib import Path
+from string import Template
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from basic_lite.data.hub import is_stored
+from basic_lite.data.readers import answers_of, open_rows
+from basic_lite.data.world import parts
+from basic_lite.data.world.grammar import caption
+from basic_lite.data.world.lexicon import LANGUAGES
+from basic_lite.data.world.scenes import sample_scene
+from basic_lite.files import complete
+from basic_lite.method.premise import Examined, Figures
+from basic_lite.models import zoo
+from basic_lite.models.llava import Sources, load_decoder_alone, read_config
+from basic_lite.pages import as_svg, quiet_axes
+
+PAGE = Path(__file__).with_name("premise.html")
+"""The frame: text and style, with `$names` for what is filled in."""
+
+COLUMNS: dict[str, str] = {
+    "own %": "own token nearest, %",
+    "cosine": "cosine to own embedding",
+    "top 3 %": "energy in three coordinates, %",
+    "mean %": "common mean, % of the norm",
+    "norm": "norm",
+    "entropy": "entropy of softmax(h Eᵀ)",
+    "map: own %": "translated: own token nearest, %",
+    "map: cosine": "translated: cosine",
+}
+"""Short names, for a terminal, and long ones."""
+
+
+def lines(found: Examined) -> Iterator[tuple[str, list[str]]]:
+    """Yield one line per layer and per target: its name and its cells, one for each of `COLUMNS`."""
+    translated = found.fit.get("layers", [])
+    for layer, figures in found.measured.layers.items():
+        one = translated[layer - 1] if 0 < layer <= len(translated) else None
+        more = [f"{100 * one['own']:.1f}", f"{one['cosine']:.2f}"] if one else ["", ""]
+        yield "embeddings" if layer == 0 else f"layer {layer}", _cells(figures) + more
+    for kind, by_layers in found.measured.targets.items():
+        for k, figures in sorted(by_layers.items(), reverse=True):
+            yield f"{kind}, k = {k}", [*_cells(figures), "", ""]
+
+
+def _cells(figures: Figures) -> list[str]:
+    shares = (figures.energy, figures.common)
+    own, cosine = f"{100 * figures.own:.1f}", f"{figures.cosine:.2f}"
+    return [
+        own,
+        cosine,
+        *(f"{100 * share:.0f}" for share in shares),
+        f"{figures.norm:.3g}",
+        f"{figures.entropy:.2f}",
+    ]
+
+
+def table(found: Examined) -> Table:
+    """Return the figures as a table."""
+    shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1))
+    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, cells in lines(found):
+        shown.add_row(name, *cells)
+    return shown
+
+
+def summary(found: Examined) -> str:
+    """Say in a line what the model makes of the text."""
+    measured = found.measured
+    return (
+        f"{measured.tokens:,} held-out tokens: {measured.loss:.2f} nats each for the model, "
+        f"{measured.unigram:.2f} by the frequencies of tokens, "
+        f"{math.log(measured.vocabulary):.2f} for a guess"
+    )
+
+
+def plot(found: Examined) -> str:
+    """Return four small plots over the layers as SVG."""
+    measured = found.measured
+    layers = [layer for layer in measured.layers if layer > 0]
+    figures = [measured.layers[layer] for layer in layers]
+    maps = found.fit.get("layers", [])
+    fitted = range(1, len(maps) + 1)
+    figure = Figure(figsize=(11, 2.9), layout="constrained")
+    own, cosine, constant, entropy = figure.subplots(1, 4)
+    own.plot(layers, [100 * one.own for one in figures], color="#d1495b", label="raw")
+    cosine.plot(layers, [one.cosine for one in figures], color="#d1495b")
+    if maps:
+        own.plot(fitted, [100 * one["own"] for one in maps], color="#1b7f5c", label="translated")
+        cosine.plot(fitted, [one["cosine"] for one in maps], color="#1b7f5c")
+    own.set_ylim(-3, 103)
+    cosine.set_ylim(-0.25, 1.03)
+    constant.plot(layers, [100 * one.common for one in figures], color="#30638e", label="common mean")
+    constant.plot(layers, [100 * one.energy for one in figures], color="#edae49", label="three coordinates")
+    constant.set_ylim(-3, 103)
+    entropy.plot(layers, [one.entropy for one in figures], color="#30638e", label="softmax(h Eᵀ)")
+    entropy.axhline(math.log(measured.vocabulary), color="#555", linewidth=0.8, linestyle=":", label="log V")
+    entropy.set_ylim(bottom=0)
+    titles = ("own token nearest, %", "cosine to own embedding", "share of the states, %", "entropy, nats")
+    for axes, title in zip((own, cosine, constant, entropy), titles, strict=True):
+        axes.set_title(title, fontsize=10, loc="left")
+        quiet_axes(axes)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel("layer", fontsize=9)
+    return as_svg(figure)
+
+
+def write_page(path: Path, found: Examined, model: str) -> None:
+    """Write the page: verdict, plot and table.
+
+    Args:
+        path: of the HTML file.
+        found: the examination.
+        model: what was examined, as it was named.
+    """
+    rows = [
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+        for name, cells in lines(found)
+    ]
+    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
+        model=escape(model),
+        case=found.verdict.case,
+        verdict=escape(found.verdict.words),
+        summary=escape(summary(found)),
+        plot=plot(found),
+        head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS.values()),
+        rows="\n".join(rows),
+    )
+    with complete(path) as draft:
+        draft.write_text(page, encoding="utf-8")
+
+
+# What `analyze premise` runs on: a language model without a tower, and text.
+
+SENTENCES = Path(__file__).with_name("sentences.txt")
+"""Plain English sentences of the kind that captions are, for whoever gives no text."""
+
+
+def load(
+    sources: Sources, device: str, random_weights: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a language model with its head, and its tokenizer.
+
+    Args:
+        sources: which one, and how it is held.
+        device: where it goes.
+        random_weights: take its configuration alone; the weights are transformers' own initialisation, not
+            quantised.
+
+    Raises:
+        ValueError: In one line, if the model cannot be loaded or is of no supported family.
+    """
+    config = read_config(sources.llm, "language model")
+    zoo.family_of(config.model_type, sources.llm)
+    tokenizer = AutoTokenizer.from_pretrained(parts.located(sources.llm))
+    if not random_weights:
+        return load_decoder_alone(sources, device).requires_grad_(False), tokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        causal = AutoModelForCausalLM.from_config(config, dtype=sources.dtype)
+    return causal.to(device).requires_grad_(False), tokenizer
+
+
+def spoken(text: Path | None, llm: str) -> Iterable[str]:
+    """Return text: a file's, captions of the embedded world for its decoder, or the shipped sentences.
+
+    Args:
+        text: training data in any layout that is trained on, or plain text, a line each; `None` for what is
+            shipped.
+        llm: the decoder's name or folder.
+
+    Raises:
+        ValueError: In one line, if the file is missing or no text.
+    """
+    if text is None:
+        return _captions() if llm in parts.EMBEDDED else _lines(SENTENCES)
+    if text.suffix in (".json", ".jsonl") or is_stored(text):
+        return answers_of(open_rows(text))
+    return _lines(text)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text {path} cannot be read as text: {error}") from error
+    return (line.strip() for line in lines if line.strip())
+
+
+def _captions(count: int = 20_000) -> Iterator[str]:
+    """Yield captions of drawn scenes in both languages: what the embedded decoder can read."""
+    rng = random.Random("premise")
+    for number in range(count):
+        yield caption(sample_scene(rng), LANGUAGES[number % len(LANGUAGES)], rng)

@@ -1,0 +1,295 @@
+"""How fast this machine prepares data, and how long a training would wait for it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from basic_lite.data.batches import Batches, Collator
+from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.pictures import ImageTransform, load_image
+from basic_lite.data.readers import open_rows
+from basic_lite.data.rows import ImageRef
+from basic_lite.data.workers import shared_heap
+
+# What a process takes of the machine's memory, told apart by whose it is.
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory of one process, in MiB, as Linux accounts for it.
+
+    A process that was forked shares what its parent had until one of the two writes to it. So every page of
+    memory is counted once if the parent is asked for `memory` and its workers for `own`.
+
+    Attributes:
+        resident: all that is in memory and that the process can reach (RSS).
+        files: of these, pages of files, above all the code of libraries. Processes share them, and the
+            kernel may drop them at any time.
+        own: pages that no other process can reach (USS): what would be free again if it ended.
+        proportional: every page divided by how many processes share it (PSS).
+    """
+
+    resident: float
+    files: float
+    own: float
+    proportional: float
+
+    @property
+    def memory(self) -> float:
+        """Return what is no page of a file, shared with other processes or not."""
+        return self.resident - self.files
+
+
+def footprint(process: int | str = "self") -> Footprint | None:
+    """Measure a process.
+
+    Args:
+        process: its number.
+
+    Returns:
+        Its memory; `None` where the system does not say, as only Linux does.
+    """
+    folder = Path("/proc") / str(process)
+    try:
+        rolled, status = ((folder / name).read_text() for name in ("smaps_rollup", "status"))
+    except OSError:
+        return None
+    lines = [line.split() for line in (rolled + status).splitlines()]
+    mib = {line[0]: int(line[1]) / 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
+    own = mib["Private_Clean:"] + mib["Private_Dirty:"]
+    return Footprint(mib["Rss:"], mib["RssFile:"], own, mib["Pss:"])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured.
+
+    Attributes:
+        pictures_per_second: of one core's own time, which other processes do not change, and by the clock.
+        steps: batches measured, the first ones left out while workers start.
+        rows: rows in them.
+        waited_seconds: time in `next(loader)`.
+        step_seconds: time of everything else.
+        first_batch_seconds: from the start of the loop to its first batch.
+        process: memory of this process at the loop's end.
+        workers: and of those that it started.
+    """
+
+    pictures_per_second: tuple[float, float]
+    steps: int
+    rows: int
+    waited_seconds: float
+    step_seconds: float
+    first_batch_seconds: float
+    process: Footprint | None = None
+    workers: tuple[Footprint, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Return which part of the loop was spent waiting."""
+        return self.waited_seconds / max(self.waited_seconds + self.step_seconds, 1e-9)
+
+    def lines(self) -> list[str]:
+        """Return the numbers for a person."""
+        busy, clock = self.pictures_per_second
+        step = 1000 * self.step_seconds / self.steps
+        found = [
+            f"{busy:7.0f} pictures a second of one core's own time ({clock:.0f} by the clock)",
+            f"{self.share:7.2%} of the time spent waiting, at steps of {step:.0f} ms",
+            f"{self.first_batch_seconds:7.1f} s to the first batch of {self.rows / self.steps:.0f} rows",
+        ]
+        if self.process is not None:
+            found.append(
+                f"{self.process.memory:7.0f} MiB of memory in this process, no model loaded "
+                f"({self.process.resident:.0f} resident, {self.process.files:.0f} of them files of libraries)"
+            )
+        if self.workers:
+            largest = max(self.workers, key=lambda worker: worker.own)
+            shared = largest.memory - largest.own
+            found.append(
+                f"{largest.own:7.0f} MiB of memory of its own in the largest worker ({largest.resident:.0f} "
+                f"resident, {shared:.0f} of them this process's, {largest.files:.0f} files of libraries)"
+            )
+        return found
+
+
+def pictures_per_second(
+    refs: Sequence[ImageRef], transform: ImageTransform, *, seconds: float = 3.0
+) -> tuple[float, float]:
+    """Read, decode and transform pictures on one core for a while.
+
+    Args:
+        refs: the pictures, gone through again and again.
+        transform: to the tower's pixels.
+        seconds: how long.
+
+    Returns:
+        Pictures per second of this process's own time, which other processes do not change, and per second.
+    """
+    done, started, busy = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < seconds:
+        transform(load_image(refs[done % len(refs)]))
+        done += 1
+    return done / (time.process_time() - busy), done / (time.perf_counter() - started)
+
+
+def measure_data(
+    annotations: Path | None = None,
+    images: Path | None = None,
+    *,
+    image_size: int = 336,
+    tokens_per_image: int = 576,
+    batch_size: int = 16,
+    workers: int = 2,
+    step_seconds: float = 0.2,
+    steps: int = 50,
+    picture_seconds: float = 3.0,
+    tokenizer: Any = None,
+) -> Measured:
+    """Prepare batches as a stage-2 training does, and measure what that takes.
+
+    Args:
+        annotations: as for `open_rows`; `None` makes photos.
+        images: folder, zip or tar of the images.
+        image_size: side of the tower's input.
+        tokens_per_image: tokens of one image.
+        batch_size: rows per batch.
+        workers: processes that prepare them.
+        step_seconds: the pause where the model would compute.
+        steps: batches to measure, at most; all rows are gone through once.
+        picture_seconds: how long to prepare pictures on one core alone.
+        tokenizer: of the LLM, with ChatML's special tokens; `None` takes bytes.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: If the data cannot be opened, or has fewer than two batches.
+    """
+    torch.set_num_threads(1)  # as in a worker
+    with tempfile.TemporaryDirectory() as folder:
+        if annotations is None:
+            annotations, images = Path(folder) / "rows.json", Path(folder)
+            annotations.write_text(json.dumps(rows_of(write_photos(images), (steps + 5) * batch_size)))
+        rows = open_rows(annotations, images)
+        usable = rows.index.fault == 0
+        transform = ImageTransform(image_size, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "pad")
+        pictured = np.flatnonzero(usable & rows.has_image)[:256].tolist()
+        refs = [ref for row in pictured for ref in rows[row].images]
+        dataset = SupervisedRows(
+            rows,
+            template="chatml",
+            tokenizer=tokenizer or byte_tokenizer(),
+            transform=transform,
+            image_token_id=2**20,
+            tokens_per_image=tokens_per_image,
+            bad_budget=1.0,
+        )
+        lengths = rows.batch_lengths(tokens_per_image, 2048)
+        batches = Batches(lengths, rows.has_image, batch_size=batch_size, seed=0, group=True, usable=usable)
+        if len(batches) < 2:
+            raise ValueError(
+                f"{len(rows)} rows make {len(batches)} batches of {batch_size}; at least 2 are needed"
+            )
+        collate = Collator(pad_token_id=0, image_token_id=2**20)
+        loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        warm_up = min(5, len(batches) - 1)
+        loop = {"step_seconds": step_seconds, "steps": min(steps, len(batches) - warm_up), "warm_up": warm_up}
+        speed = pictures_per_second(refs, transform, seconds=picture_seconds) if refs else (0.0, 0.0)
+        with shared_heap():  # as a training does
+            return measure_waiting(loader, pictures=speed, **loop)
+
+
+def measure_waiting(
+    loader: Any,
+    *,
+    step_seconds: float = 0.2,
+    steps: int = 50,
+    warm_up: int = 5,
+    pictures: tuple[float, float] = (0.0, 0.0),
+) -> Measured:
+    """Go through a loader as a training would, with a pause where the model would compute.
+
+    Args:
+        loader: gives batches of `Collator`.
+        step_seconds: the pause.
+        steps: batches to measure.
+        warm_up: batches before them.
+        pictures: what `pictures_per_second` measured, to stand beside it.
+
+    Returns:
+        The numbers.
+    """
+    waited, rows, first = 0.0, 0, 0.0
+    begun = time.perf_counter()
+    batches = iter(loader)
+    for step in range(warm_up + steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        given = time.perf_counter()
+        first = first or given - begun
+        if step >= warm_up:
+            waited += given - asked
+            rows += len(batch["rows"])
+        del batch  # to free it is the step's work, not the loader's
+        time.sleep(step_seconds)
+    started = [footprint(worker.pid) for worker in multiprocessing.active_children()]
+    workers = tuple(found for found in started if found is not None)
+    return Measured(pictures, steps, rows, waited, steps * step_seconds, first, footprint(), workers)
+
+
+def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 375)) -> list[ImageRef]:
+    """Write JPEG files as large and as detailed as those of COCO, for measuring where there are none.
+
+    Args:
+        folder: where to.
+        count: how many.
+        size: width and height.
+
+    Returns:
+        Where they are.
+    """
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: size[1], : size[0]]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        waves = sum(np.sin(x * rng.normal(0, 0.1) + y * rng.normal(0, 0.1)) for _ in range(6))
+        pixels = waves[..., None] * rng.uniform(10, 40, 3) + 128 + rng.normal(0, 12, (*waves.shape, 3))
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number}.jpg", quality=85)
+    return [ImageRef(f"{number}.jpg", str(folder)) for number in range(count)]
+
+
+def rows_of(refs: Sequence[ImageRef], count: int) -> list[dict[str, object]]:
+    """Return `count` LLaVA rows over these pictures, for measuring."""
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is shown in the picture?"},
+        {"from": "gpt", "value": "Waves of several colours that run over each other, with some noise."},
+    ]
+    return [{"id": str(i), "image": refs[i % len(refs)].name, "conversations": turns} for i in range(count)]
+
+
+def byte_tokenizer() -> Any:
+    """Return a tokenizer with one token per byte and ChatML's special ones, where no real one is at hand."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({sign: number for number, sign in enumerate(signs)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    made.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return made

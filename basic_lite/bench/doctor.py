@@ -1,0 +1,247 @@
+"""Look at a machine before a run is paid for: what works, what does not, and the line that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from basic_lite.models import quantised
+
+TIMEOUT_SECONDS: float = 4.0
+"""Longest wait for the hub."""
+
+FREE_BYTES: float = 30e9
+"""Free disk below which there is a note: a 7B model is 14 GB, its run and export as much again."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        state: `"good"`, `"note"` (a run is possible) or `"bad"` (it is not).
+        text: what was found.
+        remedy: the line that mends it.
+    """
+
+    name: str
+    state: Literal["good", "note", "bad"]
+    text: str
+    remedy: str = ""
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Look at everything; a check that fails in an unknown way is a finding too.
+
+    Args:
+        folder: where runs are to be written.
+    """
+    checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
+        ("versions", versions),
+        ("device", device),
+        ("bf16", bf16),
+        ("bitsandbytes", bitsandbytes),
+        ("liger-kernel", liger),
+        ("disk", lambda: disk(folder)),
+        ("copies", copies),
+        ("hub", hub),
+    )
+    for name, check in checks:
+        try:
+            yield check()
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            yield Finding(
+                name, "bad", text, "pip install --force-reinstall basic-lite, and report this if it stays"
+            )
+
+
+def versions() -> Finding:
+    """Compare what is installed with what the package asks for."""
+    from packaging.requirements import Requirement
+
+    wrong, shown = [], []
+    for line in requires("basic-lite") or []:
+        wanted = Requirement(line)
+        if wanted.marker is not None:
+            continue  # an extra
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            wrong.append(f"{wanted.name} is missing")
+            continue
+        if not wanted.specifier.contains(found, prereleases=True):
+            wrong.append(f"{wanted.name} {found} is not {wanted.specifier}")
+        if wanted.name in ("torch", "transformers", "peft"):
+            shown.append(f"{wanted.name} {found}")
+    if wrong:
+        return Finding("versions", "bad", "; ".join(wrong), "pip install --upgrade basic-lite")
+    return Finding("versions", "good", ", ".join(shown))
+
+
+def device() -> Finding:
+    """Name the GPU and the driver, or say why there is none."""
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        count = torch.cuda.device_count()
+        more = f", {count} of them" if count > 1 else ""
+        free, total = torch.cuda.mem_get_info()
+        memory = f"{total / 2**30:.1f} GiB of which {free / 2**30:.1f} free"
+        text = f"{found.name}{more}, {memory}, driver {_driver()}"
+        if free < 0.8 * total:
+            return Finding("device", "note", text, "nvidia-smi shows what else uses the GPU")
+        return Finding("device", "good", f"{text}, CUDA {torch.version.cuda}")
+    if shutil.which("nvidia-smi") and torch.version.cuda is None:
+        text = f"nvidia-smi is here (driver {_driver()}), but torch {torch.__version__} has no CUDA"
+        return Finding(
+            "device", "bad", text, "pip install --force-reinstall torch (from pytorch.org, for your CUDA)"
+        )
+    if torch.version.cuda is not None:
+        text = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU (driver {_driver()})"
+        return Finding("device", "bad", text, "update the NVIDIA driver, and look at CUDA_VISIBLE_DEVICES")
+    return Finding(
+        "device",
+        "note",
+        f"no GPU; {os.cpu_count()} CPU cores",
+        "train on a GPU with at least 16 GiB: a CPU is for trials",
+    )
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.split("\n")[0].strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def bf16() -> Finding:
+    """Multiply in bf16 and compare with fp32."""
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    if where == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Finding(
+            "bf16", "note", "this GPU has none (before Ampere)", "add --precision fp32 to every command"
+        )
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(64, 64, generator=generator).to(where) for _ in range(2))
+    error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).abs().max() / (a @ b).abs().max())
+    if error > 0.02:
+        return Finding(
+            "bf16", "bad", f"a product is wrong by {error:.2g}", "add --precision fp32, update the driver"
+        )
+    return Finding("bf16", "good", f"a product differs from fp32 by {error:.1g}")
+
+
+def bitsandbytes() -> Finding:
+    """Run a 4-bit layer forward and backward and compare with its own dequantised weight."""
+    import bitsandbytes as bnb
+
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear4bit(
+        128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
+    ).to(where)
+    rows = torch.randn(8, 128, device=where, requires_grad=True)
+    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    output = layer(rows)
+    output.sum().backward()
+    gap = float((output - rows @ weight.T).detach().abs().max())
+    gradient = float((rows.grad - weight.sum(0)).abs().max())
+    text = f"{version('bitsandbytes')}: a 4-bit layer differs by {gap:.1g} forward, {gradient:.1g} backward"
+    if max(gap, gradient) > 1e-2:
+        return Finding("bitsandbytes", "bad", text, "pip install --upgrade bitsandbytes, or add --bits 16")
+    return Finding("bitsandbytes", "good", text)
+
+
+def liger() -> Finding:
+    """Run one fused kernel, where there is a GPU for it."""
+    found = version("liger-kernel")
+    if not torch.cuda.is_available():
+        return Finding("liger-kernel", "good", f"{found}, not needed on a CPU")
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    rows, weight = torch.randn(16, 128, device="cuda"), torch.ones(128, device="cuda")
+    output = LigerRMSNormFunction.apply(rows, weight, 1e-6, 0.0, "llama", False)
+    expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6)
+    gap = float((output - expected).abs().max())
+    if gap > 1e-4:
+        return Finding(
+            "liger-kernel",
+            "bad",
+            f"{found}: a norm differs by {gap:.1g}",
+            "pip install --upgrade liger-kernel triton",
+        )
+    return Finding("liger-kernel", "good", f"{found}: a fused norm differs by {gap:.1g}")
+
+
+def disk(folder: Path) -> Finding:
+    """Look at the free disk of the run folder and of the hub's cache, and try to write."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    places, small, closed = [], False, []
+    for path in (folder.absolute(), Path(HF_HUB_CACHE)):
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        small = small or free < FREE_BYTES
+        places.append(f"{free / 1e9:.0f} GB free for {path}")
+        if not os.access(existing, os.W_OK):
+            closed.append(str(existing))
+    text = ", ".join(places)
+    if closed:
+        return Finding(
+            "disk", "bad", f"{', '.join(closed)} cannot be written to", "choose another --out, or set HF_HOME"
+        )
+    if small:
+        return Finding(
+            "disk",
+            "note",
+            text,
+            "a 7B model needs 14 GB, its export as much again: free some, or set HF_HOME",
+        )
+    return Finding("disk", "good", text)
+
+
+def copies() -> Finding:
+    """Say where pre-quantised decoders are kept, how many, and what removes them."""
+    root = quantised.root()
+    if root is None:
+        return Finding("copies", "good", f"none are kept: {quantised.VARIABLE} is off")
+    found = quantised.copies()
+    size = sum(quantised.size_of(folder) for folder in found) / 1e9
+    text = f"pre-quantised decoders: {len(found)}, {size:.1f} GB, in {root / 'quantised'}"
+    return Finding("copies", "good", f"{text} (rm -r that folder clears them)" if found else text)
+
+
+def hub() -> Finding:
+    """Ask the hub for a page."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return Finding(
+            "hub",
+            "note",
+            "HF_HUB_OFFLINE is set: only folders and the cache are read",
+            "unset HF_HUB_OFFLINE",
+        )
+    try:
+        request = urllib.request.Request(f"{endpoint}/api/models/google/gemma-2b-it", method="HEAD")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # it answered: a page that needs a login is a page
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error))[:80]
+        remedy = "set HF_ENDPOINT to a mirror or https_proxy, or give folders: --llm, --tower, --data"
+        return Finding("hub", "note", f"{endpoint} does not answer ({reason})", remedy)
+    return Finding("hub", "good", f"{endpoint} answers")

@@ -1,0 +1,138 @@
+"""Measure `L_sds` beside its three matrix products, Liger's fused divergence and the naive code, in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+from basic_lite.memory.available import peak_mib
+from basic_lite.method.losses import rows_in_chunk, semantic_distribution
+from basic_lite.method.types import Refinement
+
+Facts = dict[str, object]
+
+
+class _RowWeight(Function):
+    """Identity whose gradient is multiplied row by row: Liger's divergence knows no weight per row."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        return upstream * weight[:, None].to(upstream.dtype), None
+
+
+def measure_sds(
+    rows: int, width: int, vocabulary: int, device: str, dtype: torch.dtype, repeats: int
+) -> list[Facts]:
+    """Time one forward and backward pass of every implementation that runs here.
+
+    They take turns within a round, so that a slow minute of the machine meets them all; the median counts.
+
+    Args:
+        rows: `N`, patches.
+        width: `D`.
+        vocabulary: `V`.
+        device: `"cuda"` or `"cpu"`.
+        dtype: of embeddings and vectors.
+        repeats: rounds, after one that warms up.
+
+    Returns:
+        One row each: name, median milliseconds, MiB beyond the inputs (`None` on a CPU, where the
+        allocator does not tell), and the ratio to the three products. What cannot run says why.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    embedding = torch.randn(vocabulary, width, generator=generator, device=device, dtype=dtype) * 0.02
+    initial = torch.randn(rows, width, generator=generator, device=device, dtype=dtype).requires_grad_()
+    target = torch.randn(rows, width, generator=generator, device=device)
+    importance = torch.rand(rows, generator=generator, device=device)
+    seen = Refinement(initial, target, importance, torch.zeros(rows, dtype=torch.long, device=device), 1)
+    chunk = rows_in_chunk(rows, vocabulary)
+
+    def products() -> None:
+        """Two of (rows, D) x (D, V), one of (rows, V) x (V, D), in chunks of the same size."""
+        for start in range(0, rows, chunk):
+            for states in (initial.detach()[start : start + chunk], target[start : start + chunk].to(dtype)):
+                logits = states @ embedding.T
+            logits @ embedding
+
+    def ours() -> None:
+        semantic_distribution(seen, embedding).total.backward()
+
+    def naive() -> None:
+        log_p = (target.to(dtype) @ embedding.T).float().log_softmax(-1)
+        log_q = (initial @ embedding.T).float().log_softmax(-1)
+        (importance * (log_p.exp() * (log_p - log_q)).sum(-1)).sum().backward()
+
+    def liger() -> None:
+        from liger_kernel.transformers.functional import liger_fused_linear_jsd
+
+        weighted = _RowWeight.apply(initial, importance * rows)
+        total = liger_fused_linear_jsd(weighted, embedding, target.to(dtype), embedding, jsd_beta=0.0)
+        total.backward()
+
+    runs: dict[str, Callable[[], None]] = {"three products": products, "L_sds": ours, "naive": naive}
+    if device == "cuda":
+        runs["liger fused JSD"] = liger
+    found = _in_turn(runs, initial, device, repeats)
+    if device != "cuda":
+        found.append({"name": "liger fused JSD", "why not": "its kernels need a GPU"})
+    base = next(row["ms"] for row in found if row["name"] == "three products")
+    return [row | ({"ratio": round(row["ms"] / base, 3)} if "ms" in row else {}) for row in found]
+
+
+def _in_turn(
+    runs: dict[str, Callable[[], None]], leaf: torch.Tensor, device: str, repeats: int
+) -> list[Facts]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    peaks: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            if name in failed:
+                continue
+            leaf.grad = None
+            if device == "cuda":
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                held = torch.cuda.memory_allocated() / 2**20
+            start = time.perf_counter()
+            try:
+                run()
+            except torch.OutOfMemoryError:
+                failed[name] = "out of memory"
+                continue
+            if device == "cuda":
+                torch.cuda.synchronize()
+                peaks[name] = round(peak_mib(device) - held, 1)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    rows: list[Facts] = []
+    for name, seconds in times.items():
+        if name in failed:
+            rows.append({"name": name, "why not": failed[name]})
+        else:
+            median = sorted(seconds)[len(seconds) // 2]
+            rows.append({"name": name, "ms": round(1000 * median, 2), "extra MiB": peaks.get(name)})
+    return rows
+
+
+def markdown(rows: list[Facts]) -> str:
+    """Return a table of facts with the columns of the first row that has most of them."""
+    columns = list(max(rows, key=len))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [row.get(column) for column in columns]
+        shown = [("-" if cell is None else str(cell)) for cell in cells]
+        if "why not" in row:
+            shown[1] = str(row["why not"])
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)

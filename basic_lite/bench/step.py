@@ -1,0 +1,341 @@
+"""Measure training steps of models of real size: speed and memory, with random weights and rows."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from basic_lite.bench.synthetic import RandomRows
+from basic_lite.data.pictures import ImageTransform
+from basic_lite.method.capture import layer_weights, supervised_layers
+from basic_lite.method.objective import Objective
+from basic_lite.models.devices import recompute_layers
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
+from basic_lite.models.trainable import Adapters, train_adapters, train_projector
+from basic_lite.training import liger
+from basic_lite.training.trainer import BasicTrainer
+
+# What `bench step --against` measures beside our step: LLaVA's plain one, and BASIC written plainly.
+
+BaselineFacts = dict[str, object]
+
+
+def arguments_of(
+    assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: object
+) -> TrainingArguments:
+    """Return what every variant's Trainer is given alike: nothing is saved, reported or drawn.
+
+    Args:
+        assembled: the model, on its device.
+        scratch: folder that may go away.
+        micro_batch: rows per step.
+        steps: all of them, those that warm up included.
+        more: what one variant needs besides.
+    """
+    return TrainingArguments(
+        output_dir=scratch,
+        per_device_train_batch_size=micro_batch,
+        max_steps=steps,
+        bf16=assembled.sources.dtype == torch.bfloat16,
+        use_cpu=parts_of(assembled.model).embedding.device.type == "cpu",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **more,
+    )
+
+
+def measure_baseline(
+    assembled: Assembled, *, naive: bool, micro_batch: int, text: int, steps: int, warm: int = 2
+) -> BaselineFacts:
+    """Train as the documentation of transformers and peft says, with transformers' own Trainer.
+
+    The model gets ids, pictures and labels and returns its own loss, with the head on all rows; on a GPU with
+    Liger's modules. Checkpointing is what the model was set to before.
+
+    Args:
+        assembled: a model whose trainable parameters are set.
+        naive: add BASIC's terms from `output_attentions`, `output_hidden_states` and whole logits.
+        micro_batch: rows per step.
+        text: text tokens per row.
+        steps: measured steps.
+        warm: steps before them.
+
+    Returns:
+        Samples per second of every measured step and their median, and peak MiB on a GPU (`None` elsewhere).
+    """
+    parts = parts_of(assembled.model)
+    device, decoder = parts.embedding.device, parts.decoder
+    liger.fuse(decoder)
+    sizes = assembled.tokens_per_image, text, decoder.config.vocab_size, assembled.image_size
+    before, clock = decoder.config._attn_implementation, _Clock(device)
+    decoder.set_attn_implementation("eager" if naive else "sdpa")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            args = arguments_of(assembled, scratch, micro_batch, steps + warm, remove_unused_columns=False)
+            trainer = (_Naive if naive else Trainer)(
+                assembled.model,
+                args,
+                train_dataset=RandomRows((steps + warm) * micro_batch, *sizes),
+                data_collator=_collator(assembled),
+                callbacks=[clock],
+            )
+            trainer.remove_callback(PrinterCallback)
+            if naive:
+                trainer.assembled = assembled
+            trainer.train()
+    finally:
+        decoder.set_attn_implementation(before)
+        for parameter in assembled.model.parameters():
+            parameter.grad = None
+    speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
+    peak = round(torch.cuda.max_memory_allocated() / 2**20, 1) if device.type == "cuda" else None
+    return {"samples/s": round(statistics.median(speeds), 4), "speeds": speeds, "peak MiB": peak}
+
+
+def _collator(assembled: Assembled) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """Return a collator of what the model itself takes, pictures normalised as its processor does."""
+    collate, tower = assembled.collator(), next(parts_of(assembled.model).llava.vision_tower.parameters())
+
+    def collated(rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        pixels = batch["pixel_values"].to(tower.dtype) / 127.5 - 1
+        return {key: batch[key] for key in ("input_ids", "attention_mask", "labels")} | {
+            "pixel_values": pixels
+        }
+
+    return collated
+
+
+class _Clock(TrainerCallback):
+    """Seconds from the end of one optimizer step to the end of the next, of the first from its start."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds, self._last = device, [], None
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._last = self._last or time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+class _Naive(Trainer):
+    """With BASIC's terms from everything that the model can be asked for."""
+
+    assembled: Assembled
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
+        outputs = model(**inputs, use_cache=False, output_attentions=True, output_hidden_states=True)
+        return outputs.loss + _terms(self.assembled, inputs, outputs)
+
+
+def _terms(assembled: Assembled, inputs: dict, outputs: object) -> torch.Tensor:
+    """`L_das + 0.01 L_sds` from everything that the model can be asked for; one picture per row."""
+    parts = parts_of(assembled.model)
+    k = supervised_layers(parts.decoder.config, None)
+    patch = inputs["input_ids"] == assembled.image_token_id
+    pictures = len(patch)
+    initial = outputs.hidden_states[0][patch].float()
+    states = zip(layer_weights(k), outputs.hidden_states[1 : k + 1], strict=True)
+    target = sum(weight * state[patch].float() for weight, state in states).detach()
+    text = (patch.cumsum(1) > 0) & ~patch
+    weights = text.float() / text.sum(1, keepdim=True)
+    maps = sum(attention.float().mean(1) for attention in outputs.attentions[:k]) / k
+    importance = torch.einsum("bt,bts->bs", weights, maps)[patch].detach()
+    das = (F.normalize(initial, dim=-1) - F.normalize(target, dim=-1)).square().sum(-1)
+    table = parts.embedding
+    log_p = (target.to(table.dtype) @ table.T).float().log_softmax(-1)
+    log_q = (initial.to(table.dtype) @ table.T).float().log_softmax(-1)
+    sds = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return (importance * (das + 0.01 * sds)).sum() / pictures
+
+
+Facts = dict[str, object]
+
+
+def emulate_card(cap_gib: float | None, device: str) -> None:
+    """Let this process have no more of a GPU's memory than a smaller card has; `None` changes nothing.
+
+    Raises:
+        ValueError: If a cap is asked for where there is no GPU.
+    """
+    if cap_gib is None:
+        return
+    if device != "cuda":
+        raise ValueError("--cap emulates a card on a GPU; there is none here")
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(cap_gib * 2**30 / total, 1.0))
+
+
+def release_memory() -> None:
+    """Forget what earlier measurements left to the collector, and start a GPU's peak anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def set_recomputed(assembled: Assembled, count: int | None) -> None:
+    """Let the first `count` decoder layers run again in backward, whatever was set before; `None` for all."""
+    decoder = parts_of(assembled.model).decoder
+    for layer in decoder.layers:
+        layer.gradient_checkpointing = False
+    recompute_layers(decoder, count)
+
+
+def compare_steps(
+    assembled: Assembled, *, rounds: int = 1, naive: bool = True, baseline: bool = True, **settings: object
+) -> list[Facts]:
+    """Measure, in one process and in turn, our step and the two that others would take.
+
+    Args:
+        assembled: from `synthetic.random_model`.
+        rounds: how often each has its turn, so that a slow minute of the machine meets them all.
+        naive: also BASIC written plainly.
+        baseline: also the plain step of transformers and peft.
+        settings: of `measure_steps`, without `basic`.
+
+    Returns:
+        One row each: name, median samples per second over all rounds, highest peak in MiB (on a GPU), and
+        the seconds of its step over those of our plain one and of the documented plain one.
+    """
+    shared = {name: settings[name] for name in ("micro_batch", "text", "steps", "warm") if name in settings}
+    ours, theirs = "basic_lite, plain", "transformers and peft, plain"
+    runs: dict[str, Callable[[bool], Facts]] = {
+        "basic_lite, BASIC": lambda again: measure_steps(assembled, basic=True, prepared=again, **settings),
+        ours: lambda again: measure_steps(assembled, basic=False, prepared=True, **settings),
+    }
+    if baseline:
+        runs[theirs] = lambda again: measure_baseline(assembled, naive=False, **shared)
+    if naive:
+        runs["the same, BASIC by whole maps and logits"] = lambda again: measure_baseline(
+            assembled, naive=True, **shared
+        )
+    on_gpu = parts_of(assembled.model).embedding.is_cuda
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    peaks: dict[str, float] = dict.fromkeys(runs, 0.0)
+    failed: set[str] = set()
+    for turn in range(rounds):
+        for name, run in runs.items():
+            if name in failed:
+                continue
+            release_memory()
+            try:
+                facts = run(turn > 0)
+            except (torch.OutOfMemoryError, ValueError) as error:
+                if isinstance(error, ValueError) and "out of memory" not in str(error):
+                    raise
+                failed.add(name)
+                continue
+            speeds[name] += facts["speeds"]
+            peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
+    medians = {name: statistics.median(speeds[name]) for name in runs if name not in failed}
+    found: list[Facts] = []
+    for name in runs:
+        if name in failed:
+            found.append({"name": name, "why not": "out of memory"})
+            continue
+        row: Facts = {"name": name, "samples/s": round(medians[name], 4)}
+        row["peak MiB"] = peaks[name] if on_gpu else None
+        for base, column in ((ours, "time / our plain"), (theirs, "time / documented plain")):
+            row[column] = round(medians[base] / medians[name], 3) if base in medians else None
+        found.append(row)
+    return found
+
+
+def measure_steps(
+    assembled: Assembled,
+    *,
+    stage: int,
+    micro_batch: int,
+    text: int,
+    rank: int,
+    recompute: int | None,
+    basic: bool,
+    steps: int,
+    cap_gib: float | None,
+    warm: int = 2,
+    prepared: bool = False,
+    optimizer: str = "adamw",
+) -> Facts:
+    """Train on random rows and say how fast it was and how much memory it took.
+
+    Args:
+        assembled: from `synthetic.random_model`.
+        stage: 1 trains the projector, 2 adapters and projector.
+        micro_batch: rows per step.
+        text: text tokens per row.
+        rank: of the adapters.
+        recompute: decoder layers, the first ones, that run again in backward; `None` for all.
+        basic: with BASIC's terms or without.
+        steps: measured steps.
+        cap_gib: memory of the card to emulate; `None` for the card's own.
+        warm: steps before them.
+        prepared: the model was measured before and its parameters are set.
+        optimizer: one of `optimizers.NAMES`.
+
+    Raises:
+        ValueError: If a cap is asked for where there is no GPU, or a step did not fit and was split.
+    """
+    parts, tokens = parts_of(assembled.model), assembled.tokens_per_image
+    device = parts.embedding.device
+    emulate_card(cap_gib, device.type)
+    if not prepared:
+        if stage == 1:
+            train_projector(assembled)
+        else:
+            train_adapters(assembled, Adapters(rank, 2 * rank, 0.05))
+    set_recomputed(assembled, recompute)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rows = RandomRows(
+        (steps + warm) * micro_batch, tokens, text, parts.decoder.config.vocab_size, assembled.image_size
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        args = arguments_of(assembled, scratch, micro_batch, steps + warm, logging_steps=1)
+        half = (0.5, 0.5, 0.5)
+        trainer = BasicTrainer(
+            assembled.model,
+            args,
+            objective=Objective() if basic else Objective(0, 0),
+            transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
+            train_dataset=rows,
+            data_collator=assembled.collator(),
+            optimizer_name=optimizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        log = [json.loads(line) for line in (Path(scratch) / "log.jsonl").read_text().splitlines()]
+    if any("micro_batch" in row for row in log):
+        raise ValueError(f"out of memory: micro-batch {micro_batch} was split")
+    speeds = [row["samples_per_second"] for row in log[warm:]]
+    return {
+        "model": assembled.sources.llm,
+        "stage": stage,
+        "BASIC": "on" if basic else "off",
+        "tokens per row": 1 + tokens + text,
+        "micro-batch": micro_batch,
+        "layers recomputed": len(parts.decoder.layers) if recompute is None else recompute,
+        "samples/s (median)": statistics.median(speeds),
+        "speeds": speeds,
+        "peak MiB": log[-1]["peak_mib"],
+        "loss": f"{log[0]['loss']:.3f} to {log[-1]['loss']:.3f}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+    }

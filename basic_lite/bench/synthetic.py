@@ -1,0 +1,131 @@
+"""Models of the real sizes with random weights, and rows to train them on: for measuring, without a hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from basic_lite.data import templates
+from basic_lite.models import zoo
+from basic_lite.models.llava import Assembled, Projector, Sources, check_quantisation
+from basic_lite.models.parts import parts_of
+from basic_lite.models.zoo import CLIP_L_336, DECODERS
+
+_IMAGE_TOKEN, _PAD_TOKEN = 3, 0
+
+
+def random_model(
+    name: str, *, bits: int, dtype: torch.dtype, device: str, layers: int | None = None
+) -> Assembled:
+    """Build CLIP-L-336, a projector and a decoder of real size with random weights.
+
+    Args:
+        name: of a decoder in `DECODERS`.
+        bits: 4 quantises the decoder's layers as `assemble` does; 16 leaves them.
+        dtype: of everything but the projector.
+        device: where it is built; the decoder passes through `dtype` before it is quantised.
+        layers: decoder layers instead of the real number (for a small machine).
+
+    Raises:
+        ValueError: If the name is unknown or the bits are neither 4 nor 16.
+    """
+    if name not in DECODERS:
+        raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
+    if bits not in (4, 16):
+        raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
+    text = type(DECODERS[name])(**DECODERS[name].to_dict())
+    text.num_hidden_layers = layers or text.num_hidden_layers
+    text.pad_token_id = _PAD_TOKEN
+    vision = CLIPVisionConfig(**CLIP_L_336)
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=_IMAGE_TOKEN,
+        image_seq_length=tokens,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlavaForConditionalGeneration(config)
+            torch.set_default_dtype(torch.float32)
+            model.model.multi_modal_projector = Projector(config)
+    finally:
+        torch.set_default_dtype(old)
+    if bits == 4:
+        for layer in parts_of(model).decoder.layers:
+            _quantise(layer, dtype, device)
+    model.requires_grad_(False)
+    model.train()
+    check_quantisation(model)
+    family = zoo.FAMILIES[text.model_type]
+    template = templates.TEMPLATES["plain"]
+    sources = Sources(f"random {name}", "random clip-l-336", bits=bits, dtype=dtype)
+    ids = (_IMAGE_TOKEN, _PAD_TOKEN, tokens)
+    return Assembled(model, None, template, {}, vision.image_size, *ids, family, sources)
+
+
+def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Replace the linear layers inside `module` by nf4 ones with double quantisation."""
+    import bitsandbytes as bnb
+
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            packed = bnb.nn.Linear4bit(
+                child.in_features,
+                child.out_features,
+                bias=child.bias is not None,
+                compute_dtype=dtype,
+                compress_statistics=True,
+                quant_type="nf4",
+            )
+            packed.weight = bnb.nn.Params4bit(
+                child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+            setattr(module, name, packed.to(device))
+        else:
+            _quantise(child, dtype, device)
+
+
+class RandomRows(Dataset):
+    """Rows of one picture and some text, all of one length.
+
+    Args:
+        count: rows.
+        patches: image tokens per row.
+        text: text tokens per row, all with loss.
+        vocabulary: ids are drawn below it.
+        size: side of the picture in pixels.
+    """
+
+    def __init__(self, count: int, patches: int, text: int, vocabulary: int, size: int) -> None:
+        self.count, self.patches, self.text, self.vocabulary, self.size = (
+            count,
+            patches,
+            text,
+            vocabulary,
+            size,
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Return row `row`, the same one every time."""
+        generator = torch.Generator().manual_seed(row)
+        words = torch.randint(10, self.vocabulary, (self.text,), generator=generator).tolist()
+        ids = [1, *[_IMAGE_TOKEN] * self.patches, *words]
+        labels = [-100] * (1 + self.patches) + words
+        shape = (3, self.size, self.size)
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        return {"input_ids": ids, "labels": labels, "pixels": [pixels], "row": row, "id": str(row)}

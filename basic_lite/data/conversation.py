@@ -1,0 +1,273 @@
+"""Conversations as token ids: one template row per LLM family, and labels that are right by construction.
+
+A conversation becomes a list of segments: text, one special token, or one image. Each is tokenised on its own
+and carries loss or not as a whole, so no span is ever searched for afterwards. Three promises, all tested:
+
+- The concatenated ids equal the tokenizer's ids of the whole string (`check_tokenizer` compares them).
+- A prompt's ids are the first ids of the training row with the same turns.
+- Only the template's own special strings become special ids: a row that contains `</s>` or `<unk>` is text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from basic_lite.data.templates import SPECIAL, TEMPLATES, Template, template_of
+from basic_lite.data.tokenise import WHITE, Segment, backend_of, encoder_of, special_id, specification
+
+if TYPE_CHECKING:
+    pass
+
+IGNORE_INDEX: int = -100
+
+__all__ = [
+    "IMAGE",
+    "TEMPLATES",
+    "Encoded",
+    "Segment",
+    "Template",
+    "Turn",
+    "encode",
+    "encode_prompt",
+    "render",
+]
+
+IMAGE = "<image>"
+"""Placeholder of one image in a user turn."""
+
+Turn = tuple[str, str]
+"""`(role, text)`; the role is `"user"` or `"assistant"`."""
+
+_IMAGE = re.compile(f"({IMAGE})")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one conversation, labels (`IGNORE_INDEX` without loss), and how many tokens were cut off."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: int
+
+
+def segments(
+    template: Template | str, turns: Sequence[Turn], *, add_generation_prompt: bool = False
+) -> list[Segment]:
+    """Cut a conversation into segments; the only place where template strings are put together.
+
+    Texts stay as they are but for white space at the start of an answer whose header ends in a newline:
+    byte-level and Gemma vocabularies would join the two in one token, which no prompt ends with.
+
+    Args:
+        template: a row of `TEMPLATES` or its name.
+        turns: alternating turns, from the user to the assistant; with `add_generation_prompt` to the user.
+        add_generation_prompt: end with the assistant's header.
+
+    Returns:
+        Segments in order; neighbouring texts with the same supervision are one segment.
+
+    Raises:
+        ValueError: If the turns do not alternate, end with the wrong role, or hold an empty answer.
+    """
+    template = template_of(template)
+    _check_turns(turns, ends_with="user" if add_generation_prompt else "assistant")
+    pieces: list[Segment] = []
+
+    def add(text: str, marks: re.Pattern[str] | None, supervised: bool = False) -> None:
+        for number, part in enumerate(marks.split(text) if marks else [text]):
+            kind = "text" if number % 2 == 0 else "image" if marks is _IMAGE else "special"
+            if kind == "text" and pieces and (pieces[-1].kind, pieces[-1].supervised) == ("text", supervised):
+                part = pieces.pop().text + part
+            if part:
+                pieces.append(Segment(part, supervised, kind))
+
+    add(template.system, SPECIAL)
+    header, footer = template.user.split("{}")
+    for role, text in turns:
+        if role == "user":
+            if template.caption:
+                if len(turns) > 2 or text.count(IMAGE) != 1:
+                    raise ValueError(
+                        f"template {template.name!r} is for one image and its caption, but here are "
+                        f"{text.count(IMAGE)} images and {len(turns)} turns"
+                    )
+                text = IMAGE
+            add(header, SPECIAL)
+            add(text, _IMAGE)
+            add(footer, SPECIAL)
+        else:
+            text = text.lstrip(WHITE) if footer.endswith("\n") else text
+            add(template.answer.format(text), None, supervised=True)
+            add(template.end, SPECIAL, supervised=True)
+            add(template.after, SPECIAL)
+    return pieces
+
+
+def render(template: Template | str, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
+    """Return the string that is tokenised: the `segments` joined. BOS, a matter of ids, is not in it."""
+    pieces = segments(template, turns, add_generation_prompt=add_generation_prompt)
+    return "".join(piece.text for piece in pieces)
+
+
+def encode(
+    template: Template | str,
+    tokenizer: Any,
+    turns: Sequence[Turn],
+    *,
+    image_token_id: int,
+    tokens_per_image: int,
+    max_length: int | None = None,
+) -> Encoded:
+    """Turn a conversation into ids and labels.
+
+    Each `<image>` of a user turn becomes `tokens_per_image` times `image_token_id`; in an answer it is text.
+
+    Args:
+        template: a row of `TEMPLATES` or its name.
+        tokenizer: a Hugging Face fast tokenizer.
+        turns: alternating turns, from the user to the assistant.
+        image_token_id: id that marks an image patch.
+        tokens_per_image: length of an image's block of ids.
+        max_length: longest row; what exceeds it is cut off on the right.
+
+    Returns:
+        Ids, labels and the number of tokens cut off.
+
+    Raises:
+        ValueError: As `segments`, and if an image does not fit or no token with loss is left.
+    """
+    template = template_of(template)
+    encoder = encoder_of(template, tokenizer, image_token_id)
+    input_ids = encoder.start(template)
+    labels, images_end = [IGNORE_INDEX] * len(input_ids), 0
+    for piece, ids in encoder.walk(segments(template, turns), tokens_per_image):
+        input_ids += ids
+        labels += ids if piece.supervised else [IGNORE_INDEX] * len(ids)
+        if piece.kind == "image":
+            images_end = len(input_ids)
+    truncated = 0
+    if max_length is not None and len(input_ids) > max_length:
+        if images_end > max_length:
+            raise ValueError(
+                f"max_length {max_length} cuts an image block, which ends at token {images_end}: "
+                "raise max_length or drop the row"
+            )
+        truncated = len(input_ids) - max_length
+        del input_ids[max_length:], labels[max_length:]
+    if labels.count(IGNORE_INDEX) == len(labels):
+        raise ValueError(
+            f"the row supervises nothing: its first answer starts behind max_length {max_length}; "
+            "raise max_length or drop the row"
+        )
+    return Encoded(input_ids, labels, truncated)
+
+
+def encode_prompt(
+    template: Template | str,
+    tokenizer: Any,
+    turns: Sequence[Turn],
+    *,
+    image_token_id: int,
+    tokens_per_image: int,
+) -> list[int]:
+    """Return the ids to generate from, up to and including the assistant's header.
+
+    They are the first ids of `encode` on the same turns and an answer. The turns end with the user; the other
+    arguments and errors are those of `encode`.
+    """
+    template = template_of(template)
+    encoder = encoder_of(template, tokenizer, image_token_id)
+    pieces = segments(template, turns, add_generation_prompt=True)
+    return encoder.start(template) + [i for _, ids in encoder.walk(pieces, tokens_per_image) for i in ids]
+
+
+_SAMPLES: tuple[list[Turn], ...] = (
+    [("user", f"{IMAGE}\nWhat is in the picture?"), ("assistant", "Two cats, on a red sofa.")],
+    [
+        ("user", f"{IMAGE}\nHow many dogs?"),
+        ("assistant", "3"),
+        ("user", "Sure?\n\nLook again."),
+        ("assistant", "Yes:\n  1. one\n  2. two"),
+        ("user", ""),
+        ("assistant", "(Nothing was asked.)"),
+    ],
+    [("user", "Say “hello” in Chinese."), ("assistant", "你好 is hello.")],
+)
+
+
+def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
+    """Check on three sample conversations that template and tokenizer belong together; run it at start-up.
+
+    The ids must equal those of the whole string, taken by a copy of the tokenizer with `<image>` as a special
+    token, and the ids with loss must decode to the answers and their ends.
+
+    Raises:
+        ValueError: If they do not; it says which string is at fault.
+    """
+    template = template_of(template)
+    backend = backend_of(tokenizer)
+    whole = type(backend).from_str(json.dumps(specification(backend)))
+    whole.add_special_tokens([IMAGE])
+    image = whole.token_to_id(IMAGE)
+    encoder = encoder_of(template, tokenizer, image)
+    fault = f"template {template.name!r} and this tokenizer do not belong together"
+    remedy = "choose the template of this LLM's family"
+    for turns in _SAMPLES[:1] if template.caption else _SAMPLES:
+        text, walked = render(template, turns), list(encoder.walk(segments(template, turns), 1))
+        ids = [i for _, ids in walked for i in ids]
+        expected = whole.encode(text, add_special_tokens=False).ids
+        if ids != expected:
+            raise ValueError(f"{fault}: {text!r} is {ids} by segments but {expected} as a whole; {remedy}")
+        for piece, ids in walked:
+            # Sentencepiece decoders drop the space that starts their input.
+            decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            if piece.supervised and decoded.removeprefix(" ") != piece.text.removeprefix(" "):
+                raise ValueError(f"{fault}: {piece.text!r} decodes to {decoded!r}; {remedy}")
+
+
+def choose_template(tokenizer: Any, family: str) -> str:
+    """Return the key of `TEMPLATES` that the tokenizer's special tokens ask for.
+
+    `family` is the LLM's `model_type`; only `"mistral"` matters, whose turns have no special tokens.
+    """
+    known = set(tokenizer.get_added_vocab())
+    if "<|im_start|>" in known:
+        return "chatml"
+    if "<start_of_turn>" in known:
+        return "gemma_instruct"
+    if {"<|end|>", "<|assistant|>"} <= known:
+        return "phi3_instruct"
+    return "mistral_instruct" if family == "mistral" else "vicuna_v1"
+
+
+def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
+    """Return the ids that end an answer at generation, each once: turn end, the template's `stop`, EOS."""
+    template, known = template_of(template), tokenizer.get_added_vocab()
+    # A caption ends with a newline: the last id, because the tokenizer may put a prefix in front of it.
+    caption_end = tokenizer("\n", add_special_tokens=False).input_ids[-1]
+    ids = [special_id(template, known, template.end) if template.end else caption_end]
+    ids += [known[text] for text in template.stop if text in known]
+    ids += [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return list(dict.fromkeys(ids))
+
+
+def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
+    for number, (role, text) in enumerate(turns):
+        due = ("user", "assistant")[number % 2]
+        if role != due:
+            raise ValueError(f"turn {number} is from {role!r} where {due!r} is due: turns must alternate")
+        if _SURROGATE.search(text):
+            raise ValueError(
+                f"turn {number} holds half a character (a lone surrogate): repair or drop the row"
+            )
+        if role == "assistant" and not text.strip():
+            raise ValueError(f"the answer in turn {number} is empty: there is nothing to learn, drop the row")
+    if not turns:
+        raise ValueError("the conversation has no user turn")
+    if turns[-1][0] != ends_with:
+        raise ValueError(f"the conversation ends with {turns[-1][0]!r}, but it must end with {ends_with!r}")

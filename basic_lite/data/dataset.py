@@ -1,0 +1,253 @@
+"""Rows as token ids, labels and pixels, and what to do with one that turns out bad."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from basic_lite.data.conversation import Encoded, encode
+from basic_lite.data.findings import read_bad_rows
+from basic_lite.data.pictures import ImageTransform, load_image
+from basic_lite.data.readers import Rows
+from basic_lite.data.rows import RowFault, Sample, caption_fault, shown
+from basic_lite.data.templates import Template, template_of
+
+# A row as the model takes it: ids and labels, then pixels.
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Makes ids and labels of a sample.
+
+    Attributes:
+        template: how the LLM's prompts are written.
+        tokenizer: of the LLM.
+        image_token_id: id that marks a patch.
+        tokens_per_image: patches per image (`P`).
+        max_length: most tokens of a row, image tokens included; `None` for no limit.
+    """
+
+    template: Template | str
+    tokenizer: Any
+    image_token_id: int
+    tokens_per_image: int
+    max_length: int | None
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Return ids, labels and how many tokens were cut off.
+
+        Raises:
+            RowFault: As `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
+                none, else `malformed_row`.
+        """
+        if template_of(self.template).caption:
+            fault = caption_fault(len(sample.images), len(sample.turns))
+            if fault is not None:
+                raise fault
+        try:
+            return encode(
+                self.template,
+                self.tokenizer,
+                sample.turns,
+                image_token_id=self.image_token_id,
+                tokens_per_image=self.tokens_per_image,
+                max_length=self.max_length,
+            )
+        except ValueError as error:
+            code = "no_supervision" if "max_length" in str(error) else "malformed_row"
+            raise RowFault(code, str(error)) from None
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Makes ids, labels and pixels of a sample.
+
+    Attributes:
+        text: makes ids and labels.
+        transform: from a picture to the tower's pixels.
+    """
+
+    text: TextEncoder
+    transform: ImageTransform
+
+    def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
+        """Return an item of `SupervisedRows` and how many tokens were cut off.
+
+        Raises:
+            RowFault: Names the row and its id.
+        """
+        try:
+            encoded = self.text(sample)
+            pixels = [self.transform(load_image(image)) for image in sample.images]
+        except RowFault as fault:
+            raise RowFault(fault.code, f"row {row} (id {shown(sample.id)}): {fault.detail}") from None
+        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
+        return {**item, "row": row, "id": sample.id}, encoded.truncated
+
+
+SEEN, CUT, BAD = 1, 2, 4
+"""Bits of a row's state."""
+
+
+class SupervisedRows(Dataset):
+    """Rows as token ids, labels and pixels.
+
+    Args:
+        rows: the samples, by number; `open_rows` makes them.
+        template: how the LLM's prompts are written.
+        tokenizer: of the LLM.
+        transform: from a picture to the tower's pixels.
+        image_token_id: id that marks a patch.
+        tokens_per_image: patches per image (`P`).
+        max_length: most tokens of a row, image tokens included.
+        bad_budget: share of the rows that may be bad, those that are not `usable` among them. One that turns
+            out bad is replaced by a good row of its modality and length, always the same one; the next bad
+            row beyond the budget raises. 0: the first does.
+        bad_log: file that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`.
+            Rows that it names already, from before a run was resumed, count too.
+        usable: `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        template: Template | str,
+        tokenizer: Any,
+        transform: ImageTransform,
+        image_token_id: int,
+        tokens_per_image: int,
+        max_length: int | None = 2048,
+        bad_budget: float = 0.0,
+        bad_log: Path | None = None,
+        usable: np.ndarray | None = None,
+    ) -> None:
+        self.rows = rows
+        text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length)
+        self.encoder = RowEncoder(text, transform)
+        self.bad_budget = bad_budget
+        self.bad_log = bad_log
+        self.usable = np.ones(len(rows), bool) if usable is None else usable
+        # One byte a row, seen by all workers; a count would need a lock, a bit may be set twice.
+        self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
+        for line in [] if bad_log is None else read_bad_rows(bad_log):
+            if "replaced_by" in line:
+                self.state[line["row"]] |= BAD
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Return one row, encoded.
+
+        Args:
+            row: its number.
+
+        Returns:
+            `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
+            tensors, one per image, `row` and `id`; of the row that replaces it if it is bad.
+
+        Raises:
+            ValueError: If the row is bad and the budget is spent; names the row and its id.
+        """
+        try:
+            return self._encoded(row)
+        except RowFault as fault:
+            known = bool(self.state[row] & BAD)
+            self.state[row] |= BAD
+            allowed = int(self.bad_budget * len(self))
+            bad = int(np.count_nonzero(~self.usable | (self.state.numpy() & BAD != 0)))
+            if bad > allowed:
+                if not self.bad_budget:
+                    raise
+                raise RowFault(
+                    fault.code,
+                    f"{bad} of {len(self)} rows turned out bad, {allowed} are allowed; the last: {fault}",
+                ) from None
+            for other in self._similar(row):
+                try:
+                    item = self._encoded(other)
+                except RowFault:
+                    continue
+                if not known:  # each epoch meets it anew
+                    self._log(row, fault, other)
+                return item
+            raise
+
+    def tally(self) -> dict[str, int]:
+        """Return how many rows were `seen`, `truncated` and `replaced` so far, and are `left_out`."""
+        bits = (("seen", SEEN), ("truncated", CUT), ("replaced", BAD))
+        counts = {name: int((self.state & bit).ne(0).sum()) for name, bit in bits}
+        return {**counts, "left_out": int((~self.usable).sum())}
+
+    def _encoded(self, row: int) -> dict[str, Any]:
+        item, truncated = self.encoder(self.rows[row], row)
+        self.state[row] |= SEEN | (CUT if truncated else 0)
+        return item
+
+    def _similar(self, row: int, tries: int = 20) -> Iterator[int]:
+        """Yield rows of the same modality and about the same length, always in the same order."""
+        same = self.rows.has_image == self.rows.has_image[row]
+        same &= self.usable & (self.rows.index.fault == 0)
+        same[row] = False
+        candidates = np.flatnonzero(same)
+        lengths = self.rows.lengths[candidates]
+        order = np.argsort(lengths, kind="stable")
+        first = int(np.searchsorted(lengths[order], self.rows.lengths[row]))
+        for step in range(min(tries, len(order))):
+            yield int(candidates[order[(first + step) % len(order)]])
+
+    def _log(self, row: int, fault: RowFault, other: int) -> None:
+        if self.bad_log is None:
+            return
+        try:
+            name = self.rows.raw(row).id
+        except RowFault:
+            name = ""
+        line = {"row": row, "id": name, "code": fault.code, "detail": fault.detail, "replaced_by": other}
+        self.bad_log.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.bad_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:  # one write: lines of several workers do not mix
+            os.write(file, (json.dumps(line) + "\n").encode())
+        finally:
+            os.close(file)
+
+
+class SupervisedStream(IterableDataset):
+    """Rows of a stream as token ids, labels and pixels, in the stream's order.
+
+    A stream has no length and no row numbers to come back to: choose `max_steps`, and prefer rows on
+    disk where there is room for them. Workers share the stream's files among them.
+
+    Args:
+        samples: an iterable that can be gone through anew, such as `basic_lite.data.streams.Stream`.
+        bad_budget: share of the rows seen so far, at least one row, that may be bad; they are left out.
+        encoder: the rest.
+    """
+
+    def __init__(self, samples: Any, encoder: RowEncoder, *, bad_budget: float = 0.0) -> None:
+        self.samples = samples
+        self.encoder = encoder
+        self.bad_budget = bad_budget
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        bad = 0
+        for number, sample in enumerate(self.samples):
+            try:
+                if isinstance(sample, RowFault):
+                    raise sample
+                item, _ = self.encoder(sample, number)
+            except RowFault:
+                bad += 1
+                if not self.bad_budget or bad > max(self.bad_budget * (number + 1), 1):
+                    raise
+                continue
+            yield item

@@ -1,0 +1,169 @@
+"""Where the patches, the text and the supervised tokens of a batch stand: index tensors, made once per batch.
+
+The collator makes the layout from CPU tensors, so that a training step never asks the GPU for a position
+(each `nonzero()` or `tolist()` on a CUDA tensor stops the host until the GPU has caught up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from basic_lite.data.conversation import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Index tensors over the flattened `(B * S)` token positions of a batch.
+
+    Attributes:
+        patch: `(N,)` int64, flat positions of the image tokens, row-major.
+        image: `(N,)` int64, the image of each patch, from 0.
+        text: `(B, T)` int64, positions *in the row* of the text after the row's first image, padded with 0.
+        is_text: `(B, T)` bool, which entries of `text` are real.
+        text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
+        predicting: `(M,)` int64, flat positions whose next token is supervised.
+        targets: `(M,)` int64, those next tokens.
+        predicting_rows: `(B, T)` int64, the same positions *in the row*, padded with 0; at least one column.
+        slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
+        images: `I`, known on the host.
+        rows: `B`, known on the host.
+        images_in_row: images of each row, known on the host.
+        targets_in_row: supervised tokens of each row, known on the host.
+        right_padded: no padding stands in front of a real token, so causality alone hides all padding.
+    """
+
+    patch: torch.Tensor
+    image: torch.Tensor
+    text: torch.Tensor
+    is_text: torch.Tensor
+    text_after: torch.Tensor
+    predicting: torch.Tensor
+    targets: torch.Tensor
+    predicting_rows: torch.Tensor
+    slot: torch.Tensor
+    images: int
+    rows: int
+    images_in_row: tuple[int, ...]
+    targets_in_row: tuple[int, ...]
+    right_padded: bool
+
+    def to(self, device: torch.device | str) -> Layout:
+        """Return the layout with its tensors on `device`, copied without waiting."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Layout:
+        """Return the layout in page-locked memory; `torch.utils.data.DataLoader` calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def part(self, start: int, stop: int, width: int) -> Layout:
+        """Return the layout of rows `start` to `stop`, by slicing alone.
+
+        Args:
+            start: first row.
+            stop: row behind the last.
+            width: tokens per row, `S`.
+        """
+        per_image = len(self.patch) // max(self.images, 1)
+        image, end = (sum(self.images_in_row[:row]) for row in (start, stop))
+        target, last = (sum(self.targets_in_row[:row]) for row in (start, stop))
+        patches = slice(image * per_image, end * per_image)
+        return replace(
+            self,
+            patch=self.patch[patches] - start * width,
+            image=self.image[patches] - image,
+            text=self.text[start:stop],
+            is_text=self.is_text[start:stop],
+            text_after=self.text_after[image:end],
+            predicting=self.predicting[target:last] - start * width,
+            targets=self.targets[target:last],
+            predicting_rows=self.predicting_rows[start:stop],
+            slot=self.slot[target:last] - start * self.predicting_rows.shape[1],
+            images=end - image,
+            rows=stop - start,
+            images_in_row=self.images_in_row[start:stop],
+            targets_in_row=self.targets_in_row[start:stop],
+        )
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Layout:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
+
+
+def layout_of(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    image_token_id: int,
+    images: int,
+    labels: torch.Tensor | None = None,
+) -> Layout:
+    """Find patches, the text after them and the supervised tokens of a batch.
+
+    Every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input size implies.
+
+    Args:
+        input_ids: `(B, S)` int64.
+        attention_mask: `(B, S)`, 0 at padding; `None` means no padding.
+        image_token_id: id that marks a patch.
+        images: `I`.
+        labels: `(B, S)` int64 with `IGNORE_INDEX` where there is no loss; `None` leaves `predicting` empty.
+
+    Returns:
+        The layout, on the device of `input_ids`. Costs host synchronisations on a GPU.
+
+    Raises:
+        ValueError: If the image tokens cannot be shared evenly among the images.
+    """
+    rows = len(input_ids)
+    device = input_ids.device
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    is_patch = (input_ids == image_token_id) & valid
+    patch = is_patch.flatten().nonzero().squeeze(1)
+    if (len(patch) % images if images else len(patch)) != 0:
+        raise ValueError(
+            f"{len(patch)} image tokens cannot be shared evenly among {images} images: every image needs one "
+            "block of image tokens in its row. Is the processor's image_seq_length the tower's patch count?"
+        )
+    per_image = len(patch) // images if images else 1
+    image = torch.arange(len(patch), device=device) // per_image
+
+    # Text that can see an image: real, no patch, behind the row's first patch.
+    after_first = is_patch.cumsum(1) > 0
+    seeing = valid & ~is_patch & after_first
+    longest = int(seeing.sum(1).max()) if rows else 0
+    order = (~seeing).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]  # those first, in order
+    is_text = seeing.gather(1, order)
+    last = patch[per_image - 1 :: per_image] if images else patch  # flat position of each image's last patch
+    later = seeing.flip(1).cumsum(1).flip(1).flatten()  # seeing tokens from here to the row's end
+    text_after = later[last].clamp(min=1).float()
+
+    supervised = torch.zeros_like(valid)
+    if labels is not None:
+        supervised[:, :-1] = labels[:, 1:].ne(IGNORE_INDEX)
+    predicting = supervised.flatten().nonzero().squeeze(1)
+    targets = predicting if labels is None else labels.flatten()[predicting + 1]
+    count = supervised.sum(1)
+    columns = max(int(count.max()), 1) if rows else 1
+    predicting_rows = (~supervised).to(torch.int8).argsort(dim=1, stable=True)[:, :columns]  # those first
+    used = torch.arange(columns, device=device) < count[:, None]
+    predicting_rows, slot = predicting_rows.masked_fill(~used, 0), used.flatten().nonzero().squeeze(1)
+    text = order.masked_fill(~is_text, 0)
+    right_padded = not bool((~valid[:, :-1] & valid[:, 1:]).any())
+    return Layout(
+        patch,
+        image,
+        text,
+        is_text,
+        text_after,
+        predicting,
+        targets,
+        predicting_rows,
+        slot,
+        images=images,
+        rows=rows,
+        images_in_row=tuple((is_patch.sum(1) // per_image).tolist()),
+        targets_in_row=tuple(count.tolist()),
+        right_padded=right_padded,
+    )

@@ -1,0 +1,183 @@
+"""What can be asked about a scene, and the right answers: facts without words.
+
+A `Query` is a question in no language; `grammar` words it in English or Chinese. Every generator below looks
+at a scene and returns the queries of its kind that have one clear answer there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass
+from itertools import permutations
+
+from basic_lite.data.world.scenes import COLOURS, PLACES, SHAPES, SIZES, Scene, Thing
+
+KINDS = ("colour", "shape", "count", "place", "relation", "existence", "comparison")
+
+GROUPS = {
+    "colour": "attribute_perception",
+    "shape": "attribute_perception",
+    "place": "spatial_perception",
+    "relation": "spatial_perception",
+    "count": "scene_reasoning",
+    "existence": "scene_reasoning",
+    "comparison": "scene_reasoning",
+}
+"""The `l2-category` of every kind in the MMBench files."""
+
+Noun = tuple[tuple[str, str], ...]
+"""Attributes that pick things out, as in `(("colour", "red"), ("shape", "star"))`; empty means any thing."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question about a scene.
+
+    Attributes:
+        kind: One of `KINDS`.
+        form: Which sentence of that kind: the key of `grammar`'s templates.
+        nouns: The things that it speaks of, in order.
+        answer: Attribute and value; a noun phrase answer has the attribute `noun` and the value is a `Noun`.
+        choices: The answer and wrong answers of the same attribute, at least two in all.
+    """
+
+    kind: str
+    form: str
+    nouns: tuple[Noun, ...]
+    answer: tuple[str, str | int | Noun]
+    choices: tuple[str | int | Noun, ...]
+
+
+def fits(thing: Thing, noun: Noun) -> bool:
+    """Say whether all attributes of the noun hold of the thing."""
+    return all(getattr(thing, attribute) == value for attribute, value in noun)
+
+
+def name(thing: Thing) -> Noun:
+    """Return colour and shape: the noun that fits no other thing of the scene."""
+    return (("colour", thing.colour), ("shape", thing.shape))
+
+
+def attribute_queries(scene: Scene, rng: random.Random) -> list[Query]:
+    """Colour by shape or place, shape by colour or place, place by shape or by colour and shape."""
+    found = []
+    values = {"colour": COLOURS, "shape": SHAPES, "place": PLACES}
+    clues = {"colour": (("shape",), ("place",)), "shape": (("colour",), ("place",))}
+    clues["place"] = (("shape",), ("colour", "shape"))
+    for kind, keys in ((kind, keys) for kind, options in clues.items() for keys in options):
+        for thing in scene.things:
+            noun = tuple((key, getattr(thing, key)) for key in keys)
+            if sum(fits(other, noun) for other in scene.things) == 1:
+                found.append(Query(kind, kind, (noun,), (kind, getattr(thing, kind)), values[kind]))
+    return found
+
+
+def count_queries(scene: Scene, rng: random.Random) -> list[Query]:
+    """How many things in all, of a colour, of a shape or of a size."""
+    nouns: list[Noun] = [()]
+    nouns += [(("size", size),) for size in SIZES]
+    for attribute, values in (("colour", COLOURS), ("shape", SHAPES)):
+        shown = {getattr(thing, attribute) for thing in scene.things}
+        nouns += [((attribute, value),) for value in sorted(shown)]
+        nouns.append(((attribute, rng.choice([v for v in values if v not in shown])),))
+    found = []
+    for noun in nouns:
+        number = sum(fits(thing, noun) for thing in scene.things)
+        found.append(
+            Query("count", "count" if noun else "count all", (noun,), ("number", number), tuple(range(5)))
+        )
+    return found
+
+
+def relation_queries(scene: Scene, rng: random.Random) -> list[Query]:
+    """On which side of one thing another is: asked open, and as yes or no."""
+    found = []
+    for one, other in permutations(scene.things, 2):
+        nouns = (name(one), name(other))
+        for sides, a, b in (
+            (("left", "right"), one.column, other.column),
+            (("above", "below"), one.row, other.row),
+        ):
+            if a == b:
+                continue
+            side = sides[a > b]
+            found.append(Query("relation", f"which {sides[0]}", nouns, ("side", side), sides))
+            asked = rng.choice(sides)
+            truth = "yes" if asked == side else "no"
+            found.append(Query("relation", f"is {asked}", nouns, ("truth", truth), ("yes", "no")))
+    return found
+
+
+def existence_queries(scene: Scene, rng: random.Random, pairs: frozenset[tuple[str, str]]) -> list[Query]:
+    """Whether there is a thing of a colour and a shape; what is not there is like something that is."""
+    shown = {thing.pair for thing in scene.things}
+    found = []
+    for thing in scene.things:
+        near = [
+            p for p in sorted(pairs) if p not in shown and (p[0] == thing.colour) != (p[1] == thing.shape)
+        ]
+        for pair, truth in ((thing.pair, "yes"), (rng.choice(near), "no")):
+            noun = (("colour", pair[0]), ("shape", pair[1]))
+            found.append(Query("existence", "existence", (noun,), ("truth", truth), ("yes", "no")))
+    return found
+
+
+def comparison_queries(scene: Scene, rng: random.Random) -> list[Query]:
+    """Which of two is larger, whether two share a colour or a shape, whether one kind outnumbers another."""
+    found = []
+    for one, other in permutations(scene.things, 2):
+        nouns = (name(one), name(other))
+        if one.size != other.size:
+            asked = rng.choice(SIZES)
+            winner = name(one if one.size == asked else other)
+            found.append(Query("comparison", f"which {asked}", nouns, ("noun", winner), nouns))
+        for attribute in ("colour", "shape"):
+            truth = "yes" if getattr(one, attribute) == getattr(other, attribute) else "no"
+            # The nouns leave out what is asked for, so each must still fit one thing only.
+            clue = "shape" if attribute == "colour" else "colour"
+            short = tuple(((clue, getattr(thing, clue)),) for thing in (one, other))
+            clear = all(sum(fits(thing, noun) for thing in scene.things) == 1 for noun in short)
+            if clear:
+                found.append(Query("comparison", f"same {attribute}", short, ("truth", truth), ("yes", "no")))
+    for attribute in ("colour", "shape"):
+        counts = Counter(getattr(thing, attribute) for thing in scene.things)
+        for one, other in permutations(sorted(counts), 2):
+            if counts[one] != counts[other]:
+                truth = "yes" if counts[one] > counts[other] else "no"
+                nouns = (((attribute, one),), ((attribute, other),))
+                found.append(Query("comparison", "more", nouns, ("truth", truth), ("yes", "no")))
+    return found
+
+
+def queries(
+    scene: Scene, rng: random.Random, pairs: frozenset[tuple[str, str]], kinds: tuple[str, ...] = KINDS
+) -> dict[str, list[Query]]:
+    """Return all queries about a scene by kind, balanced between yes and no where a kind asks that.
+
+    Args:
+        scene: The scene.
+        rng: Source of the wrong answers and of the balancing.
+        pairs: Colour and shape pairs that a question may speak of beyond those shown.
+        kinds: Which kinds to return.
+
+    Returns:
+        For each kind its queries in random order; a kind that the scene does not allow has an empty list.
+    """
+    every = attribute_queries(scene, rng) + count_queries(scene, rng) + relation_queries(scene, rng)
+    every += existence_queries(scene, rng, pairs) + comparison_queries(scene, rng)
+    rng.shuffle(every)
+    return {kind: _balanced([q for q in every if q.kind == kind]) for kind in kinds}
+
+
+def _balanced(found: list[Query]) -> list[Query]:
+    """Drop queries so that no form is answered yes more often than no, or the other way around."""
+    kept = []
+    for form in dict.fromkeys(q.form.split()[0] for q in found):
+        group = [q for q in found if q.form.split()[0] == form]
+        yes = [q for q in group if q.answer == ("truth", "yes")]
+        no = [q for q in group if q.answer == ("truth", "no")]
+        rest = [q for q in group if q.answer[0] != "truth"]
+        most = max(min(len(yes), len(no)), 1)
+        kept += rest + yes[:most] + no[:most]
+    return kept

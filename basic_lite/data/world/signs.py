@@ -1,0 +1,109 @@
+"""Scenes with a sign in them that has a word on it: a world for questions about reading.
+
+A sign stands in a free cell of the grid, and the caption begins with its word. The word says nothing about
+the things around it, so it can only be read. Nothing here touches the world that the other commands use.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from basic_lite.data.world.grammar import caption
+from basic_lite.data.world.render import PATCH, SCALE, SIDE, render
+from basic_lite.data.world.scenes import Scene, sample_scene
+
+WORDS: tuple[str, ...] = ("red", "blue", "green", "black", "star", "ring", "heart", "cross")
+"""What signs say: words that the decoder knows, each a token of its own at a text's beginning."""
+
+TEXT_PATCHES: str = "text_patches.json"
+"""Row id -> patches that the sign covers, in a world's folder."""
+
+HELD_OUT: str = "held_out.json"
+"""Rows to measure on, in a world's folder."""
+
+_CELL, _HEIGHT = SIDE // 3, 17
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A plate with a word.
+
+    Attributes:
+        word: one of `WORDS`.
+        row: of its cell.
+        column: of its cell.
+        shift: pixels that it stands below the middle of its cell.
+    """
+
+    word: str
+    row: int
+    column: int
+    shift: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom in pixels of the picture; right and bottom are outside."""
+        top = self.row * _CELL + (_CELL - _HEIGHT) // 2 + self.shift
+        return self.column * _CELL, top, (self.column + 1) * _CELL, top + _HEIGHT
+
+    @property
+    def patches(self) -> list[int]:
+        """The patches that it covers any of, row by row."""
+        left, top, right, bottom = self.box
+        grid = SIDE // PATCH
+        rows = range(top // PATCH, -(-bottom // PATCH))
+        return [row * grid + column for row in rows for column in range(left // PATCH, -(-right // PATCH))]
+
+
+def put_sign(scene: Scene, rng: random.Random) -> Sign:
+    """Return a sign for a free cell of a scene."""
+    taken = {(thing.row, thing.column) for thing in scene.things}
+    free = [(row, column) for row in range(3) for column in range(3) if (row, column) not in taken]
+    return Sign(rng.choice(WORDS), *rng.choice(free), shift=rng.randint(-5, 5))
+
+
+def render_with(scene: Scene, sign: Sign) -> Image.Image:
+    """Draw a scene with its sign in front."""
+    image = render(scene).image.copy()
+    left, top, right, bottom = sign.box
+    plate = Image.new("RGB", ((right - left) * SCALE, (bottom - top) * SCALE), (246, 244, 236))
+    pen = ImageDraw.Draw(plate)
+    pen.rectangle((0, 0, plate.width - 1, plate.height - 1), outline=(60, 56, 50), width=SCALE)
+    size = plate.height
+    while pen.textlength(sign.word, font=(font := ImageFont.load_default(size))) > 0.9 * plate.width:
+        size -= 1
+    pen.text((plate.width / 2, plate.height / 2), sign.word, fill=(24, 22, 20), font=font, anchor="mm")
+    image.paste(plate.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
+    return image
+
+
+def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
+    """Write `stage1.json`, `held_out.json`, their pictures and which patches hold text.
+
+    Args:
+        folder: where to; created when missing.
+        seed: of every scene, sign and sentence.
+        captions: rows to train on.
+        held_out: rows to measure on, each with a pair of colour and shape that training never shows.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    patches: dict[str, list[int]] = {}
+    for name, count, new in (("stage1.json", captions, False), (HELD_OUT, held_out, True)):
+        rng, rows = random.Random(f"signs {seed} {name}"), []
+        for number in range(count):
+            scene = sample_scene(rng, held_out=new)
+            sign = put_sign(scene, rng)
+            row = f"{'new' if new else 'sign'}_{number:05d}"
+            render_with(scene, sign).save(folder / "images" / f"{row}.png")
+            said = f"{sign.word}. {caption(scene, 'en', rng)}"
+            turns = [{"from": "human", "value": "<image>\nRead the sign and describe the picture."}]
+            turns.append({"from": "gpt", "value": said})
+            rows.append({"id": row, "image": f"images/{row}.png", "conversations": turns})
+            patches[row] = sign.patches
+        (folder / name).write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (folder / TEXT_PATCHES).write_text(json.dumps(patches), encoding="utf-8")

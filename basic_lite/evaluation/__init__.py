@@ -1,0 +1,1 @@
+"""Benchmarks: questions, answers, scores, intervals and comparisons."""

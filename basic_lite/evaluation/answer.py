@@ -1,0 +1,184 @@
+"""Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
+
+Answers go to a JSONL file, one line each, in the order in which they are made; scoring reads that file
+and never sees the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from basic_lite.data.conversation import IMAGE
+from basic_lite.evaluation import predictions
+from basic_lite.evaluation.question import Question
+from basic_lite.files import complete
+from basic_lite.models.generate import greedily, prompt_ids, stops_of, text_of
+from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
+
+
+def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
+    """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
+    """
+    if not path.is_file():
+        return set()
+    found = predictions.read(path, questions, drop_cut_end=True)
+    content = path.read_bytes()
+    if not content or content.endswith(b"\n"):
+        return set(found)
+    with complete(path) as draft:
+        draft.write_bytes(content[: content.rfind(b"\n") + 1])
+    return set(predictions.read(path, questions))
+
+
+def generate(
+    assembled: Assembled,
+    questions: Sequence[Question],
+    path: Path,
+    *,
+    batch_size: int = 16,
+    model_id: str = "basic-lite",
+    max_batches: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> int:
+    """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
+
+    Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
+    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
+
+    Args:
+        assembled: the model.
+        questions: of one benchmark.
+        path: prediction file, appended to.
+        batch_size: prompts per batch.
+        model_id: written into every line.
+        max_batches: stop after so many; `None` for all.
+        advance: told how many answers are new.
+
+    Returns:
+        How many questions of the benchmark are still without answer.
+
+    Raises:
+        ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
+    """
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    done = answered(path, questions)
+    advance(len(done))
+    prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
+    prompts.sort(key=lambda pair: -len(pair[1]))
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    left = len(prompts)
+    for_inference(assembled.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for batch, pixels in _with_pixels(assembled, batches[:max_batches]):
+            texts = _answer(assembled, batch, pixels)
+            rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
+            file.write("".join(map(predictions.to_line, rows)))
+            file.flush()
+            os.fsync(file.fileno())
+            left -= len(batch)
+            advance(len(batch))
+    return left
+
+
+Batch = list[tuple[Question, list[int]]]
+
+
+def _prompt(assembled: Assembled, question: Question) -> list[int]:
+    text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
+    return prompt_ids(assembled, [("user", text)])
+
+
+def _with_pixels(
+    assembled: Assembled, batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+    """Decode the next batch's pictures on other threads while the model answers this one."""
+    transform = assembled.transform("pad")
+
+    def load(question: Question) -> torch.Tensor | None:
+        picture = question.open_image()
+        return None if picture is None else transform(picture)
+
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        ahead = [[pool.submit(load, question) for question, _ in batch] for batch in batches[:2]]
+        for number, batch in enumerate(batches):
+            loaded = [future.result() for future in ahead.pop(0)]
+            if number + 2 < len(batches):
+                ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
+            pixels = [tensor for tensor in loaded if tensor is not None]
+            yield batch, torch.stack(pixels) if pixels else None
+
+
+@torch.inference_mode()
+def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
+    """Decode one batch greedily.
+
+    Args:
+        assembled: the model.
+        batch: `B` prompts.
+        pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
+    """
+    model, tower = assembled.model, parts_of(assembled.model).llava.vision_tower
+    weight = next(tower.parameters())
+    longest = max(len(ids) for _, ids in batch)
+    input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for row, (_, ids) in enumerate(batch):
+        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
+        mask[row, longest - len(ids) :] = 1
+    forward = {"input_ids": input_ids.to(weight.device), "attention_mask": mask.to(weight.device)}
+    if pixels is not None:
+        pixels = pixels.to(weight.device)
+        forward["pixel_values"] = assembled.transform("pad").normalise(pixels, weight.dtype)
+    produced = model.generate(
+        **forward,
+        **greedily(stops_of(assembled), assembled.pad_token_id, batch[0][0].max_new_tokens),
+    )
+    return [text_of(assembled, row) for row in produced[:, longest:].tolist()]
+
+
+def answer_one(assembled: Assembled, question: Question) -> str:
+    """Answer one question alone: no batch, no padding, its picture decoded here and now."""
+    for_inference(assembled.model)
+    picture = question.open_image()
+    pixels = None if picture is None else assembled.transform("pad")(picture)[None]
+    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0]
+
+
+def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
+    """Make sure that a prediction file is continued under the conditions it was begun with.
+
+    Args:
+        path: prediction file; the conditions stand beside it.
+        conditions: checkpoint, benchmark, prompts, decoding.
+        overwrite: start the file again.
+
+    Raises:
+        ValueError: If the file was made under other conditions; nothing is overwritten.
+    """
+    beside = path.with_suffix(".conditions.json")
+    if overwrite:
+        path.unlink(missing_ok=True)
+    elif path.is_file():
+        then = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        differing = [key for key in conditions if then.get(key) != conditions[key]]
+        if differing:
+            raise ValueError(
+                f"{path} holds answers made with another {', '.join(differing)}; start again with "
+                f"--overwrite, "
+                "or choose another --out"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with complete(beside) as draft:
+        draft.write_text(json.dumps(conditions, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,102 @@
+"""Prediction files: JSON lines with LLaVA's fields, one answer a line."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from basic_lite.evaluation.files import read_json_lines, require
+from basic_lite.evaluation.question import Question
+
+Predictions = dict[int | str, str]
+
+
+def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
+    """Return the line to write for an answer, with the fields of LLaVA's answer files.
+
+    The answer id is made from the content, so that a resumed run writes the same file.
+    """
+    identity = f"{model_id}/{question.id}/{question.text}/{text}"
+    line: dict[str, Any] = {
+        "question_id": question.id,
+        "prompt": question.text,
+        "text": text,
+        "answer_id": uuid.uuid5(uuid.NAMESPACE_OID, identity).hex,
+        "model_id": model_id,
+        "metadata": {},
+    }
+    if question.choices:
+        line |= {
+            "round_id": 0,
+            "options": list(question.choices.values()),
+            "option_char": list(question.choices),
+        }
+    return line
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """Return a record as the file has it, newline included."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: str) -> Predictions:
+    """Pair records with questions by id, "7" and 7 alike.
+
+    Args:
+        rows: Records.
+        questions: What was asked.
+        where: What to call the records in an error.
+
+    Returns:
+        Question id -> answer, in the order of the questions; questions without an answer are left out.
+
+    Raises:
+        ValueError: If a record lacks a field, an id comes twice or is none of the questions, or other words
+            were asked under it.
+    """
+    known = {str(question.id): question for question in questions}
+    answers: Predictions = {}
+    strangers = []
+    for number, row in enumerate(rows, start=1):
+        require(row, ("question_id", "text"), f"{where} line {number}")
+        question = known.get(str(row["question_id"]))
+        if question is None:
+            strangers.append(row["question_id"])
+            continue
+        if question.id in answers:
+            raise ValueError(f"{where} answers question {question.id} twice: remove one of the lines.")
+        if not _same_words(str(row.get("prompt") or ""), question.text):
+            raise ValueError(
+                f"{where} line {number} answers other words than question {question.id} has: it belongs to "
+                "another benchmark, language or prompt style."
+            )
+        answers[question.id] = str(row["text"])
+    if strangers:
+        raise ValueError(
+            f"{where} answers {len(strangers)} questions that were not asked (first: {strangers[0]}): it "
+            "belongs to another benchmark, split or limit."
+        )
+    return {question.id: answers[question.id] for question in questions if question.id in answers}
+
+
+def _same_words(recorded: str, asked: str) -> bool:
+    """Compare prompts; LLaVA's files leave out the request of MMBench and keep ScienceQA's image token."""
+    recorded = recorded.removeprefix("<image>\n")
+    return recorded in asked or asked in recorded
+
+
+def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = False) -> Predictions:
+    """Read a prediction file and pair it with its questions.
+
+    Args:
+        path: The file.
+        questions: What was asked.
+        drop_cut_end: Leave out a last line that a killed run did not finish.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another benchmark.
+    """
+    return match(read_json_lines(Path(path), drop_cut_end), questions, str(path))

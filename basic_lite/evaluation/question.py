@@ -1,0 +1,109 @@
+"""The one record that every benchmark is read into, and how its picture is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A picture in a column of a Hugging Face data set, read only when it is needed.
+
+    Attributes:
+        table: The data set, with the column not decoded.
+        row: Row number.
+        column: Name of the image column.
+        of_several: The cell is a list of frames, of which the middle one is taken.
+    """
+
+    table: Any = field(repr=False)
+    row: int
+    column: str = "image"
+    of_several: bool = False
+
+    def read(self) -> bytes:
+        """Return the encoded picture."""
+        cell = self.table[self.row][self.column]
+        if self.of_several:
+            cell = cell[len(cell) // 2]
+        return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+
+
+ImageSource = Path | bytes | StoredImage | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as a model is asked it, with what its scorer needs.
+
+    Attributes:
+        id: As the benchmark's prediction and submission files name it.
+        text: The user turn without the image token; generation puts it, and a newline, before the text.
+        image: A file, encoded bytes, a cell of a data set, or `None` for a text-only question.
+        max_new_tokens: Length limit of the benchmark's published decoding.
+        answer: The reference answer or letter; `None` where labels are not public.
+        answers: All human answers, where there are several.
+        choices: Letter -> text, for multiple choice.
+        category: What the results are broken down by.
+        fields: What only this benchmark's scorer or export needs, under the names of its files.
+    """
+
+    id: int | str
+    text: str
+    image: ImageSource
+    max_new_tokens: int
+    answer: str | None = None
+    answers: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+    category: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def open_image(self) -> Image | None:
+        """Return the picture, decoded, in RGB; `None` for a text-only question.
+
+        Raises:
+            ValueError: If the file is missing or does not decode.
+        """
+        if self.image is None:
+            return None
+        from io import BytesIO
+
+        from PIL import Image
+
+        source = self.image.read() if isinstance(self.image, StoredImage) else self.image
+        try:
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
+                return picture.convert("RGB")
+        except FileNotFoundError:
+            raise ValueError(
+                f"Picture {source} of question {self.id} is missing: check the image folder."
+            ) from None
+        except OSError as error:
+            raise ValueError(f"Picture of question {self.id} does not decode: {error}.") from None
+
+
+# The request that ends a question, as LLaVA-1.5 was trained to read it.
+#
+# Source: LLaVA `docs/Evaluation.md` and the question files of its `eval.zip`.
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+LETTER_CN = "请直接回答选项字母。"
+LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+
+
+def check_style(style: str, known: Mapping[str, object], benchmark: str) -> None:
+    """Check the name of a prompt style.
+
+    Raises:
+        ValueError: If the benchmark has no such style.
+    """
+    if style not in known:
+        raise ValueError(f"Unknown prompt style {style!r} of {benchmark}: use one of {', '.join(known)}.")

@@ -1,0 +1,207 @@
+"""The three steps of an evaluation and the files between them: predictions, results, submission."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from basic_lite.evaluation import predictions, table
+from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.show import results
+from basic_lite.evaluation.statistics import Score, save_score
+from basic_lite.evaluation.tasks import mmvet
+from basic_lite.evaluation.tasks.mmbench import ROTATION
+from basic_lite.files import MANIFEST, file_hash, read_manifest, write_json
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One run on one benchmark.
+
+    Attributes:
+        run: run folder.
+        name: benchmark, in the table of benchmarks.
+        out: folder of predictions and results.
+        data: original files, Parquet files or hub id; `None` takes the table's hub id.
+        images: folder of the pictures.
+        split: `None` takes the table's.
+        prompt_style: style of the benchmark.
+        scorer: scoring rule; `None` takes LLaVA's.
+        limit: only so many questions.
+        any_size: take all questions of another number than the published one.
+        judge: who graded `judge_scores` (MM-Vet).
+        judge_scores: a judge's grades (MM-Vet).
+    """
+
+    run: Path
+    name: str
+    out: Path
+    data: str | None = None
+    images: Path | None = None
+    split: str | None = None
+    prompt_style: str = "llava"
+    scorer: str | None = None
+    limit: int | None = None
+    any_size: bool = False
+    judge: str | None = None
+    judge_scores: Path | None = None
+
+    @cached_property
+    def manifest(self) -> dict:
+        """Of the run."""
+        return read_manifest(self.run)
+
+    @property
+    def benchmark(self) -> table.Benchmark:
+        """Row in the table of benchmarks."""
+        return table.BENCHMARKS[self.name]
+
+    @property
+    def split_name(self) -> str:
+        """The split that is asked."""
+        return self.split or self.benchmark.split
+
+    @property
+    def answers(self) -> Path:
+        """The prediction file."""
+        return self.out / "predictions.jsonl"
+
+    def questions(self, with_images: bool) -> list[Question]:
+        """Read the questions: a published split whole, unless `limit` or `any_size` is given.
+
+        Raises:
+            ValueError: If they cannot be read, are not as many as published, or lack rotations.
+        """
+        more = {"split": self.split, "images": self.images, "prompt_style": self.prompt_style}
+        limit = sys.maxsize if self.any_size and self.limit is None else self.limit
+        questions = table.load(self.name, self.data, limit=limit, with_images=with_images, **more)
+        if self.benchmark.has_rotations and not self.is_published(questions):
+            _check_rotations(questions, self.data)
+        return questions
+
+    def is_published(self, questions: list[Question]) -> bool:
+        """Whether these are all rows of a published split."""
+        return self.limit is None and len(questions) in self.benchmark.sizes[self.split_name]
+
+    def generate(
+        self,
+        questions: list[Question],
+        *,
+        device: str,
+        batch_size: int,
+        max_batches: int | None,
+        overwrite: bool,
+        image_size: int | None,
+        tower_layer: int | None,
+        advance: Callable[[int], None],
+    ) -> int:
+        """Answer what is not answered yet, and return how many questions are left.
+
+        Raises:
+            ValueError: If the answers that are there were made under other conditions.
+        """
+        from basic_lite.evaluation import answer
+        from basic_lite.models.checkpoint import load_run
+
+        changes = {
+            "image_size": image_size or self.manifest["image_size"],
+            "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
+        }
+        conditions = {
+            "run": file_hash(self.run / MANIFEST),
+            "benchmark": self.name,
+            "split": self.split_name,
+            "prompt_style": self.prompt_style,
+            **changes,
+        }
+        answer.claim_predictions(self.answers, conditions, overwrite)
+        if not set(q.id for q in questions) - answer.answered(self.answers, questions):
+            advance(len(questions))
+            return 0
+        assembled, _ = load_run(self.run, device, **changes)
+        return answer.generate(
+            assembled,
+            questions,
+            self.answers,
+            batch_size=batch_size,
+            model_id=str(self.run),
+            max_batches=max_batches,
+            advance=advance,
+        )
+
+    def score(self, questions: list[Question]) -> dict:
+        """Score the prediction file; write and return the content of `results.json`.
+
+        Raises:
+            ValueError: If the predictions are missing, damaged or of another benchmark.
+        """
+        given = self._given(questions)
+        score: Score
+        if self.judge_scores is not None:
+            if self.name != "mmvet":
+                raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
+            score = mmvet.judged(questions, given, self.judge_scores, self.judge)
+        else:
+            score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
+        content = results(
+            score,
+            benchmark=self.name,
+            split=self.split_name,
+            n=len(questions),
+            prompt_style=self.prompt_style,
+            manifest_hash=file_hash(self.run / MANIFEST),
+            limit=self.limit,
+            run={
+                "folder": str(self.run),
+                "decoding": "greedy",
+                "published_size": self.is_published(questions),
+                "any_size": self.any_size,
+                "data": self.data,
+                "images": None if self.images is None else str(self.images),
+            },
+        )
+        write_json(self.out / "results.json", content)
+        save_score(score, self.out / "score.json")
+        return content
+
+    def export(self, questions: list[Question]) -> list[Path]:
+        """Write what is handed in: the server's file, and for MM-Vet the judge's prompts.
+
+        Raises:
+            ValueError: If nothing is handed in for this benchmark.
+        """
+        row, given = self.benchmark, self._given(questions)
+        if row.export is None:
+            raise ValueError(f"{self.name} has no submission server; --step score gives its number")
+        written = [row.export(questions, given, self.out / row.export_name)]
+        if self.name == "mmvet":
+            prompts = self.out / "mmvet_judge_prompts.jsonl"
+            written.append(mmvet.write_judge_prompts(questions, given, prompts))
+        return written
+
+    def _given(self, questions: list[Question]) -> predictions.Predictions:
+        if not self.answers.is_file():
+            raise ValueError(f"{self.answers} does not exist; run --step generate first")
+        return predictions.read(self.answers, questions)
+
+
+def _check_rotations(questions: list[Question], source: str | None) -> None:
+    """See that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
+
+    Raises:
+        ValueError: If one lacks some: the file has lost rows.
+    """
+    rows = Counter(question.fields["index"] % ROTATION for question in questions)
+    if max(rows.values(), default=1) == 1:
+        return
+    for question in questions:
+        base = question.fields["index"] % ROTATION
+        if rows[base] != len(question.choices):
+            raise ValueError(
+                f"{source}: question {base} has {rows[base]} of {len(question.choices)} rotations; "
+                "the file is cut off or damaged, get it again"
+            )

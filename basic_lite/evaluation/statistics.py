@@ -1,0 +1,246 @@
+"""Bootstrap intervals from counts: a resample is a multinomial draw over the distinct outcomes, never a copy.
+
+An outcome (`Cell`) is a number, or a tuple that begins with its group; groups are resampled separately,
+because the benchmarks fix their sizes. 214,354 VQAv2 answers have five distinct outcomes, so 10,000 resamples
+take milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+Cell = float | tuple[Any, ...]
+Statistic = Callable[[Sequence[Any], np.ndarray], np.ndarray]
+"""`(K outcomes, (draws, K) counts) -> (draws,)` values."""
+
+DRAWS = 10_000
+CONFIDENCE = 0.95
+
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+"""97.5 % quantiles of Student's t for 1 to 20 degrees of freedom; beyond, the normal's serves."""
+
+
+def resample(
+    cells: Sequence[Hashable], group: Callable[[Any], Hashable], draws: int = DRAWS, seed: int = 0
+) -> tuple[list[Any], np.ndarray]:
+    """Draw bootstrap resamples with fixed group sizes.
+
+    Args:
+        cells: One outcome per unit.
+        group: The group of an outcome.
+        draws: How many resamples.
+        seed: Of the random numbers; the same seed gives the same interval.
+
+    Returns:
+        The K distinct outcomes and `(draws, K)` counts.
+    """
+    distinct = Counter(cells)
+    outcomes = list(distinct)
+    members: dict[Hashable, list[int]] = defaultdict(list)
+    for position, outcome in enumerate(outcomes):
+        members[group(outcome)].append(position)
+    counts = np.zeros((draws, len(outcomes)), dtype=np.int64)
+    generator = np.random.default_rng(seed)
+    for positions in members.values():
+        observed = np.array([distinct[outcomes[position]] for position in positions])
+        counts[:, positions] = generator.multinomial(observed.sum(), observed / observed.sum(), size=draws)
+    return outcomes, counts
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the central 95 % of resampled values."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def cell_group(cell: Cell) -> Hashable:
+    """Return the group of an outcome: its first entry, or none for a plain number."""
+    return cell[0] if isinstance(cell, tuple) else None
+
+
+def bootstrap_interval(
+    cells: Sequence[Cell], statistic: Statistic, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic over units."""
+    outcomes, counts = resample(cells, cell_group, draws, seed)
+    return percentile_interval(statistic(outcomes, counts))
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of at least two values, by Student's t."""
+    freedom = len(values) - 1
+    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    middle, reach = mean(values), quantile * stdev(values) / math.sqrt(len(values))
+    return middle - reach, middle + reach
+
+
+# What a scorer returns: the value, what it is made of, and how to resample it.
+
+Id = int | str
+
+
+def _shares(right: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Divide; 0 where there is nothing to divide by."""
+    return np.divide(right, of, out=np.zeros_like(right, dtype=float), where=of > 0)
+
+
+def mean_of(cells: Sequence[float], counts: np.ndarray) -> np.ndarray:
+    """Return the mean of the outcomes."""
+    return counts @ np.asarray(cells, dtype=float) / counts.sum(axis=1)
+
+
+def _f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
+    """Return 100 x F1 of "yes" over `(category, answered yes, is yes)`; F1 = 2TP / (2TP + FP + FN)."""
+    said = np.array([cell[1] for cell in cells], dtype=bool)
+    true = np.array([cell[2] for cell in cells], dtype=bool)
+    hits = counts @ (said & true)
+    return 100 * _shares(2.0 * hits, 2 * hits + counts @ (said ^ true))
+
+
+def pooled_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
+    """Return F1 over all rows together (lmms-eval's POPE)."""
+    return _f1(cells, counts)
+
+
+def mean_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
+    """Return the mean of the categories' F1 (POPE as LLaVA reports it)."""
+    categories = sorted({cell[0] for cell in cells})
+    each = []
+    for category in categories:
+        columns = [position for position, cell in enumerate(cells) if cell[0] == category]
+        each.append(_f1([cells[position] for position in columns], counts[:, columns]))
+    return np.mean(each, axis=0)
+
+
+def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np.ndarray:
+    """Return the sum over categories of MME's points, from one `(category, right, asked)` per picture.
+
+    A category gives 100 x the share of right answers plus 100 x the share of pictures with all answers right.
+    """
+    total = np.zeros(len(counts))
+    for category in sorted({cell[0] for cell in cells}):
+        columns = [position for position, cell in enumerate(cells) if cell[0] == category]
+        right = np.array([cells[position][1] for position in columns])
+        asked = np.array([cells[position][2] for position in columns])
+        here = counts[:, columns]
+        total += 100 * _shares((here @ right).astype(float), here @ asked)
+        total += 100 * _shares((here @ (right == asked)).astype(float), here.sum(axis=1))
+    return total
+
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": mean_of,
+    "pooled_f1": pooled_f1,
+    "mean_f1": mean_f1,
+    "pair_points": pair_points,
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """The outcome of scoring one benchmark.
+
+    Attributes:
+        metric: What `value` is, in words.
+        scorer: Name of the scoring rule.
+        value: The number to publish, in per cent (MME: points); `None` where only a judge can give it.
+        items: Question (for MMBench a group of rotations) -> share right in [0, 1].
+        categories: Question -> category, for the paired comparison.
+        cells: Unit -> outcome, where the value is no mean of `items`.
+        statistic: Name in `STATISTICS` of what makes the value from the outcomes.
+        right_wrong: Whether each item is right or wrong, with nothing between.
+        breakdown: Name of a grouping -> group -> value.
+        figures: Other numbers, by name.
+        unparsed: Answers from which the rule read nothing.
+        missing: Questions without a prediction; they count as wrong.
+        notes: What a reader of the number must know.
+    """
+
+    metric: str
+    scorer: str
+    value: float | None
+    items: Mapping[Id, float]
+    categories: Mapping[Id, str] = field(default_factory=dict)
+    cells: Mapping[Id, Cell] = field(default_factory=dict)
+    statistic: str = "mean"
+    right_wrong: bool = False
+    breakdown: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    unparsed: int = 0
+    missing: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outcomes(self) -> Mapping[Id, Cell]:
+        """Return unit -> outcome, on the scale of `value`."""
+        return self.cells or {item: 100.0 * share for item, share in self.items.items()}
+
+    def interval(self, draws: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
+        """Return the 95 % bootstrap interval of the value, or `None` where there is no value."""
+        if self.value is None:
+            return None
+        return bootstrap_interval(list(self.outcomes.values()), STATISTICS[self.statistic], draws, seed)
+
+
+def value_of(cells: Iterable[Cell], statistic: str) -> float:
+    """Return a statistic over units as they are; 0 for none."""
+    cells = list(cells)
+    if not cells:
+        return 0.0
+    return float(STATISTICS[statistic](cells, np.ones((1, len(cells)), dtype=np.int64))[0])
+
+
+def mean_by(items: Mapping[Id, float], group: Callable[[Id], str | None]) -> dict[str, float]:
+    """Return 100 x the mean of items by group, in order of name; items without a group are left out."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for item, share in items.items():
+        name = group(item)
+        if name:
+            groups[name].append(share)
+    return {name: 100 * sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
+
+
+def percent(items: Mapping[Id, float]) -> float:
+    """Return 100 x the mean of items; 0 for none."""
+    return 100 * sum(items.values()) / len(items) if items else 0.0
+
+
+def save_score(score: Score, path: str | Path) -> None:
+    """Write a score with its items, so that a comparison needs no annotations."""
+    content = asdict(score)
+    for name in ("items", "categories", "cells"):  # pairs keep the difference between 7 and "7"
+        content[name] = list(content[name].items())
+    Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def load_score(path: str | Path) -> Score:
+    """Read what `save_score` wrote.
+
+    Raises:
+        ValueError: If the file is missing or no score.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        for name in ("items", "categories"):
+            content[name] = dict(content[name])
+        content["cells"] = {
+            unit: tuple(cell) if isinstance(cell, list) else cell for unit, cell in content["cells"]
+        }
+        return Score(**{**content, "notes": tuple(content["notes"])})
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: score the predictions of this run first.") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path} holds no score: score the predictions of this run again.") from None

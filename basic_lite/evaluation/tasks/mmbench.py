@@ -1,0 +1,537 @@
+"""MMBench, English and Chinese: the published TSV and the Hugging Face rows, the score and the submission.
+
+Sources: LLaVA `llava/eval/model_vqa_mmbench.py` (cells) and `scripts/convert_mmbench_for_submission.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from basic_lite.evaluation import files
+from basic_lite.evaluation.choices import METHODS, normalise_cn, resolve_option
+from basic_lite.evaluation.files import AGAIN, Source, main_file
+from basic_lite.evaluation.question import (
+    LETTER,
+    LETTER_CN,
+    LETTER_CN_LMMS,
+    ImageSource,
+    Question,
+    check_style,
+)
+from basic_lite.evaluation.statistics import Score
+
+# MMBench's circular accuracy: a question counts only if every rotation of its options is answered rightly.
+#
+# Source: VLMEvalKit `dataset/utils/multiple_choice.py` (`mcq_circular_eval`, `report_acc`) and lmms-eval
+# `tasks/mmbench/mmbench_evals.py`; both agree on the grouping and differ in the extraction alone.
+
+ROTATION = 1_000_000
+"""Rotation k of question i has index `i + k * ROTATION`."""
+
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class CircularAccuracy:
+    """What MMBench reports, all shares in [0, 1].
+
+    Attributes:
+        overall: Circular accuracy, the published number.
+        vanilla: Accuracy over the unrotated rows.
+        all_rows: Accuracy over all rows.
+        per_category: Circular accuracy by `category`, as the file names them.
+        per_l2_category: The same by `l2-category`.
+        histogram: How often each letter was extracted, over all rows.
+        n_unparsed: Rows without an extracted letter.
+        n_missing: Rows without a prediction; they count as wrong and are among `n_unparsed`.
+        text_share: Share of all rows that only the option's words resolved.
+        n_questions: Groups of rotations.
+        n_rows: Rows.
+        hits: Question (index of the unrotated row) -> right in every rotation.
+        row_hits: Row index -> right.
+    """
+
+    overall: float
+    vanilla: float
+    all_rows: float
+    per_category: dict[str, float]
+    per_l2_category: dict[str, float]
+    histogram: dict[str, int]
+    n_unparsed: int
+    n_missing: int
+    text_share: float
+    n_questions: int
+    n_rows: int
+    hits: dict[int, bool]
+    row_hits: dict[int, bool]
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a figure by its name, as `results.json` holds it."""
+        return getattr(self, name)
+
+
+def is_missing(value: object) -> bool:
+    """Return whether a cell is empty as LLaVA sees it: null, NaN, or "nan" / "none" in any case.
+
+    Source: `is_none` in LLaVA `llava/eval/model_vqa_mmbench.py`. An empty string is an empty cell of a TSV.
+    """
+    if value is None or value != value:
+        return True
+    return isinstance(value, str) and value.lower() in ("nan", "none", "")
+
+
+def choices_of(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return letter -> text of the options that a row has (a gap is skipped; LLaVA's prompt stops at it)."""
+    return {letter: str(row[letter]) for letter in LETTERS if not is_missing(row.get(letter))}
+
+
+def _mean(values: Iterable[bool]) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def _by(name: str, base: Mapping[int, Mapping[str, Any]], hits: Mapping[int, bool]) -> dict[str, float]:
+    """Average hits by a column of the unrotated rows."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for question, row in base.items():
+        if not is_missing(row.get(name)):
+            groups[str(row[name])].append(hits[question])
+    return {category: _mean(groups[category]) for category in sorted(groups)}
+
+
+def circular_accuracy(
+    rows: Iterable[Mapping[str, Any]], predictions: Mapping[int, str], method: str, *, normalise: bool = False
+) -> CircularAccuracy:
+    """Score MMBench rows.
+
+    Args:
+        rows: One mapping per row with `index`, `A` to `D`, `answer`, `category` and `l2-category`.
+        predictions: Row index -> the model's answer.
+        method: How a letter is read from an answer, see `extract_option`.
+        normalise: Fold Chinese punctuation and full-width letters first (`normalise_cn`).
+
+    Returns:
+        The accuracies; no answer is guessed, so an unresolved row makes its question wrong.
+
+    Raises:
+        ValueError: If there are no rows, an index comes twice, or a row has no labelled answer.
+    """
+    by_index: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        index = int(row["index"])
+        if index in by_index:
+            raise ValueError(f"MMBench row index {index} comes twice: remove the duplicate row.")
+        if is_missing(row.get("answer")):
+            raise ValueError(
+                f"MMBench row {index} has no answer: score a labelled split, or export a submission."
+            )
+        by_index[index] = row
+    if not by_index:
+        raise ValueError("No MMBench rows to score: the file or the limit left nothing.")
+
+    histogram: Counter[str] = Counter()
+    row_hits: dict[int, bool] = {}
+    n_missing = by_text = 0
+    for index, row in by_index.items():
+        if index not in predictions:
+            n_missing += 1
+            row_hits[index] = False
+            continue
+        prediction = str(predictions[index])
+        letter, stage = resolve_option(
+            normalise_cn(prediction) if normalise else prediction, choices_of(row), method
+        )
+        if letter is not None:
+            histogram[letter] += 1
+        by_text += stage == "text"
+        row_hits[index] = letter == row["answer"]
+
+    groups: dict[int, list[bool]] = defaultdict(list)
+    for index, hit in row_hits.items():
+        groups[index % ROTATION].append(hit)
+    hits = {question: all(group) for question, group in groups.items()}
+    base = {question: by_index.get(question, {}) for question in hits}
+    for index, row in by_index.items():
+        base[index % ROTATION] = base[index % ROTATION] or row  # a limit may have cut the unrotated row off
+    return CircularAccuracy(
+        overall=_mean(hits.values()),
+        vanilla=_mean(hit for index, hit in row_hits.items() if index < ROTATION),
+        all_rows=_mean(row_hits.values()),
+        per_category=_by("category", base, hits),
+        per_l2_category=_by("l2-category", base, hits),
+        histogram=dict(sorted(histogram.items())),
+        n_unparsed=len(by_index) - sum(histogram.values()),
+        n_missing=n_missing,
+        text_share=by_text / len(by_index),
+        n_questions=len(hits),
+        n_rows=len(by_index),
+        hits=hits,
+        row_hits=row_hits,
+    )
+
+
+# The cells of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text.
+#
+# Source: LLaVA `llava/eval/model_vqa_mmbench.py`; the image cell that names another row is VLMEvalKit's.
+
+COLUMNS = ("index", "question", "A", "B", "C", "D", "image")
+LABELS = ("answer", "category")
+OPTIONAL = ("hint", "source", "l2-category", "comment", "split")
+_LONGEST_INDEX = 64  # a shorter image cell names the row that holds the picture
+
+# What pandas reads as missing, also inside quotes: an option that is literally "None" is lost, as in LLaVA.
+_PANDAS_NA = frozenset(
+    [
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    ]
+)
+
+
+def tsv_rows(path: Path, needs: Iterable[str]) -> list[dict[str, str | None]]:
+    """Read the cells as text, missing ones as `None`; every row must have all columns."""
+    csv.field_size_limit(sys.maxsize)  # a picture is one cell of up to some hundred thousand characters
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in csv.reader(file, delimiter="\t") if line]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: give the path of an MMBench TSV.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): {AGAIN}, or unpack it.") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({error}): {AGAIN}.") from None
+    header = [name if name in LETTERS else name.lower() for name in lines[0]] if lines else []
+    missing = [name for name in needs if name not in header]
+    if missing:
+        raise ValueError(
+            f"{path} is no MMBench TSV: column {', '.join(missing)} is missing; "
+            f"it has {', '.join(header) or 'none'}."
+        )
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path} row {number} has {len(line)} of {len(header)} columns: the file is cut off or "
+                "damaged, get it again."
+            )
+        rows.append(
+            {name: None if cell in _PANDAS_NA else cell for name, cell in zip(header, line, strict=True)}
+        )
+    return rows
+
+
+def _picture(cell: str, row: str) -> bytes:
+    """Decode a base64 cell and look at the header of the picture."""
+    from io import BytesIO
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture = base64.b64decode("".join(cell.split()), validate=True)
+        Image.open(BytesIO(picture)).close()  # reads the header alone
+    except (binascii.Error, UnidentifiedImageError) as error:
+        reason = "base64" if isinstance(error, binascii.Error) else "picture"
+        raise ValueError(
+            f"MMBench row {row}: the image cell does not decode ({reason}): the file is damaged, get it "
+            "again."
+        ) from None
+    return picture
+
+
+def pictures(cells: Mapping[int, str | None]) -> dict[int, bytes]:
+    """Decode each picture once and share it with the rows that point at it."""
+    decoded: dict[int, bytes] = {}
+
+    def find(index: int, via: int, seen: tuple[int, ...] = ()) -> bytes:
+        if index in seen or is_missing(cells.get(index)):
+            raise ValueError(
+                f"MMBench row {via}: its image cell points at row {index}, which holds no picture: the file "
+                "is damaged or cut off."
+            )
+        if index not in decoded:
+            cell = str(cells[index]).strip()
+            if len(cell) > _LONGEST_INDEX:
+                decoded[index] = _picture(cell, str(index))
+            elif cell.isdigit():
+                decoded[index] = find(int(cell), index, (*seen, index))
+            else:
+                raise ValueError(
+                    f"MMBench row {index}: image cell {cell!r} is neither base64 nor a row index."
+                )
+        return decoded[index]
+
+    return {index: find(index, index) for index in cells}
+
+
+def row_index(row: Mapping[str, Any]) -> int:
+    """Return the row's index; "7.0" comes from files that went through a float column."""
+    try:
+        number = float(row["index"])
+        if number.is_integer():
+            return int(number)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"MMBench row index {row.get('index')!r} is no whole number.")
+
+
+# MMBench's prompts: LLaVA's, lmms-eval's and VLMEvalKit's.
+#
+# Sources: LLaVA `llava/eval/model_vqa_mmbench.py`, lmms-eval `tasks/mmbench/en_utils.py` and `mmbench_cn.yaml`,
+# VLMEvalKit `dataset/image_mcq.py` and `vlm/llava/llava.py`.
+
+
+def _options_until_gap(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield "A. text" and so on, up to the first missing option."""
+    for letter in LETTERS:
+        if is_missing(row.get(letter)):
+            return
+        yield f"{letter}. {row[letter]}"
+
+
+def _all_options(row: Mapping[str, Any]) -> list[str]:
+    return [f"{letter}. {text}" for letter, text in choices_of(row).items()]
+
+
+def _hint(row: Mapping[str, Any]) -> str:
+    return "" if is_missing(row.get("hint")) else str(row["hint"])
+
+
+def llava_prompt(row: Mapping[str, Any], language: str) -> str:
+    """Return LLaVA-1.5's user turn: hint, question, options, and the request for a letter, one a line."""
+    hint = _hint(row)
+    suffix = LETTER_CN if language == "cn" else LETTER
+    return "\n".join([*([hint] if hint else []), str(row["question"]), *_options_until_gap(row), suffix])
+
+
+def lmms_prompt(row: Mapping[str, Any], language: str) -> str:
+    """Return lmms-eval's user turn; its Chinese task has a heading and a suffix of its own."""
+    hint = _hint(row)
+    heading, suffix = (
+        ("有如下几个选项：", LETTER_CN_LMMS) if language == "cn" else ("There are several options:", LETTER)
+    )
+    options = "\n".join(_all_options(row))
+    return f"{hint + ' ' if hint else ''}{row['question']} {heading}\n{options}\n\n{suffix}"
+
+
+def vlmevalkit_prompt(row: Mapping[str, Any], language: str) -> str:
+    """Return VLMEvalKit's default user turn, the same in both languages; a space and a newline end it."""
+    hint = _hint(row)
+    lines = [
+        *([f"Hint: {hint}"] if hint else []),
+        f"Question: {row['question']}",
+        "Options:",
+        *_all_options(row),
+    ]
+    return "\n".join([*lines, "Please select the correct answer from the options above. \n"])
+
+
+def vlmevalkit_llava_prompt(row: Mapping[str, Any], language: str) -> str:
+    """Return the turn of VLMEvalKit's LLaVA wrapper: the suffix follows the script of the text."""
+    hint = _hint(row)
+    text = "\n".join([*([hint] if hint else []), str(row["question"]), *_all_options(row)])
+    return f"{text}\n{LETTER_CN if re.search('[一-鿿]', text) else LETTER}"
+
+
+PROMPTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
+    "llava": llava_prompt,
+    "lmms": lmms_prompt,
+    "vlmevalkit": vlmevalkit_prompt,
+    "vlmevalkit_llava": vlmevalkit_llava_prompt,
+}
+
+MAX_NEW_TOKENS = 1024
+SCORERS = tuple(METHODS)
+_SUBMITTED = ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+NORMALISE_CN = "_normalise_cn"
+SCORERS_CN = (*SCORERS, *(f"{name}{NORMALISE_CN}" for name in SCORERS))
+
+
+def questions(
+    rows: Iterable[Mapping[str, Any]],
+    images: Mapping[int, ImageSource],
+    language: str = "en",
+    prompt_style: str = "llava",
+) -> list[Question]:
+    """Make questions from rows; the row itself (without its picture) is `Question.fields`, for the scorer.
+
+    Args:
+        rows: Mappings with `index`, `question`, `A` to `D` and, where known, the other columns.
+        images: Row index -> picture.
+        language: `"en"` or `"cn"`, which decides the suffix of LLaVA's prompt.
+        prompt_style: A name in `PROMPTS`.
+
+    Raises:
+        ValueError: If an index comes twice or is no number, or the prompt style is unknown.
+    """
+    check_style(prompt_style, PROMPTS, "mmbench")
+    made: dict[int, Question] = {}
+    for row in rows:
+        index = row_index(row)
+        if index in made:
+            raise ValueError(f"MMBench row index {index} comes twice: remove the duplicate row.")
+        cells = {name: row.get(name) for name in (*COLUMNS, *LABELS, *OPTIONAL) if name != "image"}
+        cells = {name: None if is_missing(cell) else str(cell) for name, cell in cells.items()}
+        fields: dict[str, Any] = {**cells, "index": index}
+        made[index] = Question(
+            id=index,
+            text=PROMPTS[prompt_style](fields, language),
+            image=images.get(index),
+            max_new_tokens=MAX_NEW_TOKENS,
+            answer=cells["answer"],
+            choices=choices_of(fields),
+            category=cells["category"] or "",
+            fields=fields,
+        )
+    return list(made.values())
+
+
+def read_tsv(
+    path: str | Path,
+    language: str = "en",
+    prompt_style: str = "llava",
+    labelled: bool = True,
+    with_images: bool = True,
+) -> list[Question]:
+    """Read a TSV in the published format.
+
+    Cells are read as LLaVA's pandas call reads them, but all as text, so that an option "5" stays "5".
+
+    Args:
+        path: The TSV; its columns may come in any order and case (`L2-category`).
+        language: `"en"` or `"cn"`.
+        prompt_style: A name in `PROMPTS`.
+        labelled: Whether the file must have answers and categories.
+        with_images: False leaves the pictures out.
+
+    Returns:
+        One question per row, rotations included, in the order of the file.
+
+    Raises:
+        ValueError: In one line, if columns are missing, a row is cut off, an index comes twice or a picture
+            does not decode.
+    """
+    rows = tsv_rows(Path(path), (*COLUMNS, *(LABELS if labelled else ())))
+    cells: dict[int, str | None] = {}
+    for row in rows:
+        index = row_index(row)
+        if index in cells:
+            raise ValueError(f"{path}: row index {index} comes twice: remove the duplicate row.")
+        cells[index] = row["image"]
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows: the file is cut off, get it again.")
+    return questions(rows, pictures(cells) if with_images else {}, language, prompt_style)
+
+
+def read(source: Source, style: str = "llava", language: str = "en") -> list[Question]:
+    """Read a split from a TSV or from a Hugging Face data set.
+
+    Raises:
+        ValueError: If the data is missing or damaged, or the style is unknown.
+    """
+    labelled = source.split == "dev"
+    if not files.is_table(source):
+        patterns = [f"mmbench_{source.split}_cn*.tsv", f"MMBench_{source.split.upper()}_CN.tsv"]
+        if language == "en":
+            patterns = [f"mmbench_{source.split}_2*.tsv", f"mmbench_{source.split}_en*.tsv"]
+            patterns += [f"mmbench_{source.split}.tsv", f"MMBench_{source.split.upper()}_EN.tsv"]
+        path = main_file(source, f"MMBench TSV ({language}, {source.split})", *patterns)
+        return read_tsv(path, language, style, labelled, source.with_images)
+    needs = [name for name in COLUMNS if name != "image"] + (["answer"] if labelled else [])
+    rows = list(files.rows(source.data, language, source.split, needs, with_images=source.with_images))
+    images = {row_index(row): row["image"] for row in rows}
+    lowered = [
+        {name if name in LETTERS else name.lower(): cell for name, cell in row.items()} for row in rows
+    ]
+    return questions(lowered, images, language, style)
+
+
+def score(asked: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+    """Score by circular accuracy, by category and l2-category as the data names them.
+
+    A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter. Answers with
+    Chinese characters are counted both ways, as a large difference points at a wrong prompt.
+
+    Raises:
+        ValueError: If a row has no public answer, or the scorer is unknown.
+    """
+    method = scorer.removesuffix(NORMALISE_CN)
+    rows = [question.fields for question in asked]
+    answers = {int(index): text for index, text in predictions.items()}
+    result = circular_accuracy(rows, answers, method, normalise=scorer.endswith(NORMALISE_CN))
+    figures: dict[str, Any] = {
+        "vanilla": 100 * result.vanilla,
+        "all_rows": 100 * result.all_rows,
+        "letters": result.histogram,
+        "resolved_by_text": 100 * result.text_share,
+        "n_questions": result.n_questions,
+        "n_rows": result.n_rows,
+    }
+    if any(ord(character) > 0x2E7F for text in answers.values() for character in text):
+        for name, folded in (("as_answered", False), ("normalise_cn", True)):
+            other = circular_accuracy(rows, answers, method, normalise=folded)
+            figures[name] = {
+                "value": 100 * other.overall,
+                "parse_failures": other.n_unparsed - other.n_missing,
+            }
+    base = {question.fields["index"] % ROTATION: question.category for question in reversed(asked)}
+    return Score(
+        metric="circular accuracy",
+        scorer=scorer,
+        value=100 * result.overall,
+        items={question: float(hit) for question, hit in result.hits.items()},
+        categories={question: base[question] for question in result.hits},
+        right_wrong=True,
+        breakdown={
+            "category": {name: 100 * share for name, share in result.per_category.items()},
+            "l2-category": {name: 100 * share for name, share in result.per_l2_category.items()},
+        },
+        figures=figures,
+        unparsed=result.n_unparsed - result.n_missing,
+        missing=result.n_missing,
+    )
+
+
+def export(asked: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+    """Write the server's Excel file.
+
+    Raises:
+        ValueError: If openpyxl is not installed.
+    """
+    try:
+        from openpyxl import Workbook
+        from openpyxl.cell import WriteOnlyCell
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    except ModuleNotFoundError:
+        raise ValueError(
+            "An MMBench submission is an Excel file: pip install openpyxl (basic-lite[xlsx])."
+        ) from None
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("Sheet1")
+    sheet.append(_SUBMITTED)
+    for question in asked:
+        row = {**question.fields, "prediction": predictions.get(question.id)}
+        cells = []
+        for name in _SUBMITTED:
+            value = row[name]
+            if isinstance(value, str):
+                # As text even where it begins with "=", which Excel would take for a formula.
+                cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value))
+                cell.data_type = "s"
+                cells.append(cell)
+            else:
+                cells.append(value)
+        sheet.append(cells)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    book.save(unfinished)
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,267 @@
+"""MM-Vet: the released JSON and the Hugging Face rows; the score is a judge's, who must be named.
+
+Sources: MM-Vet `mm-vet_evaluator.py`, LLaVA `scripts/convert_mmvet_for_eval.py`, lmms-eval `tasks/mmvet`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from basic_lite.evaluation import files
+from basic_lite.evaluation.files import Source, locate_images, main_file, read_keyed, write_text
+from basic_lite.evaluation.question import Question, check_style
+from basic_lite.evaluation.statistics import Id, Score, percent
+
+# MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
+#
+# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples and the answer as its last row.
+
+OWN_TABLE = """\
+Grade the prediction against the ground truth with a number from 0.0 (wrong) to 1.0 (right), in steps of \
+0.1. Where the ground truth joins parts by <AND>, all of them are needed and each gives its share; where it \
+joins them by <OR>, any one is enough. Write nothing but the number that is missing at the end of the last \
+row.
+
+Question | Ground truth | Prediction | Correctness
+--- | --- | --- | ---
+Which two numbers solve it? | 4 <AND> -4 | the answer is 7 | 0.0
+Which two numbers solve it? | 4 <AND> -4 | 4 | 0.5
+Which two numbers solve it? | 4 <AND> -4 | 4 or -4 | 1.0
+What is parked there? | lorry <OR> truck | a truck | 1.0
+What is the dog doing? | It runs after a red ball on the beach. | The dog plays with a ball. | 0.6
+"""
+"""Our own examples, for judges of your own; a published MM-Vet score needs MM-Vet's table (`read_table`)."""
+
+
+def read_table(path: str | Path) -> str:
+    """Return the judge's table of examples from MM-Vet's `mm-vet_evaluator.py`, or from a text file.
+
+    Raises:
+        ValueError: If the file is missing or the script assigns no text to `prompt`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if Path(path).suffix != ".py":
+            return text
+        for node in ast.parse(text).body:
+            names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+            if (
+                "prompt" in names
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                return node.value.value
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        pass
+    raise ValueError(f"{path} holds no judge prompt: give MM-Vet's mm-vet_evaluator.py or a text file.")
+
+
+def judge_prompt(question: str, answer: str, prediction: str, table: str = OWN_TABLE) -> str:
+    """Return the one message that a judge gets; it ends where the grade belongs."""
+    spaced = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return f"{table}\n" + " | ".join([question, spaced, prediction, ""])
+
+
+def read_grades(path: str | Path, ids: Sequence[str]) -> dict[str, list[float]]:
+    """Read a judge's grades: `{id: grade}`, or MM-Vet's own file `{id: {"score": [grade per run]}}`.
+
+    Returns:
+        Id -> grades, one per run and the same number for all.
+
+    Raises:
+        ValueError: If an id is missing or unknown, or a grade is no number in [0, 1].
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is no JSON file: give the judge's grades as {{id: grade}}.") from None
+    if not isinstance(content, Mapping) or set(content) != set(ids):
+        odd = sorted(set(content) ^ set(ids)) if isinstance(content, Mapping) else list(ids)
+        raise ValueError(
+            f"{path} does not grade exactly the questions asked: {len(odd)} ids differ (first: {odd[0]})."
+        )
+    grades = {}
+    for identity, given in content.items():
+        runs = given.get("score") if isinstance(given, Mapping) else [given]
+        if not isinstance(runs, list) or not runs or not all(_is_grade(grade) for grade in runs):
+            raise ValueError(f"{path}: the grade of {identity} is {given!r}, which is no number from 0 to 1.")
+        grades[identity] = [float(grade) for grade in runs]
+    if len({len(runs) for runs in grades.values()}) > 1:
+        raise ValueError(f"{path} has questions with different numbers of runs: grade all as often.")
+    return grades
+
+
+def _is_grade(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and 0 <= value <= 1
+
+
+def proxy_substring(prediction: str, answer: str) -> float:
+    """Return the share of `<AND>` parts that occur in the prediction, for the best `<OR>` alternative.
+
+    A proxy to notice a broken run by, without a judge: it is not an MM-Vet score.
+    """
+    said = prediction.lower()
+    shares = []
+    for alternative in answer.lower().split("<or>"):
+        parts = [part.strip() for part in alternative.split("<and>")]
+        shares.append(sum(part in said for part in parts) / len(parts))
+    return max(shares)
+
+
+_THINK = (
+    "First please perform reasoning, and think step by step "
+    "to provide best answer to the following question: "
+)
+STYLES: dict[str, Callable[[str], str]] = {
+    "llava": lambda question: question,
+    "lmms": lambda question: f"{_THINK}\n\n{question}",
+}
+SCORERS = ("unjudged", "proxy_substring")
+MAX_NEW_TOKENS = 1024
+
+
+def read(source: Source, style: str = "llava") -> list[Question]:
+    """Read the questions, which LLaVA asks as they are.
+
+    Raises:
+        ValueError: If files are missing or damaged, or the style is unknown.
+    """
+    check_style(style, STYLES, "mmvet")
+    rows = files.rows_of(source, _hub_rows, _file_rows)
+    return [
+        Question(
+            id=row["id"],
+            text=STYLES[style](row["question"]),
+            image=row["image"],
+            max_new_tokens=MAX_NEW_TOKENS,
+            answer=row["answer"],
+            category="+".join(sorted(row["capability"])),
+            fields={"question": row["question"], "capability": sorted(row["capability"])},
+        )
+        for row in rows
+    ]
+
+
+def _file_rows(source: Source) -> list[dict[str, Any]]:
+    path = main_file(source, "MM-Vet questions", "mm-vet.json")
+    content = read_keyed(path, ("imagename", "question", "answer", "capability"))
+    names = {identity: row["imagename"] for identity, row in content.items()}
+    images = locate_images(source, names, ("images", "."))
+    return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]
+
+
+def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+    needs = ("question_id", "question", "answer", "capability")
+    for row in files.rows(source.data, None, "test", needs, with_images=source.with_images):
+        yield {**row, "id": row["question_id"], "capability": row["capability"].split(",")}
+
+
+def _score(
+    questions: Sequence[Question], items: Mapping[Id, float], metric: str, scorer: str, **more: Any
+) -> Score:
+    """Average grades over all questions, each capability and each set of capabilities."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    sets: dict[str, list[float]] = defaultdict(list)
+    for question in questions:
+        sets[question.category].append(100 * items[question.id])
+        for capability in question.fields["capability"]:
+            groups[capability].append(100 * items[question.id])
+    return Score(
+        metric=metric,
+        scorer=scorer,
+        value=percent(items),
+        items=items,
+        categories={question.id: question.category for question in questions},
+        breakdown={
+            "capability": {name: mean(groups[name]) for name in sorted(groups)},
+            "capability_set": {name: mean(sets[name]) for name in sorted(sets)},
+        },
+        **more,
+    )
+
+
+def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+    """Return a score without value, or the substring proxy; `judged` gives the benchmark's number.
+
+    Raises:
+        ValueError: If the scorer is unknown.
+    """
+    missing = len(questions) - len(predictions)
+    empty = sum(not text.strip() for text in predictions.values())
+    if scorer == "proxy_substring":
+        items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
+        note = "proxy, not MM-Vet: compare it only with itself"
+        metric = "share of expected words, a proxy and not MM-Vet"
+        return _score(questions, items, metric, scorer, notes=(note,), unparsed=empty, missing=missing)
+    if scorer == "unjudged":
+        note = "no judge, no MM-Vet score: hand the judge prompts to one and give its grades and its name"
+        metric = "MM-Vet score"
+        return Score(metric, scorer, None, {}, notes=(note,), unparsed=empty, missing=missing)
+    raise ValueError(f"Unknown MM-Vet scorer {scorer!r}: use one of {', '.join(SCORERS)}, or give grades.")
+
+
+def judged(
+    questions: Sequence[Question], predictions: Mapping[int | str, str], grades: str | Path, judge: str | None
+) -> Score:
+    """Return the MM-Vet score that a named judge gave.
+
+    Args:
+        questions: What was asked.
+        predictions: Question id -> answer, for the counts.
+        grades: The judge's grades, see `read_grades`; several runs are averaged.
+        judge: Who graded, such as `gpt-4-0613`.
+
+    Raises:
+        ValueError: If the judge has no name, or the grades do not fit the questions.
+    """
+    if not judge or not judge.strip():
+        raise ValueError("MM-Vet scores of different judges do not compare: name the judge with --judge.")
+    runs = read_grades(grades, [str(question.id) for question in questions])
+    items = {question.id: mean(runs[str(question.id)]) for question in questions}
+    count = len(next(iter(runs.values())))
+    totals = [100 * mean(run[number] for run in runs.values()) for number in range(count)]
+    return _score(
+        questions,
+        items,
+        f"MM-Vet score, judged by {judge}",
+        f"judge:{judge}",
+        figures={"runs": totals, "std_of_runs": pstdev(totals)},
+        unparsed=sum(not text.strip() for text in predictions.values()),
+        missing=len(questions) - len(predictions),
+    )
+
+
+def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+    """Write the result file that MM-Vet's evaluator reads: `{id: answer}`."""
+    answers = {question.id: predictions.get(question.id, "") for question in questions}
+    return write_text(path, json.dumps(answers, ensure_ascii=False, indent=4))
+
+
+def write_judge_prompts(
+    questions: Sequence[Question],
+    predictions: Mapping[int | str, str],
+    path: Path,
+    table: str = OWN_TABLE,
+) -> Path:
+    """Write a JSON line `{id, prompt}` per question, for a judge.
+
+    Args:
+        questions: What was asked.
+        predictions: Question id -> answer.
+        path: The file to write.
+        table: The judge's examples; `scoring.judge.read_table` takes MM-Vet's own from its script.
+    """
+    lines = []
+    for question in questions:
+        answer = predictions.get(question.id, "")
+        prompt = judge_prompt(question.fields["question"], str(question.answer), answer, table)
+        lines.append(json.dumps({"id": question.id, "prompt": prompt}, ensure_ascii=False) + "\n")
+    return write_text(path, "".join(lines))

@@ -1,0 +1,169 @@
+"""POPE: LLaVA's question file with the label files, the label files alone, and the Hugging Face rows.
+
+Sources: LLaVA `llava/eval/eval_pope.py`, lmms-eval `tasks/pope/utils.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from basic_lite.evaluation import files
+from basic_lite.evaluation.choices import POPE_SCORERS, pope_answer
+from basic_lite.evaluation.files import Source, find_optional, locate_images, read_json_lines, require
+from basic_lite.evaluation.question import SHORT, Question, check_style
+from basic_lite.evaluation.statistics import Score, mean_by, value_of
+
+STYLES = {"llava": 128, "lmms": 128}  # the same in both
+SCORERS = POPE_SCORERS
+_LABELS = "coco_pope_*.json"
+
+
+def read(source: Source, style: str = "llava") -> list[Question]:
+    """Read the questions of the three categories.
+
+    Raises:
+        ValueError: If files are missing, damaged or do not belong together, or the style is unknown.
+    """
+    check_style(style, STYLES, "pope")
+    rows = files.rows_of(source, _hub_rows, _file_rows)
+    odd = [row["id"] for row in rows if row["label"] not in ("yes", "no")]
+    if odd:
+        raise ValueError(f"{source.data}: the label of question {odd[0]} is neither yes nor no.")
+    return [
+        Question(
+            id=row["id"],
+            text=f"{row['question']}\n{SHORT}",
+            image=row["image"],
+            max_new_tokens=STYLES[style],
+            answer=row["label"],
+            category=row["category"],
+        )
+        for row in rows
+    ]
+
+
+def _label_files(source: Source) -> dict[str, list[dict[str, Any]]]:
+    """Return category -> its labelled rows, from JSON lines in files named .json."""
+    data = Path(source.data)
+    if data.is_file() and data.match(_LABELS):
+        paths = [data]
+    else:
+        paths = sorted({*source.folder.glob(_LABELS), *source.folder.glob(f"*/{_LABELS}")})
+    if not paths:
+        raise ValueError(f"{source.data} has no POPE labels: looked for {_LABELS}.")
+    labels = {}
+    for path in paths:
+        rows = read_json_lines(path)
+        for number, row in enumerate(rows, start=1):
+            require(row, ("question_id", "image", "text", "label"), f"{path} line {number}")
+        labels[path.stem.removeprefix("coco_pope_")] = rows
+    return labels
+
+
+def _file_rows(source: Source) -> list[dict[str, Any]]:
+    labels = _label_files(source)
+    asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
+    rows = []
+    if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
+        for category, labelled in labels.items():
+            rows += [
+                {
+                    **row,
+                    "id": f"{category}/{row['question_id']}",
+                    "category": category,
+                    "question": row["text"],
+                }
+                for row in labelled
+            ]
+    else:
+        rows = _paired_by_position(asked, labels)
+    images = locate_images(source, {row["id"]: row["image"] for row in rows}, ("val2014", "images"))
+    return [{**row, "image": images[row["id"]]} for row in rows]
+
+
+def _thing(question: str) -> str:
+    """Return what a question is about; releases differ in the article and once wrote "imange"."""
+    found = re.fullmatch(r"Is there an? (.+) in the \w+\?", question.strip())
+    return found[1] if found else question.strip()
+
+
+def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Give LLaVA's n-th question of a category the n-th label, as its script does, and check both match."""
+    categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for number, row in enumerate(read_json_lines(asked), start=1):
+        require(row, ("question_id", "image", "text", "category"), f"{asked} line {number}")
+        categories[row["category"]].append(row)
+    rows = []
+    for category, questions in categories.items():
+        labelled = labels.get(category, [])
+        if len(labelled) != len(questions):
+            raise ValueError(
+                f"{asked} has {len(questions)} questions of {category}, the labels {len(labelled)}: they are "
+                "paired by position, so the files must belong together."
+            )
+        for row, label in zip(questions, labelled, strict=True):
+            question = row["text"].removesuffix(f"\n{SHORT}")
+            if row["image"] != label["image"] or _thing(question) != _thing(label["text"]):
+                raise ValueError(
+                    f"{asked}: question {row['question_id']} of {category} is not the one at its place in "
+                    "the labels."
+                )
+            rows.append({**row, "id": row["question_id"], "label": label["label"], "question": question})
+    return rows
+
+
+def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+    needs = ("question_id", "question", "answer", "category")
+    for row in files.rows(source.data, None, "test", needs, with_images=source.with_images):
+        yield {
+            "id": f"{row['category']}/{row['question_id']}",
+            "question": row["question"].strip(),
+            "image": row["image"],
+            "label": row["answer"].lower().strip(),
+            "category": row["category"],
+        }
+
+
+def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+    """Score F1 of "yes": the mean over categories (LLaVA), or over all rows together (lmms-eval).
+
+    A missing prediction counts as the wrong answer, not as the yes that LLaVA reads from an empty one.
+    """
+    said: dict[int | str, str] = {}
+    for question in questions:
+        if question.id in predictions:
+            said[question.id] = pope_answer(predictions[question.id], scorer)
+        else:
+            said[question.id] = "no" if question.answer == "yes" else "yes"
+    cells = {q.id: (q.category, said[q.id] == "yes", q.answer == "yes") for q in questions}
+    items = {question.id: float(said[question.id] == question.answer) for question in questions}
+    by_id = {question.id: question for question in questions}
+    categories = sorted({question.category for question in questions})
+    per = {name: [cell for cell in cells.values() if cell[0] == name] for name in categories}
+    hits = {name: sum(yes and true for _, yes, true in per[name]) for name in categories}
+    said_yes = {name: sum(yes for _, yes, _ in per[name]) for name in categories}
+    is_yes = {name: sum(true for *_, true in per[name]) for name in categories}
+    statistic = "mean_f1" if scorer == "pope_llava" else "pooled_f1"
+    return Score(
+        metric="mean F1 of the categories" if scorer == "pope_llava" else "F1 over all questions",
+        scorer=scorer,
+        value=value_of(cells.values(), statistic),
+        items=items,
+        categories={question.id: question.category for question in questions},
+        cells=cells,
+        statistic=statistic,
+        right_wrong=True,
+        breakdown={
+            "f1": {name: value_of(per[name], "pooled_f1") for name in categories},
+            "accuracy": mean_by(items, lambda item: by_id[item].category),
+            "precision": {name: 100 * hits[name] / max(said_yes[name], 1) for name in categories},
+            "recall": {name: 100 * hits[name] / max(is_yes[name], 1) for name in categories},
+            "yes_ratio": {name: 100 * said_yes[name] / len(per[name]) for name in categories},
+        },
+        unparsed=sum(answer == "other" for answer in said.values()),
+        missing=len(questions) - len(predictions),
+    )

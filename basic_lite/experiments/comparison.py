@@ -1,0 +1,412 @@
+"""A plan from the command line to its table: check everything, train what is missing, compare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from basic_lite.data.world import parts, signs
+from basic_lite.data.world import world as data_world_world
+from basic_lite.data.world.dataset import World, world_in, write_world
+from basic_lite.data.world.world import is_embedded
+from basic_lite.experiments import measure, processes, report
+from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Arm, Plan, arms_for
+from basic_lite.experiments.processes import shown_on
+from basic_lite.experiments.table import tabulate
+from basic_lite.files import complete, file_hash, locked, read_manifest, versions, write_json
+from basic_lite.memory.available import parameters_of
+from basic_lite.models import devices
+from basic_lite.models.checkpoint import identity
+from basic_lite.models.llava import Sources, read_config
+from basic_lite.models.tower import vision_config
+
+# What all runs in an ablation's folder share, written beside them and compared before any is added.
+
+SETUP: str = "ablation.json"
+
+
+def fingerprints(sources: Sources) -> dict[str, object]:
+    """Say which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
+    configs = {
+        "llm": read_config(sources.llm, "language model"),
+        "tower": vision_config(read_config(sources.tower, "vision tower")),
+    }
+    found: dict[str, object] = {}
+    for what, config in configs.items():
+        source = getattr(sources, what)
+        found[what] = identity(source, config)
+        if source in parts.EMBEDDED:
+            found[what]["sha256"] = file_hash(parts.EMBEDDED[source] / "model.safetensors")
+    return found
+
+
+def claim(out: Path, setup: Mapping[str, object]) -> None:
+    """Write a folder's set-up, or compare it with the one that is there, as far as both speak of a thing.
+
+    Args:
+        out: the ablation's folder.
+        setup: plain JSON: what all runs in it share.
+
+    Raises:
+        ValueError: If the folder holds something else, or runs of another set-up; names what differs.
+    """
+    path, now = out / SETUP, json.loads(json.dumps(setup))
+    if not path.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} is in use and holds no ablation (no {SETUP}); choose another --out")
+        write_json(path, now)
+        return
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}); choose another --out") from error
+    for name in sorted(set(now) & set(then)):
+        if now[name] != then[name]:
+            raise ValueError(
+                f"the runs in {out} were made with another {name}: {_shown(then[name])}, now "
+                f"{_shown(now[name])}; choose another --out, or replace them with --overwrite"
+            )
+    if set(now) - set(then):  # a second stage or a benchmark, say: nothing of what is there speaks against it
+        write_json(path, then | now)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep a second ablation out of the folder while this one works in it.
+
+    Raises:
+        ValueError: If another works in it now.
+    """
+    with locked(out / SETUP) as alone:
+        if not alone:
+            raise ValueError(f"another ablation is at work in {out}; wait for it, or choose another --out")
+        yield
+
+
+# The embedded world's files for an ablation: one world for each seed, no more of it than is needed.
+
+SCENES: int = 200
+"""Held-out scenes that a run is measured on."""
+
+_STAMP = "world.json"
+
+
+def scale_of(stages: int, quick: bool) -> dict[str, int]:
+    """Return rows of stage 1 and 2 and questions; a third of the world where it is to be quick."""
+    full = {name: count // 3 if quick else count for name, count in data_world_world.SCALE.items()}
+    return full if stages == 2 else {**full, "conversations": 0, "questions": 0}
+
+
+def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], None]) -> World:
+    """Return the world in a folder; it is drawn where it is missing or has less than is needed.
+
+    Args:
+        folder: of this seed's world.
+        seed: of every scene and sentence.
+        scale: as `scale_of`.
+        say: takes one line for the user.
+    """
+    path = folder / _STAMP
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # The captions come first and are the same with and without what follows them.
+    same = there.get("seed") == seed and there.get("captions") == scale["captions"]
+    if not (same and all(there[name] >= count for name, count in scale.items())):
+        say(f"Drawing the embedded world of seed {seed}: {scale['captions']:,} captioned scenes, in {folder}")
+        with complete(folder) as draft:
+            write_world(draft, seed, **scale)
+            write_json(draft / _STAMP, {"seed": seed, **scale})
+    return world_in(folder)
+
+
+def draw_signs(
+    folder: Path, seed: int, scale: dict[str, int], scenes: int, say: Callable[[str], None]
+) -> None:
+    """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
+    stamp = {"seed": seed, "captions": scale["captions"], "held out": scenes}
+    path = folder / _STAMP
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp:
+        return
+    say(f"Drawing scenes with signs, seed {seed}: {scale['captions']:,} to learn from, in {folder}")
+    with complete(folder) as draft:
+        signs.write_signs(draft, seed, scale["captions"], scenes)
+        write_json(draft / _STAMP, stamp)
+
+
+_BYTES_OF_TINY = 2**30
+"""What stage 1 of the embedded model takes at its highest, with room (0.8 GiB were measured)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One plan on one model and data.
+
+    Attributes:
+        plan: what is compared.
+        out: folder of the set-up: its runs and the tables of all its plans.
+        seeds: of the runs.
+        stage1: options of stage 1 that hold for all arms, as far as they were given.
+        stage2: options of stage 2; `None` stops after stage 1.
+        defaults: of stage 1's options.
+        quick: a smaller embedded world.
+        measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
+        measured_rows: how many of its rows.
+        benchmark: to score every run on.
+        benchmark_data: its data.
+        benchmark_images: its pictures.
+        text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
+        chosen: names of the only arms to run; empty for all.
+    """
+
+    plan: Plan
+    out: Path
+    seeds: Sequence[int]
+    stage1: Mapping[str, object]
+    stage2: Mapping[str, object] | None
+    defaults: Mapping[str, object]
+    quick: bool
+    measured_on: Path | None
+    measured_rows: int
+    benchmark: str | None
+    benchmark_data: Path | None
+    benchmark_images: Path | None
+    text_patches: Path | None
+    chosen: Sequence[str]
+
+    def run(
+        self,
+        console: Console,
+        check: Callable[..., None],
+        jobs: int | None = None,
+        overwrite: bool = False,
+        dry_run: bool = False,
+    ) -> None:
+        """Do everything that is left to do.
+
+        Args:
+            console: where progress goes.
+            check: `stage1`, called with every arm's options and `dry_run` before any work.
+            jobs: runs at a time.
+            overwrite: begin anew.
+            dry_run: only say what would be run.
+
+        Raises:
+            ValueError: In one line, for what a user can have wrong, before any work.
+        """
+        self._check_signs()
+        arms = self._arms()
+        todo = [run for seed in self.seeds for run in self._runs(arms, seed)]
+        for arm in arms:
+            with contextlib.redirect_stdout(io.StringIO()):
+                check(**self._checked(arm), out=self.out / "check", dry_run=True)
+        if dry_run:
+            for run in todo:
+                state = "done" if run.finished else "to do"
+                console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
+            return
+        if overwrite and (self.out / SETUP).is_file():
+            with held(self.out):  # not under another ablation's feet
+                shutil.rmtree(self.out)
+        claim(self.out, self._setup())
+        with held(self.out):
+            self._train(todo, jobs, console)
+            self._report(arms, console)
+
+    def _check_signs(self) -> None:
+        if not self.plan.signs:
+            if self.text_patches is not None:
+                raise ValueError(f"--text-patches is for the plan text-patches, not {self.plan.name}")
+        elif not self._embedded and self.text_patches is None:
+            raise ValueError(
+                "text-patches on your own data needs --text-patches FILE, which says where text is: "
+                '{"row id": [patch, ...]}, patches row by row'
+            )
+        elif self._embedded and (self.stage2 is not None or self.text_patches is not None):
+            raise ValueError("the embedded world's signs are for stage 1 and say themselves where text is")
+
+    @property
+    def _embedded(self) -> bool:
+        """Whether the arms are trained in the embedded world."""
+        return self.stage1.get("data") is None and is_embedded(self._sources.llm)
+
+    @property
+    def _sources(self) -> Sources:
+        given = self.stage1
+        return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
+
+    def _arms(self) -> list[Arm]:
+        depth = read_config(self._sources.llm, "language model").num_hidden_layers
+        return arms_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
+
+    def _checked(self, arm: Arm) -> dict[str, object]:
+        """Return the options that can be looked at before a world is drawn."""
+        options = {**self.stage1, **self._with_text_patches(arm.options, None)}
+        return {name: value for name, value in options.items() if value != NOT_ON_TEXT}
+
+    def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
+        """Say which file tells where text is; while there is no folder of a world, only the user's."""
+        file = self.text_patches or (folder and folder / signs.TEXT_PATCHES)
+        spare = NOT_ON_TEXT if file is None else f"spare={file}"
+        return {name: spare if value == NOT_ON_TEXT else value for name, value in options.items()}
+
+    def _setup(self) -> dict[str, object]:
+        """Return what all runs of the folder share, as plain JSON."""
+        content = {"stage1": _plain(self.stage1), "quick": self.quick}
+        content["parts"] = fingerprints(self._sources)
+        if self.stage2 is not None:
+            content["stage2"] = _plain(self.stage2)
+        if self.text_patches is not None:
+            content["text patches"] = str(self.text_patches)
+        if self.benchmark is not None:
+            content[f"{self.benchmark} data"] = str(self.benchmark_data)
+        if not self._embedded:
+            content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
+        return content
+
+    def _runs(self, arms: Sequence[Arm], seed: int) -> list[processes.Run]:
+        """Return all arms with one seed."""
+        steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
+        method = {name: value for name, value in self.stage1.items() if name in METHOD}
+        given = {"stage1": _plain(self.stage1), "stage2": _plain({**method, **(self.stage2 or {})})}
+        world = self._world(seed) if self._embedded else None
+        if world is not None:
+            for stage in given:
+                own = {"data": str(world / f"{stage}.json"), "images": str(world)}
+                given[stage] = {"workers": 0} | given[stage] | own
+        if self.benchmark is not None:
+            steps.append(self.benchmark)
+        yardstick = self._yardstick(world)
+        found = []
+        for arm in arms:
+            varied = _plain(self._with_text_patches(arm.options, world))
+            stages = {name: given[name] | varied for name in steps if name in given}
+            kind = "signs" if self.plan.signs and world is not None else "runs"
+            folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", arm.key) / f"seed-{seed}"
+            task = {"folder": str(folder), "steps": steps, "seed": seed}
+            task |= {"stages": stages, "yardstick": yardstick}
+            found.append(processes.Run(arm.key, seed, folder, tuple(steps), task))
+        return found
+
+    def _yardstick(self, world: Path | None) -> dict[str, object]:
+        """Return what `yardstick.measure` is told."""
+        if world is None:
+            told: dict[str, object] = {"rows": self._measured_rows()}
+        elif self.plan.signs:
+            told = {"signs": str(world)}
+        else:
+            told = {"world": str(world), "scenes": self._scenes}
+        if self.benchmark is not None:
+            where = {"data": self.benchmark_data, "images": self.benchmark_images}
+            told["benchmarks"] = {self.benchmark: {name: path and str(path) for name, path in where.items()}}
+        return told
+
+    def _world(self, seed: int) -> Path:
+        return self.out / "worlds" / f"{'signs' if self.plan.signs else 'seed'}-{seed}"
+
+    @property
+    def _scenes(self) -> int:
+        return SCENES // (2 if self.quick else 1)
+
+    def _measured_rows(self) -> dict[str, object]:
+        """Return what `captions.rows_of_file` is told."""
+        data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
+        if data is None:
+            raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
+        what = "rows of the training file" if self.measured_on is None else f"rows of {self.measured_on.name}"
+        links = bool(self.stage1.get("follow_links", False))
+        more = {"images": images and str(images), "follow_links": links, "label": what}
+        return {"data": str(data), "count": self.measured_rows, **more}
+
+    def _train(self, todo: Sequence[processes.Run], jobs: int | None, console: Console) -> None:
+        left = [run for run in todo if not run.finished]
+        done = len(todo) - len(left)
+        if done:
+            console.print(f"{done} of {len(todo)} runs are done already", highlight=False)
+        if not left:
+            return
+        if self._embedded:
+            say = partial(console.print, highlight=False)
+            scale = scale_of(1 if self.stage2 is None else 2, self.quick)
+            for seed in {run.seed: None for run in left}:
+                if self.plan.signs:
+                    draw_signs(self._world(seed), seed, scale, self._scenes, say)
+                else:
+                    draw(self._world(seed), seed, scale, say)
+        device = devices.choose_device()
+        jobs = jobs or processes.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
+        threads = max(processes.cores() // jobs, 1)
+        console.print(
+            f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
+            "command goes on.",
+            highlight=False,
+        )
+        try:
+            with shown_on(console, len(todo)) as look:
+                processes.run_all(todo, jobs, threads, look)
+        except KeyboardInterrupt:
+            console.print("Stopped. What is done stays; the same command goes on.", highlight=False)
+            raise
+
+    def _bytes_of_a_run(self) -> int:
+        """Guess what a run takes on a CPU: weights in fp32 four times over, beside torch itself."""
+        if self._sources.llm in parts.EMBEDDED:
+            return _BYTES_OF_TINY if self.stage2 is None else 2 * _BYTES_OF_TINY
+        return _BYTES_OF_TINY + 16 * parameters_of(read_config(self._sources.llm, "language model"))
+
+    def _check_same_data(self, same: Sequence[processes.Run]) -> None:
+        """Compare the data of runs that are compared: a file may have changed since the first of them.
+
+        Raises:
+            ValueError: If it has.
+        """
+        hashes = {run.name: read_manifest(run.folder / "stage1")["data"]["sha256"] for run in same}
+        if len(set(hashes.values())) > 1:
+            other = next(name for name, found in hashes.items() if found != hashes[same[0].name])
+            raise ValueError(
+                f"{same[0].name} and {other} were trained on different data: the file has changed since; "
+                "begin anew with --overwrite, or choose another --out"
+            )
+
+    def _report(self, arms: Sequence[Arm], console: Console) -> None:
+        found: dict[str, list[list[measure.Measure]]] = {}
+        for seed in self.seeds:
+            self._check_same_data(self._runs(arms, seed))
+            for arm, run in zip(arms, self._runs(arms, seed), strict=True):
+                found.setdefault(arm.name, []).append(measure.of_run(run.folder, run.steps))
+        table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, found)
+        command = f"basic-lite {shlex.join(sys.argv[1:])}"
+        report.write_markdown(table, self.out / f"{self.plan.name}.md", command)
+        content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
+        write_json(self.out / f"{self.plan.name}.json", content)
+        report.write_ablation(table, self.out / f"{self.plan.name}.html", command)
+        console.print(report.for_terminal(table))
+        console.print(table.how_sure, highlight=False)
+        where = self.out / self.plan.name
+        console.print(
+            f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False
+        )
+
+
+def _plain(options: Mapping[str, object]) -> dict[str, object]:
+    """Return options as JSON takes them, without those that were not given."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+        if value is not None
+    }

@@ -1,0 +1,249 @@
+"""Spoil or replace the teacher on purpose: experiments that ask what BASIC's gain hangs on.
+
+An intervention is named by one string, which goes into the settings and the manifest:
+
+    none            the method as it is
+    noise=0.3       Gaussian noise on the states of layers 1..k, of 0.3 times each state's length
+    shuffled        every image gets the target of the image before it
+    teacher=FOLDER  targets from another decoder of equal width, on the same visual embeddings
+    teacher=random  the same from a decoder like this one with random weights
+    spare=FILE      L_sds leaves out the patches that a JSON file names: {"row id": [patch, ...]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModel, PretrainedConfig
+
+from basic_lite.data.world import parts as data_world_parts
+from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
+from basic_lite.method.types import Intervention, Refinement
+from basic_lite.models.parts import Parts
+
+KINDS = ("none", "noise", "shuffled", "teacher", "spare")
+
+
+def parse(text: str) -> tuple[str, str]:
+    """Return an intervention's kind and its value.
+
+    Raises:
+        ValueError: If there is no such intervention, or its value is missing, superfluous or out of range.
+    """
+    kind, sign, value = text.partition("=")
+    if kind not in KINDS or bool(sign) != (kind in ("noise", "teacher", "spare")) or (sign and not value):
+        raise ValueError(
+            f"no intervention is {text!r}; known: none, noise=SIZE, shuffled, teacher=FOLDER, "
+            "teacher=random, spare=FILE"
+        )
+    if kind == "noise":
+        try:
+            size = float(value)
+        except ValueError:
+            size = -1.0
+        if not 0 <= size < float("inf"):
+            raise ValueError(f"noise must be 0 or a positive number, got {value!r}")
+    return kind, value
+
+
+def check(text: str, config: PretrainedConfig, micro_batch: int) -> None:
+    """Look at everything that an intervention needs, before anything is loaded.
+
+    Args:
+        text: the intervention.
+        config: of the decoder.
+        micro_batch: rows per forward pass.
+
+    Raises:
+        ValueError: If another teacher is missing or of another width, or a file cannot be read.
+    """
+    kind, value = parse(text)
+    if kind == "shuffled" and micro_batch < 2:
+        raise ValueError("shuffled needs two images in a forward pass at least; take a larger --micro-batch")
+    if kind == "teacher" and value != "random":
+        from basic_lite.models.llava import read_config
+
+        width = read_config(value, "teacher").hidden_size
+        if width != config.hidden_size:
+            raise ValueError(
+                f"the teacher {value} is {width} wide and the decoder {config.hidden_size}; "
+                "targets need equal width"
+            )
+    if kind == "spare":
+        read_spared(Path(value))
+
+
+def make(
+    text: str,
+    parts: Parts,
+    layers: int | None,
+    weighting: Weighting,
+    id_of: Callable[[int], object],
+    seed: int = 0,
+) -> Intervention | None:
+    """Make an intervention from its name; `None` for none.
+
+    Args:
+        text: the intervention.
+        parts: of the model that is trained.
+        layers: k; `None` for half, of another teacher's layers too.
+        weighting: of layers 1..k.
+        id_of: a row's number -> its id in the data.
+        seed: of a random teacher's weights.
+    """
+    kind, value = parse(text)
+    if kind == "noise":
+        return Intervention(states=noise(float(value)))
+    if kind == "shuffled":
+        return Intervention(refinement=shuffled)
+    if kind == "teacher":
+        random = value == "random"
+        other = random_teacher(parts.decoder, seed) if random else load_teacher(value, parts.decoder)
+        return Intervention(refinement=OtherTeacher(other, layers, weighting))
+    if kind == "spare":
+        return Intervention(refinement=spared(read_spared(Path(value)), id_of))
+    return None
+
+
+def noise(size: float) -> Callable[[int, torch.Tensor], torch.Tensor]:
+    """Return a change of states `(N, D)`: to each, `size` times its own length in a random direction.
+
+    torch's own random numbers: a resumed run goes on with them.
+    """
+
+    def change(layer: int, states: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True) / states.shape[-1] ** 0.5
+        return states + size * length * torch.randn_like(states)
+
+    return change
+
+
+def shuffled(refinement: Refinement, given: Mapping[str, object]) -> Refinement:
+    """Give every image the target of the one before it in the batch, the first that of the last.
+
+    Rows come in random order, so this is a random other image; a batch of one image alone keeps its own.
+    """
+    patches = len(refinement.target) // refinement.images
+    return replace(refinement, target=refinement.target.roll(patches, dims=0))
+
+
+class OtherTeacher:
+    """Targets from another decoder, which runs its first k layers on the same input embeddings."""
+
+    def __init__(self, decoder: nn.Module, layers: int | None = None, weighting: Weighting = "quadratic"):
+        """Take a decoder without head; its later layers are dropped.
+
+        Args:
+            decoder: of the same width.
+            layers: k; `None` for half of its layers.
+            weighting: of layers 1..k.
+
+        Raises:
+            ValueError: If it has fewer layers than k.
+        """
+        count = supervised_layers(decoder.config, layers)
+        self.weights = layer_weights(count, weighting)
+        self.decoder = decoder.eval().requires_grad_(False)
+        self.decoder.layers = self.decoder.layers[:count]
+        self.decoder.config.num_hidden_layers = count
+
+    @torch.no_grad()
+    def __call__(self, refinement: Refinement, given: Mapping[str, object]) -> Refinement:
+        """Replace the target."""
+        patch, states = given["layout"].patch, []
+
+        def keep(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            states.append(hidden.flatten(0, 1).index_select(0, patch).to(refinement.target.dtype))
+
+        with ExitStack() as hooks:
+            for layer in self.decoder.layers:
+                hooks.callback(layer.register_forward_hook(keep).remove)
+            embeds = given["inputs_embeds"].to(next(self.decoder.parameters()).dtype)
+            self.decoder(inputs_embeds=embeds, attention_mask=given["attention_mask"], use_cache=False)
+        target = sum(weight * state for weight, state in zip(self.weights, states, strict=True))
+        return replace(refinement, target=target)
+
+
+def random_teacher(decoder: nn.Module, seed: int) -> nn.Module:
+    """Return a decoder of the same configuration with random weights."""
+    config = deepcopy(decoder.config)
+    config._attn_implementation = "sdpa"
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    like = next(decoder.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoModel.from_config(config, dtype=like.dtype if like.is_floating_point() else None)
+    return made.to(like.device)
+
+
+def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
+    """Load another decoder, without head, onto the same device.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    like = decoder.get_input_embeddings().weight
+    try:
+        made = AutoModel.from_pretrained(
+            data_world_parts.located(source),
+            dtype=like.dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no teacher can be loaded from {source!r}: {str(error).splitlines()[0][:160]}"
+        ) from error
+    return made.to(like.device)
+
+
+def read_spared(path: Path) -> dict[str, list[int]]:
+    """Read the patches to leave out, by row id.
+
+    Raises:
+        ValueError: If the file is missing or of another shape.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        right = all(isinstance(p, int) and p >= 0 for patches in content.values() for p in patches)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} names no patches to spare ({error})") from error
+    if not right:
+        raise ValueError(f'{path} must hold {{"row id": [patch, ...]}} with patches from 0')
+    return content
+
+
+def spared(
+    patches: Mapping[str, list[int]], id_of: Callable[[int], object]
+) -> Callable[[Refinement, Mapping[str, object]], Refinement]:
+    """Return a change that marks the patches of each row that `L_sds` is to leave out.
+
+    A row of several images counts its patches through.
+    """
+
+    def change(refinement: Refinement, given: Mapping[str, object]) -> Refinement:
+        layout, rows = given["layout"], given["rows"]
+        if rows is None:
+            raise ValueError("spare=FILE needs batches that say which rows they are made of (`rows`)")
+        per_image = len(layout.patch) // layout.images
+        mask, start = torch.zeros(len(layout.patch), dtype=torch.bool), 0
+        for row, images in zip(rows, layout.images_in_row, strict=True):
+            named = patches.get(str(id_of(row)), []) if images else []
+            if named and max(named) >= images * per_image:
+                raise ValueError(
+                    f"row {id_of(row)} has {images * per_image} patches, and none is number {max(named)}"
+                )
+            mask[[start + patch for patch in named]] = True
+            start += images * per_image
+        return replace(refinement, spared=mask.to(refinement.importance.device))
+
+    return change

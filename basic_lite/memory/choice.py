@@ -1,0 +1,189 @@
+"""Choose what a stage can choose - micro-batch, recomputed layers, chunk, optimizer - for a card's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from basic_lite.memory.activations import Held
+from basic_lite.memory.peak import Optimizer, Step, peak
+from basic_lite.memory.sizes import DecoderSize, TowerSize
+from basic_lite.memory.speed import card_of, seconds_per_sample
+
+Kind = Literal["stage1", "stage2 --lora", "stage2"]
+
+KINDS: dict[Kind, Held] = {
+    "stage1": Held(bits=4, training="projector", fused=True),
+    "stage2 --lora": Held(bits=4, training="adapters", fused=True),
+    "stage2": Held(bits=16, training="decoder", fused=True),
+}
+"""The stages as they are typed, with their defaults on a GPU."""
+
+GLOBAL_BATCH: dict[Kind, int] = {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
+TEXT: dict[Kind, int] = {"stage1": 64, "stage2 --lora": 824, "stage2": 824}
+"""Text tokens of a row that are planned for: a caption, and a long conversation of LLaVA-1.5's mix."""
+
+RESERVED_GIB: float = 0.5
+"""Memory of a card that its driver and a display keep."""
+
+LARGEST_MICRO_BATCH: int = 64
+"""More rows at once gain nothing that the estimate could tell."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage on a card; `--json` gives exactly these.
+
+    Attributes:
+        stage: as it is typed.
+        model: name or folder of the decoder.
+        tower: name or folder of the tower.
+        gpu_gib: memory of the card.
+        micro_batch: rows per forward pass; `None` if nothing fits.
+        accumulation: forward passes per optimizer step.
+        recompute_layers: decoder layers, the first ones, that run again in backward.
+        rows_per_chunk: patches per pass over the vocabulary.
+        peak_gb: predicted, in 1e9 bytes, everything that the card must hold; where nothing fits, the least.
+        parts: the same by part, in 1e9 bytes.
+        seconds_per_sample: estimated; `None` if nothing fits.
+    """
+
+    stage: str
+    model: str
+    tower: str
+    gpu_gib: float
+    micro_batch: int | None
+    accumulation: int | None
+    recompute_layers: int | None
+    rows_per_chunk: int | None
+    peak_gb: float
+    parts: dict[str, float]
+    seconds_per_sample: float | None
+
+    def json(self) -> dict[str, object]:
+        """Return the row as plain values."""
+        return asdict(self)
+
+
+def budget_bytes(gib: float) -> float:
+    """Return what a process may use on a card of so many GiB."""
+    return (gib - RESERVED_GIB) * 2**30
+
+
+def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize, **changes: object) -> Step:
+    """Return a stage's step with its defaults; `changes` are fields of `Step`."""
+    return Step(decoder, tower, **({"held": KINDS[kind], "text": TEXT[kind]} | changes))
+
+
+def candidates(global_batch: int) -> list[int]:
+    """Return the micro-batches that divide the global batch, so that it stays what it is."""
+    sizes = range(1, min(global_batch, LARGEST_MICRO_BATCH) + 1)
+    return [size for size in sizes if global_batch % size == 0]
+
+
+def fit(
+    step: Step,
+    budget: float,
+    micro_batches: Sequence[int],
+    gib: float,
+    optimizers: Sequence[Optimizer] = ("adamw",),
+    recompute: int | None = None,
+) -> Step | None:
+    """Return the fastest step by the estimate that fits, or `None`.
+
+    The optimizers are tried in order and a later one is taken only where no step fits with an earlier one:
+    8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, and the
+    chunk is the rule's, or smaller where that alone makes it fit.
+
+    Args:
+        step: what is not chosen.
+        budget: bytes that may be used.
+        micro_batches: to choose from.
+        gib: memory of the card, for its speed.
+        optimizers: to choose from, the preferred one first.
+        recompute: a number of layers that is not to be chosen.
+    """
+    card = card_of(gib)
+    for optimizer in optimizers:
+        found = []
+        for size in micro_batches:
+            rows = replace(step, optimizer=optimizer, micro_batch=size)
+            chosen = next(_fitting(rows, budget, recompute), None)
+            if chosen is not None:
+                found.append(chosen)
+        if found:
+            return min(found, key=lambda chosen: seconds_per_sample(chosen, card))
+    return None
+
+
+def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
+    """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
+    chunks = [step.rows_per_chunk] if step.rows_per_chunk else [None, 512, 256, 128]
+    for chunk in chunks:
+        chunked = replace(step, rows_per_chunk=chunk)
+        if chunk is not None and step.rows_per_chunk is None and chunk >= step.chunk:
+            continue
+        if recompute is not None:
+            counts = [recompute]
+        else:
+            counts = [_fewest(chunked, budget), chunked.decoder.depth]
+        for count in counts:
+            tried = replace(chunked, recompute=count)
+            if needed(tried) <= budget:
+                yield tried
+
+
+def _fewest(step: Step, budget: float) -> int:
+    """Bisect for the fewest recomputed layers: each one more needs less, up to the last but one."""
+    low, high = 0, max(step.decoder.depth - 1, 0)
+    while low < high:
+        middle = (low + high) // 2
+        if needed(replace(step, recompute=middle)) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def needed(step: Step) -> float:
+    """Return the bytes that the card must hold."""
+    return sum(peak(step).values())
+
+
+def least(step: Step, optimizers: Sequence[Optimizer]) -> Step:
+    """Return the step with the smallest peak: one row, everything recomputed, the smallest optimizer."""
+    return replace(
+        step, micro_batch=1, recompute=step.decoder.depth, rows_per_chunk=128, optimizer=optimizers[-1]
+    )
+
+
+def row_of(
+    kind: Kind, model: str, tower: str, gib: float, global_batch: int, step: Step | None, smallest: Step
+) -> Row:
+    """Describe a choice, or that nothing fits.
+
+    Args:
+        kind: the stage.
+        model: name of the decoder.
+        tower: name of the tower.
+        gib: memory of the card.
+        global_batch: rows per optimizer step.
+        step: what was chosen.
+        smallest: the step of the least memory, where nothing was chosen.
+    """
+    shown = step or smallest
+    parts = {name: round(value / 1e9, 3) for name, value in peak(shown).items() if value}
+    return Row(
+        stage=kind,
+        model=model,
+        tower=tower,
+        gpu_gib=gib,
+        micro_batch=step and step.micro_batch,
+        accumulation=step and global_batch // step.micro_batch,
+        recompute_layers=step and step.recompute,
+        rows_per_chunk=step and step.chunk,
+        peak_gb=round(sum(parts.values()), 3),
+        parts=parts,
+        seconds_per_sample=step and round(seconds_per_sample(step, card_of(gib)), 4),
+    )

@@ -1,0 +1,268 @@
+"""The most memory that a training step holds at once, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from basic_lite.memory.activations import (
+    Held,
+    checkpoint_bytes,
+    kept_by_last,
+    kept_per_layer,
+    kept_per_token,
+    norm_bytes,
+)
+from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
+from basic_lite.method.losses import rows_in_chunk
+
+Optimizer = Literal["adamw", "paged-adamw-8bit"]
+
+CONTEXT_BYTES: int = 900_000_000
+"""What CUDA, cuBLAS and the libraries' own workspaces take before the first tensor (an estimate)."""
+
+FRAGMENTATION: float = 0.05
+"""Share of what comes and goes within a step that the allocator cannot use (an estimate)."""
+
+_BLOCK_BYTES: int = 2 * (16 << 20)
+"""Two column blocks of a pass over the vocabulary on a GPU."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Everything that the memory of one training step depends on.
+
+    Attributes:
+        decoder: sizes of the language model.
+        tower: sizes of the vision tower.
+        held: how the decoder is held and what of it is trained.
+        optimizer: of the adapters: `"adamw"` with fp32 moments, or `"paged-adamw-8bit"`.
+        micro_batch: B, rows per forward pass, each with one image.
+        text: text tokens per row, all with loss.
+        recompute: decoder layers, the first ones, that run again in backward.
+        basic: BASIC's terms are on.
+        rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
+        shards: processes over which the decoder's layers are cut.
+        maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
+    """
+
+    decoder: DecoderSize
+    tower: TowerSize
+    held: Held
+    optimizer: Optimizer = "adamw"
+    micro_batch: int = 8
+    text: int = 64
+    recompute: int = 0
+    basic: bool = True
+    rows_per_chunk: int | None = None
+    shards: int = 1
+    maps: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """B * S: one start token, the patches and the text of each row."""
+        return self.micro_batch * (1 + self.tower.tokens + self.text)
+
+    @property
+    def rows(self) -> int:
+        """Supervised rows."""
+        return self.micro_batch * self.text
+
+    @property
+    def patches(self) -> int:
+        """N."""
+        return self.micro_batch * self.tower.tokens
+
+    @property
+    def chunk(self) -> int:
+        """Patches per pass over the vocabulary."""
+        rows = self.rows_per_chunk or rows_in_chunk(self.patches, self.decoder.vocabulary)
+        return min(rows, self.patches)
+
+
+def static_parts(step: Step) -> dict[str, float]:
+    """Bytes that are there from the second optimizer step on: weights, gradients, moments.
+
+    Gradients are counted as always there: from the second micro-batch of a step on, they are.
+    """
+    decoder, held = step.decoder, step.held
+    linear, scales = decoder.depth * decoder.linear_parameters, 0.0
+    if held.training == "decoder":
+        weights, tables, trained = 4 * linear, 4, decoder.parameters
+    else:
+        rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
+        scales = linear * (1 / 64 + 4 / (64 * 256))  # of nf4: one byte per 64, fp32 per 256 of those
+        packed = {
+            4: linear * 0.5 + scales,
+            8: linear + 4 * rows,
+            16: linear * held.width,
+        }
+        weights, tables = packed[held.bits], held.width
+        trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
+    moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
+    projector = projector_parameters(step.tower, decoder)
+    tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
+    layers = weights + tables * decoder.norm_parameters
+    # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
+    whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0
+    kept = scales if step.shards > 1 and held.bits == 4 else 0  # the scales are no parameters
+    layers, tuned = kept + (layers - kept) / step.shards, tuned / step.shards
+    return {
+        "decoder": layers,
+        **({"layers at work": whole} if whole else {}),
+        "embeddings and head": tables * decoder.table_parameters,
+        "tower": held.width * step.tower.parameters,
+        "projector": 16 * projector,  # fp32: weights, gradients, two moments
+        "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
+        **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
+    }
+
+
+def activation_bytes(step: Step, recompute: int | None = None) -> float:
+    """Bytes that the decoder's layers keep from forward to backward.
+
+    Args:
+        step: the step.
+        recompute: other than the step's own number of recomputed layers.
+    """
+    count = step.recompute if recompute is None else recompute
+    depth = step.decoder.depth
+    inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.held)
+    last = _last(step) if count < depth else 0
+    return inputs + max(depth - 1 - count, 0) * _whole(step) + last
+
+
+def _whole(step: Step) -> float:
+    """What one layer keeps that runs for all tokens."""
+    return step.tokens * kept_per_token(step.decoder, step.held) + kept_per_layer(step.decoder, step.held)
+
+
+def _last(step: Step) -> float:
+    """What the last layer keeps."""
+    mask = step.rows * (step.tokens // step.micro_batch)
+    kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, mask)
+    return kept + kept_per_layer(step.decoder, step.held)
+
+
+def peak(step: Step) -> dict[str, float]:
+    """Return the bytes of every part at the step's peak; their sum is the peak."""
+    largest = max(_moments(step), key=lambda moment: sum(moment.values()))
+    parts = static_parts(step) | largest
+    parts["context and allocator"] = CONTEXT_BYTES + FRAGMENTATION * sum(largest.values())
+    return parts
+
+
+def allocated(step: Step) -> float:
+    """Return the peak of tensors alone: what `torch.cuda.max_memory_allocated` would show."""
+    return sum(static_parts(step).values()) + max(sum(moment.values()) for moment in _moments(step))
+
+
+def _moments(step: Step) -> list[dict[str, float]]:
+    """Return what comes and goes at each of the moments that can be the step's peak.
+
+    They are the tower's pass; the head, when all that the layers keep is there; backward in the last layer
+    that keeps its activations; backward in the last one that recomputes, when only the inputs of the
+    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed behind the
+    decoder's backward pass.
+    """
+    decoder, held, tokens = step.decoder, step.held, step.tokens
+    state = step.patches * decoder.width
+    embeddings, projector = _embeddings(step), _projector(step)
+    around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
+    kept = activation_bytes(step)
+    behind = step.rows * (norm_bytes(decoder, held) + decoder.width * held.width)  # the decoder's last norm
+    incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
+    moments = [
+        {"activations": _tower(step)},
+        {"activations": around + kept + behind, "head and losses": _head(step)},
+        {"activations": around + kept + incoming + _working(step, step.rows)},
+    ]
+    input_bytes = tokens * checkpoint_bytes(decoder, held)
+    if step.recompute < decoder.depth - 1:  # backward in the layer before the last
+        before = kept - _last(step)
+        moments.append({"activations": around + before + incoming + _working(step, tokens)})
+    if step.recompute:
+        inputs = min(step.recompute, decoder.depth - 1) * input_bytes
+        again = _whole(step) + incoming + _again(step, tokens)
+        moments.append({"activations": around + inputs + again})
+    if step.recompute == decoder.depth:
+        again = _last(step) + incoming + _again(step, step.rows)
+        moments.append({"activations": around + kept + again})
+    if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
+        table = 4 * decoder.vocabulary * decoder.width
+        moments.append(
+            {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
+        )
+    if step.basic:
+        rest = incoming + projector + 4 * state
+        moments.append({"activations": rest, "head and losses": _terms(step)})
+    return moments
+
+
+def _tower(step: Step) -> float:
+    """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
+    tower, width = step.tower, step.held.width
+    tokens = step.micro_batch * tower.positions
+    return _pixels(step) + width * tokens * ((tower.depth + 5) * tower.width + 2 * tower.inner)
+
+
+def _pixels(step: Step) -> float:
+    return step.micro_batch * 3 * step.tower.image_size**2 * (1 + step.held.width) + 24 * step.tokens
+
+
+def _embeddings(step: Step) -> float:
+    """The text's embeddings, and the same with the pictures among them.
+
+    The latter are what the first layer keeps when it recomputes, and are not counted twice.
+    """
+    one = step.tokens * step.decoder.width * step.held.stream
+    return one if step.recompute else 2 * one
+
+
+def _projector(step: Step) -> float:
+    """What the projector keeps in fp32: its input and both sides of its GELU; and its narrowed output."""
+    width = 4 * (step.tower.width + 2 * step.decoder.width) + step.held.width * step.decoder.width
+    return _pixels(step) + step.patches * width
+
+
+def _head(step: Step) -> float:
+    """The supervised rows, their gradient, one chunk of logits; a trained head's own gradient, twice."""
+    decoder, width = step.decoder, step.held.width
+    rows = step.rows
+    chunk = rows_in_chunk(rows, decoder.vocabulary)
+    head = 8 * decoder.vocabulary * decoder.width if step.held.training == "decoder" else 0
+    return rows * decoder.width * (4 + width) + 4 * chunk * decoder.vocabulary + _BLOCK_BYTES + head
+
+
+def _terms(step: Step) -> float:
+    """BASIC's terms: the student's rows and three gradients in fp32, and one chunk of both logits."""
+    state = 4 * step.patches * step.decoder.width
+    vocabulary = 3 * state + 8 * step.chunk * step.decoder.vocabulary + _BLOCK_BYTES
+    direction = 7 * state
+    return max(vocabulary, direction)
+
+
+def _working(step: Step, tokens: int) -> float:
+    """What backward through one layer holds beyond what the layer kept: the MLP's gradients, mostly."""
+    decoder, held = step.decoder, step.held
+    largest = max(linear.parameters for linear in decoder.linears)
+    unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
+    inner = held.width * tokens * decoder.inner
+    if held.fused:  # the gate's and up's gradients are written over what was kept
+        return max(2 * inner if decoder.joined else 0, inner + unpacked)
+    return max(3 * inner, 2 * inner + unpacked)
+
+
+def _again(step: Step, tokens: int) -> float:
+    """What backward holds beyond what a layer keeps when that layer runs again.
+
+    Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
+    gradient of the MLP's product is there before the layer runs again, up to that product, which is made
+    anew. Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
+    """
+    held = step.held
+    working = _working(step, tokens)
+    if not held.fused or held.training != "projector" or held.bits == 16:
+        return working
+    inner = held.width * tokens * step.decoder.inner
+    return max(working, inner * (4 if step.decoder.joined else 2))

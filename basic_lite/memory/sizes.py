@@ -1,0 +1,276 @@
+"""The sizes that memory and time depend on, read from configurations; no weight is ever needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
+
+from basic_lite.models import zoo
+from basic_lite.models.llava import read_config
+from basic_lite.models.tower import vision_config
+from basic_lite.models.zoo import CLIP_L_336, DECODERS
+
+TOWERS: dict[str, PretrainedConfig] = {
+    "clip-l-336": CLIPVisionConfig(**CLIP_L_336),
+    "siglip-so400m-384": SiglipVisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=27,
+        num_attention_heads=16,
+        image_size=384,
+        patch_size=14,
+    ),
+}
+"""Published configurations of the towers that are known by name."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer of a decoder layer, without bias.
+
+    Attributes:
+        name: of the module.
+        inputs: width in.
+        outputs: width out.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights."""
+        return self.inputs * self.outputs
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """A language model.
+
+    Attributes:
+        family: key in `zoo.FAMILIES`.
+        depth: layers.
+        width: D.
+        inner: width of the MLP.
+        heads: query heads.
+        kv_heads: key heads.
+        head_dim: width of a head.
+        vocabulary: V.
+        tied: the head is the embedding matrix.
+    """
+
+    family: str
+    depth: int
+    width: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, source: str = "the decoder") -> DecoderSize:
+        """Read a decoder's configuration.
+
+        Raises:
+            ValueError: If the family is not supported.
+        """
+        family = zoo.family_of(config.model_type, source).model_type
+        heads = config.num_attention_heads
+        return cls(
+            family=family,
+            depth=config.num_hidden_layers,
+            width=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocabulary=config.vocab_size,
+            tied=bool(config.tie_word_embeddings),
+        )
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads together."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def joined(self) -> bool:
+        """Whether query, key and value come from one matrix, and gate and up from another (Phi-3)."""
+        return "qkv_proj" in zoo.FAMILIES[self.family].lora_targets
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The linear layers of one decoder layer, in order."""
+        width, inner, query, keys = self.width, self.inner, self.query, self.keys
+        if self.joined:
+            attention = (Linear("qkv_proj", width, query + 2 * keys),)
+            entrance = (Linear("gate_up_proj", width, 2 * inner),)
+        else:
+            attention = (
+                Linear("q_proj", width, query),
+                Linear("k_proj", width, keys),
+                Linear("v_proj", width, keys),
+            )
+            entrance = (Linear("gate_proj", width, inner), Linear("up_proj", width, inner))
+        return (
+            *attention,
+            Linear("o_proj", query, width),
+            *entrance,
+            Linear("down_proj", inner, width),
+        )
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of one layer's linear layers: what is quantised."""
+        return sum(linear.parameters for linear in self.linears)
+
+    @property
+    def norm_parameters(self) -> int:
+        """Weights of all norms."""
+        return (2 * self.depth + 1) * self.width
+
+    @property
+    def table_parameters(self) -> int:
+        """Embeddings, and the head where it is a matrix of its own."""
+        return self.vocabulary * self.width * (1 if self.tied else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.depth * self.linear_parameters + self.norm_parameters + self.table_parameters
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Weights of adapters on every linear layer."""
+        return self.depth * sum(rank * (linear.inputs + linear.outputs) for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """A vision tower at one image size.
+
+    Attributes:
+        family: key in `zoo.TOWER_FAMILIES`.
+        depth: layers.
+        width: of its features.
+        inner: width of the MLP.
+        image_size: side of the input in pixels.
+        patch_size: side of a patch in pixels.
+        head: SigLIP's pooling head, which is loaded although nothing uses it.
+    """
+
+    family: str
+    depth: int
+    width: int
+    inner: int
+    image_size: int
+    patch_size: int
+    head: bool = False
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, image_size: int | None = None, source: str = "") -> TowerSize:
+        """Read a vision configuration; `image_size` replaces the tower's own.
+
+        Raises:
+            ValueError: If the family is not supported or the image holds no patch.
+        """
+        family = zoo.tower_family_of(config.model_type, source or "the vision tower").model_type
+        size = image_size or config.image_size
+        if size < config.patch_size:
+            raise ValueError(f"an image size of {size} holds no {config.patch_size}-pixel patch")
+        ratio = getattr(config, "mlp_ratio", 4)
+        inner = getattr(config, "intermediate_size", None) or int(config.hidden_size * ratio)
+        head = family == "siglip_vision_model" and getattr(config, "vision_use_head", True)
+        depth, width = config.num_hidden_layers, config.hidden_size
+        return cls(family, depth, width, inner, size, config.patch_size, head)
+
+    @property
+    def tokens(self) -> int:
+        """P: patches per image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def positions(self) -> int:
+        """Tokens inside the tower: patches and what stands in front of them."""
+        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        width, inner = self.width, self.inner
+        attention, norm = 4 * (width * width + width), 2 * width
+        mlp = 2 * width * inner + inner + width
+        patches = 3 * self.patch_size**2 * width
+        positions = self.positions * width
+        layers = self.depth * (attention + mlp + 2 * norm)
+        if self.family == "clip_vision_model":
+            return patches + width + positions + norm + layers + norm  # class token, first and last norm
+        if self.family == "siglip_vision_model":
+            head = (width + attention + norm + mlp) if self.head else 0
+            return patches + width + positions + layers + norm + head
+        scales = self.depth * 2 * width
+        return patches + width + 2 * width + positions + layers + scales + norm  # class and mask token
+
+
+def projector_parameters(tower: TowerSize, decoder: DecoderSize) -> int:
+    """Weights and biases of LLaVA's two-layer projector."""
+    return tower.width * decoder.width + decoder.width + decoder.width**2 + decoder.width
+
+
+def published_decoder(name: str) -> DecoderSize:
+    """Return a decoder of the zoo by name, without its hub.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
+        return DecoderSize.of(read_config(zoo.LLMS[name].hub_id, "language model"), name)
+    if name not in DECODERS:
+        raise ValueError(
+            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other Llama, Gemma, Phi-3 or "
+            "Mistral goes in as --llm ID_OR_FOLDER"
+        )
+    return DecoderSize.of(DECODERS[name])
+
+
+def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, DecoderSize]]:
+    """Return name and sizes of one decoder, or of all that are known by name.
+
+    Args:
+        model: a name, or `None` for all.
+        llm: a folder or hub id, which goes before the name.
+
+    Raises:
+        ValueError: If the name is unknown or the configuration cannot be read.
+    """
+    if llm is not None:
+        return [(llm, DecoderSize.of(read_config(llm, "language model"), llm))]
+    return [(name, published_decoder(name)) for name in (DECODERS if model is None else [model])]
+
+
+def towers_named(tower: str | None, image_size: int | None, every: bool) -> list[tuple[str, TowerSize]]:
+    """Return name and sizes of one tower, or of all that are known by name.
+
+    Args:
+        tower: a name, folder or hub id; `None` for the default.
+        image_size: side of the input in pixels; `None` for the tower's own.
+        every: all known towers where none is asked for.
+
+    Raises:
+        ValueError: If the configuration cannot be read.
+    """
+    names = list(TOWERS) if tower is None and every else [tower or next(iter(TOWERS))]
+    found = []
+    for name in names:
+        source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
+        config = TOWERS.get(name) or vision_config(read_config(source, "vision tower"))
+        found.append((name, TowerSize.of(config, image_size, name)))
+    return found

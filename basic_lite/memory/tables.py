@@ -1,0 +1,124 @@
+"""Predictions as tables for a reader: one stage of one model on several cards, or everything at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from basic_lite.memory.choice import (
+    GLOBAL_BATCH,
+    KINDS,
+    Kind,
+    Row,
+    budget_bytes,
+    candidates,
+    fit,
+    least,
+    row_of,
+    step_of,
+)
+from basic_lite.memory.peak import Optimizer, Step, activation_bytes
+from basic_lite.memory.sizes import DecoderSize, TowerSize
+from basic_lite.memory.speed import CARDS, card_of
+
+
+def plan_row(
+    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], gib: float, **changes: object
+) -> tuple[Row, Step]:
+    """Plan one stage on one card.
+
+    Args:
+        kind: the stage.
+        model: name and sizes of the decoder.
+        tower: name and sizes of the tower.
+        gib: memory of the card.
+        changes: fields of `Step`.
+
+    Returns:
+        The row, and the step behind it (of the least memory, where nothing fits).
+    """
+    step = step_of(kind, model[1], tower[1], **changes)
+    optimizers: tuple[Optimizer, ...] = (
+        ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
+    )
+    batch = GLOBAL_BATCH[kind]
+    chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
+    smallest = least(step, optimizers)
+    return row_of(kind, model[0], tower[0], gib, batch, chosen, smallest), chosen or smallest
+
+
+def remedy(row: Row, others: Sequence[str]) -> str:
+    """Say in one line what to do where nothing fits.
+
+    Args:
+        row: the plan that does not fit.
+        others: models that do fit on that card.
+    """
+    start = (
+        f"{row.stage} of {row.model} does not fit {row.gpu_gib:g} GiB: it needs {row.peak_gb:.1f} GB at least"
+    )
+    if row.stage == "stage2":
+        return f"{start}; add --lora"
+    larger = [card.gib for card in CARDS if budget_bytes(card.gib) >= row.peak_gb * 1e9]
+    ways = [f"a card of {larger[0]:g} GiB"] if larger else []
+    ways += [f"--model {' or '.join(others)}"] if others else []
+    ways += ["--rank 16"] if row.stage == "stage2 --lora" else []
+    return f"{start}; take {', or '.join(ways) or 'a smaller model'}"
+
+
+def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
+    """Show one stage of one model: a column per card, a line per part, in GB.
+
+    Args:
+        kind: the stage.
+        rows: plans and their steps, one per card.
+    """
+    table = Table(title=f"{kind}, GB", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for row, _ in rows:
+        table.add_column(f"{row.gpu_gib:g} GiB", justify="right")
+    names = list(dict.fromkeys(name for row, _ in rows for name in row.parts))
+    for name in names:
+        table.add_row(name, *(f"{row.parts.get(name, 0):.2f}" for row, _ in rows))
+    for title, count in (("  layers keeping all", 0), ("  layers recomputing all", None)):
+        figures = (activation_bytes(step, step.decoder.depth if count is None else 0) for _, step in rows)
+        table.add_row(title, *(f"{figure / 1e9:.2f}" for figure in figures), style="dim")
+    table.add_row("total", *(f"{row.peak_gb:.2f}" for row, _ in rows), style="bold", end_section=True)
+    fits = [row.micro_batch is not None for row, _ in rows]
+
+    def line(title: str, values: Sequence[object]) -> None:
+        shown = (str(value) if fit else "-" for value, fit in zip(values, fits, strict=True))
+        table.add_row(title, *shown)
+
+    line("micro-batch x accumulation", [f"{row.micro_batch} x {row.accumulation}" for row, _ in rows])
+    line("layers that recompute", [f"{row.recompute_layers} of {step.decoder.depth}" for row, step in rows])
+    line("rows per chunk", [row.rows_per_chunk for row, _ in rows])
+    if kind == "stage2 --lora":
+        line("optimizer", [step.optimizer for _, step in rows])
+    line("seconds per sample", [f"{row.seconds_per_sample or 0:.3f}" for row, _ in rows])
+    line("  on a card like", [card_of(row.gpu_gib).name for row, _ in rows])
+    return table
+
+
+def overview(kind: Kind, rows: Sequence[Row]) -> Table:
+    """Show one stage of every model and tower: micro-batch, recomputed layers and seconds per sample."""
+    table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    cards = list(dict.fromkeys(row.gpu_gib for row in rows))
+    for gib in cards:
+        table.add_column(f"{gib:g} GiB", justify="right")
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        cell = "-"
+        if row.micro_batch is not None:
+            cell = f"{row.micro_batch}/{row.recompute_layers} {row.seconds_per_sample:.2f} s"
+        lines.setdefault(f"{row.model}, {row.tower.split('-')[0]}", []).append(cell)
+    for name, cells in lines.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def kinds_of(stage: int | None) -> list[Kind]:
+    """Return the stages to plan: one of the numbers, or all."""
+    return [kind for kind in KINDS if stage is None or kind.startswith(f"stage{stage}")]

@@ -1,0 +1,1 @@
+"""The paper: capture, targets, importance and losses, usable in any training loop."""

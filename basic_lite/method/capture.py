@@ -1,0 +1,232 @@
+"""Watch one forward pass: visual embeddings going in, what layers 1..k make of them, and who looked at them.
+
+Nothing is stored per layer. After each of the first k decoder layers a hook adds the weighted states at
+the patch positions, brought into the target's space, to one fp32 `(N, D)` sum, and the attention function
+adds one number per patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from types import TracebackType
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from transformers import LlavaModel, PretrainedConfig
+
+from basic_lite.data.layout import Layout, layout_of
+from basic_lite.method import attention
+from basic_lite.method.targets import TargetKind, TargetSpace
+from basic_lite.method.types import Intervention, Refinement
+from basic_lite.models.parts import parts_of
+
+Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
+Importance = Literal["attention", "uniform"]
+
+
+def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
+    """Return k: `layers`, or half of the decoder's layers.
+
+    Raises:
+        ValueError: If `layers` is not between 1 and the number of layers.
+    """
+    depth = config.num_hidden_layers
+    if layers is None:
+        return max(depth // 2, 1)
+    if not 1 <= layers <= depth:
+        raise ValueError(f"layers must be between 1 and {depth} for this decoder, got {layers}")
+    return layers
+
+
+def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
+    """Return `w_1 .. w_k`, which sum to 1 (paper: `l ** 2 / sum of squares`, later layers count more).
+
+    Args:
+        k: number of supervised layers.
+        weighting: `"quadratic"` (the paper), `"linear"`, `"constant"`, or `"decreasing"` (quadratic,
+        reversed).
+
+    Raises:
+        ValueError: If `weighting` is none of these.
+    """
+    raw = {
+        "quadratic": [float(layer**2) for layer in range(1, k + 1)],
+        "linear": [float(layer) for layer in range(1, k + 1)],
+        "constant": [1.0] * k,
+        "decreasing": [float(layer**2) for layer in range(k, 0, -1)],
+    }
+    if weighting not in raw:
+        raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}")
+    return [weight / sum(raw[weighting]) for weight in raw[weighting]]
+
+
+class capture:
+    """`with capture(model) as seen: model(**batch)` leaves `seen.refinement`.
+
+    Works on any `LlavaForConditionalGeneration`, PEFT-wrapped or not, with gradient checkpointing on or
+    off. Each forward pass inside the block starts anew. A batch without image leaves `None`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: int | None = None,
+        weighting: Weighting = "quadratic",
+        importance: Importance = "attention",
+        target: TargetKind | TargetSpace = "raw",
+    ) -> None:
+        """Prepare, and switch the decoder's attention to `basic_sdpa` (sdpa while nothing records).
+
+        Args:
+            model: the LLaVA.
+            layers: k; `None` means half of the decoder's layers.
+            weighting: see `layer_weights`.
+            importance: `"attention"` (the paper) or `"uniform"` (`1 / P` for each patch of an image).
+            target: `"raw"` (the paper), or a space that was fitted on text.
+
+        Raises:
+            ValueError: If an argument is out of its range or the model is no LLaVA.
+        """
+        if importance not in get_args(Importance):
+            raise ValueError(
+                f"importance must be one of {', '.join(get_args(Importance))}, got {importance!r}"
+            )
+        self.parts = parts_of(model)
+        self.layers = supervised_layers(self.parts.decoder.config, layers)
+        self.weights = layer_weights(self.layers, weighting)
+        self.importance = importance
+        self.space = target if isinstance(target, TargetSpace) else TargetSpace(target)
+        self.space.check_fits(self.layers, self.parts.embedding.shape[1])
+        self.refinement: Refinement | None = None
+        self._given: Layout | None = None
+        self._at_hand: torch.Tensor | None = None
+        self.intervention = Intervention()
+        self._rows: list[int] | None = None
+        self._received: dict[str, torch.Tensor | None] = {}
+        self._stack = ExitStack()
+        if importance == "attention":
+            attention.install(self.parts.decoder)
+
+    def use(self, layout: Layout, initial: torch.Tensor | None = None, rows: list[int] | None = None) -> None:
+        """Take the positions of the next forward pass from `layout`, which costs no search.
+
+        Args:
+            layout: of the batch.
+            initial: `(N, D)` what the decoder will receive there, for whoever has it at hand; `None`
+                gathers it.
+            rows: the batch's rows by number, for an intervention.
+        """
+        self._given, self._at_hand, self._rows = layout, initial, rows
+
+    def __enter__(self) -> capture:
+        llava, decoder = self.parts.llava, self.parts.decoder
+        hooks = [
+            llava.register_forward_pre_hook(self._start, with_kwargs=True),
+            decoder.register_forward_pre_hook(self._receive, with_kwargs=True),
+            *(
+                layer.register_forward_hook(self._accumulate(index))
+                for index, layer in enumerate(decoder.layers[: self.layers])
+            ),
+            llava.register_forward_hook(self._finish),
+        ]
+        for hook in hooks:
+            self._stack.callback(hook.remove)
+        record = self.importance == "attention"
+        self._stack.enter_context(attention.recording(self._attend) if record else nullcontext())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._given = self._at_hand = None
+
+    def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
+        """Find the patches of this forward pass and forget the last one."""
+        self.refinement = self._initial = self._target = self._attention = None
+        layout, self._given = self._given, None
+        if layout is None:
+            input_ids = kwargs.get("input_ids", args[0] if args else None)
+            pixels = kwargs.get("pixel_values", args[1] if len(args) > 1 else None)
+            if pixels is None:
+                layout = None
+            elif input_ids is None:
+                raise ValueError(
+                    "BASIC needs input_ids to find the patches; inputs_embeds alone do not show them"
+                )
+            else:
+                mask = kwargs.get("attention_mask")
+                layout = layout_of(input_ids, mask, llava.config.image_token_id, len(pixels))
+        self._layout = layout if layout is not None and layout.images else None
+
+    def _receive(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Take what the first layer receives at the patches: `v`, in the space that the decoder works in.
+
+        At the decoder's door, not the first layer's: up to transformers 5.17 a layer's hooks run inside its
+        checkpoint, where nothing may be saved for backward that the recomputation does not save again.
+        """
+        if self.intervention.refinement is not None:
+            self._received = {name: kwargs.get(name) for name in ("inputs_embeds", "attention_mask")}
+        if self._at_hand is not None:
+            self._initial, self._at_hand = self._at_hand, None
+        elif self._layout is not None:
+            self._initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
+
+    def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
+        @torch.no_grad()
+        def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+            if self._layout is None:
+                return
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
+            states = states.to(torch.promote_types(states.dtype, torch.float32))
+            if self.intervention.states is not None:
+                states = self.intervention.states(index, states)
+            self.space = self.space.to(states.device)
+            states = self.space.bring(index, states)
+            if self._target is None:
+                self._target = states.mul_(self.weights[index])
+            else:
+                self._target.add_(states, alpha=self.weights[index])
+
+        return hook
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float,
+    ) -> None:
+        index = getattr(module, "layer_idx", None)
+        if self._layout is None or index is None or index >= self.layers:
+            return
+        # The vision tower may run under the same name; only the decoder's own modules count.
+        if module is not self.parts.decoder.layers[index].self_attn:
+            return
+        seen = attention.text_to_patch(query, key, attention_mask, scaling, self._layout)
+        self._attention = seen if self._attention is None else self._attention.add_(seen)
+
+    def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
+        # From here on nothing counts: a checkpointed layer may run again before the block is closed.
+        layout, self._layout = self._layout, None
+        if layout is None:
+            return
+        if self.importance == "attention":
+            assert self._attention is not None, (
+                "the decoder did not run basic_sdpa: was its attention switched?"
+            )
+            importance = self._attention / (self.layers * layout.text_after[layout.image])
+        else:
+            importance = self._target.new_full(
+                (len(layout.patch),), layout.images / max(len(layout.patch), 1)
+            )
+        found = Refinement(self._initial, self._target, importance, layout.image, layout.images)
+        if self.intervention.refinement is not None:
+            given = self._received | {"layout": layout, "rows": self._rows}
+            found, self._received = self.intervention.refinement(found, given), {}
+        self.refinement = found
+        self._initial = self._target = self._attention = None

@@ -1,0 +1,132 @@
+"""BASIC's terms behind the decoder's backward pass instead of in front of it.
+
+Both terms meet the graph at the visual embeddings alone. An identity node stands there: autograd reaches
+it when every decoder layer has given back what it kept, and only then the terms are computed, their
+gradient added to the one that came through the decoder. The step's peak is the larger of the two, not
+their sum; what waits in between is the target, `4 * N * D` bytes (75 MB for eight pictures of a 7B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from basic_lite.method.objective import Objective
+from basic_lite.method.types import LossTerm, Refinement, Window
+
+
+class Deferral:
+    """The terms of one micro-batch, computed when the backward pass arrives at the visual embeddings.
+
+    ```python
+    deferral = Deferral(objective, embedding, window)
+    embeds = put_among_text(deferral.hold(features, dtype))
+    loss = deferral.announce(next_token_loss(decoder(embeds)))
+    deferral.refinement = capture.refinement
+    loss.backward()             # gradients of loss + weighted terms; deferral.value is what was added
+    ```
+    Whatever scales the loss before `backward` (accumulation, several processes) scales the terms alike:
+    `announce` is a node too, and sees the factor.
+
+    Attributes:
+        refinement: to be set before `backward`, its initial embeddings detached; forgotten after it.
+        value: after `backward`, 0-dim, the terms' weighted share of the step's loss; `None` before.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        embedding: torch.Tensor,
+        window: Window,
+        finished: Callable[[list[LossTerm], Refinement], None] | None = None,
+        rows_per_chunk: Callable[[int], int | None] | None = None,
+    ) -> None:
+        """Prepare for one micro-batch.
+
+        Args:
+            objective: the terms and their weights.
+            embedding: `(V, D)` raw token embeddings.
+            window: counts of the whole optimizer step, by which the terms are divided.
+            finished: called with the terms (detached) and the refinement once they are known.
+            rows_per_chunk: called with `N` when the decoder's activations are gone, to choose how many
+                patches go through the vocabulary at once; `None` leaves it to the objective.
+        """
+        self.objective, self.embedding, self.window, self.finished = objective, embedding, window, finished
+        self.rows_per_chunk = rows_per_chunk
+        self.refinement: Refinement | None = None
+        self.value: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+
+    def hold(self, features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return `features.to(dtype)` with the node in between.
+
+        Args:
+            features: `(N, D)` the projector's output, with gradient.
+            dtype: of the decoder.
+        """
+        return _Held.apply(features, dtype, self)
+
+    def announce(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return `loss` unchanged, noting in the backward pass what it was multiplied by."""
+        return _Announced.apply(loss, self)
+
+    def gradient(self) -> torch.Tensor:
+        """Compute the terms and return their gradient, `(N, D)` in fp32 or fp64."""
+        assert self.refinement is not None, "the refinement of the forward pass was not set before backward"
+        assert self._scale is not None, "the loss did not pass through `announce`"
+        found, self.refinement = self.refinement, None
+        leaf = found.initial.detach()
+        leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
+        refinement = replace(found, initial=leaf)
+        objective = self.objective
+        if self.rows_per_chunk is not None:
+            objective = replace(objective, rows_per_chunk=self.rows_per_chunk(len(leaf)))
+        gradient = torch.zeros_like(leaf)
+        terms: list[LossTerm] = []
+        self.value = leaf.new_zeros(())
+        with torch.enable_grad():
+            for term in objective.each(refinement, self.embedding):
+                weight = objective.weights[term.name] / self.window.items(term.name)
+                (share,) = torch.autograd.grad(term.total, leaf)
+                gradient.add_(share, alpha=weight)
+                terms.append(replace(term, total=term.total.detach()))
+                self.value += weight * terms[-1].total
+                del share, term  # before the next term makes its own
+        if self.finished is not None:
+            self.finished(terms, refinement)
+        return gradient.mul_(self._scale)
+
+
+class _Held(Function):
+    """Identity; on the way back the terms' gradient joins."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, features: torch.Tensor, dtype: torch.dtype, deferral: Deferral
+    ) -> torch.Tensor:
+        ctx.deferral = deferral
+        return features.view_as(features) if features.dtype == dtype else features.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.deferral.gradient().add_(upstream), None, None
+
+
+class _Announced(Function):
+    """Identity; on the way back its factor is noted. It is the last node, so this comes first."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, loss: torch.Tensor, deferral: Deferral) -> torch.Tensor:
+        ctx.deferral = deferral
+        return loss.view_as(loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.deferral._scale = upstream
+        return upstream, None

@@ -1,0 +1,387 @@
+"""What the states of a decoder are on text: per layer, and as the weighted target of the first k.
+
+BASIC compares states of layers 1..k with embeddings, by cosine and over `softmax(h E^T)`. On text it is known
+what a state should mean, its own token, so that text alone says whether both are one space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
+from basic_lite.method.fit import (
+    ENOUGH,
+    Reading,
+    divided,
+    fit_rows,
+    read,
+    row_lengths,
+    states_of,
+    token_rows,
+    tokens_for,
+)
+from basic_lite.method.losses import next_token
+from basic_lite.method.targets import TargetKind, TargetSpace
+
+LARGEST: int = 3
+"""How many coordinates the energy share counts."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What vectors at text tokens look like to the vocabulary; means over tokens.
+
+    Attributes:
+        own: share whose nearest row of `E`, by cosine, is their own token's.
+        cosine: to the embedding that the first layer received for their token.
+        energy: share of the squared norm in the three coordinates that hold most of it.
+        common: norm of the mean vector, as a share of the mean norm: 1 if all vectors are one constant.
+        norm: mean norm.
+        entropy: of `softmax(h E^T)`, in nats.
+    """
+
+    own: float
+    cosine: float
+    energy: float
+    common: float
+    norm: float
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that is measured on text.
+
+    Attributes:
+        tokens: how many tokens were read against the vocabulary.
+        vocabulary: V.
+        loss: of the language model, in nats per token.
+        unigram: what the frequencies of the text's tokens alone reach, in nats.
+        layers: layer -> figures; 0 is what the first layer received.
+        targets: kind -> k -> figures of the weighted target.
+    """
+
+    tokens: int
+    vocabulary: int
+    loss: float
+    unigram: float
+    layers: dict[int, Figures]
+    targets: dict[str, dict[int, Figures]]
+
+    def json(self) -> dict[str, object]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+class _Tally:
+    """Running sums over tokens."""
+
+    def __init__(self) -> None:
+        self.count, self.own, self.cosine, self.entropy, self.norm = 0, 0.0, 0.0, 0.0, 0.0
+        self.sum: torch.Tensor | float = 0.0
+        self.squares: torch.Tensor | float = 0.0
+
+    def add(self, vectors: torch.Tensor, reading: Reading) -> None:
+        vectors = vectors.double()
+        self.count += len(vectors)
+        self.own += float(reading.own.sum())
+        self.cosine += float(reading.cosine.sum())
+        self.entropy += float(reading.entropy.sum())
+        self.norm += float(vectors.norm(dim=1).sum())
+        self.sum = self.sum + vectors.sum(0)
+        self.squares = self.squares + vectors.square().sum(0)
+
+    def figures(self) -> Figures:
+        largest = self.squares.topk(min(LARGEST, len(self.squares))).values.sum()
+        return Figures(
+            own=self.own / self.count,
+            cosine=self.cosine / self.count,
+            energy=float(largest / self.squares.sum()),
+            common=float(self.sum.norm()) / self.norm,
+            norm=self.norm / self.count,
+            entropy=self.entropy / self.count,
+        )
+
+
+@torch.no_grad()
+def measure(
+    decoder: PreTrainedModel,
+    head: torch.nn.Module,
+    rows: torch.Tensor,
+    counted: torch.Tensor,
+    layers: Iterable[int],
+    targets: Mapping[str, tuple[TargetSpace, Iterable[int]]],
+    weighting: Weighting = "quadratic",
+) -> Measured:
+    """Measure a decoder on rows of text; one pass, nothing outlives its batch.
+
+    Args:
+        decoder: the language model without head.
+        head: its output projection.
+        rows: `(R, S)` ids to read against the vocabulary.
+        counted: ids of other text, for the frequencies of tokens.
+        layers: which ones to look at, 0 for the embeddings; each costs a product with the vocabulary.
+        targets: kind -> its space and the k's to weight up to.
+        weighting: of layers 1..k.
+    """
+    table = decoder.get_input_embeddings().weight
+    lengths, layers = row_lengths(table), set(layers)
+    wanted = {(kind, k): _Tally() for kind, (_, ks) in targets.items() for k in ks}
+    seen = {layer: _Tally() for layer in sorted(layers)}
+    deepest = max([*layers, *(k for _, k in wanted), 1])
+    loss, count = 0.0, 0
+    for batch in states_of(decoder, rows, range(1, deepest + 1), whole=True):
+
+        def note(tally: _Tally, vectors: torch.Tensor, batch: object = batch) -> None:
+            tally.add(vectors, read(vectors, batch.received, batch.ids, table, lengths))
+
+        for layer, tally in seen.items():
+            note(tally, batch.received if layer == 0 else batch.states[layer])
+        for (kind, k), tally in wanted.items():
+            note(tally, _weighted(batch.states, targets[kind][0], layer_weights(k, weighting)))
+        ids = batch.ids.view(len(batch.final), -1)
+        term = next_token(batch.final[:, :-1].flatten(0, 1), ids.flatten(), head)
+        loss, count = loss + float(term.total), count + term.items
+    return Measured(
+        tokens=count,
+        vocabulary=len(table),
+        loss=loss / count,
+        unigram=unigram_loss(counted, rows[:, 1:], len(table)),
+        layers={layer: tally.figures() for layer, tally in seen.items()},
+        targets={
+            kind: {k: wanted[kind, k].figures() for (name, k) in wanted if name == kind} for kind in targets
+        },
+    )
+
+
+def _weighted(states: dict[int, torch.Tensor], space: TargetSpace, weights: list[float]) -> torch.Tensor:
+    """Return the target that training would have, `(n, D)` fp32."""
+    total = torch.zeros(states[1].shape, dtype=torch.float32, device=states[1].device)
+    for index, weight in enumerate(weights):
+        own = states[index + 1].to(torch.float32, copy=True)
+        total.add_(space.bring(index, own), alpha=weight)
+    return total
+
+
+def unigram_loss(counted: torch.Tensor, ids: torch.Tensor, vocabulary: int) -> float:
+    """Return what token frequencies alone reach on a text, in nats per token.
+
+    Witten and Bell's estimate, so that a token that was not counted has a probability too:
+    `(count + T / V) / (n + T)` with T distinct tokens among n. At most `log V`, what knowing nothing reaches.
+
+    Args:
+        counted: ids whose frequencies are taken.
+        ids: ids to be predicted.
+        vocabulary: V.
+    """
+    counts = torch.bincount(counted.flatten().cpu(), minlength=vocabulary).double()
+    distinct, total = float((counts > 0).sum()), float(counts.sum())
+    likelihood = (counts + distinct / vocabulary) / (total + distinct)
+    return min(float(-likelihood.log()[ids.flatten().cpu()].mean()), math.log(vocabulary))
+
+
+# What the figures mean for a training, in words.
+
+HOLDS: float = 0.5
+"""Share of tokens nearest to their own row from which a target is called one that speaks of its token."""
+
+PARTLY: float = 0.1
+"""The share below which a target is called no teacher at all; a guess is right in one case of V."""
+
+Case = Literal["holds", "mended", "fails", "untrained"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a decoder can teach, and with which target.
+
+    Attributes:
+        case: `"holds"` (the paper's target will do), `"mended"` (a fitted one does better, or is the only one
+            that does), `"fails"` (no target that was tried does), `"untrained"` (the model does not know this
+            text: nothing to learn).
+        words: the same in a sentence or two.
+        target: the recommended kind; `None` where there is none.
+        layers: the recommended k.
+    """
+
+    case: Case
+    words: str
+    target: TargetKind | None
+    layers: int | None
+
+    def json(self) -> dict[str, object]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def judge(found: Measured, tried: bool = True) -> Verdict:
+    """Judge a decoder by what was measured.
+
+    A decoder that predicts text no better than the frequencies of its tokens knows nothing, whatever its
+    states look like: those of random weights may hold their token, too. Otherwise the simplest target is
+    taken that finds its own token in at least half of the cases, at the largest k that was looked at; if none
+    does there, at the next.
+
+    Args:
+        found: what was measured; its targets are looked at in the order raw, centred, translated.
+        tried: whether fitted targets were tried at all.
+    """
+    if found.loss >= found.unigram:
+        return Verdict("untrained", _untrained(found), None, None)
+    raw = found.targets["raw"]
+    half = max(raw)
+    for k in sorted(raw, reverse=True):
+        for kind, by_layers in found.targets.items():
+            if k in by_layers and by_layers[k].own >= HOLDS:
+                fewer = "" if k == half else f" with k = {k} instead of {half}"
+                if kind == "raw":
+                    words = f"The premise holds{fewer}: {_share(by_layers[k])}."
+                    return Verdict("holds", words, kind, k)
+                means = "taking the mean state off" if kind == "centred" else "a linear map per layer"
+                mended = f"The states do hold their token: {means} brings it back{fewer}"
+                words = f"{_stands(raw[half], half)} {mended} ({_share(by_layers[k])})."
+                return Verdict("mended", words, kind, k)
+    words = _stands(raw[half], half)
+    if not tried:
+        return Verdict("fails", f"{words} Linear maps were not tried.", None, None)
+    best = {kind: by[half].own for kind, by in found.targets.items()}
+    kind = max(best, key=lambda name: best[name])
+    words += f" Of what was tried {kind} is best, with {_percent(best[kind])}: too little for a teacher."
+    return Verdict("fails", words, None, None)
+
+
+def _stands(raw: Figures, k: int) -> str:
+    """Say how the paper's target stands at k."""
+    fails = "fails" if raw.own < PARTLY else "holds in part only"
+    return (
+        f"The premise {fails}: over layers 1 to {k} {_share(raw)}, and a constant "
+        f"makes up {_percent(raw.common)} of it."
+    )
+
+
+def _untrained(found: Measured) -> str:
+    return (
+        f"Nothing to learn from: the model predicts this text at {found.loss:.2f} nats per token, no better "
+        f"than the frequencies of its tokens ({found.unigram:.2f}; a guess: "
+        f"{math.log(found.vocabulary):.2f}). Its weights are random or broken, or the text is of a language "
+        "that it never read."
+    )
+
+
+def _share(figures: Figures) -> str:
+    return (
+        f"{_percent(figures.own)} of the tokens are nearest to their own row, at cosine {figures.cosine:.2f}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+# Examine a decoder on text: the whole look of `analyze premise`, and the glance before a training.
+
+READ: int = 512
+"""Held-out tokens that are read against the vocabulary: shares have a standard error of 2 points at most."""
+
+GLANCE: int = 2560
+"""Tokens of text for the glance: a tenth is read, the rest gives the frequencies of tokens."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What an examination found.
+
+    Attributes:
+        measured: the figures.
+        verdict: what they mean.
+        fit: report of the maps that were tried; empty where none were.
+    """
+
+    measured: Measured
+    verdict: Verdict
+    fit: dict = field(default_factory=dict)
+
+    def json(self) -> dict[str, object]:
+        """Return it for JSON."""
+        return {"verdict": self.verdict.json(), **self.measured.json(), "translation": self.fit or None}
+
+
+def examine(
+    decoder: PreTrainedModel,
+    head: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    *,
+    layers: int | None = None,
+    weighting: Weighting = "quadratic",
+    read: int = READ,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Examined:
+    """Look at every layer and at the weighted targets, raw, centred and translated, for several k.
+
+    Args:
+        decoder: the language model without head.
+        head: its output projection.
+        tokenizer: of the decoder.
+        texts: text of the kind that will be trained on.
+        layers: the largest k that is looked at; `None` for half.
+        weighting: of layers 1..k.
+        read: held-out tokens that are read against the vocabulary.
+        progress: told in a line what is being done.
+
+    Raises:
+        ValueError: If there is hardly any text, or k is out of range.
+    """
+    depth, width = decoder.config.num_hidden_layers, decoder.config.hidden_size
+    k = supervised_layers(decoder.config, layers)
+    rows = token_rows(tokenizer, texts, max(tokens_for(width), 12 * read))
+    fitted, held_out = divided(rows)
+    held_out = held_out[: max(read // (rows.shape[1] - 1), 1)]
+    enough = fitted.numel() >= ENOUGH * width
+    if not enough:
+        progress(f"{fitted.numel():,} tokens of text are too few to fit maps of width {width}; means only")
+    space = fit_rows(decoder, rows, "translated" if enough else "centred", k, progress=progress)
+    ks = sorted({max(k * eighth // 4, 1) for eighth in (1, 2, 3, 4)})
+    targets = {"raw": (TargetSpace(), ks), "centred": (TargetSpace("centred", space.centre), ks)}
+    if enough:
+        targets["translated"] = (space, ks)
+    progress(f"reading {held_out[:, 1:].numel():,} held-out tokens at {depth} layers")
+    found = measure(decoder, head, held_out, fitted[:, 1:], range(depth + 1), targets, weighting)
+    return Examined(found, judge(found, tried=enough), space.report if enough else {})
+
+
+def glance(
+    decoder: PreTrainedModel,
+    head: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    k: int,
+    weighting: Weighting,
+    space: TargetSpace | None = None,
+) -> Examined:
+    """Look at the target that a training will have, on a few hundred tokens; nothing is fitted.
+
+    Args:
+        decoder: the language model without head.
+        head: its output projection.
+        tokenizer: of the decoder.
+        texts: the captions that will be trained on.
+        k: supervised layers.
+        weighting: of layers 1..k.
+        space: of the run's target, looked at beside the raw one if it is another.
+
+    Raises:
+        ValueError: If there is hardly any text.
+    """
+    fitted, held_out = divided(token_rows(tokenizer, texts, GLANCE))
+    targets = {"raw": (TargetSpace(), [k])}
+    if space is not None and space.kind != "raw":
+        targets[space.kind] = (space, [k])
+    found = measure(decoder, head, held_out, fitted[:, 1:], (), targets, weighting)
+    return Examined(found, judge(found, tried=False))

@@ -1,0 +1,149 @@
+"""In which space the states of layers 1..k become the target: raw, centred, or translated.
+
+`v` and `v^` are compared in the space that the first decoder layer receives, which is the embedding
+module's output: for Gemma rows of `E` times sqrt(D). The paper takes the states as they are and so assumes
+that they live there. Where they do not, they can be brought there by an affine map per layer, fitted on text
+(see `translation`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from basic_lite.method.losses import multiply
+
+TargetKind = Literal["raw", "centred", "translated"]
+
+RAW: TargetKind = "raw"
+"""The paper's target, and the default."""
+
+
+def check_kind(kind: str) -> None:
+    """Look at the name of a target.
+
+    Raises:
+        ValueError: If there is none of that name.
+    """
+    if kind not in get_args(TargetKind):
+        raise ValueError(f"target must be one of {', '.join(get_args(TargetKind))}, got {kind!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSpace:
+    """How a layer's states are brought into the target's space.
+
+    ```python
+    raw         h                                          # the paper
+    centred     h - centre[l]
+    translated  (h - centre[l]) @ maps[l] + offset
+    ```
+    The centre is taken off before the product: it is up to a hundred times larger than what differs from
+    token to token, and a map stored in bf16 would turn it into an error as large as the result.
+
+    Attributes:
+        kind: which of the three.
+        centre: `(k, D)` fp32, the mean text state behind each layer; `None` for raw.
+        maps: k matrices `(D, D)`, in the decoder's precision; none unless translated.
+        offset: `(D,)` fp32, the mean of what the first layer received; `None` unless translated.
+        report: how it was fitted and how good it is, for the manifest.
+    """
+
+    kind: TargetKind = RAW
+    centre: torch.Tensor | None = None
+    maps: tuple[torch.Tensor, ...] = ()
+    offset: torch.Tensor | None = None
+    report: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a space that lacks something.
+
+        Raises:
+            ValueError: If the kind is unknown, or its means or maps are not there.
+        """
+        check_kind(self.kind)
+        if self.kind != RAW and self.centre is None:
+            raise ValueError(
+                f"a {self.kind} target must be fitted first: fit_target(model, tokenizer, texts, "
+                f"{self.kind!r}) returns what to give as `target`"
+            )
+        if self.kind == "translated" and (self.offset is None or len(self.maps) != len(self.centre)):
+            raise ValueError("a translated target needs one map per layer and an offset")
+
+    def check_fits(self, layers: int, width: int) -> None:
+        """Compare with a decoder.
+
+        Raises:
+            ValueError: If layers are missing, or the width is another.
+        """
+        if self.kind == RAW:
+            return
+        have, wide = self.centre.shape
+        if have < layers or wide != width:
+            raise ValueError(
+                f"this {self.kind} target was fitted for {have} layers of width {wide}, and {layers} of "
+                f"width {width} are supervised; fit it for this decoder"
+            )
+
+    def to(self, device: torch.device | str) -> TargetSpace:
+        """Return the same on another device."""
+        if self.kind == RAW or self.centre.device == torch.device(device):
+            return self
+        offset = None if self.offset is None else self.offset.to(device)
+        maps = tuple(one.to(device) for one in self.maps)
+        return replace(self, centre=self.centre.to(device), maps=maps, offset=offset)
+
+    def bring(self, index: int, states: torch.Tensor) -> torch.Tensor:
+        """Bring the states behind a layer into the target's space.
+
+        A map costs `2 * N * D * D` operations per layer, on the patches' rows alone: for Vicuna-7B with eight
+        pictures 16 * 2 * 4608 * 4096^2 = 2.5e12, 4 % of the decoder's forward pass.
+
+        Args:
+            index: the layer, from 0.
+            states: `(N, D)` fp32 or fp64; may be overwritten.
+
+        Returns:
+            `(N, D)`, in the precision of `states`; for raw `states` itself.
+        """
+        if self.kind == RAW:
+            return states
+        states.sub_(self.centre[index])
+        if not self.maps:
+            return states
+        brought = torch.empty_like(states)
+        multiply(states, self.maps[index], brought)
+        return brought.add_(self.offset)
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, the report in the header."""
+        tensors = {"centre": self.centre, "offset": self.offset}
+        tensors |= {f"map.{number}": one for number, one in enumerate(self.maps, 1)}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
+        # One key: safetensors writes several in any order, and the same run should give the same bytes.
+        save_file(tensors, path, metadata={"target": json.dumps({"kind": self.kind, "report": self.report})})
+
+    @classmethod
+    def load(cls, path: Path) -> TargetSpace:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: In one line, if the file is missing or damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()["target"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            maps = tuple(tensors[f"map.{number}"] for number in range(1, len(tensors) - 1))
+            return cls(header["kind"], tensors["centre"], maps, tensors.get("offset"), header["report"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(
+                f"{path} is no fitted target ({reason}); bring it back, or start again with --overwrite"
+            ) from error

@@ -1,0 +1,102 @@
+"""The few values that flow between modules.
+
+Shape letters, used in every docstring of the package:
+
+    B  rows of a batch            N  image patches in the batch, row-major
+    S  tokens per row             D  width of the decoder
+    I  images in the batch        V  vocabulary
+    P  patches per image          k  supervised decoder layers
+    H  query heads                M  supervised text tokens of the batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+"""Label of a token without loss."""
+
+
+class Diverged(RuntimeError):
+    """A run that has stopped itself because its gradients are no longer finite; the text says all."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the shallow layers made of the visual embeddings in one forward pass.
+
+    Attributes:
+        initial: `(N, D)` what the first decoder layer received at the patches, with gradient.
+        target: `(N, D)` fp32, detached: the weighted sum of the states after layers 1..k, raw or brought into
+            the space of the embeddings.
+        importance: `(N,)` fp32, detached: how much the text attends to each patch.
+        image: `(N,)` int64: the image that each patch belongs to, from 0.
+        images: how many images there are (`I`), known on the host.
+        spared: `(N,)` bool, patches that `L_sds` leaves out; `None` for none, as in the paper.
+    """
+
+    initial: torch.Tensor
+    target: torch.Tensor
+    importance: torch.Tensor
+    image: torch.Tensor
+    images: int
+    spared: torch.Tensor | None = None
+
+    def without_spared(self) -> Refinement:
+        """Return it with importance 0 at the spared patches; the others keep theirs."""
+        if self.spared is None:
+            return self
+        return replace(self, importance=self.importance.masked_fill(self.spared, 0.0), spared=None)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What an experiment does to the teacher on its way to the target; the method itself has none.
+
+    Attributes:
+        states: changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted.
+        refinement: changes the result; is also told `inputs_embeds` and `attention_mask` as the decoder got
+            them, the `layout`, and the batch's `rows` where they are known.
+    """
+
+    states: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    refinement: Callable[[Refinement, Mapping[str, object]], Refinement] | None = None
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A sum and a count, never a mean: only the whole optimizer step knows what to divide by.
+
+    Attributes:
+        name: `"lm"`, `"das"` or `"sds"`.
+        total: 0-dim fp32 sum over the items, attached to the graph.
+        items: supervised tokens for `"lm"`, images for `"das"` and `"sds"`.
+    """
+
+    name: str
+    total: torch.Tensor
+    items: int
+
+    def mean(self) -> torch.Tensor:
+        """Return `total / items`; an empty term is 0 and stays attached to the graph."""
+        return self.total / max(self.items, 1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Counts over one optimizer step, all micro-batches and all processes together.
+
+    Attributes:
+        text_tokens: supervised text tokens.
+        images: images.
+    """
+
+    text_tokens: int
+    images: int
+
+    def items(self, name: str) -> int:
+        """Return what the loss term `name` is divided by (at least 1)."""
+        return max(self.text_tokens if name == "lm" else self.images, 1)

@@ -1,0 +1,218 @@
+"""What a run leaves behind: a manifest that says everything, and safetensors.
+
+The folder's names and its manifest are those of `run_folder`; every write goes through `writing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from basic_lite.data.world import parts as data_world_parts
+from basic_lite.files import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    DECODER,
+    EMBEDDING_SPACE,
+    FORMAT,
+    PROJECTOR,
+    complete,
+    read_manifest,
+    versions,
+)
+from basic_lite.models.llava import Assembled, Sources, assemble
+from basic_lite.models.parts import parts_of
+
+
+def identity(source: str, config: object) -> dict[str, object]:
+    """Say which weights a folder or hub id stands for.
+
+    Returns:
+        The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
+    """
+    folder, found = (
+        Path(data_world_parts.located(source)),
+        {"revision": getattr(config, "_commit_hash", None)},
+    )
+    if folder.is_dir():
+        digest = hashlib.sha256((folder / "config.json").read_bytes())
+        for path in sorted(folder.glob("*.safetensors")):
+            digest.update(f"{path.name} {path.stat().st_size}".encode())
+        found["fingerprint"] = digest.hexdigest()[:16]
+    return found
+
+
+def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, training: dict) -> dict:
+    """Describe a run completely.
+
+    Args:
+        assembled: the model and what belongs to it.
+        stage: 1 or 2.
+        method: k, weighting, importance, weights, or `basic: False`.
+        data: path, hash and rows of the annotation file.
+        training: hyperparameters.
+    """
+    sources = asdict(assembled.sources) | {"dtype": str(assembled.sources.dtype).removeprefix("torch.")}
+    parts = parts_of(assembled.model)
+    return {
+        "format": FORMAT,
+        "stage": stage,
+        "sources": sources,
+        "llm": identity(assembled.sources.llm, parts.decoder.config),
+        "tower": identity(assembled.sources.tower, parts.llava.vision_tower.config),
+        "template": assembled.template.name,
+        "image_size": assembled.image_size,
+        "tokens_per_image": assembled.tokens_per_image,
+        "image_token_id": assembled.image_token_id,
+        "pad_token_id": assembled.pad_token_id,
+        "method": {"embedding_space": EMBEDDING_SPACE, **method},
+        "data": data,
+        "training": training,
+        "trainable": {
+            name: f"{list(parameter.shape)} {str(parameter.dtype).removeprefix('torch.')}"
+            for name, parameter in assembled.model.named_parameters()
+            if parameter.requires_grad
+        },
+        "versions": versions(),
+        "steps": 0,
+        "finished": False,
+    }
+
+
+def sources_of(manifest: dict) -> Sources:
+    """Return where a run's parts come from, with its template pinned."""
+    settings = manifest["sources"] | {"template": manifest["template"]}
+    return Sources(**(settings | {"dtype": getattr(torch, settings["dtype"])}))
+
+
+def save_projector(model: nn.Module, path: Path) -> None:
+    """Write the projector's four tensors under their LLaVA names."""
+    projector = parts_of(model).llava.multi_modal_projector
+    projector = getattr(projector, "modules_to_save", {"default": projector})["default"]
+    state = {
+        f"multi_modal_projector.{k}": v.detach().cpu().contiguous() for k, v in projector.state_dict().items()
+    }
+    with complete(path) as draft:
+        save_file(state, draft, metadata={"format": "pt"})
+
+
+def load_projector(model: nn.Module, path: Path) -> None:
+    """Read the projector's four tensors, all of them and nothing else.
+
+    Raises:
+        ValueError: If the file is missing, damaged or of another shape.
+    """
+    projector = parts_of(model).llava.multi_modal_projector
+    try:
+        state = {k.removeprefix("multi_modal_projector."): v for k, v in load_file(path).items()}
+        projector.load_state_dict(state, strict=True)
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is no projector of this model: {reason}") from error
+
+
+def load_run(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    **changes: object,
+) -> tuple[Assembled, dict]:
+    """Rebuild the model of a finished (or checkpointed) run, frozen, with its manifest.
+
+    Args:
+        folder: a run of stage 1 (projector) or stage 2 (adapters and projector, or the whole model).
+        device: where the model goes.
+        dtype: of activations; `None` takes the run's.
+        changes: of `Sources`, such as another image size.
+
+    Raises:
+        ValueError: If the folder is no run, its base has changed, or a file does not fit.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    sources = sources_of(manifest)
+    sources = replace(sources, dtype=dtype or sources.dtype, **changes)
+    assembled = assemble(sources, device)
+    check_identity(assembled, manifest)
+    if (folder / ADAPTER).is_file():
+        from peft import PeftModel
+
+        try:
+            adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {reason}") from error
+        check_adapter(adapted, folder)
+        adapted.requires_grad_(False)
+        assembled.model = adapted
+    elif (folder / PROJECTOR).is_file():
+        load_projector(assembled.model, folder / PROJECTOR)
+        if (folder / DECODER).is_file():
+            load_decoder(assembled.model, folder / DECODER)
+    else:
+        raise ValueError(
+            f"{folder} has a manifest but no weights: the run did not finish; go on with --resume"
+        )
+    return assembled, manifest
+
+
+def check_adapter(model: nn.Module, folder: Path) -> None:
+    """Compare the names in a PEFT folder with the model's: PEFT itself only warns and trains on.
+
+    Raises:
+        ValueError: If a tensor is missing, or has no place.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        found = set(file.keys())
+    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, without a place in this model,")):
+        if names:
+            raise ValueError(f"{folder / ADAPTER_WEIGHTS} {what} {len(names)} tensors, first: {min(names)}")
+
+
+def save_decoder(model: nn.Module, path: Path) -> None:
+    """Write the decoder and, unless it is tied, its head."""
+    parts = parts_of(model)
+    state = {f"language_model.{k}": v for k, v in parts.decoder.state_dict().items()}
+    if parts.head.weight is not parts.embedding:
+        state["lm_head.weight"] = parts.head.weight
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with complete(path) as draft:
+        save_file(state, draft, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_decoder(model: nn.Module, path: Path) -> None:
+    """Read what `save_decoder` wrote."""
+    parts, state = parts_of(model), load_file(path)
+    head = state.pop("lm_head.weight", None)
+    parts.decoder.load_state_dict(
+        {k.removeprefix("language_model."): v for k, v in state.items()}, strict=True
+    )
+    if head is not None:
+        parts.head.weight.copy_(head)
+
+
+def check_identity(assembled: Assembled, manifest: dict) -> None:
+    """Compare the loaded parts with the ones that a run was trained on.
+
+    Raises:
+        ValueError: If the LLM or the tower is not the same.
+    """
+    parts = parts_of(assembled.model)
+    configs = {"llm": parts.decoder.config, "tower": parts.llava.vision_tower.config}
+    for what, config in configs.items():
+        now, then = identity(getattr(assembled.sources, what), config), manifest[what]
+        if now != then:
+            raise ValueError(
+                f"the run was trained on another {what} than {getattr(assembled.sources, what)} is now "
+                f"({then} against {now}); bring back the one it was trained on"
+            )

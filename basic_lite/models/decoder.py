@@ -1,0 +1,103 @@
+"""Load a language model alone, from its base's files or from its pre-quantised copy."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+from basic_lite.data.world import parts
+from basic_lite.models import quantised
+
+
+def load_decoder(
+    llm: str,
+    config: PretrainedConfig,
+    bits: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    copies: quantised.Copies,
+    say: quantised.Say,
+) -> PreTrainedModel:
+    """Load a decoder with its head; quantised inside its layers only.
+
+    Args:
+        llm: hub id or folder.
+        config: its configuration.
+        bits: 4, 8 or 16.
+        dtype: of what is not quantised.
+        device: where it goes.
+        copies: whether a pre-quantised copy may be read, and written where there is none (4 bits alone).
+        say: takes a line about the copy.
+
+    Raises:
+        ValueError: In one line, if the weights cannot be read or tensors are missing.
+    """
+    copy = quantised.copy_of(llm, config, dtype, device) if bits == 4 and copies != "off" else None
+    if copy is not None and copy.whole:
+        try:
+            causal = _from_copy(copy, llm, config, dtype, device)
+        except Exception as error:  # whatever is wrong with a copy, its base is still there
+            reason = " ".join(str(error).split())[:160]
+            say(f"pre-quantised copy {copy.path} cannot be read and is quantised anew ({reason})")
+            copy.remove()
+        else:
+            say(f"pre-quantised copy read: {copy.path} ({copy.size / 1e9:.2f} GB)")
+            return causal
+    causal = _from_base(llm, bits, dtype, device)
+    if copy is not None and copies == "keep":
+        say(copy.write(causal))
+    return causal
+
+
+def _from_base(llm: str, bits: int, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    quantisation = None
+    if bits == 4:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    elif bits == 8:
+        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+    placement = {"device_map": {"": str(device)}} if quantisation else {}
+    try:
+        causal, found = _read(parts.located(llm), dtype, quantization_config=quantisation, **placement)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"no weights can be loaded from {llm!r}: {str(error).splitlines()[0][:160]}"
+        ) from error
+    if found["missing_keys"]:  # transformers would train on with random values
+        missing = sorted(found["missing_keys"])
+        raise ValueError(f"the weights of {llm!r} lack {len(missing)} tensors, first: {missing[0]}")
+    return causal if quantisation else causal.to(device)
+
+
+def _from_copy(
+    copy: quantised.Copy, llm: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device | str
+) -> PreTrainedModel:
+    """Read a copy; the model then says of itself that it is its base.
+
+    Raises:
+        ValueError: If a tensor is missing or has no place.
+    """
+    causal, found = _read(copy.path, dtype, device_map={"": str(device)})
+    wrong = [name for names in found.values() for name in names]
+    if wrong:
+        raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
+    causal.config._name_or_path = causal.name_or_path = parts.located(llm)
+    causal.config._commit_hash = getattr(config, "_commit_hash", None)
+    return causal
+
+
+def _read(source: object, dtype: torch.dtype, **settings: object) -> tuple[PreTrainedModel, dict]:
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        output_loading_info=True,
+        **settings,
+    )

@@ -1,0 +1,117 @@
+"""What a model is asked and what it said, the same for evaluation, chat and parity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from basic_lite.data.conversation import Turn, check_tokenizer, choose_template, encode_prompt, stop_ids
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.rows import one_line
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.world import parts
+from basic_lite.models import zoo
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
+
+if TYPE_CHECKING:
+    pass
+
+
+def counting_encoder(
+    llm: str, template: str | None, *, tokens_per_image: int, max_length: int
+) -> TextEncoder:
+    """Return an encoder whose ids are those of an LLM, but for the id that marks a patch.
+
+    Args:
+        llm: a name of the zoo, a folder with the tokenizer's files, or a hub id.
+        template: key in `conversation.TEMPLATES`; `None` for the one that the tokenizer asks for.
+        tokens_per_image: patches per image.
+        max_length: most tokens of a row.
+
+    Raises:
+        ValueError: If there is no such tokenizer, or it does not go with the template.
+    """
+    import transformers
+
+    row = zoo.LLMS.get(llm)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(parts.located(row.hub_id if row else llm))
+    except Exception as error:  # the hub's client and the parsers raise many types, none of them common
+        raise ValueError(
+            f"no tokenizer can be loaded from {llm!r}: give a folder with tokenizer.json, a hub id while a "
+            f"hub can be reached, or one of {', '.join(zoo.LLMS)} ({one_line(error)})"
+        ) from None
+    name = template or (row.template if row else choose_template(tokenizer, family=""))
+    if name not in TEMPLATES:
+        raise ValueError(f"no template is named {name!r}; known: {', '.join(TEMPLATES)}")
+    check_tokenizer(name, tokenizer)
+    return TextEncoder(name, tokenizer, len(tokenizer), tokens_per_image, max_length)
+
+
+def prompt_ids(assembled: Assembled, turns: Sequence[Turn]) -> list[int]:
+    """Return the ids to answer from, in the template that the model was trained with.
+
+    Args:
+        assembled: the model.
+        turns: alternating, from the user to the user, with an `<image>` for every picture.
+
+    Raises:
+        ValueError: As `conversation.encode`.
+    """
+    return encode_prompt(
+        assembled.template,
+        assembled.tokenizer,
+        turns,
+        image_token_id=assembled.image_token_id,
+        tokens_per_image=assembled.tokens_per_image,
+    )
+
+
+def stops_of(assembled: Assembled) -> list[int]:
+    """Return the ids that end an answer."""
+    return stop_ids(assembled.template, assembled.tokenizer)
+
+
+def one_row(
+    model: torch.nn.Module, ids: Sequence[int], pixels: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Return a prompt as a LLaVA takes it: a batch of one, on the model's device.
+
+    Args:
+        model: the LLaVA.
+        ids: of the prompt.
+        pixels: `(I, 3, h, w)`, normalised; `None` for text alone.
+    """
+    weight = next(parts_of(model).llava.vision_tower.parameters())
+    row = torch.tensor([list(ids)], device=weight.device)
+    pictures = {} if pixels is None else {"pixel_values": pixels.to(weight.device, weight.dtype)}
+    return {"input_ids": row, "attention_mask": torch.ones_like(row), **pictures}
+
+
+def greedily(stops: list[int], pad: int, longest: int, never: Sequence[int] = ()) -> dict[str, Any]:
+    """Return `generate`'s options for the likeliest next token, again and again.
+
+    Args:
+        stops: ids that end an answer.
+        pad: id that fills a batch.
+        longest: most tokens of an answer.
+        never: ids that no answer has, the placeholder of a picture for instance.
+    """
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": longest}
+    options |= {"eos_token_id": stops, "pad_token_id": pad}
+    return options | ({"suppress_tokens": list(never)} if never else {})
+
+
+def until_stop(produced: Sequence[int], stops: Sequence[int]) -> list[int]:
+    """Return what was produced before the first id that ends an answer."""
+    end = next((place for place, token in enumerate(produced) if token in stops), len(produced))
+    return list(produced[:end])
+
+
+def text_of(assembled: Assembled, produced: Sequence[int]) -> str:
+    """Return an answer's text: what stands before its end, without special tokens."""
+    ids = until_stop(produced, stops_of(assembled))
+    return assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -1,0 +1,367 @@
+"""Put a vision tower, a projector and a decoder together as one standard `LlavaForConditionalGeneration`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from basic_lite.data import conversation, templates
+from basic_lite.data.batches import Collator
+from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.pictures import ImageTransform
+from basic_lite.data.readers import Rows
+from basic_lite.data.world import parts as data_world_parts
+from basic_lite.models import decoder as models_decoder
+from basic_lite.models import quantised, zoo
+from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import load_tower, native_size, read_processor, vision_config
+
+# LLaVA's projector as it is trained here.
+
+
+class Projector(LlavaMultiModalProjector):
+    """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
+
+    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
+    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
+    among the text.
+    """
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return super().forward(image_features.to(self.linear_1.weight.dtype))
+
+
+# Which vocabulary rows mark a patch and fill a batch; none is ever added.
+
+_RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
+"""Tokens that exist for uses like this one, in the vocabularies of the supported families."""
+
+
+def find_image_token(
+    tokenizer: PreTrainedTokenizerBase, template: templates.Template, vocabulary: int, wanted: str | None
+) -> int:
+    """Find a vocabulary row for patches without adding one.
+
+    Raises:
+        ValueError: If no row is free.
+    """
+    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *conversation.stop_ids(template, tokenizer)}
+    known = tokenizer.get_vocab()
+    for token in (wanted,) if wanted else _RESERVED:
+        if token in known and known[token] < vocabulary and known[token] not in taken:
+            return known[token]
+    if wanted:
+        raise ValueError(f"the image token {wanted!r} is not a free token of this tokenizer")
+    if len(tokenizer) < vocabulary:
+        return len(tokenizer)  # a padded row of the embedding matrix: no token has it
+    spoken = tokenizer.unk_token_id
+    if spoken is not None and spoken not in taken and "<0x0A>" in known:
+        return spoken  # byte fallback spells every unknown character, so no text becomes <unk>
+    raise ValueError(
+        "this tokenizer has no free row to mark patches (no reserved token, no padded row, no unused <unk>); "
+        "name one with --image-token"
+    )
+
+
+def find_pad_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, wanted: str | None) -> int:
+    """Return the id that fills a batch: never the image's."""
+    candidates = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
+    candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
+    return next(c for c in candidates if c is not None and c != image_token_id)
+
+
+# What must hold of an assembled model, whatever it was made of.
+
+
+def check_quantisation(model: nn.Module) -> None:
+    """Assert that nothing outside the decoder's layers is quantised: `L_sds` multiplies by the embeddings."""
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            inside = ".language_model." in name and ".layers." in name
+            assert inside, f"{name} must not be quantised"
+    parts = parts_of(model)
+    for what, weight in (("embeddings", parts.embedding), ("head", parts.head.weight)):
+        plain = weight.is_floating_point() and weight.dim() == 2
+        assert plain, f"the {what} must be a plain matrix"
+
+
+@torch.no_grad()
+def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Assert that the first layer receives the same from ids and from their embeddings: nothing is rescaled.
+
+    Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained
+    there is wrong by that factor here.
+    """
+
+    class Look(nn.Module):
+        """In the place of all layers: a 7B in 4 bits takes its time for a pass on a CPU."""
+
+        def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            seen.append(hidden_states.float())
+            return hidden_states
+
+    seen: list[torch.Tensor] = []
+    decoder = parts_of(model).decoder
+    embed, layers = model.get_input_embeddings(), decoder.layers
+    ids = torch.arange(4, 12, device=embed.weight.device)[None]
+    decoder.layers = nn.ModuleList([Look()])
+    try:
+        model(input_ids=ids)
+        model(inputs_embeds=embed(ids))
+    finally:
+        decoder.layers = layers
+    by_id, by_embedding = seen
+    gap = (by_id - by_embedding).abs().max() / by_id.abs().max()
+    assert gap < 1e-3, f"inputs_embeds are rescaled inside the decoder (relative gap {gap:.2g})"
+
+
+Bits = Literal[4, 8, 16]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the two pretrained parts come from and how the decoder is held.
+
+    Attributes:
+        llm: hub id or folder of the decoder.
+        tower: hub id or folder of the vision tower.
+        template: key in `conversation.TEMPLATES`; `None` takes the table's, or the tokenizer's own form.
+        image_token: token that marks a patch; `None` takes the table's or finds an unused one.
+        pad_token: token that fills a batch; `None` takes the table's or the tokenizer's.
+        bits: 4 (nf4 with double quantisation), 8 or 16.
+        dtype: of activations, embeddings, head, and of the weights that are not quantised.
+        image_size: side of the tower's input; `None` takes the tower's own.
+        tower_layer: which hidden states are its features.
+    """
+
+    llm: str
+    tower: str
+    template: str | None = None
+    image_token: str | None = None
+    pad_token: str | None = None
+    bits: Bits = 4
+    dtype: torch.dtype = torch.bfloat16
+    image_size: int | None = None
+    tower_layer: int = -2
+
+    def __post_init__(self) -> None:
+        """Refuse a number of bits that there is no format for.
+
+        Raises:
+            ValueError: If `bits` is not 4, 8 or 16.
+        """
+        if self.bits not in get_args(Bits):
+            raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
+
+    @classmethod
+    def named(
+        cls, model: str, tower: str | None = None, llm: str | None = None, **settings: object
+    ) -> Sources:
+        """Resolve names of the zoo; an `llm`, or a tower that is no name, is a hub id or a folder.
+
+        Raises:
+            ValueError: If `model` is not in the table.
+        """
+        known = zoo.LLMS.get(model) if llm is None else None
+        tower = tower or (known or zoo.LLM).tower
+        tower_id = zoo.TOWERS[tower].hub_id if tower in zoo.TOWERS else tower
+        if llm is not None:
+            return cls(llm, tower_id, **settings)
+        if known is None:
+            raise ValueError(
+                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, "
+                "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
+            )
+        for name in ("template", "image_token", "pad_token"):
+            settings[name] = settings.get(name) or getattr(known, name)
+        return cls(known.hub_id, tower_id, **settings)
+
+
+@dataclass
+class Assembled:
+    """A model ready for a stage, with everything that must agree with it.
+
+    Attributes:
+        model: the LLaVA, possibly wrapped by PEFT.
+        tokenizer: of the decoder, unchanged.
+        template: how conversations are written.
+        processor: the tower's image settings (`preprocessor_config.json`).
+        image_size: side of the tower's input in pixels.
+        image_token_id: id that marks a patch.
+        pad_token_id: id that fills a batch.
+        tokens_per_image: patches per image.
+        family: the decoder's family.
+        sources: where it came from.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    template: templates.Template
+    processor: dict
+    image_size: int
+    image_token_id: int
+    pad_token_id: int
+    tokens_per_image: int
+    family: zoo.Family
+    sources: Sources
+
+    def transform(self, aspect: str) -> ImageTransform:
+        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
+        return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+
+    def supervised(
+        self, rows: Rows, template: templates.Template, transform: ImageTransform, **limits: Any
+    ) -> SupervisedRows:
+        """Return rows as this model takes them; `limits` are those of `SupervisedRows`."""
+        return SupervisedRows(
+            rows,
+            template=template,
+            tokenizer=self.tokenizer,
+            transform=transform,
+            image_token_id=self.image_token_id,
+            tokens_per_image=self.tokens_per_image,
+            **limits,
+        )
+
+    def collator(self) -> Collator:
+        """Return what makes batches of such rows."""
+        return Collator(pad_token_id=self.pad_token_id, image_token_id=self.image_token_id)
+
+
+def read_config(source: str, what: str) -> PretrainedConfig:
+    """Load a configuration from a folder or the hub.
+
+    Raises:
+        ValueError: In one line, if neither has it.
+    """
+    try:
+        return AutoConfig.from_pretrained(data_world_parts.located(source))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
+            f"or a hub id "
+            f"while a hub can be reached ({reason[:160]})"
+        ) from error
+
+
+def assemble(
+    sources: Sources,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    *,
+    copies: quantised.Copies = "read",
+    say: quantised.Say = quantised.silent,
+) -> Assembled:
+    """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
+
+    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head.
+
+    Args:
+        sources: the parts.
+        device: where the model goes.
+        seed: of the projector's initial weights.
+        copies: whether the decoder's pre-quantised copy may be read, and written where there is none.
+        say: takes a line about that.
+
+    Raises:
+        ValueError: For anything a user can have wrong: unsupported or missing parts, no free vocabulary row.
+    """
+    llm_config = read_config(sources.llm, "language model")
+    family = zoo.family_of(llm_config.model_type, sources.llm)
+    tower_config = vision_config(read_config(sources.tower, "vision tower"))
+    tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
+    processor = read_processor(sources.tower, tower_config)
+    size = sources.image_size or native_size(processor, tower_config)
+    if size < tower_config.patch_size:
+        raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
+    depth = tower_config.num_hidden_layers
+    if not -depth - 1 <= sources.tower_layer <= depth:
+        raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {sources.tower_layer}")
+
+    tokenizer = AutoTokenizer.from_pretrained(data_world_parts.located(sources.llm))
+    name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
+    if name not in templates.TEMPLATES:
+        raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
+    template = templates.TEMPLATES[name]
+    conversation.check_tokenizer(template, tokenizer)
+    image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
+    pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
+
+    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
+    causal = load_decoder_alone(sources, device, copies, say)
+    tokens = (size // tower_config.patch_size) ** 2
+    config = LlavaConfig(
+        text_config=causal.config,
+        vision_config=tower.config,
+        image_token_index=image_token_id,
+        image_seq_length=tokens,
+        vision_feature_layer=sources.tower_layer,
+        vision_feature_select_strategy=tower_family.select_strategy,
+        projector_hidden_act="gelu",
+        tie_word_embeddings=causal.config.tie_word_embeddings,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = Projector(config).float()  # torch's own initialisation of linear layers, as LLaVA's
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector = projector.to(device)
+    model.model.language_model = causal.model
+    model.lm_head = causal.lm_head
+    model.config.dtype = sources.dtype
+    model.generation_config = causal.generation_config
+    model.generation_config.pad_token_id = pad_token_id
+    # Vicuna's file asks for a temperature without sampling, which refuses to be saved after training.
+    model.generation_config.do_sample = False
+    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
+    model.requires_grad_(False)
+    model.train()
+    check_quantisation(model)
+    check_embedding_path(model, tokenizer)
+    return Assembled(
+        model, tokenizer, template, processor, size, image_token_id, pad_token_id, tokens, family, sources
+    )
+
+
+def for_inference(model: nn.Module) -> None:
+    """Switch dropout off, and keep 4-bit layers as they were trained.
+
+    On a CPU with bf16 instructions bitsandbytes repacks a 4-bit layer in its first `eval()` + `no_grad`
+    pass: its scales are rounded to bf16, shapes that are no multiple of 64 fail, and no gradient ever
+    passes it again.
+    """
+    model.eval()
+    for module in model.modules():
+        ours = type(module).__module__.startswith("bitsandbytes")  # PEFT has a class of the same name
+        if ours and type(module).__name__ == "Linear4bit" and module.weight.device.type == "cpu":
+            module.training = True  # the layer itself has no other use for the flag
+
+
+def load_decoder_alone(
+    sources: Sources,
+    device: torch.device | str,
+    copies: quantised.Copies = "read",
+    say: quantised.Say = quantised.silent,
+) -> PreTrainedModel:
+    """Load the language model with its head; quantised in its layers only (see `decoder.load_decoder`)."""
+    config = read_config(sources.llm, "language model")
+    return models_decoder.load_decoder(
+        sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say
+    )

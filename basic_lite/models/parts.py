@@ -1,0 +1,56 @@
+"""models.parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a LLaVA that the method touches.
+
+    Attributes:
+        llava: the model without its head.
+        decoder: its language model, without head.
+        head: the output projection.
+    """
+
+    llava: LlavaModel
+    decoder: PreTrainedModel
+    head: nn.Module
+
+    @property
+    def embedding(self) -> torch.Tensor:
+        """`(V, D)` raw token embeddings, for Gemma without its factor sqrt(D)."""
+        return self.decoder.get_input_embeddings().weight
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Find the parts of a `LlavaForConditionalGeneration`, wrapped by PEFT, DDP or not at all.
+
+    Raises:
+        ValueError: If there is no such model inside.
+    """
+    inner = getattr(model, "module", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    if not isinstance(inner, LlavaForConditionalGeneration):
+        raise ValueError(
+            f"a {type(inner).__name__} was given; BASIC works on a transformers "
+            f"LlavaForConditionalGeneration, "
+            "bare or wrapped by PEFT"
+        )
+    return Parts(inner.model, inner.model.language_model, inner.lm_head)
+
+
+def is_cut(tensor: torch.Tensor) -> bool:
+    """Whether only a piece of a tensor is here."""
+    return hasattr(tensor, "to_local")
+
+
+def piece(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what is here of a tensor: its first dimension's share, possibly empty, or all of it."""
+    return tensor.to_local() if is_cut(tensor) else tensor

@@ -1,0 +1,218 @@
+"""Pre-quantised copies of decoders: a second start reads 4 bits per weight and quantises nothing.
+
+A copy is a folder that transformers reads as a 4-bit checkpoint. It is known by a hash of everything that its
+bits depend on, so a base that has changed, another dtype, device or library never meets an old copy; the copy
+is written beside its place under a lock that dies with its process, and renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from basic_lite.data.world import parts
+from basic_lite.files import complete, locked
+
+Copies = Literal["keep", "read", "off"]
+"""What a start does with copies: read or else write one, read one that is there, or neither."""
+
+Say = Callable[[str], object]
+"""Where one line about a copy goes."""
+
+VARIABLE: str = "BASIC_LITE_CACHE"
+"""Environment variable: the folder of the copies, or `off`."""
+
+STAMP: str = "copy.json"
+"""What a copy was made of, and the sizes of its files; written last."""
+
+FORMAT: int = 1
+"""Version of a copy; another one is another copy."""
+
+SPARE_BYTES: int = 1_000_000_000
+"""Disk that stays free beside a new copy."""
+
+
+def silent(line: str) -> None:
+    """Drop a line."""
+
+
+def root() -> Path | None:
+    """Return the folder of all copies, or `None` where they are switched off.
+
+    It is `$BASIC_LITE_CACHE`, else `$HF_HOME/basic-lite` where that is set, else `basic-lite` under
+    `$XDG_CACHE_HOME` or `~/.cache`.
+    """
+    wanted = os.environ.get(VARIABLE)
+    if wanted is not None:
+        return None if wanted.lower() in ("", "0", "off", "no", "false") else Path(wanted).expanduser()
+    if os.environ.get("HF_HOME"):
+        return Path(os.environ["HF_HOME"]).expanduser() / "basic-lite"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "basic-lite"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One decoder's pre-quantised copy, there or not.
+
+    Attributes:
+        path: its folder.
+        made_of: everything that its bits depend on.
+    """
+
+    path: Path
+    made_of: dict[str, object]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is there with every file as long as it was."""
+        try:
+            stamp = json.loads((self.path / STAMP).read_text(encoding="utf-8"))
+            return stamp["made_of"] == self.made_of and all(
+                (self.path / name).stat().st_size == size for name, size in stamp["files"].items()
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return size_of(self.path)
+
+    def remove(self) -> None:
+        """Take it away; what cannot be removed stays."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def write(self, model: PreTrainedModel) -> str:
+        """Write a freshly quantised decoder, unless there is no room or another process does.
+
+        Args:
+            model: the decoder with its head, as it was loaded.
+
+        Returns:
+            What happened, in one line. A copy that cannot be written stops nothing.
+        """
+        needed = sum({t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values())  # tied ones once
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(self.path) as first:
+                if not first:
+                    return f"no pre-quantised copy written: another process is writing {self.path}"
+                if self.whole:
+                    return f"pre-quantised copy is there already: {self.path}"
+                free = shutil.disk_usage(self.path.parent).free
+                if free < needed + SPARE_BYTES:
+                    return (
+                        f"no pre-quantised copy written: it needs {needed / 1e9:.1f} GB and 1 GB to spare, "
+                        f"{free / 1e9:.1f} GB are free in {self.path.parent} (${VARIABLE} moves it)"
+                    )
+                self._write(model)
+        except Exception as error:  # a copy is a convenience: no fault of its disk may end a training
+            reason = " ".join(str(error).split())[:160]
+            return f"no pre-quantised copy written in {self.path.parent} ({reason})"
+        return f"pre-quantised copy written: {self.path} ({self.size / 1e9:.2f} GB); the next start reads it"
+
+    def _write(self, model: PreTrainedModel) -> None:
+        answers, dtype = model.generation_config, model.config.dtype
+        # Vicuna's asks for a temperature without sampling: transformers reads that, but refuses to write it.
+        model.generation_config = GenerationConfig()
+        try:
+            with complete(self.path) as draft:
+                model.save_pretrained(draft, max_shard_size="2GB")
+                (draft / GENERATION_CONFIG_NAME).write_text(answers.to_json_string(), encoding="utf-8")
+                files = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+                stamp = {"made_of": self.made_of, "files": files}
+                (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        finally:
+            model.generation_config, model.config.dtype = answers, dtype
+        for old in self._outdated():
+            shutil.rmtree(old, ignore_errors=True)
+        for left in self.path.parent.glob(".*.part"):
+            with locked(left.with_name(left.name[1:-5])) as nobody:
+                if nobody:  # its process was killed
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _outdated(self) -> Iterator[Path]:
+        """Yield copies of what stood in the same place before the base changed: nothing can ask for them."""
+        base = self.made_of["base"]
+        for path in self.path.parent.glob(f"[!.]*/{STAMP}"):
+            try:
+                other = json.loads(path.read_text(encoding="utf-8"))["made_of"]["base"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if other["place"] == base["place"] and other != base:
+                yield path.parent
+
+
+def copy_of(
+    llm: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device | str
+) -> Copy | None:
+    """Return where the copy of a decoder in 4 bits belongs, or `None` where none can be kept.
+
+    Args:
+        llm: hub id or folder.
+        config: the decoder's own, as its files say.
+        dtype: of what is not quantised.
+        device: where it is quantised: the kernels of a GPU need not round as a CPU's do.
+    """
+    folder, parent = Path(parts.located(llm)), root()
+    if parent is None or getattr(config, "quantization_config", None):  # the base itself is packed
+        return None
+    revision = getattr(config, "_commit_hash", None)
+    if folder.is_dir():
+        base: dict[str, object] = {"place": str(folder.resolve()), "files": _files(folder)}
+    elif revision:
+        base = {"place": llm, "revision": revision}
+    else:
+        return None
+    made_of = {
+        "format": FORMAT,
+        "base": base,
+        "quantised": "nf4, double quantisation",
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": torch.device(device).type,
+        "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    name = "".join(letter if letter.isalnum() else "-" for letter in Path(llm).name)[:40]
+    return Copy(parent / "quantised" / f"{name}-{digest}", made_of)
+
+
+def _files(folder: Path) -> list[list[object]]:
+    """Return name, size and times of a base's files.
+
+    The time of an inode's last change cannot be set back: a file that was overwritten by one of the same
+    length and date is another file.
+    """
+    found = []
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        state = path.stat()
+        found.append([path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    return found
+
+
+def copies() -> list[Path]:
+    """Return the folders of all complete copies."""
+    parent = root()
+    return [] if parent is None else sorted(path.parent for path in parent.glob(f"quantised/[!.]*/{STAMP}"))
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of a folder's files, whatever else happens to it."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total

@@ -1,0 +1,117 @@
+"""Load a vision tower, fit it to an image size, and read how its pictures are prepared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPVisionModel, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipVisionModel
+
+from basic_lite.data.world import parts
+from basic_lite.models import zoo
+
+
+def vision_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the vision half of a two-sided configuration (CLIP, SigLIP), or the configuration itself."""
+    return getattr(config, "vision_config", config)
+
+
+def load_tower(
+    source: str, config: PretrainedConfig, size: int, dtype: torch.dtype, device: torch.device | str
+) -> PreTrainedModel:
+    """Load a tower and fit its position embeddings to the image size."""
+    kind = {
+        "clip_vision_model": CLIPVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+        "dinov2": Dinov2Model,
+    }
+    tower = kind[config.model_type].from_pretrained(
+        parts.located(source), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
+    if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
+        _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
+    return tower.to(device)
+
+
+@torch.no_grad()
+def _resize_positions(tower: PreTrainedModel, size: int, prefix: int) -> None:
+    """Interpolate the learned position embeddings once (bicubic), so that the tower is native to `size`."""
+    embeddings = tower.embeddings
+    table = embeddings.position_embedding.weight
+    head, grid = table[:prefix], table[prefix:]
+    side, new = int(len(grid) ** 0.5), size // tower.config.patch_size
+    picture = grid.float().T.reshape(1, -1, side, side)
+    picture = F.interpolate(picture, (new, new), mode="bicubic", align_corners=False)
+    resized = torch.cat([head.float(), picture.flatten(2)[0].T])
+    embeddings.position_embedding = nn.Embedding.from_pretrained(resized.to(table.dtype))
+    embeddings.num_patches, embeddings.num_positions = new * new, len(resized)
+    embeddings.image_size = tower.config.image_size = size
+    embeddings.register_buffer("position_ids", torch.arange(len(resized))[None], persistent=False)
+
+
+def read_processor(source: str, config: PretrainedConfig) -> dict:
+    """Read `preprocessor_config.json` of a folder or hub id.
+
+    Raises:
+        ValueError: If there is none: mean, deviation and resizing rule would be guesses.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(parts.located(source))
+    try:
+        path = folder / "preprocessor_config.json" if folder.is_dir() else None
+        path = path or Path(hf_hub_download(source, "preprocessor_config.json"))
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}"
+        ) from error
+
+
+def native_size(processor: dict, config: PretrainedConfig) -> int:
+    """Return the side of the square that the tower's own processor makes."""
+    for key in ("crop_size", "size"):
+        value = processor.get(key)
+        if isinstance(value, dict):
+            value = value.get("height") or value.get("shortest_edge")
+        if value and (key == "crop_size" or "crop_size" not in processor):
+            return int(value)
+    return int(config.image_size)
+
+
+@contextmanager
+def up_to_the_features(tower: PreTrainedModel, layer: int | list[int]) -> Iterator[None]:
+    """Let the tower's modules behind the feature layer pass their input through, inside the block.
+
+    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm behind it and SigLIP's pooling head
+    make nothing that is read. The hidden states behind the feature layer are wrong inside the block.
+
+    Args:
+        tower: the vision tower.
+        layer: index or indices of the hidden states that are the features, as in `LlavaConfig`.
+    """
+    layers = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+    wanted = [layer] if isinstance(layer, int) else layer
+    needed = max(index if index >= 0 else len(layers) + 1 + index for index in wanted)
+    idle: list[nn.Module] = []
+    if needed < len(layers):
+        norms = (getattr(tower, name, None) for name in ("post_layernorm", "layernorm"))
+        idle = [*layers[needed:], *(norm for norm in norms if norm is not None)]
+        if isinstance(getattr(tower, "head", None), nn.Module):
+            idle.append(tower.head)
+    for module in idle:
+        module.forward = _pass_through
+    try:
+        yield
+    finally:
+        for module in idle:
+            del module.forward  # the class's own shows again
+
+
+def _pass_through(states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    return states

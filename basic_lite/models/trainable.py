@@ -1,0 +1,208 @@
+"""What each stage trains, as a contract: attached, printed, asserted, checked on the first gradients.
+
+PEFT freezes everything that is no adapter, and by suffix it also adapts the vision tower; both have cost
+people whole runs (a projector silently frozen, a tower silently trained).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
+
+# Dropout in front of adapters that keeps neither its mask nor what it let through.
+#
+# LLaVA-1.5 trains its adapters with a dropout of 0.05, and PEFT draws one for every adapted layer. Autograd
+# then keeps, layer by layer, a mask and a copy of the input: for query, key and value three copies of one
+# tensor. Here the input alone is kept, which those three share, and what was dropped is drawn once more in
+# backward, from the same state of the random generator: the same numbers from fewer bytes.
+
+
+class DroppedLinear(nn.Linear):
+    """A linear layer with dropout on its input, which it draws anew in backward.
+
+    Attributes:
+        dropout: share of the input that is set to 0 while training.
+    """
+
+    dropout: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        if not self.training or not torch.is_grad_enabled():
+            return self._dropped(x)
+        # Backward asks for nothing behind the dropout but the product's input: the product is not repeated.
+        return checkpoint(self._dropped, x, use_reentrant=False)
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.dropout(x, self.dropout, self.training))
+
+
+def draw_again_in_backward(model: nn.Module) -> None:
+    """Let every adapter of a PEFT model hold its dropout in its first matrix, as `DroppedLinear`.
+
+    Names, weights and PEFT's configuration stay as they are, and so does every number that is drawn.
+    """
+    for layer in model.modules():
+        for name, dropout in getattr(layer, "lora_dropout", {}).items():
+            if isinstance(dropout, nn.Dropout) and type(layer.lora_A[name]) is nn.Linear:
+                layer.lora_A[name].__class__ = DroppedLinear
+                layer.lora_A[name].dropout = dropout.p
+                layer.lora_dropout[name] = nn.Identity()
+
+
+_PROJECTOR = r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?linear_[12]\.(weight|bias)$"
+_ADAPTER = r"(^|\.)language_model\.layers\.\d+\..*\.lora_[AB]\.default\.weight$"
+_DECODER = r"(^|\.)(language_model\.(embed_tokens|layers|norm)\.|lm_head\.)"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA as LLaVA-1.5 uses it.
+
+    Attributes:
+        rank: of the update.
+        alpha: its scale times the rank.
+        dropout: on the adapters' input.
+    """
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+
+
+def train_projector(assembled: Assembled) -> None:
+    """Stage 1: the projector's four tensors, nothing else."""
+    assembled.model.requires_grad_(False)
+    parts_of(assembled.model).llava.multi_modal_projector.requires_grad_(True)
+    check_contract(assembled.model, "projector")
+
+
+def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> None:
+    """Stage 2 with LoRA: adapters on the decoder's linear layers, and the projector in full.
+
+    `prepare_model_for_kbit_training` is not called: it widens every bf16 tensor to fp32 (1.05 GB for
+    Gemma-2B).
+
+    Raises:
+        ValueError: If the rank is below 1.
+    """
+    if adapters.rank < 1:
+        raise ValueError(f"the adapters' rank must be at least 1, got {adapters.rank}")
+    names = "|".join(assembled.family.lora_targets)
+    config = LoraConfig(
+        r=adapters.rank,
+        lora_alpha=adapters.alpha,
+        lora_dropout=adapters.dropout,
+        # The whole name, not a suffix: "q_proj" alone also hits CLIP's layers.
+        target_modules=rf".*language_model\.layers\.\d+\.[\w.]+\.({names})",
+        modules_to_save=["multi_modal_projector"],
+    )
+    model, bits = assembled.model, assembled.sources.bits
+    # PEFT chooses its 4-bit layer by this mark, which transformers sets on the decoder alone.
+    model.is_loaded_in_4bit, model.is_loaded_in_8bit = bits == 4, bits == 8
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            wrapped = get_peft_model(model, config)
+    finally:
+        del model.is_loaded_in_4bit, model.is_loaded_in_8bit
+    _drop_the_original(parts_of(wrapped).llava.multi_modal_projector)
+    draw_again_in_backward(wrapped)
+    assembled.model = wrapped
+    check_contract(wrapped, "adapters")
+
+
+def _drop_the_original(projector: ModulesToSaveWrapper) -> None:
+    """Let PEFT's frozen original of the projector be the trained copy: alone it is 84 MB of a 7B's memory.
+
+    The features enter through the copy, and a merge puts it in the original's place.
+    """
+    for name, trained in projector.modules_to_save["default"].named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        alike = nn.Parameter(trained.detach(), requires_grad=False)
+        setattr(projector.original_module.get_submodule(owner), leaf, alike)
+
+
+def train_everything(assembled: Assembled) -> None:
+    """Stage 2 without LoRA, the paper's own: the whole decoder with its head, and the projector, in fp32.
+
+    Raises:
+        ValueError: If the decoder is quantised.
+    """
+    if assembled.sources.bits != 16:
+        raise ValueError(
+            f"a {assembled.sources.bits}-bit decoder cannot be tuned as a whole; add --lora or take --bits 16"
+        )
+    parts = parts_of(assembled.model)
+    assembled.model.requires_grad_(False)
+    for part in (parts.decoder, parts.head, parts.llava.multi_modal_projector):
+        part.float().requires_grad_(True)  # Adam on bf16 weights loses every update below 1/256 of the weight
+    check_contract(assembled.model, "decoder")
+
+
+_CONTRACTS = {
+    "projector": (_PROJECTOR,),
+    "adapters": (_PROJECTOR, _ADAPTER),
+    "decoder": (_PROJECTOR, _DECODER),
+}
+
+
+def check_contract(model: nn.Module, kind: str) -> None:
+    """Assert that exactly the stage's parameters are trained, in fp32.
+
+    Args:
+        model: the prepared model.
+        kind: `"projector"`, `"adapters"` or `"decoder"`.
+    """
+    patterns = _CONTRACTS[kind]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trained.items():
+        assert any(re.search(pattern, name) for pattern in patterns), (
+            f"{name} must not be trained in this stage"
+        )
+        assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, not fp32"
+    projector = [name for name in trained if re.search(_PROJECTOR, name)]
+    assert len(projector) == 4, f"the projector's four tensors must be trained, found {projector}"
+    parts = parts_of(model)
+    if kind == "adapters":
+        linear = [m for m in parts.decoder.layers.modules() if hasattr(m, "lora_A")]
+        found = [name for name in trained if re.search(_ADAPTER, name)]
+        assert linear, "no linear layer of the decoder got an adapter"
+        assert len(found) == 2 * len(linear), f"{len(linear)} adapted layers but {len(found)} adapter tensors"
+    if kind == "decoder":
+        whole = [*parts.decoder.parameters(), *parts.head.parameters()]
+        assert all(p.requires_grad for p in whole), "a part of the decoder is frozen"
+
+
+def trainable_table(model: nn.Module) -> Table:
+    """Show what is trained: names, dtypes and counts, the layers' numbers folded."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            short = re.sub(r"^(base_model\.model\.)?(model\.)?", "", name).replace(
+                ".modules_to_save.default", ""
+            )
+            short = re.sub(r"\.layers\.\d+\.", ".layers.*.", short).replace(".default.", ".")
+            key = (short, str(parameter.dtype).removeprefix("torch."))
+            groups.setdefault(key, []).append(parameter.numel())
+    table = Table("trained", "dtype", "tensors", "parameters", title=None)
+    for column in (2, 3):
+        table.columns[column].justify = "right"
+    for (name, dtype), sizes in groups.items():
+        table.add_row(name, dtype, str(len(sizes)), f"{sum(sizes):,}")
+    total = sum(sum(sizes) for sizes in groups.values())
+    count = sum(len(sizes) for sizes in groups.values())
+    table.add_section()
+    table.add_row("all", "", str(count), f"{total:,}")
+    return table

@@ -1,0 +1,312 @@
+"""What happens around the steps of a run: the display, gradients against the contract, and signals."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from basic_lite.console import progress_bar
+from basic_lite.method.types import LossTerm, Refinement, Window
+from basic_lite.models.parts import piece
+
+
+class GradientContract:
+    """Every trained parameter soon shows a gradient that is not zero; no frozen one shows any.
+
+    An adapter's A has a zero gradient until its B has moved, and B moves only when the learning rate has
+    left 0, so a parameter may take a few steps; it may not stay without.
+    """
+
+    def __init__(self, model: nn.Module, patience: int) -> None:
+        """Watch `model` for at most `patience` optimizer steps."""
+        self.waiting = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+        self.patience = patience
+        self.steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether every parameter has shown a gradient."""
+        return not self.waiting
+
+    def check(self) -> None:
+        """Look at the gradients of one of the first optimizer steps (waits for the device).
+
+        Raises:
+            RuntimeError: If a frozen parameter has a gradient, a trained one has none after the patience, or
+                one is not finite.
+        """
+        self.steps += 1
+        for name, parameter in self.frozen:
+            if parameter.grad is not None:
+                raise RuntimeError(f"{name} is frozen but received a gradient")
+        present = {name: piece(p.grad) for name, p in self.waiting.items() if p.grad is not None}
+        for name in [name for name, gradient in present.items() if not gradient.numel()]:
+            del present[name], self.waiting[name]  # cut into fewer pieces than there are processes
+        if present:
+            largest = torch.stack([gradient.abs().amax().float() for gradient in present.values()]).tolist()
+            for name, value in zip(present, largest, strict=True):
+                if 0 < value < math.inf:  # a step that is not finite is the guard's matter, and is not taken
+                    del self.waiting[name]
+        if self.waiting and self.steps >= self.patience:
+            names = ", ".join(list(self.waiting)[:4])
+            raise RuntimeError(
+                f"{len(self.waiting)} trained parameters had no gradient in {self.steps} steps, first: "
+                f"{names}"
+            )
+
+
+# Seconds from the command to the first optimizer step, part by part.
+
+
+def process_age() -> float:
+    """Return how many seconds ago this process was started; 0 where the system does not say."""
+    try:
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22; a name may hold spaces
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return 0.0
+
+
+class Clock:
+    """What a start spends its time on.
+
+    Attributes:
+        parts: seconds by part, in order.
+    """
+
+    def __init__(self) -> None:
+        """Begin where the process began."""
+        self.parts: dict[str, float] = {}
+        self._last = time.monotonic() - process_age()
+
+    def mark(self, part: str) -> None:
+        """Count everything since the last mark as `part`."""
+        now = time.monotonic()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def line(self) -> str:
+        """Say it in one line."""
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        return f"first step {sum(self.parts.values()):.1f} s after the command ({parts})"
+
+
+class GradientCheck(TrainerCallback):
+    """Check the gradients of the first steps against the trainable-set contract."""
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.contract: GradientContract | None = None
+        self.patience = 20 + (args.warmup_steps if args.warmup_steps >= 1 else 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what is trained and what is frozen."""
+        self.contract = GradientContract(kwargs["model"], int(self.patience))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the gradients until every trained parameter has shown one."""
+        if self.contract is not None and not self.contract.done:
+            self.contract.check()
+
+
+class AtStart(TrainerCallback):
+    """Do something when everything that a run goes on from has been read, before its first step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Do it, in the process that writes."""
+        if state.is_world_process_zero:
+            self.action()
+
+
+class FirstStep(TrainerCallback):
+    """Say once how long it took from the command to the end of the first step."""
+
+    def __init__(self, clock: Clock, console: Console) -> None:
+        self.clock: Clock | None = clock
+        self.console = console
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What came before is preparation."""
+        self.clock.mark("preparation")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for the device once, and say it."""
+        if self.clock is not None:
+            if args.device.type == "cuda":
+                torch.cuda.synchronize(args.device)
+            self.clock.mark("first step")
+            self.console.print(self.clock.line(), highlight=False, soft_wrap=True)
+            self.clock = None
+
+
+class Stopper(TrainerCallback):
+    """Remember a signal and stop the run after the step in progress, with a checkpoint."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
+        self.requested = self.agreed = False
+
+    def request(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop if a signal came."""
+        if self.agreed or (self.requested and self.processes == 1):
+            control.should_save = control.should_training_stop = True
+
+
+class StepProgress(TrainerCallback):
+    """Show a training run on one line; without a terminal, print a line per logged step instead."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        """Show `title` on `console`."""
+        self.console, self.title = console, title
+        self.progress: Progress | None = None
+        self.task = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the display."""
+        if self.console.is_terminal and state.is_world_process_zero:
+            self.progress = progress_bar(self.console)
+            self.progress.start()
+            self.task = self.progress.add_task(self.title, total=state.max_steps, note="")
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the terms of the last logged step."""
+        if not logs or "samples_per_second" not in logs:
+            return
+        if "rows_per_chunk" in logs and state.is_world_process_zero:
+            chunk = f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary"
+            self.console.print(chunk, highlight=False, soft_wrap=True)
+        names = ("loss", "lm", "das", "sds", "cosine")
+        note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
+        note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"
+        if self.progress is not None:
+            self.progress.update(self.task, note=note)
+        elif state.is_world_process_zero:
+            step = f"{self.title} {state.global_step}/{state.max_steps}"
+            self.console.print(f"{step}  {note}", highlight=False, soft_wrap=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the display."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the display, also when the run ended with an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+# Sums of the loss terms between two logged steps, kept on the device.
+
+_ALWAYS = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
+_MEASURED = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
+"""In a line of `log.jsonl` always, and where they were measured."""
+
+
+class Metrics:
+    """Sums of the terms since the last log, kept on the device: reading one would stop the host."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.step: dict[str, torch.Tensor] = {}
+        """Of the optimizer step in progress alone."""
+        self.rows = 0
+        self.started = time.monotonic()
+        self._windows: dict[str, list[Window]] = {}
+        self.mark()
+
+    def add(self, terms: list[LossTerm], refinement: Refinement | None, window: Window) -> None:
+        """Add one micro-batch's shares of its step."""
+        for term in terms:
+            self._add(term.name, term.total.detach() / window.items(term.name), window)
+        if refinement is not None:
+            with torch.no_grad():
+                cosine = F.cosine_similarity(refinement.initial.float(), refinement.target.float(), dim=-1)
+                # The mean over an image's patches, summed over images; every image has equally many.
+                share = cosine.mean() * refinement.images / window.items("das")
+            self._add("cosine", share, window)
+
+    def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.step[name] = self.step[name] + value if name in self.step else value
+        windows = self._windows.setdefault(name, [])
+        if not windows or windows[-1] is not window:  # micro-batches of one step share one window
+            windows.append(window)
+
+    def mark(self) -> None:
+        """Note the sums as they are when an optimizer step begins, to come back to."""
+        self.step = {}
+        self._marked = dict(self.sums), {name: list(windows) for name, windows in self._windows.items()}
+
+    def rewind(self) -> None:
+        """Forget what was added since `mark`."""
+        sums, windows = self._marked
+        self.step = {}
+        self.sums, self._windows = dict(sums), {name: list(kept) for name, kept in windows.items()}
+
+    def take(self) -> dict[str, float]:
+        """Return means per step since the last call, and samples per second; waits for the device."""
+        now = time.monotonic()
+        found = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
+        found["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
+        self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
+        return found
+
+
+def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:
+    """Return a line of `log.jsonl`: JSON has no infinity, so a figure that is not finite is `None`."""
+    row = {"step": step, "steps": steps} | {name: logs.get(name) for name in _ALWAYS}
+    row |= {name: logs[name] for name in _MEASURED if name in logs}
+    return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}

@@ -1,0 +1,224 @@
+"""More than one process, one device each: shares of a batch, the mean of gradients, one writer.
+
+The model is not wrapped in `DistributedDataParallel`: what is trained is small beside the model (adapters
+and a projector), text-only batches leave the projector without gradient, and BASIC's terms reach it
+outside the wrapped forward pass. One mean over processes per optimizer step, behind the last micro-batch,
+is exact in all of these cases. What `sharding` has cut comes with its mean from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
+from inspect import signature
+from itertools import chain
+
+import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from torch import nn
+from torch.utils.data import DataLoader
+
+from basic_lite.models.parts import is_cut, parts_of, piece
+
+# The decoder's layers cut into pieces, one for each process: `accelerate launch --use_fsdp`.
+#
+# The layers, with their adapters, are what fills a card. torch's `fully_shard` is given each of them alone:
+# a layer is whole on a process only while it runs, and what is trained of it, with its gradients and Adam's
+# moments, never is. Embeddings, head, norm, projector and tower stay whole everywhere, so all that BASIC
+# reads outside a layer's own forward pass (`E` in `L_sds`, the supervised head) is a plain tensor, and the
+# capture, which lives on hooks and on states, sees nothing of the cut.
+#
+# A layer's gradients come back as their mean over processes, as `processes.average_gradients` makes it for
+# what is whole. Files hold whole tensors: a checkpoint does not say how many processes wrote it.
+
+
+def place_around(model: nn.Module, device: torch.device | str) -> None:
+    """Move everything but the decoder's layers, which `shard` takes over one at a time."""
+    layers = {id(tensor) for tensor in parts_of(model).decoder.layers.parameters()}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if id(tensor) not in layers:
+            tensor.data = tensor.data.to(device)
+
+
+def shard(model: nn.Module, device: torch.device | str) -> None:
+    """Cut the decoder's layers over all processes; whoever holds their parameters must fetch them again.
+
+    Args:
+        model: a LLaVA with its trainable set attached. Its layers may still be on the host, the same on all
+            processes: no more than one of them is whole on the device at a time.
+        device: of this process.
+
+    Raises:
+        ValueError: If torch is too old to leave a part of a module whole.
+    """
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if "ignored_params" not in signature(fully_shard).parameters:
+        raise ValueError(
+            f"torch {torch.__version__} cannot cut a decoder's layers alone; install a newer one"
+        )
+    decoder = parts_of(model).decoder
+    mesh = init_device_mesh(torch.device(device).type, (get_world_size(),))
+    for layer in decoder.layers:
+        for module in layer.modules():  # bitsandbytes looks for the scales here when the weight has lost them
+            if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
+                module.quant_state = module.weight.quant_state
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    # The decoder itself owns no piece. It makes one chain of the layers, of which the next one is fetched
+    # while one computes.
+    fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not is_cut(p)})
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
+    """Scale gradients down to a norm of at most `largest`, the same on all processes.
+
+    Args:
+        parameters: some cut, some whole; the gradients of whole ones are the same everywhere.
+        largest: the norm; infinity changes nothing.
+
+    Returns:
+        The norm before, 0-dim, of all gradients together.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    here = [piece(gradient) for gradient in gradients if is_cut(gradient)]
+    whole = [gradient for gradient in gradients if not is_cut(gradient)]
+    squares = sum((g.float().square().sum() for g in here), start=_zero(gradients))
+    if here:
+        torch.distributed.all_reduce(squares)
+    norm = sum((g.float().square().sum() for g in whole), start=squares).sqrt()
+    if largest < float("inf"):
+        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in here + whole:
+            gradient.mul_(factor)
+    return norm
+
+
+def _zero(like: list[torch.Tensor]) -> torch.Tensor:
+    return torch.zeros((), device=like[0].device if like else None)
+
+
+def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
+    """Put the trained parameters together, on the host; every process has to take part.
+
+    Args:
+        model: cut or not.
+        keep: whether this process wants them; for the others the result is empty.
+
+    Returns:
+        Whole tensors by name, or `None` where nothing trained is cut.
+    """
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if not any(is_cut(parameter) for parameter in trained.values()):
+        return None
+    found = {}
+    for name, parameter in trained.items():
+        whole = parameter.full_tensor() if is_cut(parameter) else parameter
+        if keep:
+            found[name] = whole.cpu()
+    return found
+
+
+@contextmanager
+def whole_moments(optimizer: torch.optim.Optimizer, keep: bool) -> Iterator[None]:
+    """Let an optimizer's state hold whole tensors on the host inside the block, to be written.
+
+    Args:
+        optimizer: of parameters that are cut or not; every process has to take part.
+        keep: whether this process writes them; elsewhere the state stays in pieces.
+    """
+    cut = [(s, k, v) for s in optimizer.state.values() for k, v in s.items() if is_cut(v)]
+    try:
+        for state, key, value in cut:
+            whole = value.full_tensor()
+            if keep:
+                state[key] = whole.cpu()
+        yield
+    finally:
+        for state, key, value in cut:
+            state[key] = value
+
+
+def cut_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Cut an optimizer's state, as it was read from a file, like its parameters."""
+    from torch.distributed.tensor import distribute_tensor
+
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if is_cut(parameter) else ():
+            if value.shape == parameter.shape:
+                state[key] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+
+
+BUCKET: int = 2**25
+"""Elements that travel at once, 128 MiB in fp32."""
+
+
+def keep_unwrapped(accelerator: Accelerator) -> None:
+    """Let the accelerator prepare models where and as they are, without `DistributedDataParallel`."""
+    prepare = accelerator.prepare_model
+
+    def prepare_model(
+        model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False
+    ) -> nn.Module:
+        return prepare(model, device_placement=False, evaluation_mode=True)
+
+    accelerator.prepare_model = prepare_model
+
+
+def prepare_loader(accelerator: Accelerator, loader: DataLoader) -> DataLoader:
+    """Prepare a loader whose batches are this process's share already; accelerate would share them again."""
+    if accelerator.num_processes == 1:
+        return accelerator.prepare(loader)
+    prepared = prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=False
+    )
+    accelerator._dataloaders.append(prepared)
+    return prepared
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerator) -> None:
+    """Replace every gradient of a whole parameter by its mean over processes; one without counts as zero.
+
+    What has none in any process, as the projector in a step of text alone, keeps none: with zeros Adam would
+    go on by its momentum, as it does not in one process.
+    """
+    trained = [p for p in parameters if p.requires_grad and not is_cut(p)]
+    while trained:
+        bucket, size = [], 0
+        while trained and (not bucket or size + trained[0].numel() <= BUCKET):
+            bucket.append(trained.pop(0))
+            size += bucket[-1].numel()
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in bucket]
+        parts.append(torch.tensor([float(p.grad is not None) for p in bucket], device=parts[0].device))
+        *means, known = accelerator.reduce(torch.cat(parts), "mean").split([len(part) for part in parts])
+        lacking = any(p.grad is None for p in bucket)
+        somewhere = known.tolist() if lacking else [1.0] * len(bucket)  # waits for the device only then
+        for parameter, mean, share in zip(bucket, means, somewhere, strict=True):
+            if share:
+                parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+
+
+def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
+    """Set in place, in every process, the bits that any process has set: `(R,)` uint8, one byte per row."""
+    if accelerator.num_processes > 1:
+        found = accelerator.gather(flags.to(accelerator.device)[None])
+        flags.copy_(reduce(torch.bitwise_or, found.unbind()))
+
+
+def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Add up values of the same names; what one process lacks counts as zero there."""
+    if accelerator.num_processes == 1:
+        return values
+    names = ("lm", "das", "sds", "cosine", "samples_per_second")
+    known = [float(name in values) for name in names]
+    found = [values.get(name, 0.0) for name in names]
+    total = accelerator.reduce(torch.tensor(found + known, device=accelerator.device), "sum").tolist()
+    added = {
+        name: value for name, value, seen in zip(names, total, total[len(names) :], strict=False) if seen
+    }
+    return values | added

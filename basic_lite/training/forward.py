@@ -1,0 +1,175 @@
+"""One micro-batch through the model: from its tensors to its share of the optimizer step's loss."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+
+from basic_lite.data.layout import Layout
+from basic_lite.memory.available import unraised_bytes
+from basic_lite.method.attention import causal_only
+from basic_lite.method.deferred import Deferral
+from basic_lite.method.losses import next_token, rows_in_chunk
+from basic_lite.method.objective import Objective
+from basic_lite.method.supervision import BasicSupervision
+from basic_lite.method.types import LossTerm, Window
+from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import up_to_the_features
+from basic_lite.training import last_layer
+from basic_lite.training.callbacks import Metrics
+
+
+class Forward:
+    """Run a model on batches with known positions, without a host synchronisation.
+
+    Attributes:
+        supervision: watches the forward pass: BASIC's own, or the plain twin's observer.
+        objective: the terms that are trained on.
+        metrics: where the terms' values go.
+        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` while it goes by shape.
+        chunk: the most patches that went through the vocabulary at once; 0 before any did.
+        deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        supervision: BasicSupervision,
+        objective: Objective,
+        metrics: Metrics,
+        prune_last_layer: bool = True,
+        always_backward: bool = False,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: the LLaVA, wrapped or not, with its trainable parameters set.
+            supervision: who watches.
+            objective: what is trained on.
+            metrics: where values go.
+            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
+            always_backward: let backward pass every layer also where nothing in front of it is trained: of
+                layers that are cut, all processes fetch the pieces at the same time or wait for ever.
+        """
+        self.parts = parts_of(model)
+        self.supervision, self.objective, self.metrics = supervision, objective, metrics
+        self.deferral: Deferral | None = None
+        self.rows_per_chunk = objective.rows_per_chunk
+        self.chunk = 0
+        self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
+        self._always_backward = always_backward
+        self._trains_layers = any(p.requires_grad for p in self.parts.decoder.parameters())
+        self._nothing: torch.Tensor | None = None
+
+    def __call__(
+        self, model: nn.Module, inputs: dict, window: Window, *, watched: bool = True, deferred: bool = False
+    ) -> tuple[torch.Tensor, list[LossTerm]]:
+        """Return the micro-batch's share of the step's loss, and the terms known so far.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch with its layout.
+            window: counts of the whole step.
+            watched: whether `supervision` looks on; the plain twin does without on steps that are not logged.
+            deferred: compute BASIC's terms in the backward pass (see `Deferral`) where they have a gradient.
+                The loss then has their gradient but not yet their value: `deferral.value`, after `backward`.
+        """
+        layout: Layout = inputs["layout"]
+        parts, objective, supervision = self.parts, self.objective, self.supervision
+        embeds = parts.llava.get_input_embeddings()(inputs["input_ids"])
+        features, self.deferral = self._features(inputs), None
+        if features is not None:
+            if deferred and objective.active and features.requires_grad:
+                note = partial(self.metrics.add, window=window)
+                self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
+                features = self.deferral.hold(features, embeds.dtype)
+            embeds = _put_among(embeds, features.to(embeds.dtype), layout)
+        if self._always_backward and torch.is_grad_enabled() and not embeds.requires_grad:
+            embeds.requires_grad_()
+        if self._nothing is None:
+            self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
+        if watched:
+            initial = None if self.deferral is None else features.detach()
+            supervision.use(layout, initial, inputs.get("rows"))
+        del features
+        mask = None if layout.right_padded else inputs["attention_mask"]
+        masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()
+        # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
+        # logits: an empty `logits_to_keep`. The states come from a hook on the inner model.
+        states: list[torch.Tensor] = []
+        hook = parts.llava.register_forward_hook(lambda module, args, output: states.append(output[0]))
+        try:
+            with supervision if watched else nullcontext(), masking:
+                model(
+                    inputs_embeds=embeds,
+                    attention_mask=mask,
+                    use_cache=False,
+                    logits_to_keep=self._nothing,
+                    **({last_layer.KEYWORD: layout.predicting_rows} if self._chosen_rows else {}),
+                )
+        finally:
+            hook.remove()
+        place = layout.slot if self._chosen_rows else layout.predicting
+        supervised = states.pop().flatten(0, 1).index_select(0, place)
+        terms = [next_token(supervised, layout.targets, parts.head)]
+        if self.deferral is None and objective.active:
+            terms += supervision.terms.values()
+        weights = objective.weights
+        loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
+        idle = self._always_backward and not layout.images and not self._trains_layers
+        if torch.is_grad_enabled() and (idle or not loss.requires_grad):
+            # Text only, and nothing but the projector is trained.
+            loss = loss + sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
+        if self.deferral is None:
+            self.metrics.add(terms, supervision.refinement if watched else None, window)
+        else:
+            self.metrics.add(terms, None, window)
+            self.deferral.refinement = supervision.release()
+            loss = self.deferral.announce(loss)
+        return loss, terms
+
+    def _rows_per_chunk(self, count: int) -> int | None:
+        """Choose the patches per pass over the vocabulary, once per run, when the decoder has let go.
+
+        On a GPU as many as the memory that is free below the peak allows; the run's first step is its
+        largest. Elsewhere `None`: by shape.
+        """
+        embedding = self.parts.embedding
+        if self.rows_per_chunk is None and embedding.is_cuda:
+            budget = (
+                unraised_bytes(embedding.device) - 12 * count * embedding.shape[1]
+            )  # three (N, D) in fp32
+            self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
+        if self.objective.sds_weight:
+            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
+            self.chunk = max(self.chunk, min(used, count))
+        return self.rows_per_chunk
+
+    def _features(self, inputs: dict) -> torch.Tensor | None:
+        """Return the projector's output, `(N, D)` in the projector's dtype; `None` without a picture."""
+        if not inputs["layout"].images:
+            return None
+        llava = self.parts.llava
+        with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
+            found = llava.get_image_features(inputs["pixel_values"]).pooler_output
+        return torch.cat(list(found))
+
+
+def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
+
+    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
+    answer; the collator has done so already.
+
+    Args:
+        embeds: `(B, S, D)` of the text, anything at the patches.
+        features: `(N, D)`.
+        layout: of the batch.
+
+    Returns:
+        `(B, S, D)`.
+    """
+    return embeds.flatten(0, 1).index_copy(0, layout.patch, features).view_as(embeds)

@@ -1,0 +1,224 @@
+"""A step whose gradient is not finite is not taken: weights and Adam's moments stay as they were.
+
+The host does not wait to learn of it. A fused optimizer reads the verdict on the device; the host gets it,
+with the values of the terms, by a copy that it looks at when it has arrived, some steps later. On a CPU
+there is nothing to wait for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from basic_lite.data.layout import Layout
+from basic_lite.method.types import Diverged
+from basic_lite.training.callbacks import Metrics
+
+PATIENCE: int = 3
+"""Steps in a row without a finite gradient after which a run stops."""
+
+BACKLOG: int = 64
+"""Steps whose verdict may be under way; then the host waits for the oldest."""
+
+DUMP: str = "nonfinite.jsonl"
+"""Skipped steps, one JSON object each, in the run folder: rows, and the terms' values."""
+
+
+@dataclass
+class _Verdict:
+    step: int
+    names: list[str]
+    values: torch.Tensor
+    rows: list[int]
+    arrived: torch.cuda.Event | None
+
+
+class FiniteGuard:
+    """Skips steps, notes which, and ends a run that takes no more."""
+
+    def __init__(self, folder: Path, ids: Callable[[list[int]], list], rank: int = 0) -> None:
+        """Prepare.
+
+        Args:
+            folder: of the run.
+            ids: gives the ids of rows.
+            rank: of this process, for the dump.
+        """
+        self.path, self.ids, self.rank = folder / DUMP, ids, rank
+        self.rows: list[int] = []
+        self.skipped = 0
+        self._streak = 0
+        self._pending: deque[_Verdict] = deque()
+
+    def judge(
+        self,
+        optimizer: torch.optim.Optimizer,
+        norm: torch.Tensor | float,
+        terms: dict[str, torch.Tensor],
+        step: int,
+    ) -> None:
+        """Keep `optimizer` from taking a step whose gradient norm is not finite.
+
+        The norm is the same on all processes, so they skip together.
+
+        Args:
+            optimizer: whose gradients are complete.
+            norm: their norm.
+            terms: means of this step, for the dump.
+            step: its number.
+
+        Raises:
+            Diverged: If the third step in a row was skipped.
+        """
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+        norm = torch.as_tensor(norm).detach().float()
+        bad = (~torch.isfinite(norm)).float()
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = bad  # the kernel reads it and leaves everything alone
+        elif bool(bad):
+            optimizer.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
+        values = torch.stack([bad, norm, *(terms[name].detach().float() for name in terms)])
+        arrived = None
+        if values.is_cuda:
+            there = torch.empty(values.shape, pin_memory=True)
+            values, arrived = there.copy_(values, non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        names = ["grad_norm", *terms]
+        self._pending.append(_Verdict(step, names, values, self.rows, arrived))
+        self.look(wait=len(self._pending) > BACKLOG)
+
+    def look(self, wait: bool = False) -> None:
+        """Take in the verdicts that have arrived, or all of them.
+
+        Raises:
+            Diverged: If three steps in a row were skipped.
+        """
+        while self._pending:
+            verdict = self._pending[0]
+            if verdict.arrived is not None and not verdict.arrived.query():
+                if not wait:
+                    return
+                verdict.arrived.synchronize()
+            self._pending.popleft()
+            bad, *values = verdict.values.tolist()
+            if not bad:
+                self._streak = 0
+                continue
+            self.skipped += 1
+            self._streak += 1
+            self._write(verdict, values)
+            if self._streak == PATIENCE:
+                broken = [n for n, v in zip(verdict.names, values, strict=True) if not math.isfinite(v)]
+                raise Diverged(
+                    f"{PATIENCE} steps in a row, up to step {verdict.step}, had no finite gradient (not "
+                    f"finite: {', '.join(broken)}); none was taken, so the last checkpoint is good. Their "
+                    f"rows and terms are in {self.path}; look at them, or lower --learning-rate, and go on "
+                    "with --resume"
+                )
+
+    def _write(self, verdict: _Verdict, values: list[float]) -> None:
+        shown = {
+            name: value if math.isfinite(value) else str(value)
+            for name, value in zip(verdict.names, values, strict=True)
+        }
+        line = {"step": verdict.step, **shown, "rows": verdict.rows, "ids": self.ids(verdict.rows)}
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line | ({"rank": self.rank} if self.rank else {})) + "\n")
+
+
+# An optimizer step that runs out of memory is done again in smaller micro-batches, with the same result.
+
+
+class Splitter:
+    """Run the micro-batches of a step; where one does not fit, halve the size and go on with that.
+
+    Every sum is divided by the counts of the whole optimizer step, so its micro-batches may be cut
+    anywhere. A backward pass that fails has already added to some gradients. Keeping a copy of all of them
+    for that case would cost what the adapters weigh; instead the step begins again from its first
+    micro-batch, whose rows are still at hand. (With dropout, its masks are drawn anew.)
+
+    Attributes:
+        limit: rows that a micro-batch may have; `None` while nothing had to be split.
+    """
+
+    def __init__(self, model: nn.Module, metrics: Metrics) -> None:
+        self.limit: int | None = None
+        self._model, self._metrics = model, metrics
+        self._done: list[dict] = []
+
+    def begin(self) -> None:
+        """Note that an optimizer step begins: no gradient is there yet."""
+        self._done = []
+        self._metrics.mark()
+
+    def run(self, batch: dict, train: Callable[[dict], torch.Tensor]) -> torch.Tensor:
+        """Train on one micro-batch, in as many pieces as it takes, and return its loss.
+
+        Args:
+            batch: with its layout, on any device.
+            train: runs forward and backward and returns the loss; may raise `torch.OutOfMemoryError`.
+
+        Raises:
+            ValueError: If a single row does not fit.
+        """
+        self._done.append(batch)
+        loss = self._attempt(batch, train)
+        while loss is None:
+            self._model.zero_grad(set_to_none=True)
+            self._metrics.rewind()
+            for earlier in self._done:
+                loss = self._attempt(earlier, train)
+                if loss is None:
+                    break
+        return loss
+
+    def _attempt(self, batch: dict, train: Callable[[dict], torch.Tensor]) -> torch.Tensor | None:
+        rows = batch["layout"].rows
+        size = min(rows, self.limit or rows)
+        try:
+            total = None
+            for start in range(0, rows, size):
+                whole = size == rows
+                part = train(batch if whole else rows_of(batch, start, min(start + size, rows)))
+                total = part if total is None else total + part
+            return total
+        except torch.OutOfMemoryError:
+            pass  # and with it everything that its frames held
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._halve(size, batch["input_ids"].shape[1])
+        return None
+
+    def _halve(self, size: int, tokens: int) -> None:
+        if size == 1:
+            raise ValueError(
+                f"out of memory with a single row of {tokens} tokens: recompute the decoder's layers "
+                "(--recompute), take a smaller --rank or --max-length, or hold the decoder in --bits 4"
+            )
+        self.limit = (size + 1) // 2
+        logging.get_logger(__name__).warning(
+            f"out of memory with {size} rows at a time; the step is done again with {self.limit}, and so are "
+            f"the next ones (same result; --micro-batch {self.limit} avoids the failed attempt)"
+        )
+
+
+def rows_of(batch: dict, start: int, stop: int) -> dict:
+    """Return rows `start` to `stop` of a batch, with their pictures and their part of the layout."""
+    layout: Layout = batch["layout"]
+    first, last = (sum(layout.images_in_row[:row]) for row in (start, stop))
+    part = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, (torch.Tensor, list)) and len(value) == layout.rows:
+            part[key] = value[start:stop]
+    part["layout"] = layout.part(start, stop, batch["input_ids"].shape[1])
+    if batch.get("pixel_values") is not None:
+        part["pixel_values"] = batch["pixel_values"][first:last] if last > first else None
+    return part

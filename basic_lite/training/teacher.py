@@ -1,0 +1,170 @@
+"""What a stage learns of its teacher before the first step: its target's space, and what it is worth."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from basic_lite import files
+from basic_lite.console import rank_and_count
+from basic_lite.data.readers import Rows, answers_of
+from basic_lite.method.capture import supervised_layers
+from basic_lite.method.fit import fit_target
+from basic_lite.method.premise import PARTLY, glance
+from basic_lite.method.targets import RAW, TargetSpace
+from basic_lite.models import checkpoint
+from basic_lite.models.llava import Assembled
+from basic_lite.models.parts import parts_of
+from basic_lite.training.settings import Settings
+
+FILE: str = "target.safetensors"
+"""The fitted space in the run folder: a resumed run reads it, and so does a stage 2 on the same decoder."""
+
+
+def target_space(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    console: Console,
+    *,
+    resume: Path | None = None,
+    start: Path | None = None,
+) -> TargetSpace:
+    """Return the space of a run's target: from its own folder, from stage 1's, or fitted on the data's text.
+
+    Whichever it is, it lies in the run's folder afterwards.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        console: where it is said what is done.
+        resume: checkpoint that the run goes on from; the file must be there then, and unchanged.
+        start: run of stage 1 that this one starts from.
+
+    Raises:
+        ValueError: If a resumed run's file is missing or another one, or there is hardly any text.
+    """
+    if settings.target == RAW:
+        return TargetSpace()
+    path = settings.out / FILE
+    if resume is not None:
+        wanted = files.read_manifest(resume).get("target", {}).get("sha256")
+        if not path.is_file() or files.file_hash(path) != wanted:
+            raise ValueError(
+                f"{path} is missing or not the one that this run was started with; bring it back, or start "
+                "again with --overwrite"
+            )
+    if not path.is_file():  # it is there for all processes but the first, too
+        space = _inherited(assembled, settings, start)
+        if space is None:
+            say = partial(console.print, highlight=False)
+            tokenizer, texts = assembled.tokenizer, answers_of(rows)
+            space = fit_target(
+                assembled.model, tokenizer, texts, settings.target, settings.layers, progress=say
+            )
+        if rank_and_count()[0] > 0:
+            return space
+        with files.told(path), files.complete(path) as draft:
+            space.save(draft)
+    space = TargetSpace.load(path)
+    console.print(f"target {space.kind}: {quality_line(space)}", highlight=False)
+    return space
+
+
+def findings(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    space: TargetSpace,
+    console: Console,
+    resume: Path | None = None,
+) -> dict:
+    """Return what the manifest says of the teacher: its target, and in stage 1 whether it can teach.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        space: of the run's target.
+        console: where it is said what is found.
+        resume: checkpoint that the run goes on from: nothing is looked at again.
+    """
+    found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
+    if resume is not None:
+        found["premise"] = files.read_manifest(resume).get("premise")
+    elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
+        found["premise"] = look_at(assembled, settings, rows, space, console)
+    return found
+
+
+def manifest_entry(space: TargetSpace, out: Path) -> dict:
+    """Describe a target's space for the manifest: its kind, and where and how good a fitted one is."""
+    if space.kind == RAW:
+        return {"kind": RAW}
+    return {"file": FILE, "sha256": files.file_hash(out / FILE), **space.report}
+
+
+def look_at(
+    assembled: Assembled, settings: Settings, rows: Rows, space: TargetSpace, console: Console
+) -> dict | None:
+    """Look on a few hundred tokens of the data's text whether the target can teach, and say so.
+
+    One forward pass over 254 tokens and as many products with the vocabulary as there are targets.
+
+    Args:
+        assembled: the model.
+        settings: of the run.
+        rows: the training data.
+        space: of the run's target.
+        console: where it is said.
+
+    Returns:
+        The figures for the manifest; `None` where there is hardly any text.
+    """
+    parts = parts_of(assembled.model)
+    k = supervised_layers(parts.decoder.config, settings.layers)
+    try:
+        found = glance(
+            parts.decoder, parts.head, assembled.tokenizer, answers_of(rows), k, settings.weighting, space
+        )
+    except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
+        console.print(f"whether the LLM can teach was not looked at: {error}", highlight=False)
+        return None
+    verdict, raw = found.verdict, found.measured.targets[RAW][k].own
+    bad = verdict.case == "untrained" or (verdict.case == "fails" and raw < PARTLY)
+    console.print(
+        f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "", highlight=False
+    )
+    if verdict.case == "fails" and space.kind == RAW:
+        console.print(
+            "--target translated may do better; basic-lite analyze premise --text DATA says whether.",
+            highlight=False,
+        )
+    return found.json()
+
+
+def quality_line(space: TargetSpace) -> str:
+    """Say in one line what a space does to held-out text, at the first and the last layer."""
+    layers = space.report["layers"]
+    ends = []
+    for number in sorted({1, len(layers)}):
+        one = layers[number - 1]
+        ends.append(f"layer {number}: {100 * one['own']:.0f} % at cosine {one['cosine']:.2f}")
+    return (
+        f"of {space.report['held_out_tokens']:,} held-out tokens nearest to their own row, {', '.join(ends)}"
+    )
+
+
+def _inherited(assembled: Assembled, settings: Settings, start: Path | None) -> TargetSpace | None:
+    """Return stage 1's space if it is of this kind, has these layers, and its decoder is held alike."""
+    if start is None or not (start / FILE).is_file():
+        return None
+    then, now = checkpoint.sources_of(files.read_manifest(start)), assembled.sources
+    if (then.llm, then.bits, then.dtype) != (now.llm, now.bits, now.dtype):
+        return None
+    space = TargetSpace.load(start / FILE)
+    k = supervised_layers(parts_of(assembled.model).decoder.config, settings.layers)
+    return space if space.kind == settings.target and len(space.centre) >= k else None

@@ -1,0 +1,439 @@
+"""The training loop: `transformers.Trainer` with BASIC's terms, exact under accumulation."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import AutocastKwargs
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainingArguments
+
+from basic_lite import files
+from basic_lite.data.layout import Layout, layout_of
+from basic_lite.data.pictures import ImageTransform
+from basic_lite.memory.available import peak_mib
+from basic_lite.method.capture import Importance, Weighting
+from basic_lite.method.objective import Objective
+from basic_lite.method.supervision import BasicSupervision
+from basic_lite.method.targets import TargetSpace
+from basic_lite.method.types import Window
+from basic_lite.models import checkpoint as models_checkpoint
+from basic_lite.models.parts import parts_of
+from basic_lite.training import distributed, liger, optimizers
+from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
+from basic_lite.training.forward import Forward
+from basic_lite.training.guards import FiniteGuard, Splitter
+
+# Checkpoints that are whole or not there, around what `transformers.Trainer` writes into them.
+
+
+class SavingTrainer(Trainer):
+    """A Trainer whose checkpoints hold what was trained alone, with the manifest, and are never half written.
+
+    Attributes:
+        manifest: what every checkpoint says of its run; `None` leaves it out.
+    """
+
+    manifest: dict | None = None
+
+    def before_saving(self) -> None:
+        """Do what must be known before a checkpoint may be written; raises if it may not."""
+
+    def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
+        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
+
+        Args:
+            folder: where to.
+            whole: what `sharding.gather` returned, where the adapters are cut.
+        """
+        with files.told(folder):
+            self._save_weights(folder, whole)
+
+    def _save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            draft = folder / ".adapter.part"
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save_pretrained(
+                draft, state_dict=whole, safe_serialization=True, save_embedding_layers=False
+            )
+            for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
+                path.replace(folder / path.name)
+            shutil.rmtree(draft)
+        else:
+            models_checkpoint.save_projector(model, folder / files.PROJECTOR)
+            if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
+                models_checkpoint.save_decoder(model, folder / files.DECODER)
+        if self.manifest is not None:
+            content = self.manifest | {"steps": self.state.global_step}
+            files.write_json(folder / files.MANIFEST, content)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights and the manifest to `output_dir`."""
+        whole = distributed.gather(self.model, self.args.should_save)
+        if self.args.should_save:
+            self.save_weights(Path(output_dir or self.args.output_dir), whole)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write Adam's moments whole, however they are held."""
+        with distributed.whole_moments(self.optimizer, self.args.should_save):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return getattr(self, "_draft", None) or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the Trainer write into a draft folder and rename it when it is complete.
+
+        A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
+        """
+        self.before_saving()
+        out, main = Path(self.args.output_dir), self.is_world_process_zero()
+        name = f"checkpoint-{self.state.global_step}"
+        # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
+        self._draft = str(out / f".{name}.parts")
+        with files.complete(out / name) if main else nullcontext() as draft:
+            try:
+                if main:
+                    shutil.rmtree(self._draft, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                with files.told(out / name):
+                    super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if main:
+                    (Path(self._draft) / name).rename(draft)
+            finally:
+                if main:
+                    shutil.rmtree(self._draft, ignore_errors=True)
+                self._draft = None
+        keep = self.args.save_total_limit
+        for old in files.checkpoints(out)[:-keep] if keep and main else []:
+            shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
+        folder, model = Path(resume_from_checkpoint), model or self.model
+        if hasattr(model, "peft_config"):
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            models_checkpoint.check_adapter(model, folder)
+            state = load_peft_weights(str(folder), device="cpu")
+            result = set_peft_model_state_dict(model, state)
+            assert not result.unexpected_keys, (
+                f"{folder} holds tensors of another model: {result.unexpected_keys}"
+            )
+            return
+        models_checkpoint.load_projector(model, folder / files.PROJECTOR)
+        if (folder / files.DECODER).is_file():
+            models_checkpoint.load_decoder(model, folder / files.DECODER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read Adam's moments back.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            distributed.cut_moments(self.optimizer)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
+            ) from error
+
+
+class BasicTrainer(SavingTrainer):
+    """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
+
+    What `transformers.Trainer` does differently from the obvious: the loss of a whole optimizer step is
+    divided by the step's own counts (supervised tokens for `L_lm`, images for the others), known before
+    its first micro-batch. So 4x1, 2x2 and 1x4 give the same update, whatever the mix of image and
+    text-only rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        objective: Objective | None = None,
+        layers: int | None = None,
+        weighting: Weighting = "quadratic",
+        importance: Importance = "attention",
+        target: TargetSpace | None = None,
+        transform: ImageTransform | None = None,
+        batches: Sampler[list[int]] | None = None,
+        projector_learning_rate: float | None = None,
+        optimizer_name: str = "adamw",
+        fused_kernels: bool = True,
+        deferred: bool = True,
+        prune_last_layer: bool = True,
+        sharded: bool = False,
+        manifest: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: a LLaVA whose trainable parameters are set.
+            args: of the Trainer.
+            objective: weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain twin.
+            layers: k; `None` for half.
+            weighting: how layers 1..k are weighted.
+            importance: how patches are weighted.
+            target: in which space the target is; `None` for raw, the paper's.
+            transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
+            batches: which rows go together, instead of the Trainer's own sampler.
+            projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
+            optimizer_name: one of `optimizers.NAMES`.
+            fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder.
+            deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
+                the same gradients and values for less memory.
+            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
+            sharded: cut the decoder's layers over the processes when training begins.
+            manifest: written into every checkpoint.
+            kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
+        """
+        args.remove_unused_columns = False
+        self.sharded = sharded
+        args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
+        super().__init__(model, args, **kwargs)
+        # Every trained weight is narrowed once a pass. Autocast would keep the copies until the forward pass
+        # ends, also those of layers that will run again: 1 GB for a 13B's adapters, 13 GB for a whole 7B.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        # The loss below is already divided by the whole step's counts; two names for that, old and new.
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
+        self.objective = objective or Objective()
+        settings = (layers, weighting, importance)
+        self.supervision = BasicSupervision(
+            model,
+            *settings,
+            self.objective.das_weight,
+            self.objective.sds_weight,
+            self.objective.rows_per_chunk,
+            target or TargetSpace(),
+        )
+        # The plain twin's cosine is worth a look too, on the steps that are logged; it trains nothing.
+        self._observer = (
+            None
+            if self.objective.active
+            else BasicSupervision(model, layers, weighting, "uniform", target=target or TargetSpace())
+        )
+        self.transform = transform
+        self.batches = batches
+        self.projector_learning_rate = projector_learning_rate
+        self.manifest = manifest
+        self.metrics = Metrics()
+        optimizers.check_name(optimizer_name)
+        if fused_kernels:
+            liger.fuse(parts_of(self.model).decoder)
+        self.optimizer_name, self.deferred = optimizer_name, deferred
+        watching = self._observer or self.supervision
+        self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
+        self._logged_chunk = 0
+        self.splitter = Splitter(self.model, self.metrics)
+        self.add_callback(GradientCheck(args))
+        self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
+        self._stopper = Stopper()
+        if args.world_size > 1:
+            distributed.keep_unwrapped(self.accelerator)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Load by `batches`; a resumed run skips by index, without decoding a picture."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_num_workers > 0,
+        )
+        return distributed.prepare_loader(self.accelerator, loader)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict], Window]:
+        """Fetch the micro-batches of one optimizer step and count what its loss is divided by."""
+        batches = []
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            if "layout" not in batch:
+                batch["layout"] = self._layout(batch)
+            batches.append(batch)
+        window = self._window(batches)
+        if self.args.world_size > 1:  # a signal may have reached one process alone; all stop at the same step
+            counts = [window.text_tokens, window.images, int(self._stopper.requested)]
+            total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
+            *counts, stopping = (int(count) for count in total)
+            window, self._stopper.agreed = Window(*counts), stopping > 0
+        self.metrics.rows += sum(b["layout"].rows for b in batches)
+        self.splitter.begin()
+        self.guard.rows = [row for batch in batches for row in batch.get("rows", [])]
+        return batches, window
+
+    @staticmethod
+    def _window(batches: list[dict]) -> Window:
+        layouts = [batch["layout"] for batch in batches]
+        return Window(sum(len(one.targets) for one in layouts), sum(one.images for one in layouts))
+
+    def _layout(self, batch: dict) -> Layout:
+        pixels = batch.get("pixel_values")
+        images = 0 if pixels is None else len(pixels)
+        token = parts_of(self.model).llava.config.image_token_id
+        return layout_of(batch["input_ids"], batch.get("attention_mask"), token, images, batch["labels"])
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """Move a batch to the device; pictures travel as uint8 and are normalised there."""
+        inputs = super()._prepare_inputs(inputs)
+        inputs["layout"] = inputs["layout"].to(inputs["input_ids"].device)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and self.transform is not None:
+            dtype = next(parts_of(self.model).llava.vision_tower.parameters()).dtype
+            inputs["pixel_values"] = self.transform.normalise(pixels, dtype)
+        return inputs
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Window | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+        """Return this micro-batch's share of the step's loss.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch with its layout.
+            return_outputs: also return the terms.
+            num_items_in_batch: counts of the whole step; `None` takes this batch as the whole.
+        """
+        window = num_items_in_batch or self._window([inputs])
+        watched = self._observer is None or self._logs_next()
+        deferred = self.deferred and model.training and torch.is_grad_enabled() and not return_outputs
+        loss, terms = self.forward(model, inputs, window, watched=watched, deferred=deferred)
+        if self.args.world_size > 1:
+            loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
+        return (loss, {term.name: term for term in terms}) if return_outputs else loss
+
+    def training_step(
+        self, model: nn.Module, inputs: dict, num_items_in_batch: Window | None = None
+    ) -> torch.Tensor:
+        """Run one micro-batch forward and backward and return its share of the step's loss, whole.
+
+        One that does not fit in memory is split; see `Splitter`.
+        """
+        if self.args.world_size > 1:  # the processes' collectives must stay in step
+            return self._train(model, inputs, num_items_in_batch)
+        window = num_items_in_batch or self._window([inputs])
+        return self.splitter.run(inputs, lambda part: self._train(model, part, window))
+
+    def _train(self, model: nn.Module, inputs: dict, window: Window | None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, window)
+        deferral, self.forward.deferral = self.forward.deferral, None
+        loss = loss if deferral is None else loss + deferral.value * self.args.world_size
+        return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
+        """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
+        if grad_norm is None:
+            self._average_gradients()
+            if self.sharded:
+                grad_norm = distributed.clip(self.model.parameters(), math.inf)
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
+        return norm
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clip the step's gradients, the same on all processes."""
+        self._average_gradients()
+        if self.sharded:
+            return distributed.clip(self.model.parameters(), self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
+    def _average_gradients(self) -> None:
+        if self.args.world_size > 1:
+            distributed.average_gradients(self.model.parameters(), self.accelerator)
+
+    def _ids(self, rows: list[int]) -> list:
+        """Return the ids of rows, where the data set knows them."""
+        raw = getattr(getattr(self.train_dataset, "rows", None), "raw", None)
+        return [raw(row).id for row in rows] if raw else []
+
+    def _logs_next(self) -> bool:
+        """Whether the optimizer step in progress will be logged."""
+        step, every = self.state.global_step + 1, max(int(self.state.logging_steps), 1)
+        return step % every == 0 or (step == 1 and self.args.logging_first_step)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer by its name; the projector may have a learning rate of its own."""
+        if self.optimizer is None:
+            if self.sharded:  # before it sees a parameter, and after a checkpoint was read into whole ones
+                distributed.shard(self.model, self.args.device)
+            rate = self.projector_learning_rate
+            self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
+        return self.optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Move the model; layers that are going to be cut follow later, one at a time."""
+        if self.sharded:
+            distributed.place_around(model, device)
+        else:
+            super()._move_model_to_device(model, device)
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""
+        return 0
+
+    # -- logging ---------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the terms to what the Trainer logs, and append the step to `log.jsonl`."""
+        if "loss" in logs and "train_runtime" not in logs:
+            logs |= distributed.sums_over_processes(self.metrics.take(), self.accelerator)
+            logs["peak_mib"] = round(peak_mib(self.args.device), 1)
+            if self.splitter.limit is not None:
+                logs["micro_batch"] = self.splitter.limit
+            if self.forward.chunk != self._logged_chunk:
+                logs["rows_per_chunk"] = self._logged_chunk = self.forward.chunk
+            self.guard.look(wait=True)
+            if self.guard.skipped:
+                logs["skipped"], self.guard.skipped = self.guard.skipped, 0
+            if self.is_world_process_zero():
+                row = line_of(logs, self.state.global_step, self.state.max_steps)
+                with (Path(self.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as handle:
+                    handle.write(json.dumps(row) + "\n")
+        super().log(logs, *args, **kwargs)
+
+    def before_saving(self) -> None:
+        """Let no step whose gradients were not finite into a checkpoint."""
+        self.guard.look(wait=True)
+
+    @contextmanager
+    def stop_on_signals(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into "finish this step, save, stop"; a second Ctrl-C stops at once."""
+        stopper = self._stopper = Stopper(self.args.world_size)
+        self.add_callback(stopper)
+        old = {s: signal.signal(s, stopper.request) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            self.remove_callback(stopper)

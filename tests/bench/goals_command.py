@@ -1,0 +1,82 @@
+"""Measure every goal for speed and memory, and say which are met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from basic_lite.recipes import options as o
+
+
+def goals(
+    model: Annotated[
+        list[str] | None,
+        o.option(help="Only this model; can be repeated.", default="all five", panel=o.MODEL),
+    ] = None,
+    cap: Annotated[float, o.option(help="Emulate a card of so many GiB, on a GPU.", panel=o.MEMORY)] = 24.0,
+    decoder_layers: Annotated[
+        int | None, o.option(help="Fewer layers, to try the command.", default="all", panel=o.MODEL)
+    ] = None,
+    bits: o.Bits = 4,
+    micro_batch: Annotated[int, o.option(help="Rows per forward pass in stage 1.", min=1)] = 8,
+    text: Annotated[int | None, o.option(help="Text tokens per row.", default="64 and 824")] = None,
+    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL)] = 128,
+    patches: Annotated[int, o.option(help="Rows of L_sds.", min=1)] = 4608,
+    steps: Annotated[int, o.option(help="Steps to measure in every turn.", min=1)] = 10,
+    rounds: Annotated[int, o.option(help="Turns of every variant.", min=1)] = 3,
+    start: Annotated[
+        bool, typer.Option("--start/--no-start", help="Also a second start of a 7B: 18 GB of disk.")
+    ] = True,
+    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+) -> None:
+    """Measure every goal for speed and memory: goal, measured, met. Random weights; nothing is fetched.
+
+    Goals are judged at the real sizes on a GPU; the one for a CPU everywhere.
+
+    Examples:
+
+      basic-lite bench goals --out goals.json
+
+      basic-lite bench goals --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1     (on a CPU)
+    """
+    from bench.goals import Size, markdown
+    from bench.runs import cpu_row, every_goal
+    from bench.start import start_row
+
+    from basic_lite.console import quiet_console
+    from basic_lite.files import write_json
+    from basic_lite.memory.sizes import published_decoder
+    from basic_lite.models import devices
+    from basic_lite.models.zoo import DECODERS
+
+    console = quiet_console()
+    device = devices.choose_device()
+    for name in model or ():
+        published_decoder(name)
+    size = Size(
+        device=device,
+        dtype=devices.choose_dtype("auto", device),
+        cap_gib=cap if device == "cuda" else None,
+        layers=decoder_layers,
+        bits=bits,
+        micro_batch=micro_batch,
+        text=(text, text) if text else (64, 824),
+        rank=rank,
+        patches=patches,
+        steps=steps,
+        rounds=rounds,
+    )
+    rows = []
+    try:
+        rows.append(cpu_row())
+        if start:
+            rows.append(start_row(device, decoder_layers))
+        for row in every_goal(size, tuple(model or DECODERS), console.print):
+            rows.append(row)
+            if out is not None:  # what is there stays there whatever comes next
+                write_json(out, {"rows": [row.json() for row in rows]})
+    finally:
+        console.print(markdown(rows), highlight=False, soft_wrap=True)
+    if out is not None:
+        write_json(out, {"rows": [row.json() for row in rows]})

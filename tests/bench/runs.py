@@ -1,0 +1,270 @@
+"""Measure every goal for speed and memory in one go, model by model, in one process."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from bench.goals import LIGER_SPEED, STAGE1_GB, STAGE2_GB, STEP_RATIO, Row, Size
+
+from basic_lite.bench.sds import measure_sds
+from basic_lite.bench.step import (
+    compare_steps,
+    emulate_card,
+    measure_baseline,
+    measure_steps,
+    release_memory,
+    set_recomputed,
+)
+from basic_lite.bench.synthetic import random_model
+from basic_lite.memory.choice import GLOBAL_BATCH, Kind, budget_bytes, candidates, fit, step_of
+from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
+from basic_lite.models.llava import Assembled
+
+
+def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]) -> Iterator[Row]:
+    """Measure goal by goal.
+
+    Args:
+        size: of everything.
+        models: of `DECODERS`, in order.
+        say: where it is said what is being measured.
+
+    Yields:
+        Rows as they are measured.
+    """
+    for model in models:
+        say(f"{model}: L_sds")
+        yield from _sds(model, size)
+        say(f"{model}: building it")
+        if size.device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(
+                1.0
+            )  # a decoder passes through bf16 before it is packed
+        assembled = random_model(
+            model, bits=size.bits, dtype=size.dtype, device=size.device, layers=size.layers
+        )
+        release_memory()
+        emulate_card(size.cap_gib, size.device)
+        say(f"{model}: stage 1")
+        yield from _stage1(model, assembled, size)
+        say(f"{model}: stage 2")
+        yield from _stage2(model, assembled, size)
+        del assembled
+        release_memory()
+
+
+def cpu_row() -> Row:
+    """Measure the one goal that is about a CPU: `L_sds` at D = 1024 in fp32."""
+    found = {row["name"]: row for row in measure_sds(128, 1024, 32_000, "cpu", torch.float32, 3)}
+    return Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
+
+
+def _sds(model: str, size: Size) -> Iterator[Row]:
+    """`L_sds` against its products, its inputs and Liger's divergence."""
+    decoder = published_decoder(model)
+    width, vocabulary = decoder.width, decoder.vocabulary
+    gemma = decoder.family == "gemma"
+
+    def measured(patches: int) -> tuple[dict, dict | None]:
+        release_memory()
+        found = measure_sds(patches, width, vocabulary, size.device, size.dtype, size.rounds)
+        named = {row["name"]: row for row in found}
+        return named["L_sds"], named.get("liger fused JSD")
+
+    ours, liger = measured(size.patches)
+    shape = f"{model}, N = {size.patches}"
+    yield Row(
+        f"L_sds / three products, {shape}",
+        1.45 if gemma else 1.25,
+        measured=ours.get("ratio"),
+        note=str(ours.get("why not", "")),
+        judged=size.judged,
+    )
+    if model in LIGER_SPEED:
+        speed = liger["ms"] / ours["ms"] if "ms" in liger and "ms" in ours else None
+        yield Row(
+            f"liger's time / L_sds, {shape}",
+            LIGER_SPEED[model],
+            most=False,
+            measured=speed,
+            note=str(liger.get("why not", "")),
+            judged=size.judged,
+        )
+    for patches in (size.patches, 2 * size.patches):
+        extra = (ours if patches == size.patches else measured(patches)[0]).get("extra MiB")
+        bytes_each = torch.finfo(size.dtype).bits // 8
+        inputs = (patches * width * (bytes_each + 4) + vocabulary * width * bytes_each) / 2**20
+        yield Row(
+            f"L_sds extra memory / inputs, {model}, N = {patches}",
+            1.0,
+            measured=None if extra is None else extra / inputs,
+            note="" if extra is not None else "needs a GPU",
+            judged=size.judged,
+        )
+
+
+def _stage1(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
+    """Our step with and without BASIC, its peak, and the best speed beside the documented plain step's."""
+    settings = _settings(size, 1) | {"recompute": None}
+    basic, plain = compare_steps(assembled, rounds=size.rounds, naive=False, baseline=False, **settings)
+    judged = {"judged": size.judged}
+    yield Row(
+        f"BASIC step / our plain step, stage 1 recomputing, {model}",
+        STEP_RATIO[model],
+        measured=basic.get("time / our plain"),
+        note=str(basic.get("why not", "")),
+        **judged,
+    )
+    peaks = basic.get("peak MiB"), plain.get("peak MiB")
+    lacking = "" if None not in peaks else "needs a GPU"
+    yield Row(
+        f"peak in GB, stage 1, micro-batch {size.micro_batch}, recomputing, {model}",
+        STAGE1_GB[model],
+        measured=_gigabytes(peaks[0]),
+        note=lacking,
+        **judged,
+    )
+    allowed = max(128.0, 0.02 * (peaks[1] or 0.0))
+    yield Row(
+        f"rise of the peak from BASIC's terms in MiB, {model}",
+        round(allowed, 1),
+        measured=None if lacking else peaks[0] - peaks[1],
+        note=lacking,
+        **judged,
+    )
+    ours, how = _best_of_ours(model, assembled, size, 1)
+    theirs, other = _best_of_theirs(assembled, size)
+    yield Row(
+        f"samples/s, BASIC / transformers' plain step, best micro-batches, {model}",
+        1.10 if model == "gemma-2b" else 1.35,
+        most=False,
+        measured=ours / theirs if ours and theirs else None,
+        note=f"{how}; theirs {other}",
+        **judged,
+    )
+    yield Row(
+        f"stage 1 runs under the cap, {model}", 1, most=False, measured=float(bool(ours)), note=how, **judged
+    )
+
+
+def _stage2(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
+    """Peaks with both optimizers where there is a goal; and whether the planner's choice runs at all."""
+    settings = _settings(size, 2) | {"recompute": None}
+    prepared = False
+    for optimizer, goal in STAGE2_GB.get(model, {}).items():
+        release_memory()
+        facts, why = _tried(
+            lambda ready=prepared, name=optimizer: measure_steps(
+                assembled, basic=True, prepared=ready, optimizer=name, **settings
+            )
+        )
+        prepared = True
+        on_gpu = size.device == "cuda"
+        yield Row(
+            f"peak in GB, stage 2, micro-batch {settings['micro_batch']}, {optimizer}, {model}",
+            goal,
+            measured=_gigabytes(facts["peak MiB"]) if facts and on_gpu else None,
+            note=why or ("" if on_gpu else "needs a GPU"),
+            judged=size.judged,
+        )
+    ours, how = _best_of_ours(model, assembled, size, 2, prepared)
+    yield Row(
+        f"stage 2 runs under the cap, {model}",
+        1,
+        most=False,
+        measured=float(bool(ours)),
+        note=how,
+        judged=size.judged,
+    )
+
+
+def _settings(size: Size, stage: int) -> dict[str, object]:
+    rows = size.micro_batch if stage == 1 else max(size.micro_batch // 2, 1)
+    return {
+        "stage": stage,
+        "micro_batch": rows,
+        "text": size.text[stage - 1],
+        "rank": size.rank,
+        "steps": size.steps,
+        "cap_gib": size.cap_gib,
+    }
+
+
+def _best_of_ours(
+    model: str, assembled: Assembled, size: Size, stage: int, prepared: bool | None = None
+) -> tuple[float | None, str]:
+    """Run what the planner chooses for the card; half the rows where that does not fit after all."""
+    kind: Kind = "stage1" if stage == 1 else "stage2 --lora"
+    decoder = published_decoder(model)
+    decoder = replace(decoder, depth=size.layers or decoder.depth)
+    tower = TowerSize.of(TOWERS["clip-l-336"])
+    step = step_of(kind, decoder, tower, text=size.text[stage - 1])
+    step = replace(step, held=replace(step.held, rank=size.rank))
+    gib = size.cap_gib or 24.0
+    chosen = fit(
+        step, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, ("adamw", "paged-adamw-8bit")[:stage]
+    )
+    if chosen is None:
+        return None, "nothing fits by the plan"
+    rows, ready = (chosen.micro_batch if size.judged else size.micro_batch), stage == 1 or bool(prepared)
+    while rows:
+        release_memory()
+        facts, why = _tried(
+            lambda rows=rows, ready=ready: measure_steps(
+                assembled,
+                basic=True,
+                prepared=ready,
+                optimizer=chosen.optimizer,
+                **_settings(size, stage) | {"micro_batch": rows, "recompute": chosen.recompute},
+            )
+        )
+        ready = True
+        if facts:
+            speed = statistics.median(facts["speeds"])
+            how = f"micro-batch {rows}, {chosen.recompute} layers recompute, {chosen.optimizer}"
+            return speed, f"{speed:.2f}/s at {how}"
+        rows //= 2
+    return None, why
+
+
+def _best_of_theirs(assembled: Assembled, size: Size) -> tuple[float | None, str]:
+    """Try the documented plain step with checkpointing at growing micro-batches."""
+    best, how = None, "out of memory"
+    set_recomputed(assembled, None)
+    for rows in (4, 8, 16, 32) if size.judged else (size.micro_batch,):
+        release_memory()
+        facts, _ = _tried(
+            lambda rows=rows: measure_baseline(
+                assembled, naive=False, micro_batch=rows, text=size.text[0], steps=size.steps
+            )
+        )
+        if not facts:
+            break
+        speed = statistics.median(facts["speeds"])
+        if best is None or speed > best:
+            best, how = speed, f"{speed:.2f}/s at micro-batch {rows}, all layers recompute"
+    return best, how
+
+
+def _tried(run: Callable[[], dict]) -> tuple[dict | None, str]:
+    """Return what a run measured, or why it did not end."""
+    try:
+        return run(), ""
+    except torch.OutOfMemoryError:
+        return None, "out of memory"
+    except ValueError as error:
+        if "out of memory" not in str(error):
+            raise
+        return None, "out of memory"
+
+
+def _gigabytes(peak_mib: float | None) -> float | None:
+    """Return what the card holds at a peak of tensors: they, and what CUDA took beside them."""
+    if peak_mib is None or not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    context = total - free - torch.cuda.memory_reserved()
+    return (peak_mib * 2**20 + context) / 1e9

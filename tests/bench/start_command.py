@@ -1,0 +1,44 @@
+"""Measure how long a training takes from the command to its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from basic_lite.recipes import options as o
+
+
+def start(
+    model: Annotated[
+        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+    ] = "vicuna-7b",
+    decoder_layers: Annotated[
+        int | None, o.option(help="Fewer layers, for a small machine.", default="all", panel=o.MODEL)
+    ] = None,
+    folder: Annotated[
+        Path | None, o.option(help="Where the models lie meanwhile.", default="the system's temporary folder")
+    ] = None,
+    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+) -> None:
+    """Start stage 1 twice on random weights of real size: the first leaves a 4-bit copy, the second reads it.
+
+    Examples:
+
+      basic-lite bench start                          (18 GB of disk)
+
+      basic-lite bench start --decoder-layers 4       (on a CPU)
+    """
+    from bench.start import measure_starts
+
+    from basic_lite.bench.sds import markdown
+    from basic_lite.console import quiet_console
+    from basic_lite.files import write_json
+    from basic_lite.memory.sizes import published_decoder
+    from basic_lite.models import devices
+
+    published_decoder(model)
+    console = quiet_console()
+    found = measure_starts(model, devices.choose_device(), decoder_layers, folder)
+    console.print(markdown(found), highlight=False, soft_wrap=True)
+    if out is not None:
+        write_json(out, {"model": model, "decoder_layers": decoder_layers, "results": found})

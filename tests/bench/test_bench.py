@@ -1,0 +1,195 @@
+"""Random models of real architectures, shrunk: the measurement trains what the stages train."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from bench import goals as bench_goals
+from bench import runs, start
+from tiny import DECODERS
+from transformers import AutoModelForCausalLM, CLIPVisionConfig
+
+from basic_lite.bench import synthetic
+from basic_lite.bench.sds import markdown, measure_sds
+from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
+from basic_lite.memory import sizes
+from basic_lite.models import zoo
+
+
+@pytest.fixture
+def shrunk(monkeypatch):
+    monkeypatch.setattr(zoo, "DECODERS", {f"{name}-x": make() for name, make in DECODERS.items()})
+    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    monkeypatch.setattr(zoo, "CLIP_L_336", small | {"image_size": 24, "patch_size": 8})
+
+
+@pytest.mark.parametrize(("stage", "bits"), [(1, 4), (2, 4), (1, 16)])
+@pytest.mark.parametrize("name", DECODERS)
+def test_steps_are_measured(shrunk, name, stage, bits):
+    assembled = synthetic.random_model(f"{name}-x", bits=bits, dtype=torch.float32, device="cpu", layers=2)
+    assert len(assembled.model.model.language_model.layers) == 2
+    facts = measure_steps(
+        assembled,
+        stage=stage,
+        micro_batch=2,
+        text=5,
+        rank=4,
+        recompute=1,
+        basic=True,
+        steps=2,
+        cap_gib=None,
+    )
+    assert facts["tokens per row"] == 1 + 9 + 5
+    assert facts["layers recomputed"] == 1
+    assert facts["samples/s (median)"] > 0
+    assert facts["peak MiB"] > 0
+
+
+def test_what_cannot_be_measured_is_said(shrunk):
+    with pytest.raises(ValueError, match="no model is named 'x'; known: llama-x"):
+        synthetic.random_model("x", bits=4, dtype=torch.float32, device="cpu")
+    with pytest.raises(ValueError, match="4 or 16 bits, not 8"):
+        synthetic.random_model("llama-x", bits=8, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vicuna-7b", 6_738_415_616),
+        ("vicuna-13b", 13_015_864_320),
+        ("gemma-2b", 2_506_172_416),
+        ("phi3-mini", 3_821_079_552),
+        ("mistral-7b", 7_241_732_096),
+    ],
+)
+def test_the_smallare_the_published_models(name, parameters):
+    from basic_lite.memory.available import parameters_of
+
+    assert parameters_of(zoo.DECODERS[name]) == parameters
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
+    assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    settings = {"micro_batch": 2, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
+    found = compare_steps(assembled, rounds=2, stage=stage, **settings)
+    assert len(found) == 4
+    assert all(row["samples/s"] > 0 for row in found)
+    assert found[1]["time / our plain"] == found[2]["time / documented plain"] == 1
+    wanted = found[1]["samples/s"] / found[0]["samples/s"]
+    assert found[0]["time / our plain"] == pytest.approx(wanted, rel=0.01)
+
+
+def test_the_naive_terms_are_basics(shrunk):
+    """What is measured as naive BASIC computes the same thing."""
+    from basic_lite import BasicSupervision
+    from basic_lite.bench.step import _terms
+    from basic_lite.data.batches import Collator
+
+    assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    rows = synthetic.RandomRows(2, 9, 5, 320, 24)
+    batch = Collator(pad_token_id=0, image_token_id=3)([rows[0], rows[1]])
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels", "pixel_values")}
+    inputs["pixel_values"] = inputs["pixel_values"].float() / 127.5 - 1
+    supervision = BasicSupervision(assembled.model)
+    with supervision:
+        assembled.model(**inputs)
+    assembled.model.model.language_model.set_attn_implementation("eager")
+    outputs = assembled.model(**inputs, output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(_terms(assembled, inputs, outputs), supervision.loss(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_semantic_distribution_is_measured_beside_its_products():
+    found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
+    assert [row["name"] for row in found] == ["three products", "L_sds", "naive", "liger fused JSD"]
+    assert found[0]["ratio"] == 1
+    assert "need a GPU" in found[3]["why not"]
+    assert markdown(found).count("\n") == 5
+
+
+@pytest.fixture
+def small_goals(shrunk, monkeypatch):
+    named = {"vicuna-7b": DECODERS["llama"](), "gemma-2b": DECODERS["gemma"]()}
+    for module in (synthetic, sizes):
+        monkeypatch.setattr(module, "DECODERS", named)
+    tower = {"clip-l-336": CLIPVisionConfig(**zoo.CLIP_L_336)}
+    for module in (sizes, runs):
+        monkeypatch.setattr(module, "TOWERS", tower)
+    size = bench_goals.Size("cpu", torch.float32, bits=16, micro_batch=2, text=(5, 6), rank=4, patches=8)
+    return replace(size, steps=1, rounds=1)
+
+
+def test_every_goal_has_its_row(small_goals):
+    said = []
+    rows = list(runs.every_goal(small_goals, ("vicuna-7b", "gemma-2b"), said.append))
+    table = bench_goals.markdown(rows)
+    for words in (
+        "| L_sds / three products, gemma-2b, N = 8 | at most 1.45 |",
+        "| liger's time / L_sds, vicuna-7b, N = 8 | at least 1.4 | - | - | its kernels need a GPU |",
+        "| L_sds extra memory / inputs, vicuna-7b, N = 16 | at most 1 | - | - | needs a GPU |",
+        "| BASIC step / our plain step, stage 1 recomputing, vicuna-7b | at most 1.035 |",
+        "| peak in GB, stage 1, micro-batch 2, recomputing, gemma-2b | at most 6.8 | - |",
+        "| rise of the peak from BASIC's terms in MiB, vicuna-7b | at most 128 | - |",
+        "| samples/s, BASIC / transformers' plain step, best micro-batches, gemma-2b | at least 1.1 |",
+        "| peak in GB, stage 2, micro-batch 1, adamw, vicuna-7b | at most 15.5 | - |",
+        "| peak in GB, stage 2, micro-batch 1, paged-adamw-8bit, vicuna-7b | at most 12 | - |",
+        "| stage 1 runs under the cap, gemma-2b | at least 1 | 1 | - |",
+        "| stage 2 runs under the cap, vicuna-7b | at least 1 | 1 | - |",
+    ):
+        assert words in table
+    assert all(row.met is None for row in rows)  # not the size, nor the machine, that the goals are about
+    ratios = [row.measured for row in rows if "step" in row.what or "products" in row.what]
+    assert all(ratio > 0 for ratio in ratios)
+    assert any("stage 2" in line for line in said)
+
+
+def test_a_goal_is_judged_where_it_is_about_the_figure():
+    row = bench_goals.Row("a time", 1.25, measured=1.3)
+    assert row.met is False
+    assert replace(row, measured=1.2).met is True
+    assert replace(row, most=False).met is True
+    assert replace(row, judged=False).met is None
+    assert replace(row, measured=None).met is None
+    real = bench_goals.Size("cuda", torch.bfloat16, 24.0)
+    assert real.judged
+    assert replace(real, steps=3, rounds=1).judged
+    assert not any(replace(real, **other).judged for other in ({"layers": 2}, {"rank": 8}, {"device": "cpu"}))
+
+
+def test_recomputing_is_set_anew_for_every_measurement(small_goals):
+    assembled = synthetic.random_model("vicuna-7b", bits=16, dtype=torch.float32, device="cpu")
+    layers = assembled.model.model.language_model.layers
+    for count, expected in ((None, len(layers)), (0, 0), (2, 2)):
+        set_recomputed(assembled, count)
+        assert sum(layer.gradient_checkpointing for layer in layers) == expected
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_random_model_on_disk_is_a_whole_one(name, tmp_path):
+    start.write_random_model(tmp_path / "llm", DECODERS[name](), AutoModelForCausalLM)
+    files = {path.name for path in (tmp_path / "llm").glob("*.safetensors")}
+    assert {"model-0.safetensors", "model-rest.safetensors"} <= files
+    model, about = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", output_loading_info=True)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    assert model.dtype == torch.bfloat16
+
+
+def test_the_command_writes_what_it_prints(small_goals, monkeypatch, tmp_path, capsys):
+    from bench.goals_command import goals
+
+    monkeypatch.setattr(runs, "cpu_row", lambda: bench_goals.Row("on a CPU", 1.5, measured=1.1))
+    small = {"micro_batch": 2, "text": 5, "rank": 4, "patches": 8, "steps": 1, "rounds": 1, "bits": 16}
+    out = tmp_path / "goals.json"
+    goals(model=["gemma-2b"], cap=24.0, decoder_layers=2, start=False, out=out, **small)
+    printed = capsys.readouterr().out
+    assert "| on a CPU | at most 1.5 | 1.1 | yes |" in printed
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["what"] in printed for row in rows] == [True] * len(rows)
+    assert rows[0]["met"] is True
+    assert {row["met"] for row in rows[1:]} == {None}
+    with pytest.raises(ValueError, match="no model is named"):
+        goals(model=["gpt-5"], start=False, **small)

@@ -1,0 +1,80 @@
+"""The doctor runs anywhere, names what is broken with what mends it, and its exit code tells."""
+
+from __future__ import annotations
+
+import urllib.error
+
+import pytest
+import torch
+from test_cli import run
+
+from basic_lite.bench import doctor
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
+def test_a_machine_without_gpu_or_hub_is_fit_for_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    done = run("doctor", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    names = [line.split()[1] for line in lines if not line.startswith(" ")]
+    assert names == ["versions", "device", "bf16", "bitsandbytes", "liger-kernel", "disk", "copies", "hub"]
+    assert "huggingface.co does not answer (no route)" in done.stdout
+    assert "-> set HF_ENDPOINT" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"),
+    [
+        ("device", lambda m: (m.setattr(torch.version, "cuda", "13.0"),)),
+        ("bf16", lambda m: m.setattr(torch.Tensor, "bfloat16", lambda self: self.int())),
+        (
+            "bitsandbytes",
+            lambda m: m.setattr(
+                "bitsandbytes.functional.dequantize_4bit", lambda *a, **k: torch.zeros(64, 128)
+            ),
+        ),
+        ("versions", lambda m: m.setattr(doctor, "requires", lambda name: ["torch<1"])),
+        ("disk", lambda m: m.setattr(doctor.os, "access", lambda *a: False)),
+        ("hub", lambda m: m.setattr("urllib.request.Request", lambda *a, **k: 1 / 0)),
+    ],
+)
+def test_what_is_broken_is_said_with_its_remedy(tmp_path, monkeypatch, name, patch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    patch(monkeypatch)
+    done = run("doctor", cwd=tmp_path, expect=1)
+    lines = done.stdout.splitlines()
+    bad = [number for number, line in enumerate(lines) if line.startswith("bad")]
+    assert [lines[number].split()[1] for number in bad] == [name]
+    assert lines[bad[0] + 1].lstrip().startswith("-> ")
+
+
+def test_copies_are_shown_with_their_size_and_what_clears_them(tmp_path, monkeypatch):
+    assert doctor.copies().text == "none are kept: BASIC_LITE_CACHE is off"
+    monkeypatch.setenv("BASIC_LITE_CACHE", str(tmp_path))
+    assert doctor.copies().text == f"pre-quantised decoders: 0, 0.0 GB, in {tmp_path / 'quantised'}"
+    for name in ("one-0a", "two-0b", ".three-0c.part"):
+        (tmp_path / "quantised" / name).mkdir(parents=True)
+        (tmp_path / "quantised" / name / "copy.json").write_text("{}")
+    with (tmp_path / "quantised/one-0a/model.safetensors").open("wb") as handle:
+        handle.truncate(3_600_000_000)
+    text = doctor.copies().text
+    assert text.startswith("pre-quantised decoders: 2, 3.6 GB, in")
+    assert f"{tmp_path / 'quantised'} (rm -r that folder clears them)" in text
+
+
+def test_the_hub_is_not_waited_for_long(monkeypatch):
+    waited = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: waited.append(timeout) or 1 / 0)
+    findings = {finding.name: finding for finding in doctor.examine(doctor.Path("."))}
+    assert findings["hub"].state == "bad"
+    assert waited == [doctor.TIMEOUT_SECONDS]

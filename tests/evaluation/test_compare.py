@@ -1,0 +1,92 @@
+"""Two runs on the same questions."""
+
+from math import comb
+
+import numpy as np
+import pytest
+
+from basic_lite.evaluation.compare import compare, mcnemar_exact
+from basic_lite.evaluation.statistics import Score, percent, value_of
+
+
+def run(items, categories=None, right_wrong=True, **more):
+    categories = categories or dict.fromkeys(items, "all")
+    return Score("accuracy", "exact", percent(items), items, categories, right_wrong=right_wrong, **more)
+
+
+def test_mcnemar_equals_the_binomial_test():
+    # gained 3, lost 9: twice P[X <= 3] of 12 fair coins
+    assert mcnemar_exact(3, 9) == pytest.approx(2 * sum(comb(12, k) for k in range(4)) / 2**12)
+    assert mcnemar_exact(5, 5) == mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(0, 10) == mcnemar_exact(10, 0) == pytest.approx(2 / 1024)
+    assert 0 < mcnemar_exact(2000, 2400) < 1e-8  # counts beyond what a float's 2**n holds
+
+
+def test_gained_lost_and_categories():
+    a = run({1: 1.0, 2: 0.0, 3: 1.0, 4: 0.0}, {1: "x", 2: "x", 3: "y", 4: "y"})
+    b = run({1: 0.0, 2: 1.0, 3: 1.0, 4: 1.0}, {1: "x", 2: "x", 3: "y", 4: "y"})
+    found = compare(a, b)
+    assert (found.a, found.b, found.difference) == (50.0, 75.0, 25.0)
+    assert (found.lost, found.gained) == ((1,), (2, 4))
+    assert found.flipped == (1, 2, 4)
+    assert found.mcnemar_p == 1.0
+    assert {name: (c.n, c.a, c.b, c.difference) for name, c in found.categories.items()} == {
+        "x": (2, 50.0, 50.0, 0.0),
+        "y": (2, 50.0, 100.0, 50.0),
+    }
+
+
+def test_the_interval_pairs_the_runs():
+    generator = np.random.default_rng(0)
+    first = {i: float(generator.random() < 0.6) for i in range(1000)}
+    better = {i: 1.0 if i < 40 else share for i, share in first.items()}
+    found = compare(run(first), run(better))
+    # Differences are 0 or 1 here: the interval is that of a share, far narrower than of two separate runs.
+    gains = np.array([better[i] - first[i] for i in first])
+    half = 1.96 * 100 * gains.std() / np.sqrt(1000)
+    assert found.interval == pytest.approx((found.difference - half, found.difference + half), abs=0.2)
+    assert found.is_clear
+    assert not compare(run(first), run(first)).is_clear
+    assert compare(run(first), run(first)).interval == (0.0, 0.0)
+
+
+def test_a_soft_metric_has_no_mcnemar():
+    assert compare(run({1: 0.3}, right_wrong=False), run({1: 0.6}, right_wrong=False)).mcnemar_p is None
+
+
+def test_units_that_are_no_questions_are_paired_too():
+    def mme(right):
+        cells = {f"p{i}": ("count", count, 2) for i, count in enumerate(right)}
+        items = {f"p{i}/{k}": float(k <= count) for i, count in enumerate(right) for k in (1, 2)}
+        value = value_of(cells.values(), "pair_points")
+        return Score("points", "s", value, items, cells=cells, statistic="pair_points", right_wrong=True)
+
+    found = compare(mme([2, 1, 0]), mme([2, 2, 0]))
+    assert found.difference == pytest.approx(100 / 6 + 100 / 3)
+    assert found.interval[0] == 0.0
+    assert found.gained == ("p1/2",)
+
+
+def test_categories_keep_their_sizes_in_the_resamples():
+    def mme(count, ocr):
+        cells = {"p": ("count", count, 2), "q": ("OCR", ocr, 2)}
+        value = value_of(cells.values(), "pair_points")
+        return Score(
+            "points", "s", value, {"p": count / 2, "q": ocr / 2}, cells=cells, statistic="pair_points"
+        )
+
+    found = compare(mme(0, 1), mme(2, 1))  # one picture a category: every resample is the sample
+    assert found.interval == (found.difference, found.difference) == (200.0, 200.0)
+
+
+def test_runs_that_do_not_fit_are_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"Run A has 1 questions that the other lacks \(first: 2\)"):
+        compare(run({1: 1.0, 2: 1.0}), run({1: 1.0}))
+    with pytest.raises(ValueError, match=r"Run B has 1 questions that the other lacks \(first: 2\)"):
+        compare(run({1: 1.0}), run({1: 1.0, 2: 1.0}))
+    other = Score("accuracy", "lmms", 0.0, {1: 0.0})
+    with pytest.raises(ValueError, match=r"run B by accuracy \(lmms\): score both alike"):
+        compare(run({1: 1.0}), other)
+    unjudged = Score("accuracy", "exact", None, {})
+    with pytest.raises(ValueError, match="has no value"):
+        compare(run({1: 1.0}), unjudged)

@@ -1,0 +1,100 @@
+"""Generation: batches equal single answers, pictures or not, and a kill loses or doubles nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tiny import DECODERS, tiny_assembled
+
+from basic_lite.evaluation import answer
+from basic_lite.evaluation.question import Question
+
+
+def picture(seed: int) -> bytes:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (20 + seed, 24, 3), generator=generator, dtype=torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def questions(count: int = 7) -> list[Question]:
+    words = "what is the brand of this camera near the two small red doors".split()
+    return [
+        Question(
+            id=number,
+            text=" ".join(words[: 1 + (5 * number) % 12]),
+            image=None if number % 3 == 2 else picture(number),  # some without a picture
+            max_new_tokens=6,
+        )
+        for number in range(count)
+    ]
+
+
+def answers(path) -> dict[int, str]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {row["question_id"]: row["text"] for row in rows}
+    assert len(found) == len(rows), "a question was answered twice"
+    return found
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_batched_answers_equal_single_ones(tmp_path, decoder, bits):
+    assembled = tiny_assembled(decoder, bits=bits)
+    for size in (1, 4):
+        left = answer.generate(assembled, questions(), tmp_path / f"{size}.jsonl", batch_size=size)
+        assert left == 0
+    single = answers(tmp_path / "1.jsonl")
+    assert answers(tmp_path / "4.jsonl") == single
+    assert len(set(single.values())) > 3  # they do depend on the question
+
+
+def test_the_picture_matters(tmp_path):
+    assembled = tiny_assembled("llama")
+    first, second = (Question(0, "what is this", picture(n), 6) for n in (1, 2))
+    for number, question in enumerate((first, second)):
+        answer.generate(assembled, [question], tmp_path / f"{number}.jsonl")
+    assert answers(tmp_path / "0.jsonl") != answers(tmp_path / "1.jsonl")
+
+
+@pytest.mark.parametrize("cut", [1, 40, 200])
+def test_a_killed_file_goes_on_without_loss_or_double(tmp_path, cut):
+    assembled, asked = tiny_assembled("llama"), questions()
+    answer.generate(assembled, asked, tmp_path / "whole.jsonl", batch_size=2)
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    broken = tmp_path / "broken.jsonl"
+    broken.write_bytes(whole[:-cut])  # a kill in the middle of a write
+    assert answer.generate(assembled, asked, broken, batch_size=3) == 0
+    assert answers(broken) == answers(tmp_path / "whole.jsonl")
+
+
+def test_it_stops_after_so_many_batches_and_goes_on(tmp_path):
+    assembled, asked, path = tiny_assembled("llama"), questions(), tmp_path / "p.jsonl"
+    assert answer.generate(assembled, asked, path, batch_size=2, max_batches=2) == 3
+    counts = []
+    assert answer.generate(assembled, asked, path, batch_size=2, advance=counts.append) == 0
+    assert counts == [4, 2, 1]
+
+
+def test_predictions_of_another_benchmark_are_refused_and_kept(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question_id": 99, "text": "x"}\n')
+    with pytest.raises(ValueError, match="another benchmark"):
+        answer.generate(tiny_assembled("llama"), questions(), path)
+    assert path.read_text() == '{"question_id": 99, "text": "x"}\n'
+
+
+def test_other_conditions_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    path.write_text("{}\n")
+    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    with pytest.raises(ValueError, match="another run; start again with --overwrite"):
+        answer.claim_predictions(path, {"run": "b"}, overwrite=False)
+    answer.claim_predictions(path, {"run": "b"}, overwrite=True)
+    assert not path.exists()

@@ -1,0 +1,218 @@
+"""Exported folders say what the run says, to readers that are not ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny import DECODERS, llm_folder, tiny_assembled, tower_folder
+
+from basic_lite import files as whole_files
+from basic_lite.export import adapter, chat_template, folder, original, parity, weights
+from basic_lite.models import checkpoint, trainable
+
+
+def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object) -> Path:
+    """Leave a finished run whose trained tensors are far from where they started."""
+    assembled = tiny_assembled(decoder, tower, **settings)
+    torch.manual_seed(1)
+    if kind == "lora":
+        trainable.train_adapters(assembled, trainable.Adapters(rank=4, alpha=8))
+    elif kind == "whole":
+        trainable.train_everything(assembled)
+    else:
+        trainable.train_projector(assembled)
+    for name, parameter in assembled.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3 if "projector" in name else 0.05)
+    method = {"basic": False}
+    training = {"lora": kind == "lora"}
+    stage = 1 if kind == "stage1" else 2
+    manifest = checkpoint.manifest_of(assembled, stage, method, {"path": "rows.json", "rows": 3}, training)
+    write_run(assembled, out, manifest | {"finished": True})
+    return out
+
+
+def write_run(assembled, out: Path, manifest: dict) -> None:
+    out.mkdir(parents=True)
+    if hasattr(assembled.model, "peft_config"):
+        assembled.model.save_pretrained(out)
+    else:
+        checkpoint.save_projector(assembled.model, out / whole_files.PROJECTOR)
+        if manifest["stage"] == 2:
+            checkpoint.save_decoder(assembled.model, out / whole_files.DECODER)
+    whole_files.write_json(out / whole_files.MANIFEST, manifest)
+
+
+def export(run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False) -> dict:
+    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to)
+    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
+    return make(plan, manifest)
+
+
+PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")] + [("llama", "dinov2")]
+
+
+@pytest.mark.parametrize("kind", ["stage1", "lora", "whole"])
+@pytest.mark.parametrize(("decoder", "tower"), PAIRS)
+def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
+    run = made_run(tmp_path / "run", decoder, tower, kind)
+    content = export(run, tmp_path / "out")
+    assert content["parity"]["gap"] < 1e-5
+    assert content["parity"]["pixel_gap"] < 1e-5
+    assert content["parity"]["equal_texts"] == len(parity.PROMPTS)
+    names = set(safe_open(tmp_path / "out/model.safetensors", "pt").keys())
+    assert "language_model.model.embed_tokens.weight" in names
+    assert ("language_model.lm_head.weight" in names) == (decoder != "gemma")
+    table = safe_open(tmp_path / "out/model.safetensors", "pt").get_slice(
+        "language_model.model.embed_tokens.weight"
+    )
+    assert table.get_shape()[0] == 320  # no row was added
+
+
+@pytest.mark.parametrize("kind", ["stage1", "lora"])
+@pytest.mark.parametrize("base", ["bf16", "dequantised"])
+def test_a_run_on_a_four_bit_base_names_its_base(tmp_path, monkeypatch, base, kind):
+    """The original weights are further from the run than what it was trained on, rounded as it was.
+
+    Random layers of width 32 hardly survive 4 bits, so the limit is raised here, after it has refused.
+    """
+    run = made_run(tmp_path / "run", "llama", "clip", kind, bits=4)
+    with pytest.raises(ValueError, match="say which base the export holds: --base bf16"):
+        export(run, tmp_path / "none")
+    if base == "bf16":
+        with pytest.raises(ValueError, match="export with --base dequantised"):
+            export(run, tmp_path / "out", base)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.setattr(parity, "BASE_LIMIT", 1.3)
+    content = export(run, tmp_path / "out", base)
+    assert content["parity"]["gap"] < 1e-5
+    if base == "bf16":
+        assert content["parity_to_quantised_run"]["gap"] > 0.1
+    else:
+        assert content["parity_to_quantised_run"] is None
+
+
+def test_bf16_weights_stay_within_rounding(tmp_path):
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    content = export(run, tmp_path / "out", dtype="bf16")
+    assert 1e-4 < content["parity"]["gap"] < 0.1
+    assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_shards_hold_the_same_tensors(tmp_path):
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    export(run, tmp_path / "one")
+    export(run, tmp_path / "many", shard=60_000)
+    files = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3
+    assert max(path.stat().st_size for path in files) < 75_000
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
+    whole = load_file(tmp_path / "one/model.safetensors")
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in whole.values())
+    for path in files:
+        for name, tensor in load_file(path).items():
+            assert index["weight_map"][name] == path.name
+            assert torch.equal(tensor, whole[name])
+
+
+@pytest.mark.parametrize("fault", ["scale", "head", "template", "picture"])
+def test_a_folder_that_is_not_the_run_never_gets_its_name(tmp_path, monkeypatch, fault):
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    if fault == "scale":
+        monkeypatch.setattr(weights.Adapters, "merge", lambda self, entry: entry)
+        monkeypatch.setattr(weights.Adapters, "check_all_used", lambda self: None)
+    elif fault == "head":
+        entries = folder.decoder_entries
+        monkeypatch.setattr(
+            folder, "decoder_entries", lambda *a: (e for e in entries(*a) if "lm_head" not in e.name)
+        )
+    elif fault == "template":
+        monkeypatch.setattr(chat_template, "chat_template", lambda template: "{{ messages[0]['content'] }}")
+    else:
+        projector = folder.projector_entries
+        monkeypatch.setattr(
+            folder, "projector_entries", lambda *a: (e for e in projector(*a) if "bias" not in e.name)
+        )
+    with pytest.raises(ValueError, match=r"is not the run|does not load|tokens in the prompts"):
+        export(run, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_adapter_without_place_is_an_error(tmp_path):
+    from safetensors.torch import save_file
+
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    state = load_file(run / "adapter_model.safetensors")
+    name = next(n for n in state if "layers.3.mlp.down_proj.lora_A" in n)
+    for which in "AB":
+        old = name.replace("lora_A", f"lora_{which}")
+        state[old.replace("layers.3", "layers.9")] = state.pop(old)
+    save_file(state, run / "adapter_model.safetensors", metadata={"format": "pt"})
+    plan, manifest = folder.plan(run, tmp_path / "out", None, None, "cpu", 2**30)
+    with pytest.raises(ValueError, match="2 adapter tensors fit no tensor of the base"):
+        list(folder.decoder_entries(plan, manifest, False))
+
+
+@pytest.mark.parametrize("kind", ["lora", "whole"])
+def test_the_original_layout(tmp_path, kind):
+    run = made_run(tmp_path / "run", "mistral", "clip", kind)
+    content = export(run, tmp_path / "my-llava", to="llava")
+    assert content["parity"]["decoder_gap"] < 1e-5
+    state = load_file(tmp_path / "my-llava/model.safetensors")
+    config = json.loads((tmp_path / "my-llava/config.json").read_text())
+    assert config["model_type"] == "llava_mistral"
+    assert config["mm_vision_tower"] == str(tower_folder("clip"))
+    assert {name for name in state if "projector" in name} == {
+        f"model.mm_projector.{layer}.{part}" for layer in "02" for part in ("weight", "bias")
+    }
+    assembled, _ = checkpoint.load_run(run)
+    projector = assembled.model.get_submodule(
+        "base_model.model.model.multi_modal_projector.modules_to_save.default"
+        if kind == "lora"
+        else "model.multi_modal_projector"
+    )
+    assert torch.equal(state["model.mm_projector.2.bias"], projector.linear_2.bias)
+    assert "model.layers.3.self_attn.q_proj.weight" in state
+    with pytest.raises(ValueError, match="no gemma class"):
+        export(made_run(tmp_path / "g", "gemma", "clip", "lora"), tmp_path / "g-llava", to="llava")
+
+
+@pytest.mark.parametrize("bits", [16, 4])
+@pytest.mark.parametrize("decoder", ["gemma", "phi3"])
+def test_pefts_own_loader(tmp_path, decoder, bits):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = made_run(tmp_path / "run", decoder, "siglip", "lora", bits=bits)
+    content = export(run, tmp_path / "out", to="peft")
+    assert content["parity"]["decoder_gap"] < 1e-3
+    llm = AutoModelForCausalLM.from_pretrained(llm_folder(decoder), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(llm, tmp_path / "out")
+    moved = adapted.get_base_model().model.layers[3].mlp.down_proj
+    saved = load_file(run / "adapter_model.safetensors")
+    name = "base_model.model.model.language_model.layers.3.mlp.down_proj.lora_B.weight"
+    assert torch.equal(moved.lora_B["default"].weight, saved[name])
+    assert set(load_file(tmp_path / "out/projector.safetensors")) == {
+        f"multi_modal_projector.linear_{n}.{part}" for n in "12" for part in ("weight", "bias")
+    }
+
+
+def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
+    run = made_run(tmp_path / "run", "llama", "clip", "stage1")
+    (tmp_path / "there").mkdir()
+    for more, words in (
+        ({"to": "peft"}, "holds no adapters"),
+        ({"base": "bf16"}, "leave --base out"),
+        ({"old_gemma": True}, "for Gemma decoders"),
+        ({"to": "llava"}, "looks for 'llava' in the folder's name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(run, tmp_path / "out", **more)
+    with pytest.raises(ValueError, match="exists already"):
+        export(run, tmp_path / "there")

@@ -1,0 +1,75 @@
+"""Print what one and two decoder layers keep for backward, for every model and case, as JSON lines.
+
+In a process of its own that ends without tidying up, for the reason given in `measure_steps`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from dataclasses import replace
+
+import torch
+from fake_models import fake_gpu, fake_model, tensors_of
+from torch.autograd.graph import saved_tensors_hooks
+
+from basic_lite.memory.activations import Held
+from basic_lite.method.attention import causal_only, install
+from basic_lite.models.parts import parts_of
+
+NAMES = ("vicuna-7b", "gemma-2b", "phi3-mini", "mistral-7b")
+ROWS, TOKENS = 2, 640
+WHOLE = "stage 1, 4 bits, fused"
+"""The case in which all layers of the first model are counted."""
+
+
+def kept(name: str, held: Held, layers: int, tokens: int = TOKENS) -> int:
+    """Bytes that autograd keeps after a forward pass of the decoder, weights not counted."""
+    with fake_gpu():
+        model = fake_model(name, held, layers).model
+        decoder, found = parts_of(model).decoder, {}
+        known = {tensor.untyped_storage()._cdata for tensor in tensors_of(model)}
+        install(decoder)
+        dtype = torch.float32 if held.stream == 4 else torch.bfloat16
+        embeds = torch.empty(ROWS, tokens, decoder.config.hidden_size, dtype=dtype, requires_grad=True)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                found[storage._cdata] = storage
+            return tensor
+
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=held.half)
+        with saved_tensors_hooks(keep, lambda kept: kept), autocast, causal_only(decoder, tokens):
+            decoder(inputs_embeds=embeds, use_cache=False)
+        return sum(storage.nbytes() for storage in found.values())
+
+
+CASES = {
+    "stage 1, 4 bits": Held(4, "projector"),
+    "stage 1, 16 bits": Held(16, "projector"),
+    "stage 1, 16 bits, fp32": Held(16, "projector", half=False),
+    "stage 2, adapters": Held(4, "adapters", rank=128, dropout=0.05),
+    "stage 2, adapters, rank 16": Held(4, "adapters", rank=16, dropout=0.05),
+    "stage 2, adapters, no dropout": Held(4, "adapters", rank=128, dropout=0.0),
+    "stage 2, whole decoder": Held(16, "decoder"),
+    "stage 2, whole decoder, fp32": Held(16, "decoder", half=False),
+}
+CASES |= {
+    f"{case}, fused": replace(held, fused=True)
+    for case, held in CASES.items()
+    if case != "stage 2, adapters, rank 16"
+}
+
+
+if __name__ == "__main__":
+    gc.disable()
+    for name in NAMES:
+        for case, held in CASES.items():
+            print(json.dumps([name, case, kept(name, held, 1), kept(name, held, 2)]), flush=True)
+    held = CASES[WHOLE]
+    print(json.dumps(["all layers", WHOLE, kept(NAMES[0], held, 1), kept(NAMES[0], held, 32)]), flush=True)
+    sys.stdout.flush()
+    os._exit(0)

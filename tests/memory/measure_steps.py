@@ -1,0 +1,61 @@
+"""Print what the real trainer's step holds at each of `POINTS`, as one JSON object.
+
+In a process of its own, which ends without tidying up: collecting the cycles of so many fake tensors has
+crashed the interpreter (torch 2.13), and that must not take a test session with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+from dataclasses import replace
+
+from basic_lite.memory.activations import Held
+from basic_lite.memory.peak import Step
+from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
+
+LORA = Held(4, "adapters")
+FUSED = Held(fused=True)
+POINTS = {
+    "7B, stage 1, nothing recomputed": ("vicuna-7b", Held(), {"recompute": 0}),
+    "7B, stage 1, one of three": ("vicuna-7b", Held(), {"recompute": 1}),
+    "7B, stage 1, all": ("vicuna-7b", Held(), {"recompute": 3, "micro_batch": 3}),
+    "7B, stage 2, two of three": ("vicuna-7b", LORA, {"text": 824, "micro_batch": 1, "recompute": 2}),
+    "Gemma-2B, stage 1, nothing recomputed": ("gemma-2b", Held(), {"micro_batch": 1}),
+    "7B, stage 1, nothing recomputed, fused": ("vicuna-7b", FUSED, {"recompute": 0}),
+    "7B, stage 1, all, fused": ("vicuna-7b", FUSED, {"recompute": 3, "micro_batch": 3}),
+    "7B, stage 2, two of three, fused": (
+        "vicuna-7b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 1, "recompute": 2},
+    ),
+    "Gemma-2B, stage 1, all, fused": ("gemma-2b", FUSED, {"recompute": 3, "micro_batch": 8}),
+    "Gemma-2B, stage 2, all, fused": (
+        "gemma-2b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 4, "recompute": 3},
+    ),
+    "Phi-3, stage 1, all, fused": ("phi3-mini", FUSED, {"recompute": 3, "micro_batch": 8}),
+    "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
+}
+
+
+def step_at(point: str) -> tuple[str, Step]:
+    """Three layers, so that what comes and goes is not dwarfed by the weights of all 32."""
+    name, held, settings = POINTS[point]
+    decoder = replace(published_decoder(name), depth=3)
+    return name, Step(decoder, TowerSize.of(TOWERS["clip-l-336"]), held, **({"micro_batch": 2} | settings))
+
+
+if __name__ == "__main__":
+    from fake_models import step_peak
+
+    gc.disable()
+    for point in POINTS:
+        name, step = step_at(point)
+        print(json.dumps({point: step_peak(name, step, tempfile.gettempdir())}), flush=True)
+    sys.stdout.flush()
+    os._exit(0)

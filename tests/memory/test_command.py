@@ -1,0 +1,76 @@
+"""`basic-lite plan`: the tables, the JSON lines, and what it answers when nothing fits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_cli import run
+from tiny import llm_folder, tower_folder
+
+FIELDS = {
+    *("stage", "model", "tower", "gpu_gib", "micro_batch", "accumulation", "recompute_layers"),
+    *("rows_per_chunk", "peak_gb", "parts", "seconds_per_sample"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    """Nothing may be asked of the hub: the names of the zoo are enough."""
+    monkeypatch.setattr(
+        "basic_lite.models.llava.read_config", lambda *a: pytest.fail("a configuration was read")
+    )
+
+
+def rows_of(*arguments: object, cwd) -> list[dict]:
+    return [json.loads(line) for line in run("plan", *arguments, "--json", cwd=cwd).stdout.splitlines()]
+
+
+def test_every_model_tower_card_and_stage(tmp_path):
+    rows = rows_of(cwd=tmp_path)
+    assert len(rows) == 3 * 5 * 2 * 6
+    for row in rows:
+        assert set(row) == FIELDS
+        assert row["peak_gb"] == pytest.approx(sum(row["parts"].values()), abs=0.002)
+        if row["micro_batch"] is None:
+            assert row["peak_gb"] > row["gpu_gib"] * 2**30 / 1e9 * 0.9
+            continue
+        batch = 256 if row["stage"] == "stage1" else 128
+        assert row["micro_batch"] * row["accumulation"] == batch
+        assert row["peak_gb"] * 1e9 <= (row["gpu_gib"] - 0.5) * 2**30 + 1e6
+        assert row["seconds_per_sample"] > 0
+    on_24 = [row for row in rows if row["gpu_gib"] == 24 and row["stage"] != "stage2"]
+    assert all(row["micro_batch"] for row in on_24)  # every model and both stages on one 24 GiB card
+
+
+def test_one_model_in_full(tmp_path):
+    text = run("plan", "--model", "vicuna-7b", "--gpu", 24, cwd=tmp_path).stdout
+    for line in ("decoder", "embeddings and head", "tower", "projector", "adapters", "activations"):
+        assert f"\n{line} " in text
+    for words in ("recomputing all", "micro-batch x accumulation", "RTX 4090", "not yet measured on a GPU"):
+        assert words in text
+    assert "stage2 of vicuna-7b does not fit 24 GiB: it needs" in text
+    assert "; add --lora" in text
+
+
+def test_nothing_fits_is_answered_in_one_line(tmp_path):
+    text = run("plan", "--model", "vicuna-13b", "--gpu", 8, "--stage", 1, cwd=tmp_path).stdout
+    line = next(line for line in text.splitlines() if "does not fit" in line)
+    assert line.startswith("stage1 of vicuna-13b does not fit 8 GiB: it needs")
+    assert line.endswith("take a card of 12 GiB, or --model vicuna-7b or gemma-2b or phi3-mini or mistral-7b")
+
+
+def test_a_folder_is_planned_for(tmp_path, monkeypatch):
+    from basic_lite.models.llava import read_config
+
+    monkeypatch.setattr("basic_lite.models.llava.read_config", read_config)
+    rows = rows_of("--llm", llm_folder(), "--tower", tower_folder(), "--stage", 1, "--gpu", 12, cwd=tmp_path)
+    assert len(rows) == 1
+    assert rows[0]["micro_batch"] == 64
+    refused = run("plan", "--llm", tmp_path / "none", cwd=tmp_path, expect=2)
+    assert "no language model can be loaded from" in refused.stderr
+
+
+def test_a_wrong_name_is_said(tmp_path):
+    refused = run("plan", "--model", "gpt-5", cwd=tmp_path, expect=2)
+    assert "no model is named 'gpt-5'; known: vicuna-7b" in refused.stderr

@@ -1,0 +1,80 @@
+"""`--fit`: the choice keeps global batch and memory, is printed by a dry run and kept in the manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_cli import run, stage1, stage2, world  # noqa: F401
+from tiny import llm_folder, tower_folder
+
+from basic_lite.memory.choice import KINDS, budget_bytes, candidates, fit, least, needed, step_of
+from basic_lite.memory.peak import activation_bytes
+from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
+
+CLIP = TowerSize.of(TOWERS["clip-l-336"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["vicuna-7b", "gemma-2b"])
+def test_more_rows_need_more_and_recomputing_keeps_less(name, kind):
+    step = step_of(kind, published_decoder(name), CLIP)
+    sizes = [needed(replace(step, micro_batch=rows)) for rows in (1, 2, 4, 8, 16)]
+    assert sizes == sorted(sizes)
+    kept = [activation_bytes(step, count) for count in range(step.decoder.depth)]
+    assert kept == sorted(kept, reverse=True)
+    assert needed(replace(step, recompute=step.decoder.depth)) < needed(replace(step, recompute=0))
+    assert needed(replace(step, text=step.text + 100)) > needed(step)
+
+
+@pytest.mark.parametrize("kind", ["stage1", "stage2 --lora"])
+def test_a_larger_card_is_never_slower_and_the_choice_fits(kind):
+    step = step_of(kind, published_decoder("vicuna-7b"), CLIP)
+    from basic_lite.memory.speed import CARDS, seconds_per_sample
+
+    card, times = CARDS[2], []
+    for gib in (16, 20, 24, 32, 48, 80):
+        chosen = fit(step, budget_bytes(gib), candidates(128), 24, ("adamw",))
+        assert needed(chosen) <= budget_bytes(gib)
+        if chosen.recompute:  # as few as fit: one layer less is too much
+            fewer = replace(chosen, recompute=chosen.recompute - 1)
+            assert needed(fewer) > budget_bytes(gib)
+        times.append(seconds_per_sample(chosen, card))
+    assert times == pytest.approx(sorted(times, reverse=True), rel=0.02)
+
+
+def test_the_optimizer_changes_only_where_nothing_else_fits():
+    step = step_of("stage2 --lora", published_decoder("vicuna-7b"), CLIP)
+    both = ("adamw", "paged-adamw-8bit")
+    smallest = needed(least(step, ("adamw",)))
+    assert fit(step, smallest, [1], 24, both).optimizer == "adamw"
+    assert fit(step, smallest - 1e9, [1], 24, both).optimizer == "paged-adamw-8bit"
+    assert fit(step, smallest - 1e9, [1], 24, ("adamw",)) is None
+
+
+def test_a_stage_runs_as_it_was_fitted(world, tmp_path):  # noqa: F811
+    done = run(*stage1(world, "--dry-run"), cwd=tmp_path)
+    assert "memory plan: " in done.stdout
+    assert "micro-batch 2 x 2, 0 layers recompute" in done.stdout.replace("\n", " ")
+    run(*stage1(world, "--fit", 24, "--max-steps", 1), cwd=tmp_path)
+    manifest = json.loads((tmp_path / "runs/stage1/manifest.json").read_text())
+    plan = manifest["memory"]
+    assert plan["micro_batch"] * plan["accumulation"] == manifest["training"]["global_batch"] == 4
+    assert manifest["training"]["micro_batch"] == plan["micro_batch"]
+    assert plan["peak_gb"] == pytest.approx(sum(plan["parts"].values()), abs=0.002)
+    run(*stage2(world, "--lora", "--rank", 4, "--fit", "auto", "--max-steps", 1), cwd=tmp_path)
+    manifest = json.loads((tmp_path / "runs/stage2/manifest.json").read_text())
+    assert manifest["memory"]["stage"] == "stage2 --lora"
+    assert manifest["training"]["optimizer"] == "adamw"
+
+
+def test_what_cannot_fit_is_said(world, tmp_path):  # noqa: F811
+    refused = run(*stage1(world, "--fit", 1), cwd=tmp_path, expect=2)
+    assert "--fit 1: stage1 of" in refused.stderr
+    assert "GB at least and 0.5 GB may be used; take a smaller --model" in refused.stderr
+    refused = run(*stage1(world, "--fit", "lots"), cwd=tmp_path, expect=2)
+    assert "--fit takes the card's memory in GiB, such as 24, or auto; got 'lots'" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+    assert llm_folder().is_dir()
+    assert tower_folder().is_dir()

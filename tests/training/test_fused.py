@@ -1,0 +1,62 @@
+"""Liger's modules: equal on a GPU, never touched on a CPU."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from test_deferred import gradients
+from test_trainer import trainer
+from tiny import DECODERS, IMAGE_TOKEN, tiny_batch, tiny_llava
+
+from basic_lite.data.layout import layout_of
+from basic_lite.method.types import Window
+from basic_lite.training import liger
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_cpu_keeps_transformers_own(decoder):
+    model = tiny_llava(decoder)
+    before = {name: getattr(module, "forward", None).__func__ for name, module in model.named_modules()}
+    assert not liger.fuse(model.model.language_model)
+    after = {name: getattr(module, "forward", None).__func__ for name, module in model.named_modules()}
+    assert before == after
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_installed_liger_takes_what_is_asked_of_it(decoder):
+    model = tiny_llava(decoder).model.language_model
+    patch, pieces = liger.patch_of(model)
+    inspect.signature(patch).bind(model=model, **pieces)
+    assert {name for name, on in pieces.items() if on} == {
+        "rope",
+        "rms_norm",
+        "geglu" if decoder == "gemma" else "swiglu",
+    }
+    assert pieces["fused_linear_cross_entropy"] is False
+
+
+def test_rotary_embedding_of_a_part_of_a_head_stays():
+    model = tiny_llava("phi3").model.language_model
+    model.config.partial_rotary_factor = 0.5
+    assert liger.patch_of(model)[1]["rope"] is False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_loss_and_gradients_are_the_same(tmp_path, decoder):
+    batch = tiny_batch()
+    layout = layout_of(batch["input_ids"], batch["attention_mask"], IMAGE_TOKEN, 5, batch["labels"])
+    found = []
+    for on in (False, True):  # in this order: Liger's functions stay in transformers' module
+        run = trainer(tmp_path, tiny_llava(decoder).cuda(), fused_kernels=on, use_cpu=False)
+        run.transform = None
+        run.create_optimizer()
+        loss = run.training_step(run.model, batch | {"layout": layout}, Window(17, 5))
+        found.append((loss, gradients(run.model)))
+    (plain, theirs), (loss, ours) = found
+    torch.testing.assert_close(loss, plain, rtol=1e-5, atol=0)
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 1e-4 * gradient.norm(), name

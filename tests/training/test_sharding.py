@@ -1,0 +1,143 @@
+"""A decoder whose layers are cut over two processes: the update, the files and the counts of one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from sharded import CASES, train
+from test_cli import run, stage1, stage2, world  # noqa: F401
+from test_processes import finish, launch, start
+from tiny import tiny_assembled
+
+from basic_lite.files import file_hash
+
+pytestmark = pytest.mark.slow
+
+ADAPTER = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """All cases in one process and in two."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for name, case in CASES.items():
+        train(case, folder / "one" / name)
+    command = [sys.executable, Path(__file__).with_name("sharded.py"), folder]
+    finish(start(command, folder, PYTHONPATH=os.pathsep.join(sys.path)))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    adapter = folder / ADAPTER
+    return load_file(adapter if adapter.is_file() else folder / "projector.safetensors")
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_make_the_update_of_one(runs, name):
+    one, two = (weights(runs / which / name) for which in ("one", "two"))
+    assert one.keys() == two.keys()
+    early = weights(runs / "one" / name / "checkpoint-2")
+    assert any((one[key] - early[key]).abs().max() > 1e-4 for key in one), "nothing was learned"
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_logged_counts_all_processes_once(runs, name):
+    """Losses over the step's own tokens and images, and the norm of all gradients, cut and whole."""
+    logs = [log_of(runs / which / name) for which in ("one", "two")]
+    assert [row["step"] for row in logs[0]] == [row["step"] for row in logs[1]] == [1, 2, 3, 4]
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("loss", "lm", "das", "sds", "cosine", "grad_norm"):
+            assert (theirs[key] is None) == (ours[key] is None), key
+            if ours[key] is not None:
+                assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
+    pictures = [row["das"] is not None for row in logs[1]]
+    assert pictures == [True, name != "mistral", False, True]  # the third step holds text alone
+
+
+def test_there_is_one_set_of_files(runs):
+    one, two = ({p.relative_to(runs / n) for p in (runs / n / "llama").rglob("*")} for n in ("one", "two"))
+    new = {path.name for path in two - one}
+    assert new == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert {path.name for path in one - two} == {"rng_state.pth"}
+
+
+def test_each_process_holds_half_of_the_layers(runs):
+    """Weights, adapters and moments; and nobody keeps what was cut."""
+    for rank in (0, 1):
+        held = json.loads((runs / f"held-{rank}.json").read_text())
+        for name in CASES:
+            assert held[name]["after"] == held[name]["before"] / 2, name
+            assert held[name]["alive"] == 0, name
+    whole = sum(t.numel() for name, t in weights(runs / "two/llama").items() if "lora_" in name)
+    projector = sum(t.numel() for name, t in weights(runs / "two/llama").items() if "lora_" not in name)
+    assert sum(held["llama"]["moments"]) == whole / 2 + projector
+
+
+def test_a_run_goes_on_with_as_many_processes_as_there_are(runs, tmp_path):
+    """Two after two end with the same bytes; two after one, and one after two, with the same numbers."""
+    assert file_hash(runs / "again" / ADAPTER) == file_hash(runs / "two/llama" / ADAPTER)
+    train(CASES["llama"], tmp_path, runs / "two/llama/checkpoint-2")
+    for folder in (runs / "from-one", tmp_path):
+        for key, value in weights(runs / "one/llama").items():
+            torch.testing.assert_close(weights(folder)[key], value, rtol=0, atol=1e-6)
+
+
+def test_the_adapters_are_a_plain_peft_folder(runs):
+    loaded = PeftModel.from_pretrained(tiny_assembled().model, runs / "two/llama")
+    found = dict(loaded.named_parameters())
+    for key, value in weights(runs / "two/llama").items():
+        name = key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
+        name = name.replace("multi_modal_projector.", "multi_modal_projector.modules_to_save.default.")
+        assert torch.equal(found[name], value), key
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_taken_by_none(runs):
+    lines = (runs / "two/mistral/nonfinite.jsonl").read_text().splitlines()
+    assert sorted((json.loads(line)["step"], json.loads(line).get("rank", 0)) for line in lines) == [
+        (2, 0),
+        (2, 1),
+    ]
+
+
+def test_the_command_hears_the_launcher_and_refuses_what_cannot_be_cut(world, tmp_path, monkeypatch):  # noqa: F811
+    run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
+    more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5, "--save-steps", 3)
+    run(*stage2(world, *more, "--out", "one"), cwd=tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    first, second = finish(launch(stage2(world, *more, "--micro-batch", 1, "--out", "two"), tmp_path))
+    assert "shards" in first
+    assert first.count("stage 2 5/5") == 1
+    assert "stage 2" not in second
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    assert any("lora_B" in name and tensor.abs().max() > 1e-4 for name, tensor in one.items())
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-6)
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        path.name for path in (tmp_path / "two").iterdir()
+    }
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
+    for key in ("trainable", "steps", "finished", "rows"):
+        assert manifests[0][key] == manifests[1][key], key
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for wrong, reason in (
+        (("--bits", 8), "take --bits 4 or"),
+        (("--optimizer", "paged-adamw-8bit"), "leave it"),
+    ):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # it is taken out when it is heard
+        refused = run(*stage2(world, *more, *wrong, "--out", "three"), cwd=tmp_path, expect=2)
+        assert reason in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "three").exists()
