@@ -79,6 +79,7 @@ def main(
     from basic_lite.console import quiet_console
     from basic_lite.data.templates import TEMPLATES
     from basic_lite.data.workers import cores
+    from basic_lite.experiments import interventions
     from basic_lite.method.objective import Objective
     from basic_lite.models import devices, llava, trainable, zoo
     from basic_lite.training import checks, run
@@ -121,6 +122,7 @@ def main(
         objective=objective,
     )
     checks.check_sources(sources, settings)
+    interventions.check(intervention, llava.read_config(sources.llm, "language model"), settings.micro_batch)
     settings, plan = training_settings.planned(
         settings,
         training_settings.step_of(settings, sources, device),
@@ -144,7 +146,15 @@ def main(
     console.print(trainable.trainable_table(assembled.model))
     clock.mark("models")
     finished = run.train(
-        assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json(), clock=clock
+        assembled,
+        settings,
+        rows,
+        TEMPLATES["plain"],
+        console,
+        checkpoint,
+        plan=plan.json(),
+        clock=clock,
+        intervene=partial(interventions.make, intervention),
     )
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")

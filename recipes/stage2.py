@@ -93,6 +93,7 @@ def main(
     from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.data.workers import cores
+    from basic_lite.experiments import interventions
     from basic_lite.method.objective import Objective
     from basic_lite.models import checkpoint, devices, llava, trainable, zoo
     from basic_lite.training import checks, run
@@ -139,6 +140,7 @@ def main(
         objective=objective,
     )
     checks.check_sources(sources, settings)
+    interventions.check(intervention, llava.read_config(sources.llm, "language model"), settings.micro_batch)
     settings, plan = training_settings.planned(
         settings,
         training_settings.step_of(settings, sources, device, rank, dropout),
@@ -172,7 +174,16 @@ def main(
     origin = {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
     template = assembled.template
     finished = run.train(
-        assembled, settings, rows, template, console, resumed, origin, plan=plan.json(), clock=clock
+        assembled,
+        settings,
+        rows,
+        template,
+        console,
+        resumed,
+        origin,
+        plan=plan.json(),
+        clock=clock,
+        intervene=partial(interventions.make, intervention),
     )
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")

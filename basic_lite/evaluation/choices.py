@@ -223,8 +223,8 @@ def normalise_cn(prediction: str) -> str:
 # Equality with one reference answer, as the GQA and SEED-Bench scripts test it.
 #
 # Sources: LLaVA `scripts/convert_gqa_for_eval.py` followed by GQA's `eval.py`, lmms-eval `api/metrics.py`
-# (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit `dataset/utils/vqa_eval.py` (`accuracy`),
-# LLaVA `scripts/convert_seed_for_submission.py` (`exact`), lmms-eval `tasks/seedbench/utils.py`
+# (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit `dataset/utils/vqa_eval.py`
+# (`accuracy`), LLaVA `scripts/convert_seed_for_submission.py` (`exact`), lmms-eval `tasks/seedbench/utils.py`
 # (`first_character`).
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

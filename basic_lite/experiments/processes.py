@@ -1,8 +1,7 @@
 """Processes that train for a command: how they begin, and how they are stopped.
 
 A command starts a child with `start`, inside `together`, which stops all of them whatever happens. The child
-calls `begin` and trains with `train`. Between the two there are files (`basic_lite.experiments.processes`) and one number:
-`STOPPED`.
+calls `begin` and trains with `train`. Between the two there are files and one number: `STOPPED`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from basic_lite.data import hub
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.world import world
-from basic_lite.experiments import interventions
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
 from basic_lite.method.capture import layer_weights, supervised_layers
@@ -225,7 +224,6 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     supervised_layers(config, settings.layers)
     layer_weights(1, settings.weighting)
     check_kind(settings.target)
-    interventions.check(settings.intervention, config, settings.micro_batch)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
     known = transformers.integrations.get_available_reporting_integrations()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
 from basic_lite.data.workers import shared_heap
-from basic_lite.experiments import interventions
 from basic_lite.method.capture import supervised_layers
+from basic_lite.method.types import Intervention
 from basic_lite.models import checkpoint, devices
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
@@ -39,6 +40,7 @@ def train(
     origin: dict | None = None,
     plan: dict | None = None,
     clock: Clock | None = None,
+    intervene: Callable[..., Intervention | None] | None = None,
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -52,6 +54,7 @@ def train(
         origin: the run that this one starts from, for the manifest.
         plan: the memory that was predicted, for the manifest.
         clock: counts the seconds since the command; says them after the first step.
+        intervene: makes what an experiment does to the teacher, once the model's parts are known.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -146,17 +149,16 @@ def train(
         callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
     )
     trainer.remove_callback(PrinterCallback)
-    parts = parts_of(assembled.model)
-    changed = interventions.make(
-        settings.intervention,
-        parts,
-        settings.layers,
-        settings.weighting,
-        id_of=lambda row: rows.raw(row).id,
-        seed=settings.seed,
-    )
-    if changed is not None:
-        trainer.supervision.intervene(changed)
+    if intervene is not None:
+        changed = intervene(
+            parts_of(assembled.model),
+            settings.layers,
+            settings.weighting,
+            id_of=lambda row: rows.raw(row).id,
+            seed=settings.seed,
+        )
+        if changed is not None:
+            trainer.supervision.intervene(changed)
     checks.check_disk(settings.out, assembled.model, settings.keep)
     if resume is not None:
         done = int(resume.name.split("-")[1])

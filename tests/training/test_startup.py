@@ -16,7 +16,10 @@ from basic_lite.training.callbacks import Clock, process_age
 
 
 def test_a_process_knows_when_it_was_started():
-    code = "import time; time.sleep(0.5); from basic_lite.training.callbacks import process_age; print(process_age())"
+    code = (
+        "import time; time.sleep(0.5); from basic_lite.training.callbacks import process_age; "
+        "print(process_age())"
+    )
     start = time.monotonic()
     age = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert 0.5 <= age <= time.monotonic() - start + 0.02  # the kernel counts in hundredths

@@ -285,8 +285,8 @@ def row_index(row: Mapping[str, Any]) -> int:
 
 # MMBench's prompts: LLaVA's, lmms-eval's and VLMEvalKit's.
 #
-# Sources: LLaVA `llava/eval/model_vqa_mmbench.py`, lmms-eval `tasks/mmbench/en_utils.py` and `mmbench_cn.yaml`,
-# VLMEvalKit `dataset/image_mcq.py` and `vlm/llava/llava.py`.
+# Sources: LLaVA `llava/eval/model_vqa_mmbench.py`, lmms-eval `tasks/mmbench/en_utils.py` and
+# `mmbench_cn.yaml`, VLMEvalKit `dataset/image_mcq.py` and `vlm/llava/llava.py`.
 
 
 def _options_until_gap(row: Mapping[str, Any]) -> Iterator[str]:

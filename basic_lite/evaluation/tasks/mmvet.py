@@ -21,7 +21,7 @@ from basic_lite.evaluation.statistics import Id, Score, percent
 
 # MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
 #
-# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples and the answer as its last row.
+# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples and the answer as last row.
 
 OWN_TABLE = """\
 Grade the prediction against the ground truth with a number from 0.0 (wrong) to 1.0 (right), in steps of \
