@@ -309,7 +309,7 @@ def _generator(device: torch.device) -> torch.Generator:
 
 def _dropout_of(layer: LoraLayer) -> float:
     kept = layer.lora_dropout[ADAPTER]
-    return kept.p if isinstance(kept, nn.Dropout) else 0.0
+    return kept.p if isinstance(kept, nn.Dropout) else getattr(layer.lora_A[ADAPTER], "dropout", 0.0)
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -375,7 +375,8 @@ def group_adapters(decoder_layers: Iterable[nn.Module]) -> list[Group]:
             layers = [named[name] for name in named if name in names]
             groups.append(Group(layers, seeds, number))
             for member, layer in enumerate(layers):
-                layer.__class__ = _grouped(type(layer))
+                if not isinstance(layer, _Grouped):  # a model may be trained twice
+                    layer.__class__ = _grouped(type(layer))
                 layer._group = groups[-1], member
     return groups
 

@@ -27,6 +27,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Window
+from basic_lite.models import adapters
 from basic_lite.models import checkpoint as models_checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.training import distributed, liger, optimizers
@@ -238,6 +239,8 @@ class BasicTrainer(SavingTrainer):
         self.manifest = manifest
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
+        layers_ = parts_of(self.model).decoder.layers
+        self.adapters = [] if sharded else adapters.group_adapters(layers_)
         if fused_kernels:
             liger.fuse(parts_of(self.model).decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
@@ -388,6 +391,7 @@ class BasicTrainer(SavingTrainer):
                 distributed.shard(self.model, self.args.device)
             rate = self.projector_learning_rate
             self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
+            adapters.forget_after_steps(self.adapters, self.optimizer)
         return self.optimizer
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
