@@ -36,9 +36,9 @@ def goals(
 
     Examples:
 
-      basic-lite bench goals --out goals.json
+      python -m bench.goals_command --out goals.json
 
-      basic-lite bench goals --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1     (on a CPU)
+      python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1     (on a CPU)
     """
     from bench.goals import Size, markdown
     from bench.runs import cpu_row, every_goal
@@ -80,3 +80,7 @@ def goals(
         console.print(markdown(rows), highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"rows": [row.json() for row in rows]})
+
+
+if __name__ == "__main__":
+    typer.run(goals)

@@ -24,9 +24,9 @@ def start(
 
     Examples:
 
-      basic-lite bench start                          (18 GB of disk)
+      python -m bench.start_command                          (18 GB of disk)
 
-      basic-lite bench start --decoder-layers 4       (on a CPU)
+      python -m bench.start_command --decoder-layers 4       (on a CPU)
     """
     from bench.start import measure_starts
 
@@ -42,3 +42,7 @@ def start(
     console.print(markdown(found), highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"model": model, "decoder_layers": decoder_layers, "results": found})
+
+
+if __name__ == "__main__":
+    typer.run(start)

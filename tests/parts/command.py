@@ -28,9 +28,9 @@ def main(
 
     Examples:
 
-      basic-lite demo-parts --out demo-parts
+      python -m parts.command --out demo-parts
 
-      basic-lite demo-parts --part tower --tower-steps 100 --out trial
+      python -m parts.command --part tower --tower-steps 100 --out trial
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -67,3 +67,7 @@ def main(
         for key, value in probe.items():
             table.add_row(key, f"{value:.1f}")
         console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
