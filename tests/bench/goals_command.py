@@ -38,7 +38,7 @@ def goals(
 
       python -m bench.goals_command --out goals.json
 
-      python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1     (on a CPU)
+      python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1   (CPU)
     """
     from bench.goals import Size, markdown
     from bench.runs import cpu_row, every_goal
