@@ -10,7 +10,7 @@ from transformers import TextStreamer
 
 from basic_lite.capture import parts_of
 from basic_lite.conversation import IMAGE, Turn
-from basic_lite.data.pictures import decode
+from basic_lite.data.pictures import open_picture
 from basic_lite.data.samples import RowFault
 from basic_lite.modeling import Assembled, for_inference
 from basic_lite.prompting import greedily, one_row, prompt_ids, stops_of, text_of
@@ -40,8 +40,8 @@ class Chat:
             ValueError: If it is missing or does not decode.
         """
         try:
-            picture = decode(path.read_bytes(), path.name)
-        except (OSError, RowFault) as error:
+            picture = open_picture(path)
+        except RowFault as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
         self.waiting.append(self.assembled.transform("pad")(picture))
 
