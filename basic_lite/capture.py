@@ -100,8 +100,8 @@ def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
     if not attending or attending[0] >= k:
         larger = f"supervise at least {attending[0] + 1} layers (layers), or " if attending else ""
         raise ValueError(
-            f"none of the supervised layers 1 to {k} of this {type(decoder).__name__} attends, so nothing says "
-            f'which patches the text looks at; {larger}weight all patches alike (importance="uniform")'
+            f"none of the supervised layers 1 to {k} of this {type(decoder).__name__} attends, so nothing "
+            f'says which patches the text looks at; {larger}weight all patches alike (importance="uniform")'
         )
     return [index for index in attending if index < k]
 
@@ -149,8 +149,8 @@ class capture:
             model: the LLaVA.
             layers: k; `None` means half of the decoder's layers.
             weighting: see `layer_weights`.
-            importance: `"attention"` (the paper; the mean over those of the k layers that attend) or `"uniform"`
-                (`1 / P` for each patch of an image).
+            importance: `"attention"` (the paper; the mean over those of the k layers that attend) or
+                `"uniform"` (`1 / P` for each patch of an image).
             target: `"raw"` (the paper), or a space that was fitted on text.
 
         Raises:
@@ -291,8 +291,8 @@ class capture:
             if self._attended != self._attending:
                 silent = sorted({index + 1 for index in self._attending} - {i + 1 for i in self._attended})
                 raise ValueError(
-                    f"layers {', '.join(map(str, silent))} of the decoder did not run {attention.NAME}: was its "
-                    "attention switched after BASIC was prepared? Prepare it anew afterwards, or weight "
+                    f"layers {', '.join(map(str, silent))} of the decoder did not run {attention.NAME}: was "
+                    "its attention switched after BASIC was prepared? Prepare it anew afterwards, or weight "
                     'all patches alike (importance="uniform")'
                 )
             importance = self._attention / (len(self._attending) * layout.text_after[layout.image])

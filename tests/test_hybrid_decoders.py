@@ -96,7 +96,7 @@ def test_importance_is_the_mean_over_the_layers_that_attend(hybrid, kinds, k, pa
 
 def test_where_none_of_the_first_layers_attends_it_is_said_with_the_remedy(hybrid):
     model = hybrid(RECURRENT, RECURRENT, RECURRENT, ATTENDS)
-    with pytest.raises(ValueError, match="none of the supervised layers 1 to 2 .* attends") as refused:
+    with pytest.raises(ValueError, match=r"none of the supervised layers 1 to 2 .* attends") as refused:
         BasicSupervision(model)
     assert "supervise at least 4 layers" in str(refused.value)
     assert 'importance="uniform"' in str(refused.value)
