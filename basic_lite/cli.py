@@ -9,9 +9,11 @@ import logging
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from basic_lite import __version__
 from basic_lite.recipes import (
     ablate,
     analyze,
@@ -44,6 +46,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"basic-lite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+) -> None:
+    pass
+
+
 TRAIN, LOOK, TRY = "Train and use a model", "Find out what it does", "Data and machine"
 app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)

@@ -8,13 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
-    GemmaConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    MistralConfig,
-    Phi3Config,
     PretrainedConfig,
 )
 
@@ -24,29 +21,10 @@ from basic_lite.consistency import check_quantisation
 from basic_lite.modeling import Assembled, Sources
 from basic_lite.projector import Projector
 
-_WINDOW = {"max_position_embeddings": 4096}
-# fmt: off
 DECODERS: dict[str, PretrainedConfig] = {
-    "vicuna-7b": LlamaConfig(**_WINDOW),  # the defaults are LLaMA-7B's
-    "vicuna-13b": LlamaConfig(
-        hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, **_WINDOW
-    ),
-    "gemma-2b": GemmaConfig(
-        hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
-        num_key_value_heads=1, head_dim=256, vocab_size=256_000,
-    ),
-    "phi3-mini": Phi3Config(**_WINDOW),  # the defaults are Phi-3-mini's
-    "mistral-7b": MistralConfig(sliding_window=None),  # the defaults are Mistral-7B's; v0.2 has no window
+    name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()
 }
-# fmt: on
-CLIP_L_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+CLIP_L_336 = {key: value for key, value in zoo.TOWER_CONFIGS["clip-l-336"].items() if key != "model_type"}
 _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
 
 

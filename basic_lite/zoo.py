@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PARTS = Path(__file__).parent / "demo" / "parts"
 
@@ -108,6 +109,48 @@ LLMS: dict[str, LLM] = {
     ),
     TINY: LLM("tiny-decoder", "llama", "chatml", 4, "<image>", "<pad>", "<|im_end|>", tower=TINY, bits=16),
 }
+
+
+_WINDOW = {"max_position_embeddings": 4096}
+# fmt: off
+DECODER_CONFIGS: dict[str, dict[str, Any]] = {
+    "vicuna-7b": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "vicuna-13b": {
+        "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "gemma-2b": {
+        "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256_000,
+        "tie_word_embeddings": True,
+    },
+    "phi3-mini": {
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32_064, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "mistral-7b": {
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
+        "tie_word_embeddings": False, "sliding_window": None,  # v0.2 has no window
+    },
+}
+"""Published configurations of the LLMs above, so far as sizes depend on them: read without transformers."""
+
+TOWER_CONFIGS: dict[str, dict[str, Any]] = {
+    "clip-l-336": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+    },
+    "siglip-so400m-384": {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+    },
+}
+"""The same of the vision towers below."""
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     {"types", "console", "startup", "writing"},
-    {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
+    {"layout", "chunks", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
     {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
     | {"run_folder"},

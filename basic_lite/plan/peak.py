@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from basic_lite.losses import rows_in_chunk
+from basic_lite.chunks import rows_in_chunk
 from basic_lite.plan.activations import (
     Held,
     checkpoint_bytes,
