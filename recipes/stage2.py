@@ -185,4 +185,6 @@ def main(
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
         return
+    if lora:
+        say(f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft")
     console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")

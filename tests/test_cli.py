@@ -109,6 +109,7 @@ def test_the_three_commands_chain(world, tmp_path):
     assert "multi_modal_projector.linear_1.weight" in first.stdout
     second = run(*stage2(world, "--lora", "--rank", 4), cwd=tmp_path)
     assert "lora" in second.stdout
+    assert "PEFT's own loader: basic-lite export runs/stage2 FOLDER --to peft\n" in second.stdout
     run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 3, cwd=tmp_path)
 
     manifest = json.loads((tmp_path / "runs/stage1/manifest.json").read_text())
