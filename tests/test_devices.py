@@ -18,6 +18,7 @@ def shop(tmp_path_factory) -> Workshop:
 
 @needs_parts
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")  # memory is not pinned here
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in GPU_ONLY])
 def test_no_tensor_is_left_on_the_cpu(name, shop):
     with pretended_gpu():
