@@ -62,16 +62,13 @@ class Chat:
                 f"the conversation has {len(ids)} tokens, the decoder takes {positions}; start a new "
                 "conversation (/new in a terminal)"
             )
-        pictures, pixels = self.shown + self.waiting, None
-        if pictures:
-            weight = next(parts_of(model).llava.vision_tower.parameters())
-            stacked = torch.stack(pictures).to(weight.device)
-            pixels = assembled.transform("pad").normalise(stacked, weight.dtype)
+        pictures = self.shown + self.waiting
+        pixels = torch.stack(pictures) if pictures else None
         longest = min(self.max_new_tokens, room)
         never = [assembled.image_token_id]
         with torch.inference_mode():
             row = model.generate(
-                **one_row(model, ids, pixels),
+                **one_row(model, ids, pixels, assembled.transform("pad")),
                 **greedily(stops_of(assembled), assembled.pad_token_id, longest, never),
                 streamer=_Stream(assembled.tokenizer, write),
             )[0, len(ids) :].tolist()

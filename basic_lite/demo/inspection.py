@@ -16,6 +16,7 @@ from basic_lite.demo.lexicon import LANGUAGES, is_meaningful
 from basic_lite.demo.render import Picture, render
 from basic_lite.demo.scenes import Scene, sample_scene
 from basic_lite.modeling import Assembled, for_inference
+from basic_lite.prompting import forward_inputs
 from basic_lite.supervision import BasicSupervision
 from basic_lite.types import IGNORE_INDEX
 
@@ -106,13 +107,8 @@ def inspect_model(
         items = [_item(assembled, transform, scene, p, rng) for scene, p in zip(shown, pictures, strict=True)]
         batch = collate(items)
         with supervision:
-            out = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                pixel_values=transform.normalise(batch["pixel_values"], next(model.parameters()).dtype),
-                use_cache=False,
-            )
-        labels = batch["labels"][:, 1:]
+            out = model(**forward_inputs(model, batch, transform), use_cache=False)
+        labels = batch["labels"][:, 1:].to(out.logits.device)
         each = F.cross_entropy(
             out.logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
         )
