@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import transformers.integrations
 from rich.console import Console
 
-from basic_lite import interventions, optimizers, preflight, published, run_folder, teacher, zoo
+from basic_lite import interventions, optimizers, preflight, published, run_folder, run_lock, teacher, zoo
 from basic_lite.capture import layer_weights, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.data.checks import check_budget, check_rows
@@ -128,6 +130,17 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(f"{out} cannot be written to ({existing} is in the way); choose another --out")
     return None
+
+
+@contextmanager
+def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+    """Hold a run's folder until the run ends, and give the checkpoint to go on from.
+
+    Raises:
+        ValueError: As `check_folder`, and if another command is writing the folder.
+    """
+    with run_lock.held(out):
+        yield check_folder(out, resume, overwrite)
 
 
 def _leftovers(out: Path) -> list[Path]:
