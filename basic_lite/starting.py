@@ -147,6 +147,7 @@ def _leftovers(out: Path) -> list[Path]:
     """Return what an earlier run left in its folder (evaluations stay)."""
     names = (
         run_folder.MANIFEST,
+        run_folder.CHECKED,
         run_folder.PROJECTOR,
         run_folder.DECODER,
         "log.jsonl",
@@ -237,14 +238,16 @@ def hyperparameters(settings: Settings) -> dict:
 
 
 def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
-    """Refuse to resume a run with other inputs, before its model is loaded.
+    """Refuse to resume a run with other inputs or from damaged files, before its model is loaded.
 
     Raises:
-        ValueError: Names what differs.
+        ValueError: Names what differs, or the file.
     """
     if resume is not None:
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
         preflight.check_unchanged(sources, hyperparameters(settings), data, settings.stage, resume)
+        if rank_and_count()[0] == 0:
+            run_folder.check_files(resume, "weights", "state")
 
 
 def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:

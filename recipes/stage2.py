@@ -163,6 +163,8 @@ def main(
     if dry_run:
         return
     with starting.claimed(out, resume, overwrite) as resumed:
+        if resumed is None:  # a run that goes on takes nothing from stage 1 any more
+            run_folder.check_files(start, "weights")
         rows = starting.open_training_rows(settings)
         starting.check_unchanged(sources, settings, rows, resumed)
         clock.mark("settings and data")
