@@ -47,7 +47,7 @@ def test_a_file_is_read_once_until_it_changes(folder, monkeypatch):
     times = path.stat()
     path.write_bytes(b"furst")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as long and as old as before
-    with pytest.raises(ValueError, match="a.safetensors is not what the run wrote") as refused:
+    with pytest.raises(ValueError, match=r"a\.safetensors is not what the run wrote") as refused:
         run_folder.check_files(folder, "weights")
     assert str(refused.value).endswith(
         f"copy {folder / 'checkpoint-4/a.safetensors'} over it, which is whole"

@@ -56,7 +56,7 @@ def subjects(run: Path, against: Path | None = None, before: bool = True) -> lis
         before: look at the run's own beginning too: fresh projector of the same seed, LLM as it came.
 
     Raises:
-        ValueError: In one line, if a folder is no run, or its file has changed, or the two are not comparable.
+        ValueError: In one line, if a folder is no run, its files have changed, or two are not comparable.
     """
     manifest = read_manifest(run)
     chosen = [Subject(BEFORE, run, manifest, *_first_seed(manifest))] if before else []
