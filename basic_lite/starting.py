@@ -216,7 +216,7 @@ class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it.
 
     Attributes:
-        order_rows: rows of a pass, over all processes, when the run began: its order of rows is made for them.
+        order_rows: rows of a pass, over all processes, when the run began: its order is made for them.
         micro_batch: rows of a pass in one process.
         processes: that share the rows.
         workers: that prepare them.
@@ -252,8 +252,8 @@ class Passes:
             )
         if processes > 1 and made.loaded != rows:
             raise ValueError(
-                f"over {processes} processes a run goes on with {made.order_rows} rows per pass or a multiple, "
-                f"got {processes} x {settings.micro_batch}; choose another --micro-batch, or go on in one process"
+                f"over {processes} processes a run goes on with {made.order_rows} rows per pass or more, "
+                f"a multiple; got {processes} x {settings.micro_batch}: choose another --micro-batch, or one process"
             )
         return made
 

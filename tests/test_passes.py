@@ -102,7 +102,7 @@ def test_an_order_outlives_several_changes(monkeypatch):
         Passes.of(settings(micro_batch=1, intervention="noise=0.1"), then)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert Passes.of(settings(micro_batch=2), then).loaded == 4  # two processes make the passes of one
-    with pytest.raises(ValueError, match="a run goes on with 4 rows per pass or a multiple, got 2 x 1"):
+    with pytest.raises(ValueError, match="a run goes on with 4 rows per pass or more, a multiple; got 2 x 1"):
         Passes.of(settings(micro_batch=1), then)
 
 
