@@ -52,7 +52,13 @@ def stopped(whole, out):
 
 @pytest.mark.parametrize("micro", [1, 4])
 def test_stage_one_ends_with_the_same_losses(world, tmp_path, micro):  # noqa: F811
+    rows = json.loads((world / "captions.json").read_text())
+    rows[9]["conversations"][1]["value"] += (
+        " indeed" * 9
+    )  # its batch comes first: a small one moves fewer rows
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
     common = ("--bits", 16, "--max-steps", 5, "--save-steps", 2, "--keep", 9, "--precision", "fp32")
+    common += ("--data", "captions.json", "--images", world)
     run(*stage1(world, *common, "--micro-batch", 2, "--out", "whole"), cwd=tmp_path)
     stopped(tmp_path / "whole", tmp_path / "other")
     more = ("--micro-batch", micro, "--workers", 1 if micro == 1 else 0, "--out", "other", "--resume")
