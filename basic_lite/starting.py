@@ -253,7 +253,7 @@ class Passes:
         if processes > 1 and made.loaded != rows:
             raise ValueError(
                 f"over {processes} processes a run goes on with {made.order_rows} rows per pass or more, "
-                f"a multiple; got {processes} x {settings.micro_batch}: take another --micro-batch, or one process"
+                f"a multiple; got {processes} x {settings.micro_batch}: choose another --micro-batch"
             )
         return made
 
