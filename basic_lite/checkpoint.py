@@ -22,6 +22,7 @@ from basic_lite.run_folder import (
     EMBEDDING_SPACE,
     FORMAT,
     PROJECTOR,
+    check_files,
     identity,
     read_manifest,
     versions,
@@ -113,10 +114,11 @@ def load_run(
         changes: of `Sources`, such as another image size.
 
     Raises:
-        ValueError: If the folder is no run, its base has changed, or a file does not fit.
+        ValueError: If the folder is no run, its base or one of its files has changed, or a file does not fit.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    check_files(folder, "weights")
     sources = sources_of(manifest)
     sources = replace(sources, dtype=dtype or sources.dtype, **changes)
     assembled = assemble(sources, device)

@@ -19,10 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from basic_lite import run_lock
 from basic_lite.run_folder import checkpoints, is_finished
 
 STOPPED: int = 75
 """Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
+
+PATIENCE: float = 120.0
+"""Seconds that a child waits for an earlier one in its folder, whose parent is gone."""
 
 ERRORS: str = "errors.txt"
 """What a child wrote to standard error, in its folder."""
@@ -93,7 +97,12 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
 
     torch.set_num_threads(threads)
     _follow_parent()
-    with (folder / "console.txt").open("a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
+    # A child whose parent was killed stops after its step: the next one waits for that.
+    with (
+        run_lock.held(folder, wait=PATIENCE),
+        (folder / "console.txt").open("a", encoding="utf-8") as console,
+        contextlib.redirect_stdout(console),
+    ):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, devices, interventions, preflight, processes, starting, teacher, writing
+from basic_lite import (
+    checkpoint,
+    devices,
+    interventions,
+    preflight,
+    processes,
+    run_folder,
+    starting,
+    teacher,
+    writing,
+)
 from basic_lite.callbacks import AtStart, FirstStep, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
@@ -59,8 +70,16 @@ def train(
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     manifest = _manifest(assembled, settings, rows) | {"from": origin, "memory": plan}
     rank, ranks = rank_and_count()
+    then = None if resume is None else run_folder.read_manifest(resume)
+    passes = starting.Passes.of(settings, then)
+    manifest["passes"] = asdict(passes)
     if resume is not None:
         starting.check_same_run(manifest, resume)
+        manifest["resumed"] = then.get("resumed", [])
+        if changes := starting.changes_of(passes, then):
+            manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
+            said = starting.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
+            console.print(said, highlight=False, soft_wrap=True)
     else:
         if rank == 0:
             starting.clear(settings.out)
@@ -77,11 +96,12 @@ def train(
         bad_log=bad_log,
         usable=usable,
     )
-    accumulation = settings.global_batch // (settings.micro_batch * ranks)
+    accumulation = settings.global_batch // passes.loaded
     batches = Batches(
         rows.batch_lengths(assembled.tokens_per_image, settings.max_length),
         rows.has_image,
-        batch_size=settings.micro_batch,
+        batch_size=passes.loaded // ranks,
+        order_rows=passes.order_rows,
         seed=settings.seed,
         group=settings.group,
         accumulation=accumulation,
@@ -95,7 +115,7 @@ def train(
     half = assembled.sources.dtype == torch.bfloat16
     args = TrainingArguments(
         output_dir=str(settings.out),
-        per_device_train_batch_size=settings.micro_batch,
+        per_device_train_batch_size=passes.loaded // ranks,
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
@@ -142,6 +162,8 @@ def train(
         data_collator=assembled.collator(),
         callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
     )
+    if passes.order_rows != settings.micro_batch * ranks:
+        trainer.splitter.limit = settings.micro_batch
     trainer.remove_callback(PrinterCallback)
     parts = parts_of(assembled.model)
     changed = interventions.make(
@@ -199,6 +221,11 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
     data["left_out"] = int((~rows.usable).sum())
     return checkpoint.manifest_of(assembled, settings.stage, method, data, starting.hyperparameters(settings))
+
+
+def _dropout_of(assembled: Assembled) -> float:
+    adapters = getattr(assembled.model, "peft_config", {}).values()
+    return max((adapter.lora_dropout for adapter in adapters), default=0.0)
 
 
 def _cut_log(path: Path, step: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from basic_lite.benchmarks import mmvet, predictions, table
 from basic_lite.benchmarks.question import Question
-from basic_lite.run_folder import MANIFEST, file_hash, read_manifest
+from basic_lite.run_folder import MANIFEST, check_files, file_hash, read_manifest
 from basic_lite.scoring.circular import ROTATION
 from basic_lite.scoring.report import results
 from basic_lite.scoring.score import Score, save_score
@@ -102,11 +102,13 @@ class Evaluation:
         """Answer what is not answered yet, and return how many questions are left.
 
         Raises:
-            ValueError: If the answers that are there were made under other conditions.
+            ValueError: If a file of the run has changed, or the answers that are there were made under other
+                conditions.
         """
         from basic_lite import evaluate
         from basic_lite.checkpoint import load_run
 
+        check_files(self.run, "weights")  # before a prediction file is claimed
         changes = {
             "image_size": image_size or self.manifest["image_size"],
             "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,

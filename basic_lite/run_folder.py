@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from basic_lite import zoo
+from basic_lite import writing, zoo
 
 MANIFEST: str = "manifest.json"
 PROJECTOR: str = "projector.safetensors"
@@ -19,6 +22,13 @@ ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
+
+WEIGHTS: tuple[str, ...] = ("*.safetensors",)
+STATE: tuple[str, ...] = ("*.pt", "*.pth")
+"""Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
+
+CHECKED: str = ".checked.json"
+"""Files that were found whole, with size and times: one that has not changed since is not read again."""
 
 FORMAT: int = 1
 """Version of the manifest; a reader refuses one that it does not know."""
@@ -87,6 +97,77 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hashes(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, str]:
+    """Return the SHA-256 of a folder's own files by name, in order; drafts are left out."""
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.name: file_hash(path) for path in paths if not path.name.startswith(".")}
+
+
+def check_files(folder: str | Path, *kinds: str) -> None:
+    """Compare a run's files with the hashes in its manifest; one of an older version has none.
+
+    Every file is read once. What was found stands in `.checked.json` beside the manifest, and a file of
+    the same size and times is believed from then on. (The time of an inode's last change cannot be set back.)
+
+    Args:
+        folder: Of a run, or a checkpoint.
+        kinds: `"weights"`, and for a checkpoint `"state"`.
+
+    Raises:
+        ValueError: If a file is missing or has changed; names it, and says what to do.
+    """
+    folder = Path(folder)
+    manifest, before, after = read_manifest(folder), {}, {}
+    with suppress(OSError, ValueError):
+        before = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
+    wanted: Mapping[str, str] = {name: sha for kind in kinds for name, sha in manifest.get(kind, {}).items()}
+    for name, sha in wanted.items():
+        path = folder / name
+        try:
+            state = _state(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: {_remedy(folder, name, sha)}") from None
+        entry = [sha, *state]
+        if before.get(name) != entry:
+            found = _hash_in(path, state)
+            if found != sha:
+                raise ValueError(
+                    f"{path} is not what the run wrote (its SHA-256 begins with {found[:8]}, {MANIFEST} says "
+                    f"{sha[:8]}): {_remedy(folder, name, sha)}"
+                )
+        after[name] = entry
+    if not after.items() <= before.items():
+        with suppress(OSError):  # a folder that cannot be written is read anew each time
+            writing.write_json(folder / CHECKED, before | after)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache
+def _hash_in(path: Path, state: tuple[int, int, int]) -> str:
+    """Return a file's hash, once for each state of it."""
+    return file_hash(path)
+
+
+def _remedy(folder: Path, name: str, sha: str) -> str:
+    """Say how a file can be had again."""
+    if folder.name.startswith("checkpoint-"):
+        return (
+            f"remove {folder}, and --resume goes on from the checkpoint before; or --overwrite starts again"
+        )
+    whole = next((path / name for path in reversed(checkpoints(folder)) if _is(path / name, sha)), None)
+    if whole is not None:
+        return f"copy {whole} over it, which is whole"
+    return "bring it back from a copy, or train the stage again with --overwrite"
+
+
+def _is(path: Path, sha: str) -> bool:
+    return path.is_file() and file_hash(path) == sha
 
 
 def is_finished(folder: str | Path) -> bool:

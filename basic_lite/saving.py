@@ -55,7 +55,7 @@ class SavingTrainer(Trainer):
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
                 checkpoint.save_decoder(model, folder / run_folder.DECODER)
         if self.manifest is not None:
-            content = self.manifest | {"steps": self.state.global_step}
+            content = self.manifest | {"steps": self.state.global_step, "weights": run_folder.hashes(folder)}
             writing.write_json(folder / run_folder.MANIFEST, content)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -91,6 +91,7 @@ class SavingTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
+                    _add_state(Path(self._draft) / name)
                     (Path(self._draft) / name).rename(draft)
             finally:
                 if main:
@@ -132,3 +133,11 @@ class SavingTrainer(Trainer):
             raise ValueError(
                 f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
             ) from error
+
+
+def _add_state(folder: Path) -> None:
+    """Put the hashes of the Trainer's own files into a checkpoint's manifest."""
+    path = folder / run_folder.MANIFEST
+    if path.is_file():
+        content = run_folder.read_manifest(folder) | {"state": run_folder.hashes(folder, run_folder.STATE)}
+        writing.write_json(path, content)

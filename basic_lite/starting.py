@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import transformers.integrations
 from rich.console import Console
 
-from basic_lite import interventions, optimizers, preflight, published, run_folder, teacher, zoo
+from basic_lite import interventions, optimizers, preflight, published, run_folder, run_lock, teacher, zoo
 from basic_lite.capture import layer_weights, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.data.checks import check_budget, check_rows
@@ -130,10 +134,22 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     return None
 
 
+@contextmanager
+def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+    """Hold a run's folder until the run ends, and give the checkpoint to go on from.
+
+    Raises:
+        ValueError: As `check_folder`, and if another command is writing the folder.
+    """
+    with run_lock.held(out):
+        yield check_folder(out, resume, overwrite)
+
+
 def _leftovers(out: Path) -> list[Path]:
     """Return what an earlier run left in its folder (evaluations stay)."""
     names = (
         run_folder.MANIFEST,
+        run_folder.CHECKED,
         run_folder.PROJECTOR,
         run_folder.DECODER,
         "log.jsonl",
@@ -195,6 +211,95 @@ def open_training_rows(settings: Settings) -> Rows:
     return rows
 
 
+@dataclass(frozen=True)
+class Passes:
+    """How the rows of an optimizer step are put through the model; the update does not depend on it.
+
+    Attributes:
+        order_rows: rows of a pass, over all processes, when the run began: its order is made for them.
+        micro_batch: rows of a pass in one process.
+        processes: that share the rows.
+        workers: that prepare them.
+    """
+
+    order_rows: int
+    micro_batch: int
+    processes: int
+    workers: int
+
+    @classmethod
+    def of(cls, settings: Settings, then: dict | None = None) -> Passes:
+        """Return those of settings, in the order of the run that they go on with.
+
+        Args:
+            settings: of the run.
+            then: manifest of the checkpoint.
+
+        Raises:
+            ValueError: If the step would not be the same one.
+        """
+        processes = rank_and_count()[1]
+        rows = settings.micro_batch * processes
+        if then is None:
+            return cls(rows, settings.micro_batch, processes, settings.workers)
+        before = passes_before(then, processes, settings.workers)
+        made = cls(before["order_rows"], settings.micro_batch, processes, settings.workers)
+        changed = rows != before["micro_batch"] * before["processes"]
+        if changed and interventions.parse(settings.intervention)[0] in ("noise", "shuffled"):
+            raise ValueError(
+                f"--intervention {settings.intervention} depends on which rows share a pass: resume with "
+                f"--micro-batch {before['micro_batch']} and {before['processes']} processes"
+            )
+        if processes > 1 and made.loaded != rows:
+            raise ValueError(
+                f"over {processes} processes a run goes on with {made.order_rows} rows per pass or more, "
+                f"a multiple; got {processes} x {settings.micro_batch}: choose another --micro-batch"
+            )
+        return made
+
+    @property
+    def loaded(self) -> int:
+        """Rows that are loaded together, over all processes: a multiple of the order's and of a pass's.
+
+        A step of such batches holds the same rows as ever. Where a pass is smaller, they are split when they
+        are trained on, as after a lack of memory.
+        """
+        return math.lcm(self.order_rows, self.micro_batch * self.processes)
+
+
+def passes_before(then: dict, processes: int, workers: int) -> dict[str, int]:
+    """Return how a run was put through its model before; an older manifest knows the micro-batch alone."""
+    rows = then["training"]["micro_batch"]
+    known = {"micro_batch": rows, "processes": processes, "workers": workers, "order_rows": rows * processes}
+    return known | then.get("passes", {})
+
+
+def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
+    """Return what a resumed run does otherwise: name -> before and now."""
+    before = passes_before(then, passes.processes, passes.workers)
+    now = {name: getattr(passes, name) for name in ("micro_batch", "processes", "workers")}
+    return {name: [before[name], value] for name, value in now.items() if before[name] != value}
+
+
+def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
+    """Say what a resumed run does otherwise, and what of its numbers depends on it.
+
+    Args:
+        changes: from `changes_of`.
+        dropout: in front of the adapters.
+        bits: of the decoder.
+    """
+    parts = ", ".join(
+        f"{name.replace('_', '-')} {now} ({old} before)" for name, (old, now) in changes.items()
+    )
+    line = f"going on with {parts}: the same rows and the same loss in every step"
+    if not {"micro_batch", "processes"} & set(changes):
+        return line
+    other = [f"adapters' dropout of {dropout} draws other masks"] if dropout else []
+    other += ["8-bit layers round by what shares a pass"] if bits == 8 else []
+    return f"{line}, up to rounding" + (f"; {' and '.join(other)}" if other else "")
+
+
 def check_same_run(manifest: dict, folder: Path) -> None:
     """Compare a resumed run's settings with the ones that it was started with.
 
@@ -202,6 +307,7 @@ def check_same_run(manifest: dict, folder: Path) -> None:
         ValueError: Names what differs.
     """
     then = run_folder.read_manifest(folder)
+    then["training"]["micro_batch"] = manifest["training"]["micro_batch"]  # see `Passes`
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         if manifest[key] != then[key]:
             old, new = then[key], manifest[key]
@@ -215,7 +321,7 @@ def check_same_run(manifest: dict, folder: Path) -> None:
 
 
 def hyperparameters(settings: Settings) -> dict:
-    """Return the settings that a resumed run must share."""
+    """Return the settings that a resumed run must share, but for the micro-batch (see `Passes`)."""
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
         *("max_steps", "max_length", "group", "lora", "optimizer", "bad_budget", "min_rating", "seed"),
@@ -224,14 +330,18 @@ def hyperparameters(settings: Settings) -> dict:
 
 
 def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
-    """Refuse to resume a run with other inputs, before its model is loaded.
+    """Refuse to resume a run with other inputs or from damaged files, before its model is loaded.
 
     Raises:
-        ValueError: Names what differs.
+        ValueError: Names what differs, or the file.
     """
     if resume is not None:
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
-        preflight.check_unchanged(sources, hyperparameters(settings), data, settings.stage, resume)
+        same = {k: v for k, v in hyperparameters(settings).items() if k != "micro_batch"}
+        preflight.check_unchanged(sources, same, data, settings.stage, resume)
+        Passes.of(settings, run_folder.read_manifest(resume))
+        if rank_and_count()[0] == 0:
+            run_folder.check_files(resume, "weights", "state")
 
 
 def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 
@@ -18,7 +18,7 @@ def complete(target: Path) -> Iterator[Path]:
     """Give a path to write a file or folder at; it takes `target`'s place only when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
+    remove(draft)
     try:
         yield draft
         for path in draft.rglob("*") if draft.is_dir() else [draft]:
@@ -26,14 +26,14 @@ def complete(target: Path) -> Iterator[Path]:
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
     except BaseException:  # a full disk, say: what is half written would only take room
-        _remove(draft)
+        remove(draft)
         raise
     if target.is_dir():  # a folder cannot be renamed onto a full one
         old = target.with_name(f".{target.name}.old")
-        _remove(old)
+        remove(old)
         target.rename(old)
         draft.rename(target)
-        _remove(old)
+        remove(old)
     else:
         draft.replace(target)
 
@@ -49,13 +49,16 @@ def locked(target: Path, wait: bool = False) -> Iterator[bool]:
         wait: For another process to let go; otherwise `False` is given at once where one holds it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -83,7 +86,8 @@ _TORCH_WRITER = (
 _UNTOUCHED = "what was complete before is untouched: free some disk, and go on with --resume"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -86,13 +86,15 @@ def main(
     from basic_lite.recipes import stage2 as second
     from basic_lite.recipes.passing import defaults_of, given_to
 
+    from basic_lite import run_lock
     from basic_lite.ablation import architectures, comparison
     from basic_lite.ablation.plans import plan_named
     from basic_lite.console import quiet_console
 
     if plan == architectures.PLAN:
         console = quiet_console()
-        console.print(architectures.report(out))
+        with run_lock.held(out):
+            console.print(architectures.report(out))
         console.print(
             f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
         )

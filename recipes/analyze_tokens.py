@@ -60,7 +60,7 @@ def tokens(
 
       basic-lite analyze tokens runs/stage2     (a run of the tiny model, in its own world)
     """
-    from basic_lite import devices, writing
+    from basic_lite import devices, run_lock, writing
     from basic_lite.analysis import models, token_report, token_tables
     from basic_lite.analysis import tokens as analysis
     from basic_lite.analysis.exhibits import exhibit
@@ -73,28 +73,29 @@ def tokens(
         raise ValueError(
             "give the pictures to look at: --images DIR (only a run of the tiny model has its own)"
         )
-    shown = exhibit(images, captions, limit, seed)
-    with progress_bar(console) as progress:
-        total = len(chosen) * len(shown.exhibits)
-        task = progress.add_task("pictures", total=total, note="")
+    with run_lock.held(out or run):
+        shown = exhibit(images, captions, limit, seed)
+        with progress_bar(console) as progress:
+            total = len(chosen) * len(shown.exhibits)
+            task = progress.add_task("pictures", total=total, note="")
 
-        def advance(label: str) -> None:
-            progress.update(task, advance=1, note=label)
+            def advance(label: str) -> None:
+                progress.update(task, advance=1, note=label)
 
-        found = analysis.analyse(
-            chosen,
-            shown,
-            devices.choose_device(),
-            words=words,
-            views=views,
-            max_new_tokens=max_new_tokens,
-            advance=advance,
-        )
-    console.print(token_tables.depth_table(found), highlight=False)
-    console.print(token_tables.common_table(found), highlight=False)
-    if any(one.tried for one in found.looks):
-        console.print(token_tables.replacement_table(found), highlight=False)
-    folder = out or run / "analysis"
-    writing.write_json(folder / "tokens.json", found.as_dict())
-    page = token_report.write(folder / "tokens.html", found)
-    console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)
+            found = analysis.analyse(
+                chosen,
+                shown,
+                devices.choose_device(),
+                words=words,
+                views=views,
+                max_new_tokens=max_new_tokens,
+                advance=advance,
+            )
+        console.print(token_tables.depth_table(found), highlight=False)
+        console.print(token_tables.common_table(found), highlight=False)
+        if any(one.tried for one in found.looks):
+            console.print(token_tables.replacement_table(found), highlight=False)
+        folder = out or run / "analysis"
+        writing.write_json(folder / "tokens.json", found.as_dict())
+        page = token_report.write(folder / "tokens.html", found)
+        console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)

@@ -35,28 +35,32 @@ def main(
 
       basic-lite demo --seeds 5 --out runs/five
     """
+    from basic_lite import run_lock
     from basic_lite.console import quiet_console
     from basic_lite.demo import outcome, report
     from basic_lite.demo import seeds as several
 
     console = quiet_console()
-    _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
-    folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
-    for number, folder in enumerate(folders, start=seed):
-        try:
-            if not (folder / "summary.json").is_file():
-                _twins(folder, number, scenes, console)
-        except KeyboardInterrupt:
-            console.print("Stopped. The same command with --resume goes on.")
-            return
-        found = outcome.collect(folder, number, _seconds(folder))
-        console.print(outcome.table(found))
-        console.print(
-            f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
-        )
-    if seeds > 1:
-        console.print(several.table(several.collect(folders, out)))
-        console.print(f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False)
+    with run_lock.held(out):
+        _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
+        folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
+        for number, folder in enumerate(folders, start=seed):
+            try:
+                if not (folder / "summary.json").is_file():
+                    _twins(folder, number, scenes, console)
+            except KeyboardInterrupt:
+                console.print("Stopped. The same command with --resume goes on.")
+                return
+            found = outcome.collect(folder, number, _seconds(folder))
+            console.print(outcome.table(found))
+            console.print(
+                f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
+            )
+        if seeds > 1:
+            console.print(several.table(several.collect(folders, out)))
+            console.print(
+                f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False
+            )
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:
@@ -65,9 +69,8 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
     Raises:
         ValueError: If the folder is in use, or there is nothing to resume, or it was another demo.
     """
-    import shutil
-
-    from basic_lite.writing import write_json
+    from basic_lite.run_lock import contents
+    from basic_lite.writing import remove, write_json
 
     stamp = out / "demo.json"
     if resume:
@@ -77,12 +80,13 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
         if before != settings:
             raise ValueError(f"the demo in {out} was started with {before}, now {settings}; resume the same")
         return
-    if out.exists() and any(out.iterdir()):
+    if contents(out):
         if not overwrite:
             raise ValueError(
                 f"{out} is not empty; go on with --resume, take another --out, or replace it with --overwrite"
             )
-        shutil.rmtree(out)
+        for path in contents(out):
+            remove(path)
     write_json(stamp, settings)
 
 

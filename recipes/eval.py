@@ -85,6 +85,9 @@ def main(
 
       basic-lite eval mmbench --data my_benchmark.tsv --any-size
     """
+    from contextlib import nullcontext
+
+    from basic_lite import run_lock
     from basic_lite.benchmarks import table
     from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.demo.world import is_embedded, questions_beside
@@ -96,59 +99,60 @@ def main(
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
     several = len(names) > 1
     found = []
-    for name in names:
-        source = str(Path(data) / name) if data and several else data
-        embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
-        if embedded:
-            source = str(questions_beside(run, name, console.print))
-            console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
-        evaluation = Evaluation(
-            run=run,
-            name=name,
-            out=(out / name if several else out) if out else run / "eval" / name,
-            data=source,
-            images=images,
-            split=split,
-            prompt_style=prompt_style,
-            scorer=scorer if scorer is None else table.scorer_of(name, scorer),
-            limit=limit,
-            any_size=any_size or embedded,
-            judge=judge,
-            judge_scores=judge_scores,
-        )
-        evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
-        questions = evaluation.questions(with_images=step in ("all", "generate"))
-        sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
-        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-        console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
-        if not evaluation.is_published(questions):
-            console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-        if dry_run:
-            continue
-        if step in ("all", "generate"):
-            from basic_lite.devices import choose_device
+    read_manifest(run)  # a missing run is said before anything else
+    with nullcontext() if dry_run else run_lock.held(out or run):
+        for name in names:
+            source = str(Path(data) / name) if data and several else data
+            embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
+            if embedded:
+                source = str(questions_beside(run, name, console.print))
+                console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
+            evaluation = Evaluation(
+                run=run,
+                name=name,
+                out=(out / name if several else out) if out else run / "eval" / name,
+                data=source,
+                images=images,
+                split=split,
+                prompt_style=prompt_style,
+                scorer=scorer if scorer is None else table.scorer_of(name, scorer),
+                limit=limit,
+                any_size=any_size or embedded,
+                judge=judge,
+                judge_scores=judge_scores,
+            )
+            questions = evaluation.questions(with_images=step in ("all", "generate"))
+            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
+            where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+            console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
+            if not evaluation.is_published(questions):
+                console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+            if dry_run:
+                continue
+            if step in ("all", "generate"):
+                from basic_lite.devices import choose_device
 
-            silence_libraries()
-            with progress_bar(console) as shown:
-                task = shown.add_task(name, total=len(questions), note="")
-                left = evaluation.generate(
-                    questions,
-                    device=choose_device(),
-                    batch_size=batch_size,
-                    max_batches=None if max_steps < 0 else max_steps,
-                    overwrite=overwrite,
-                    image_size=image_size,
-                    tower_layer=tower_layer,
-                    advance=lambda count, task=task, shown=shown: shown.advance(task, count),
-                )
-            if left:
-                console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
-        if step in ("all", "score"):
-            found.append(evaluation.score(questions))
-            console.print(results_table(found[-1]))
-            console.print(f"Results in {evaluation.out / 'results.json'}")
-        if step == "export":
-            for path in evaluation.export(questions):
-                console.print(f"Written: {path}")
+                silence_libraries()
+                with progress_bar(console) as shown:
+                    task = shown.add_task(name, total=len(questions), note="")
+                    left = evaluation.generate(
+                        questions,
+                        device=choose_device(),
+                        batch_size=batch_size,
+                        max_batches=None if max_steps < 0 else max_steps,
+                        overwrite=overwrite,
+                        image_size=image_size,
+                        tower_layer=tower_layer,
+                        advance=lambda count, task=task, shown=shown: shown.advance(task, count),
+                    )
+                if left:
+                    console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+            if step in ("all", "score"):
+                found.append(evaluation.score(questions))
+                console.print(results_table(found[-1]))
+                console.print(f"Results in {evaluation.out / 'results.json'}")
+            if step == "export":
+                for path in evaluation.export(questions):
+                    console.print(f"Written: {path}")
     if several and found:
         console.print(overview(found))

@@ -51,19 +51,20 @@ def main(
 
       basic-lite export runs/stage2 my-original --to llava --base dequantised
     """
-    from basic_lite import devices
+    from basic_lite import devices, run_lock
     from basic_lite.console import quiet_console
     from basic_lite.export import adapter, folder, original
 
     console = quiet_console()
     device = device or devices.choose_device()
-    plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
-    if base == "bf16" and plan.base is None:
-        dtype = str(plan.dtype).removeprefix("torch.")
-        line = f"{run} holds no quantised base; its own weights are exported, in {dtype}"
-        console.print(line, highlight=False, soft_wrap=True)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
-    content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
+    with run_lock.held(out, beside=True):
+        plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
+        if base == "bf16" and plan.base is None:
+            dtype = str(plan.dtype).removeprefix("torch.")
+            line = f"{run} holds no quantised base; its own weights are exported, in {dtype}"
+            console.print(line, highlight=False, soft_wrap=True)
+        content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
     for line in folder.summary(content):
         console.print(line, highlight=False)
     console.print(f"Written: {out}")

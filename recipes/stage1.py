@@ -131,20 +131,22 @@ def main(
     console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
-    checkpoint = starting.check_folder(out, resume, overwrite)
-    rows = starting.open_training_rows(settings)
-    starting.check_unchanged(sources, settings, rows, checkpoint)
-    clock.mark("settings and data")
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    place = devices.loading_place(device, sources.bits, shards)
-    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
-    trainable.train_projector(assembled)
-    console.print(trainable.trainable_table(assembled.model))
-    clock.mark("models")
-    finished = launch.train(
-        assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json(), clock=clock
-    )
-    if not finished:
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
-        return
-    console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")
+    with starting.claimed(out, resume, overwrite) as checkpoint:
+        rows = starting.open_training_rows(settings)
+        starting.check_unchanged(sources, settings, rows, checkpoint)
+        clock.mark("settings and data")
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        place = devices.loading_place(device, sources.bits, shards)
+        assembled = modeling.assemble(
+            sources, place, seed, copies="keep" if quantised_copy else "off", say=say
+        )
+        trainable.train_projector(assembled)
+        console.print(trainable.trainable_table(assembled.model))
+        clock.mark("models")
+        finished = launch.train(
+            assembled, settings, rows, TEMPLATES["plain"], console, checkpoint, plan=plan.json(), clock=clock
+        )
+        if not finished:
+            console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+            return
+        console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

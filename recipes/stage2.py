@@ -162,29 +162,33 @@ def main(
     console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
-    resumed = starting.check_folder(out, resume, overwrite)
-    rows = starting.open_training_rows(settings)
-    starting.check_unchanged(sources, settings, rows, resumed)
-    clock.mark("settings and data")
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    place = devices.loading_place(device, sources.bits, shards)
-    assembled = modeling.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
-    checkpoint.check_identity(assembled, first)
-    checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
-    if lora:
-        trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
-    else:
-        trainable.train_everything(assembled)
-    console.print(trainable.trainable_table(assembled.model))
-    clock.mark("models")
-    origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
-    template = assembled.template
-    finished = launch.train(
-        assembled, settings, rows, template, console, resumed, origin, plan=plan.json(), clock=clock
-    )
-    if not finished:
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
-        return
-    if lora:
-        say(f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft")
-    console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")
+    with starting.claimed(out, resume, overwrite) as resumed:
+        if resumed is None:  # a run that goes on takes nothing from stage 1 any more
+            run_folder.check_files(start, "weights")
+        rows = starting.open_training_rows(settings)
+        starting.check_unchanged(sources, settings, rows, resumed)
+        clock.mark("settings and data")
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        place = devices.loading_place(device, sources.bits, shards)
+        assembled = modeling.assemble(
+            sources, place, seed, copies="keep" if quantised_copy else "off", say=say
+        )
+        checkpoint.check_identity(assembled, first)
+        checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
+        if lora:
+            trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
+        else:
+            trainable.train_everything(assembled)
+        console.print(trainable.trainable_table(assembled.model))
+        clock.mark("models")
+        origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
+        template = assembled.template
+        finished = launch.train(
+            assembled, settings, rows, template, console, resumed, origin, plan=plan.json(), clock=clock
+        )
+        if not finished:
+            console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+            return
+        if lora:
+            say(f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft")
+        console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")

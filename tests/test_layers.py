@@ -15,7 +15,7 @@ PACKAGE = Path(basic_lite.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    {"types", "console", "startup", "writing"},
+    {"types", "console", "startup", "writing", "run_lock"},
     {"layout", "chunks", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
     {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
@@ -153,7 +153,7 @@ def test_the_maths_does_not_import_the_framework(module, forbidden):
 @pytest.mark.parametrize(
     "module",
     ["basic_lite"]
-    + [f"basic_lite.{name}" for name in "cli scoring benchmarks measure run_folder console".split()],
+    + [f"basic_lite.{name}" for name in "cli scoring benchmarks measure run_folder run_lock console".split()],
 )
 def test_light_modules_import_nothing_heavy(module):
     heavy = "torch transformers datasets peft bitsandbytes matplotlib".split()

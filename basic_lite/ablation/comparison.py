@@ -6,7 +6,6 @@ import contextlib
 import io
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from basic_lite import devices, zoo
+from basic_lite import devices, run_lock, writing, zoo
 from basic_lite.ablation import measures, page, runs, setup, texts, worlds
 from basic_lite.ablation.plans import METHOD, NOT_ON_TEXT, Arm, Plan, arms_for
 from basic_lite.ablation.table import tabulate
@@ -25,7 +24,6 @@ from basic_lite.demo.world import is_embedded
 from basic_lite.memory import parameters_of
 from basic_lite.modeling import Sources, read_config
 from basic_lite.run_folder import read_manifest, versions
-from basic_lite.writing import write_json
 
 _BYTES_OF_TINY = 2**30
 """What stage 1 of the embedded model takes at its highest, with room (0.8 GiB were measured)."""
@@ -98,11 +96,11 @@ class Comparison:
                 state = "done" if run.finished else "to do"
                 console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
             return
-        if overwrite and (self.out / setup.SETUP).is_file():
-            with setup.held(self.out):  # not under another ablation's feet
-                shutil.rmtree(self.out)
-        setup.claim(self.out, self._setup())
-        with setup.held(self.out):
+        with run_lock.held(self.out):
+            if overwrite and (self.out / setup.SETUP).is_file():
+                for path in run_lock.contents(self.out):
+                    writing.remove(path)
+            setup.claim(self.out, self._setup())
             self._train(todo, jobs, console)
             self._report(arms, console)
 
@@ -271,7 +269,7 @@ class Comparison:
         command = f"basic-lite {shlex.join(sys.argv[1:])}"
         texts.write_markdown(table, self.out / f"{self.plan.name}.md", command)
         content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
-        write_json(self.out / f"{self.plan.name}.json", content)
+        writing.write_json(self.out / f"{self.plan.name}.json", content)
         page.write(table, self.out / f"{self.plan.name}.html", command)
         console.print(texts.for_terminal(table))
         console.print(table.how_sure, highlight=False)

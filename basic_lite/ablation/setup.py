@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from basic_lite import zoo
 from basic_lite.modeling import Sources, read_config
 from basic_lite.run_folder import file_hash, identity
+from basic_lite.run_lock import contents
 from basic_lite.tower import vision_config
-from basic_lite.writing import locked, write_json
+from basic_lite.writing import write_json
 
 SETUP: str = "ablation.json"
 
@@ -43,7 +43,7 @@ def claim(out: Path, setup: Mapping[str, object]) -> None:
     """
     path, now = out / SETUP, json.loads(json.dumps(setup))
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or contents(out)):
             raise ValueError(f"{out} is in use and holds no ablation (no {SETUP}); choose another --out")
         write_json(path, now)
         return
@@ -64,16 +64,3 @@ def claim(out: Path, setup: Mapping[str, object]) -> None:
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Keep a second ablation out of the folder while this one works in it.
-
-    Raises:
-        ValueError: If another works in it now.
-    """
-    with locked(out / SETUP) as alone:
-        if not alone:
-            raise ValueError(f"another ablation is at work in {out}; wait for it, or choose another --out")
-        yield
