@@ -108,7 +108,7 @@ class Evaluation:
         from basic_lite.checkpoint import load_run
 
         changes = {
-            "image_size": image_size or self.manifest["image_size"],
+            "image_size": self.manifest["image_size"] if image_size is None else image_size,
             "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
         }
         conditions = {

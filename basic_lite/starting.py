@@ -21,7 +21,7 @@ from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Sources, read_config
 from basic_lite.settings import Settings
 from basic_lite.targets import check_kind
-from basic_lite.tower import vision_config
+from basic_lite.tower import check_tower_layer, vision_config
 
 BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
@@ -92,6 +92,7 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     interventions.check(settings.intervention, config, settings.micro_batch)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
+    check_tower_layer(sources.tower_layer, tower)
     known = transformers.integrations.get_available_reporting_integrations()
     if settings.report_to != "none" and settings.report_to not in known:
         raise ValueError(

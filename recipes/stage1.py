@@ -41,7 +41,8 @@ def main(
     intervention: o.Intervention = "none",
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
     learning_rate: Annotated[
-        float | None, o.option(help="Peak of the cosine schedule.", default="1e-3")
+        float | None,
+        o.option(help="Peak of the cosine schedule.", default="1e-3", callback=o.within(above=0)),
     ] = None,
     global_batch: o.GlobalBatch = None,
     micro_batch: o.MicroBatch = None,
@@ -94,7 +95,7 @@ def main(
         llm,
         template=template,
         image_token=image_token,
-        bits=bits or zoo.bits_of(model, llm),
+        bits=zoo.bits_of(model, llm) if bits is None else bits,
         dtype=devices.choose_dtype(precision, device),
         image_size=image_size,
         tower_layer=tower_layer,

@@ -13,18 +13,33 @@ def main(
         bool, o.option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
     ] = False,
     start: Annotated[Path, o.option(help="Run of stage 1 to start from.")] = Path("runs/stage1"),
-    rank: Annotated[int | None, o.option(help="Rank of the adapters.", default="128", panel=o.MODEL)] = None,
+    rank: Annotated[
+        int | None, o.option(help="Rank of the adapters.", default="128", panel=o.MODEL, callback=o.within(1))
+    ] = None,
     alpha: Annotated[
         int | None,
-        o.option(help="Scale times rank of the adapters.", default="2 * rank", panel=o.MODEL),
+        o.option(
+            help="Scale times rank of the adapters.", default="2 * rank", panel=o.MODEL, callback=o.within(1)
+        ),
     ] = None,
-    dropout: Annotated[float, o.option(help="Dropout in front of the adapters.", panel=o.MODEL)] = 0.05,
+    dropout: Annotated[
+        float,
+        o.option(help="Dropout in front of the adapters.", panel=o.MODEL, callback=o.within(0, below=1)),
+    ] = 0.05,
     bits: Annotated[
-        int | None, o.option(help="Bits of the decoder's weights.", default="stage 1's", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Bits of the decoder's weights.", default="stage 1's", panel=o.MODEL, callback=o.a_width
+        ),
     ] = None,
     image_size: Annotated[
         int | None,
-        o.option(help="Side of the tower's input in pixels.", default="stage 1's", panel=o.MODEL),
+        o.option(
+            help="Side of the tower's input in pixels.",
+            default="stage 1's",
+            panel=o.MODEL,
+            callback=o.within(1),
+        ),
     ] = None,
     tower_layer: Annotated[
         int | None,
@@ -50,10 +65,14 @@ def main(
     intervention: o.Intervention = "none",
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage2"),
     learning_rate: Annotated[
-        float | None, o.option(help="Peak of the schedule.", default="2e-4 with --lora, else 2e-5")
+        float | None,
+        o.option(
+            help="Peak of the schedule.", default="2e-4 with --lora, else 2e-5", callback=o.within(above=0)
+        ),
     ] = None,
     projector_learning_rate: Annotated[
-        float | None, o.option(help="The projector's own peak.", default="2e-5")
+        float | None,
+        o.option(help="The projector's own peak; 0 freezes it.", default="2e-5", callback=o.within(0)),
     ] = None,
     global_batch: o.GlobalBatch = None,
     micro_batch: o.MicroBatch = None,
@@ -118,14 +137,14 @@ def main(
     sources = checkpoint.sources_of(first)
     sources = replace(
         sources,
-        bits=(bits or (sources.bits if lora else 16)),
-        image_size=image_size or sources.image_size,
+        bits=(sources.bits if lora else 16) if bits is None else bits,
+        image_size=sources.image_size if image_size is None else image_size,
         tower_layer=sources.tower_layer if tower_layer is None else tower_layer,
     )
     preflight.check_parts(sources, first)
     data, images = starting.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 2)
-    rank = rank or pace.rank
+    rank = pace.rank if rank is None else rank
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings.of(
         given,
@@ -172,7 +191,9 @@ def main(
     checkpoint.check_identity(assembled, first)
     checkpoint.load_projector(assembled.model, start / run_folder.PROJECTOR)
     if lora:
-        trainable.train_adapters(assembled, trainable.Adapters(rank, alpha or 2 * rank, dropout), seed)
+        trainable.train_adapters(
+            assembled, trainable.Adapters(rank, 2 * rank if alpha is None else alpha, dropout), seed
+        )
     else:
         trainable.train_everything(assembled)
     console.print(trainable.trainable_table(assembled.model))
