@@ -145,6 +145,10 @@ def main(
     data, images = starting.training_files(2, sources.llm, data, images, out, console, draw=not dry_run)
     pace = zoo.pace_of(sources.llm, 2)
     rank = pace.rank if rank is None else rank
+    rate = pace.learning_rate if lora else pace.learning_rate / 10
+    projector_rate = (
+        pace.projector_learning_rate if projector_learning_rate is None else projector_learning_rate
+    )
     objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
     settings = Settings.of(
         given,
@@ -152,12 +156,12 @@ def main(
         data=data,
         images=images,
         aspect="pad",  # LLaVA-1.5 pads to a square of the mean colour from stage 2 on
-        learning_rate=learning_rate or (pace.learning_rate if lora else pace.learning_rate / 10),
-        projector_learning_rate=projector_learning_rate or pace.projector_learning_rate,
-        global_batch=global_batch or pace.global_batch,
-        micro_batch=micro_batch or pace.rows_per_pass(global_batch),
+        learning_rate=rate if learning_rate is None else learning_rate,
+        projector_learning_rate=projector_rate,
+        global_batch=pace.global_batch if global_batch is None else global_batch,
+        micro_batch=pace.rows_per_pass(global_batch) if micro_batch is None else micro_batch,
         workers=min(2, cores()) if workers is None else workers,
-        epochs=epochs or pace.epochs,
+        epochs=pace.epochs if epochs is None else epochs,
         group=True,
         shards=shards,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
@@ -166,6 +170,14 @@ def main(
         objective=objective,
     )
     starting.check_sources(sources, settings)
+    rows, steps = None, "known when the data are here"
+    if not dry_run or settings.data.exists():
+        rows = starting.open_training_rows(settings)
+        settings, steps, line = starting.paced(
+            settings, rows, pace, global_batch=global_batch, micro_batch=micro_batch
+        )
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)
     settings, plan = fitting.planned(
         settings,
         fitting.step_of(settings, sources, device, rank, dropout),
@@ -177,12 +189,12 @@ def main(
     )
     starting.check_optimizer(settings.optimizer, lora, shards)
     names = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
-    console.print(settings.table(**names, device=device, rank=rank if lora else None))
+    console.print(settings.table(**names, device=device, optimizer_steps=steps, rank=rank if lora else None))
     console.print(fitting.plan_line(plan), highlight=False)
     if dry_run:
         return
     resumed = starting.check_folder(out, resume, overwrite)
-    rows = starting.open_training_rows(settings)
+    starting.check_training_rows(rows, settings)
     starting.check_unchanged(sources, settings, rows, resumed)
     clock.mark("settings and data")
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -196,6 +208,10 @@ def main(
         )
     else:
         trainable.train_everything(assembled)
+    if projector_rate == 0:
+        trainable.freeze_projector(assembled)
+        idle = "; BASIC's terms reach nothing else, and are measured only" if objective.active else ""
+        say(f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.")
     console.print(trainable.trainable_table(assembled.model))
     clock.mark("models")
     origin = {"stage1": str(start), "projector": run_folder.file_hash(start / run_folder.PROJECTOR)}
