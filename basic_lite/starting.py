@@ -242,7 +242,7 @@ def paced(
     found, before = settings, steps_with(settings)
     if before >= FEWEST_STEPS or settings.max_steps > 0:
         return settings, before, ""
-    told = f"{sum(kinds):,} rows are {_counted(before)} at a global batch of {settings.global_batch}"
+    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)} at a global batch of {settings.global_batch}"
     if global_batch is not None:
         return settings, before, f"Warning: {told}; a smaller --global-batch or more --epochs give more."
     at_once = (micro_batch or 1) * processes
@@ -251,15 +251,15 @@ def paced(
         size = pace.rows_per_pass(half) if micro_batch is None else micro_batch
         found = replace(found, global_batch=half, micro_batch=size)
     after = steps_with(found)
-    if found is settings:
+    if after == before:
         return settings, before, f"Warning: {told}; more --epochs give more."
     more = "" if after >= FEWEST_STEPS else ", and more --epochs give more"
     line = f"{told}: it is {found.global_batch} here, for {_counted(after)}{more}"
     return found, after, f"{line} (--global-batch {settings.global_batch} keeps it)."
 
 
-def _counted(steps: int) -> str:
-    return f"{steps:,} optimizer step{'s' if steps != 1 else ''}"
+def _counted(number: int, what: str = "optimizer step") -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 def check_training_rows(rows: Rows, settings: Settings) -> None:
