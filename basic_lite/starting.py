@@ -242,7 +242,8 @@ def paced(
     found, before = settings, steps_with(settings)
     if before >= FEWEST_STEPS or settings.max_steps > 0:
         return settings, before, ""
-    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)} at a global batch of {settings.global_batch}"
+    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)}"
+    told += f" at a global batch of {settings.global_batch}"
     if global_batch is not None:
         return settings, before, f"Warning: {told}; a smaller --global-batch or more --epochs give more."
     at_once = (micro_batch or 1) * processes

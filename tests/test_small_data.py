@@ -67,9 +67,9 @@ def fresh_projector(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_a_handful_of_rows_moves_every_tensor(count, pictures, tmp_path):
     done = run(*stage1(pictures, count, "--learning-rate", 0.01), cwd=tmp_path)
-    few = f"{count} rows are 1 optimizer step at a global batch of 256: it is 1 here, for {count} optimizer steps"
+    few = f"{count} rows are 1 optimizer step at a global batch of 256: it is 1 here, for {count} optimizer "
     one = "Warning: 1 row is 1 optimizer step at a global batch of 256; more --epochs give more.\n"
-    more = ", and more --epochs give more (--global-batch 256 keeps it).\n"
+    more = "steps, and more --epochs give more (--global-batch 256 keeps it).\n"
     assert (few + more if count > 1 else one) in done.stdout
     out = tmp_path / "runs/stage1"
     assert run_folder.read_manifest(out)["steps"] == count
