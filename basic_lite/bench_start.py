@@ -82,7 +82,7 @@ def measure_starts(model: str, device: str, layers: int | None, parent: Path | N
         RuntimeError: If a start fails; with its last words.
     """
     config = type(DECODERS[model])(**DECODERS[model].to_dict())
-    config.num_hidden_layers = layers or config.num_hidden_layers
+    config.num_hidden_layers = config.num_hidden_layers if layers is None else layers
     with torch.device("meta"):
         weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     needed = 2 * weights + weights * 6 // 10 + SPARE_BYTES

@@ -34,7 +34,7 @@ from basic_lite.recipes import (
     stage2,
 )
 from basic_lite.recipes import eval as evaluation
-from basic_lite.types import Diverged
+from basic_lite.types import Diverged, Unmoved
 
 app = typer.Typer(
     name="basic-lite",
@@ -103,7 +103,7 @@ def main() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, Diverged) as error:
+    except (OSError, Diverged, Unmoved) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

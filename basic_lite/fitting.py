@@ -63,6 +63,7 @@ def step_of(
     training = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}[kind]
     held = Held(sources.bits, training, rank, dropout, half=sources.dtype == torch.bfloat16)
     held = replace(held, fused=settings.fused_kernels and device == "cuda")
+    k = max(decoder.depth // 2, 1) if settings.layers is None else settings.layers
     return Step(
         decoder,
         tower,
@@ -74,7 +75,7 @@ def step_of(
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
         shards=settings.shards,
-        maps=(settings.layers or max(decoder.depth // 2, 1)) if settings.target == "translated" else 0,
+        maps=k if settings.target == "translated" else 0,
     )
 
 

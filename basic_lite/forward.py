@@ -144,7 +144,9 @@ class Forward:
             )  # three (N, D) in fp32
             self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
         if self.objective.sds_weight:
-            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
+            used = (
+                rows_in_chunk(count, len(embedding)) if self.rows_per_chunk is None else self.rows_per_chunk
+            )
             self.chunk = max(self.chunk, min(used, count))
         return self.rows_per_chunk
 

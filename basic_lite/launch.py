@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from basic_lite import (
     checkpoint,
     devices,
+    finite,
     interventions,
     preflight,
     processes,
     run_folder,
     starting,
     teacher,
+    trainable,
     writing,
 )
 from basic_lite.callbacks import AtStart, FirstStep, StepProgress
@@ -35,6 +38,10 @@ from basic_lite.modeling import Assembled
 from basic_lite.settings import Settings
 from basic_lite.startup import Clock
 from basic_lite.trainer import BasicTrainer
+from basic_lite.types import Unmoved
+
+WARMUP: float = 0.03
+"""Share of the steps over which the learning rate rises."""
 
 
 def train(
@@ -63,6 +70,9 @@ def train(
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
+
+    Raises:
+        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
     """
     bad_log = settings.out / starting.BAD_ROWS
     if resume is not None:  # the same rows in the same order, whatever a check would find today
@@ -109,6 +119,7 @@ def train(
         rank=rank,
         ranks=ranks,
     )
+    steps = starting.optimizer_steps(settings, len(batches))
     decoder = parts_of(assembled.model).decoder
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
@@ -121,7 +132,8 @@ def train(
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
         lr_scheduler_type="cosine",
-        warmup_steps=0.03,
+        # LLaVA's 3 %, rounded up; of fewer than 34 steps the one at rate 0 would be more.
+        warmup_steps=WARMUP if WARMUP * steps >= 1 else 0,
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=half,
@@ -182,6 +194,7 @@ def train(
         trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
     elif args.should_save:
         preflight.rehearse(trainer, settings.out)
+    begun = trainable.Beginning(assembled.model)
     try:
         with trainer.stop_on_signals(), shared_heap():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -190,6 +203,8 @@ def train(
     finished = trainer.state.global_step >= trainer.state.max_steps
     processes.join_flags(dataset.state, trainer.accelerator)
     counts = dataset.tally()
+    if finished and not processes.first_says(begun.has_moved(assembled.model), trainer.accelerator):
+        raise Unmoved(_why_unmoved(trainer, settings))
     if finished:
         trainer.manifest = manifest | {"finished": True, "rows": counts}
         trainer.save_model()
@@ -201,6 +216,17 @@ def train(
             highlight=False,
         )
     return finished
+
+
+def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
+    steps = trainer.state.max_steps
+    norms = [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
+    why = f"each update is too small for the weights' precision at --learning-rate {settings.learning_rate:g}"
+    if norms and not any(math.isfinite(norm) for norm in norms):
+        why = f"no gradient was finite ({settings.out / finite.DUMP} has the rows)"
+    elif not any(norms):
+        why = "every gradient was zero: nothing in these rows depends on what is trained"
+    return f"no weight moved in {steps:,} steps, so {settings.out} is not finished: {why}"
 
 
 def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:

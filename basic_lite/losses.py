@@ -57,7 +57,7 @@ def next_token(
         hidden, labels = hidden[:, :-1][chosen], labels[:, 1:][chosen]
     if not len(labels):
         return LossTerm("lm", hidden.float().sum() * 0.0, 0)
-    rows = rows_per_chunk or rows_in_chunk(len(labels), len(weight))
+    rows = rows_in_chunk(len(labels), len(weight)) if rows_per_chunk is None else rows_per_chunk
     return LossTerm("lm", _LinearCrossEntropy.apply(hidden, weight, labels, rows), len(labels))
 
 
@@ -108,7 +108,9 @@ def semantic_distribution(
     """
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"rows_per_chunk must be at least 1, got {rows_per_chunk}")
-    rows = rows_per_chunk or rows_in_chunk(len(refinement.initial), len(embedding))
+    rows = (
+        rows_in_chunk(len(refinement.initial), len(embedding)) if rows_per_chunk is None else rows_per_chunk
+    )
     constants = refinement.target.detach(), refinement.importance.detach(), embedding.detach()
     total = _SemanticDistribution.apply(refinement.initial, *constants, rows)
     return LossTerm("sds", total, refinement.images)

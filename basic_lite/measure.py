@@ -110,7 +110,7 @@ class Evaluation:
 
         check_files(self.run, "weights")  # before a prediction file is claimed
         changes = {
-            "image_size": image_size or self.manifest["image_size"],
+            "image_size": self.manifest["image_size"] if image_size is None else image_size,
             "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
         }
         conditions = {

@@ -14,6 +14,7 @@ from functools import reduce
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -74,6 +75,13 @@ def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         found = accelerator.gather(flags.to(accelerator.device)[None])
         flags.copy_(reduce(torch.bitwise_or, found.unbind()))
+
+
+def first_says(verdict: bool, accelerator: Accelerator) -> bool:
+    """Return the first process's verdict in all of them."""
+    if accelerator.num_processes == 1:
+        return verdict
+    return bool(broadcast(torch.tensor([int(verdict)], device=accelerator.device)).item())
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:

@@ -111,7 +111,10 @@ def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
     Returns:
         Whole tensors by name, or `None` where nothing trained is cut.
     """
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    named = [
+        (name, p) for name, p in model.named_parameters() if p.requires_grad or "modules_to_save" in name
+    ]
+    trained = {name: p.detach() for name, p in named}  # and a frozen projector, which is saved with adapters
     if not any(is_cut(parameter) for parameter in trained.values()):
         return None
     found = {}

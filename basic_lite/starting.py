@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import transformers.integrations
@@ -25,13 +25,16 @@ from basic_lite.memory import check_whole_decoder_fits
 from basic_lite.modeling import Sources, read_config
 from basic_lite.settings import Settings
 from basic_lite.targets import check_kind
-from basic_lite.tower import vision_config
+from basic_lite.tower import check_tower_layer, vision_config
 
 BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
 
 SHARDED: str = "ACCELERATE_USE_FSDP"
 """What `accelerate launch` says in the environment when it was asked for FSDP (see `sharding`)."""
+
+FEWEST_STEPS: int = 50
+"""Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
 
 REFUSED: dict[str, str] = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -96,6 +99,7 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     interventions.check(settings.intervention, config, settings.micro_batch)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
+    check_tower_layer(sources.tower_layer, tower)
     known = transformers.integrations.get_available_reporting_integrations()
     if settings.report_to != "none" and settings.report_to not in known:
         raise ValueError(
@@ -195,20 +199,92 @@ def training_files(
 
 
 def open_training_rows(settings: Settings) -> Rows:
-    """Open the annotation file and look through its texts and a sample of its pictures.
+    """Open the annotation file.
+
+    Raises:
+        ValueError: If it is missing or holds no rows.
+    """
+    return open_rows(
+        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
+    )
+
+
+def optimizer_steps(settings: Settings, batches: int) -> int:
+    """Count a run's optimizer steps as the Trainer does.
+
+    Args:
+        settings: of the stage.
+        batches: micro-batches of one epoch, of one process.
+    """
+    if settings.max_steps > 0:
+        return settings.max_steps
+    accumulation = settings.global_batch // (settings.micro_batch * rank_and_count()[1])
+    return math.ceil(settings.epochs * max(-(-batches // accumulation), 1))
+
+
+def paced(
+    settings: Settings,
+    rows: Rows,
+    pace: zoo.Pace,
+    *,
+    global_batch: int | None = None,
+    micro_batch: int | None = None,
+) -> tuple[Settings, int, str]:
+    """Halve a global batch that nobody asked for until the data give some steps.
+
+    A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
+    gets the same. `--max-steps` says itself how many steps there are.
+
+    Args:
+        settings: of the stage, with the pace's batches or the user's.
+        rows: as they were opened, nothing yet checked.
+        pace: of the stage.
+        global_batch: what the user gave; it is kept.
+        micro_batch: what the user gave; it is kept, and the global batch stays a multiple of it.
 
     Returns:
-        The rows, with their `faults`: those rows are left out.
+        The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
+    """
+    processes, usable = rank_and_count()[1], rows.usable
+    pictures = int(rows.has_image[usable].sum())
+    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+
+    def steps_with(tried: Settings) -> int:
+        at_once = tried.micro_batch * processes
+        return optimizer_steps(tried, sum(-(-count // at_once) for count in kinds))
+
+    found, before = settings, steps_with(settings)
+    if before >= FEWEST_STEPS or settings.max_steps > 0:
+        return settings, before, ""
+    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)}"
+    told += f" at a global batch of {settings.global_batch}"
+    if global_batch is not None:
+        return settings, before, f"Warning: {told}; a smaller --global-batch or more --epochs give more."
+    at_once = (micro_batch or 1) * processes
+    while steps_with(found) < FEWEST_STEPS and found.global_batch % (2 * at_once) == 0:
+        half = found.global_batch // 2
+        size = pace.rows_per_pass(half) if micro_batch is None else micro_batch
+        found = replace(found, global_batch=half, micro_batch=size)
+    after = steps_with(found)
+    if after == before:
+        return settings, before, f"Warning: {told}; more --epochs give more."
+    more = "" if after >= FEWEST_STEPS else ", and more --epochs give more"
+    line = f"{told}: it is {found.global_batch} here, for {_counted(after)}{more}"
+    return found, after, f"{line} (--global-batch {settings.global_batch} keeps it)."
+
+
+def _counted(number: int, what: str = "optimizer step") -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def check_training_rows(rows: Rows, settings: Settings) -> None:
+    """Look through the rows' texts and a sample of their pictures, and note their `faults`: what is left out.
 
     Raises:
         ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
-    rows = open_rows(
-        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
-    )
     rows.faults = check_rows(rows, settings.stage)
     check_budget(rows, settings.bad_budget, settings.stage)
-    return rows
 
 
 @dataclass(frozen=True)

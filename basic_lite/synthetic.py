@@ -48,7 +48,7 @@ def random_model(
     if bits not in (4, 16):
         raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
     text = type(DECODERS[name])(**DECODERS[name].to_dict())
-    text.num_hidden_layers = layers or text.num_hidden_layers
+    text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
     vision = CLIPVisionConfig(**CLIP_L_336)
     tokens = (vision.image_size // vision.patch_size) ** 2

@@ -149,7 +149,7 @@ def fit_target(
         return TargetSpace()
     decoder = parts_of(model).decoder
     k, width = supervised_layers(decoder.config, layers), decoder.config.hidden_size
-    rows = token_rows(tokenizer, texts, tokens or tokens_for(width))
+    rows = token_rows(tokenizer, texts, tokens_for(width) if tokens is None else tokens)
     return fit_rows(decoder, rows, kind, k, ridge=ridge, progress=progress)
 
 

@@ -238,7 +238,9 @@ class Pace:
         Args:
             global_batch: rows per optimizer step, of one process or of all; `None` for `self.global_batch`.
         """
-        share = (global_batch or self.global_batch) // int(os.environ.get("WORLD_SIZE", 1))
+        share = (self.global_batch if global_batch is None else global_batch) // int(
+            os.environ.get("WORLD_SIZE", 1)
+        )
         return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 

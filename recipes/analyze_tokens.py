@@ -27,7 +27,7 @@ def tokens(
         Path | None,
         o.option(help="File of words that mean something, one per line.", default="none", panel="Data"),
     ] = None,
-    limit: Annotated[int, o.option(help="Pictures, evenly drawn.", panel="Data", min=1)] = 64,
+    limit: Annotated[int, o.option(help="Pictures, evenly drawn.", panel="Data", callback=o.within(1))] = 64,
     against: Annotated[
         Path | None, o.option(help="Another run of the same models, such as the plain twin.", default="none")
     ] = None,
@@ -36,10 +36,12 @@ def tokens(
         o.option("--before/--no-before", help="Also the run's beginning: fresh projector, LLM as it came."),
     ] = True,
     max_new_tokens: Annotated[
-        int, o.option(help="Longest text of the replacement test; 0 generates none.", min=0)
+        int, o.option(help="Longest text of the replacement test; 0 generates none.", callback=o.within(0))
     ] = 48,
-    views: Annotated[int, o.option(help="Pictures in the report.", min=0)] = 6,
-    seed: Annotated[int, o.option(help="Seed of the embedded world's scenes, without --images.")] = 0,
+    views: Annotated[int, o.option(help="Pictures in the report.", callback=o.within(0))] = 6,
+    seed: Annotated[
+        int, o.option(help="Seed of the embedded world's scenes, without --images.", callback=o.a_seed)
+    ] = 0,
     out: Annotated[
         Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
     ] = None,

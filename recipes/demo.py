@@ -17,11 +17,18 @@ def main(
     out: Annotated[Path, o.option(help="Folder of both runs, `summary.json` and `report.html`.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, o.option(help="Seed of the world, the projectors and the order of rows.")] = 0,
+    seed: Annotated[
+        int, o.option(help="Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
+    ] = 0,
     seeds: Annotated[
-        int, o.option(help="Run so many demos, a seed each from --seed on, and average them.", min=1)
+        int,
+        o.option(
+            help="Run so many demos, a seed each from --seed on, and average them.", callback=o.within(1)
+        ),
     ] = 1,
-    scenes: Annotated[int, o.option(help="How many held-out scenes are looked into.", min=8)] = 200,
+    scenes: Annotated[
+        int, o.option(help="How many held-out scenes are looked into.", callback=o.within(8))
+    ] = 200,
     resume: Annotated[bool, o.option("--resume", help="Go on with an interrupted demo in --out.")] = False,
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace the demo in --out.")] = False,
 ) -> None:

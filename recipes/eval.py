@@ -33,7 +33,10 @@ def main(
     images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
-        int | None, o.option(help="Only so many questions: not the benchmark's number.", panel="Data")
+        int | None,
+        o.option(
+            help="Only so many questions: not the benchmark's number.", panel="Data", callback=o.within(1)
+        ),
     ] = None,
     any_size: Annotated[
         bool,
@@ -54,11 +57,21 @@ def main(
     out: Annotated[
         Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
     ] = None,
-    batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.", min=1)] = 16,
-    max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on.", default="-1, all")] = -1,
+    batch_size: Annotated[
+        int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
+    ] = 16,
+    max_steps: Annotated[
+        int,
+        o.option(help="Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1)),
+    ] = -1,
     image_size: Annotated[
         int | None,
-        o.option(help="Side of the tower's input in pixels.", default="the run's", panel=o.MODEL),
+        o.option(
+            help="Side of the tower's input in pixels.",
+            default="the run's",
+            panel=o.MODEL,
+            callback=o.within(1),
+        ),
     ] = None,
     tower_layer: Annotated[
         int | None,

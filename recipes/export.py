@@ -30,7 +30,7 @@ def main(
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, o.option(help="Dtype of the weights.", default="the run's")
     ] = None,
-    shard_gib: Annotated[float, o.option(help="Most GiB of one file.", min=0.001)] = 2.0,
+    shard_gib: Annotated[float, o.option(help="Most GiB of one file.", callback=o.within(0.001))] = 2.0,
     device: Annotated[
         str | None, o.option(help="Where run and folder are compared.", default="a GPU where there is one")
     ] = None,

@@ -19,13 +19,17 @@ def main(
     ] = None,
     image_size: o.ImageSize = None,
     gpu: Annotated[
-        float | None, o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", min=1)
+        float | None,
+        o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
     ] = None,
-    stage: Annotated[int | None, o.option(help="1 or 2.", default="both", min=1, max=2)] = None,
+    stage: Annotated[int | None, o.option(help="1 or 2.", default="both", callback=o.within(1, 2))] = None,
     text: Annotated[
-        int | None, o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", min=1)
+        int | None,
+        o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", callback=o.within(1)),
     ] = None,
-    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, min=1)] = 128,
+    rank: Annotated[
+        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
+    ] = 128,
     basic: o.Basic = True,
     json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False,
 ) -> None:

@@ -184,7 +184,7 @@ class TowerSize:
             ValueError: If the family is not supported or the image holds no patch.
         """
         family = zoo.tower_family_of(config.model_type, source or "the vision tower").model_type
-        size = image_size or config.image_size
+        size = config.image_size if image_size is None else image_size
         if size < config.patch_size:
             raise ValueError(f"an image size of {size} holds no {config.patch_size}-pixel patch")
         ratio = getattr(config, "mlp_ratio", 4)
