@@ -49,14 +49,15 @@ class Reader:
                 training, wherever they stand.
         """
         import torch
-        from PIL import Image
+
+        from basic_lite.data.pictures import open_picture
 
         pictures = [part["value"] for part in message if part["type"] == "image"]
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]
         turns = [{"role": "user", "content": content}]
         prompt = self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        images = [Image.open(path).convert("RGB") for path in pictures] or None
+        images = [open_picture(Path(path)) for path in pictures] or None
         batch = self.processor(text=[prompt], images=images, return_tensors="pt")
         batch = batch.to(self.model.device, self.model.dtype)
         with torch.inference_mode():
