@@ -14,7 +14,10 @@ def start(
         str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
     ] = "vicuna-7b",
     decoder_layers: Annotated[
-        int | None, o.option(help="Fewer layers, for a small machine.", default="all", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)
+        ),
     ] = None,
     folder: Annotated[
         Path | None, o.option(help="Where the models lie meanwhile.", default="the system's temporary folder")
