@@ -13,7 +13,7 @@ import torch
 from transformers import TextStreamer
 
 from basic_lite.data.conversation import IMAGE, Turn
-from basic_lite.data.pictures import decode
+from basic_lite.data.pictures import open_picture
 from basic_lite.data.rows import RowFault
 from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of
 from basic_lite.models.llava import Assembled, for_inference
@@ -44,8 +44,8 @@ class Chat:
             ValueError: If it is missing or does not decode.
         """
         try:
-            picture = decode(path.read_bytes(), path.name)
-        except (OSError, RowFault) as error:
+            picture = open_picture(path)
+        except RowFault as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
         self.waiting.append(self.assembled.transform("pad")(picture))
 
@@ -66,16 +66,13 @@ class Chat:
                 f"the conversation has {len(ids)} tokens, the decoder takes {positions}; start a new "
                 "conversation (/new in a terminal)"
             )
-        pictures, pixels = self.shown + self.waiting, None
-        if pictures:
-            weight = next(parts_of(model).llava.vision_tower.parameters())
-            stacked = torch.stack(pictures).to(weight.device)
-            pixels = assembled.transform("pad").normalise(stacked, weight.dtype)
+        pictures = self.shown + self.waiting
+        pixels = torch.stack(pictures) if pictures else None
         longest = min(self.max_new_tokens, room)
         never = [assembled.image_token_id]
         with torch.inference_mode():
             row = model.generate(
-                **one_row(model, ids, pixels),
+                **one_row(model, ids, pixels, assembled.transform("pad")),
                 **greedily(stops_of(assembled), assembled.pad_token_id, longest, never),
                 streamer=_Stream(assembled.tokenizer, write),
             )[0, len(ids) :].tolist()

@@ -9,10 +9,12 @@ import logging
 import os
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
-from basic_lite.method.types import Diverged
+from basic_lite import __version__
+from basic_lite.method.types import Diverged, Unmoved
 from basic_lite.recipes import (
     ablate,
     analyze,
@@ -41,6 +43,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"basic-lite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
+    ] = False,
+) -> None:
+    pass
+
+
 TRAIN, LOOK, TRY = "Train and use a model", "Find out what it does", "Data and machine"
 app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
@@ -77,7 +97,7 @@ def main() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, Diverged) as error:
+    except (OSError, Diverged, Unmoved) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+from basic_lite.console import rank_and_count
 
 
 @contextmanager
@@ -21,7 +30,7 @@ def complete(target: Path) -> Iterator[Path]:
     """Give a path to write a file or folder at; it takes `target`'s place only when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.part")
-    _remove(draft)
+    remove(draft)
     try:
         yield draft
         for path in draft.rglob("*") if draft.is_dir() else [draft]:
@@ -29,14 +38,14 @@ def complete(target: Path) -> Iterator[Path]:
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
     except BaseException:  # a full disk, say: what is half written would only take room
-        _remove(draft)
+        remove(draft)
         raise
     if target.is_dir():  # a folder cannot be renamed onto a full one
         old = target.with_name(f".{target.name}.old")
-        _remove(old)
+        remove(old)
         target.rename(old)
         draft.rename(target)
-        _remove(old)
+        remove(old)
     else:
         draft.replace(target)
 
@@ -52,13 +61,16 @@ def locked(target: Path, wait: bool = False) -> Iterator[bool]:
         wait: For another process to let go; otherwise `False` is given at once where one holds it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f".{target.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -86,7 +98,8 @@ _TORCH_WRITER = (
 _UNTOUCHED = "what was complete before is untouched: free some disk, and go on with --resume"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -110,6 +123,13 @@ ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
+
+WEIGHTS: tuple[str, ...] = ("*.safetensors",)
+STATE: tuple[str, ...] = ("*.pt", "*.pth")
+"""Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
+
+CHECKED: str = ".checked.json"
+"""Files that were found whole, with size and times: one that has not changed since is not read again."""
 
 FORMAT: int = 1
 """Version of the manifest; a reader refuses one that it does not know."""
@@ -163,6 +183,77 @@ def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def hashes(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, str]:
+    """Return the SHA-256 of a folder's own files by name, in order; drafts are left out."""
+    paths = sorted(path for pattern in patterns for path in folder.glob(pattern))
+    return {path.name: file_hash(path) for path in paths if not path.name.startswith(".")}
+
+
+def check_files(folder: str | Path, *kinds: str) -> None:
+    """Compare a run's files with the hashes in its manifest; one of an older version has none.
+
+    Every file is read once. What was found stands in `.checked.json` beside the manifest, and a file of
+    the same size and times is believed from then on. (The time of an inode's last change cannot be set back.)
+
+    Args:
+        folder: Of a run, or a checkpoint.
+        kinds: `"weights"`, and for a checkpoint `"state"`.
+
+    Raises:
+        ValueError: If a file is missing or has changed; names it, and says what to do.
+    """
+    folder = Path(folder)
+    manifest, before, after = read_manifest(folder), {}, {}
+    with suppress(OSError, ValueError):
+        before = json.loads((folder / CHECKED).read_text(encoding="utf-8"))
+    wanted: Mapping[str, str] = {name: sha for kind in kinds for name, sha in manifest.get(kind, {}).items()}
+    for name, sha in wanted.items():
+        path = folder / name
+        try:
+            state = _state(path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: {_remedy(folder, name, sha)}") from None
+        entry = [sha, *state]
+        if before.get(name) != entry:
+            found = _hash_in(path, state)
+            if found != sha:
+                raise ValueError(
+                    f"{path} is not what the run wrote (its SHA-256 begins with {found[:8]}, {MANIFEST} says "
+                    f"{sha[:8]}): {_remedy(folder, name, sha)}"
+                )
+        after[name] = entry
+    if not after.items() <= before.items():
+        with suppress(OSError):  # a folder that cannot be written is read anew each time
+            write_json(folder / CHECKED, before | after)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache
+def _hash_in(path: Path, state: tuple[int, int, int]) -> str:
+    """Return a file's hash, once for each state of it."""
+    return file_hash(path)
+
+
+def _remedy(folder: Path, name: str, sha: str) -> str:
+    """Say how a file can be had again."""
+    if folder.name.startswith("checkpoint-"):
+        return (
+            f"remove {folder}, and --resume goes on from the checkpoint before; or --overwrite starts again"
+        )
+    whole = next((path / name for path in reversed(checkpoints(folder)) if _is(path / name, sha)), None)
+    if whole is not None:
+        return f"copy {whole} over it, which is whole"
+    return "bring it back from a copy, or train the stage again with --overwrite"
+
+
+def _is(path: Path, sha: str) -> bool:
+    return path.is_file() and file_hash(path) == sha
 
 
 def is_finished(folder: str | Path) -> bool:
@@ -239,3 +330,140 @@ def save_table(places: list[Path], meta: Mapping[str, str], columns: Mapping[str
         except OSError:
             part.unlink(missing_ok=True)
     return None
+
+
+# One command at a time writes a run folder; a second one is told in one line which process the first is.
+#
+# The lock is the kernel's (`filelock`): it is released when its process dies, however that happens.
+
+LOCK: str = ".lock"
+HOLDER: str = ".lock.json"
+"""What is locked, and who holds it: a file of its own, since Windows lets nobody read a locked one."""
+
+GRACE: float = 10.0
+"""Seconds in which the kernel has released the lock of a process that is gone.
+
+Workers that a training process forked notice its death within five seconds.
+"""
+
+
+@contextmanager
+def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[None]:
+    """Keep other commands from writing a folder until the block ends.
+
+    Of the processes of one run (`accelerate launch`) the first holds the lock for all. The lock lies inside
+    the folder, so that it is the same one wherever the folder is mounted.
+
+    Args:
+        folder: Run folder; made if it is missing, and removed again if nothing was written into it.
+        beside: Put the lock beside the folder, which must not exist before it is complete.
+        wait: Seconds to wait for a process that holds the lock.
+
+    Raises:
+        ValueError: In one line, if another process holds it (names that process), or if the folder cannot be
+            written to.
+    """
+    if rank_and_count()[0] > 0:
+        yield
+        return
+    place, prefix = (folder.absolute().parent, f".{folder.name}") if beside else (folder, "")
+    path, holder = place / f"{prefix}{LOCK}", place / f"{prefix}{HOLDER}"
+    made = [one for one in (place, *place.absolute().parents) if not one.exists()]
+    lock = FileLock(path)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder, holder, wait)
+        write_json(holder, _this_process())
+    except OSError as error:
+        lock.release()
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror or error}); choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        # Before the release: whoever opened the file already sees that it has no name, and opens anew.
+        for leftover in (holder, path):
+            with suppress(OSError):  # Windows removes an open file when it is closed
+                leftover.unlink()
+        lock.release()
+        for one in made:
+            with suppress(OSError):  # not empty: something was written
+                one.rmdir()
+
+
+def contents(folder: Path) -> list[Path]:
+    """Return what stands in a folder, apart from its lock; nothing where there is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if path.name not in (LOCK, HOLDER)]
+
+
+def _acquire(lock: FileLock, folder: Path, holder: Path, wait: float) -> None:
+    begun = time.monotonic()
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return
+        except Timeout:
+            other = _read(holder)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            # NFS without its lock service, say: no reason to refuse a run.
+            print(
+                f"{folder} is on a file system without locks: nothing keeps a second command out of it",
+                file=sys.stderr,
+            )
+            return
+        patience = wait if _runs(other) else max(GRACE, wait)
+        if time.monotonic() - begun >= patience:
+            raise ValueError(
+                f"{folder} is being written by {_named(other)}; wait until it ends, or choose another --out"
+            )
+        time.sleep(0.1)
+
+
+def _this_process() -> dict[str, object]:
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join(words),
+        "since": datetime.now().astimezone().isoformat(" ", "seconds"),
+        "began": _began(os.getpid()),
+    }
+
+
+def _began(pid: int) -> float | None:
+    """Return when a process began: another one may have its number later. `None` if it is gone."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def _read(holder: Path) -> dict:
+    try:
+        return json.loads(holder.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _runs(other: dict) -> bool:
+    """Say whether a holder can be alive; one that was killed may have left its name behind."""
+    if not other:
+        return False  # it is about to write its name, or to let go
+    if other["host"] != socket.gethostname():
+        return True
+    began = _began(other["pid"])
+    return began is not None and abs(began - other["began"]) < 1
+
+
+def _named(other: dict) -> str:
+    if not other:
+        return "another process"
+    command = other["command"] if len(other["command"]) <= 200 else f"{other['command'][:197]}..."
+    where = "" if other["host"] == socket.gethostname() else f" on {other['host']}"
+    return f"process {other['pid']}{where} ({command}, since {other['since']})"

@@ -37,21 +37,33 @@ def main(
     arms: Annotated[
         str | None, o.option(help="Only these arms, semicolons between them.", default="all", panel=HERE)
     ] = None,
-    seeds: Annotated[int, o.option(help="Runs of each arm, a seed each.", panel=HERE)] = 1,
-    seed: Annotated[int, o.option(help="The first seed.", panel=HERE)] = 0,
+    seeds: Annotated[
+        int, o.option(help="Runs of each arm, a seed each.", panel=HERE, callback=o.within(1))
+    ] = 1,
+    seed: Annotated[int, o.option(help="The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
-        int | None, o.option(help="Runs at a time.", default="cores and free memory; 1 on a GPU", panel=HERE)
+        int | None,
+        o.option(
+            help="Runs at a time.",
+            default="cores and free memory; 1 on a GPU",
+            panel=HERE,
+            callback=o.within(1),
+        ),
     ] = None,
     quick: Annotated[
         bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)
     ] = False,
-    stage: Annotated[int, o.option(help="2: also stage 2 and questions.", min=1, max=2, panel=HERE)] = 1,
+    stage: Annotated[
+        int, o.option(help="2: also stage 2 and questions.", callback=o.within(1, 2), panel=HERE)
+    ] = 1,
     stage2: Annotated[str, o.option(help="Options of stage 2, in quotes.", panel=HERE)] = "--lora",
     measure_data: Annotated[
         Path | None,
         o.option(help="File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[int, o.option(help="How many of its rows.", min=2, panel=HERE)] = 256,
+    measure_rows: Annotated[
+        int, o.option(help="How many of its rows.", callback=o.within(2), panel=HERE)
+    ] = 256,
     benchmark: Annotated[
         str | None, o.option("--eval", help="Benchmark to score every run on.", default="none", panel=HERE)
     ] = None,
@@ -86,21 +98,19 @@ def main(
     from basic_lite.recipes import stage2 as second
     from basic_lite.recipes.passing import defaults_of, given_to
 
+    from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.experiments import architectures, comparison
     from basic_lite.experiments.plans import plan_named
 
     if plan == architectures.PLAN:
         console = quiet_console()
-        console.print(architectures.report(out))
+        with files.held(out):
+            console.print(architectures.report(out))
         console.print(
             f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
         )
         return
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, got {seeds}")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
     found = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,

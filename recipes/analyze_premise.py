@@ -28,7 +28,9 @@ def main(
             panel="Data",
         ),
     ] = None,
-    tokens: Annotated[int, o.option(help="Held-out tokens to read.", panel="Data", min=64)] = 512,
+    tokens: Annotated[
+        int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
+    ] = 512,
     layers: o.Layers = None,
     weighting: o.Weighting = "quadratic",
     out: Annotated[
@@ -62,7 +64,7 @@ def main(
     sources = llava.Sources.named(
         model,
         llm=llm,
-        bits=bits or zoo.bits_of(model, llm),
+        bits=zoo.bits_of(model, llm) if bits is None else bits,
         dtype=devices.choose_dtype(precision, device),
     )
     spoken = premise_page.spoken(text, sources.llm)

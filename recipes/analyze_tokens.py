@@ -27,7 +27,7 @@ def tokens(
         Path | None,
         o.option(help="File of words that mean something, one per line.", default="none", panel="Data"),
     ] = None,
-    limit: Annotated[int, o.option(help="Pictures, evenly drawn.", panel="Data", min=1)] = 64,
+    limit: Annotated[int, o.option(help="Pictures, evenly drawn.", panel="Data", callback=o.within(1))] = 64,
     against: Annotated[
         Path | None, o.option(help="Another run of the same models, such as the plain twin.", default="none")
     ] = None,
@@ -36,10 +36,12 @@ def tokens(
         o.option("--before/--no-before", help="Also the run's beginning: fresh projector, LLM as it came."),
     ] = True,
     max_new_tokens: Annotated[
-        int, o.option(help="Longest text of the replacement test; 0 generates none.", min=0)
+        int, o.option(help="Longest text of the replacement test; 0 generates none.", callback=o.within(0))
     ] = 48,
-    views: Annotated[int, o.option(help="Pictures in the report.", min=0)] = 6,
-    seed: Annotated[int, o.option(help="Seed of the embedded world's scenes, without --images.")] = 0,
+    views: Annotated[int, o.option(help="Pictures in the report.", callback=o.within(0))] = 6,
+    seed: Annotated[
+        int, o.option(help="Seed of the embedded world's scenes, without --images.", callback=o.a_seed)
+    ] = 0,
     out: Annotated[
         Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
     ] = None,
@@ -74,28 +76,29 @@ def tokens(
         raise ValueError(
             "give the pictures to look at: --images DIR (only a run of the tiny model has its own)"
         )
-    shown = exhibit(images, captions, limit, seed)
-    with progress_bar(console) as progress:
-        total = len(chosen) * len(shown.exhibits)
-        task = progress.add_task("pictures", total=total, note="")
+    with files.held(out or run):
+        shown = exhibit(images, captions, limit, seed)
+        with progress_bar(console) as progress:
+            total = len(chosen) * len(shown.exhibits)
+            task = progress.add_task("pictures", total=total, note="")
 
-        def advance(label: str) -> None:
-            progress.update(task, advance=1, note=label)
+            def advance(label: str) -> None:
+                progress.update(task, advance=1, note=label)
 
-        found = analysis.analyse(
-            chosen,
-            shown,
-            devices.choose_device(),
-            words=words,
-            views=views,
-            max_new_tokens=max_new_tokens,
-            advance=advance,
-        )
-    console.print(report.depth_table(found), highlight=False)
-    console.print(report.common_table(found), highlight=False)
-    if any(one.tried for one in found.looks):
-        console.print(report.replacement_table(found), highlight=False)
-    folder = out or run / "analysis"
-    files.write_json(folder / "tokens.json", found.as_dict())
-    page = report.write(folder / "tokens.html", found)
-    console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)
+            found = analysis.analyse(
+                chosen,
+                shown,
+                devices.choose_device(),
+                words=words,
+                views=views,
+                max_new_tokens=max_new_tokens,
+                advance=advance,
+            )
+        console.print(report.depth_table(found), highlight=False)
+        console.print(report.common_table(found), highlight=False)
+        if any(one.tried for one in found.looks):
+            console.print(report.replacement_table(found), highlight=False)
+        folder = out or run / "analysis"
+        files.write_json(folder / "tokens.json", found.as_dict())
+        page = report.write(folder / "tokens.html", found)
+        console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)

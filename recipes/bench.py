@@ -14,8 +14,8 @@ def generate(
     data: Annotated[
         str | None, o.option(help="Its file, folder or hub id.", default="the hub's", panel="Data")
     ] = None,
-    limit: Annotated[int, o.option(help="Questions.", panel="Data", min=1)] = 64,
-    batch_size: Annotated[int, o.option(help="Prompts per batch.", min=2)] = 16,
+    limit: Annotated[int, o.option(help="Questions.", panel="Data", callback=o.within(1))] = 64,
+    batch_size: Annotated[int, o.option(help="Prompts per batch.", callback=o.within(2))] = 16,
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.
 
@@ -59,23 +59,33 @@ def step(
     model: Annotated[
         str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
     ] = "vicuna-7b",
-    stage: Annotated[int, o.option(help="1: projector. 2: adapters and projector.", min=1, max=2)] = 1,
+    stage: Annotated[
+        int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))
+    ] = 1,
     bits: o.Bits = 4,
     precision: o.Precision = "auto",
     decoder_layers: Annotated[
-        int | None, o.option(help="Fewer layers, for a small machine.", default="all", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)
+        ),
     ] = None,
-    micro_batch: Annotated[int, o.option(help="Rows per forward pass.", min=1)] = 8,
-    text: Annotated[int, o.option(help="Text tokens per row.", min=1)] = 64,
-    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL)] = 128,
+    micro_batch: Annotated[int, o.option(help="Rows per forward pass.", callback=o.within(1))] = 8,
+    text: Annotated[int, o.option(help="Text tokens per row.", callback=o.within(1))] = 64,
+    rank: Annotated[
+        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
+    ] = 128,
     recompute: o.Recompute = None,
     recompute_layers: o.RecomputeLayers = None,
     basic: o.Basic = True,
-    steps: Annotated[int, o.option(help="Steps to measure.", min=1)] = 20,
-    warm: Annotated[int, o.option(help="Steps before them, to warm up.", min=0)] = 2,
-    rounds: Annotated[int, o.option(help="With --against: how often each takes its turn.", min=1)] = 3,
+    steps: Annotated[int, o.option(help="Steps to measure.", callback=o.within(1))] = 20,
+    warm: Annotated[int, o.option(help="Steps before them, to warm up.", callback=o.within(0))] = 2,
+    rounds: Annotated[
+        int, o.option(help="With --against: how often each takes its turn.", callback=o.within(1))
+    ] = 3,
     cap: Annotated[
-        float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
+        float | None,
+        o.option(help="Emulate a card of so many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
     against: Annotated[
         bool, o.option("--against", help="Also the plain step of transformers and peft, and naive BASIC.")

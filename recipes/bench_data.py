@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from basic_lite.recipes import options as o
 
 
 def main(
@@ -14,12 +15,16 @@ def main(
         typer.Argument(help="Data to measure with. Left out: photos made for it.", show_default=False),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the tower's input in pixels.")] = 336,
-    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.")] = 576,
-    batch: Annotated[int, typer.Option(help="Rows per batch.")] = 16,
-    workers: Annotated[int, typer.Option(help="Processes that prepare batches.")] = 2,
-    step_ms: Annotated[float, typer.Option(help="How long the model computes on a batch.")] = 200,
-    steps: Annotated[int, typer.Option(help="Batches to measure.")] = 50,
+    image_size: Annotated[
+        int, typer.Option(help="Side of the tower's input in pixels.", callback=o.within(1))
+    ] = 336,
+    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.", callback=o.within(1))] = 576,
+    batch: Annotated[int, typer.Option(help="Rows per batch.", callback=o.within(1))] = 16,
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches.", callback=o.within(0))] = 2,
+    step_ms: Annotated[
+        float, o.option(help="How long the model computes on a batch.", callback=o.within(0))
+    ] = 200,
+    steps: Annotated[int, typer.Option(help="Batches to measure.", callback=o.within(1))] = 50,
 ) -> None:
     """Measure how fast this machine prepares batches, and how long a training would wait for them.
 

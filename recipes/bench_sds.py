@@ -9,13 +9,14 @@ from basic_lite.recipes import options as o
 
 
 def sds(
-    rows: Annotated[int, o.option(help="Patches, N.", min=1)] = 4608,
-    width: Annotated[int, o.option(help="Width of the decoder, D.", min=1)] = 4096,
-    vocabulary: Annotated[int, o.option(help="Size of the vocabulary, V.", min=2)] = 32_000,
+    rows: Annotated[int, o.option(help="Patches, N.", callback=o.within(1))] = 4608,
+    width: Annotated[int, o.option(help="Width of the decoder, D.", callback=o.within(1))] = 4096,
+    vocabulary: Annotated[int, o.option(help="Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
     precision: o.Precision = "auto",
-    repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", min=1)] = 10,
+    repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", callback=o.within(1))] = 10,
     cap: Annotated[
-        float | None, o.option(help="Emulate a card of so many GiB.", default="the card's")
+        float | None,
+        o.option(help="Emulate a card of so many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
     out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
 ) -> None:

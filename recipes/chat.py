@@ -14,9 +14,11 @@ def main(
     image: Annotated[
         list[Path] | None, o.option("--image", help="Picture of the first message; may be given again.")
     ] = None,
-    max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", min=1)] = 512,
+    max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", callback=o.within(1))] = 512,
     web: Annotated[bool, o.option("--web", help="A page in the browser (needs gradio).")] = False,
-    port: Annotated[int, o.option(help="Port of the page, on this machine alone.", min=1, max=65535)] = 7860,
+    port: Annotated[
+        int, o.option(help="Port of the page, on this machine alone.", callback=o.within(1, 65535))
+    ] = 7860,
 ) -> None:
     """Ask a run about pictures: several turns, several pictures, greedy decoding, the run's own template.
 

@@ -36,9 +36,11 @@ def check(
             help="How closely to look at a picture: decode it, read its header, or see that it is present.",
         ),
     ] = "decode",
-    max_length: Annotated[int, typer.Option(help="Most tokens of a row, images included.")] = 2048,
+    max_length: Annotated[
+        int, typer.Option(help="Most tokens of a row, images included.", callback=o.within(1))
+    ] = 2048,
     tokens_per_image: Annotated[
-        int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.")
+        int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.", callback=o.within(1))
     ] = 576,
     tokenizer: Annotated[
         str | None,
@@ -52,11 +54,13 @@ def check(
     ] = None,
     template: o.Template = None,
     stage: Annotated[
-        int, typer.Option(help="1: every row must be one image and its caption.", min=1, max=2)
+        int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
     follow_links: o.FollowLinks = False,
     min_rating: o.MinRating = None,
-    workers: Annotated[int | None, typer.Option(help="Processes.", show_default="one per core")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes.", show_default="one per core", callback=o.within(1))
+    ] = None,
 ) -> None:
     """Find every row that cannot be trained on, before training meets it.
 
@@ -86,7 +90,7 @@ def check(
     started = time.monotonic()
     template = template or ("plain" if stage == 1 else None)
     limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
-    processes = {"workers": workers or cores()}
+    processes = {"workers": cores() if workers is None else workers}
     try:
         encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
         with passes(Console(stderr=True)) as progress:

@@ -17,11 +17,18 @@ def main(
     out: Annotated[Path, o.option(help="Folder of both runs, `summary.json` and `report.html`.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, o.option(help="Seed of the world, the projectors and the order of rows.")] = 0,
+    seed: Annotated[
+        int, o.option(help="Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
+    ] = 0,
     seeds: Annotated[
-        int, o.option(help="Run so many demos, a seed each from --seed on, and average them.", min=1)
+        int,
+        o.option(
+            help="Run so many demos, a seed each from --seed on, and average them.", callback=o.within(1)
+        ),
     ] = 1,
-    scenes: Annotated[int, o.option(help="How many held-out scenes are looked into.", min=8)] = 200,
+    scenes: Annotated[
+        int, o.option(help="How many held-out scenes are looked into.", callback=o.within(8))
+    ] = 200,
     resume: Annotated[bool, o.option("--resume", help="Go on with an interrupted demo in --out.")] = False,
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace the demo in --out.")] = False,
 ) -> None:
@@ -35,28 +42,32 @@ def main(
 
       basic-lite demo --seeds 5 --out runs/five
     """
+    from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.experiments import report, table
     from basic_lite.experiments import table as several
 
     console = quiet_console()
-    _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
-    folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
-    for number, folder in enumerate(folders, start=seed):
-        try:
-            if not (folder / "summary.json").is_file():
-                _twins(folder, number, scenes, console)
-        except KeyboardInterrupt:
-            console.print("Stopped. The same command with --resume goes on.")
-            return
-        found = table.collect_outcome(folder, number, _seconds(folder))
-        console.print(table.outcome_table(found))
-        console.print(
-            f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
-        )
-    if seeds > 1:
-        console.print(several.table(several.collect(folders, out)))
-        console.print(f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False)
+    with files.held(out):
+        _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
+        folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
+        for number, folder in enumerate(folders, start=seed):
+            try:
+                if not (folder / "summary.json").is_file():
+                    _twins(folder, number, scenes, console)
+            except KeyboardInterrupt:
+                console.print("Stopped. The same command with --resume goes on.")
+                return
+            found = table.collect_outcome(folder, number, _seconds(folder))
+            console.print(table.outcome_table(found))
+            console.print(
+                f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
+            )
+        if seeds > 1:
+            console.print(several.table(several.collect(folders, out)))
+            console.print(
+                f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False
+            )
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:
@@ -65,9 +76,7 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
     Raises:
         ValueError: If the folder is in use, or there is nothing to resume, or it was another demo.
     """
-    import shutil
-
-    from basic_lite.files import write_json
+    from basic_lite.files import contents, remove, write_json
 
     stamp = out / "demo.json"
     if resume:
@@ -77,12 +86,13 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
         if before != settings:
             raise ValueError(f"the demo in {out} was started with {before}, now {settings}; resume the same")
         return
-    if out.exists() and any(out.iterdir()):
+    if contents(out):
         if not overwrite:
             raise ValueError(
                 f"{out} is not empty; go on with --resume, take another --out, or replace it with --overwrite"
             )
-        shutil.rmtree(out)
+        for path in contents(out):
+            remove(path)
     write_json(stamp, settings)
 
 

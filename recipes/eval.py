@@ -33,7 +33,10 @@ def main(
     images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
-        int | None, o.option(help="Only so many questions: not the benchmark's number.", panel="Data")
+        int | None,
+        o.option(
+            help="Only so many questions: not the benchmark's number.", panel="Data", callback=o.within(1)
+        ),
     ] = None,
     any_size: Annotated[
         bool,
@@ -54,11 +57,21 @@ def main(
     out: Annotated[
         Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
     ] = None,
-    batch_size: Annotated[int, o.option(help="Prompts per batch; answers do not depend on it.", min=1)] = 16,
-    max_steps: Annotated[int, o.option(help="Batches, then stop; again to go on.", default="-1, all")] = -1,
+    batch_size: Annotated[
+        int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
+    ] = 16,
+    max_steps: Annotated[
+        int,
+        o.option(help="Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1)),
+    ] = -1,
     image_size: Annotated[
         int | None,
-        o.option(help="Side of the tower's input in pixels.", default="the run's", panel=o.MODEL),
+        o.option(
+            help="Side of the tower's input in pixels.",
+            default="the run's",
+            panel=o.MODEL,
+            callback=o.within(1),
+        ),
     ] = None,
     tower_layer: Annotated[
         int | None,
@@ -85,6 +98,9 @@ def main(
 
       basic-lite eval mmbench --data my_benchmark.tsv --any-size
     """
+    from contextlib import nullcontext
+
+    from basic_lite import files
     from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.data.world.world import is_embedded, questions_beside
     from basic_lite.evaluation import table
@@ -96,59 +112,60 @@ def main(
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
     several = len(names) > 1
     found = []
-    for name in names:
-        source = str(Path(data) / name) if data and several else data
-        embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
-        if embedded:
-            source = str(questions_beside(run, name, console.print))
-            console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
-        evaluation = Evaluation(
-            run=run,
-            name=name,
-            out=(out / name if several else out) if out else run / "eval" / name,
-            data=source,
-            images=images,
-            split=split,
-            prompt_style=prompt_style,
-            scorer=scorer if scorer is None else table.scorer_of(name, scorer),
-            limit=limit,
-            any_size=any_size or embedded,
-            judge=judge,
-            judge_scores=judge_scores,
-        )
-        evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
-        questions = evaluation.questions(with_images=step in ("all", "generate"))
-        sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
-        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-        console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
-        if not evaluation.is_published(questions):
-            console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-        if dry_run:
-            continue
-        if step in ("all", "generate"):
-            from basic_lite.models.devices import choose_device
+    read_manifest(run)  # a missing run is said before anything else
+    with nullcontext() if dry_run else files.held(out or run):
+        for name in names:
+            source = str(Path(data) / name) if data and several else data
+            embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
+            if embedded:
+                source = str(questions_beside(run, name, console.print))
+                console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
+            evaluation = Evaluation(
+                run=run,
+                name=name,
+                out=(out / name if several else out) if out else run / "eval" / name,
+                data=source,
+                images=images,
+                split=split,
+                prompt_style=prompt_style,
+                scorer=scorer if scorer is None else table.scorer_of(name, scorer),
+                limit=limit,
+                any_size=any_size or embedded,
+                judge=judge,
+                judge_scores=judge_scores,
+            )
+            questions = evaluation.questions(with_images=step in ("all", "generate"))
+            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
+            where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+            console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
+            if not evaluation.is_published(questions):
+                console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+            if dry_run:
+                continue
+            if step in ("all", "generate"):
+                from basic_lite.models.devices import choose_device
 
-            silence_libraries()
-            with progress_bar(console) as shown:
-                task = shown.add_task(name, total=len(questions), note="")
-                left = evaluation.generate(
-                    questions,
-                    device=choose_device(),
-                    batch_size=batch_size,
-                    max_batches=None if max_steps < 0 else max_steps,
-                    overwrite=overwrite,
-                    image_size=image_size,
-                    tower_layer=tower_layer,
-                    advance=lambda count, task=task, shown=shown: shown.advance(task, count),
-                )
-            if left:
-                console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
-        if step in ("all", "score"):
-            found.append(evaluation.score(questions))
-            console.print(results_table(found[-1]))
-            console.print(f"Results in {evaluation.out / 'results.json'}")
-        if step == "export":
-            for path in evaluation.export(questions):
-                console.print(f"Written: {path}")
+                silence_libraries()
+                with progress_bar(console) as shown:
+                    task = shown.add_task(name, total=len(questions), note="")
+                    left = evaluation.generate(
+                        questions,
+                        device=choose_device(),
+                        batch_size=batch_size,
+                        max_batches=None if max_steps < 0 else max_steps,
+                        overwrite=overwrite,
+                        image_size=image_size,
+                        tower_layer=tower_layer,
+                        advance=lambda count, task=task, shown=shown: shown.advance(task, count),
+                    )
+                if left:
+                    console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+            if step in ("all", "score"):
+                found.append(evaluation.score(questions))
+                console.print(results_table(found[-1]))
+                console.print(f"Results in {evaluation.out / 'results.json'}")
+            if step == "export":
+                for path in evaluation.export(questions):
+                    console.print(f"Written: {path}")
     if several and found:
         console.print(overview(found))

@@ -30,7 +30,7 @@ def main(
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, o.option(help="Dtype of the weights.", default="the run's")
     ] = None,
-    shard_gib: Annotated[float, o.option(help="Most GiB of one file.", min=0.001)] = 2.0,
+    shard_gib: Annotated[float, o.option(help="Most GiB of one file.", callback=o.within(0.001))] = 2.0,
     device: Annotated[
         str | None, o.option(help="Where run and folder are compared.", default="a GPU where there is one")
     ] = None,
@@ -51,15 +51,21 @@ def main(
 
       basic-lite export runs/stage2 my-original --to llava --base dequantised
     """
+    from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.export import adapter, folder, original
     from basic_lite.models import devices
 
     console = quiet_console()
     device = device or devices.choose_device()
-    plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
-    content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
+    with files.held(out, beside=True):
+        plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
+        if base == "bf16" and plan.base is None:
+            dtype = str(plan.dtype).removeprefix("torch.")
+            line = f"{run} holds no quantised base; its own weights are exported, in {dtype}"
+            console.print(line, highlight=False, soft_wrap=True)
+        content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
     for line in folder.summary(content):
         console.print(line, highlight=False)
     console.print(f"Written: {out}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,48 @@ def option(*names: str, help: str, panel: str = RUN, default: str | bool = True,
     """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
+
+def within(
+    least: float | None = None,
+    most: float = math.inf,
+    *,
+    above: float | None = None,
+    below: float = math.inf,
+    off: float | None = None,
+) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """Return the callback of a numeric option that refuses what is outside a range, in one line.
+
+    Typer's own `min` and `max` have no open ends, let `nan` pass, and do not say what was given.
+
+    Args:
+        least: the smallest number that may be given.
+        most: the largest.
+        above: must be exceeded; instead of `least`.
+        below: must not be reached; instead of `most`.
+        off: may be given too, and says that the option does not count.
+    """
+    bounds = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
+    named = [f"{words} {bound}" for bound, words in bounds if bound is not None and bound != math.inf]
+
+    def check(option: typer.CallbackParam, given: float | None) -> float | None:
+        if given is None or given == off:
+            return given
+        if (given > above if least is None else given >= least) and given <= most and given < below:
+            return given
+        allowed = " and ".join(named if given != math.inf else [*named, "finite"])
+        raise ValueError(f"{option.opts[0]} must be {allowed}, got {given}")
+
+    return check
+
+
+def a_width(option: typer.CallbackParam, given: int | None) -> int | None:
+    """Refuse bits of a weight that there is no format for."""
+    if given not in (None, 4, 8, 16):
+        raise ValueError(f"{option.opts[0]} must be 4, 8 or 16, got {given}")
+    return given
+
+
+a_seed = within(0, 2**32 - 1)  # numpy takes no others
 
 Data = Annotated[
     Path | None,
@@ -36,17 +80,30 @@ FollowLinks = Annotated[
 ]
 MinRating = Annotated[
     int | None,
-    option(help="Leave out rows that FineVision rates lower in anything.", default="none", panel="Data"),
+    option(
+        help="Leave out rows that FineVision rates lower in anything.",
+        default="none",
+        panel="Data",
+        callback=within(1, 5),
+    ),
 ]
 Workers = Annotated[
     int | None,
-    option(help="Processes that prepare batches.", default="2; 1 on one core", panel="Data", min=0),
+    option(
+        help="Processes that prepare batches.", default="2; 1 on one core", panel="Data", callback=within(0)
+    ),
 ]
 BadBudget = Annotated[
     float,
-    option(help="Share of rows that may be bad: replaced, logged. Above it the run stops.", panel="Data"),
+    option(
+        help="Share of rows that may be bad: replaced, logged. Above it the run stops.",
+        panel="Data",
+        callback=within(0, below=1),
+    ),
 ]
-MaxLength = Annotated[int, option(help="Most tokens of a row; longer answers are cut.", panel="Data")]
+MaxLength = Annotated[
+    int, option(help="Most tokens of a row; longer answers are cut.", panel="Data", callback=within(1))
+]
 
 Llm = Annotated[
     str | None,
@@ -69,13 +126,22 @@ ImageToken = Annotated[
     str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
 ]
 Bits = Annotated[
-    int | None, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
+    int | None,
+    option(
+        help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL, callback=a_width
+    ),
 ]
 Precision = Annotated[
     str, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
 ]
 ImageSize = Annotated[
-    int | None, option(help="Side of the tower's input in pixels.", default="the tower's own", panel=MODEL)
+    int | None,
+    option(
+        help="Side of the tower's input in pixels.",
+        default="the tower's own",
+        panel=MODEL,
+        callback=within(1),
+    ),
 ]
 TowerLayer = Annotated[int, option(help="Which hidden states of the tower are its features.", panel=MODEL)]
 
@@ -90,7 +156,10 @@ Basic = Annotated[
 Layers = Annotated[
     int | None,
     option(
-        help="k: the target is made of decoder layers 1 to k.", default="half of the decoder's", panel=METHOD
+        help="k: the target is made of decoder layers 1 to k.",
+        default="half of the decoder's",
+        panel=METHOD,
+        callback=within(1),
     ),
 ]
 Weighting = Annotated[
@@ -109,24 +178,44 @@ Target = Annotated[
 ]
 Intervention = Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)]
 DasWeight = Annotated[
-    float, option(help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD)
+    float,
+    option(help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)),
 ]
 SdsWeight = Annotated[
-    float, option(help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD)
+    float,
+    option(help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)),
 ]
 RowsPerChunk = Annotated[
-    int | None, option(help="Patches per pass of L_sds over the vocabulary.", default="by size", panel=MEMORY)
+    int | None,
+    option(
+        help="Patches per pass of L_sds over the vocabulary.",
+        default="by size",
+        panel=MEMORY,
+        callback=within(1),
+    ),
 ]
 
-GlobalBatch = Annotated[int | None, option(help="Rows per optimizer step.", default="LLaVA-1.5's")]
+GlobalBatch = Annotated[
+    int | None,
+    option(
+        help="Rows per optimizer step.",
+        default="LLaVA-1.5's; fewer where the data are few",
+        callback=within(1),
+    ),
+]
 MicroBatch = Annotated[
     int | None,
     option(
-        help="Rows per forward pass; must divide the global batch.", default="8; stage 2: 4", panel=MEMORY
+        help="Rows per forward pass; must divide the global batch.",
+        default="8; stage 2: 4",
+        panel=MEMORY,
+        callback=within(1),
     ),
 ]
-Epochs = Annotated[float | None, option(help="Passes over the data.", default="1")]
-MaxSteps = Annotated[int, option(help="Optimizer steps, instead of epochs.", default="-1, off")]
+Epochs = Annotated[float | None, option(help="Passes over the data.", default="1", callback=within(above=0))]
+MaxSteps = Annotated[
+    int, option(help="Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1))
+]
 Recompute = Annotated[
     bool | None,
     option(
@@ -142,7 +231,7 @@ RecomputeLayers = Annotated[
         help="Recompute so many layers alone, the first ones.",
         default="all or none",
         panel=MEMORY,
-        min=0,
+        callback=within(0),
         metavar="N",
     ),
 ]
@@ -178,10 +267,13 @@ QuantisedCopy = Annotated[
         panel=MODEL,
     ),
 ]
-SaveSteps = Annotated[int, option(help="Steps between checkpoints.")]
-Keep = Annotated[int, option(help="How many checkpoints stay, the newest ones.")]
-LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.")]
-Seed = Annotated[int, option(help="Seed of the projector, the order of rows, and dropout.")]
+SaveSteps = Annotated[int, option(help="Steps between checkpoints.", callback=within(1))]
+Keep = Annotated[int, option(help="How many checkpoints stay, the newest ones.", callback=within(1))]
+LoggingSteps = Annotated[int, option(help="Steps between lines of log.jsonl.", callback=within(1))]
+Seed = Annotated[
+    int,
+    option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed),
+]
 ReportTo = Annotated[str, option(help="Tracker, such as tensorboard.")]
 Resume = Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the run in --out.")]

@@ -19,13 +19,17 @@ def main(
     ] = None,
     image_size: o.ImageSize = None,
     gpu: Annotated[
-        float | None, o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", min=1)
+        float | None,
+        o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
     ] = None,
-    stage: Annotated[int | None, o.option(help="1 or 2.", default="both", min=1, max=2)] = None,
+    stage: Annotated[int | None, o.option(help="1 or 2.", default="both", callback=o.within(1, 2))] = None,
     text: Annotated[
-        int | None, o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", min=1)
+        int | None,
+        o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", callback=o.within(1)),
     ] = None,
-    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, min=1)] = 128,
+    rank: Annotated[
+        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
+    ] = 128,
     basic: o.Basic = True,
     json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False,
 ) -> None:
@@ -45,7 +49,6 @@ def main(
     from rich.console import Console
 
     from basic_lite.memory import choice, sizes, speed, tables
-    from basic_lite.models import zoo
 
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, every=model is None and llm is None)
@@ -72,7 +75,9 @@ def main(
                 console.print(tables.stage_table(kind, [p for p in planned if p[0].tower == eye]), "")
         for row, _ in planned:
             if row.micro_batch is None and (gpu is not None or row.gpu_gib == cards[-1]):
-                named = [(name, sizes.published_decoder(name)) for name in zoo.DECODERS if name != row.model]
+                named = [
+                    (name, sizes.published_decoder(name)) for name in sizes.DECODERS if name != row.model
+                ]
                 fitting = [
                     one[0]
                     for one in named

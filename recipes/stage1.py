@@ -41,7 +41,8 @@ def main(
     intervention: o.Intervention = "none",
     out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
     learning_rate: Annotated[
-        float | None, o.option(help="Peak of the cosine schedule.", default="1e-3")
+        float | None,
+        o.option(help="Peak of the cosine schedule.", default="1e-3", callback=o.within(above=0)),
     ] = None,
     global_batch: o.GlobalBatch = None,
     micro_batch: o.MicroBatch = None,
@@ -97,7 +98,7 @@ def main(
         llm,
         template=template,
         image_token=image_token,
-        bits=bits or zoo.bits_of(model, llm),
+        bits=zoo.bits_of(model, llm) if bits is None else bits,
         dtype=devices.choose_dtype(precision, device),
         image_size=image_size,
         tower_layer=tower_layer,
@@ -111,11 +112,11 @@ def main(
         data=data,
         images=images,
         aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
-        learning_rate=learning_rate or pace.learning_rate,
-        global_batch=global_batch or pace.global_batch,
-        micro_batch=micro_batch or pace.rows_per_pass(global_batch),
+        learning_rate=pace.learning_rate if learning_rate is None else learning_rate,
+        global_batch=pace.global_batch if global_batch is None else global_batch,
+        micro_batch=pace.rows_per_pass(global_batch) if micro_batch is None else micro_batch,
         workers=min(2, cores()) if workers is None else workers,
-        epochs=epochs or pace.epochs,
+        epochs=pace.epochs if epochs is None else epochs,
         shards=shards,
         recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
         target=target or "raw",
@@ -123,6 +124,14 @@ def main(
     )
     checks.check_sources(sources, settings)
     interventions.check(intervention, llava.read_config(sources.llm, "language model"), settings.micro_batch)
+    rows, steps = None, "known when the data are here"
+    if not dry_run or settings.data.exists():
+        rows = checks.open_training_rows(settings)
+        settings, steps, line = checks.paced(
+            settings, rows, pace, global_batch=global_batch, micro_batch=micro_batch
+        )
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)
     settings, plan = training_settings.planned(
         settings,
         training_settings.step_of(settings, sources, device),
@@ -131,32 +140,33 @@ def main(
         wanted=fit,
         automatic=device == "cuda" and recompute is None and recompute_layers is None,
     )
-    console.print(settings.table(llm=sources.llm, tower=sources.tower, bits=sources.bits, device=device))
+    names = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
+    console.print(settings.table(**names, optimizer_steps=steps))
     console.print(training_settings.plan_line(plan), highlight=False)
     if dry_run:
         return
-    checkpoint = checks.check_folder(out, resume, overwrite)
-    rows = checks.open_training_rows(settings)
-    checks.check_unchanged(sources, settings, rows, checkpoint)
-    clock.mark("settings and data")
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    place = devices.loading_place(device, sources.bits, shards)
-    assembled = llava.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
-    trainable.train_projector(assembled)
-    console.print(trainable.trainable_table(assembled.model))
-    clock.mark("models")
-    finished = run.train(
-        assembled,
-        settings,
-        rows,
-        TEMPLATES["plain"],
-        console,
-        checkpoint,
-        plan=plan.json(),
-        clock=clock,
-        intervene=partial(interventions.make, intervention),
-    )
-    if not finished:
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
-        return
-    console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")
+    with checks.claimed(out, resume, overwrite) as checkpoint:
+        checks.check_training_rows(rows, settings)
+        checks.check_unchanged(sources, settings, rows, checkpoint)
+        clock.mark("settings and data")
+        say = partial(console.print, highlight=False, soft_wrap=True)
+        place = devices.loading_place(device, sources.bits, shards)
+        assembled = llava.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
+        trainable.train_projector(assembled)
+        console.print(trainable.trainable_table(assembled.model))
+        clock.mark("models")
+        finished = run.train(
+            assembled,
+            settings,
+            rows,
+            TEMPLATES["plain"],
+            console,
+            checkpoint,
+            plan=plan.json(),
+            clock=clock,
+            intervene=partial(interventions.make, intervention),
+        )
+        if not finished:
+            console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+            return
+        console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

@@ -9,7 +9,7 @@ from basic_lite.data.world.parts import DECODER, TOWER
 
 needs_parts = pytest.mark.skipif(
     not (DECODER.exists() and TOWER.exists()),
-    reason="not both parts are in the package: basic-lite demo-parts",
+    reason="not both parts are in the package: python -m parts.command",
 )
 
 

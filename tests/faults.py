@@ -5,6 +5,7 @@ python tests/faults.py            # a Markdown table; exit code 1 if anything wa
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -125,6 +126,53 @@ def cut(path: str, keep: float = 0.5) -> Callable[[Path], None]:
     return inject
 
 
+def flipped(path: str) -> Callable[[Path], None]:
+    """Flip two bytes in the middle of a file, and set its dates back."""
+
+    def inject(lab: Path) -> None:
+        data, times = bytearray((lab / path).read_bytes()), (lab / path).stat()
+        for place in (len(data) // 2, len(data) // 2 + 5):
+            data[place] ^= 0x11
+        (lab / path).write_bytes(data)
+        os.utime(lab / path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    return inject
+
+
+def both(*injections: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Do one after the other."""
+
+    def inject(lab: Path) -> None:
+        for injection in injections:
+            injection(lab)
+
+    return inject
+
+
+def old(folder: str, injection: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Take the hashes out of a manifest, as of a version that wrote none, and break something."""
+
+    def inject(lab: Path) -> None:
+        path = lab / folder / files.MANIFEST
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("weights", "state")}))
+
+    return both(inject, injection)
+
+
+def bench(path: str) -> Callable[[Path], None]:
+    """Write a benchmark of one question."""
+    head = "index\tquestion\tA\tB\tC\tD\tanswer\tcategory\tl2-category\tsplit\timage"
+
+    def inject(lab: Path) -> None:
+        picture = base64.b64encode((lab / "0.png").read_bytes()).decode()
+        (lab / path).write_text(
+            f"{head}\n1\tWhat?\tred\tblue\tgrey\tpink\tA\tcolour\tcolour\tdev\t{picture}\n"
+        )
+
+    return inject
+
+
 def gone(path: str) -> Callable[[Path], None]:
     """Remove a file or folder."""
     return lambda lab: shutil.rmtree(lab / path) if (lab / path).is_dir() else (lab / path).unlink()
@@ -234,14 +282,42 @@ FAULTS = [
     Fault(
         "resume: optimizer state cut off",
         GO_ON,
-        "checkpoint-2",
+        "checkpoint-2/optimizer.pt is not what the run wrote",
         inject=cut("runs/stopped/checkpoint-2/optimizer.pt"),
+        **BEFORE,
     ),
     Fault(
-        "resume: projector cut off",
+        "resume: optimizer state cut off, no hashes",
+        GO_ON,
+        "checkpoint-2 is damaged",
+        inject=old("runs/stopped/checkpoint-2", cut("runs/stopped/checkpoint-2/optimizer.pt")),
+    ),
+    Fault(
+        "resume: two bytes of Adam's moments flipped",
+        GO_ON,
+        "optimizer.pt is not what the run wrote",
+        inject=flipped("runs/stopped/checkpoint-2/optimizer.pt"),
+        **BEFORE,
+    ),
+    Fault(
+        "resume: two bytes of the projector flipped",
+        GO_ON,
+        "remove runs/stopped/checkpoint-2, and --resume goes on from the checkpoint before",
+        inject=flipped("runs/stopped/checkpoint-2/projector.safetensors"),
+        **BEFORE,
+    ),
+    Fault(
+        "resume: the projector is missing",
+        GO_ON,
+        "checkpoint-2/projector.safetensors is missing",
+        inject=gone("runs/stopped/checkpoint-2/projector.safetensors"),
+        **BEFORE,
+    ),
+    Fault(
+        "resume: projector cut off, no hashes",
         GO_ON,
         "is no projector of this model",
-        inject=cut("runs/stopped/checkpoint-2/projector.safetensors"),
+        inject=old("runs/stopped/checkpoint-2", cut("runs/stopped/checkpoint-2/projector.safetensors")),
     ),
     Fault("resume: nothing to resume", [*NEW, "--resume"], "no complete checkpoint", **BEFORE),
     Fault("resume: finished already", [*ONE, "--resume"], "is finished", **BEFORE),
@@ -373,25 +449,73 @@ FAULTS = [
         **BEFORE,
     ),
     Fault(
-        "stage 2: the projector is damaged",
+        "stage 2: two bytes of the projector flipped",
+        TWO,
+        "copy runs/stage1/checkpoint-4/projector.safetensors over it, which is whole",
+        inject=flipped("runs/stage1/projector.safetensors"),
+        **BEFORE,
+    ),
+    Fault(
+        "stage 2: the projector is damaged, no hashes",
         TWO,
         "is no projector",
-        inject=cut("runs/stage1/projector.safetensors"),
+        inject=old("runs/stage1", cut("runs/stage1/projector.safetensors")),
+    ),
+    Fault(
+        "eval: two bytes of the adapters flipped",
+        [
+            "eval",
+            "mmbench",
+            "--run",
+            "runs/stage2",
+            "--data",
+            "bench.tsv",
+            "--any-size",
+            "--step",
+            "generate",
+        ],
+        "runs/stage2/adapter_model.safetensors is not what the run wrote",
+        inject=both(flipped("runs/stage2/adapter_model.safetensors"), bench("bench.tsv")),
+        **BEFORE,
+    ),
+    Fault(
+        "chat: two bytes of the adapters flipped",
+        ["chat", "runs/stage2"],
+        "runs/stage2/adapter_model.safetensors is not what the run wrote",
+        inject=flipped("runs/stage2/adapter_model.safetensors"),
+        **BEFORE,
+    ),
+    Fault(
+        "analyze: two bytes of the adapters flipped",
+        ["analyze", "tokens", "runs/stage2", "--images", "."],
+        "runs/stage2/adapter_model.safetensors is not what the run wrote",
+        inject=flipped("runs/stage2/adapter_model.safetensors"),
+        **BEFORE,
+    ),
+    Fault(
+        "export: two bytes of the adapters flipped",
+        EXPORT,
+        "runs/stage2/adapter_model.safetensors is not what the run wrote",
+        inject=flipped("runs/stage2/adapter_model.safetensors"),
+        **BEFORE,
     ),
     Fault("export: the folder exists", ["export", "runs/stage2", "llm"], "exists already", **BEFORE),
     Fault(
-        "export: adapters cut off",
+        "export: adapters cut off, no hashes",
         EXPORT,
         "adapter_model",
-        inject=cut("runs/stage2/adapter_model.safetensors"),
+        inject=old("runs/stage2", cut("runs/stage2/adapter_model.safetensors")),
     ),
     Fault(
-        "export: an adapter is missing",
+        "export: an adapter is missing, no hashes",
         EXPORT,
         "layers.3.mlp.down_proj",
-        inject=rewrite(
-            "runs/stage2/adapter_model.safetensors",
-            lambda s: {k: v for k, v in s.items() if "layers.3.mlp.down_proj" not in k},
+        inject=old(
+            "runs/stage2",
+            rewrite(
+                "runs/stage2/adapter_model.safetensors",
+                lambda s: {k: v for k, v in s.items() if "layers.3.mlp.down_proj" not in k},
+            ),
         ),
     ),
 ]

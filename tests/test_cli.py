@@ -109,6 +109,7 @@ def test_the_three_commands_chain(world, tmp_path):
     assert "multi_modal_projector.linear_1.weight" in first.stdout
     second = run(*stage2(world, "--lora", "--rank", 4), cwd=tmp_path)
     assert "lora" in second.stdout
+    assert "PEFT's own loader: basic-lite export runs/stage2 FOLDER --to peft\n" in second.stdout
     run("eval", "mmbench", "--data", world / "bench.tsv", "--limit", 3, cwd=tmp_path)
 
     manifest = json.loads((tmp_path / "runs/stage1/manifest.json").read_text())
@@ -305,7 +306,7 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
         ),
         "layers": (stage1(world, "--layers", 9), "layers must be between 1 and 4 for this decoder, got 9"),
         "weighting": (stage1(world, "--weighting", "cubic"), "weighting must be one of quadratic"),
-        "weight": (stage1(world, "--das-weight", -1), "das_weight must be 0 (off) or a positive number"),
+        "weight": (stage1(world, "--das-weight", -1), "--das-weight must be at least 0, got -1.0"),
         "bits": (stage1(world, "--bits", 3), "bits must be 4, 8 or 16, got 3"),
         "precision": (stage1(world, "--precision", "fp8"), "--precision must be auto, bf16 or fp32"),
         "tracker": (stage1(world, "--report-to", "nothing"), "--report-to nothing is not installed here"),

@@ -16,7 +16,7 @@ PACKAGE = Path(basic_lite.__file__).parent
 ROOT = PACKAGE.parent
 
 ORDER = (
-    "files console pages data models method export memory training evaluation "
+    "console files pages data models method export memory training evaluation "
     "analysis experiments bench chat recipes cli __main__"
 ).split()
 """A part imports only itself and parts before it: the core never imports analysis, experiments or bench."""

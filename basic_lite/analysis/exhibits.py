@@ -21,7 +21,7 @@ from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.render import Picture, enlarged, render
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.files import PROJECTOR, file_hash, read_manifest
+from basic_lite.files import PROJECTOR, check_files, file_hash, read_manifest
 from basic_lite.method.capture import Weighting
 from basic_lite.models.checkpoint import check_identity, load_run, sources_of
 from basic_lite.models.llava import Assembled, assemble
@@ -235,7 +235,7 @@ def subjects(run: Path, against: Path | None = None, before: bool = True) -> lis
         before: look at the run's own beginning too: fresh projector of the same seed, LLM as it came.
 
     Raises:
-        ValueError: In one line, if a folder is no run, or the two are not comparable.
+        ValueError: In one line, if a folder is no run, its files have changed, or two are not comparable.
     """
     manifest = read_manifest(run)
     chosen = [Subject(BEFORE, run, manifest, *_first_seed(manifest))] if before else []
@@ -250,6 +250,8 @@ def subjects(run: Path, against: Path | None = None, before: bool = True) -> lis
                     f"{_named(other, what)}); --against takes a run of the same models"
                 )
         trained.insert(0, (against, other))
+    for folder, _ in trained:  # the second is loaded when the first has been looked at for minutes
+        check_files(folder, "weights")
     labels = [f"{_kind(found)}, stage {found['stage']}" for _, found in trained]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({folder})" for label, (folder, _) in zip(labels, trained, strict=True)]

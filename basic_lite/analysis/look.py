@@ -20,6 +20,7 @@ from basic_lite.data.conversation import encode, encode_prompt
 from basic_lite.data.templates import Template
 from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
 from basic_lite.method.fit import match_tokens
+from basic_lite.models.generate import tower_pixels
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import up_to_the_features
@@ -350,12 +351,11 @@ def _ids(assembled: Assembled, exhibit: Exhibit, plan: Plan, answered: bool) -> 
 def _features(assembled: Assembled, exhibit: Exhibit | None, plan: Plan) -> torch.Tensor:
     """Return the visual embeddings `(P, D)` that the decoder receives; of a blank picture for `None`."""
     llava, transform = parts_of(assembled.model).llava, assembled.transform(plan.aspect)
-    weight = next(llava.vision_tower.parameters())
     if exhibit is None:  # the mean colour is 0 in the space that the tower receives
-        side = assembled.image_size
-        pixels = torch.zeros(1, 3, side, side, dtype=weight.dtype, device=weight.device)
+        pixels = torch.zeros(1, 3, assembled.image_size, assembled.image_size)
     else:
-        pixels = transform.normalise(transform(exhibit.open())[None].to(weight.device), weight.dtype)
+        pixels = transform(exhibit.open())[None]
+    pixels = tower_pixels(assembled.model, pixels, transform)
     with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
         features = torch.cat(list(llava.get_image_features(pixels).pooler_output))
     return features.to(llava.get_input_embeddings().weight.dtype)

@@ -10,7 +10,8 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from basic_lite.memory.available import peak_mib
-from basic_lite.method.losses import rows_in_chunk, semantic_distribution
+from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
 Facts = dict[str, object]

@@ -8,17 +8,22 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PretrainedConfig,
 )
 
 from basic_lite.data import templates
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled, Projector, Sources, check_quantisation
 from basic_lite.models.parts import parts_of
-from basic_lite.models.zoo import CLIP_L_336, DECODERS
 
+DECODERS: dict[str, PretrainedConfig] = {
+    name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()
+}
+CLIP_L_336 = {key: value for key, value in zoo.TOWER_CONFIGS["clip-l-336"].items() if key != "model_type"}
 _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
 
 
@@ -42,7 +47,7 @@ def random_model(
     if bits not in (4, 16):
         raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
     text = type(DECODERS[name])(**DECODERS[name].to_dict())
-    text.num_hidden_layers = layers or text.num_hidden_layers
+    text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
     vision = CLIPVisionConfig(**CLIP_L_336)
     tokens = (vision.image_size // vision.patch_size) ** 2

@@ -262,18 +262,31 @@ def read_bytes(ref: ImageRef) -> bytes:
     Raises:
         RowFault: `missing_image`, `path_outside_root` or `oversized_image`.
     """
-    found = locate(ref)
+    return _read(locate(ref), ref.name)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a picture's encoded bytes from a file that is named outright; archives beside it are not searched.
+
+    Raises:
+        RowFault: `missing_image` or `oversized_image`.
+    """
+    found = _file(ImageRef(path.name, root=str(path.parent), follow_links=True))
+    if found is None:
+        raise RowFault("missing_image", f"image {shown(str(path))} does not exist")
+    return _read(found, path.name)
+
+
+def _read(found: Stored, name: str) -> bytes:
     if found.size > MAX_BYTES:
         raise RowFault(
             "oversized_image",
-            f"image {shown(ref.name)} has {found.size:,} bytes; at most {MAX_BYTES:,} are read",
+            f"image {shown(name)} has {found.size:,} bytes; at most {MAX_BYTES:,} are read",
         )
     try:
         return found.read()
     except OSError as error:
-        raise RowFault(
-            "missing_image", f"image {shown(ref.name)} cannot be read: {one_line(error)}"
-        ) from None
+        raise RowFault("missing_image", f"image {shown(name)} cannot be read: {one_line(error)}") from None
 
 
 def _file(ref: ImageRef) -> Stored | None:

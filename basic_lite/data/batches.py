@@ -216,6 +216,8 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         group: put rows of one modality and of similar length together (LLaVA's `group_by_modality_length`).
         accumulation: batches per optimizer step, which are then of one modality too.
         usable: `(rows,)` bool, which rows to draw from; `None` for all.
+        order_rows: rows per batch, over all ranks, that the order is made for; `None` for the batches' own. A
+            run that goes on with batches of several times as many still puts the same rows into every step.
         rank: which part of every batch this process gets, from 0.
         ranks: how many processes share the rows; each gets `batch_size` rows at a time.
     """
@@ -230,6 +232,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         group: bool,
         accumulation: int = 1,
         usable: np.ndarray | None = None,
+        order_rows: int | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -241,6 +244,10 @@ class Batches(torch.utils.data.Sampler[list[int]]):
             raise ValueError(f"batch_size {batch_size} and accumulation {accumulation} must be at least 1")
         if not 0 <= rank < ranks:
             raise ValueError(f"rank {rank} is not one of {ranks} ranks, counted from 0")
+        self.order_rows = order_rows or batch_size * ranks
+        if batch_size * ranks % self.order_rows:
+            raise ValueError(f"{batch_size} rows times {ranks} are no multiple of order_rows {order_rows}")
+        self.joined = batch_size * ranks // self.order_rows
         self.rows = np.arange(len(lengths)) if usable is None else np.flatnonzero(usable)
         self.lengths = np.asarray(lengths, dtype=np.int64)[self.rows]
         self.modality = np.asarray(modality, dtype=bool)[self.rows]
@@ -268,12 +275,16 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         batches = batch_order(
             self.lengths,
             self.modality,
-            batch_size=self.batch_size * self.ranks,
+            batch_size=self.order_rows,
             seed=self.seed,
             epoch=self.epoch,
             group=self.group,
-            accumulation=self.accumulation,
+            accumulation=self.accumulation * self.joined,
         )
+        if self.joined > 1:
+            parts = [batches[i : i + self.joined] for i in range(0, len(batches), self.joined)]
+            together = [np.concatenate(part) for part in parts]
+            batches = [rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in together]
         return share(batches, self.rank, self.ranks, self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -289,4 +300,4 @@ class Batches(torch.utils.data.Sampler[list[int]]):
             return len(self._order())
         images = int(self.modality.sum())
         kinds = (images, len(self.rows) - images) if self.group else (len(self.rows),)
-        return sum(-(-rows // self.batch_size) for rows in kinds)
+        return -(-sum(-(-rows // self.order_rows) for rows in kinds) // self.joined)

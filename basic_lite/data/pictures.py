@@ -1,4 +1,7 @@
-"""Pictures from bytes of any quality: opened by content, bounded in size, one kind of error."""
+"""Pictures from bytes of any quality: opened by content, bounded in size, one kind of error.
+
+Nothing else in the package opens a picture, so training, evaluation, chat and analysis see the same pixels.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from basic_lite.data.archives import locate, read_bytes
+from basic_lite.data.archives import locate, read_bytes, read_file
 from basic_lite.data.rows import ImageRef, RowFault, one_line, shown
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -71,6 +75,24 @@ def load_image(ref: ImageRef) -> Image.Image:
         RowFault: `missing_image`, `path_outside_root`, `oversized_image` or `undecodable_image`, in one line.
     """
     return decode(read_bytes(ref), ref.name)
+
+
+def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
+    """Read a picture that no row names, a file or encoded bytes, as `load_image` reads a row's.
+
+    Args:
+        source: the file, or the bytes.
+        name: what messages call it; empty for the file's name.
+
+    Returns:
+        The decoded picture, RGB.
+
+    Raises:
+        RowFault: `missing_image`, `oversized_image` or `undecodable_image`, in one line.
+    """
+    if isinstance(source, Path):
+        return decode(read_file(source), name or source.name)
+    return load_image(ImageRef(name, data=source))
 
 
 def decode(data: bytes, name: str) -> Image.Image:

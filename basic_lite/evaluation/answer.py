@@ -18,9 +18,8 @@ from basic_lite.data.conversation import IMAGE
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.question import Question
 from basic_lite.files import complete
-from basic_lite.models.generate import greedily, prompt_ids, stops_of, text_of
+from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, text_of
 from basic_lite.models.llava import Assembled, for_inference
-from basic_lite.models.parts import parts_of
 
 
 def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
@@ -129,20 +128,16 @@ def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> 
         batch: `B` prompts.
         pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
     """
-    model, tower = assembled.model, parts_of(assembled.model).llava.vision_tower
-    weight = next(tower.parameters())
+    model = assembled.model
     longest = max(len(ids) for _, ids in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
     mask = torch.zeros_like(input_ids)
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
-    forward = {"input_ids": input_ids.to(weight.device), "attention_mask": mask.to(weight.device)}
-    if pixels is not None:
-        pixels = pixels.to(weight.device)
-        forward["pixel_values"] = assembled.transform("pad").normalise(pixels, weight.dtype)
+    batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels}
     produced = model.generate(
-        **forward,
+        **forward_inputs(model, batched, assembled.transform("pad")),
         **greedily(stops_of(assembled), assembled.pad_token_id, batch[0][0].max_new_tokens),
     )
     return [text_of(assembled, row) for row in produced[:, longest:].tolist()]

@@ -27,12 +27,12 @@ class StoredImage:
     column: str = "image"
     of_several: bool = False
 
-    def read(self) -> bytes:
-        """Return the encoded picture."""
+    def source(self) -> bytes | Path:
+        """Return the encoded picture, or the file that holds it."""
         cell = self.table[self.row][self.column]
         if self.of_several:
             cell = cell[len(cell) // 2]
-        return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"]).read_bytes()
+        return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
 
 
 ImageSource = Path | bytes | StoredImage | None
@@ -68,24 +68,19 @@ class Question:
         """Return the picture, decoded, in RGB; `None` for a text-only question.
 
         Raises:
-            ValueError: If the file is missing or does not decode.
+            ValueError: If the file is missing, too large, or does not decode.
         """
         if self.image is None:
             return None
-        from io import BytesIO
+        from basic_lite.data.pictures import open_picture
+        from basic_lite.data.rows import RowFault
 
-        from PIL import Image
-
-        source = self.image.read() if isinstance(self.image, StoredImage) else self.image
+        source = self.image.source() if isinstance(self.image, StoredImage) else self.image
         try:
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                return picture.convert("RGB")
-        except FileNotFoundError:
-            raise ValueError(
-                f"Picture {source} of question {self.id} is missing: check the image folder."
-            ) from None
-        except OSError as error:
-            raise ValueError(f"Picture of question {self.id} does not decode: {error}.") from None
+            return open_picture(source, str(source) if isinstance(source, Path) else str(self.id))
+        except RowFault as fault:
+            remedy = ": check the image folder" if fault.code == "missing_image" else ""
+            raise ValueError(f"Picture of question {self.id}: {fault}{remedy}.") from None
 
 
 # The request that ends a question, as LLaVA-1.5 was trained to read it.

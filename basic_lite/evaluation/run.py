@@ -15,7 +15,7 @@ from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
 from basic_lite.evaluation.tasks import mmvet
 from basic_lite.evaluation.tasks.mmbench import ROTATION
-from basic_lite.files import MANIFEST, file_hash, read_manifest, write_json
+from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,15 @@ class Evaluation:
         """Answer what is not answered yet, and return how many questions are left.
 
         Raises:
-            ValueError: If the answers that are there were made under other conditions.
+            ValueError: If a file of the run has changed, or the answers that are there were made under other
+                conditions.
         """
         from basic_lite.evaluation import answer
         from basic_lite.models.checkpoint import load_run
 
+        check_files(self.run, "weights")  # before a prediction file is claimed
         changes = {
-            "image_size": image_size or self.manifest["image_size"],
+            "image_size": self.manifest["image_size"] if image_size is None else image_size,
             "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
         }
         conditions = {

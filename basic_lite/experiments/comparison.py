@@ -7,16 +7,15 @@ import io
 import json
 import re
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from basic_lite import files
 from basic_lite.data.world import parts, signs
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import World, world_in, write_world
@@ -25,7 +24,7 @@ from basic_lite.experiments import measure, processes, report
 from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Arm, Plan, arms_for
 from basic_lite.experiments.processes import shown_on
 from basic_lite.experiments.table import tabulate
-from basic_lite.files import complete, file_hash, locked, read_manifest, versions, write_json
+from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
 from basic_lite.models import devices
 from basic_lite.models.checkpoint import identity
@@ -64,7 +63,7 @@ def claim(out: Path, setup: Mapping[str, object]) -> None:
     """
     path, now = out / SETUP, json.loads(json.dumps(setup))
     if not path.is_file():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or contents(out)):
             raise ValueError(f"{out} is in use and holds no ablation (no {SETUP}); choose another --out")
         write_json(path, now)
         return
@@ -85,19 +84,6 @@ def claim(out: Path, setup: Mapping[str, object]) -> None:
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-@contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Keep a second ablation out of the folder while this one works in it.
-
-    Raises:
-        ValueError: If another works in it now.
-    """
-    with locked(out / SETUP) as alone:
-        if not alone:
-            raise ValueError(f"another ablation is at work in {out}; wait for it, or choose another --out")
-        yield
 
 
 # The embedded world's files for an ablation: one world for each seed, no more of it than is needed.
@@ -220,11 +206,11 @@ class Comparison:
                 state = "done" if run.finished else "to do"
                 console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
             return
-        if overwrite and (self.out / SETUP).is_file():
-            with held(self.out):  # not under another ablation's feet
-                shutil.rmtree(self.out)
-        claim(self.out, self._setup())
-        with held(self.out):
+        with files.held(self.out):
+            if overwrite and (self.out / SETUP).is_file():
+                for path in files.contents(self.out):
+                    files.remove(path)
+            claim(self.out, self._setup())
             self._train(todo, jobs, console)
             self._report(arms, console)
 
@@ -393,7 +379,7 @@ class Comparison:
         command = f"basic-lite {shlex.join(sys.argv[1:])}"
         report.write_markdown(table, self.out / f"{self.plan.name}.md", command)
         content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
-        write_json(self.out / f"{self.plan.name}.json", content)
+        files.write_json(self.out / f"{self.plan.name}.json", content)
         report.write_ablation(table, self.out / f"{self.plan.name}.html", command)
         console.print(report.for_terminal(table))
         console.print(table.how_sure, highlight=False)

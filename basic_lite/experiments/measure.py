@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from basic_lite.data.conversation import IGNORE_INDEX, encode
+from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.dataset import world_in
@@ -40,6 +41,7 @@ from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import Refinement
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.devices import choose_device
+from basic_lite.models.generate import forward_inputs
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 
@@ -124,13 +126,8 @@ def inspect_model(
         items = [_item(assembled, transform, scene, p, rng) for scene, p in zip(shown, pictures, strict=True)]
         batch = collate(items)
         with supervision:
-            out = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                pixel_values=transform.normalise(batch["pixel_values"], next(model.parameters()).dtype),
-                use_cache=False,
-            )
-        labels = batch["labels"][:, 1:]
+            out = model(**forward_inputs(model, batch, transform), use_cache=False)
+        labels = batch["labels"][:, 1:].to(out.logits.device)
         each = F.cross_entropy(
             out.logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
         )
@@ -292,12 +289,13 @@ def rows_of_file(
         [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
     )
     found: dict[str, list[float]] = {name: [] for name in ("lm", "cosine", "das", "sds", "read")}
-    for batch in _batches(assembled, data, images, count, max_length, follow_links):
-        device = next(model.parameters()).device
-        tensors = {name: batch[name].to(device) for name in ("input_ids", "attention_mask", "pixel_values")}
+    transform = assembled.transform("crop")
+    for batch in _batches(assembled, transform, data, images, count, max_length, follow_links):
+        inputs = forward_inputs(model, batch, transform)
+        device = inputs["input_ids"].device
         half = assembled.sources.dtype == torch.bfloat16
         with supervision, torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = model(**tensors, use_cache=False).logits[:, :-1].float()
+            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
         labels = batch["labels"][:, 1:].to(device)
         each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
         supervised = labels.ne(IGNORE_INDEX)
@@ -324,6 +322,7 @@ def rows_of_file(
 
 def _batches(
     assembled: Assembled,
+    transform: ImageTransform,
     data: str,
     images: str | None,
     count: int,
@@ -331,20 +330,17 @@ def _batches(
     follow_links: bool,
     size: int = 4,
 ) -> Iterator[dict]:
-    """Yield batches of rows, evenly spread, as stage 1 is shown them, with normalised pictures."""
+    """Yield batches of rows, evenly spread, as stage 1 is shown them."""
     opened = open_rows(data, images, follow_links=follow_links)
     usable = np.flatnonzero(opened.has_image)
     if not len(usable):
         raise ValueError(f"{data} has no row with a picture; measure on one that has some (--measure-data)")
     evenly = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
     chosen = usable[evenly]
-    transform = assembled.transform("crop")
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
     collate = assembled.collator()
     for start in range(0, len(chosen), size):
-        batch = collate([dataset[int(row)] for row in chosen[start : start + size]])
-        batch["pixel_values"] = transform.normalise(batch["pixel_values"], assembled.sources.dtype)
-        yield batch
+        yield collate([dataset[int(row)] for row in chosen[start : start + size]])
 
 
 def _only(refinement: Refinement, image: int) -> Refinement:

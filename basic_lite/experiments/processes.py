@@ -23,12 +23,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from basic_lite import files
 from basic_lite.data.world.dataset import World
 from basic_lite.experiments.measure import path_of
 from basic_lite.files import checkpoints, is_finished, write_json
 
 STOPPED: int = 75
 """Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
+
+PATIENCE: float = 120.0
+"""Seconds that a child waits for an earlier one in its folder, whose parent is gone."""
 
 ERRORS: str = "errors.txt"
 """What a child wrote to standard error, in its folder."""
@@ -99,7 +103,12 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
 
     torch.set_num_threads(threads)
     _follow_parent()
-    with (folder / "console.txt").open("a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
+    # A child whose parent was killed stops after its step: the next one waits for that.
+    with (
+        files.held(folder, wait=PATIENCE),
+        (folder / "console.txt").open("a", encoding="utf-8") as console,
+        contextlib.redirect_stdout(console),
+    ):
         yield
 
 

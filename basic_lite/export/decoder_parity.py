@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from basic_lite.export.parity import LIMITS, Answer, relative_gap
+from basic_lite.models.generate import one_row
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 
@@ -29,7 +30,6 @@ class Seen:
 def watch_decoder(assembled: Assembled, answers: list[Answer]) -> list[Seen]:
     """Run prompts and answers through the run once more, and keep what its decoder receives."""
     decoder = parts_of(assembled.model).decoder
-    tower = next(parts_of(assembled.model).llava.vision_tower.parameters())
     received: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -38,11 +38,8 @@ def watch_decoder(assembled: Assembled, answers: list[Answer]) -> list[Seen]:
     hook, seen = decoder.register_forward_pre_hook(keep, with_kwargs=True), []
     try:
         for answer in answers:
-            ids = torch.tensor([answer.ids + answer.produced], device=tower.device)
-            extra = {}
-            if answer.pixels is not None:
-                extra["pixel_values"] = answer.pixels.to(tower.device, tower.dtype)
-            logits = assembled.model(input_ids=ids, attention_mask=torch.ones_like(ids), **extra).logits
+            row = one_row(assembled.model, answer.ids + answer.produced, answer.pixels)
+            logits = assembled.model(**row).logits
             seen.append(Seen(received[-1].cpu(), logits[0].float().cpu()))
     finally:
         hook.remove()

@@ -14,7 +14,7 @@ from basic_lite.memory.activations import (
     norm_bytes,
 )
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
-from basic_lite.method.losses import rows_in_chunk
+from basic_lite.method.chunks import rows_in_chunk
 
 Optimizer = Literal["adamw", "paged-adamw-8bit"]
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-from transformers import CLIPVisionConfig, PretrainedConfig, SiglipVisionConfig
-
+from basic_lite.data.world import parts
 from basic_lite.models import zoo
-from basic_lite.models.llava import read_config
-from basic_lite.models.tower import vision_config
-from basic_lite.models.zoo import CLIP_L_336, DECODERS
 
-TOWERS: dict[str, PretrainedConfig] = {
-    "clip-l-336": CLIPVisionConfig(**CLIP_L_336),
-    "siglip-so400m-384": SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=27,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-    ),
-}
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Configurations are read by their fields alone, so that what is known by name needs no transformers.
+DECODERS = {name: SimpleNamespace(**config) for name, config in zoo.DECODER_CONFIGS.items()}
+"""Published configurations of the decoders that are known by name."""
+
+TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.items()}
 """Published configurations of the towers that are known by name."""
 
 
@@ -72,7 +69,7 @@ class DecoderSize:
     tied: bool
 
     @classmethod
-    def of(cls, config: PretrainedConfig, source: str = "the decoder") -> DecoderSize:
+    def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
         """Read a decoder's configuration.
 
         Raises:
@@ -176,14 +173,19 @@ class TowerSize:
     head: bool = False
 
     @classmethod
-    def of(cls, config: PretrainedConfig, image_size: int | None = None, source: str = "") -> TowerSize:
+    def of(
+        cls,
+        config: PretrainedConfig | SimpleNamespace,
+        image_size: int | None = None,
+        source: str = "",
+    ) -> TowerSize:
         """Read a vision configuration; `image_size` replaces the tower's own.
 
         Raises:
             ValueError: If the family is not supported or the image holds no patch.
         """
         family = zoo.tower_family_of(config.model_type, source or "the vision tower").model_type
-        size = image_size or config.image_size
+        size = config.image_size if image_size is None else image_size
         if size < config.patch_size:
             raise ValueError(f"an image size of {size} holds no {config.patch_size}-pixel patch")
         ratio = getattr(config, "mlp_ratio", 4)
@@ -232,7 +234,7 @@ def published_decoder(name: str) -> DecoderSize:
         ValueError: If the name is unknown.
     """
     if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
-        return DecoderSize.of(read_config(zoo.LLMS[name].hub_id, "language model"), name)
+        return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
         raise ValueError(
             f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other Llama, Gemma, Phi-3 or "
@@ -252,7 +254,7 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
         ValueError: If the name is unknown or the configuration cannot be read.
     """
     if llm is not None:
-        return [(llm, DecoderSize.of(read_config(llm, "language model"), llm))]
+        return [(llm, DecoderSize.of(_config(llm, "language model"), llm))]
     return [(name, published_decoder(name)) for name in (DECODERS if model is None else [model])]
 
 
@@ -271,6 +273,17 @@ def towers_named(tower: str | None, image_size: int | None, every: bool) -> list
     found = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
-        config = TOWERS.get(name) or vision_config(read_config(source, "vision tower"))
+        config = TOWERS.get(name) or _config(source, "vision tower")
         found.append((name, TowerSize.of(config, image_size, name)))
     return found
+
+
+def _config(source: str, what: str) -> PretrainedConfig | SimpleNamespace:
+    """Read a configuration; only one that does not ship with the package takes transformers."""
+    if source in parts.EMBEDDED:  # written by transformers with every field
+        text = Path(parts.located(source), "config.json").read_text(encoding="utf-8")
+        return SimpleNamespace(**json.loads(text))
+    from basic_lite.models.llava import read_config
+    from basic_lite.models.tower import vision_config
+
+    return vision_config(read_config(source, what))

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from transformers import LlavaModel, PretrainedConfig
+from transformers import LlavaModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
@@ -38,6 +38,35 @@ def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
     if not 1 <= layers <= depth:
         raise ValueError(f"layers must be between 1 and {depth} for this decoder, got {layers}")
     return layers
+
+
+def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
+    """Return the indices of those of layers 1..k whose attention says which patches the text looks at.
+
+    Hybrid decoders attend in some layers alone: Qwen3.5 in every fourth, with a linear recurrence in
+    between that has no weights per patch.
+
+    Args:
+        decoder: the language model.
+        k: number of supervised layers.
+
+    Raises:
+        ValueError: If there is none; says what to do.
+    """
+    kinds = getattr(decoder.config, "layer_types", None) or []
+    # The name alone does not tell: MiniMax calls its linear recurrence `self_attn` as well.
+    attending = [
+        index
+        for index, layer in enumerate(decoder.layers)
+        if hasattr(layer, "self_attn") and kinds[index : index + 1] != ["linear_attention"]
+    ]
+    if not attending or attending[0] >= k:
+        larger = f"supervise at least {attending[0] + 1} layers (layers), or " if attending else ""
+        raise ValueError(
+            f"none of the supervised layers 1 to {k} of this {type(decoder).__name__} attends, so nothing "
+            f'says which patches the text looks at; {larger}weight all patches alike (importance="uniform")'
+        )
+    return [index for index in attending if index < k]
 
 
 def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
@@ -83,11 +112,13 @@ class capture:
             model: the LLaVA.
             layers: k; `None` means half of the decoder's layers.
             weighting: see `layer_weights`.
-            importance: `"attention"` (the paper) or `"uniform"` (`1 / P` for each patch of an image).
+            importance: `"attention"` (the paper; the mean over those of the k layers that attend) or
+                `"uniform"` (`1 / P` for each patch of an image).
             target: `"raw"` (the paper), or a space that was fitted on text.
 
         Raises:
-            ValueError: If an argument is out of its range or the model is no LLaVA.
+            ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
+                attends.
         """
         if importance not in get_args(Importance):
             raise ValueError(
@@ -106,7 +137,9 @@ class capture:
         self._rows: list[int] | None = None
         self._received: dict[str, torch.Tensor | None] = {}
         self._stack = ExitStack()
+        self._attending: list[int] = []
         if importance == "attention":
+            self._attending = attending_layers(self.parts.decoder, self.layers)
             attention.install(self.parts.decoder)
 
     def use(self, layout: Layout, initial: torch.Tensor | None = None, rows: list[int] | None = None) -> None:
@@ -146,6 +179,7 @@ class capture:
     def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
         """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
+        self._attended: list[int] = []
         layout, self._given = self._given, None
         if layout is None:
             input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -202,13 +236,14 @@ class capture:
         scaling: float,
     ) -> None:
         index = getattr(module, "layer_idx", None)
-        if self._layout is None or index is None or index >= self.layers:
+        if self._layout is None or index not in self._attending:
             return
         # The vision tower may run under the same name; only the decoder's own modules count.
         if module is not self.parts.decoder.layers[index].self_attn:
             return
         seen = attention.text_to_patch(query, key, attention_mask, scaling, self._layout)
         self._attention = seen if self._attention is None else self._attention.add_(seen)
+        self._attended.append(index)
 
     def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
         # From here on nothing counts: a checkpointed layer may run again before the block is closed.
@@ -216,10 +251,14 @@ class capture:
         if layout is None:
             return
         if self.importance == "attention":
-            assert self._attention is not None, (
-                "the decoder did not run basic_sdpa: was its attention switched?"
-            )
-            importance = self._attention / (self.layers * layout.text_after[layout.image])
+            if self._attended != self._attending:
+                silent = sorted({index + 1 for index in self._attending} - {i + 1 for i in self._attended})
+                raise ValueError(
+                    f"layers {', '.join(map(str, silent))} of the decoder did not run {attention.NAME}: was "
+                    "its attention switched after BASIC was prepared? Prepare it anew afterwards, or weight "
+                    'all patches alike (importance="uniform")'
+                )
+            importance = self._attention / (len(self._attending) * layout.text_after[layout.image])
         else:
             importance = self._target.new_full(
                 (len(layout.patch),), layout.images / max(len(layout.patch), 1)

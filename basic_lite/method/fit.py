@@ -26,7 +26,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from basic_lite.method.capture import supervised_layers
-from basic_lite.method.losses import column_blocks, log_softmax_, project, rows_in_chunk
+from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.losses import column_blocks, log_softmax_, project
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind
 from basic_lite.models.llava import for_inference
 from basic_lite.models.parts import parts_of
@@ -355,7 +356,7 @@ def fit_target(
         return TargetSpace()
     decoder = parts_of(model).decoder
     k, width = supervised_layers(decoder.config, layers), decoder.config.hidden_size
-    rows = token_rows(tokenizer, texts, tokens or tokens_for(width))
+    rows = token_rows(tokenizer, texts, tokens_for(width) if tokens is None else tokens)
     return fit_rows(decoder, rows, kind, k, ridge=ridge, progress=progress)
 
 

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from basic_lite.data.conversation import IGNORE_INDEX
+from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.types import LossTerm, Refinement
 
 # Products with a matrix as tall as the vocabulary, into buffers that are already there.
@@ -106,26 +107,6 @@ def _row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, len(matrix)))
 
 
-CHUNK_BYTES: int = 512 << 20
-"""Budget of the two fp32 logit buffers: 1024 rows for 32,000 tokens, 256 rows for 256,000.
-
-Fewer rows would re-read the embedding matrix so often that bandwidth, not arithmetic, sets the pace."""
-
-
-def rows_in_chunk(rows: int, vocabulary: int, budget: int = CHUNK_BYTES) -> int:
-    """Return how many rows go through the vocabulary at once: a multiple of 128, at most 1024.
-
-    Depends on shapes alone unless a budget is given, so that a run can be repeated bit for bit.
-
-    Args:
-        rows: `N`, all rows.
-        vocabulary: `V`.
-        budget: bytes for the two fp32 logit buffers; 128 rows go through even if they take more.
-    """
-    fitting = budget // (8 * vocabulary) // 128 * 128
-    return max(1, min(max(fitting, 128), 1024, rows))
-
-
 def next_token(
     hidden: torch.Tensor,
     labels: torch.Tensor,
@@ -163,7 +144,7 @@ def next_token(
         hidden, labels = hidden[:, :-1][chosen], labels[:, 1:][chosen]
     if not len(labels):
         return LossTerm("lm", hidden.float().sum() * 0.0, 0)
-    rows = rows_per_chunk or rows_in_chunk(len(labels), len(weight))
+    rows = rows_in_chunk(len(labels), len(weight)) if rows_per_chunk is None else rows_per_chunk
     return LossTerm("lm", _LinearCrossEntropy.apply(hidden, weight, labels, rows), len(labels))
 
 
@@ -214,7 +195,9 @@ def semantic_distribution(
     """
     if rows_per_chunk is not None and rows_per_chunk < 1:
         raise ValueError(f"rows_per_chunk must be at least 1, got {rows_per_chunk}")
-    rows = rows_per_chunk or rows_in_chunk(len(refinement.initial), len(embedding))
+    rows = (
+        rows_in_chunk(len(refinement.initial), len(embedding)) if rows_per_chunk is None else rows_per_chunk
+    )
     constants = refinement.target.detach(), refinement.importance.detach(), embedding.detach()
     total = _SemanticDistribution.apply(refinement.initial, *constants, rows)
     return LossTerm("sds", total, refinement.images)

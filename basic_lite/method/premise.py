@@ -132,6 +132,7 @@ def measure(
     """
     table = decoder.get_input_embeddings().weight
     lengths, layers = row_lengths(table), set(layers)
+    targets = {kind: (space.to(table.device), ks) for kind, (space, ks) in targets.items()}
     wanted = {(kind, k): _Tally() for kind, (_, ks) in targets.items() for k in ks}
     seen = {layer: _Tally() for layer in sorted(layers)}
     deepest = max([*layers, *(k for _, k in wanted), 1])

@@ -50,14 +50,15 @@ class BasicSupervision:
             model: a LLaVA of transformers.
             layers: k, the number of supervised layers; `None` means half of the decoder's.
             weighting: how layers 1..k are weighted in the target.
-            importance: how patches are weighted.
+            importance: how patches are weighted; by the mean attention of those of the k layers that attend.
             das_weight: weight of the directional alignment; 0 switches it off.
             sds_weight: weight of the semantic distribution; 0 switches it off.
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
             target: `"raw"` (the paper), or what `fit_target` returned.
 
         Raises:
-            ValueError: If an argument is out of its range or the model is no LLaVA.
+            ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
+                attends.
         """
         self.objective = Objective(das_weight, sds_weight, rows_per_chunk)
         self._capture = capture(model, layers, weighting, importance, target)

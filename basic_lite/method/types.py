@@ -24,6 +24,10 @@ class Diverged(RuntimeError):
     """A run that has stopped itself because its gradients are no longer finite; the text says all."""
 
 
+class Unmoved(RuntimeError):
+    """A run that took all its steps and trained nothing; the text says why."""
+
+
 @dataclass(frozen=True)
 class Refinement:
     """What the shallow layers made of the visual embeddings in one forward pass.

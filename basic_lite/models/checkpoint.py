@@ -22,6 +22,7 @@ from basic_lite.files import (
     EMBEDDING_SPACE,
     FORMAT,
     PROJECTOR,
+    check_files,
     complete,
     read_manifest,
     versions,
@@ -132,10 +133,11 @@ def load_run(
         changes: of `Sources`, such as another image size.
 
     Raises:
-        ValueError: If the folder is no run, its base has changed, or a file does not fit.
+        ValueError: If the folder is no run, its base or one of its files has changed, or a file does not fit.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    check_files(folder, "weights")
     sources = sources_of(manifest)
     sources = replace(sources, dtype=dtype or sources.dtype, **changes)
     assembled = assemble(sources, device)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from basic_lite.data.conversation import Turn, check_tokenizer, choose_template, encode_prompt, stop_ids
 from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.rows import one_line
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world import parts
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
-
-if TYPE_CHECKING:
-    pass
 
 
 def counting_encoder(
@@ -75,20 +73,58 @@ def stops_of(assembled: Assembled) -> list[int]:
     return stop_ids(assembled.template, assembled.tokenizer)
 
 
+def forward_inputs(
+    model: torch.nn.Module, batch: Mapping[str, Any], transform: ImageTransform | None = None
+) -> dict[str, torch.Tensor]:
+    """Return what a LLaVA's forward pass takes of a batch, on the model's device; labels stay behind.
+
+    Args:
+        model: the LLaVA, wrapped or not.
+        batch: `input_ids` and `attention_mask` `(B, S)`, and `pixel_values` where there are pictures.
+        transform: of the pictures, where they are uint8.
+    """
+    weight = next(parts_of(model).llava.vision_tower.parameters())
+    inputs = {name: batch[name].to(weight.device) for name in ("input_ids", "attention_mask")}
+    if batch.get("pixel_values") is not None:
+        inputs["pixel_values"] = tower_pixels(model, batch["pixel_values"], transform)
+    return inputs
+
+
+def tower_pixels(
+    model: torch.nn.Module, pixels: torch.Tensor, transform: ImageTransform | None = None
+) -> torch.Tensor:
+    """Return pictures as the vision tower takes them, `(I, 3, h, w)`, on its device and in its dtype.
+
+    Args:
+        model: the LLaVA, wrapped or not.
+        pixels: `(I, 3, h, w)`, uint8 or normalised.
+        transform: normalises uint8 pictures, on the device.
+    """
+    weight = next(parts_of(model).llava.vision_tower.parameters())
+    pixels = pixels.to(weight.device)
+    if pixels.dtype == torch.uint8:
+        assert transform is not None, "uint8 pictures need the transform that normalises them"
+        return transform.normalise(pixels, weight.dtype)
+    return pixels.to(weight.dtype)
+
+
 def one_row(
-    model: torch.nn.Module, ids: Sequence[int], pixels: torch.Tensor | None = None
+    model: torch.nn.Module,
+    ids: Sequence[int],
+    pixels: torch.Tensor | None = None,
+    transform: ImageTransform | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return a prompt as a LLaVA takes it: a batch of one, on the model's device.
 
     Args:
         model: the LLaVA.
         ids: of the prompt.
-        pixels: `(I, 3, h, w)`, normalised; `None` for text alone.
+        pixels: `(I, 3, h, w)`, normalised, or uint8 with their transform; `None` for text alone.
+        transform: of uint8 pictures.
     """
-    weight = next(parts_of(model).llava.vision_tower.parameters())
-    row = torch.tensor([list(ids)], device=weight.device)
-    pictures = {} if pixels is None else {"pixel_values": pixels.to(weight.device, weight.dtype)}
-    return {"input_ids": row, "attention_mask": torch.ones_like(row), **pictures}
+    row = torch.tensor([list(ids)])
+    batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "pixel_values": pixels}
+    return forward_inputs(model, batch, transform)
 
 
 def greedily(stops: list[int], pad: int, longest: int, never: Sequence[int] = ()) -> dict[str, Any]:

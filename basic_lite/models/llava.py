@@ -27,7 +27,7 @@ from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, zoo
 from basic_lite.models.parts import parts_of
-from basic_lite.models.tower import load_tower, native_size, read_processor, vision_config
+from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
 
 # LLaVA's projector as it is trained here.
 
@@ -287,12 +287,10 @@ def assemble(
     tower_config = vision_config(read_config(sources.tower, "vision tower"))
     tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
     processor = read_processor(sources.tower, tower_config)
-    size = sources.image_size or native_size(processor, tower_config)
+    size = native_size(processor, tower_config) if sources.image_size is None else sources.image_size
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
-    depth = tower_config.num_hidden_layers
-    if not -depth - 1 <= sources.tower_layer <= depth:
-        raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {sources.tower_layer}")
+    check_tower_layer(sources.tower_layer, tower_config)
 
     tokenizer = AutoTokenizer.from_pretrained(data_world_parts.located(sources.llm))
     name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)

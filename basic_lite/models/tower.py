@@ -21,6 +21,17 @@ def vision_config(config: PretrainedConfig) -> PretrainedConfig:
     return getattr(config, "vision_config", config)
 
 
+def check_tower_layer(layer: int, config: PretrainedConfig) -> None:
+    """Refuse a feature layer that a tower has not.
+
+    Raises:
+        ValueError: If the layer is not between -depth - 1 and depth; 0 is what the first layer receives.
+    """
+    depth = config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {layer}")
+
+
 def load_tower(
     source: str, config: PretrainedConfig, size: int, dtype: torch.dtype, device: torch.device | str
 ) -> PreTrainedModel:

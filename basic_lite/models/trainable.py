@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from basic_lite.models.llava import Assembled
-from basic_lite.models.parts import parts_of
+from basic_lite.models.parts import parts_of, piece
 
 # Dropout in front of adapters that keeps neither its mask nor what it let through.
 #
@@ -151,6 +151,16 @@ def train_everything(assembled: Assembled) -> None:
     check_contract(assembled.model, "decoder")
 
 
+def freeze_projector(assembled: Assembled) -> None:
+    """Stage 2 with the projector as stage 1 left it; what else is trained stays so.
+
+    `Forward` then finds no gradient at the visual embeddings: BASIC's terms are measured and train nothing.
+    """
+    for name, parameter in assembled.model.named_parameters():
+        if re.search(_PROJECTOR, name):
+            parameter.requires_grad_(False)
+
+
 _CONTRACTS = {
     "projector": (_PROJECTOR,),
     "adapters": (_PROJECTOR, _ADAPTER),
@@ -206,3 +216,26 @@ def trainable_table(model: nn.Module) -> Table:
     table.add_section()
     table.add_row("all", "", str(count), f"{total:,}")
     return table
+
+
+class Beginning:
+    """Some values of every trained tensor as they were, to see in the end whether any of them has moved.
+
+    The first ones of a tensor, not all: adapters of a 7B are 1.3 GB. Adam moves every value that has a
+    gradient, and of an adapter it is B that moves first.
+    """
+
+    VALUES: int = 1024
+
+    def __init__(self, model: nn.Module) -> None:
+        """Copy them, before training begins or a checkpoint is read, and before layers are cut."""
+        self.values = {n: self._first(p) for n, p in model.named_parameters() if p.requires_grad}
+
+    def _first(self, parameter: nn.Parameter) -> torch.Tensor:
+        return piece(parameter.detach()).reshape(-1)[: self.VALUES].clone()
+
+    def has_moved(self, model: nn.Module) -> bool:
+        """Whether a tensor is another one now. Where layers are cut, the first process has the first rows."""
+        named = dict(model.named_parameters())
+        now = {name: self._first(named[name]) for name in self.values}
+        return any(not torch.equal(now[n].to(v.device), v[: len(now[n])]) for n, v in self.values.items())

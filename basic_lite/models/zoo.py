@@ -7,14 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-
-from transformers import (
-    GemmaConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
-)
+from typing import Any
 
 from basic_lite.data.world.parts import EMBEDDED
 
@@ -111,6 +104,48 @@ LLMS: dict[str, LLM] = {
 }
 
 
+_WINDOW = {"max_position_embeddings": 4096}
+# fmt: off
+DECODER_CONFIGS: dict[str, dict[str, Any]] = {
+    "vicuna-7b": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "vicuna-13b": {
+        "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
+        "num_attention_heads": 40, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "gemma-2b": {
+        "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
+        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256_000,
+        "tie_word_embeddings": True,
+    },
+    "phi3-mini": {
+        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "vocab_size": 32_064, "tie_word_embeddings": False, **_WINDOW,
+    },
+    "mistral-7b": {
+        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
+        "tie_word_embeddings": False, "sliding_window": None,  # v0.2 has no window
+    },
+}
+"""Published configurations of the LLMs above, so far as sizes depend on them: read without transformers."""
+
+TOWER_CONFIGS: dict[str, dict[str, Any]] = {
+    "clip-l-336": {
+        "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+    },
+    "siglip-so400m-384": {
+        "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+    },
+}
+"""The same of the vision towers below."""
+# fmt: on
+
+
 @dataclass(frozen=True)
 class TowerFamily:
     """What all vision towers of one architecture share.
@@ -196,7 +231,9 @@ class Pace:
         Args:
             global_batch: rows per optimizer step, of one process or of all; `None` for `self.global_batch`.
         """
-        share = (global_batch or self.global_batch) // int(os.environ.get("WORLD_SIZE", 1))
+        share = (self.global_batch if global_batch is None else global_batch) // int(
+            os.environ.get("WORLD_SIZE", 1)
+        )
         return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 
@@ -243,28 +280,3 @@ def tower_family_of(model_type: str, source: str) -> TowerFamily:
             f"{', '.join(TOWER_FAMILIES)} (by name: {', '.join(TOWERS)})"
         )
     return TOWER_FAMILIES[model_type]
-
-
-_WINDOW = {"max_position_embeddings": 4096}
-# fmt: off
-DECODERS: dict[str, PretrainedConfig] = {
-    "vicuna-7b": LlamaConfig(**_WINDOW),  # the defaults are LLaMA-7B's
-    "vicuna-13b": LlamaConfig(
-        hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40, **_WINDOW
-    ),
-    "gemma-2b": GemmaConfig(
-        hidden_size=2048, intermediate_size=16384, num_hidden_layers=18, num_attention_heads=8,
-        num_key_value_heads=1, head_dim=256, vocab_size=256_000,
-    ),
-    "phi3-mini": Phi3Config(**_WINDOW),  # the defaults are Phi-3-mini's
-    "mistral-7b": MistralConfig(sliding_window=None),  # the defaults are Mistral-7B's; v0.2 has no window
-}
-# fmt: on
-CLIP_L_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.parts import parts_of
-from basic_lite.models.tower import vision_config
+from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import optimizers, teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.settings import Settings
@@ -164,6 +167,9 @@ BAD_ROWS: str = "bad.jsonl"
 SHARDED: str = "ACCELERATE_USE_FSDP"
 """What `accelerate launch` says in the environment when it was asked for FSDP (see `sharding`)."""
 
+FEWEST_STEPS: int = 50
+"""Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
+
 REFUSED: dict[str, str] = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -226,6 +232,7 @@ def check_sources(sources: Sources, settings: Settings) -> None:
     check_kind(settings.target)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
+    check_tower_layer(sources.tower_layer, tower)
     known = transformers.integrations.get_available_reporting_integrations()
     if settings.report_to != "none" and settings.report_to not in known:
         raise ValueError(
@@ -264,10 +271,22 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     return None
 
 
+@contextmanager
+def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+    """Hold a run's folder until the run ends, and give the checkpoint to go on from.
+
+    Raises:
+        ValueError: As `check_folder`, and if another command is writing the folder.
+    """
+    with files.held(out):
+        yield check_folder(out, resume, overwrite)
+
+
 def _leftovers(out: Path) -> list[Path]:
     """Return what an earlier run left in its folder (evaluations stay)."""
     names = (
         files.MANIFEST,
+        files.CHECKED,
         files.PROJECTOR,
         files.DECODER,
         "log.jsonl",
@@ -313,20 +332,181 @@ def training_files(
 
 
 def open_training_rows(settings: Settings) -> Rows:
-    """Open the annotation file and look through its texts and a sample of its pictures.
+    """Open the annotation file.
+
+    Raises:
+        ValueError: If it is missing or holds no rows.
+    """
+    return open_rows(
+        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
+    )
+
+
+def optimizer_steps(settings: Settings, batches: int) -> int:
+    """Count a run's optimizer steps as the Trainer does.
+
+    Args:
+        settings: of the stage.
+        batches: micro-batches of one epoch, of one process.
+    """
+    if settings.max_steps > 0:
+        return settings.max_steps
+    accumulation = settings.global_batch // (settings.micro_batch * rank_and_count()[1])
+    return math.ceil(settings.epochs * max(-(-batches // accumulation), 1))
+
+
+def paced(
+    settings: Settings,
+    rows: Rows,
+    pace: zoo.Pace,
+    *,
+    global_batch: int | None = None,
+    micro_batch: int | None = None,
+) -> tuple[Settings, int, str]:
+    """Halve a global batch that nobody asked for until the data give some steps.
+
+    A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
+    gets the same. `--max-steps` says itself how many steps there are.
+
+    Args:
+        settings: of the stage, with the pace's batches or the user's.
+        rows: as they were opened, nothing yet checked.
+        pace: of the stage.
+        global_batch: what the user gave; it is kept.
+        micro_batch: what the user gave; it is kept, and the global batch stays a multiple of it.
 
     Returns:
-        The rows, with their `faults`: those rows are left out.
+        The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
+    """
+    processes, usable = rank_and_count()[1], rows.usable
+    pictures = int(rows.has_image[usable].sum())
+    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+
+    def steps_with(tried: Settings) -> int:
+        at_once = tried.micro_batch * processes
+        return optimizer_steps(tried, sum(-(-count // at_once) for count in kinds))
+
+    found, before = settings, steps_with(settings)
+    if before >= FEWEST_STEPS or settings.max_steps > 0:
+        return settings, before, ""
+    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)}"
+    told += f" at a global batch of {settings.global_batch}"
+    if global_batch is not None:
+        return settings, before, f"Warning: {told}; a smaller --global-batch or more --epochs give more."
+    at_once = (micro_batch or 1) * processes
+    while steps_with(found) < FEWEST_STEPS and found.global_batch % (2 * at_once) == 0:
+        half = found.global_batch // 2
+        size = pace.rows_per_pass(half) if micro_batch is None else micro_batch
+        found = replace(found, global_batch=half, micro_batch=size)
+    after = steps_with(found)
+    if after == before:
+        return settings, before, f"Warning: {told}; more --epochs give more."
+    more = "" if after >= FEWEST_STEPS else ", and more --epochs give more"
+    line = f"{told}: it is {found.global_batch} here, for {_counted(after)}{more}"
+    return found, after, f"{line} (--global-batch {settings.global_batch} keeps it)."
+
+
+def _counted(number: int, what: str = "optimizer step") -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+def check_training_rows(rows: Rows, settings: Settings) -> None:
+    """Look through the rows' texts and a sample of their pictures, and note their `faults`: what is left out.
 
     Raises:
         ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
-    rows = open_rows(
-        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
-    )
     rows.faults = check_rows(rows, settings.stage)
     check_budget(rows, settings.bad_budget, settings.stage)
-    return rows
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the rows of an optimizer step are put through the model; the update does not depend on it.
+
+    Attributes:
+        order_rows: rows of a pass, over all processes, when the run began: its order is made for them.
+        micro_batch: rows of a pass in one process.
+        processes: that share the rows.
+        workers: that prepare them.
+    """
+
+    order_rows: int
+    micro_batch: int
+    processes: int
+    workers: int
+
+    @classmethod
+    def of(cls, settings: Settings, then: dict | None = None) -> Passes:
+        """Return those of settings, in the order of the run that they go on with.
+
+        Args:
+            settings: of the run.
+            then: manifest of the checkpoint.
+
+        Raises:
+            ValueError: If the step would not be the same one.
+        """
+        processes = rank_and_count()[1]
+        rows = settings.micro_batch * processes
+        if then is None:
+            return cls(rows, settings.micro_batch, processes, settings.workers)
+        before = passes_before(then, processes, settings.workers)
+        made = cls(before["order_rows"], settings.micro_batch, processes, settings.workers)
+        changed = rows != before["micro_batch"] * before["processes"]
+        if changed and settings.intervention.split("=")[0] in ("noise", "shuffled"):
+            raise ValueError(
+                f"--intervention {settings.intervention} depends on which rows share a pass: resume with "
+                f"--micro-batch {before['micro_batch']} and {before['processes']} processes"
+            )
+        if processes > 1 and made.loaded != rows:
+            raise ValueError(
+                f"over {processes} processes a run goes on with {made.order_rows} rows per pass or more, "
+                f"a multiple; got {processes} x {settings.micro_batch}: choose another --micro-batch"
+            )
+        return made
+
+    @property
+    def loaded(self) -> int:
+        """Rows that are loaded together, over all processes: a multiple of the order's and of a pass's.
+
+        A step of such batches holds the same rows as ever. Where a pass is smaller, they are split when they
+        are trained on, as after a lack of memory.
+        """
+        return math.lcm(self.order_rows, self.micro_batch * self.processes)
+
+
+def passes_before(then: dict, processes: int, workers: int) -> dict[str, int]:
+    """Return how a run was put through its model before; an older manifest knows the micro-batch alone."""
+    rows = then["training"]["micro_batch"]
+    known = {"micro_batch": rows, "processes": processes, "workers": workers, "order_rows": rows * processes}
+    return known | then.get("passes", {})
+
+
+def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
+    """Return what a resumed run does otherwise: name -> before and now."""
+    before = passes_before(then, passes.processes, passes.workers)
+    now = {name: getattr(passes, name) for name in ("micro_batch", "processes", "workers")}
+    return {name: [before[name], value] for name, value in now.items() if before[name] != value}
+
+
+def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
+    """Say what a resumed run does otherwise, and what of its numbers depends on it.
+
+    Args:
+        changes: from `changes_of`.
+        dropout: in front of the adapters.
+        bits: of the decoder.
+    """
+    parts = ", ".join(
+        f"{name.replace('_', '-')} {now} ({old} before)" for name, (old, now) in changes.items()
+    )
+    line = f"going on with {parts}: the same rows and the same loss in every step"
+    if not {"micro_batch", "processes"} & set(changes):
+        return line
+    other = [f"adapters' dropout of {dropout} draws other masks"] if dropout else []
+    other += ["8-bit layers round by what shares a pass"] if bits == 8 else []
+    return f"{line}, up to rounding" + (f"; {' and '.join(other)}" if other else "")
 
 
 def check_same_run(manifest: dict, folder: Path) -> None:
@@ -336,6 +516,7 @@ def check_same_run(manifest: dict, folder: Path) -> None:
         ValueError: Names what differs.
     """
     then = files.read_manifest(folder)
+    then["training"]["micro_batch"] = manifest["training"]["micro_batch"]  # see `Passes`
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         if manifest[key] != then[key]:
             old, new = then[key], manifest[key]
@@ -349,7 +530,7 @@ def check_same_run(manifest: dict, folder: Path) -> None:
 
 
 def hyperparameters(settings: Settings) -> dict:
-    """Return the settings that a resumed run must share."""
+    """Return the settings that a resumed run must share, but for the micro-batch (see `Passes`)."""
     keys = (
         *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
         *("max_steps", "max_length", "group", "lora", "optimizer", "bad_budget", "min_rating", "seed"),
@@ -358,14 +539,18 @@ def hyperparameters(settings: Settings) -> dict:
 
 
 def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
-    """Refuse to resume a run with other inputs, before its model is loaded.
+    """Refuse to resume a run with other inputs or from damaged files, before its model is loaded.
 
     Raises:
-        ValueError: Names what differs.
+        ValueError: Names what differs, or the file.
     """
     if resume is not None:
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
-        check_inputs_unchanged(sources, hyperparameters(settings), data, settings.stage, resume)
+        same = {k: v for k, v in hyperparameters(settings).items() if k != "micro_batch"}
+        check_inputs_unchanged(sources, same, data, settings.stage, resume)
+        Passes.of(settings, files.read_manifest(resume))
+        if rank_and_count()[0] == 0:
+            files.check_files(resume, "weights", "state")
 
 
 def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:

@@ -17,6 +17,7 @@ from itertools import chain
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import broadcast
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -112,7 +113,10 @@ def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
     Returns:
         Whole tensors by name, or `None` where nothing trained is cut.
     """
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    named = [
+        (name, p) for name, p in model.named_parameters() if p.requires_grad or "modules_to_save" in name
+    ]
+    trained = {name: p.detach() for name, p in named}  # and a frozen projector, which is saved with adapters
     if not any(is_cut(parameter) for parameter in trained.values()):
         return None
     found = {}
@@ -208,6 +212,13 @@ def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         found = accelerator.gather(flags.to(accelerator.device)[None])
         flags.copy_(reduce(torch.bitwise_or, found.unbind()))
+
+
+def first_says(verdict: bool, accelerator: Accelerator) -> bool:
+    """Return the first process's verdict in all of them."""
+    if accelerator.num_processes == 1:
+        return verdict
+    return bool(broadcast(torch.tensor([int(verdict)], device=accelerator.device)).item())
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:

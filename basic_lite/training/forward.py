@@ -11,8 +11,9 @@ from torch import nn
 from basic_lite.data.layout import Layout
 from basic_lite.memory.available import unraised_bytes
 from basic_lite.method.attention import causal_only
+from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.deferred import Deferral
-from basic_lite.method.losses import next_token, rows_in_chunk
+from basic_lite.method.losses import next_token
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import LossTerm, Window
@@ -144,7 +145,9 @@ class Forward:
             )  # three (N, D) in fp32
             self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
         if self.objective.sds_weight:
-            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
+            used = (
+                rows_in_chunk(count, len(embedding)) if self.rows_per_chunk is None else self.rows_per_chunk
+            )
             self.chunk = max(self.chunk, min(used, count))
         return self.rows_per_chunk
 

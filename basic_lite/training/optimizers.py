@@ -41,7 +41,7 @@ def make(
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     projector = [p for n, p in named if "multi_modal_projector" in n]
     others = [p for n, p in named if "multi_modal_projector" not in n]
-    rate = projector_learning_rate or args.learning_rate
+    rate = args.learning_rate if projector_learning_rate is None else projector_learning_rate
     groups = [{"params": others}, {"params": projector, "lr": rate}]
     groups = [group for group in groups if group["params"]]
     settings = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +22,17 @@ from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.capture import supervised_layers
-from basic_lite.method.types import Intervention
-from basic_lite.models import checkpoint, devices
+from basic_lite.method.types import Intervention, Unmoved
+from basic_lite.models import checkpoint, devices, trainable
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
-from basic_lite.training import checks, distributed, teacher
+from basic_lite.training import checks, distributed, guards, teacher
 from basic_lite.training.callbacks import AtStart, Clock, FirstStep, StepProgress
 from basic_lite.training.settings import Settings
 from basic_lite.training.trainer import BasicTrainer
+
+WARMUP: float = 0.03
+"""Share of the steps over which the learning rate rises."""
 
 
 def train(
@@ -58,6 +63,9 @@ def train(
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
+
+    Raises:
+        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
     """
     bad_log = settings.out / checks.BAD_ROWS
     if resume is not None:  # the same rows in the same order, whatever a check would find today
@@ -65,8 +73,16 @@ def train(
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     manifest = _manifest(assembled, settings, rows) | {"from": origin, "memory": plan}
     rank, ranks = rank_and_count()
+    then = None if resume is None else files.read_manifest(resume)
+    passes = checks.Passes.of(settings, then)
+    manifest["passes"] = asdict(passes)
     if resume is not None:
         checks.check_same_run(manifest, resume)
+        manifest["resumed"] = then.get("resumed", [])
+        if changes := checks.changes_of(passes, then):
+            manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
+            said = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
+            console.print(said, highlight=False, soft_wrap=True)
     else:
         if rank == 0:
             checks.clear(settings.out)
@@ -83,11 +99,12 @@ def train(
         bad_log=bad_log,
         usable=usable,
     )
-    accumulation = settings.global_batch // (settings.micro_batch * ranks)
+    accumulation = settings.global_batch // passes.loaded
     batches = Batches(
         rows.batch_lengths(assembled.tokens_per_image, settings.max_length),
         rows.has_image,
-        batch_size=settings.micro_batch,
+        batch_size=passes.loaded // ranks,
+        order_rows=passes.order_rows,
         seed=settings.seed,
         group=settings.group,
         accumulation=accumulation,
@@ -95,19 +112,21 @@ def train(
         rank=rank,
         ranks=ranks,
     )
+    steps = checks.optimizer_steps(settings, len(batches))
     decoder = parts_of(assembled.model).decoder
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
     half = assembled.sources.dtype == torch.bfloat16
     args = TrainingArguments(
         output_dir=str(settings.out),
-        per_device_train_batch_size=settings.micro_batch,
+        per_device_train_batch_size=passes.loaded // ranks,
         gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
         lr_scheduler_type="cosine",
-        warmup_steps=0.03,
+        # LLaVA's 3 %, rounded up; of fewer than 34 steps the one at rate 0 would be more.
+        warmup_steps=WARMUP if WARMUP * steps >= 1 else 0,
         weight_decay=0.0,
         max_grad_norm=1.0,
         bf16=half,
@@ -148,6 +167,8 @@ def train(
         data_collator=assembled.collator(),
         callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
     )
+    if passes.order_rows != settings.micro_batch * ranks:
+        trainer.splitter.limit = settings.micro_batch
     trainer.remove_callback(PrinterCallback)
     if intervene is not None:
         changed = intervene(
@@ -165,6 +186,7 @@ def train(
         trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
     elif args.should_save:
         checks.rehearse(trainer, settings.out)
+    begun = trainable.Beginning(assembled.model)
     try:
         with trainer.stop_on_signals(), shared_heap():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -173,6 +195,8 @@ def train(
     finished = trainer.state.global_step >= trainer.state.max_steps
     distributed.join_flags(dataset.state, trainer.accelerator)
     counts = dataset.tally()
+    if finished and not distributed.first_says(begun.has_moved(assembled.model), trainer.accelerator):
+        raise Unmoved(_why_unmoved(trainer, settings))
     if finished:
         trainer.manifest = manifest | {"finished": True, "rows": counts}
         trainer.save_model()
@@ -184,6 +208,17 @@ def train(
             highlight=False,
         )
     return finished
+
+
+def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
+    steps = trainer.state.max_steps
+    norms = [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
+    why = f"each update is too small for the weights' precision at --learning-rate {settings.learning_rate:g}"
+    if norms and not any(math.isfinite(norm) for norm in norms):
+        why = f"no gradient was finite ({settings.out / guards.DUMP} has the rows)"
+    elif not any(norms):
+        why = "every gradient was zero: nothing in these rows depends on what is trained"
+    return f"no weight moved in {steps:,} steps, so {settings.out} is not finished: {why}"
 
 
 def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
@@ -204,6 +239,11 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
     data["left_out"] = int((~rows.usable).sum())
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
+
+
+def _dropout_of(assembled: Assembled) -> float:
+    adapters = getattr(assembled.model, "peft_config", {}).values()
+    return max((adapter.lora_dropout for adapter in adapters), default=0.0)
 
 
 def _cut_log(path: Path, step: int) -> None:

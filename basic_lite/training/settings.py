@@ -35,7 +35,7 @@ class Settings:
         images: folder or archive that image paths are relative to; `None` for the file's own.
         aspect: image preparation, `"crop"` (stage 1) or `"pad"` (stage 2).
         learning_rate: peak of the cosine schedule.
-        projector_learning_rate: the projector's own; `None` for the same.
+        projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
         global_batch: rows per optimizer step.
         micro_batch: rows per forward pass.
         optimizer: one of `optimizers.NAMES`.
@@ -116,15 +116,22 @@ class Settings:
             ValueError: In one line.
         """
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        if self.micro_batch < 1 or self.global_batch % (self.micro_batch * processes):
+        if (
+            self.micro_batch < 1
+            or self.global_batch < 1
+            or self.global_batch % (self.micro_batch * processes)
+        ):
             times = f" times {processes} processes" if processes > 1 else ""
             raise ValueError(
                 f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
                 f"{self.micro_batch}{times}; choose --micro-batch so that it divides --global-batch"
             )
         for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
+        if self.projector_learning_rate is not None and not self.projector_learning_rate >= 0:
+            rate = self.projector_learning_rate
+            raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")
         if not 0 <= self.bad_budget < 1:
             raise ValueError(f"--bad-budget must be at least 0 and below 1, got {self.bad_budget}")
         if self.max_steps == 0 or self.max_steps < -1:
@@ -136,7 +143,7 @@ class Settings:
         hidden = {"stage", "objective", "projector_learning_rate"}
         shown = {k: v for k, v in self.__dict__.items() if k not in hidden and v is not None}
         shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
-        if self.projector_learning_rate:
+        if self.projector_learning_rate is not None:
             shown["projector_learning_rate"] = self.projector_learning_rate
         if self.shards == 1:
             shown.pop("shards")
@@ -200,6 +207,7 @@ def step_of(
     training = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}[kind]
     held = Held(sources.bits, training, rank, dropout, half=sources.dtype == torch.bfloat16)
     held = replace(held, fused=settings.fused_kernels and device == "cuda")
+    k = max(decoder.depth // 2, 1) if settings.layers is None else settings.layers
     return Step(
         decoder,
         tower,
@@ -211,7 +219,7 @@ def step_of(
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
         shards=settings.shards,
-        maps=(settings.layers or max(decoder.depth // 2, 1)) if settings.target == "translated" else 0,
+        maps=k if settings.target == "translated" else 0,
     )
 
 

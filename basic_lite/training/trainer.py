@@ -77,7 +77,7 @@ class SavingTrainer(Trainer):
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
                 models_checkpoint.save_decoder(model, folder / files.DECODER)
         if self.manifest is not None:
-            content = self.manifest | {"steps": self.state.global_step}
+            content = self.manifest | {"steps": self.state.global_step, "weights": files.hashes(folder)}
             files.write_json(folder / files.MANIFEST, content)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -113,6 +113,7 @@ class SavingTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
+                    _add_state(Path(self._draft) / name)
                     (Path(self._draft) / name).rename(draft)
             finally:
                 if main:
@@ -154,6 +155,14 @@ class SavingTrainer(Trainer):
             raise ValueError(
                 f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
             ) from error
+
+
+def _add_state(folder: Path) -> None:
+    """Put the hashes of the Trainer's own files into a checkpoint's manifest."""
+    path = folder / files.MANIFEST
+    if path.is_file():
+        content = files.read_manifest(folder) | {"state": files.hashes(folder, files.STATE)}
+        files.write_json(path, content)
 
 
 class BasicTrainer(SavingTrainer):

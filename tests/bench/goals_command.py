@@ -14,17 +14,27 @@ def goals(
         list[str] | None,
         o.option(help="Only this model; can be repeated.", default="all five", panel=o.MODEL),
     ] = None,
-    cap: Annotated[float, o.option(help="Emulate a card of so many GiB, on a GPU.", panel=o.MEMORY)] = 24.0,
+    cap: Annotated[
+        float,
+        o.option(help="Emulate a card of so many GiB, on a GPU.", panel=o.MEMORY, callback=o.within(above=0)),
+    ] = 24.0,
     decoder_layers: Annotated[
-        int | None, o.option(help="Fewer layers, to try the command.", default="all", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Fewer layers, to try the command.", default="all", panel=o.MODEL, callback=o.within(1)
+        ),
     ] = None,
     bits: o.Bits = 4,
-    micro_batch: Annotated[int, o.option(help="Rows per forward pass in stage 1.", min=1)] = 8,
-    text: Annotated[int | None, o.option(help="Text tokens per row.", default="64 and 824")] = None,
-    rank: Annotated[int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL)] = 128,
-    patches: Annotated[int, o.option(help="Rows of L_sds.", min=1)] = 4608,
-    steps: Annotated[int, o.option(help="Steps to measure in every turn.", min=1)] = 10,
-    rounds: Annotated[int, o.option(help="Turns of every variant.", min=1)] = 3,
+    micro_batch: Annotated[int, o.option(help="Rows per forward pass in stage 1.", callback=o.within(1))] = 8,
+    text: Annotated[
+        int | None, o.option(help="Text tokens per row.", default="64 and 824", callback=o.within(1))
+    ] = None,
+    rank: Annotated[
+        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
+    ] = 128,
+    patches: Annotated[int, o.option(help="Rows of L_sds.", callback=o.within(1))] = 4608,
+    steps: Annotated[int, o.option(help="Steps to measure in every turn.", callback=o.within(1))] = 10,
+    rounds: Annotated[int, o.option(help="Turns of every variant.", callback=o.within(1))] = 3,
     start: Annotated[
         bool, typer.Option("--start/--no-start", help="Also a second start of a 7B: 18 GB of disk.")
     ] = True,
@@ -36,19 +46,19 @@ def goals(
 
     Examples:
 
-      basic-lite bench goals --out goals.json
+      python -m bench.goals_command --out goals.json
 
-      basic-lite bench goals --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1     (on a CPU)
+      python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1   (CPU)
     """
     from bench.goals import Size, markdown
     from bench.runs import cpu_row, every_goal
     from bench.start import start_row
 
+    from basic_lite.bench.synthetic import DECODERS
     from basic_lite.console import quiet_console
     from basic_lite.files import write_json
     from basic_lite.memory.sizes import published_decoder
     from basic_lite.models import devices
-    from basic_lite.models.zoo import DECODERS
 
     console = quiet_console()
     device = devices.choose_device()
@@ -61,7 +71,7 @@ def goals(
         layers=decoder_layers,
         bits=bits,
         micro_batch=micro_batch,
-        text=(text, text) if text else (64, 824),
+        text=(64, 824) if text is None else (text, text),
         rank=rank,
         patches=patches,
         steps=steps,
@@ -80,3 +90,7 @@ def goals(
         console.print(markdown(rows), highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"rows": [row.json() for row in rows]})
+
+
+if __name__ == "__main__":
+    typer.run(goals)

@@ -199,11 +199,11 @@ def _best_of_ours(
     """Run what the planner chooses for the card; half the rows where that does not fit after all."""
     kind: Kind = "stage1" if stage == 1 else "stage2 --lora"
     decoder = published_decoder(model)
-    decoder = replace(decoder, depth=size.layers or decoder.depth)
+    decoder = replace(decoder, depth=decoder.depth if size.layers is None else size.layers)
     tower = TowerSize.of(TOWERS["clip-l-336"])
     step = step_of(kind, decoder, tower, text=size.text[stage - 1])
     step = replace(step, held=replace(step.held, rank=size.rank))
-    gib = size.cap_gib or 24.0
+    gib = 24.0 if size.cap_gib is None else size.cap_gib
     chosen = fit(
         step, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, ("adamw", "paged-adamw-8bit")[:stage]
     )

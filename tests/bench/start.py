@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionConfig, PretrainedConfig
 
 from basic_lite.bench.data import rows_of, write_photos
+from basic_lite.bench.synthetic import CLIP_L_336, DECODERS
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import zoo
-from basic_lite.models.zoo import CLIP_L_336, DECODERS
 
 SPARE_BYTES: int = 2_000_000_000
 _LINE = re.compile(r"first step ([\d.]+) s after the command \(([^)]*)\)")
@@ -83,7 +83,7 @@ def measure_starts(model: str, device: str, layers: int | None, parent: Path | N
         RuntimeError: If a start fails; with its last words.
     """
     config = type(DECODERS[model])(**DECODERS[model].to_dict())
-    config.num_hidden_layers = layers or config.num_hidden_layers
+    config.num_hidden_layers = config.num_hidden_layers if layers is None else layers
     with torch.device("meta"):
         weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     needed = 2 * weights + weights * 6 // 10 + SPARE_BYTES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
 from basic_lite.recipes import options as o
 
 
@@ -13,7 +14,10 @@ def start(
         str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
     ] = "vicuna-7b",
     decoder_layers: Annotated[
-        int | None, o.option(help="Fewer layers, for a small machine.", default="all", panel=o.MODEL)
+        int | None,
+        o.option(
+            help="Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)
+        ),
     ] = None,
     folder: Annotated[
         Path | None, o.option(help="Where the models lie meanwhile.", default="the system's temporary folder")
@@ -24,9 +28,9 @@ def start(
 
     Examples:
 
-      basic-lite bench start                          (18 GB of disk)
+      python -m bench.start_command                          (18 GB of disk)
 
-      basic-lite bench start --decoder-layers 4       (on a CPU)
+      python -m bench.start_command --decoder-layers 4       (on a CPU)
     """
     from bench.start import measure_starts
 
@@ -42,3 +46,7 @@ def start(
     console.print(markdown(found), highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"model": model, "decoder_layers": decoder_layers, "results": found})
+
+
+if __name__ == "__main__":
+    typer.run(start)

@@ -16,14 +16,13 @@ from basic_lite.bench import synthetic
 from basic_lite.bench.sds import markdown, measure_sds
 from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
-from basic_lite.models import zoo
 
 
 @pytest.fixture
 def shrunk(monkeypatch):
-    monkeypatch.setattr(zoo, "DECODERS", {f"{name}-x": make() for name, make in DECODERS.items()})
+    monkeypatch.setattr(synthetic, "DECODERS", {f"{name}-x": make() for name, make in DECODERS.items()})
     small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    monkeypatch.setattr(zoo, "CLIP_L_336", small | {"image_size": 24, "patch_size": 8})
+    monkeypatch.setattr(synthetic, "CLIP_L_336", small | {"image_size": 24, "patch_size": 8})
 
 
 @pytest.mark.parametrize(("stage", "bits"), [(1, 4), (2, 4), (1, 16)])
@@ -68,7 +67,7 @@ def test_what_cannot_be_measured_is_said(shrunk):
 def test_the_smallare_the_published_models(name, parameters):
     from basic_lite.memory.available import parameters_of
 
-    assert parameters_of(zoo.DECODERS[name]) == parameters
+    assert parameters_of(synthetic.DECODERS[name]) == parameters
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -115,7 +114,7 @@ def small_goals(shrunk, monkeypatch):
     named = {"vicuna-7b": DECODERS["llama"](), "gemma-2b": DECODERS["gemma"]()}
     for module in (synthetic, sizes):
         monkeypatch.setattr(module, "DECODERS", named)
-    tower = {"clip-l-336": CLIPVisionConfig(**zoo.CLIP_L_336)}
+    tower = {"clip-l-336": CLIPVisionConfig(**synthetic.CLIP_L_336)}
     for module in (sizes, runs):
         monkeypatch.setattr(module, "TOWERS", tower)
     size = bench_goals.Size("cpu", torch.float32, bits=16, micro_batch=2, text=(5, 6), rank=4, patches=8)

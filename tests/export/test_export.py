@@ -10,8 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import DECODERS, llm_folder, tiny_assembled, tower_folder
+from typer.testing import CliRunner
 
 from basic_lite import files as whole_files
+from basic_lite.cli import app
 from basic_lite.export import adapter, chat_template, folder, original, parity, weights
 from basic_lite.models import checkpoint, trainable
 
@@ -102,6 +104,17 @@ def test_bf16_weights_stay_within_rounding(tmp_path):
     content = export(run, tmp_path / "out", dtype="bf16")
     assert 1e-4 < content["parity"]["gap"] < 0.1
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("dtype", "held"), [(None, torch.bfloat16), ("fp32", torch.float32)])
+def test_an_unquantised_run_may_name_the_original_base(tmp_path, dtype, held):
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    more = ["--device", "cpu", *([] if dtype is None else ["--dtype", dtype])]
+    shown = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "out"), "--base", "bf16", *more])
+    assert shown.exit_code == 0, shown.output
+    line = f"holds no quantised base; its own weights are exported, in {held}".replace("torch.", "")
+    assert shown.output.count(line) == 1
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()} == {held}
 
 
 def test_shards_hold_the_same_tensors(tmp_path):
@@ -208,7 +221,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
     (tmp_path / "there").mkdir()
     for more, words in (
         ({"to": "peft"}, "holds no adapters"),
-        ({"base": "bf16"}, "leave --base out"),
+        ({"base": "dequantised"}, "leave --base out"),
         ({"old_gemma": True}, "for Gemma decoders"),
         ({"to": "llava"}, "looks for 'llava' in the folder's name"),
     ):

@@ -1,6 +1,6 @@
 """Print the goals for memory beside the plan, and beside the bytes that the real trainer's step holds.
 
-`python tests/plan/goals.py` prints the plan. `--measure` also runs every step at full depth under fake
+`python tests/memory/goals.py` prints the plan. `--measure` also runs every step at full depth under fake
 tensors (minutes each, on one core); `--only TEXT` takes the rows whose name contains it.
 """
 

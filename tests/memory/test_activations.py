@@ -6,9 +6,9 @@ import pytest
 from measure_layers import CASES, NAMES, ROWS, TOKENS, WHOLE
 from separate import printed_by
 
+from basic_lite.bench.synthetic import DECODERS
 from basic_lite.memory.activations import kept_per_layer, kept_per_token
 from basic_lite.memory.sizes import DecoderSize
-from basic_lite.models.zoo import DECODERS
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 They were derived apart from this code, from bytes per token of fused modules and 0.9 GB of context, rounded
 to 0.1 GB, for CLIP-L-336, captions of 64 tokens, conversations of 824 and adapters of rank 128. Run with
-`pytest tests/plan/test_anchors.py -rP` to see each of ours, the anchor, and the deviation.
+`pytest tests/memory/test_anchors.py -rP` to see each of ours, the anchor, and the deviation.
 """
 
 from __future__ import annotations

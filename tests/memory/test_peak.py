@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from measure_steps import POINTS, step_at
 from separate import printed_by
-from transformers import AutoModel, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
+from basic_lite.bench.synthetic import DECODERS
 from basic_lite.memory.available import parameters_of
 from basic_lite.memory.peak import allocated, static_parts
 from basic_lite.memory.sizes import TOWERS, DecoderSize, TowerSize
 from basic_lite.models import zoo
-from basic_lite.models.zoo import DECODERS
 
 CLIP = TowerSize.of(TOWERS["clip-l-336"])
 
@@ -31,8 +31,8 @@ def test_the_decoders_have_their_published_sizes(name):
 @pytest.mark.parametrize(
     "config",
     [
-        TOWERS["clip-l-336"],
-        TOWERS["siglip-so400m-384"],
+        AutoConfig.for_model(**vars(TOWERS["clip-l-336"])),
+        AutoConfig.for_model(**vars(TOWERS["siglip-so400m-384"])),
         CLIPVisionConfig(),
         SiglipVisionConfig(vision_use_head=False),
         Dinov2Config(image_size=518),

@@ -10,7 +10,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from basic_lite.memory.available import unraised_bytes
-from basic_lite.method.losses import directional_alignment, next_token, rows_in_chunk, semantic_distribution
+from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.losses import directional_alignment, next_token, semantic_distribution
 from basic_lite.method.types import Refinement, Window
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from weightless import Weightless
 
+from basic_lite.bench.synthetic import CLIP_L_336, DECODERS
 from basic_lite.method.objective import Objective
 from basic_lite.models.parts import parts_of
-from basic_lite.models.zoo import CLIP_L_336, DECODERS
 
 TEXT, PATCHES = 64, 576
 TOKENS = 1 + PATCHES + TEXT

@@ -170,10 +170,10 @@ def test_the_plan_counts_the_maps():
     """Sixteen maps of 4096 x 4096 in bf16 are 0.54 GB beside Vicuna-7B; other targets add nothing."""
     from dataclasses import replace
 
+    from basic_lite.bench.synthetic import DECODERS as REAL
     from basic_lite.memory.activations import Held
     from basic_lite.memory.peak import Step, static_parts
     from basic_lite.memory.sizes import TOWERS, DecoderSize, TowerSize
-    from basic_lite.models.zoo import DECODERS as REAL
 
     held = Held(4, "projector", 0, 0.0, half=True)
     step = Step(DecoderSize.of(REAL["vicuna-7b"]), TowerSize.of(TOWERS["clip-l-336"]), held)

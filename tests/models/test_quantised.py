@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from test_cli import run, stage1, world  # noqa: F401
 from tiny import DECODERS, IMAGE_TOKEN, llm_folder, tiny_batch, tower_folder
 
@@ -204,8 +204,7 @@ def test_without_room_or_a_place_there_is_one_line_and_no_copy(base, cache, monk
 def test_one_process_writes_and_others_train_on(base, cache):
     load(base)
     copy = quantised.copies()[0]
-    with copy.with_name(f".{copy.name}.lock").open() as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with FileLock(copy.with_name(f".{copy.name}.lock")):
         shutil.rmtree(copy)
         _, lines = load(base)
         assert "another process is writing" in lines[0]

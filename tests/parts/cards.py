@@ -15,7 +15,7 @@ description of a scene it answers questions about it. It is the language half of
 world; it knows nothing else and is of no use elsewhere.
 
 ## Training
-Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 16 rows, {minutes} minutes
+Built from nothing by `python -m parts.command --seed {seed}`: {steps} steps of 16 rows, {minutes} minutes
 on {device}. A row is a description followed by a caption, or by three to seven turns of questions and
 answers in ChatML, four in ten of them multiple choice. The first steps only repeat descriptions word for
 word, from which the model learns to look back; captions in another order and simple questions follow, then
@@ -66,7 +66,7 @@ of the embedded demo world, to be used by the features of the layer before the l
 token; it is of no use elsewhere.
 
 ## Training
-Built from nothing by `basic-lite demo-parts --seed {seed}`: {steps} steps of 64 pictures, {minutes}
+Built from nothing by `python -m parts.command --seed {seed}`: {steps} steps of 64 pictures, {minutes}
 minutes on {device}. It is supervised, not contrastive: heads on each patch name colour, shape,
 size and place of the thing there, each attribute alone; a head on the class token lists the shapes of
 the picture. The heads are not part of this folder. A fifth of the patches is blanked.

@@ -7,19 +7,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from basic_lite.recipes import options as o
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for `decoder/` and `tower/`.")] = Path("demo-parts"),
     part: Annotated[str, typer.Option(help="`decoder`, `tower` or `both`.")] = "both",
-    seed: Annotated[int, typer.Option(help="Seed of weights, texts and pictures.")] = 0,
-    decoder_steps: Annotated[int, typer.Option(min=1, help="Steps of the decoder's first course.")] = 16000,
-    decoder_finish: Annotated[int, typer.Option(min=0, help="Steps of its second, multiple choice.")] = 2500,
-    tower_steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the tower.")] = 1200,
+    seed: Annotated[int, typer.Option(help="Seed of weights, texts and pictures.", callback=o.a_seed)] = 0,
+    decoder_steps: Annotated[
+        int, typer.Option(callback=o.within(1), help="Steps of the decoder's first course.")
+    ] = 16000,
+    decoder_finish: Annotated[
+        int, typer.Option(callback=o.within(0), help="Steps of its second, multiple choice.")
+    ] = 2500,
+    tower_steps: Annotated[
+        int, typer.Option(callback=o.within(1), help="Optimizer steps of the tower.")
+    ] = 1200,
     device: Annotated[str, typer.Option(help="`cpu`, or `cuda` for minutes instead of an hour.")] = "cpu",
     processes: Annotated[
         int,
-        typer.Option(min=1, max=16, help="CPU processes for the decoder; figures vary slightly with them."),
+        typer.Option(
+            callback=o.within(1, 16), help="CPU processes for the decoder; figures vary slightly with them."
+        ),
     ] = 2,
 ) -> None:
     """Train the demo decoder and the demo tower, probe both, and write them as Hugging Face folders.
@@ -28,9 +37,9 @@ def main(
 
     Examples:
 
-      basic-lite demo-parts --out demo-parts
+      python -m parts.command --out demo-parts
 
-      basic-lite demo-parts --part tower --tower-steps 100 --out trial
+      python -m parts.command --part tower --tower-steps 100 --out trial
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -67,3 +76,7 @@ def main(
         for key, value in probe.items():
             table.add_row(key, f"{value:.1f}")
         console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,7 +1,7 @@
 """Twenty steps of each stage on the tiny model, against a recorded trajectory.
 
-Recorded with `BASIC_LITE_RECORD=1 pytest tests/test_golden.py`; the file says with which versions. A change
-that is not meant to change numbers must leave these alone.
+Recorded with `BASIC_LITE_RECORD=1 pytest tests/training/test_golden.py`; the file says with which
+versions. A change that is not meant to change numbers must leave these alone.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import time
 import pytest
 from test_cli import run, stage1, world  # noqa: F401
 
-from basic_lite.method.losses import rows_in_chunk
+from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.training.callbacks import Clock, process_age
 
 

@@ -231,14 +231,15 @@ def tsv_rows(path: Path, needs: Iterable[str]) -> list[dict[str, str | None]]:
 
 def _picture(cell: str, row: str) -> bytes:
     """Decode a base64 cell and look at the header of the picture."""
-    from io import BytesIO
-
-    from PIL import Image, UnidentifiedImageError
+    from basic_lite.data.pictures import open_header
+    from basic_lite.data.rows import RowFault
 
     try:
         picture = base64.b64decode("".join(cell.split()), validate=True)
-        Image.open(BytesIO(picture)).close()  # reads the header alone
-    except (binascii.Error, UnidentifiedImageError) as error:
+        open_header(picture, row)
+    except (binascii.Error, RowFault) as error:
+        if isinstance(error, RowFault) and error.code == "oversized_image":
+            raise ValueError(f"MMBench row {row}: {error}.") from None
         reason = "base64" if isinstance(error, binascii.Error) else "picture"
         raise ValueError(
             f"MMBench row {row}: the image cell does not decode ({reason}): the file is damaged, get it "

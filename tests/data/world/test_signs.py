@@ -60,7 +60,7 @@ def test_the_files(tmp_path):
             assert new == (name == "held_out.json")
 
 
-@pytest.mark.skipif(not DECODER.exists(), reason="the decoder is not in the package: basic-lite demo-parts")
+@pytest.mark.skipif(not DECODER.exists(), reason="the decoder is not in the package: python -m parts.command")
 def test_words_are_single_tokens_of_their_own():
     from transformers import AutoTokenizer
 

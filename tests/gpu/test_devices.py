@@ -1,0 +1,98 @@
+"""Whatever runs a model runs on a GPU: found without one, by what `pretended_gpu` knows of every tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_checks import CHECKS, GPU_ONLY, Workshop
+from embedded import needs_parts
+from pretended_gpu import pretended_gpu
+from torch import nn
+from torch.nn import functional as F
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("pretended"))
+
+
+@needs_parts
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")  # memory is not pinned here
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in GPU_ONLY])
+def test_no_tensor_is_left_on_the_cpu(name, shop):
+    with pretended_gpu():
+        CHECKS[name](shop)
+
+
+def mixed() -> dict[str, object]:
+    """Return what torch refuses on a machine with a GPU."""
+    here, there = torch.ones(3, 4), torch.ones(3, 4, device="cuda")
+    ids, layer = torch.tensor([0, 2]), nn.Linear(4, 2).to("cuda")
+    return {
+        "sum": lambda: there + here,
+        "into the CPU's": lambda: here.add_(there),
+        "a number of the GPU into one of the CPU": lambda: torch.zeros(()).add_(there.sum()),
+        "product": lambda: there @ here.T,
+        "module": lambda: layer(here),
+        "stacked numbers": lambda: torch.stack([there.sum(), here.sum()]),
+        "index_select": lambda: there.index_select(0, ids),
+        "embedding": lambda: F.embedding(ids, there),
+        "gather": lambda: there.gather(1, torch.zeros(3, 1, dtype=torch.long)),
+        "index of the GPU": lambda: here[ids.to("cuda")],
+        "where": lambda: torch.where(here > 0, there, there),
+        "cross entropy": lambda: F.cross_entropy(there, torch.zeros(3, dtype=torch.long)),
+        "generator": lambda: torch.randn(2, device="cuda", generator=torch.Generator()),
+        "gradient": lambda: setattr(there.clone().requires_grad_(), "grad", here),
+        "in the backward pass": lambda: backward_on_two_devices(there),
+        "numpy": lambda: there.numpy(),
+    }
+
+
+class LeavesItsGradientBehind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.full(gradient.shape, 2.0)
+
+
+def backward_on_two_devices(there: torch.Tensor) -> None:
+    LeavesItsGradientBehind.apply(there.clone().requires_grad_()).sum().backward()
+
+
+REFUSED = (
+    *("sum", "into the CPU's", "a number of the GPU into one of the CPU", "product", "module"),
+    *("stacked numbers", "index_select", "embedding", "gather", "index of the GPU", "where", "cross entropy"),
+    *("generator", "gradient", "in the backward pass", "numpy"),
+)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_gpu_refuses_is_refused(name):
+    with pretended_gpu():
+        cases = mixed()
+        assert tuple(cases) == REFUSED
+        with pytest.raises((RuntimeError, TypeError), match=r"device|indices should be|to numpy"):
+            cases[name]()
+
+
+def test_what_a_gpu_takes_is_taken_and_lies_where_it_should():
+    with pretended_gpu():
+        here, there = torch.ones(3, 4, requires_grad=True), torch.ones(3, 4, device="cuda")
+        moved = here.to("cuda", torch.bfloat16)
+        (moved.float() * there * here.sum().to("cuda") + torch.tensor(2.0)).sum().backward()
+        assert here.grad.device.type == "cpu"
+        layer = nn.Linear(4, 2).to("cuda")
+        layer(there).sum().backward()
+        places = [layer.weight, layer.weight.grad, there.T, there[torch.tensor([1])], there.new_zeros(2)]
+        places += [torch.zeros_like(there), torch.zeros(2, device=there.device), there.sum(), moved.detach()]
+        assert {one.device.type for one in places} == {"cuda"}
+        assert all(one.is_cuda for one in places)
+        assert {one.device.type for one in (there.cpu(), torch.zeros(2), there.to("cpu"))} == {"cpu"}
+        assert there.cpu().numpy().sum() == there.sum().item() == 12
+        assert there.cpu().data_ptr() != there.data_ptr()
+    assert there.device.type == "cpu"
+    assert not torch.cuda.is_available()
