@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -17,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from basic_lite import conversation, decoder, quantised, zoo
+from basic_lite import conversation, decoder, quantised, repository, zoo
 from basic_lite.consistency import check_embedding_path, check_quantisation
 from basic_lite.data.batches import Collator, SupervisedRows
 from basic_lite.data.images import ImageTransform
@@ -148,11 +147,9 @@ def read_config(source: str, what: str) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(zoo.located(source))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
-            f"or a hub id "
-            f"while a hub can be reached ({reason[:160]})"
+            f"or a hub id while a hub can be reached ({repository.why(source, error)})"
         ) from error
 
 
@@ -190,7 +187,7 @@ def assemble(
     if not -depth - 1 <= sources.tower_layer <= depth:
         raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {sources.tower_layer}")
 
-    tokenizer = AutoTokenizer.from_pretrained(zoo.located(sources.llm))
+    tokenizer = repository.read_tokenizer(sources.llm)
     name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
     if name not in conversation.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(conversation.TEMPLATES)}")
@@ -199,7 +196,7 @@ def assemble(
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
-    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
+    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(
