@@ -139,18 +139,20 @@ class Assembled:
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
-    """Load a configuration from a folder or the hub.
+    """Load a configuration from a folder or the hub; its `_commit_hash` is the hub's commit.
 
     Raises:
         ValueError: In one line, if neither has it.
     """
     try:
-        return AutoConfig.from_pretrained(zoo.located(source))
+        config = AutoConfig.from_pretrained(zoo.located(source))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
             f"or a hub id while a hub can be reached ({repository.why(source, error)})"
         ) from error
+    config._commit_hash = repository.commit_of(source)
+    return config
 
 
 def assemble(

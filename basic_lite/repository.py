@@ -93,6 +93,19 @@ def fetch(source: str, revision: str | None = None) -> Path:
     ) from missing
 
 
+def commit_of(source: str) -> str | None:
+    """Return the commit of a repository's configuration in the hub's cache; `None` for a folder.
+
+    transformers 5.17 says so in `config._commit_hash`, 5.24 does not.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(zoo.located(source)).is_dir():
+        return None
+    found = try_to_load_from_cache(source, CONFIGS[0])
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
 def why(source: str, error: BaseException) -> str:
     """Say in one line why a library could not read a model, with what to do where the hub refused.
 
