@@ -215,10 +215,10 @@ def states_of(files: Iterable[Path]) -> list[list[object]]:
     return found
 
 
-def copies() -> list[Path]:
-    """Return the folders of all complete copies."""
+def copies(kind: Literal["quantised", "converted"] = "quantised") -> list[Path]:
+    """Return the folders of all complete copies, or of the weights that were converted from pickles."""
     parent = root()
-    return [] if parent is None else sorted(path.parent for path in parent.glob(f"quantised/[!.]*/{STAMP}"))
+    return [] if parent is None else sorted(path.parent for path in parent.glob(f"{kind}/[!.]*/{STAMP}"))
 
 
 def size_of(folder: Path) -> int:
