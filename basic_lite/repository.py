@@ -71,21 +71,35 @@ def fetch(source: str, revision: str | None = None) -> Path:
     folder = Path(zoo.located(source))
     if folder.is_dir():
         return folder
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     missing: Exception | None = None
-    for form in FORMS:
-        for name in (form, f"{form}{INDEX}"):
-            try:
-                found = Path(hf_hub_download(source, name, revision=revision))
-                wanted = [name] if name == form else [name, *shards(found)]
-                # By name, so that no other form or file comes along.
-                return Path(snapshot_download(source, revision=revision, allow_patterns=[*wanted, *CONFIGS]))
-            except EntryNotFoundError as error:
-                missing = missing or error
-            except OSError as error:
-                raise ValueError(f"no weights can be loaded from {source!r}: {why(source, error)}") from error
+
+    def find(name: str) -> Path | None:
+        nonlocal missing
+        try:
+            return Path(hf_hub_download(source, name, revision=revision))
+        except EntryNotFoundError as error:
+            missing = missing or error
+        return None
+
+    try:
+        for form in FORMS:
+            for name in (form, f"{form}{INDEX}"):
+                found = find(name)
+                if found is None:
+                    continue
+                # File by file, so that no other form or file comes along.
+                for shard in [] if name == form else shards(found):
+                    hf_hub_download(source, shard, revision=revision)
+                for config in CONFIGS:
+                    find(config)
+                return found.parent
+    except ValueError:  # of an index, in one line
+        raise
+    except Exception as error:  # the hub's client and its transport raise many types, none of them common
+        raise ValueError(f"no weights can be loaded from {source!r}: {why(source, error)}") from error
     assert missing is not None
     raise ValueError(
         f"no weights can be loaded from {source!r}: it has neither {SAFETENSORS} nor {PICKLED}, or the hub "

@@ -42,12 +42,6 @@ class FakeHub:
         (self.folder / name).write_text(self.files[name])
         return str(self.folder / name)
 
-    def snapshot_download(self, source: str, revision: str | None, allow_patterns: list[str]) -> str:
-        for name in allow_patterns:
-            if name in self.files:
-                self.hf_hub_download(source, name)
-        return str(self.folder)
-
 
 def index(*names: str) -> str:
     return json.dumps({"weight_map": {f"tensor {number}": name for number, name in enumerate(names)}})
@@ -82,8 +76,7 @@ CONFIG = {"config.json": "{}", "generation_config.json": "{}"}
 )
 def test_one_form_is_fetched_and_nothing_else(tmp_path, monkeypatch, files, wanted):
     hub = FakeHub(tmp_path / "snapshot", files | OTHERS | CONFIG)
-    for name in ("hf_hub_download", "snapshot_download"):
-        monkeypatch.setattr(f"huggingface_hub.{name}", getattr(hub, name))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.hf_hub_download)
     assert repository.fetch(HUB_ID) == hub.folder
     assert set(hub.fetched) == wanted | set(CONFIG)
 
@@ -96,6 +89,17 @@ def test_a_repository_without_weights_is_refused(tmp_path, monkeypatch, files):
         repository.fetch(HUB_ID)
     assert "\n" not in str(said.value)
     assert hub.fetched == []
+
+
+def test_a_shard_that_does_not_come_ends_the_fetch(tmp_path, monkeypatch):
+    """The pickles are no way out: half of a download would be of another form."""
+    files = SAFE | PICKLES | CONFIG
+    del files["model-2.safetensors"]
+    hub = FakeHub(tmp_path / "snapshot", files)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub.hf_hub_download)
+    with pytest.raises(ValueError, match="no weights can be loaded from 'someone/model': 404"):
+        repository.fetch(HUB_ID)
+    assert not any("pytorch_model" in name for name in hub.fetched)
 
 
 REFUSALS = [
