@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
-from basic_lite import zoo
+from basic_lite import converted, repository
 from basic_lite.capture import Parts, Weighting, layer_weights, supervised_layers
 from basic_lite.types import Intervention, Refinement
 
@@ -193,12 +193,14 @@ def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
     like = decoder.get_input_embeddings().weight
     try:
         made = AutoModel.from_pretrained(
-            zoo.located(source), dtype=like.dtype, attn_implementation="sdpa", use_safetensors=True
+            converted.safetensors_folder(source),
+            dtype=like.dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no teacher can be loaded from {source!r}: {str(error).splitlines()[0][:160]}"
-        ) from error
+        reason = repository.why(source, error)
+        raise ValueError(f"no teacher can be loaded from {source!r}: {reason}") from error
     return made.to(like.device)
 
 

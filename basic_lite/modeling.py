@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -17,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from basic_lite import conversation, decoder, quantised, zoo
+from basic_lite import conversation, decoder, quantised, repository, zoo
 from basic_lite.consistency import check_embedding_path, check_quantisation
 from basic_lite.data.batches import Collator, SupervisedRows
 from basic_lite.data.images import ImageTransform
@@ -140,20 +139,20 @@ class Assembled:
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
-    """Load a configuration from a folder or the hub.
+    """Load a configuration from a folder or the hub; its `_commit_hash` is the hub's commit.
 
     Raises:
         ValueError: In one line, if neither has it.
     """
     try:
-        return AutoConfig.from_pretrained(zoo.located(source))
+        config = AutoConfig.from_pretrained(zoo.located(source))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
-            f"or a hub id "
-            f"while a hub can be reached ({reason[:160]})"
+            f"or a hub id while a hub can be reached ({repository.why(source, error)})"
         ) from error
+    config._commit_hash = repository.commit_of(source)
+    return config
 
 
 def assemble(
@@ -188,7 +187,7 @@ def assemble(
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     check_tower_layer(sources.tower_layer, tower_config)
 
-    tokenizer = AutoTokenizer.from_pretrained(zoo.located(sources.llm))
+    tokenizer = repository.read_tokenizer(sources.llm)
     name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
     if name not in conversation.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(conversation.TEMPLATES)}")
@@ -197,7 +196,7 @@ def assemble(
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
-    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
+    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(

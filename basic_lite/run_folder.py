@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-from basic_lite import writing, zoo
+from basic_lite import repository, writing, zoo
 
 MANIFEST: str = "manifest.json"
 PROJECTOR: str = "projector.safetensors"
@@ -87,7 +87,8 @@ def identity(source: str, config: object) -> dict[str, object]:
     folder, found = Path(zoo.located(source)), {"revision": getattr(config, "_commit_hash", None)}
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
-        for path in sorted(folder.glob("*.safetensors")):
+        files = (path for path in repository.weight_files(folder) if path.is_file())
+        for path in sorted({*folder.glob("*.safetensors"), *files}):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
         found["fingerprint"] = digest.hexdigest()[:16]
     return found

@@ -19,7 +19,7 @@ LAYERS = [
     {"layout", "chunks", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
     {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
-    | {"run_folder"},
+    | {"run_folder", "repository"},
     {
         "supervision",
         "text_states",
@@ -36,6 +36,7 @@ LAYERS = [
         "modeling",
         "decoder",
         "quantised",
+        "converted",
         "prompting",
         "synthetic",
         "memory",

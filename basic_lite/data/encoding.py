@@ -9,7 +9,8 @@ from basic_lite import zoo
 from basic_lite.conversation import TEMPLATES, Encoded, Template, check_tokenizer, choose_template, encode
 from basic_lite.data.pictures import load_image
 from basic_lite.data.samples import RowFault, Sample, caption_fault
-from basic_lite.data.texts import one_line, shown
+from basic_lite.data.texts import shown
+from basic_lite.repository import read_tokenizer
 from basic_lite.templates import template_of
 
 if TYPE_CHECKING:
@@ -73,16 +74,8 @@ def counting_encoder(
     Raises:
         ValueError: If there is no such tokenizer, or it does not go with the template.
     """
-    import transformers
-
     row = zoo.LLMS.get(llm)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(zoo.located(row.hub_id if row else llm))
-    except Exception as error:  # the hub's client and the parsers raise many types, none of them common
-        raise ValueError(
-            f"no tokenizer can be loaded from {llm!r}: give a folder with tokenizer.json, a hub id while a "
-            f"hub can be reached, or one of {', '.join(zoo.LLMS)} ({one_line(error)})"
-        ) from None
+    tokenizer = read_tokenizer(row.hub_id if row else llm)
     name = template or (row.template if row else choose_template(tokenizer, family=""))
     if name not in TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(TEMPLATES)}")

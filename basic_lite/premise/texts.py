@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from basic_lite import zoo
+from basic_lite import repository, zoo
 from basic_lite.data.answers import answers_of
 from basic_lite.data.readers import open_rows
 from basic_lite.data.stored import is_stored
@@ -38,7 +38,7 @@ def load(
     """
     config = read_config(sources.llm, "language model")
     zoo.family_of(config.model_type, sources.llm)
-    tokenizer = AutoTokenizer.from_pretrained(zoo.located(sources.llm))
+    tokenizer = repository.read_tokenizer(sources.llm)
     if not random_weights:
         return load_decoder_alone(sources, device).requires_grad_(False), tokenizer
     with torch.random.fork_rng(devices=[]):
