@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from basic_lite import loggers
 from basic_lite.run_folder import checkpoints, is_finished
 
 STOPPED: int = 75
@@ -94,7 +95,8 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     _follow_parent()
     with (folder / "console.txt").open("a", encoding="utf-8") as console, contextlib.redirect_stdout(console):
-        yield
+        with loggers.aside():
+            yield
 
 
 def _follow_parent(interval: float = 2.0) -> None:

@@ -10,7 +10,17 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import checkpoint, devices, interventions, preflight, processes, starting, teacher, writing
+from basic_lite import (
+    checkpoint,
+    devices,
+    interventions,
+    loggers,
+    preflight,
+    processes,
+    starting,
+    teacher,
+    writing,
+)
 from basic_lite.callbacks import AtStart, FirstStep, StepProgress
 from basic_lite.capture import parts_of, supervised_layers
 from basic_lite.console import rank_and_count
@@ -23,7 +33,7 @@ from basic_lite.data.workers import shared_heap
 from basic_lite.modeling import Assembled
 from basic_lite.settings import Settings
 from basic_lite.startup import Clock
-from basic_lite.trainer import BasicTrainer
+from basic_lite.trainer import BasicTrainer, ShardedArguments
 
 
 def train(
@@ -66,6 +76,7 @@ def train(
             starting.clear(settings.out)
             if rows.faults:
                 write_bad_rows(bad_log, rows.faults)
+    loggers.write_into(settings.out)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(
@@ -93,7 +104,7 @@ def train(
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
     half = assembled.sources.dtype == torch.bfloat16
-    args = TrainingArguments(
+    args = (ShardedArguments if settings.shards > 1 else TrainingArguments)(
         output_dir=str(settings.out),
         per_device_train_batch_size=settings.micro_batch,
         gradient_accumulation_steps=accumulation,

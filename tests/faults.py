@@ -125,6 +125,17 @@ def cut(path: str, keep: float = 0.5) -> Callable[[Path], None]:
     return inject
 
 
+def flip(path: str) -> Callable[[Path], None]:
+    """Change a byte in the middle of a file."""
+
+    def inject(lab: Path) -> None:
+        data = bytearray((lab / path).read_bytes())
+        data[len(data) // 2] ^= 1
+        (lab / path).write_bytes(data)
+
+    return inject
+
+
 def gone(path: str) -> Callable[[Path], None]:
     """Remove a file or folder."""
     return lambda lab: shutil.rmtree(lab / path) if (lab / path).is_dir() else (lab / path).unlink()
@@ -232,8 +243,16 @@ FAULTS = [
     Fault(
         "resume: optimizer state cut off",
         GO_ON,
-        "checkpoint-2",
+        "remove checkpoint-2, and --resume goes on from the one before",
         inject=cut("runs/stopped/checkpoint-2/optimizer.pt"),
+        **BEFORE,
+    ),
+    Fault(
+        "resume: a byte of the optimizer state has changed",
+        GO_ON,
+        "optimizer.pt is damaged",
+        inject=flip("runs/stopped/checkpoint-2/optimizer.pt"),
+        **BEFORE,
     ),
     Fault(
         "resume: projector cut off",

@@ -15,7 +15,7 @@ PACKAGE = Path(basic_lite.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    {"types", "console", "startup", "writing"},
+    {"types", "console", "startup", "writing", "loggers"},
     {"layout", "losses", "row_kernel", "products", "attention", "scoring"}
     | {"conversation", "encoder", "templates"},
     {"benchmarks", "targets", "readings", "capture", "objective", "zoo", "data", "published", "results"}
