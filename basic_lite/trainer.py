@@ -98,7 +98,9 @@ class BasicTrainer(SavingTrainer):
         self.max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         if sharded:
             if args.place_model_on_device is not False:
-                raise ValueError("sharded=True places the model layer by layer; pass args as ShardedArguments")
+                raise ValueError(
+                    "sharded=True places the model layer by layer; pass args as ShardedArguments"
+                )
             sharding.place_around(model, args.device)
         super().__init__(model, args, **kwargs)
         # Every trained weight is narrowed once a pass. Autocast would keep the copies until the forward pass
