@@ -50,7 +50,7 @@ class _Logger(logging.Logger):
     may be at any moment of a command.
     """
 
-    def addHandler(self, handler: logging.Handler) -> None:  # noqa: N802 (logging's name)
+    def addHandler(self, handler: logging.Handler) -> None:
         if not _prints(handler):
             super().addHandler(handler)
 

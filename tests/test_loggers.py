@@ -8,11 +8,10 @@ import os
 import subprocess
 import sys
 import warnings
-from itertools import count
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from talkative import speak, talkative
 from test_cli import run, stage1, stage2, world  # noqa: F401
 from torch import nn
 
@@ -21,34 +20,6 @@ from basic_lite.metrics import Metrics
 from basic_lite.splitting import Splitter
 
 WAYS = ("bare logger", "early handler", "late handler", "warning", "renamed method")
-_number = count()
-
-
-def speak() -> None:
-    """Say a line in every way in which a library does."""
-    logging.getLogger("liger_kernel.backends.registry").warning("FOREIGN bare logger")
-    logging.getLogger("early").warning("FOREIGN early handler")
-    late = logging.getLogger(f"late{next(_number)}")  # a library that is imported in the middle of a command
-    late.addHandler(logging.StreamHandler())
-    late.propagate = False
-    late.warning("FOREIGN late handler")
-    warnings.warn_explicit("FOREIGN warning", UserWarning, "x.py", next(_number))  # else said once a place
-    warnings.warn_explicit("FOREIGN renamed method", FutureWarning, "x.py", next(_number))
-
-
-def talkative(patch: pytest.MonkeyPatch) -> io.StringIO:
-    """Let other libraries speak whenever a command prints; returns what an early one wrote by itself."""
-    heard, own = io.StringIO(), Console.print
-    early = logging.getLogger("early")
-    patch.setattr(early, "handlers", [logging.StreamHandler(heard)])
-    patch.setattr(early, "propagate", False)
-
-    def both(self: Console, *args: object, **kwargs: object) -> None:
-        speak()
-        own(self, *args, **kwargs)
-
-    patch.setattr(Console, "print", both)
-    return heard
 
 
 @pytest.mark.slow
@@ -61,7 +32,7 @@ def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):  # noq
         "stage2": stage2(world, "--lora", "--rank", 2, "--max-steps", 1),
         "eval": ["eval", "mmbench", *bench],
         "export": ["export", "runs/stage2", "out", "--base", "dequantised"],
-        "chat": ["chat", "--run", "runs/stage2", "--max-new-tokens", 2],
+        "chat": ["chat", "runs/stage2", "--max-new-tokens", 2],
         "plan": ["plan", "--model", "gemma-2b"],
         "doctor": ["doctor"],
     }
@@ -84,8 +55,8 @@ def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):  # noq
 def test_a_process_of_its_own_is_as_quiet(world, tmp_path):  # noqa: F811
     """With real libraries, imported as the command goes on."""
     code = (
-        "import pytest, test_loggers, basic_lite.cli as cli\n"
-        "test_loggers.talkative(pytest.MonkeyPatch())\n"
+        "import pytest, talkative, basic_lite.cli as cli\n"
+        "talkative.talkative(pytest.MonkeyPatch())\n"
         "cli.main()"
     )
     arguments = [sys.executable, "-c", code, *map(str, stage1(world, "--max-steps", 1))]

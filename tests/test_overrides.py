@@ -1,4 +1,4 @@
-"""What of other libraries this project overrides or replaces, and how it must look: a release that moves it fails here."""
+"""What of other libraries this project overrides, and how it must look: a release that moves it fails here."""
 
 from __future__ import annotations
 
