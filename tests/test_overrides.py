@@ -1,4 +1,4 @@
-"""What of other libraries this project overrides, and how it must look: a release that moves it fails here."""
+"""What of other libraries this project overrides, and how it must look; a release that moves it fails."""
 
 from __future__ import annotations
 
