@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from basic_lite import run_lock
+from basic_lite import loggers, run_lock
 from basic_lite.run_folder import checkpoints, is_finished
 
 STOPPED: int = 75
@@ -102,6 +102,7 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
         run_lock.held(folder, wait=PATIENCE),
         (folder / "console.txt").open("a", encoding="utf-8") as console,
         contextlib.redirect_stdout(console),
+        loggers.aside(),
     ):
         yield
 

@@ -17,6 +17,7 @@ from basic_lite import (
     devices,
     finite,
     interventions,
+    loggers,
     preflight,
     processes,
     run_folder,
@@ -37,7 +38,7 @@ from basic_lite.data.workers import shared_heap
 from basic_lite.modeling import Assembled
 from basic_lite.settings import Settings
 from basic_lite.startup import Clock
-from basic_lite.trainer import BasicTrainer
+from basic_lite.trainer import BasicTrainer, ShardedArguments
 from basic_lite.types import Unmoved
 
 WARMUP: float = 0.03
@@ -95,6 +96,7 @@ def train(
             starting.clear(settings.out)
             if rows.faults:
                 write_bad_rows(bad_log, rows.faults)
+    loggers.write_into(settings.out)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(
@@ -124,7 +126,7 @@ def train(
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
     half = assembled.sources.dtype == torch.bfloat16
-    args = TrainingArguments(
+    args = (ShardedArguments if settings.shards > 1 else TrainingArguments)(
         output_dir=str(settings.out),
         per_device_train_batch_size=passes.loaded // ranks,
         gradient_accumulation_steps=accumulation,

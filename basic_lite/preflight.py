@@ -110,7 +110,7 @@ def rehearse(trainer: BasicTrainer, out: Path) -> None:
             trainer.save_weights(folder)
         except OSError as error:
             raise ValueError(f"{out} cannot be written to: {error}; choose another --out") from error
-        trainer._load_from_checkpoint(str(folder), model)
+        trainer.load_weights(folder)
         for name, value in before.items():
             assert torch.equal(trained[name].detach().cpu(), value), f"{name} changed by a save and a reload"
         if (folder / run_folder.ADAPTER).is_file():

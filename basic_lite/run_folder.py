@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -188,3 +189,22 @@ def checkpoints(folder: str | Path) -> list[Path]:
         if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
     ]
     return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def check_archives(checkpoint: Path) -> None:
+    """Read every file that `torch.save` wrote into a checkpoint against the sums that it holds of itself.
+
+    Raises:
+        ValueError: If one is cut off or a byte of it has changed.
+    """
+    for path in sorted(checkpoint.glob("*.pt*")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (OSError, zipfile.BadZipFile) as error:
+            broken = str(error)
+        if broken is not None:
+            raise ValueError(
+                f"{path} is damaged ({broken}); remove {checkpoint.name}, and --resume goes on from the one "
+                "before"
+            )

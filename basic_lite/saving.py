@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,14 +63,6 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             self.save_weights(Path(output_dir or self.args.output_dir), whole)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write Adam's moments whole, however they are held."""
-        with sharding.whole_moments(self.optimizer, self.args.should_save):
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_draft", None) or super()._get_output_dir(trial)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the Trainer write into a draft folder and rename it when it is complete.
 
@@ -80,31 +71,34 @@ class SavingTrainer(Trainer):
         self.before_saving()
         out, main = Path(self.args.output_dir), self.is_world_process_zero()
         name = f"checkpoint-{self.state.global_step}"
-        # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
-        self._draft = str(out / f".{name}.parts")
+        parts = out / f".{name}.parts"
         with writing.complete(out / name) if main else nullcontext() as draft:
             try:
                 if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
+                    shutil.rmtree(parts, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                with writing.told(out / name):
+                # The Trainer appends the checkpoint's name by itself. Every process writes its random state
+                # there, the first one Adam's moments whole, however they are held.
+                self.args.output_dir = str(parts)
+                moments = sharding.whole_moments(self.optimizer, self.args.should_save)
+                with moments, writing.told(out / name):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
-                    _add_state(Path(self._draft) / name)
-                    (Path(self._draft) / name).rename(draft)
+                    _add_state(parts / name)
+                    (parts / name).rename(draft)
             finally:
+                self.args.output_dir = str(out)
                 if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
-                self._draft = None
+                    shutil.rmtree(parts, ignore_errors=True)
         keep = self.args.save_total_limit
         for old in run_folder.checkpoints(out)[:-keep] if keep and main else []:
             shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def load_weights(self, folder: Path) -> None:
         """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
-        folder, model = Path(resume_from_checkpoint), model or self.model
+        model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -119,20 +113,8 @@ class SavingTrainer(Trainer):
         if (folder / run_folder.DECODER).is_file():
             checkpoint.load_decoder(model, folder / run_folder.DECODER)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Read Adam's moments back.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            sharding.cut_moments(self.optimizer)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(
-                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
-            ) from error
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_weights(Path(resume_from_checkpoint))
 
 
 def _add_state(folder: Path) -> None:

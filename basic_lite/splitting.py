@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.utils import logging
 
 from basic_lite.layout import Layout
 from basic_lite.metrics import Metrics
@@ -79,7 +79,7 @@ class Splitter:
                 "(--recompute), take a smaller --rank or --max-length, or hold the decoder in --bits 4"
             )
         self.limit = (size + 1) // 2
-        logging.get_logger(__name__).warning(
+        logging.getLogger(__name__).warning(
             f"out of memory with {size} rows at a time; the step is done again with {self.limit}, and so are "
             f"the next ones (same result; --micro-batch {self.limit} avoids the failed attempt)"
         )

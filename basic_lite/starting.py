@@ -13,7 +13,17 @@ from pathlib import Path
 import transformers.integrations
 from rich.console import Console
 
-from basic_lite import interventions, optimizers, preflight, published, run_folder, run_lock, teacher, zoo
+from basic_lite import (
+    interventions,
+    loggers,
+    optimizers,
+    preflight,
+    published,
+    run_folder,
+    run_lock,
+    teacher,
+    zoo,
+)
 from basic_lite.capture import layer_weights, supervised_layers
 from basic_lite.console import rank_and_count
 from basic_lite.data.checks import check_budget, check_rows
@@ -124,6 +134,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
             raise ValueError(f"{out} is finished; nothing is left to resume")
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
+        run_folder.check_archives(found[-1])
         return found[-1]
     if rank_and_count()[0] > 0:
         return None  # the first process may have begun to write already
@@ -169,6 +180,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left, and make the folder."""
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (out / loggers.FILE).unlink(missing_ok=True)  # alone it is no run: it may be all that a failed start left
     out.mkdir(parents=True, exist_ok=True)
 
 

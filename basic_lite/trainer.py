@@ -33,6 +33,12 @@ from basic_lite.targets import TargetSpace
 from basic_lite.types import Window
 
 
+class ShardedArguments(TrainingArguments):
+    """Arguments of a run whose model the Trainer must not move to the device in one piece."""
+
+    place_model_on_device = False
+
+
 class BasicTrainer(SavingTrainer):
     """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
 
@@ -88,6 +94,14 @@ class BasicTrainer(SavingTrainer):
         args.remove_unused_columns = False
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
+        # Ours to clip, where processes have joined their gradients and the guard sees the norm.
+        self.max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        if sharded:
+            if args.place_model_on_device is not False:
+                raise ValueError(
+                    "sharded=True places the model layer by layer; pass args as ShardedArguments"
+                )
+            sharding.place_around(model, args.device)
         super().__init__(model, args, **kwargs)
         # Every trained weight is narrowed once a pass. Autocast would keep the copies until the forward pass
         # ends, also those of layers that will run again: 1 GB for a 13B's adapters, 13 GB for a whole 7B.
@@ -177,10 +191,9 @@ class BasicTrainer(SavingTrainer):
         token = parts_of(self.model).llava.config.image_token_id
         return layout_of(batch["input_ids"], batch.get("attention_mask"), token, images, batch["labels"])
 
-    def _prepare_inputs(self, inputs: dict) -> dict:
-        """Move a batch to the device; pictures travel as uint8 and are normalised there."""
-        inputs = super()._prepare_inputs(inputs)
-        inputs["layout"] = inputs["layout"].to(inputs["input_ids"].device)
+    def _on_device(self, inputs: dict) -> dict:
+        """Complete a batch whose tensors the Trainer has moved; pictures travel as uint8, normalised here."""
+        inputs = inputs | {"layout": inputs["layout"].to(inputs["input_ids"].device)}
         pixels = inputs.get("pixel_values")
         if pixels is not None and self.transform is not None:
             dtype = next(parts_of(self.model).llava.vision_tower.parameters()).dtype
@@ -205,6 +218,7 @@ class BasicTrainer(SavingTrainer):
         window = num_items_in_batch or self._window([inputs])
         watched = self._observer is None or self._logs_next()
         deferred = self.deferred and model.training and torch.is_grad_enabled() and not return_outputs
+        inputs = self._on_device(inputs)
         loss, terms = self.forward(model, inputs, window, watched=watched, deferred=deferred)
         if self.args.world_size > 1:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
@@ -229,21 +243,19 @@ class BasicTrainer(SavingTrainer):
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
-        """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
-        if grad_norm is None:
-            self._average_gradients()
-            if self.sharded:
-                grad_norm = sharding.clip(self.model.parameters(), math.inf)
-        norm = super()._get_grad_norm(model, grad_norm)
+        """Clip the step's gradients, the same on all processes; a step whose norm is not finite is not taken.
+
+        Returns:
+            The norm before.
+        """
+        self._average_gradients()
+        largest = self.max_grad_norm or math.inf
+        if self.sharded:
+            norm = sharding.clip(self.model.parameters(), largest)
+        else:
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), largest)
         self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
         return norm
-
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        """Clip the step's gradients, the same on all processes."""
-        self._average_gradients()
-        if self.sharded:
-            return sharding.clip(self.model.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)
 
     def _average_gradients(self) -> None:
         if self.args.world_size > 1:
@@ -266,14 +278,8 @@ class BasicTrainer(SavingTrainer):
                 sharding.shard(self.model, self.args.device)
             rate = self.projector_learning_rate
             self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
+            self.optimizer.register_load_state_dict_post_hook(sharding.cut_moments)
         return self.optimizer
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Move the model; layers that are going to be cut follow later, one at a time."""
-        if self.sharded:
-            sharding.place_around(model, device)
-        else:
-            super()._move_model_to_device(model, device)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""

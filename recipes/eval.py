@@ -100,7 +100,7 @@ def main(
     """
     from contextlib import nullcontext
 
-    from basic_lite import run_lock
+    from basic_lite import loggers, run_lock
     from basic_lite.benchmarks import table
     from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.demo.world import is_embedded, questions_beside
@@ -146,6 +146,7 @@ def main(
                 from basic_lite.devices import choose_device
 
                 silence_libraries()
+                loggers.write_into(evaluation.out)
                 with progress_bar(console) as shown:
                     task = shown.add_task(name, total=len(questions), note="")
                     left = evaluation.generate(
