@@ -5,15 +5,13 @@ Nothing heavy is imported until a command runs, so `basic-lite --help` answers a
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from typing import Annotated
 
 import typer
 
-from basic_lite import __version__
+from basic_lite import __version__, console
 from basic_lite.method.types import Diverged, Unmoved
 from basic_lite.recipes import (
     ablate,
@@ -84,14 +82,9 @@ app.add_typer(measures, name="bench", rich_help_panel=TRY)
 
 def main() -> None:
     """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off."""
-    # bitsandbytes reports an optional CPU kernel, transformers its own renamed methods: nothing a user can
-    # mend.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # The hub's client reports every retry; what matters is said once, at the end.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app()
+        with console.aside():
+            app()
     except ValueError as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -55,3 +60,112 @@ def progress_bar(console: Console) -> Progress:
         console=console,
         transient=False,
     )
+
+
+# Messages of other libraries: kept off the terminal, and written into the run's folder.
+#
+# A command prints what its user can act on. Libraries speak through their own loggers, through handlers of
+# their own on standard error, and through Python's warnings; inside `aside` all of these end in one file.
+# Nothing is configured at import time: who uses the package without its commands hears everything as usual.
+
+FILE: str = "other.log"
+"""What other libraries said, in the folder that a command writes."""
+
+_OURS = "basic_lite"
+
+
+class _Aside(logging.Handler):
+    """Keeps messages until a folder is named, then appends them to its `FILE`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.lines: deque[str] = deque(maxlen=1000)
+        self.folder: Path | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+        self.flush()
+
+    def flush(self) -> None:
+        if self.folder is None or not self.lines:
+            return
+        with suppress(OSError):  # a full disk must not stop a run because of somebody's remark
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / FILE).open("a", encoding="utf-8") as handle:
+                handle.writelines(f"{line}\n" for line in self.lines)
+            self.lines.clear()
+
+
+class _Logger(logging.Logger):
+    """A logger that hands everything to the root, whatever the library that made it asks for.
+
+    transformers, datasets and huggingface_hub put a handler on standard error when they are imported, which
+    may be at any moment of a command.
+    """
+
+    def addHandler(self, handler: logging.Handler) -> None:
+        if not _prints(handler):
+            super().addHandler(handler)
+
+    @property
+    def propagate(self) -> bool:
+        return True
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None:
+        pass
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Keep messages of other libraries off the terminal inside the block; `basic_lite`'s own stay there."""
+    root, ours = logging.getLogger(), logging.getLogger(_OURS)
+    handler, own, made = _Aside(), logging.StreamHandler(), logging.getLoggerClass()
+    taken = []
+    for logger in list(root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and logger is not ours:
+            printing = [one for one in logger.handlers if _prints(one)]
+            if printing:
+                taken.append((logger, printing, logger.propagate))
+                logger.propagate = True
+                for one in printing:
+                    logger.removeHandler(one)
+    spoken = ours.propagate
+    ours.propagate = False
+    ours.addHandler(own)
+    root.addHandler(handler)
+    logging.setLoggerClass(_Logger)
+    logging.captureWarnings(True)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logging.setLoggerClass(made)
+        root.removeHandler(handler)
+        ours.removeHandler(own)
+        ours.propagate = spoken
+        for logger, printing, propagated in taken:
+            logger.propagate = propagated
+            for one in printing:
+                logger.addHandler(one)
+
+
+def write_into(folder: Path) -> None:
+    """Let messages of other libraries, also those that came before, go to `FILE` in a folder.
+
+    Outside `aside` nothing happens.
+
+    Args:
+        folder: made when there is something to write.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Aside):
+            handler.folder = folder
+            handler.flush()
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Whether a handler writes to the terminal; pytest's and files' are subclasses."""
+    return type(handler) is logging.StreamHandler

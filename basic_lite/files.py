@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -273,6 +274,25 @@ def checkpoints(folder: str | Path) -> list[Path]:
         if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
     ]
     return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def check_archives(checkpoint: Path) -> None:
+    """Read every file that `torch.save` wrote into a checkpoint against the sums that it holds of itself.
+
+    Raises:
+        ValueError: If one is cut off or a byte of it has changed.
+    """
+    for path in sorted(checkpoint.glob("*.pt*")):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (OSError, zipfile.BadZipFile) as error:
+            broken = str(error)
+        if broken is not None:
+            raise ValueError(
+                f"{path} is damaged ({broken}); remove {checkpoint.name}, and --resume goes on from the one "
+                "before"
+            )
 
 
 # Columns of numbers about a file, kept beside it or in the user's cache.

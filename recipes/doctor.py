@@ -9,7 +9,13 @@ import typer
 from basic_lite.recipes import options as o
 
 
-def main(out: Annotated[Path, o.option(help="Where runs are to be written.")] = Path("runs")) -> None:
+def main(
+    out: Annotated[Path, o.option(help="Where runs are to be written.")] = Path("runs"),
+    model: Annotated[
+        str | None,
+        o.option(help="A model by name: its download, room on disk and memory too.", default="none"),
+    ] = None,
+) -> None:
     """Try device, driver, bf16, 4-bit layers, fused kernels, disk and hub; each fault with what mends it.
 
     Exit code 0 if a run is possible (notes included), 1 if something is broken.
@@ -19,13 +25,15 @@ def main(out: Annotated[Path, o.option(help="Where runs are to be written.")] = 
       basic-lite doctor
 
       basic-lite doctor --out /data/runs
+
+      basic-lite doctor --model vicuna-7b
     """
     from basic_lite.bench.doctor import examine
     from basic_lite.console import quiet_console
 
     console = quiet_console()
     broken = False
-    for finding in examine(out):
+    for finding in examine(out, model):
         broken = broken or finding.state == "bad"
         console.print(
             f"{finding.state:<5} {finding.name:<13} {finding.text}", highlight=False, soft_wrap=True

@@ -100,6 +100,7 @@ def main(
     """
     from contextlib import nullcontext
 
+    from basic_lite import console as whole_console
     from basic_lite import files
     from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.data.world.world import is_embedded, questions_beside
@@ -146,6 +147,7 @@ def main(
                 from basic_lite.models.devices import choose_device
 
                 silence_libraries()
+                whole_console.write_into(evaluation.out)
                 with progress_bar(console) as shown:
                     task = shown.add_task(name, total=len(questions), note="")
                     left = evaluation.generate(

@@ -287,9 +287,16 @@ FAULTS = [
         **BEFORE,
     ),
     Fault(
+        "resume: a byte of the optimizer state of an older run has changed",
+        GO_ON,
+        "optimizer.pt is damaged",
+        inject=old("runs/stopped/checkpoint-2", flipped("runs/stopped/checkpoint-2/optimizer.pt")),
+        **BEFORE,
+    ),
+    Fault(
         "resume: optimizer state cut off, no hashes",
         GO_ON,
-        "checkpoint-2 is damaged",
+        "remove checkpoint-2, and --resume goes on from the one before",
         inject=old("runs/stopped/checkpoint-2", cut("runs/stopped/checkpoint-2/optimizer.pt")),
     ),
     Fault(

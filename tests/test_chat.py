@@ -46,7 +46,9 @@ def test_words_are_shown_while_the_answer_is_made():
     stream.put(torch.tensor([[1, 5]]))  # the prompt is not shown
     for number in tokenizer("two words, then more").input_ids:
         stream.put(torch.tensor([number]))
-    assert "".join(pieces) == "two words, then "
+    shown = "".join(pieces)  # before the end; how much of it waits for a space depends on transformers
+    assert shown.startswith("two words")
+    assert "two words, then more".startswith(shown)
     stream.end()
     assert "".join(pieces) == "two words, then more"
 

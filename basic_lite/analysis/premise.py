@@ -12,7 +12,7 @@ from string import Template
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from basic_lite.data.hub import is_stored
 from basic_lite.data.readers import answers_of, open_rows
@@ -22,7 +22,7 @@ from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.scenes import sample_scene
 from basic_lite.files import complete
 from basic_lite.method.premise import Examined, Figures
-from basic_lite.models import zoo
+from basic_lite.models import repository, zoo
 from basic_lite.models.llava import Sources, load_decoder_alone, read_config
 from basic_lite.pages import as_svg, quiet_axes
 
@@ -166,7 +166,7 @@ def load(
     """
     config = read_config(sources.llm, "language model")
     zoo.family_of(config.model_type, sources.llm)
-    tokenizer = AutoTokenizer.from_pretrained(parts.located(sources.llm))
+    tokenizer = repository.read_tokenizer(sources.llm)
     if not random_weights:
         return load_decoder_alone(sources, device).requires_grad_(False), tokenizer
     with torch.random.fork_rng(devices=[]):

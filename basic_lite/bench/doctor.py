@@ -15,7 +15,9 @@ from typing import Literal
 
 import torch
 
-from basic_lite.models import quantised
+from basic_lite.data.rows import one_line
+from basic_lite.data.world import parts as data_world_parts
+from basic_lite.models import quantised, repository, zoo
 
 TIMEOUT_SECONDS: float = 4.0
 """Longest wait for the hub."""
@@ -41,12 +43,17 @@ class Finding:
     remedy: str = ""
 
 
-def examine(folder: Path) -> Iterator[Finding]:
+def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
     """Look at everything; a check that fails in an unknown way is a finding too.
 
     Args:
         folder: where runs are to be written.
+        model: a name of the zoo, whose download, room on disk and memory are looked at too.
+
+    Raises:
+        ValueError: If no model has that name.
     """
+    parts = () if model is None else _checks_of(model)
     checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("versions", versions),
         ("device", device),
@@ -56,6 +63,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("disk", lambda: disk(folder)),
         ("copies", copies),
         ("hub", hub),
+        *parts,
     )
     for name, check in checks:
         try:
@@ -65,6 +73,122 @@ def examine(folder: Path) -> Iterator[Finding]:
             yield Finding(
                 name, "bad", text, "pip install --force-reinstall basic-lite, and report this if it stays"
             )
+
+
+def _checks_of(model: str) -> tuple[tuple[str, Callable[[], Finding]], ...]:
+    from basic_lite.memory.sizes import published_decoder
+    from basic_lite.models.llava import Sources
+
+    sources = Sources.named(model)
+    tower = zoo.TOWERS[zoo.LLMS[model].tower]
+    decoder = published_decoder(model)
+    loads: list[Load] = []
+    return (
+        ("llm", lambda: download("llm", sources.llm, 2 * decoder.parameters, loads)),
+        ("tower", lambda: download("tower", sources.tower, tower.published_bytes, loads)),
+        ("room", lambda: room(loads, decoder.parameters if zoo.LLMS[model].bits == 4 else 0)),
+        ("card", lambda: card(model)),
+    )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a part takes on disk.
+
+    Attributes:
+        missing: bytes to download into the hub's cache.
+        converted: bytes of safetensors that its pickles are converted to.
+    """
+
+    missing: float
+    converted: float
+
+
+def download(name: str, source: str, known: float, loads: list[Load]) -> Finding:
+    """Ask the hub what a part would download and whether it takes a login.
+
+    Args:
+        name: of the finding.
+        source: hub id, or the name of an embedded part.
+        known: bytes of its weights, for a machine without a hub.
+        loads: takes what the part needs on disk.
+    """
+    from huggingface_hub import auth_check
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if source in data_world_parts.EMBEDDED:
+        loads.append(Load(0, 0))
+        return Finding(name, "good", f"{source} ships with the package")
+    try:
+        found = repository.download_of(source, TIMEOUT_SECONDS)
+        if found.gated:
+            auth_check(source)
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        loads.append(Load(known, known))
+        remedy = f"look at https://huggingface.co/{source}, then `hf auth login`"
+        text = f"{source}, about {known / 1e9:.1f} GB: {repository.why(source, error)}"
+        return Finding(name, "bad", text, remedy)
+    except Exception as error:  # no network ends in many types
+        loads.append(Load(known, known))
+        text = (
+            f"{source}: about {known / 1e9:.1f} GB; whether it is here already or needs a token could not be "
+            f"asked ({one_line(error, 80)})"
+        )
+        return Finding(name, "note", text, "connect to the hub, or give folders: --llm, --tower")
+    loads.append(Load(found.missing, found.size if found.pickled else 0))
+    token = "gated, and your login may read it" if found.gated else "no token needed"
+    form = "pickled, converted to safetensors once" if found.pickled else "safetensors"
+    text = f"{source}: {found.size / 1e9:.1f} GB ({form}), {found.missing / 1e9:.1f} GB of it to download"
+    return Finding(name, "good", f"{text}; {token}")
+
+
+def room(loads: list[Load], packed: int) -> Finding:
+    """Say whether the disks of the hub's cache and of this package's can hold a model's parts.
+
+    Args:
+        loads: of its parts.
+        packed: weights that a pre-quantised copy holds; 0 for none.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root, copies = quantised.root(), 0.0
+    places = [(Path(HF_HUB_CACHE), sum(load.missing for load in loads))]
+    if root is not None:
+        copies = sum(load.converted for load in loads) + 0.6 * packed  # 4 bits, and tables in 16
+        places.append((root, copies))
+    needs: dict[int, tuple[Path, float]] = {}
+    for path, size in places:
+        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        disk = existing.stat().st_dev
+        needs[disk] = (existing, needs.get(disk, (existing, 0.0))[1] + size)
+    told, full = [], False
+    for existing, size in needs.values():
+        free = shutil.disk_usage(existing).free
+        full = full or free < size + (quantised.SPARE_BYTES if size else 0)
+        told.append(f"{size / 1e9:.1f} GB of {free / 1e9:.0f} GB free at {existing}")
+    remedy = f"free some, or set HF_HOME and {quantised.VARIABLE} to a larger disk"
+    text = f"downloads and copies take {', '.join(told)}"
+    return Finding("room", "bad" if full else "good", text, remedy if full else "")
+
+
+def card(model: str) -> Finding:
+    """Say which stages of a model fit this card, by the memory plan."""
+    from basic_lite.memory import sizes, tables
+
+    (decoder,) = sizes.decoders_named(model, None)
+    (tower,) = sizes.towers_named(zoo.LLMS[model].tower, None, every=False)
+    there = torch.cuda.is_available()
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if there else 24.0
+    told, fits = [], 0
+    for kind in tables.kinds_of(None):
+        row, _ = tables.plan_row(kind, decoder, tower, gib)
+        fits += row.micro_batch is not None
+        how = "does not fit" if row.micro_batch is None else f"micro-batch {row.micro_batch}"
+        told.append(f"{kind} {how} ({row.peak_gb:.1f} GB)")
+    where = f"this card ({gib:.1f} GiB)" if there else "no GPU here; a card of 24 GiB"
+    text = f"{where}: {', '.join(told)}"
+    remedy = f"basic-lite plan --model {model} shows which card is needed"
+    return Finding("card", "good" if there and fits else "bad" if there else "note", text, remedy)
 
 
 def versions() -> Finding:
@@ -221,7 +345,12 @@ def copies() -> Finding:
     found = quantised.copies()
     size = sum(quantised.size_of(folder) for folder in found) / 1e9
     text = f"pre-quantised decoders: {len(found)}, {size:.1f} GB, in {root / 'quantised'}"
-    return Finding("copies", "good", f"{text} (rm -r that folder clears them)" if found else text)
+    text = f"{text} (rm -r that folder clears them)" if found else text
+    pickled = quantised.copies("converted")
+    if pickled:
+        size = sum(quantised.size_of(folder) for folder in pickled) / 1e9
+        text += f"; converted from pickles: {len(pickled)}, {size:.1f} GB, in {root / 'converted'}"
+    return Finding("copies", "good", text)
 
 
 def hub() -> Finding:

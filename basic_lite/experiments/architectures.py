@@ -100,7 +100,8 @@ class Verdict:
         importance: its attention shows which patches the text looks at; not tried without a LLaVA.
         states: the states after its first layers can be read at the patches.
         trained: the training commands take it.
-        verdict: all of it in one line.
+        verdict: all of it in one line, in words that do not depend on the transformers release. What a
+            release can do may: some put Mamba-2 into a LLaVA, others do not.
     """
 
     model_type: str
@@ -128,13 +129,20 @@ def judge(candidate: Candidate) -> Verdict:
     if attention == uniform == "yes":
         verdict = "works" if trained == "yes" else "works in BasicSupervision; stage1 has no template for it"
     elif uniform == "yes":
-        verdict = f"works with importance uniform alone: {attention}"
+        verdict = f"works with importance uniform alone: {_why(candidate)}"
     elif states == "yes":
-        verdict = f"states can be read, but transformers' LLaVA does not take it: {llava}"
+        verdict = "states can be read, but transformers' LLaVA does not take it"
     else:
-        verdict = f"no teacher: {states}"
+        verdict = "no teacher: the states of its layers cannot be read"
     importance = attention if llava == "yes" else "not tried"
     return Verdict(candidate.model_type, candidate.group, llava, importance, states, trained, verdict)
+
+
+def _why(candidate: Candidate) -> str:
+    """Say why attention shows no importance: in our words, for a library's change with its releases."""
+    return zoo.WHY_NOT.get(
+        candidate.model_type, "not each of its first layers has attention that can be watched"
+    )
 
 
 def _llava(text: object) -> LlavaForConditionalGeneration:

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
-from basic_lite.data.world import parts as data_world_parts
 from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement
+from basic_lite.models import converted, repository
 from basic_lite.models.parts import Parts
 
 KINDS = ("none", "noise", "shuffled", "teacher", "spare")
@@ -194,15 +194,14 @@ def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
     like = decoder.get_input_embeddings().weight
     try:
         made = AutoModel.from_pretrained(
-            data_world_parts.located(source),
+            converted.safetensors_folder(source),
             dtype=like.dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no teacher can be loaded from {source!r}: {str(error).splitlines()[0][:160]}"
-        ) from error
+        reason = repository.why(source, error)
+        raise ValueError(f"no teacher can be loaded from {source!r}: {reason}") from error
     return made.to(like.device)
 
 

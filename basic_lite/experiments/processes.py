@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from basic_lite import console as whole_console
 from basic_lite import files
 from basic_lite.data.world.dataset import World
 from basic_lite.experiments.measure import path_of
@@ -108,6 +109,7 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
         files.held(folder, wait=PATIENCE),
         (folder / "console.txt").open("a", encoding="utf-8") as console,
         contextlib.redirect_stdout(console),
+        whole_console.aside(),
     ):
         yield
 

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from basic_lite.data.world import parts
 from basic_lite.files import ADAPTER, ADAPTER_WEIGHTS, write_json
+from basic_lite.models import converted, repository
 
 Base = Literal["bf16", "dequantised"]
 INDEX: str = "model.safetensors.index.json"
@@ -45,29 +45,7 @@ def weight_files(source: str, revision: str | None) -> list[Path]:
     Raises:
         ValueError: If there are none.
     """
-    from transformers.utils import cached_file
-
-    def find(name: str) -> Path | None:
-        quiet = {"_raise_exceptions_for_missing_entries": False}
-        try:
-            found = cached_file(source, name, revision=revision, **quiet)
-        except OSError as error:
-            raise ValueError(f"no weights can be read from {source!r}: {str(error)[:160]}") from error
-        return Path(found) if found else None
-
-    index = find(INDEX)
-    if index is not None:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    files = [find(name) for name in names]
-    missing = [name for name, path in zip(names, files, strict=True) if path is None]
-    if missing:
-        raise ValueError(
-            f"{source} has no {missing[0]}: the base is merged from safetensors; convert it once with "
-            "AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER) and train from that folder"
-        )
-    return files
+    return repository.weight_files(converted.safetensors_folder(source, revision))
 
 
 def entries_of(path: Path) -> Iterator[Entry]:
@@ -80,7 +58,7 @@ def entries_of(path: Path) -> Iterator[Entry]:
 
 def base_decoder(source: str, revision: str | None, tied: bool) -> Iterator[Entry]:
     """List the base decoder under `model.` and `lm_head.`, whatever its files call it."""
-    for path in weight_files(parts.located(source), revision):
+    for path in weight_files(source, revision):
         for entry in entries_of(path):
             if entry.name.endswith("rotary_emb.inv_freq") or (tied and entry.name == "lm_head.weight"):
                 continue  # buffers of old files; a head that is the embeddings again

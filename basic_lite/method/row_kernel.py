@@ -7,7 +7,7 @@ Imported on a GPU alone.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from functools import cache
 
 import torch
@@ -101,10 +101,9 @@ def works_on(device: torch.device) -> bool:
         small = torch.zeros(2, 1, 64, device=device)
         divergence_and_difference(small[0], small[1], torch.bfloat16)
     except Exception as error:  # whatever a compiler throws: the torch code does the same, slower
-        warnings.warn(
+        logging.getLogger(__name__).warning(
             f"the Triton row kernel cannot be used here ({type(error).__name__}: {str(error)[:120]}); "
-            "L_sds goes on in torch",
-            stacklevel=2,
+            "L_sds goes on in torch"
         )
         return False
     return True

@@ -27,6 +27,7 @@ from basic_lite.files import (
     read_manifest,
     versions,
 )
+from basic_lite.models import repository
 from basic_lite.models.llava import Assembled, Sources, assemble
 from basic_lite.models.parts import parts_of
 
@@ -43,7 +44,8 @@ def identity(source: str, config: object) -> dict[str, object]:
     )
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
-        for path in sorted(folder.glob("*.safetensors")):
+        files = (path for path in repository.weight_files(folder) if path.is_file())
+        for path in sorted({*folder.glob("*.safetensors"), *files}):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
         found["fingerprint"] = digest.hexdigest()[:16]
     return found

@@ -6,8 +6,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from basic_lite.data.rows import one_line
 from basic_lite.data.world import parts
-from basic_lite.models import quantised
+from basic_lite.models import converted, quantised
 
 
 def load_decoder(
@@ -39,19 +40,26 @@ def load_decoder(
         try:
             causal = _from_copy(copy, llm, config, dtype, device)
         except Exception as error:  # whatever is wrong with a copy, its base is still there
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             say(f"pre-quantised copy {copy.path} cannot be read and is quantised anew ({reason})")
             copy.remove()
         else:
             say(f"pre-quantised copy read: {copy.path} ({copy.size / 1e9:.2f} GB)")
             return causal
-    causal = _from_base(llm, bits, dtype, device)
+    causal = _from_base(llm, config, bits, dtype, device, say)
     if copy is not None and copies == "keep":
         say(copy.write(causal))
     return causal
 
 
-def _from_base(llm: str, bits: int, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def _from_base(
+    llm: str,
+    config: PretrainedConfig,
+    bits: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    say: quantised.Say,
+) -> PreTrainedModel:
     quantisation = None
     if bits == 4:
         quantisation = BitsAndBytesConfig(
@@ -63,8 +71,9 @@ def _from_base(llm: str, bits: int, dtype: torch.dtype, device: torch.device | s
     elif bits == 8:
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
     placement = {"device_map": {"": str(device)}} if quantisation else {}
+    folder = converted.safetensors_folder(llm, getattr(config, "_commit_hash", None), say)
     try:
-        causal, found = _read(parts.located(llm), dtype, quantization_config=quantisation, **placement)
+        causal, found = _read(folder, dtype, quantization_config=quantisation, **placement)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"no weights can be loaded from {llm!r}: {str(error).splitlines()[0][:160]}"
@@ -72,6 +81,7 @@ def _from_base(llm: str, bits: int, dtype: torch.dtype, device: torch.device | s
     if found["missing_keys"]:  # transformers would train on with random values
         missing = sorted(found["missing_keys"])
         raise ValueError(f"the weights of {llm!r} lack {len(missing)} tensors, first: {missing[0]}")
+    _name(causal, llm, config)
     return causal if quantisation else causal.to(device)
 
 
@@ -87,9 +97,14 @@ def _from_copy(
     wrong = [name for names in found.values() for name in names]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
+    _name(causal, llm, config)
+    return causal
+
+
+def _name(causal: PreTrainedModel, llm: str, config: PretrainedConfig) -> None:
+    """Let a decoder say that it is its base, wherever its weights were read."""
     causal.config._name_or_path = causal.name_or_path = parts.located(llm)
     causal.config._commit_hash = getattr(config, "_commit_hash", None)
-    return causal
 
 
 def _read(source: object, dtype: torch.dtype, **settings: object) -> tuple[PreTrainedModel, dict]:

@@ -10,12 +10,11 @@ import torch
 from basic_lite.data.conversation import Turn, check_tokenizer, choose_template, encode_prompt, stop_ids
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.pictures import ImageTransform
-from basic_lite.data.rows import one_line
 from basic_lite.data.templates import TEMPLATES
-from basic_lite.data.world import parts
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
+from basic_lite.models.repository import read_tokenizer
 
 
 def counting_encoder(
@@ -32,16 +31,8 @@ def counting_encoder(
     Raises:
         ValueError: If there is no such tokenizer, or it does not go with the template.
     """
-    import transformers
-
     row = zoo.LLMS.get(llm)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(parts.located(row.hub_id if row else llm))
-    except Exception as error:  # the hub's client and the parsers raise many types, none of them common
-        raise ValueError(
-            f"no tokenizer can be loaded from {llm!r}: give a folder with tokenizer.json, a hub id while a "
-            f"hub can be reached, or one of {', '.join(zoo.LLMS)} ({one_line(error)})"
-        ) from None
+    tokenizer = read_tokenizer(row.hub_id if row else llm)
     name = template or (row.template if row else choose_template(tokenizer, family=""))
     if name not in TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(TEMPLATES)}")

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PretrainedConfig,
@@ -25,7 +24,7 @@ from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
-from basic_lite.models import quantised, zoo
+from basic_lite.models import quantised, repository, zoo
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
 
@@ -244,20 +243,20 @@ class Assembled:
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
-    """Load a configuration from a folder or the hub.
+    """Load a configuration from a folder or the hub; its `_commit_hash` is the hub's commit.
 
     Raises:
         ValueError: In one line, if neither has it.
     """
     try:
-        return AutoConfig.from_pretrained(data_world_parts.located(source))
+        config = AutoConfig.from_pretrained(data_world_parts.located(source))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "
-            f"or a hub id "
-            f"while a hub can be reached ({reason[:160]})"
+            f"or a hub id while a hub can be reached ({repository.why(source, error)})"
         ) from error
+    config._commit_hash = repository.commit_of(source)
+    return config
 
 
 def assemble(
@@ -292,7 +291,7 @@ def assemble(
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     check_tower_layer(sources.tower_layer, tower_config)
 
-    tokenizer = AutoTokenizer.from_pretrained(data_world_parts.located(sources.llm))
+    tokenizer = repository.read_tokenizer(sources.llm)
     name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
     if name not in templates.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
@@ -301,7 +300,7 @@ def assemble(
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 
-    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device)
+    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size) ** 2
     config = LlavaConfig(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,10 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from basic_lite.data.rows import one_line
 from basic_lite.data.world import parts
 from basic_lite.files import complete, locked
+from basic_lite.models import repository
 
 Copies = Literal["keep", "read", "off"]
 """What a start does with copies: read or else write one, read one that is there, or neither."""
@@ -118,8 +120,7 @@ class Copy:
                     )
                 self._write(model)
         except Exception as error:  # a copy is a convenience: no fault of its disk may end a training
-            reason = " ".join(str(error).split())[:160]
-            return f"no pre-quantised copy written in {self.path.parent} ({reason})"
+            return f"no pre-quantised copy written in {self.path.parent} ({one_line(error)})"
         return f"pre-quantised copy written: {self.path} ({self.size / 1e9:.2f} GB); the next start reads it"
 
     def _write(self, model: PreTrainedModel) -> None:
@@ -130,11 +131,19 @@ class Copy:
             with complete(self.path) as draft:
                 model.save_pretrained(draft, max_shard_size="2GB")
                 (draft / GENERATION_CONFIG_NAME).write_text(answers.to_json_string(), encoding="utf-8")
-                files = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-                stamp = {"made_of": self.made_of, "files": files}
-                (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+                self.stamp(draft)
         finally:
             model.generation_config, model.config.dtype = answers, dtype
+        self.tidy()
+
+    def stamp(self, draft: Path) -> None:
+        """Write into its unfinished folder what it was made of, and the sizes of its files."""
+        files = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+        stamp = {"made_of": self.made_of, "files": files}
+        (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+
+    def tidy(self) -> None:
+        """Remove copies that nothing can ask for any more, and what killed processes left."""
         for old in self._outdated():
             shutil.rmtree(old, ignore_errors=True)
         for left in self.path.parent.glob(".*.part"):
@@ -170,7 +179,8 @@ def copy_of(
         return None
     revision = getattr(config, "_commit_hash", None)
     if folder.is_dir():
-        base: dict[str, object] = {"place": str(folder.resolve()), "files": _files(folder)}
+        files = {*folder.glob("*.safetensors"), *folder.glob("*.json"), *repository.weight_files(folder)}
+        base: dict[str, object] = {"place": str(folder.resolve()), "files": states_of(files)}
     elif revision:
         base = {"place": llm, "revision": revision}
     else:
@@ -183,28 +193,33 @@ def copy_of(
         "device": torch.device(device).type,
         "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
     }
+    return copy_in(parent / "quantised", llm, made_of)
+
+
+def copy_in(folder: Path, source: str, made_of: dict[str, object]) -> Copy:
+    """Return the copy of a model in a folder of copies, named by its source and what it is made of."""
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    name = "".join(letter if letter.isalnum() else "-" for letter in Path(llm).name)[:40]
-    return Copy(parent / "quantised" / f"{name}-{digest}", made_of)
+    name = "".join(letter if letter.isalnum() else "-" for letter in Path(source).name)[:40]
+    return Copy(folder / f"{name}-{digest}", made_of)
 
 
-def _files(folder: Path) -> list[list[object]]:
-    """Return name, size and times of a base's files.
+def states_of(files: Iterable[Path]) -> list[list[object]]:
+    """Return name, size and times of files.
 
     The time of an inode's last change cannot be set back: a file that was overwritten by one of the same
     length and date is another file.
     """
     found = []
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    for path in sorted(files):
         state = path.stat()
         found.append([path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
     return found
 
 
-def copies() -> list[Path]:
-    """Return the folders of all complete copies."""
+def copies(kind: Literal["quantised", "converted"] = "quantised") -> list[Path]:
+    """Return the folders of all complete copies, or of the weights that were converted from pickles."""
     parent = root()
-    return [] if parent is None else sorted(path.parent for path in parent.glob(f"quantised/[!.]*/{STAMP}"))
+    return [] if parent is None else sorted(path.parent for path in parent.glob(f"{kind}/[!.]*/{STAMP}"))
 
 
 def size_of(folder: Path) -> int:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPVisionModel, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipVisionModel
 
 from basic_lite.data.world import parts
-from basic_lite.models import zoo
+from basic_lite.models import converted, quantised, repository, zoo
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -33,17 +34,42 @@ def check_tower_layer(layer: int, config: PretrainedConfig) -> None:
 
 
 def load_tower(
-    source: str, config: PretrainedConfig, size: int, dtype: torch.dtype, device: torch.device | str
+    source: str,
+    config: PretrainedConfig,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    say: quantised.Say = quantised.silent,
 ) -> PreTrainedModel:
-    """Load a tower and fit its position embeddings to the image size."""
+    """Load a tower and fit its position embeddings to the image size.
+
+    Args:
+        source: hub id or folder of the tower, or of a model with a text half, which is left out.
+        config: the vision part's.
+        size: side of the input in pixels.
+        dtype: of its weights.
+        device: where it goes.
+        say: takes a line if its weights are converted.
+
+    Raises:
+        ValueError: In one line, if the weights cannot be read or tensors are missing.
+    """
     kind = {
         "clip_vision_model": CLIPVisionModel,
         "siglip_vision_model": SiglipVisionModel,
         "dinov2": Dinov2Model,
     }
-    tower = kind[config.model_type].from_pretrained(
-        parts.located(source), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-    )
+    folder = converted.safetensors_folder(source, say=say)
+    try:
+        tower, found = kind[config.model_type].from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError) as error:
+        reason = repository.why(source, error)
+        raise ValueError(f"no weights can be loaded from {source!r}: {reason}") from error
+    if found["missing_keys"]:  # transformers would look through random values
+        missing = sorted(found["missing_keys"])
+        raise ValueError(f"the weights of {source!r} lack {len(missing)} tensors, first: {missing[0]}")
     if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
         _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
     return tower.to(device)
@@ -80,7 +106,8 @@ def read_processor(source: str, config: PretrainedConfig) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source!r} has no readable preprocessor_config.json (image mean, size): {error}"
+            f"{source!r} has no readable preprocessor_config.json (image mean, size): "
+            f"{repository.why(source, error)}"
         ) from error
 
 

@@ -184,6 +184,7 @@ class Tower:
         image_size: side of its square input in pixels.
         patch_size: side of a patch in pixels.
         feature_layer: which hidden states are its features; -2 is LLaVA's.
+        published_bytes: of its weight file, which holds a text half too; 0 if it ships with the package.
     """
 
     hub_id: str
@@ -191,6 +192,7 @@ class Tower:
     image_size: int
     patch_size: int
     feature_layer: int = -2
+    published_bytes: int = 0
 
     @property
     def tokens(self) -> int:
@@ -199,8 +201,12 @@ class Tower:
 
 
 TOWERS: dict[str, Tower] = {
-    "clip-l-336": Tower("openai/clip-vit-large-patch14-336", "clip_vision_model", 336, 14),  # 576 tokens
-    "siglip-so400m-384": Tower("google/siglip-so400m-patch14-384", "siglip_vision_model", 384, 14),  # 729
+    "clip-l-336": Tower(  # 576 tokens
+        "openai/clip-vit-large-patch14-336", "clip_vision_model", 336, 14, published_bytes=1_710_000_000
+    ),
+    "siglip-so400m-384": Tower(  # 729 tokens
+        "google/siglip-so400m-patch14-384", "siglip_vision_model", 384, 14, published_bytes=3_510_000_000
+    ),
     TINY: Tower("tiny-tower", "clip_vision_model", 96, 12),  # 64
 }
 

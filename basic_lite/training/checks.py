@@ -15,6 +15,7 @@ import transformers.integrations
 from rich.console import Console
 from torch import nn
 
+from basic_lite import console as whole_console
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data import hub
@@ -131,7 +132,7 @@ def rehearse(trainer: BasicTrainer, out: Path) -> None:
             trainer.save_weights(folder)
         except OSError as error:
             raise ValueError(f"{out} cannot be written to: {error}; choose another --out") from error
-        trainer._load_from_checkpoint(str(folder), model)
+        trainer.load_weights(folder)
         for name, value in before.items():
             assert torch.equal(trained[name].detach().cpu(), value), f"{name} changed by a save and a reload"
         if (folder / files.ADAPTER).is_file():
@@ -257,6 +258,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
             raise ValueError(f"{out} is finished; nothing is left to resume")
         if not found:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
+        files.check_archives(found[-1])
         return found[-1]
     if rank_and_count()[0] > 0:
         return None  # the first process may have begun to write already
@@ -302,6 +304,9 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left, and make the folder."""
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (out / whole_console.FILE).unlink(
+        missing_ok=True
+    )  # alone it is no run: it may be all that a failed start left
     out.mkdir(parents=True, exist_ok=True)
 
 

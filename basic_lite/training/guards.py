@@ -8,6 +8,7 @@ there is nothing to wait for.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import logging
 
 from basic_lite.data.layout import Layout
 from basic_lite.method.types import Diverged
@@ -204,7 +204,7 @@ class Splitter:
                 "(--recompute), take a smaller --rank or --max-length, or hold the decoder in --bits 4"
             )
         self.limit = (size + 1) // 2
-        logging.get_logger(__name__).warning(
+        logging.getLogger(__name__).warning(
             f"out of memory with {size} rows at a time; the step is done again with {self.limit}, and so are "
             f"the next ones (same result; --micro-batch {self.limit} avoids the failed attempt)"
         )

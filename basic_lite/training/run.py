@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
+from basic_lite import console as whole_console
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data.batches import Batches
@@ -29,7 +30,7 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, teacher
 from basic_lite.training.callbacks import AtStart, Clock, FirstStep, StepProgress
 from basic_lite.training.settings import Settings
-from basic_lite.training.trainer import BasicTrainer
+from basic_lite.training.trainer import BasicTrainer, ShardedArguments
 
 WARMUP: float = 0.03
 """Share of the steps over which the learning rate rises."""
@@ -88,6 +89,7 @@ def train(
             checks.clear(settings.out)
             if rows.faults:
                 write_bad_rows(bad_log, rows.faults)
+    whole_console.write_into(settings.out)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(
@@ -117,7 +119,7 @@ def train(
     devices.recompute_layers(decoder, settings.recompute)
     set_seed(settings.seed)
     half = assembled.sources.dtype == torch.bfloat16
-    args = TrainingArguments(
+    args = (ShardedArguments if settings.shards > 1 else TrainingArguments)(
         output_dir=str(settings.out),
         per_device_train_batch_size=passes.loaded // ranks,
         gradient_accumulation_steps=accumulation,

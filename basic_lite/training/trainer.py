@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import shutil
 import signal
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Window
-from basic_lite.models import adapters
-from basic_lite.models import checkpoint as models_checkpoint
+from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.training import distributed, liger, optimizers
 from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
@@ -73,9 +71,9 @@ class SavingTrainer(Trainer):
                 path.replace(folder / path.name)
             shutil.rmtree(draft)
         else:
-            models_checkpoint.save_projector(model, folder / files.PROJECTOR)
+            checkpoint.save_projector(model, folder / files.PROJECTOR)
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
-                models_checkpoint.save_decoder(model, folder / files.DECODER)
+                checkpoint.save_decoder(model, folder / files.DECODER)
         if self.manifest is not None:
             content = self.manifest | {"steps": self.state.global_step, "weights": files.hashes(folder)}
             files.write_json(folder / files.MANIFEST, content)
@@ -86,14 +84,6 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             self.save_weights(Path(output_dir or self.args.output_dir), whole)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write Adam's moments whole, however they are held."""
-        with distributed.whole_moments(self.optimizer, self.args.should_save):
-            super()._save_optimizer_and_scheduler(output_dir)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return getattr(self, "_draft", None) or super()._get_output_dir(trial)
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the Trainer write into a draft folder and rename it when it is complete.
 
@@ -102,59 +92,50 @@ class SavingTrainer(Trainer):
         self.before_saving()
         out, main = Path(self.args.output_dir), self.is_world_process_zero()
         name = f"checkpoint-{self.state.global_step}"
-        # The Trainer appends the checkpoint's name by itself. Every process writes its random state there.
-        self._draft = str(out / f".{name}.parts")
+        parts = out / f".{name}.parts"
         with files.complete(out / name) if main else nullcontext() as draft:
             try:
                 if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
+                    shutil.rmtree(parts, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                with files.told(out / name):
+                # The Trainer appends the checkpoint's name by itself. Every process writes its random state
+                # there, the first one Adam's moments whole, however they are held.
+                self.args.output_dir = str(parts)
+                moments = distributed.whole_moments(self.optimizer, self.args.should_save)
+                with moments, files.told(out / name):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:
-                    _add_state(Path(self._draft) / name)
-                    (Path(self._draft) / name).rename(draft)
+                    _add_state(parts / name)
+                    (parts / name).rename(draft)
             finally:
+                self.args.output_dir = str(out)
                 if main:
-                    shutil.rmtree(self._draft, ignore_errors=True)
-                self._draft = None
+                    shutil.rmtree(parts, ignore_errors=True)
         keep = self.args.save_total_limit
         for old in files.checkpoints(out)[:-keep] if keep and main else []:
             shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+    def load_weights(self, folder: Path) -> None:
         """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
-        folder, model = Path(resume_from_checkpoint), model or self.model
+        model = self.accelerator.unwrap_model(self.model)
         if hasattr(model, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
-            models_checkpoint.check_adapter(model, folder)
+            checkpoint.check_adapter(model, folder)
             state = load_peft_weights(str(folder), device="cpu")
             result = set_peft_model_state_dict(model, state)
             assert not result.unexpected_keys, (
                 f"{folder} holds tensors of another model: {result.unexpected_keys}"
             )
             return
-        models_checkpoint.load_projector(model, folder / files.PROJECTOR)
+        checkpoint.load_projector(model, folder / files.PROJECTOR)
         if (folder / files.DECODER).is_file():
-            models_checkpoint.load_decoder(model, folder / files.DECODER)
+            checkpoint.load_decoder(model, folder / files.DECODER)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Read Adam's moments back.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            distributed.cut_moments(self.optimizer)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise ValueError(
-                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
-            ) from error
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_weights(Path(resume_from_checkpoint))
 
 
 def _add_state(folder: Path) -> None:
@@ -163,6 +144,12 @@ def _add_state(folder: Path) -> None:
     if path.is_file():
         content = files.read_manifest(folder) | {"state": files.hashes(folder, files.STATE)}
         files.write_json(path, content)
+
+
+class ShardedArguments(TrainingArguments):
+    """Arguments of a run whose model the Trainer must not move to the device in one piece."""
+
+    place_model_on_device = False
 
 
 class BasicTrainer(SavingTrainer):
@@ -220,6 +207,14 @@ class BasicTrainer(SavingTrainer):
         args.remove_unused_columns = False
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
+        # Ours to clip, where processes have joined their gradients and the guard sees the norm.
+        self.max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
+        if sharded:
+            if args.place_model_on_device is not False:
+                raise ValueError(
+                    "sharded=True places the model layer by layer; pass args as ShardedArguments"
+                )
+            distributed.place_around(model, args.device)
         super().__init__(model, args, **kwargs)
         # Every trained weight is narrowed once a pass. Autocast would keep the copies until the forward pass
         # ends, also those of layers that will run again: 1 GB for a 13B's adapters, 13 GB for a whole 7B.
@@ -248,10 +243,10 @@ class BasicTrainer(SavingTrainer):
         self.manifest = manifest
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
-        layers_ = parts_of(self.model).decoder.layers
-        self.adapters = [] if sharded else adapters.group_adapters(layers_)
+        decoder = parts_of(self.model).decoder
+        self.groups = [] if sharded else adapters.group_adapters(decoder.layers)
         if fused_kernels:
-            liger.fuse(parts_of(self.model).decoder)
+            liger.fuse(decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
@@ -311,10 +306,9 @@ class BasicTrainer(SavingTrainer):
         token = parts_of(self.model).llava.config.image_token_id
         return layout_of(batch["input_ids"], batch.get("attention_mask"), token, images, batch["labels"])
 
-    def _prepare_inputs(self, inputs: dict) -> dict:
-        """Move a batch to the device; pictures travel as uint8 and are normalised there."""
-        inputs = super()._prepare_inputs(inputs)
-        inputs["layout"] = inputs["layout"].to(inputs["input_ids"].device)
+    def _on_device(self, inputs: dict) -> dict:
+        """Complete a batch whose tensors the Trainer has moved; pictures travel as uint8, normalised here."""
+        inputs = inputs | {"layout": inputs["layout"].to(inputs["input_ids"].device)}
         pixels = inputs.get("pixel_values")
         if pixels is not None and self.transform is not None:
             dtype = next(parts_of(self.model).llava.vision_tower.parameters()).dtype
@@ -339,6 +333,7 @@ class BasicTrainer(SavingTrainer):
         window = num_items_in_batch or self._window([inputs])
         watched = self._observer is None or self._logs_next()
         deferred = self.deferred and model.training and torch.is_grad_enabled() and not return_outputs
+        inputs = self._on_device(inputs)
         loss, terms = self.forward(model, inputs, window, watched=watched, deferred=deferred)
         if self.args.world_size > 1:
             loss = loss * self.accelerator.num_processes  # DDP averages over processes; the counts are global
@@ -363,21 +358,19 @@ class BasicTrainer(SavingTrainer):
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
-        """Return the norm of the step's gradients; a step in which it is not finite is not taken."""
-        if grad_norm is None:
-            self._average_gradients()
-            if self.sharded:
-                grad_norm = distributed.clip(self.model.parameters(), math.inf)
-        norm = super()._get_grad_norm(model, grad_norm)
+        """Clip the step's gradients, the same on all processes; a step whose norm is not finite is not taken.
+
+        Returns:
+            The norm before.
+        """
+        self._average_gradients()
+        largest = self.max_grad_norm or math.inf
+        if self.sharded:
+            norm = distributed.clip(self.model.parameters(), largest)
+        else:
+            norm = self.accelerator.clip_grad_norm_(model.parameters(), largest)
         self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
         return norm
-
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        """Clip the step's gradients, the same on all processes."""
-        self._average_gradients()
-        if self.sharded:
-            return distributed.clip(self.model.parameters(), self.args.max_grad_norm)
-        return super()._clip_grad_norm(model)
 
     def _average_gradients(self) -> None:
         if self.args.world_size > 1:
@@ -400,15 +393,9 @@ class BasicTrainer(SavingTrainer):
                 distributed.shard(self.model, self.args.device)
             rate = self.projector_learning_rate
             self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
-            adapters.forget_after_steps(self.adapters, self.optimizer)
+            adapters.forget_after_steps(self.groups, self.optimizer)
+            self.optimizer.register_load_state_dict_post_hook(distributed.cut_moments)
         return self.optimizer
-
-    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
-        """Move the model; layers that are going to be cut follow later, one at a time."""
-        if self.sharded:
-            distributed.place_around(model, device)
-        else:
-            super()._move_model_to_device(model, device)
 
     def floating_point_ops(self, inputs: dict) -> int:
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""

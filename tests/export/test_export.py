@@ -152,7 +152,9 @@ def test_a_folder_that_is_not_the_run_never_gets_its_name(tmp_path, monkeypatch,
         monkeypatch.setattr(
             folder, "projector_entries", lambda *a: (e for e in projector(*a) if "bias" not in e.name)
         )
-    with pytest.raises(ValueError, match=r"is not the run|does not load|tokens in the prompts"):
+    with pytest.raises(
+        ValueError, match=r"is not the run|does not load|tokens in the prompts|processor writes"
+    ):
         export(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

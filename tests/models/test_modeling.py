@@ -82,9 +82,10 @@ def test_every_pair_assembles_and_runs(decoder, tower):
     assert assembled.image_token_id == IMAGE_TOKEN
     assert assembled.tokens_per_image == PATCHES
     assert not any(p.requires_grad for p in assembled.model.parameters())
-    outputs = assembled.model(**tiny_batch())
-    assert torch.isfinite(outputs.loss)
-    assert outputs.image_hidden_states.shape[0] == 5 * PATCHES
+    batch = tiny_batch()
+    assert torch.isfinite(assembled.model(**batch).loss)
+    features = assembled.model.get_image_features(batch["pixel_values"]).pooler_output
+    assert [len(patches) for patches in features] == [PATCHES] * 5
 
 
 @pytest.mark.parametrize(("tower", "patches"), [("siglip", 9), ("clip", 9), ("dinov2", 9)])
@@ -169,15 +170,18 @@ def test_one_dtype_boundary(dtype, autocast):
     """The projector computes in fp32 whatever surrounds it, and its weights get fp32 gradients."""
     model = tiny_assembled("llama", dtype=dtype).model
     projector = model.model.multi_modal_projector.requires_grad_(True)
-    seen = []
+    seen, received = [], []
     projector.linear_1.register_forward_hook(lambda m, a, out: seen.append((a[0].dtype, out.dtype)))
+    parts_of(model).decoder.register_forward_pre_hook(
+        lambda m, a, given: received.append(given["inputs_embeds"].dtype), with_kwargs=True
+    )
     batch = tiny_batch()
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         outputs = model(**batch)
     outputs.loss.float().backward()
     assert seen == [(torch.float32, torch.float32)]
-    assert outputs.image_hidden_states.dtype == dtype
+    assert received == [dtype]
     for parameter in projector.parameters():
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.abs().max() > 0

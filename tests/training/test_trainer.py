@@ -19,6 +19,7 @@ from basic_lite.data.layout import layout_of
 from basic_lite.files import file_hash
 from basic_lite.method.objective import Objective
 from basic_lite.models.parts import parts_of
+from basic_lite.training.trainer import ShardedArguments
 
 
 class Rows(torch.utils.data.Dataset):
@@ -73,7 +74,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "sharded",
     }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}
-    args = TrainingArguments(
+    args = (ShardedArguments if mine.get("sharded") else TrainingArguments)(
         output_dir=str(out),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,

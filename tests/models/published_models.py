@@ -1,0 +1,332 @@
+"""The models that are known by name as they are published: file names, shards, tokenizers; tiny weights.
+
+They lie in a hub's cache, so that the hub's own client finds them by name without a network.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import sentencepiece
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tiny import write_tokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+JUNK = b"not to be opened"
+VOCABULARY = 420
+
+_TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+_EYES = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 24,
+    "patch_size": 8,
+}
+_READER = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@lru_cache
+def sentencepiece_model(gemma: bool = False) -> bytes:
+    """Train a sentencepiece model as Llama's and Mistral's, or as Gemma's, are: BPE with byte fallback."""
+    words = "the cat sat on a mat red green blue what is it colour user assistant polite answers".split()
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(words, k=9)) for _ in range(200)]
+    if gemma:
+        own = {"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "add_dummy_prefix": False}
+        own |= {"bos_piece": "<bos>", "eos_piece": "<eos>"}
+        pieces = ["<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n"]
+        own |= {"user_defined_symbols": pieces}
+    else:
+        own = {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2}
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=340,
+        byte_fallback=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        minloglevel=2,
+        **own,
+    )
+    return written.getvalue()
+
+
+def _added(text: str, marked: bool = False, **more: object) -> dict:
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    return ({"__type": "AddedToken"} if marked else {}) | {"content": text} | flags | more
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def write_llama_tokenizer(folder: Path, legacy: bool | None, **more: object) -> None:
+    """Write `tokenizer.model` with its two JSON files, as they were written by transformers 4.3x."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 4096,
+        "pad_token": None,
+        "padding_side": "right",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "LlamaTokenizer",
+    } | {key: _added(text, marked=True) for key, text in named.items()}
+    if legacy is not None:
+        config["legacy"] = legacy
+    write_json(folder / "tokenizer_config.json", config | more)
+    tokens = {key: _added(text) for key, text in named.items()} | {"pad_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", tokens)
+
+
+def _with_fast_tokenizer(folder: Path) -> None:
+    """Put the `tokenizer.json` beside a sentencepiece model that its tokenizer makes of it."""
+    AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_weights(folder: Path, state: dict[str, torch.Tensor], form: str, pieces: int) -> None:
+    """Write weights whole or in shards of about equal size, pickled or as safetensors."""
+    stem, suffix = form.split(".")
+    save = torch.save if suffix == "bin" else lambda shard, path: save_file(shard, path, {"format": "pt"})
+    state = {name: tensor.detach().clone() for name, tensor in state.items()}
+    if pieces == 1:
+        save(state, folder / form)
+        return
+    total = sum(tensor.nbytes for tensor in state.values())
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern=f"{stem}{{suffix}}.{suffix}", max_shard_size=total // pieces + 4096
+    )
+    assert len(split.filename_to_tensors) > 1
+    for name, keys in split.filename_to_tensors.items():
+        save({key: state[key] for key in keys}, folder / name)
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    write_json(folder / f"{form}.index.json", index)
+
+
+def _write_config(folder: Path, model: PreTrainedModel, dtype: str, **more: object) -> None:
+    config = model.config.to_dict()
+    for key in ("dtype", "_name_or_path"):
+        config.pop(key, None)
+    write_json(folder / "config.json", config | {"torch_dtype": dtype} | more)
+
+
+def _state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    if model.config.get_text_config().tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def vicuna(folder: Path) -> None:
+    """Two pickles in fp16 with old buffers, a sentencepiece model alone, odd generation settings."""
+    model = LlamaForCausalLM(LlamaConfig(**_TEXT, rms_norm_eps=1e-5))
+    state = _state(model, torch.float16)
+    for layer in range(4):
+        state[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    write_weights(folder, state, "pytorch_model.bin", 2)
+    more = {"_name_or_path": "vicuna-7b-v1.5", "pretraining_tp": 1, "rope_scaling": None}
+    _write_config(folder, model, "float16", pad_token_id=0, rope_theta=10000.0, **more)
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 4096}
+    write_json(
+        folder / "generation_config.json",
+        settings | {"temperature": 0.9, "top_p": 0.6, "_from_model_config": True},
+    )
+    write_llama_tokenizer(folder, legacy=False)
+
+
+def gemma(folder: Path) -> None:
+    """Two safetensors in bf16, tied; `tokenizer.json` and `tokenizer.model`, and a GGUF file."""
+    model = GemmaForCausalLM(
+        GemmaConfig(**_TEXT, head_dim=12, pad_token_id=0, bos_token_id=2, eos_token_id=1)
+    )
+    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 2)
+    _write_config(folder, model, "bfloat16", hidden_act="gelu", hidden_activation=None)
+    settings = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "_from_model_config": True}
+    write_json(folder / "generation_config.json", settings)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model(gemma=True))
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(gemma=True))
+    added = {
+        str(processor.piece_to_id(text)): _added(text, special=True) for text in [*named.values(), *turns]
+    }
+    added[str(processor.piece_to_id("<unused0>"))] = _added("<unused0>", special=False)
+    config = named | {"added_tokens_decoder": added, "additional_special_tokens": turns}
+    config |= {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
+    config |= {"legacy": None, "clean_up_tokenization_spaces": False, "sp_model_kwargs": {}}
+    write_json(folder / "tokenizer_config.json", config)
+    _with_fast_tokenizer(folder)
+    tokens = {key: _added(text) for key, text in named.items()} | {"additional_special_tokens": turns}
+    write_json(folder / "special_tokens_map.json", tokens)
+    (folder / "gemma-2b-it.gguf").write_bytes(JUNK)
+
+
+def phi3(folder: Path) -> None:
+    """Two safetensors in bf16 with code that is not run; added tokens that swallow white space."""
+    names = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
+    ids = {text: 340 + number for number, text in enumerate(names)}
+    end = ids["<|endoftext|>"]
+    model = Phi3ForCausalLM(Phi3Config(**_TEXT, pad_token_id=end, bos_token_id=1, eos_token_id=end))
+    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 2)
+    code = {"AutoConfig": "configuration_phi3.Phi3Config"}
+    code |= {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    _write_config(folder, model, "bfloat16", auto_map=code, rope_scaling=None, rope_theta=10000.0)
+    for name in ("configuration_phi3.py", "modeling_phi3.py", "sample_finetune.py"):
+        (folder / name).write_text("raise SystemExit('the code of a repository was run')\n")
+    stops = [end, ids["<|assistant|>"], ids["<|end|>"]]
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": stops})
+    added = {"0": _added("<unk>", special=True), "1": _added("<s>", special=True)}
+    added["2"] = _added("</s>", special=False, rstrip=True)
+    for text, number in ids.items():
+        added[str(number)] = _added(text, special=True, rstrip=text != "<|endoftext|>")
+    tokens = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    tokens |= {"unk_token": "<unk>"}
+    own = tokens | {"added_tokens_decoder": added, "add_bos_token": False}
+    write_llama_tokenizer(folder, False, **own)
+    write_json(folder / "special_tokens_map.json", tokens)
+    _with_fast_tokenizer(folder)
+    write_json(folder / "added_tokens.json", ids)
+
+
+def mistral(folder: Path) -> None:
+    """Safetensors and pickles side by side, Mistral's own files too: only the safetensors may be opened."""
+    model = MistralForCausalLM(MistralConfig(**_TEXT, sliding_window=None))
+    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 3)
+    _write_config(folder, model, "bfloat16", rope_theta=1e6)
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    for name in ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"):
+        (folder / name).write_bytes(JUNK)
+    pickles = {"lm_head.weight": "pytorch_model-00002-of-00002.bin"}
+    write_json(folder / "pytorch_model.bin.index.json", {"metadata": {}, "weight_map": pickles})
+    for name in ("consolidated.safetensors", "consolidated.00.pth", "flax_model.msgpack", "tf_model.h5"):
+        (folder / name).write_bytes(JUNK)
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.00.pth").write_bytes(JUNK)
+    write_json(folder / "params.json", {"dim": 4096})
+    write_llama_tokenizer(folder, legacy=True)
+    _with_fast_tokenizer(folder)
+
+
+def smollm(folder: Path) -> None:
+    """One tied safetensors file and a byte-level tokenizer with ChatML's tokens."""
+    model = LlamaForCausalLM(LlamaConfig(**_TEXT | {"tie_word_embeddings": True}))
+    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 1)
+    _write_config(folder, model, "bfloat16")
+    write_tokenizer(folder)
+
+
+def _write_eyes(folder: Path, model: PreTrainedModel, form: str, **settings: object) -> None:
+    state = dict(model.state_dict())
+    if form.endswith(".bin"):  # buffers of old code
+        state |= {
+            f"{half}_model.embeddings.position_ids": torch.arange(9)[None] for half in ("vision", "text")
+        }
+    write_weights(folder, state, form, 1)
+    _write_config(folder, model, "float32")
+    shared = {"do_normalize": True, "do_resize": True, "resample": 3}
+    shared |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+    write_json(folder / "preprocessor_config.json", shared | settings)
+
+
+def clip(folder: Path) -> None:
+    """One pickle in fp32 that holds the text half too, TensorFlow's file, the settings of old code."""
+    model = CLIPModel(CLIPConfig(text_config=_READER, vision_config=_EYES, projection_dim=8))
+    old = {
+        "do_center_crop": True,
+        "crop_size": 24,
+        "size": 24,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+    }
+    _write_eyes(folder, model, "pytorch_model.bin", **old)
+    (folder / "tf_model.h5").write_bytes(JUNK)
+
+
+def siglip(folder: Path) -> None:
+    """One safetensors file with both halves."""
+    model = SiglipModel(SiglipConfig(text_config=_READER, vision_config=_EYES))
+    size = {"height": 24, "width": 24}
+    _write_eyes(folder, model, "model.safetensors", size=size, image_processor_type="SiglipImageProcessor")
+
+
+def dinov2(folder: Path) -> None:
+    """Both forms; only the safetensors may be opened."""
+    sizes = {key: value for key, value in _EYES.items() if key != "intermediate_size"}
+    model = Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2))
+    crop = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}, "do_center_crop": True}
+    _write_eyes(folder, model, "model.safetensors", **crop)
+    (folder / "pytorch_model.bin").write_bytes(JUNK)
+
+
+PUBLISHED: dict[str, Callable[[Path], None]] = {
+    "lmsys/vicuna-7b-v1.5": vicuna,
+    "lmsys/vicuna-13b-v1.5": vicuna,
+    "google/gemma-2b-it": gemma,
+    "microsoft/Phi-3-mini-4k-instruct": phi3,
+    "mistralai/Mistral-7B-Instruct-v0.2": mistral,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": smollm,
+    "openai/clip-vit-large-patch14-336": clip,
+    "google/siglip-so400m-patch14-384": siglip,
+    "facebook/dinov2-large": dinov2,
+}
+
+
+def publish(hub_id: str, cache: Path) -> Path:
+    """Put a repository into a hub's cache, and return its snapshot's folder."""
+    place = cache / f"models--{hub_id.replace('/', '--')}"
+    folder = place / "snapshots" / COMMIT
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(COMMIT)
+        torch.manual_seed(0)
+        PUBLISHED[hub_id](folder)
+    return folder
