@@ -184,6 +184,10 @@ class Group:
         """Drop the narrow copies: the weights have changed."""
         self._narrow = None
 
+    def release(self) -> None:
+        """Let go of outputs that nobody asked for, as after a lack of memory."""
+        self._at_hand = None
+
     def mask(self, x: torch.Tensor, seed: int) -> torch.Tensor | None:
         """Draw which inputs each adapter sees: `(G, N, D)` of 0 and 1; the same for the same seed."""
         if not self.dropout:
