@@ -186,7 +186,7 @@ class _Fixed(nn.Module):
 
 
 def test_every_layer_of_a_group_has_a_mask_of_its_own():
-    ours, groups = grouped(with_adapters(0.25))
+    _, groups = grouped(with_adapters(0.25))
     mask = groups[0].mask(torch.ones(500, 24), 5)
     assert mask.shape == (3, 500, 24)
     assert set(mask.unique().tolist()) == {0.0, 1.0}
@@ -307,7 +307,7 @@ def test_a_step_takes_fewer_than_peft_s_operations():
 
 
 def test_products_are_the_formula_s():
-    ours, groups = grouped(with_adapters())
+    _, groups = grouped(with_adapters())
     group, x = groups[0], torch.randn(6, 24)
     layer = group.layers[1]
     a, b = (getattr(layer, f"lora_{name}")["default"].weight for name in "AB")
