@@ -135,3 +135,46 @@ def step(
                 console.print(f"{name:24} {value}", highlight=False)
     if out is not None:
         write_json(out, {"model": model, **settings, "results": found})
+
+
+def host(
+    model: Annotated[str, o.option(help="Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
+    rounds: Annotated[int, o.option(help="Measurements of each, in turn.", callback=o.within(1))] = 3,
+    steps: Annotated[int, o.option(help="Timed steps of each.", callback=o.within(1))] = 10,
+) -> None:
+    """Count and time what a decoder layer costs the host in a step: tiny tensors, no GPU.
+
+    Examples:
+
+      basic-lite bench host --model gemma-2b
+    """
+    import statistics
+
+    import torch
+    from rich.table import Table
+
+    from basic_lite.bench.host import measure
+    from basic_lite.console import quiet_console
+
+    console = quiet_console()
+    torch.set_num_threads(1)
+    kinds = {
+        "stage 1, BASIC": {"stage": 1},
+        "stage 1, plain": {"stage": 1, "basic": False},
+        "stage 2, BASIC": {},
+        "stage 2, plain": {"basic": False},
+        "stage 2, BASIC, adapters as PEFT runs them": {"grouped": False},
+    }
+    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
+    for recompute in (False, True):
+        found = {name: [] for name in kinds}
+        for _ in range(rounds):
+            for name, settings in kinds.items():
+                found[name].append(measure(model, recompute=recompute, steps=steps, **settings))
+        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in found.items()}
+        theirs = seconds["stage 2, BASIC, adapters as PEFT runs them"]
+        for name, each in found.items():
+            share = f"{seconds[name] / theirs:.2f}" if name.startswith("stage 2") else ""
+            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
+            table.add_row(name, "yes" if recompute else "no", *cells)
+    console.print(table)

@@ -130,7 +130,7 @@ class Seeds:
         self.now = 0
 
     def draw(self) -> None:
-        """Take a number; checkpointing restores the generator, so a layer that recomputes takes the same one."""
+        """Take a number; a layer that recomputes takes the same one, as checkpointing restores the state."""
         number = torch.empty((), dtype=torch.int64).random_()
         self.now = int(number) if type(number) is torch.Tensor else 0  # a fake tensor has no value
 

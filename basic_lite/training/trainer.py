@@ -176,6 +176,7 @@ class BasicTrainer(SavingTrainer):
         projector_learning_rate: float | None = None,
         optimizer_name: str = "adamw",
         fused_kernels: bool = True,
+        grouped_adapters: bool = True,
         deferred: bool = True,
         prune_last_layer: bool = True,
         sharded: bool = False,
@@ -197,6 +198,7 @@ class BasicTrainer(SavingTrainer):
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
             optimizer_name: one of `optimizers.NAMES`.
             fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder.
+            grouped_adapters: adapters that share an input run in one function (see `models.adapters`).
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
@@ -244,7 +246,7 @@ class BasicTrainer(SavingTrainer):
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
         decoder = parts_of(self.model).decoder
-        self.groups = [] if sharded else adapters.group_adapters(decoder.layers)
+        self.groups = adapters.group_adapters(decoder.layers) if grouped_adapters and not sharded else []
         if fused_kernels:
             liger.fuse(decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
