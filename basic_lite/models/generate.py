@@ -9,9 +9,9 @@ import torch
 
 from basic_lite.data.conversation import Turn, check_tokenizer, choose_template, encode_prompt, stop_ids
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.rows import one_line
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world import parts
+from basic_lite.files import one_line
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
