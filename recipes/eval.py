@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 from basic_lite.recipes import options as o
+from rich.markup import escape
 
 
 def main(
@@ -24,7 +25,7 @@ def main(
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id. "
+            help="Original file or folder, folder of Parquet files, or hub id (hf:owner/name). "
             "For several benchmarks: a folder with one folder for each.",
             default="the hub's",
             panel="Data",
@@ -33,7 +34,7 @@ def main(
     images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
-        int | None, o.option(help="Only so many questions: not the benchmark's number.", panel="Data")
+        int | None, o.option(help="This many questions: not the benchmark's number.", panel="Data")
     ] = None,
     any_size: Annotated[
         bool,
@@ -49,7 +50,7 @@ def main(
     judge: Annotated[str | None, o.option(help="MM-Vet: who graded.", panel="Data")] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"],
-        o.option(help="One step alone; all generates and scores."),
+        o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
     ] = "all",
     out: Annotated[
         Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
@@ -71,7 +72,8 @@ def main(
 ) -> None:
     """Score a run on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. Of a list, a benchmark without its data is left out
+    and said at once and at the end; the others run, and the command exits with 2.
 
     Examples:
 
@@ -88,20 +90,34 @@ def main(
     from basic_lite.console import command_console, progress_bar, silence_libraries
     from basic_lite.data.world.world import is_embedded, questions_beside
     from basic_lite.evaluation import table
+    from basic_lite.evaluation.question import Question
     from basic_lite.evaluation.run import Evaluation
     from basic_lite.evaluation.show import overview, results_table
-    from basic_lite.files import read_manifest
+    from basic_lite.files import one_line, read_manifest
 
     console = command_console()
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
     several = len(names) > 1
-    found = []
+    if several and data is not None and not Path(data).is_dir():
+        raise ValueError(f"--data {data} is no folder; several benchmarks need one with a folder for each")
+    embedded = data is None and is_embedded(read_manifest(run)["sources"]["llm"])
+    if embedded:
+        console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
+    failures: dict[str, str] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        """Go on with the other benchmarks of a list."""
+        if not several:
+            raise error
+        failures[name] = one_line(error, 1000)
+        console.print(f"[red]{name} is left out:[/red] {escape(failures[name])}", highlight=False)
+
+    # All data is read before the first question: what is missing is said at once, not hours later.
+    ready: list[tuple[Evaluation, list[Question]]] = []
     for name in names:
         source = str(Path(data) / name) if data and several else data
-        embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
         if embedded:
             source = str(questions_beside(run, name, console.print))
-            console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
         evaluation = Evaluation(
             run=run,
             name=name,
@@ -110,45 +126,63 @@ def main(
             images=images,
             split=split,
             prompt_style=prompt_style,
-            scorer=scorer if scorer is None else table.scorer_of(name, scorer),
+            scorer=scorer,
             limit=limit,
             any_size=any_size or embedded,
             judge=judge,
             judge_scores=judge_scores,
         )
         evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
-        questions = evaluation.questions(with_images=step in ("all", "generate"))
-        sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
+        try:
+            evaluation.check_options()
+            questions = evaluation.questions(with_images=step in ("all", "generate"))
+            if step == "export" or (step == "all" and not evaluation.has_labels(questions)):
+                evaluation.submitted_ids()
+        except (ValueError, OSError) as error:
+            failed(name, error)
+            continue
         where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
         console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
         if not evaluation.is_published(questions):
+            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
             console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-        if dry_run:
-            continue
-        if step in ("all", "generate"):
-            from basic_lite.models.devices import choose_device
+        ready.append((evaluation, questions))
 
-            silence_libraries()
-            with progress_bar(console) as shown:
-                task = shown.add_task(name, total=len(questions), note="")
-                left = evaluation.generate(
-                    questions,
-                    device=choose_device(),
-                    batch_size=batch_size,
-                    max_batches=None if max_steps < 0 else max_steps,
-                    overwrite=overwrite,
-                    image_size=image_size,
-                    tower_layer=tower_layer,
-                    advance=lambda count, task=task, shown=shown: shown.advance(task, count),
-                )
-            if left:
-                console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
-        if step in ("all", "score"):
-            found.append(evaluation.score(questions))
-            console.print(results_table(found[-1]))
-            console.print(f"Results in {evaluation.out / 'results.json'}")
-        if step == "export":
-            for path in evaluation.export(questions):
-                console.print(f"Written: {path}")
-    if several and found:
-        console.print(overview(found))
+    results = []
+    for evaluation, questions in [] if dry_run else ready:
+        try:
+            if step in ("all", "generate"):
+                from basic_lite.models.devices import choose_device
+
+                silence_libraries()
+                with progress_bar(console) as shown:
+                    task = shown.add_task(evaluation.name, total=len(questions), note="")
+                    left = evaluation.generate(
+                        questions,
+                        device=choose_device(),
+                        batch_size=batch_size,
+                        max_batches=None if max_steps < 0 else max_steps,
+                        overwrite=overwrite,
+                        image_size=image_size,
+                        tower_layer=tower_layer,
+                        advance=lambda count, task=task, shown=shown: shown.advance(task, count),
+                    )
+                if left:
+                    console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+            labelled = evaluation.has_labels(questions)
+            if step == "score" or (step == "all" and labelled):
+                results.append(evaluation.score(questions))
+                console.print(results_table(results[-1]))
+                console.print(f"Results in {evaluation.out / 'results.json'}")
+            if step == "all" and not labelled:
+                console.print(f"{evaluation.split_name} has no public labels: the server scores it.")
+            if step == "export" or (step == "all" and not labelled and not left):
+                for path in evaluation.export(questions):
+                    console.print(f"Written: {path}")
+        except (ValueError, OSError) as error:
+            failed(evaluation.name, error)
+    if several and results:
+        console.print(overview(results))
+    if failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise ValueError(f"{len(failures)} of {len(names)} benchmarks were left out: {reasons}")

@@ -12,7 +12,7 @@ from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
-from basic_lite.evaluation.statistics import Score, save_score
+from basic_lite.evaluation.statistics import save_score
 from basic_lite.evaluation.tasks import mmvet
 from basic_lite.files import MANIFEST, file_hash, read_manifest, write_json
 
@@ -30,7 +30,7 @@ class Evaluation:
         split: `None` takes the table's.
         prompt_style: style of the benchmark.
         scorer: scoring rule; `None` takes LLaVA's.
-        limit: only so many questions.
+        limit: ask this many questions alone.
         any_size: take all questions of another number than the published one.
         judge: who graded `judge_scores` (MM-Vet).
         judge_scores: a judge's grades (MM-Vet).
@@ -68,6 +68,20 @@ class Evaluation:
     def answers(self) -> Path:
         """The prediction file."""
         return self.out / "predictions.jsonl"
+
+    def check_options(self) -> None:
+        """Check what was asked for, before any data is read.
+
+        Raises:
+            ValueError: If the benchmark has no such scoring rule, or takes no judge's grades.
+        """
+        table.scorer_of(self.name, self.scorer)
+        if self.judge_scores is not None and self.name != "mmvet":
+            raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
+
+    def has_labels(self, questions: list[Question]) -> bool:
+        """Whether there is something to score; without, a benchmark with a server ends in its submission."""
+        return self.benchmark.export is None or any(question.has_label for question in questions)
 
     def questions(self, with_images: bool) -> list[Question]:
         """Read the questions: a published split whole, unless `limit` or `any_size` is given.
@@ -154,10 +168,7 @@ class Evaluation:
             ValueError: If the predictions are missing, damaged or of another benchmark.
         """
         given = self._given(questions)
-        score: Score
         if self.judge_scores is not None:
-            if self.name != "mmvet":
-                raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
             score = mmvet.judged(questions, given, self.judge_scores, self.judge)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))

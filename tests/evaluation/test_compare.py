@@ -1,12 +1,15 @@
 """Two runs on the same questions."""
 
+import json
+from itertools import product
 from math import comb
 
 import numpy as np
 import pytest
+from picture_runs import false_alarms
 
 from basic_lite.evaluation.compare import compare, sign_flip_p
-from basic_lite.evaluation.statistics import Score, percent, value_of
+from basic_lite.evaluation.statistics import Score, load_score, percent, save_score, value_of
 
 
 def run(items, categories=None, right_wrong=True, **more):
@@ -94,3 +97,61 @@ def test_runs_that_do_not_fit_are_refused_in_one_line():
     unjudged = Score("accuracy", "exact", None, {})
     with pytest.raises(ValueError, match="has no value"):
         compare(run({1: 1.0}), unjudged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GQA testdev", "POPE"])
+def test_equally_good_runs_are_called_different_as_rarely_as_promised(name):
+    """At nominal 5 %; 150 seeded pairs put the share within 1.8 points (standard error) of the true one.
+
+    `picture_runs.py` in this folder runs the full simulation.
+    """
+    interval, p = false_alarms(name, liking=0.6, pairs=150, draws=1000)
+    assert interval <= 0.06
+    assert p <= 0.06
+    interval, p = false_alarms(name, liking=0.6, pairs=40, draws=1000, by_picture=False)
+    assert interval > 0.1  # questions taken for independent: the simulation does show it
+    assert p > 0.1
+
+
+def test_the_sign_flip_test_equals_all_signs_written_out():
+    differences = [3, -1, 0, 2, 2, -4, 1]
+    sums = [
+        sum(s * d for s, d in zip(signs, differences, strict=True)) for signs in product((-1, 1), repeat=7)
+    ]
+    expected = sum(abs(total) >= abs(sum(differences)) for total in sums) / len(sums)
+    assert sign_flip_p(differences) == pytest.approx(expected)
+
+
+def test_the_interval_of_clusters_equals_resampling_copies_of_pictures():
+    generator = np.random.default_rng(5)
+    picture = np.repeat(np.arange(60), generator.integers(1, 9, 60))
+    first, second = (
+        (generator.normal(size=60)[picture] + generator.normal(size=len(picture)) > 0) for _ in "ab"
+    )
+    clusters = {number: int(of) for number, of in enumerate(picture)}
+    runs = [run({i: float(x) for i, x in enumerate(right)}, clusters=clusters) for right in (first, second)]
+    differences = second.astype(float) - first
+    totals, sizes = np.bincount(picture, differences), np.bincount(picture)
+    drawn = generator.integers(0, 60, size=(10_000, 60))
+    copies = 100 * totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    assert compare(*runs).interval == pytest.approx(np.percentile(copies, [2.5, 97.5]), abs=0.6)
+    assert compare(*runs).n_clusters == 60
+
+
+def test_scores_that_group_questions_differently_are_not_compared(tmp_path):
+    items = {1: 1.0, 2: 0.0, 3: 1.0}
+    by_picture = run(items, clusters={1: "x", 2: "x", 3: "y"})
+    assert compare(by_picture, run(items, clusters={1: 7, 2: 7, 3: 8})).knows_pictures  # names do not matter
+    for other in ({}, {1: "x", 2: "y", 3: "y"}, None):
+        with pytest.raises(ValueError, match="differ in which questions share a picture"):
+            compare(by_picture, run(items, clusters=other))
+    # A score.json of a version that kept no pictures.
+    save_score(run(items), tmp_path / "score.json")
+    content = json.loads((tmp_path / "score.json").read_text())
+    del content["clusters"]
+    (tmp_path / "score.json").write_text(json.dumps(content))
+    old = load_score(tmp_path / "score.json")
+    assert not compare(old, old).knows_pictures
+    save_score(by_picture, tmp_path / "score.json")
+    assert load_score(tmp_path / "score.json") == by_picture

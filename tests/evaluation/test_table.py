@@ -87,6 +87,22 @@ def test_every_fixture_from_questions_to_results(fixtures, tmp_path, name):
         assert json.loads(row.export(asked, answers, tmp_path / "s.json").read_text())
 
 
+PICTURES = {  # benchmark -> pictures of the fixture's questions (two of MMBench's hold the same)
+    **{"vqav2": 2, "gqa": 2, "scienceqa": 2, "textvqa": 2, "mmbench": 2},
+    **{"mmbench-cn": 2, "mmvet": 3, "vizwiz": 3, "pope": 1},
+}
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_results_say_how_many_pictures_were_independent(fixtures, name):
+    row = BENCHMARKS[name]
+    asked = load(name, fixtures, limit=100, with_images=False)
+    scorer = "proxy_substring" if name == "mmvet" else row.scorers[0]
+    score = row.score(asked, {}, scorer)
+    content = results(score, benchmark=name, split=row.split, n=9, prompt_style="llava", manifest_hash=None)
+    assert content["clusters"] == PICTURES[name]
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("style", range(4))
 def test_every_prompt_style_asks(fixtures, name, style):
@@ -176,6 +192,18 @@ def test_a_data_set_without_its_columns_is_refused(parquet):
         load("pope", data, limit=1)
     with pytest.raises(ValueError, match="has no Parquet files of split dev"):
         load("mmbench", data, limit=1)
+
+
+@pytest.mark.parametrize("data", ["some/mme", "./a/b", "/no/where", "a/b.tsv", "a/b/c", "folder", "~/a"])
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(data, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert files.hub_id(data) is None
+    with pytest.raises(ValueError, match="does not exist: give a folder or a file"):
+        load("mme", data, limit=1)
+    assert files.hub_id(f"hf:{data}") == data
+    (tmp_path / "lmms-lab/MME").mkdir(parents=True)
+    assert files.hub_id("lmms-lab/MME") is None  # a folder of that name is here
+    assert files.hub_id("lmms-lab/POPE") == "lmms-lab/POPE"
 
 
 def test_what_is_a_table(tmp_path, parquet):
