@@ -140,7 +140,9 @@ def test_result_file_and_parquet(fixtures, tmp_path, parquet, png):
         }
         for q in questions(fixtures)
     ]
+    rows[2]["image"] = {"bytes": png("blue"), "path": None}
     there = mmvet.BENCHMARK.read(Source(parquet(rows), "test"))
+    assert there[0].picture == there[1].picture != there[2].picture  # the rows do not name their pictures
     assert [(q.id, q.text, q.answer, q.category) for q in there] == [
         (q.id, q.text, q.answer, q.category) for q in questions(fixtures)
     ]

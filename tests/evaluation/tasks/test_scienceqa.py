@@ -112,3 +112,17 @@ def test_a_split_without_its_problems(folder, fixtures):
     (data / "pid_splits.json").write_text(json.dumps({"test": ["1", "9"]}))
     with pytest.raises(ValueError, match=r"lacks 1 problems of split test \(first: 9\)"):
         scienceqa.BENCHMARK.read(Source(data, "test", with_images=False))
+
+
+def test_without_configurations_img_leaves_out_questions_without_a_picture(fixtures, parquet, png):
+    problems = json.loads((fixtures / "sqa_problems.json").read_text()).values()
+    picture = {"bytes": png(), "path": None}
+    rows = [{**row, "image": picture if row["image"] else None} for row in problems]
+    data = parquet(rows)
+    for with_images in (True, False):
+        whole, pictured = (
+            scienceqa.BENCHMARK.read(Source(data, split, with_images=with_images))
+            for split in ("test", "test-img")
+        )
+        assert [q.id for q in pictured] == [q.id for q in whole if q.fields["has_image"]]
+        assert 0 < len(pictured) < len(whole)
