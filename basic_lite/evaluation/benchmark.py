@@ -36,11 +36,9 @@ class Benchmark:
         hub: Data set on the hub that holds it.
         split: The split that is asked unless another is named.
         sizes: Split -> the numbers of rows that published versions have.
-        max_new_tokens: Length limit of LLaVA's decoding.
         styles: Prompt style -> whatever its rendering needs; the first is LLaVA's.
         scorers: Scoring rules; the first gives the number that LLaVA reports.
-        table_rows: Reads the layout of `datasets`: `source -> rows`.
-        file_rows: Reads the original files: `source -> rows`.
+        rows: Two readers `source -> rows`: of the layout of `datasets`, and of the original files.
         question: `(row, style) -> question`, or `None` for a row that is not asked.
         score: `(questions, predictions, scorer) -> score`.
         export: `(questions, predictions, path) -> path`; `None` where nothing is handed in.
@@ -59,11 +57,9 @@ class Benchmark:
     hub: str
     split: str
     sizes: Mapping[str, tuple[int, ...]]
-    max_new_tokens: int
     styles: Mapping[str, Any]
     scorers: tuple[str, ...]
-    table_rows: Callable[[Source], Iterable[Row]]
-    file_rows: Callable[[Source], Iterable[Row]]
+    rows: tuple[Callable[[Source], Iterable[Row]], Callable[[Source], Iterable[Row]]]
     question: Callable[[Row, str], Question | None]
     score: Callable[[Sequence[Question], Predictions, str], Score]
     export: Callable[[Sequence[Question], Predictions, Path], Path] | None = None
@@ -88,7 +84,8 @@ class Benchmark:
                 f"Unknown prompt style {style!r} of {self.name}: use one of {', '.join(self.styles)}."
             )
         source = replace(source, style=style)
-        rows = list(self.table_rows(source) if files.is_table(source) else self.file_rows(source))
+        from_table, from_files = self.rows
+        rows = list(from_table(source) if files.is_table(source) else from_files(source))
         files.unique((row[self.key] for row in rows), str(source.data))
         questions = (self.question(row, style) for row in rows)
         return [question for question in questions if question is not None]

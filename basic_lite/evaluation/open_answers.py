@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
+from basic_lite.evaluation.files import write_rows
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, by_field, score_of
 
@@ -334,3 +336,12 @@ def soft_score(
         groupings=by_field(*groupings),
         notes=notes,
     )
+
+
+def export_answers(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
+    """Write the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""
+    rows = (
+        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
+        for question in questions
+    )
+    return write_rows(path, rows)

@@ -7,7 +7,6 @@ LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
@@ -18,9 +17,8 @@ from basic_lite.evaluation.files import (
     main_file,
     read_list,
     table_rows,
-    write_rows,
 )
-from basic_lite.evaluation.open_answers import normalize, soft_score
+from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.statistics import Score
 
@@ -105,29 +103,18 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return soft_score(questions, predictions, scorer, ("image_class",))
 
 
-def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON list that the challenge's server reads."""
-    rows = (
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    )
-    return write_rows(path, rows)
-
-
 BENCHMARK = Benchmark(
     name="textvqa",
     hub="lmms-lab/textvqa",
     split="val",
     sizes={"val": (5_000,), "test": (5_734,)},
-    max_new_tokens=MAX_NEW_TOKENS,
     styles=STYLES,
     scorers=SCORERS,
-    table_rows=_table_rows,
-    file_rows=_file_rows,
-    question=_question,
-    score=score,
-    export=export,
-    key="question_id",
     published=published(58.2, 61.3, 58.2, 60.2),
     measured_on="val, with OCR tokens in the prompt",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export_answers,
+    key="question_id",
 )

@@ -21,9 +21,8 @@ from basic_lite.evaluation.files import (
     read_json_lines,
     read_list,
     table_rows,
-    write_rows,
 )
-from basic_lite.evaluation.open_answers import normalize, soft_score
+from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Id, Question
 from basic_lite.evaluation.statistics import Score
 
@@ -125,30 +124,19 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return soft_score(questions, predictions, scorer, ("answer_type", "question_type"), (_NOTE,))
 
 
-def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the server's JSON list: all questions given, m4c-normalised, `""` if unanswered."""
-    rows = (
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    )
-    return write_rows(path, rows)
-
-
 BENCHMARK = Benchmark(
     name="vqav2",
     hub="lmms-lab/VQAv2",
     split="val",
     sizes={"val": (214_354,), "test-dev": (107_394,), "test": (447_793,)},
-    max_new_tokens=128,
     styles=STYLES,
     scorers=SCORERS,
-    table_rows=_table_rows,
-    file_rows=_file_rows,
-    question=_question,
-    score=score,
-    export=export,
-    all_asked=_all_asked,
-    key="question_id",
     published=published(78.5, 80.0, 79.1, 80.0, basic=79.2),
     measured_on="test-dev, scored by the server",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export_answers,
+    all_asked=_all_asked,
+    key="question_id",
 )

@@ -62,7 +62,9 @@ def test_vqav2_missing_and_empty_answers_are_counted(fixtures):
 
 
 def test_vqav2_submission_normalises_and_fills_up(fixtures, tmp_path):
-    path = vqav2.export(vqa_questions(fixtures), {101001: "Two."}, tmp_path / "out" / "submission.json")
+    path = vqav2.BENCHMARK.export(
+        vqa_questions(fixtures), {101001: "Two."}, tmp_path / "out" / "submission.json"
+    )
     assert json.loads(path.read_text()) == [
         {"question_id": 101000, "answer": ""},
         {"question_id": 101001, "answer": "2"},
@@ -193,7 +195,7 @@ def test_textvqa_from_parquet_equals_the_files(fixtures, parquet, png):
 
 
 def test_textvqa_submission(fixtures, tmp_path):
-    path = textvqa.export(textvqa_questions(fixtures), {50001: "A Cola."}, tmp_path / "s.json")
+    path = textvqa.BENCHMARK.export(textvqa_questions(fixtures), {50001: "A Cola."}, tmp_path / "s.json")
     assert read(path) == [{"question_id": 50001, "answer": "cola"}, {"question_id": 50002, "answer": ""}]
 
 
