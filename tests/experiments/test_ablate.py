@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
-from test_cli import run
-from test_cli import world as files  # noqa: F401 (a fixture)
 from tiny import llm_folder, tower_folder
 
 pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
+
+
+@pytest.fixture
+def files(world):
+    return world
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,7 @@ def test_a_plan_from_end_to_end(tmp_path):
 
 
 @pytest.mark.slow
-def test_own_model_data_and_benchmark(files, tmp_path):  # noqa: F811
+def test_own_model_data_and_benchmark(files, tmp_path):
     """Losses and cosine on rows of the file, and a score; one arm, as each takes seconds."""
     models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", "16"]
     batch = ["--global-batch", "4", "--micro-batch", "2", "--workers", "0", "--max-steps", "1"]

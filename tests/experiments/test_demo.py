@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
+from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
-from test_cli import run
 
 from basic_lite.data.world.questions import KINDS
 
