@@ -18,15 +18,21 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
-from basic_lite.data.world import parts as data_world_parts
+from basic_lite.data.world.parts import located
 from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement
-from basic_lite.models.parts import Parts
+from basic_lite.models.parts import Parts, parts_of
+
+if TYPE_CHECKING:
+    from basic_lite.data.readers import Rows
+    from basic_lite.models.llava import Assembled
+    from basic_lite.training.settings import Settings
 
 KINDS = ("none", "noise", "shuffled", "teacher", "spare")
 
@@ -112,6 +118,18 @@ def make(
     return None
 
 
+def resolve(settings: Settings, assembled: Assembled, rows: Rows) -> Intervention | None:
+    """Return what `settings.intervention` does to the teacher of a run; `None` for nothing."""
+    return make(
+        settings.intervention,
+        parts_of(assembled.model),
+        settings.layers,
+        settings.weighting,
+        id_of=lambda row: rows.raw(row).id,
+        seed=settings.seed,
+    )
+
+
 def noise(size: float) -> Callable[[int, torch.Tensor], torch.Tensor]:
     """Return a change of states `(N, D)`: to each, `size` times its own length in a random direction.
 
@@ -194,7 +212,7 @@ def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
     like = decoder.get_input_embeddings().weight
     try:
         made = AutoModel.from_pretrained(
-            data_world_parts.located(source),
+            located(source),
             dtype=like.dtype,
             attn_implementation="sdpa",
             use_safetensors=True,
