@@ -43,5 +43,8 @@ def test_a_picture_is_inside_the_page_and_no_larger_than_asked():
 
 
 def test_a_name_that_a_template_lacks_is_an_error():
-    with pytest.raises(jinja2.UndefinedError, match="table"):
-        pages.render("experiments/ablation.html", plot=pages.as_svg(Figure()))
+    values = {"model": "m", "verdict": {"case": "holds", "words": "w"}, "columns": [], "lines": []}
+    values["plot"] = pages.as_svg(Figure())
+    assert "<svg" in pages.render("analysis/premise.html", summary="s", **values)
+    with pytest.raises(jinja2.UndefinedError, match="summary"):
+        pages.render("analysis/premise.html", **values)

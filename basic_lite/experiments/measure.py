@@ -201,7 +201,7 @@ class Inspection:
         return [
             Measure("caption_loss", "caption loss", "nats per token", "lower", over, self.caption_loss),
             Measure("cosine", "cosine to the target", "", "higher", over, self.cosine),
-            Measure("meaningful", "patches with a true nearest token", "%", "higher", over, counts, shown, 1),
+            Measure("meaningful", "true nearest tokens", "%", "higher", over, counts, shown, 1),
         ]
 
 

@@ -61,7 +61,7 @@ _LAYERS = Plan(
 )
 _LOSSES = Plan(
     "losses",
-    "Which of the two terms does it?",
+    "Which of the two terms makes the difference?",
     {"none": PLAIN, "das": {"sds_weight": 0.0}, "sds": {"das_weight": 0.0}, "both": {}},
     baseline="none",
 )

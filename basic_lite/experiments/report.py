@@ -233,7 +233,7 @@ def _limits(table: DifferenceTable, measure: Measure) -> tuple[float, float]:
     base = table.cells[table.baseline][measure.name].mean
     seen = [value for cell in cells for value in cell.each]
     ends = [base + end for cell in cells if cell.interval is not None for end in cell.interval]
-    reach = max(max(seen) - min(seen), 1e-9)
+    reach = max(max(seen) - min(seen), 10.0**-measure.digits)
     low = max(min(seen + ends), min(seen) - reach) - 0.08 * reach
     high = min(max(seen + ends), max(seen) + reach) + 0.08 * reach
     return low, high
