@@ -27,9 +27,9 @@ def test_what_is_refused_has_a_reason_and_does_not_work(refused):
     assert found.importance != "yes"
     assert zoo.WHY_NOT[refused] in found.trained
     assert "\n" not in found.verdict
-    assert found.verdict.startswith(
-        "works with importance uniform alone" if refused == "gemma2" else "states can"
-    )
+    # Whether a LLaVA runs around a state-space model depends on transformers: mamba2 does from 5.24 on.
+    uniform = "works with importance uniform alone"
+    assert found.verdict.startswith(uniform if refused == "gemma2" else (uniform, "states can"))
     with pytest.raises(ValueError, match="supported decoders are of type"):
         zoo.family_of(refused, "x")
 
