@@ -15,7 +15,6 @@ import transformers.integrations
 from rich.console import Console
 from torch import nn
 
-from basic_lite import console as whole_console
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data import hub
