@@ -303,9 +303,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left, and make the folder."""
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (out / whole_console.FILE).unlink(
-        missing_ok=True
-    )  # alone it is no run: it may be all that a failed start left
+    (out / OTHER_LOG).unlink(missing_ok=True)  # alone it is no run: it may be all that a failed start left
     out.mkdir(parents=True, exist_ok=True)
 
 
