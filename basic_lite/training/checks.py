@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from basic_lite import files
-from basic_lite.console import rank_and_count
+from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.readers import Rows, open_rows
