@@ -68,14 +68,14 @@ def progress_bar(console: Console) -> Progress:
 # their own on standard error, and through Python's warnings; inside `aside` all of these end in one file.
 # Nothing is configured at import time: who uses the package without its commands hears everything as usual.
 
-FILE: str = "other.log"
+OTHER_LOG: str = "other.log"
 """What other libraries said, in the folder that a command writes."""
 
 _OURS = "basic_lite"
 
 
 class _Aside(logging.Handler):
-    """Keeps messages until a folder is named, then appends them to its `FILE`."""
+    """Keeps messages until a folder is named, then appends them to its `OTHER_LOG`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Aside(logging.Handler):
             return
         with suppress(OSError):  # a full disk must not stop a run because of somebody's remark
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / FILE).open("a", encoding="utf-8") as handle:
+            with (self.folder / OTHER_LOG).open("a", encoding="utf-8") as handle:
                 handle.writelines(f"{line}\n" for line in self.lines)
             self.lines.clear()
 
@@ -153,7 +153,7 @@ def aside() -> Iterator[None]:
 
 
 def write_into(folder: Path) -> None:
-    """Let messages of other libraries, also those that came before, go to `FILE` in a folder.
+    """Let messages of other libraries, also those that came before, go to `OTHER_LOG` in a folder.
 
     Outside `aside` nothing happens.
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -107,10 +108,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+def write_text(path: Path, text: str) -> Path:
+    """Write a text so that a reader sees the old file or the new one, never half of it; return its path."""
     with complete(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """Return an error's text on one line, its kind where it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 # What stands in a run's folder, as far as it can be read without torch.
@@ -166,18 +179,13 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    names = (
-        "basic-lite",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "bitsandbytes",
-        "datasets",
-        "pillow",
-    )
-    return {name: version(name) for name in names}
+    """Return the versions of what decides the numbers and is installed; nothing is imported."""
+    names = "basic-lite torch transformers tokenizers peft accelerate bitsandbytes datasets pillow numpy"
+    installed = {"python": platform.python_version()}
+    for name in names.split():
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    return installed
 
 
 def file_hash(path: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +12,7 @@ import typer
 from basic_lite.recipes import options as o
 
 HERE = "Comparison"
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def main(
@@ -34,11 +37,12 @@ def main(
     out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
         "runs/ablation"
     ),
-    arms: Annotated[
-        str | None, o.option(help="Only these arms, semicolons between them.", default="all", panel=HERE)
+    variants: Annotated[
+        str | None,
+        o.option(help="Only these variants, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
-        int, o.option(help="Runs of each arm, a seed each.", panel=HERE, callback=o.within(1))
+        int, o.option(help="Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
     ] = 1,
     seed: Annotated[int, o.option(help="The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
@@ -82,9 +86,9 @@ def main(
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace everything in --out.")] = False,
     dry_run: Annotated[bool, o.option("--dry-run", help="List the runs, train nothing.")] = False,
 ) -> None:
-    """Find out which part of the method does it. Interrupted, the same command goes on.
+    """Find out which part of the method makes the difference. An interrupted command can be repeated.
 
-    Every other option of stage1 may be given too, --max-steps for instance, and holds for all arms.
+    Every other option of stage1, --max-steps for instance, may be given too and holds for all variants.
 
     Every run is measured with the paper's target, whatever it was trained with.
 
@@ -96,7 +100,6 @@ def main(
     """
     from basic_lite.recipes import stage1 as first
     from basic_lite.recipes import stage2 as second
-    from basic_lite.recipes.passing import defaults_of, given_to
 
     from basic_lite import files
     from basic_lite.console import quiet_console
@@ -111,12 +114,12 @@ def main(
             f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
         )
         return
-    found = comparison.Comparison(
+    asked = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
         seeds=range(seed, seed + seeds),
-        stage1=given_to(first.main, context.args) | {"model": model, "data": data, "images": images},
-        stage2=given_to(second.main, stage2) if stage == 2 else None,
+        stage1=forwarded(first.main, context.args) | {"model": model, "data": data, "images": images},
+        stage2=forwarded(second.main, stage2) if stage == 2 else None,
         defaults=defaults_of(first.main),
         quick=quick,
         measured_on=measure_data,
@@ -125,6 +128,41 @@ def main(
         benchmark_data=eval_data,
         benchmark_images=eval_images,
         text_patches=text_patches,
-        chosen=[] if arms is None else [name.strip() for name in arms.split(";")],
+        chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
     )
-    found.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+    asked.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+
+
+OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")
+"""What `ablate` decides itself."""
+
+
+def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
+    """Parse words with a stage's own command, and return what they set, by parameter.
+
+    Raises:
+        ValueError: If the stage has no such option, or it may not be given here.
+    """
+    words = shlex.split(words) if isinstance(words, str) else list(words)
+    name = stage.__module__.rsplit(".", 1)[-1]
+    app = typer.Typer(add_completion=False)
+    app.command()(stage)
+    try:
+        context = typer.main.get_command(app).make_context(name, words)
+    except Exception as error:  # click's own class, which newer typer carries along under another name
+        if not hasattr(error, "format_message"):
+            raise
+        raise ValueError(f"{name}: {error.format_message()}") from error
+    given = {
+        key: value
+        for key, value in context.params.items()
+        if context.get_parameter_source(key).name == "COMMANDLINE"
+    }
+    if taken := set(given) & set(OWN):
+        raise ValueError(f"--{min(taken).replace('_', '-')} cannot be forwarded to {name}; see --help")
+    return given
+
+
+def defaults_of(stage: Callable) -> dict[str, object]:
+    """Return a stage's defaults by parameter."""
+    return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}

@@ -2,16 +2,197 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
-from basic_lite.recipes import analyze_premise, analyze_tokens
+from basic_lite.recipes import options as o
 
 app = typer.Typer(help="Look inside a language model or a run.", no_args_is_help=True)
 
 
-@app.callback()
-def _analyze() -> None:
-    """Look inside a language model or a run."""
+@app.command()
+def premise(
+    model: Annotated[
+        str,
+        o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny.", panel=o.MODEL),
+    ] = "vicuna-7b",
+    llm: o.Llm = None,
+    bits: o.Bits = None,
+    precision: o.Precision = "auto",
+    random_weights: Annotated[
+        bool,
+        o.option("--random-weights", help="The same configuration with random weights.", panel=o.MODEL),
+    ] = False,
+    text: Annotated[
+        Path | None,
+        o.option(
+            help="Captions as LLaVA JSON or any training data, or plain text.",
+            default="shipped",
+            panel="Data",
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
+    ] = 512,
+    layers: o.Layers = None,
+    weighting: o.Weighting = "quadratic",
+    out: Annotated[
+        Path | None, o.option(help="JSON file for the figures; a page with a plot beside it.", default="none")
+    ] = None,
+) -> None:
+    """Test on text whether the states of layers 1..k still name their tokens, and which --target to use.
+
+    No picture, no vision tower and no training are involved.
+
+    Give the captions that you will train on as --text.
+
+    Maps for --target translated are tried only where there are four tokens for each of their rows.
+
+    Examples:
+
+      basic-lite analyze premise --model gemma-2b --text blip_laion_cc_sbu_558k.json
+
+      basic-lite analyze premise --llm ./my-llm --bits 16 --text captions.json --out premise.json
+
+      basic-lite analyze premise --model tiny --random-weights
+    """
+    from basic_lite.analysis import premise as premise_page
+    from basic_lite.console import quiet_console
+    from basic_lite.files import write_json
+    from basic_lite.method.premise import examine
+    from basic_lite.models import devices, llava, zoo
+
+    console = quiet_console()
+    device = devices.choose_device()
+    sources = llava.Sources.named(
+        model,
+        llm=llm,
+        bits=zoo.bits_of(model, llm) if bits is None else bits,
+        dtype=devices.choose_dtype(precision, device),
+    )
+    texts = premise_page.texts_of(text, sources.llm)
+    causal, tokenizer = premise_page.load(sources, device, random_weights)
+    result = examine(
+        causal.model,
+        causal.lm_head,
+        tokenizer,
+        texts,
+        layers=layers,
+        weighting=weighting,
+        read=tokens,
+        progress=lambda line: console.print(f"[dim]{line}[/dim]", highlight=False),
+    )
+    console.print(premise_page.table(result))
+    console.print(premise_page.summary(result), highlight=False)
+    console.print(result.verdict.words, style="bold", highlight=False)
+    if result.verdict.target is not None:
+        # Naming words is not yet teaching: in the embedded world the raw target trains better.
+        advice = f"Worth a try: --target {result.verdict.target} --layers {result.verdict.layers}"
+        console.print(f"{advice}; basic-lite ablate target compares it with others", highlight=False)
+    if out is not None:
+        named = f"{llm or model}{' with random weights' if random_weights else ''}"
+        settings = {
+            "model": named,
+            "bits": 16 if random_weights else sources.bits,
+            "text": str(text or "shipped"),
+            "weighting": weighting,
+        }
+        write_json(out, settings | result.json())
+        premise_page.write_page(out.with_suffix(".html"), result, named)
+        console.print(f"{out} and {out.with_suffix('.html')}", highlight=False)
 
 
-app.command("premise")(analyze_premise.main)
-app.command("tokens")(analyze_tokens.tokens)
+@app.command()
+def tokens(
+    run: Annotated[Path, typer.Argument(help="Run folder, of stage 1 or 2.")],
+    images: Annotated[
+        Path | None,
+        o.option(
+            help="Folder of pictures. A drawn world's folder stands for its held-out scenes.",
+            default="the embedded world, for a run of the tiny model",
+            panel="Data",
+        ),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        o.option(help="LLaVA JSON or JSONL that says what they show.", default="none", panel="Data"),
+    ] = None,
+    words: Annotated[
+        Path | None,
+        o.option(help="File of words that mean something, one per line.", default="none", panel="Data"),
+    ] = None,
+    limit: Annotated[int, o.option(help="Pictures, spread evenly.", panel="Data", callback=o.within(1))] = 64,
+    against: Annotated[
+        Path | None,
+        o.option(help="Another run of the same models, such as the plain baseline.", default="none"),
+    ] = None,
+    before: Annotated[
+        bool,
+        o.option("--before/--no-before", help="Also the run's beginning: fresh projector, LLM as it came."),
+    ] = True,
+    max_new_tokens: Annotated[
+        int, o.option(help="Longest text of the replacement test; 0 generates none.", callback=o.within(0))
+    ] = 48,
+    views: Annotated[int, o.option(help="Pictures in the report.", callback=o.within(0))] = 6,
+    seed: Annotated[
+        int, o.option(help="Seed of the embedded world's scenes, without --images.", callback=o.a_seed)
+    ] = 0,
+    out: Annotated[
+        Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
+    ] = None,
+) -> None:
+    """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
+
+    Shows how many matches mean something, and how deep layers drift to end tokens.
+
+    Shows how far the states move from what the projector made.
+
+    Shows how much of a caption is left when matched tokens stand in for the picture.
+
+    Examples:
+
+      basic-lite analyze tokens runs/stage2 --images pictures --captions captions.json
+
+      basic-lite analyze tokens runs/basic/stage2 --against runs/plain/stage2 --images pictures
+
+      basic-lite analyze tokens runs/stage2     (a run of the tiny model, in its own world)
+    """
+    from basic_lite import files
+    from basic_lite.analysis import report
+    from basic_lite.analysis.samples import choose_samples, subjects
+    from basic_lite.analysis.tokens import analyse
+    from basic_lite.console import progress_bar, quiet_console
+    from basic_lite.data.world.world import is_embedded
+    from basic_lite.models import devices
+
+    console = quiet_console()
+    chosen = subjects(run, against, before)
+    if images is None and not is_embedded(chosen[0].manifest["sources"]["llm"]):
+        raise ValueError("give the pictures to show: --images DIR (only a run of the tiny model has its own)")
+    with files.held(out or run):
+        samples = choose_samples(images, captions, limit, seed)
+        with progress_bar(console) as progress:
+            total = len(chosen) * len(samples.chosen)
+            task = progress.add_task("pictures", total=total, note="")
+
+            def advance(label: str) -> None:
+                progress.update(task, advance=1, note=label)
+
+            results = analyse(
+                chosen,
+                samples,
+                devices.choose_device(),
+                words=words,
+                views=views,
+                max_new_tokens=max_new_tokens,
+                advance=advance,
+            )
+        console.print(report.depth_table(results), highlight=False)
+        console.print(report.common_table(results), highlight=False)
+        if any(one.tried for one in results.results):
+            console.print(report.replacement_table(results), highlight=False)
+        folder = out or run / "analysis"
+        files.write_json(folder / "tokens.json", results.as_dict())
+        page = report.write(folder / "tokens.html", results)
+        console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)

@@ -35,7 +35,7 @@ def main(
     import sys
     from collections.abc import Iterator
 
-    from basic_lite import chat as whole_chat
+    from basic_lite import chat as conversation
     from basic_lite.chat import HELP, Chat, converse
     from basic_lite.console import quiet_console
     from basic_lite.models import checkpoint, devices
@@ -45,12 +45,12 @@ def main(
         if not path.is_file():
             raise ValueError(f"{path} is no file")
     if web:
-        whole_chat.check_gradio()
+        conversation.check_gradio()
     assembled, manifest = checkpoint.load_run(run, devices.choose_device())
     title = f"{manifest['sources']['llm']} with {manifest['sources']['tower']}"
     if web:
-        console.print(f"{title}: http://{whole_chat.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)
-        whole_chat.serve(assembled, title, port=port, max_new_tokens=max_new_tokens)
+        console.print(f"{title}: http://{conversation.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)
+        conversation.serve(assembled, title, port=port, max_new_tokens=max_new_tokens)
         return
     chat = Chat(assembled, max_new_tokens)
     for path in image or []:

@@ -10,7 +10,7 @@ from basic_lite.recipes import options as o
 
 
 def main(
-    run_a: Annotated[Path, typer.Argument(help="Run to compare with, such as the plain twin.")],
+    run_a: Annotated[Path, typer.Argument(help="Run to compare with, such as the baseline.")],
     run_b: Annotated[Path, typer.Argument(help="Run of interest.")],
     benchmark: Annotated[
         str | None, o.option(help="Only this one.", default="every benchmark that both have")
@@ -20,7 +20,7 @@ def main(
     ] = True,
     out: Annotated[Path | None, o.option(help="Folder of the pages.", default="RUN_B/compare")] = None,
 ) -> None:
-    """Pair the answers of two runs by question: difference, 95 % interval, McNemar, categories, flips.
+    """Pair the answers of two runs by question: difference, 95 % interval, p value, categories, flips.
 
     Examples:
 

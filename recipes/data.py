@@ -83,8 +83,8 @@ def check(
     from basic_lite.data.checks import check_data
     from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
     from basic_lite.data.readers import open_rows
-    from basic_lite.data.rows import one_line
     from basic_lite.data.workers import cores
+    from basic_lite.files import one_line
     from basic_lite.models.generate import counting_encoder
 
     started = time.monotonic()

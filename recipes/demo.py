@@ -1,16 +1,12 @@
-"""Both twins through the whole method in the embedded world, and a report of what BASIC changed."""
+"""Plain and BASIC through the whole method in the embedded world, and a report of the difference."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from basic_lite.recipes import options as o
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def main(
@@ -22,19 +18,17 @@ def main(
     ] = 0,
     seeds: Annotated[
         int,
-        o.option(
-            help="Run so many demos, a seed each from --seed on, and average them.", callback=o.within(1)
-        ),
+        o.option(help="How many demos to run, with seeds from --seed on, and average.", callback=o.within(1)),
     ] = 1,
     scenes: Annotated[
-        int, o.option(help="How many held-out scenes are looked into.", callback=o.within(8))
+        int, o.option(help="How many held-out scenes are inspected.", callback=o.within(8))
     ] = 200,
     resume: Annotated[bool, o.option("--resume", help="Go on with an interrupted demo in --out.")] = False,
     overwrite: Annotated[bool, o.option("--overwrite", help="Replace the demo in --out.")] = False,
 ) -> None:
     """Watch BASIC at work in minutes: offline, without a GPU, in an embedded world of drawn scenes.
 
-    Two twins, one plain and one with BASIC, go through stage 1, stage 2 and the questions side by side.
+    Two variants, plain and BASIC, go through stage 1, stage 2 and the questions side by side.
 
     Examples:
 
@@ -44,27 +38,46 @@ def main(
     """
     from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.experiments import report, table
-    from basic_lite.experiments import table as several
+    from basic_lite.data.workers import cores
+    from basic_lite.data.world.world import world_at
+    from basic_lite.experiments import demo, processes, report, table
+    from basic_lite.files import write_json
+    from basic_lite.models.devices import choose_device
 
     console = quiet_console()
     with files.held(out):
         _prepare(out, {"seed": seed, "seeds": seeds, "scenes": scenes}, resume, overwrite)
-        folders = [out] if seeds == 1 else [out / f"seed-{number}" for number in range(seed, seed + seeds)]
-        for number, folder in enumerate(folders, start=seed):
-            try:
-                if not (folder / "summary.json").is_file():
-                    _twins(folder, number, scenes, console)
-            except KeyboardInterrupt:
-                console.print("Stopped. The same command with --resume goes on.")
-                return
-            found = table.collect_outcome(folder, number, _seconds(folder))
-            console.print(table.outcome_table(found))
-            console.print(
-                f"Report: {report.write(folder, found)}   figures: {folder / 'summary.json'}", highlight=False
-            )
+        folders = {
+            out if seeds == 1 else out / f"seed-{number}": number for number in range(seed, seed + seeds)
+        }
+        for folder, number in folders.items():
+            world_at(folder / "world", lambda line: console.print(line, highlight=False), number)
+        runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
+        jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
+        console.print(
+            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.",
+            highlight=False,
+        )
+        try:
+            with processes.ProgressBoard(console) as board:
+                again = "the same command with --resume"
+                processes.run_all(runs, jobs, max(cores() // jobs, 1), board.show, again)
+        except KeyboardInterrupt:
+            console.print("Stopped. The same command with --resume goes on.")
+            return
+        for folder, number in folders.items():
+            results = demo.compare([folder], [number])
+            demo.write_summary(results, folder)
+            minutes, rest = divmod(round(demo.seconds_of(folder)), 60)
+            title = f"plain against BASIC, embedded world, seed {number}, {minutes} min {rest} s"
+            console.print(table.side_by_side(results, title))
+            page = report.write_demo(folder, results)
+            console.print(f"Report: {page}   figures: {folder / 'summary.json'}", highlight=False)
         if seeds > 1:
-            console.print(several.table(several.collect(folders, out)))
+            results = demo.compare(list(folders), list(folders.values()))
+            write_json(out / "seeds.json", {"seeds": results.seeds, "columns": demo.columns(results)})
+            table.write_side_by_side(results, out / "seeds.md")
+            console.print(table.side_by_side(results, "means over seeds"))
             console.print(
                 f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False
             )
@@ -94,35 +107,3 @@ def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool)
         for path in contents(out):
             remove(path)
     write_json(stamp, settings)
-
-
-def _seconds(out: Path) -> float:
-    """Return how long a demo has taken, with all its interrupted parts."""
-    path = out / "elapsed.json"
-    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else 0.0
-
-
-def _twins(out: Path, seed: int, scenes: int, console: Console) -> None:
-    """Draw a world and train both twins in it side by side; what is done already stays."""
-    import time
-
-    from basic_lite.data.world.world import world_at
-    from basic_lite.experiments import processes
-    from basic_lite.experiments.processes import watch
-    from basic_lite.files import write_json
-
-    before, begun = _seconds(out), time.monotonic()
-    world = world_at(out / "world", lambda line: console.print(line, highlight=False), seed)
-    console.print("Two twins, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.")
-    folders = {"plain": out / "plain", "BASIC": out / "basic"}
-    # One thread each for two twins on two cores: more would only wait for each other.
-    threads = max((os.cpu_count() or 2) // 2, 1)
-    try:
-        with processes.together() as twins:
-            for name, folder in folders.items():
-                task = {"out": str(folder), "basic": name == "BASIC", "seed": seed}
-                task |= {"world": str(world.images), "scenes": scenes}
-                twins[name] = processes.start("basic_lite.recipes.twin", task, folder, threads)
-            watch(twins, folders, world, console)
-    finally:
-        write_json(out / "elapsed.json", {"seconds": before + time.monotonic() - begun})

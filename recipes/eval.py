@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 from basic_lite.recipes import options as o
+from rich.markup import escape
 
 
 def main(
@@ -24,7 +25,7 @@ def main(
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id. "
+            help="Original file or folder, folder of Parquet files, or hub id (hf:owner/name). "
             "For several benchmarks: a folder with one folder for each.",
             default="the hub's",
             panel="Data",
@@ -34,9 +35,7 @@ def main(
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
         int | None,
-        o.option(
-            help="Only so many questions: not the benchmark's number.", panel="Data", callback=o.within(1)
-        ),
+        o.option(help="This many questions: not the benchmark's number.", panel="Data", callback=o.within(1)),
     ] = None,
     any_size: Annotated[
         bool,
@@ -52,7 +51,7 @@ def main(
     judge: Annotated[str | None, o.option(help="MM-Vet: who graded.", panel="Data")] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"],
-        o.option(help="One step alone; all generates and scores."),
+        o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
     ] = "all",
     out: Annotated[
         Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
@@ -84,7 +83,8 @@ def main(
 ) -> None:
     """Score a run on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. Of a list, a benchmark without its data is left out
+    and said at once and at the end; the others run, and the command exits with 2.
 
     Examples:
 
@@ -100,74 +100,106 @@ def main(
     """
     from contextlib import nullcontext
 
-    from basic_lite import console as whole_console
-    from basic_lite import files
-    from basic_lite.console import command_console, progress_bar, silence_libraries
+    from basic_lite.console import command_console, progress_bar, silence_libraries, write_into
     from basic_lite.data.world.world import is_embedded, questions_beside
     from basic_lite.evaluation import table
+    from basic_lite.evaluation.question import Question
     from basic_lite.evaluation.run import Evaluation
     from basic_lite.evaluation.show import overview, results_table
-    from basic_lite.files import read_manifest
+    from basic_lite.files import held, one_line, read_manifest
 
     console = command_console()
     names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
     several = len(names) > 1
-    found = []
-    read_manifest(run)  # a missing run is said before anything else
-    with nullcontext() if dry_run else files.held(out or run):
-        for name in names:
-            source = str(Path(data) / name) if data and several else data
-            embedded = source is None and is_embedded(read_manifest(run)["sources"]["llm"])
-            if embedded:
-                source = str(questions_beside(run, name, console.print))
-                console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
-            evaluation = Evaluation(
-                run=run,
-                name=name,
-                out=(out / name if several else out) if out else run / "eval" / name,
-                data=source,
-                images=images,
-                split=split,
-                prompt_style=prompt_style,
-                scorer=scorer if scorer is None else table.scorer_of(name, scorer),
-                limit=limit,
-                any_size=any_size or embedded,
-                judge=judge,
-                judge_scores=judge_scores,
-            )
-            questions = evaluation.questions(with_images=step in ("all", "generate"))
-            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
-            where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-            console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
-            if not evaluation.is_published(questions):
-                console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-            if dry_run:
-                continue
-            if step in ("all", "generate"):
-                from basic_lite.models.devices import choose_device
+    if several and data is not None and not Path(data).is_dir():
+        raise ValueError(f"--data {data} is no folder; several benchmarks need one with a folder for each")
+    embedded = data is None and is_embedded(read_manifest(run)["sources"]["llm"])
+    if embedded:
+        console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
+    failures: dict[str, str] = {}
 
-                silence_libraries()
-                whole_console.write_into(evaluation.out)
-                with progress_bar(console) as shown:
-                    task = shown.add_task(name, total=len(questions), note="")
-                    left = evaluation.generate(
-                        questions,
-                        device=choose_device(),
-                        batch_size=batch_size,
-                        max_batches=None if max_steps < 0 else max_steps,
-                        overwrite=overwrite,
-                        image_size=image_size,
-                        tower_layer=tower_layer,
-                        advance=lambda count, task=task, shown=shown: shown.advance(task, count),
-                    )
-                if left:
-                    console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
-            if step in ("all", "score"):
-                found.append(evaluation.score(questions))
-                console.print(results_table(found[-1]))
-                console.print(f"Results in {evaluation.out / 'results.json'}")
-            if step == "export":
-                for path in evaluation.export(questions):
-                    console.print(f"Written: {path}")
-    if several and found:
-        console.print(overview(found))
+    def failed(name: str, error: Exception) -> None:
+        """Go on with the other benchmarks of a list."""
+        if not several:
+            raise error
+        failures[name] = one_line(error, 1000)
+        console.print(f"[red]{name} is left out:[/red] {escape(failures[name])}", highlight=False)
+
+    # All data is read before the first question: what is missing is said at once, not hours later.
+    ready: list[tuple[Evaluation, list[Question]]] = []
+    for name in names:
+        source = str(Path(data) / name) if data and several else data
+        if embedded:
+            source = str(questions_beside(run, name, console.print))
+        evaluation = Evaluation(
+            run=run,
+            name=name,
+            out=(out / name if several else out) if out else run / "eval" / name,
+            data=source,
+            images=images,
+            split=split,
+            prompt_style=prompt_style,
+            scorer=scorer,
+            limit=limit,
+            any_size=any_size or embedded,
+            judge=judge,
+            judge_scores=judge_scores,
+        )
+        evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
+        try:
+            evaluation.check_options()
+            questions = evaluation.questions(with_images=step in ("all", "generate"))
+            if step == "export" or (step == "all" and not evaluation.has_labels(questions)):
+                evaluation.submitted_ids()
+        except (ValueError, OSError) as error:
+            failed(name, error)
+            continue
+        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+        console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
+        if not evaluation.is_published(questions):
+            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
+            console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+        ready.append((evaluation, questions))
+
+    results = []
+    with nullcontext() if dry_run else held(out or run):
+        for evaluation, questions in [] if dry_run else ready:
+            try:
+                if step in ("all", "generate"):
+                    from basic_lite.models.devices import choose_device
+
+                    silence_libraries()
+                    write_into(evaluation.out)
+                    with progress_bar(console) as shown:
+                        task = shown.add_task(evaluation.name, total=len(questions), note="")
+                        left = evaluation.generate(
+                            questions,
+                            device=choose_device(),
+                            batch_size=batch_size,
+                            max_batches=None if max_steps < 0 else max_steps,
+                            overwrite=overwrite,
+                            image_size=image_size,
+                            tower_layer=tower_layer,
+                            advance=lambda count, task=task, shown=shown: shown.advance(task, count),
+                        )
+                    if left:
+                        console.print(
+                            f"{left:,} questions are left; the same command goes on.", highlight=False
+                        )
+                labelled = evaluation.has_labels(questions)
+                if step == "score" or (step == "all" and labelled):
+                    results.append(evaluation.score(questions))
+                    console.print(results_table(results[-1]))
+                    console.print(f"Results in {evaluation.out / 'results.json'}")
+                if step == "all" and not labelled:
+                    console.print(f"{evaluation.split_name} has no public labels: the server scores it.")
+                if step == "export" or (step == "all" and not labelled and not left):
+                    for path in evaluation.export(questions):
+                        console.print(f"Written: {path}")
+            except (ValueError, OSError) as error:
+                failed(evaluation.name, error)
+    if several and results:
+        console.print(overview(results))
+    if failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise ValueError(f"{len(failures)} of {len(names)} benchmarks were left out: {reasons}")

@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once
 os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who runs the tests
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -19,3 +22,36 @@ settings.load_profile("same")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pictures, captions, instructions and a benchmark."""
+    from command import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step of stage 1, trained once for all tests; they take copies (`stage1_run`)."""
+    from command import make_world, run, stage1
+
+    folder = tmp_path_factory.mktemp("trained")
+    run(*stage1(make_world(folder), "--max-steps", 1, "--bits", 16), cwd=folder)
+    return folder / "runs/stage1"
+
+
+@pytest.fixture
+def stage1_run(trained_run: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run at `runs/stage1` below `tmp_path`."""
+    return Path(shutil.copytree(trained_run, tmp_path / "runs/stage1"))
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut answers off at 16 tokens: a model of one step rarely stops by itself before a benchmark's 1,024."""
+    from basic_lite.evaluation import answer
+
+    greedily = answer.greedily
+    monkeypatch.setattr(answer, "greedily", lambda stops, pad, most: greedily(stops, pad, min(most, 16)))

@@ -97,7 +97,7 @@ def test_an_interrupted_answer_is_forgotten(picture, monkeypatch):
 
 
 def test_the_command_reads_standard_input(tmp_path, picture, monkeypatch):
-    from test_cli import run
+    from command import run
 
     made_run(tmp_path / "runs/stage2", "llama", "clip", "lora")
     monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n/image nowhere\nand now?"))

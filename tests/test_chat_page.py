@@ -89,7 +89,7 @@ def test_a_mistake_reaches_the_reader():
 
 
 def test_without_gradio_one_line_says_how_to_get_it(tmp_path, monkeypatch):
-    from test_cli import run
+    from command import run
 
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find(name))

@@ -2,107 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from tiny import llm_folder, tower_folder
+from command import COMMAND, run, stage1, stage2
 from typer.testing import CliRunner
 
-from basic_lite.cli import app, main
+from basic_lite.cli import app
 from basic_lite.files import file_hash
 
-COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
-
-@dataclass
-class Done:
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: object, cwd: Path, expect: int = 0) -> Done:
-    """Run a command in this process (starting Python and its imports anew costs seconds each time)."""
-    output, errors, old = io.StringIO(), io.StringIO(), Path.cwd()
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    os.chdir(cwd)
-    try:
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(output),
-            contextlib.redirect_stderr(errors),
-        ):
-            patch.setattr(sys, "argv", ["basic-lite", *map(str, arguments)])
-            patch.setenv("COLUMNS", "100")
-            with pytest.raises(SystemExit) as left:
-                main()
-    finally:
-        os.chdir(old)
-    assert (left.value.code or 0) == expect, output.getvalue() + errors.getvalue()
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    return Done(output.getvalue(), errors.getvalue())
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A folder with pictures, captions, instructions and a benchmark."""
-    folder = tmp_path_factory.mktemp("world")
-    names = ["red", "green", "blue", "white"]
-    colours = {"red": (200, 0, 0), "green": (0, 200, 0), "blue": (0, 0, 200), "white": (250, 250, 250)}
-    cells, captions, instructions = {}, [], []
-    for number in range(16):
-        name = names[number % 4]
-        picture = Image.new("RGB", (30 + number, 40), colours[name])
-        picture.save(folder / f"{number}.png")
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        cells[number] = base64.b64encode(buffer.getvalue()).decode()
-        turns = [
-            {"from": "human", "value": "<image>\nWhat is it?"},
-            {"from": "gpt", "value": f"a {name} one"},
-        ]
-        captions.append({"id": f"c{number}", "image": f"{number}.png", "conversations": turns})
-        more = [{"from": "human", "value": "And the colour?"}, {"from": "gpt", "value": name}]
-        instructions.append({"id": f"i{number}", "image": f"{number}.png", "conversations": turns + more})
-    for number in range(4):
-        turns = [{"from": "human", "value": "Say red."}, {"from": "gpt", "value": "red"}]
-        instructions.append({"id": f"t{number}", "conversations": turns})
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "instruct.json").write_text(json.dumps(instructions))
-    columns = "index question hint A B C D answer category image source l2-category comment split".split()
-    lines = ["\t".join(columns)]
-    for question in range(3):
-        for turn in range(4):
-            order = names[turn:] + names[:turn]
-            answer = "ABCD"[order.index(names[question])]
-            cell = cells[question] if turn == 0 else str(question)
-            row = [question + turn * 1_000_000, "Which colour?", "", *order, answer, "colour", cell]
-            lines.append("\t".join(map(str, [*row, "made", "perception", "", "dev"])))
-    (folder / "bench.tsv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-def stage1(world: Path, *more: object) -> list[object]:
-    models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32"]
-    data = ["--data", world / "captions.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
-    return ["stage1", *models, *data, "--logging-steps", 1, *more]
-
-
-def stage2(world: Path, *more: object) -> list[object]:
-    data = ["--data", world / "instruct.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
-    return ["stage2", *data, "--logging-steps", 1, *more]
-
-
+@pytest.mark.usefixtures("short_answers")
 def test_the_three_commands_chain(world, tmp_path):
     """Each finds what the last one left; 4-bit decoder, adapters, and a score at the end."""
     first = run(*stage1(world), cwd=tmp_path)
@@ -189,44 +106,56 @@ def test_a_signal_leaves_a_resumable_run_that_ends_with_the_same_bytes(world, tm
     assert rows == list(range(1, 49))
 
 
-def test_two_runs_are_compared_by_question(world, tmp_path):
-    run(*stage1(world, "--max-steps", 1, "--out", "a"), cwd=tmp_path)
-    run(*stage1(world, "--max-steps", 1, "--out", "b", "--no-basic"), cwd=tmp_path)
+@pytest.mark.usefixtures("short_answers")
+def test_two_runs_are_compared_by_question(world, stage1_run, tmp_path):
+    for name in "ab":
+        shutil.copytree(stage1_run, tmp_path / name)
     refused = run("compare", "a", "b", cwd=tmp_path, expect=2)
     assert "have no benchmark in common" in refused.stderr
-    for name in "ab":
-        run("eval", "mmbench", "--run", name, "--data", world / "bench.tsv", "--any-size", cwd=tmp_path)
+    base = ("eval", "mmbench", "--data", world / "bench.tsv", "--any-size", "--run")
+    run(*base, "a", cwd=tmp_path)
+    shutil.copytree(tmp_path / "a/eval", tmp_path / "b/eval")
+    for name, word in (("a", "none of them"), ("b", None)):  # b says the right colour's name
+        path = tmp_path / name / "eval/mmbench/predictions.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            row["text"] = word or ["red", "green", "blue"][row["question_id"] % 1_000_000]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run(*base, name, "--step", "score", cwd=tmp_path)
     done = run("compare", "a", "b", cwd=tmp_path)
-    for text in ("3 questions", "95 % paired bootstrap interval", "McNemar", "colour (3)"):
+    for text in ("3 questions", "95 % paired bootstrap interval", "McNemar", "colour (3)", "more than noise"):
         assert text in done.stdout
-    assert (tmp_path / "b/compare/mmbench.html").read_text().startswith("<!")
+    page = (tmp_path / "b/compare/mmbench.html").read_text()
+    assert page.startswith("<!")
+    assert page.count('class="gained"') == 3
 
 
-def test_the_steps_of_an_evaluation_stand_alone(world, tmp_path):
-    run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
+@pytest.mark.usefixtures("short_answers")
+def test_the_steps_of_an_evaluation_stand_alone(world, stage1_run, tmp_path):
     base = ("eval", "mmbench", "--run", "runs/stage1", "--data", world / "bench.tsv", "--any-size")
     refused = run(*base, "--step", "score", cwd=tmp_path, expect=2)
     assert "predictions.jsonl does not exist; run --step generate first" in refused.stderr
     part = run(*base, "--step", "generate", "--batch-size", 4, "--max-steps", 1, cwd=tmp_path)
     assert "8 questions are left; the same command goes on." in part.stdout
     run(*base, "--step", "generate", cwd=tmp_path)
-    assert not (tmp_path / "runs/stage1/eval/mmbench/results.json").exists()
+    assert not (stage1_run / "eval/mmbench/results.json").exists()
     run(*base, "--step", "score", cwd=tmp_path)
     run(*base, "--step", "export", cwd=tmp_path)
-    assert (tmp_path / "runs/stage1/eval/mmbench/submission.xlsx").is_file()
+    assert (stage1_run / "eval/mmbench/submission.xlsx").is_file()
 
 
-def test_several_benchmarks_end_in_one_table(world, tmp_path):
+@pytest.mark.usefixtures("short_answers")
+def test_several_benchmarks_end_in_one_table(stage1_run, tmp_path):
     fixtures = Path(__file__).parent / "fixtures/eval"
     folder = tmp_path / "benchmarks"
     for name in ("mmbench", "mmbench-cn"):
         (folder / name).mkdir(parents=True)
         source = fixtures / ("mmbench_dev.tsv" if name == "mmbench" else "mmbench_dev_cn.tsv")
         (folder / name / source.name).write_bytes(source.read_bytes())
-    run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
     base = ("eval", "mmbench,mmbench-cn", "--run", "runs/stage1", "--data", folder)
     refused = run(*base, cwd=tmp_path, expect=2)  # what stands for the published set must have its size
     assert "has 9 rows and not 4,329 or 4,377" in refused.stderr
+    assert "2 of 2 benchmarks were left out" in refused.stderr
     done = run(*base, "--limit", 2, cwd=tmp_path)
     assert "68.8" in done.stdout  # of BASIC-7B, as published
     assert "not comparable with the figures beside it" in done.stdout

@@ -43,7 +43,7 @@ def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):  # noq
         assert "it/s" not in done.stdout, name
     assert heard.getvalue() == ""
     for folder in ("runs/stage1", "runs/stage2", "runs/stage2/eval/mmbench"):
-        said = (tmp_path / folder / console.FILE).read_text()
+        said = (tmp_path / folder / console.OTHER_LOG).read_text()
         for way in WAYS:
             assert f"FOREIGN {way}" in said, (folder, way)
     assert not list((tmp_path / "out").glob("*.log")), "an export is for others"
@@ -65,7 +65,7 @@ def test_a_process_of_its_own_is_as_quiet(world, tmp_path):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "FOREIGN" not in done.stdout
-    assert "FOREIGN late handler" in (tmp_path / "runs/stage1" / console.FILE).read_text()
+    assert "FOREIGN late handler" in (tmp_path / "runs/stage1" / console.OTHER_LOG).read_text()
 
 
 def test_our_own_warnings_are_heard(capsys):

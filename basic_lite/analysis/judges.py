@@ -1,6 +1,6 @@
 """Which matches mean something: by what a patch shows, by a caption's words, or by a list.
 
-A judge looks at the tokens of one picture, patch by patch, and says for each `True`, `False`, or `None` where
+A judge is given the tokens of one picture, patch by patch, and says for each `True`, `False`, or `None` where
 there is nothing to be right about.
 """
 

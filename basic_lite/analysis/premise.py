@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator
-from html import escape
 from pathlib import Path
-from string import Template
 
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from basic_lite import pages
 from basic_lite.data.hub import is_stored
 from basic_lite.data.readers import answers_of, open_rows
 from basic_lite.data.world import parts
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.scenes import sample_scene
-from basic_lite.files import complete
 from basic_lite.method.premise import Examined, Figures
 from basic_lite.models import repository, zoo
 from basic_lite.models.llava import Sources, load_decoder_alone, read_config
-from basic_lite.pages import as_svg, quiet_axes
-
-PAGE = Path(__file__).with_name("premise.html")
-"""The frame: text and style, with `$names` for what is filled in."""
 
 COLUMNS: dict[str, str] = {
     "own %": "own token nearest, %",
@@ -42,14 +36,14 @@ COLUMNS: dict[str, str] = {
 """Short names, for a terminal, and long ones."""
 
 
-def lines(found: Examined) -> Iterator[tuple[str, list[str]]]:
+def lines(result: Examined) -> Iterator[tuple[str, list[str]]]:
     """Yield one line per layer and per target: its name and its cells, one for each of `COLUMNS`."""
-    translated = found.fit.get("layers", [])
-    for layer, figures in found.measured.layers.items():
+    translated = result.fit.get("layers", [])
+    for layer, figures in result.measured.layers.items():
         one = translated[layer - 1] if 0 < layer <= len(translated) else None
         more = [f"{100 * one['own']:.1f}", f"{one['cosine']:.2f}"] if one else ["", ""]
         yield "embeddings" if layer == 0 else f"layer {layer}", _cells(figures) + more
-    for kind, by_layers in found.measured.targets.items():
+    for kind, by_layers in result.measured.targets.items():
         for k, figures in sorted(by_layers.items(), reverse=True):
             yield f"{kind}, k = {k}", [*_cells(figures), "", ""]
 
@@ -66,20 +60,20 @@ def _cells(figures: Figures) -> list[str]:
     ]
 
 
-def table(found: Examined) -> Table:
+def table(result: Examined) -> Table:
     """Return the figures as a table."""
     shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1))
     shown.columns[0].no_wrap = True
     for column in shown.columns[1:]:
         column.justify = "right"
-    for name, cells in lines(found):
+    for name, cells in lines(result):
         shown.add_row(name, *cells)
     return shown
 
 
-def summary(found: Examined) -> str:
-    """Say in a line what the model makes of the text."""
-    measured = found.measured
+def summary(result: Examined) -> str:
+    """Return in one line how well the model predicts the text."""
+    measured = result.measured
     return (
         f"{measured.tokens:,} held-out tokens: {measured.loss:.2f} nats each for the model, "
         f"{measured.unigram:.2f} by the frequencies of tokens, "
@@ -87,12 +81,12 @@ def summary(found: Examined) -> str:
     )
 
 
-def plot(found: Examined) -> str:
+def plot(result: Examined) -> str:
     """Return four small plots over the layers as SVG."""
-    measured = found.measured
+    measured = result.measured
     layers = [layer for layer in measured.layers if layer > 0]
     figures = [measured.layers[layer] for layer in layers]
-    maps = found.fit.get("layers", [])
+    maps = result.fit.get("layers", [])
     fitted = range(1, len(maps) + 1)
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     own, cosine, constant, entropy = figure.subplots(1, 4)
@@ -112,42 +106,30 @@ def plot(found: Examined) -> str:
     titles = ("own token nearest, %", "cosine to own embedding", "share of the states, %", "entropy, nats")
     for axes, title in zip((own, cosine, constant, entropy), titles, strict=True):
         axes.set_title(title, fontsize=10, loc="left")
-        quiet_axes(axes)
+        pages.quiet_axes(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     figure.supxlabel("layer", fontsize=9)
-    return as_svg(figure)
+    return pages.as_svg(figure)
 
 
-def write_page(path: Path, found: Examined, model: str) -> None:
+def write_page(path: Path, result: Examined, model: str) -> None:
     """Write the page: verdict, plot and table.
 
     Args:
         path: of the HTML file.
-        found: the examination.
+        result: the examination.
         model: what was examined, as it was named.
     """
-    rows = [
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        for name, cells in lines(found)
-    ]
-    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
-        model=escape(model),
-        case=found.verdict.case,
-        verdict=escape(found.verdict.words),
-        summary=escape(summary(found)),
-        plot=plot(found),
-        head="".join(f"<th>{escape(column)}</th>" for column in COLUMNS.values()),
-        rows="\n".join(rows),
-    )
-    with complete(path) as draft:
-        draft.write_text(page, encoding="utf-8")
+    values = {"model": model, "verdict": result.verdict, "summary": summary(result)}
+    values |= {"plot": plot(result), "columns": COLUMNS.values(), "lines": lines(result)}
+    pages.write(path, "analysis/premise.html", **values)
 
 
 # What `analyze premise` runs on: a language model without a tower, and text.
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
-"""Plain English sentences of the kind that captions are, for whoever gives no text."""
+"""Plain English sentences of the kind that captions are, the default text."""
 
 
 def load(
@@ -175,7 +157,7 @@ def load(
     return causal.to(device).requires_grad_(False), tokenizer
 
 
-def spoken(text: Path | None, llm: str) -> Iterable[str]:
+def texts_of(text: Path | None, llm: str) -> Iterable[str]:
     """Return text: a file's, captions of the embedded world for its decoder, or the shipped sentences.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the decoder still says when other vectors stand in for a picture's embeddings (section 4.4)."""
+"""The replacement test: captions and texts with other vectors in place of a picture's (section 4.4)."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def caption_losses(
         patches: name -> `(P, D)`.
         rows: forward passes at a time.
     """
-    names, found = list(patches), {}
+    names, results = list(patches), {}
     for start in range(0, len(names), rows):
         chosen = names[start : start + rows]
         embeds = put_in(assembled, input_ids, [patches[name] for name in chosen])
-        found |= dict(zip(chosen, loss_of(assembled, embeds, labels), strict=True))
-    return found
+        results |= dict(zip(chosen, loss_of(assembled, embeds, labels), strict=True))
+    return results
 
 
 def put_in(assembled: Assembled, input_ids: list[int], patches: list[torch.Tensor]) -> torch.Tensor:
@@ -123,7 +123,7 @@ def greedy_texts(
         max_new_tokens: longest text.
         rows: prompts at a time.
     """
-    stops, names, found = stop_ids(template, assembled.tokenizer), list(patches), {}
+    stops, names, results = stop_ids(template, assembled.tokenizer), list(patches), {}
     for start in range(0, len(names), rows):
         chosen = names[start : start + rows]
         embeds = put_in(assembled, prompt, [patches[name] for name in chosen])
@@ -134,5 +134,5 @@ def greedy_texts(
         )
         for name, row in zip(chosen, produced.tolist(), strict=True):
             ids = until_stop(row, stops)
-            found[name] = assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return found
+            results[name] = assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return results

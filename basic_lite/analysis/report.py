@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
-from string import Template
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from rich import box
 from rich.console import Group
 from rich.markup import escape as markup_escape
 from rich.table import Table
 from rich.text import Text
 
+from basic_lite import pages
 from basic_lite.analysis import replacement
+from basic_lite.analysis.inspection import DepthResults, ModelResults
 from basic_lite.analysis.judges import shown
-from basic_lite.analysis.look import Depth, Look
 from basic_lite.analysis.tokens import Analysis
-from basic_lite.files import complete
-from basic_lite.pages import as_svg, quiet_axes
 
 # Curves over the decoder's depth, as SVG.
 
@@ -35,45 +28,45 @@ SECOND: str = "#2a6f97"
 """Of the second model of one kind."""
 
 
-def colours(found: Analysis) -> list[str]:
+def colours(analysis: Analysis) -> list[str]:
     """Return a colour for each model of an analysis."""
     chosen: list[str] = []
-    for subject in found.subjects:
+    for subject in analysis.subjects:
         own = COLOURS[subject.kind]
         chosen.append(SECOND if own in chosen else own)
     return chosen
 
 
-def depth_curves(found: Analysis) -> str:
+def depth_curves(analysis: Analysis) -> str:
     """Return what happens over the layers, a small plot for each measure that there is, as SVG."""
-    panels: list[tuple[str, Callable[[Axes, Look, dict], None]]] = []
-    if found.judged_by is not None:
+    panels: list[tuple[str, Callable[[Axes, ModelResults, dict], None]]] = []
+    if analysis.judged_by is not None:
         panels.append(("patches whose nearest token means something, %", _meaningful))
     panels.append(("patches nearest to an end token, %", _ends))
     panels.append(("cosine of the state to the initial embedding", _cosine))
-    if any(one.loss_by_layer() for one in found.looks):
+    if any(one.loss_by_layer() for one in analysis.results):
         panels.append(("caption loss, tokens matched there in the picture's place", _losses))
     columns = 3 if len(panels) == 3 else 2
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).flatten()
-    names, last = colours(found), len(found.looks[0].depths) - 2
+    names, last = colours(analysis), len(analysis.results[0].depths) - 2
     for axes, (title, draw) in zip(places, panels, strict=False):
-        axes.axvspan(0.5, found.layers + 0.5, color="#f2efe6", linewidth=0, zorder=0)
-        for subject, one, colour in zip(found.subjects, found.looks, names, strict=True):
+        axes.axvspan(0.5, analysis.layers + 0.5, color="#f2efe6", linewidth=0, zorder=0)
+        for subject, one, colour in zip(analysis.subjects, analysis.results, names, strict=True):
             style = {"color": colour, "linewidth": 1.8, "label": subject.label}
             draw(axes, one, style | ({"linestyle": "--"} if subject.kind == "before" else {}))
         axes.set_title(title, fontsize=10, loc="left")
-        ticks = _ticks(last, found.layers)
+        ticks = _ticks(last, analysis.layers)
         axes.set_xticks(ticks, ["initial" if tick == 0 else str(tick) for tick in ticks])
         axes.set_xlim(-0.3, last + 0.3)
-        quiet_axes(axes)
+        pages.quiet_axes(axes)
     lines, labels = places[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=10)
     figure.supxlabel(
-        f"decoder layer (shaded: 1 to k = {found.layers}, of which the target is made)", fontsize=9
+        f"decoder layer (shaded: 1 to k = {analysis.layers}, of which the target is made)", fontsize=9
     )
-    return as_svg(figure)
+    return pages.as_svg(figure)
 
 
 def _ticks(last: int, k: int) -> list[int]:
@@ -83,18 +76,18 @@ def _ticks(last: int, k: int) -> list[int]:
     return sorted(kept | {at for at in range(0, last, step) if all(abs(at - one) >= step for one in kept)})
 
 
-def _meaningful(axes: Axes, one: Look, style: dict) -> None:
+def _meaningful(axes: Axes, one: ModelResults, style: dict) -> None:
     shares = [depth.meaningful_share for depth in one.depths[:-1]]
     axes.plot([None if share is None else 100 * share for share in shares], **style)
     axes.set_ylim(-3, 103)
 
 
-def _ends(axes: Axes, one: Look, style: dict) -> None:
+def _ends(axes: Axes, one: ModelResults, style: dict) -> None:
     axes.plot([100 * depth.end_share for depth in one.depths[:-1]], **style)
     axes.set_ylim(-3, 103)
 
 
-def _cosine(axes: Axes, one: Look, style: dict) -> None:
+def _cosine(axes: Axes, one: ModelResults, style: dict) -> None:
     depths = [depth.cosine for depth in one.depths[:-1]]
     axes.fill_between(
         range(len(depths)),
@@ -107,7 +100,7 @@ def _cosine(axes: Axes, one: Look, style: dict) -> None:
     axes.plot([depth["mean"] for depth in depths], **style)
 
 
-def _losses(axes: Axes, one: Look, style: dict) -> None:
+def _losses(axes: Axes, one: ModelResults, style: dict) -> None:
     by_layer = one.loss_by_layer()
     places = [0 if name == "initial" else int(name) for name in by_layer]
     axes.plot(places, list(by_layer.values()), marker="o", markersize=4, **style)
@@ -116,42 +109,33 @@ def _losses(axes: Axes, one: Look, style: dict) -> None:
         axes.axhline(own, color=style["color"], linewidth=0.9, linestyle=":")
 
 
-PAGE = Path(__file__).with_name("tokens.html")
-"""The frame: text, style and the script that lays tokens over pictures; `$names` are filled in."""
-
-WIDEST: int = 672
-"""Longest side of an embedded picture in pixels."""
-
-_READ = (replacement.ORIGINAL, replacement.DIRECTION, replacement.AS_TEXT, replacement.SHUFFLED)
+_SHOWN_TEXTS = (replacement.ORIGINAL, replacement.DIRECTION, replacement.AS_TEXT, replacement.SHUFFLED)
 
 
-def write(path: Path, found: Analysis) -> Path:
-    """Write the report and return its path."""
-    page = Template(PAGE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"What the patches mean: {found.subjects[-1].label}"),
-        lead="".join(f'<p class="lead">{escape(line)}</p>' for line in lead(found)),
-        judged=escape(f"Judged by {found.judged_how}."),
-        curves=depth_curves(found),
-        models=_heads(found),
-        stand_ins=_stand_ins(found),
-        common=_common(found),
-        depths=_depths(found),
-        data=_for_script(_data(found)),
-        footer=escape(_footer(found)),
+def write(path: Path, analysis: Analysis) -> Path:
+    """Write the page and return its path."""
+    return pages.write(
+        path,
+        "analysis/tokens.html",
+        analysis=analysis,
+        lead=lead(analysis),
+        curves=depth_curves(analysis),
+        stand_ins=_stand_ins(analysis),
+        common=_common(analysis),
+        depths=_depths(analysis),
+        data=_data(analysis),
+        footer=_footer(analysis),
     )
-    with complete(path) as draft:
-        draft.write_text(page, encoding="utf-8")
-    return path
 
 
-def lead(found: Analysis) -> list[str]:
-    """Say in a few sentences what was found, whatever it is."""
+def lead(analysis: Analysis) -> list[str]:
+    """Say the results in a few sentences, whatever they are."""
     parts = [
-        f"{len(found.exhibition.exhibits)} pictures, {found.grid} x {found.grid} patches each, through "
-        f"{len(found.looks[0].depths) - 2} layers."
+        f"{len(analysis.samples.chosen)} pictures, {analysis.grid} x {analysis.grid} patches each, through "
+        f"{len(analysis.results[0].depths) - 2} layers."
     ]
-    pairs = list(zip(found.subjects, found.looks, strict=True))
-    if found.judged_by is not None:
+    pairs = list(zip(analysis.subjects, analysis.results, strict=True))
+    if analysis.judged_by is not None:
         shares = [f"{subject.label}: {_percent(one.depths[0].meaningful_share)}" for subject, one in pairs]
         parts.append(f"Initial embeddings whose nearest token means something: {'; '.join(shares)}.")
     ends = [f"{subject.label}: {_percent(one.depths[-2].end_share)}" for subject, one in pairs]
@@ -166,142 +150,115 @@ def lead(found: Analysis) -> list[str]:
     return parts
 
 
-def _stand_ins(found: Analysis) -> str:
-    """Return a section with a row for each kind of stand-in; nothing where none was tried."""
-    rows = []
-    if not any(one.tried for one in found.looks):
-        return ""
-    for kind, meaning in replacement.KINDS.items():
-        cells = "".join(_stand_in(one, kind) for one in found.looks)
-        rows.append(f"<tr><td>{escape(kind)}<small>{escape(meaning)}</small></td>{cells}</tr>")
-    head = f"<thead><tr><th>caption loss, nats per token</th>{_heads(found)}</tr></thead>"
-    return (
-        "<h2>Other vectors in the picture's place</h2>"
-        f'<div class="card"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
-    )
+def _stand_ins(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:
+    """Return a row for each kind of stand-in; none where none was tried."""
+    if not any(one.tried for one in analysis.results):
+        return []
+    return [
+        (kind, meaning, [_stand_in(one, kind) for one in analysis.results])
+        for kind, meaning in replacement.KINDS.items()
+    ]
 
 
-def _heads(found: Analysis) -> str:
-    return "".join(f"<th>{escape(subject.label)}</th>" for subject in found.subjects)
-
-
-def _stand_in(one: Look, kind: str) -> str:
+def _stand_in(one: ModelResults, kind: str) -> tuple[str, list[str]]:
     loss, left, texts = one.loss(kind), one.survives(kind), one.overlap(kind)
-    first = "" if loss is None else f"{loss:.3f}"
     notes = [] if left is None or kind == replacement.ORIGINAL else [f"{_left(left)} left"]
     if texts["content_kept"] is not None and kind != replacement.ORIGINAL:
         notes.append(f"text: {_percent(texts['content_kept'])} of words kept")
     if texts["caption_said"] is not None:
-        notes.append(f"{_percent(texts['caption_said'])} of caption said")
-    return f"<td>{first}<small>{'<br>'.join(notes)}</small></td>"
+        notes.append(f"{_percent(texts['caption_said'])} of the caption's words")
+    return _number(loss, "{:.3f}"), notes
 
 
-def _common(found: Analysis) -> str:
-    """Return the most frequent matches at some depths, a cell for each model."""
+def _common(analysis: Analysis) -> list[tuple[str, list[list[tuple[str, bool, str]]]]]:
+    """Return the most frequent matches at some depths: token, whether it is an end token, share."""
     rows = []
-    for place in sorted({0, max(found.layers // 2, 1), found.layers, len(found.looks[0].depths) - 2}):
-        cells = []
-        for one in found.looks:
-            depth = one.depths[place]
-            chips = [_chip(found, token, count / depth.patches) for token, count in depth.common[:8]]
-            cells.append(f"<td>{''.join(chips)}</td>")
-        name = found.looks[0].depths[place].name
-        rows.append(f"<tr><td>{name if place == 0 else f'layer {name}'}</td>{''.join(cells)}</tr>")
-    return "".join(rows)
+    for place in sorted(
+        {0, max(analysis.layers // 2, 1), analysis.layers, len(analysis.results[0].depths) - 2}
+    ):
+        depths = [one.depths[place] for one in analysis.results]
+        cells = [
+            [
+                (shown(analysis.texts[token]), token in analysis.ends, f"{100 * count / depth.patches:.0f}")
+                for token, count in depth.common[:8]
+            ]
+            for depth in depths
+        ]
+        rows.append((f"layer {depths[0].name}" if place else depths[0].name, cells))
+    return rows
 
 
-def _chip(found: Analysis, token: int, share: float) -> str:
-    kind = "chip end" if token in found.ends else "chip"
-    return f'<span class="{kind}">{escape(shown(found.texts[token]))}<i>{100 * share:.0f}</i></span>'
-
-
-def _depths(found: Analysis) -> str:
-    """Return every figure at every depth, a cell for each model."""
+def _depths(analysis: Analysis) -> list[tuple[str, list[str]]]:
+    """Return every figure at every depth, four for each model."""
     rows = []
-    for place, depth in enumerate(found.looks[0].depths):
+    for depths in zip(*(one.depths for one in analysis.results), strict=True):
         cells = []
-        for one in (look.depths[place] for look in found.looks):
-            cells += [_percent(one.meaningful_share), _percent(one.end_share)]
-            cells += [f"{one.cosine['mean']:.2f}", f"{one.similarity:.2f}"]
-        rows.append(f"<tr><td>{depth.name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    heads = "".join(f'<th colspan="4">{escape(subject.label)}</th>' for subject in found.subjects)
-    kinds = "<th>true</th><th>end</th><th>cosine</th><th>match</th>" * len(found.subjects)
-    head = f"<thead><tr><th></th>{heads}</tr><tr><th>depth</th>{kinds}</tr></thead>"
-    return f"{head}<tbody>{''.join(rows)}</tbody>"
+        for depth in depths:
+            cells += [_percent(depth.meaningful_share), _percent(depth.end_share)]
+            cells += [f"{depth.cosine['mean']:.2f}", f"{depth.similarity:.2f}"]
+        rows.append((depths[0].name, cells))
+    return rows
 
 
-def _data(found: Analysis) -> dict[str, object]:
+def _data(analysis: Analysis) -> dict[str, object]:
     """Return what the page's script lays over the pictures: ids into a list of the tokens that occur."""
     place: dict[int, int] = {}
     pictures = []
-    for number, picture in enumerate(found.prepared):
-        exhibit = found.exhibition.exhibits[number]
+    for number, picture in enumerate(analysis.prepared):
+        sample = analysis.samples.chosen[number]
         views = []
-        for one in found.looks:
+        for one in analysis.results:
             rows, verdicts = one.views[number]
             ids = [[place.setdefault(token, len(place)) for token in row] for row in rows]
             judged = 0 if verdicts is None else sum(value is not None for value in verdicts[0])
-            views.append({"ids": ids, "kinds": _kinds(found, rows, verdicts), "judged": judged})
+            views.append({"ids": ids, "kinds": _kinds(analysis, rows, verdicts), "judged": judged})
         texts = [
-            [kind, *(one.said[number].texts[kind] for one in found.looks)]
-            for kind in _READ
-            if kind in found.looks[0].said[number].texts
+            [kind, *(one.pictures[number].texts[kind] for one in analysis.results)]
+            for kind in _SHOWN_TEXTS
+            if kind in analysis.results[0].pictures[number].texts
         ]
         pictures.append(
             {
-                "name": exhibit.name,
-                "caption": exhibit.caption or "",
-                "src": _embedded(picture),
+                "name": sample.name,
+                "caption": sample.caption or "",
+                "src": pages.picture(picture),
                 "views": views,
                 "texts": texts,
             }
         )
     return {
-        "grid": found.grid,
-        "k": found.layers,
-        "depths": [depth.name for depth in found.looks[0].depths],
+        "grid": analysis.grid,
+        "k": analysis.layers,
+        "depths": [depth.name for depth in analysis.results[0].depths],
         "models": [
             {"label": subject.label, "colour": colour}
-            for subject, colour in zip(found.subjects, colours(found), strict=True)
+            for subject, colour in zip(analysis.subjects, colours(analysis), strict=True)
         ],
-        "judged": found.judged_by is not None,
-        "tokens": [shown(found.texts[token]) for token in place],
-        "exact": [repr(found.texts[token]) for token in place],
+        "judged": analysis.judged_by is not None,
+        "tokens": [shown(analysis.texts[token]) for token in place],
+        "exact": [repr(analysis.texts[token]) for token in place],
         "pictures": pictures,
     }
 
 
-def _kinds(found: Analysis, rows: list[list[int]], verdicts: list[list[bool | None]] | None) -> list[str]:
+def _kinds(analysis: Analysis, rows: list[list[int]], verdicts: list[list[bool | None]] | None) -> list[str]:
     """Return a letter for each patch at each depth: `t`rue, `f`alse, `e`nd token, `n`othing to judge."""
     letters = {True: "t", False: "f", None: "n"}
     return [
         "".join(
-            "e" if token in found.ends else letters[None if verdicts is None else verdicts[depth][patch]]
+            "e" if token in analysis.ends else letters[None if verdicts is None else verdicts[depth][patch]]
             for patch, token in enumerate(row)
         )
         for depth, row in enumerate(rows)
     ]
 
 
-def _embedded(picture: Image.Image) -> str:
-    picture = picture.copy()
-    picture.thumbnail((WIDEST, WIDEST))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=86)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _for_script(content: object) -> str:
-    """Return JSON that no text inside can end the script element with."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _footer(found: Analysis) -> str:
-    shows = found.exhibition
-    parts = [f"{len(shows.exhibits)} of {shows.found} {shows.source}"]
+def _footer(analysis: Analysis) -> str:
+    shows = analysis.samples
+    parts = [f"{len(shows.chosen)} of {shows.available} {shows.source}"]
     if shows.unreadable:
-        parts.append(f"{len(shows.unreadable)} of those drawn could not be read")
-    for subject in found.subjects:
+        parts.append(f"{len(shows.unreadable)} of those chosen could not be read")
+    for subject in analysis.subjects:
         if subject.seed is not None:
             parts.append(f"{subject.label}: projector of seed {subject.seed} ({subject.seed_from})")
         else:
@@ -328,45 +285,46 @@ def chosen_depths(layers: int, k: int, most: int = 12) -> list[int]:
     return sorted({0, 1, k, layers} | steps)
 
 
-def depth_table(found: Analysis) -> Group:
+def depth_table(analysis: Analysis) -> Group:
     """Return shares and cosines at each depth, a column for each model."""
-    measures = ["end %", "cos"] if found.judged_by is None else ["true%", "end %", "cos"]
-    table = _table("depth", found, measures)
-    last = len(found.looks[0].depths) - 1
-    for place in [*chosen_depths(last - 1, found.layers), last]:
-        name = found.looks[0].depths[place].name
-        mark = " = k" if name == str(found.layers) else ""
+    measures = ["end %", "cos"] if analysis.judged_by is None else ["true%", "end %", "cos"]
+    table = _table("depth", analysis, measures)
+    last = len(analysis.results[0].depths) - 1
+    for place in [*chosen_depths(last - 1, analysis.layers), last]:
+        name = analysis.results[0].depths[place].name
+        mark = " = k" if name == str(analysis.layers) else ""
         table.add_row(
-            f"{name}{mark}", *(_row(_figures(one.depths[place])[-len(measures) :]) for one in found.looks)
+            f"{name}{mark}",
+            *(_row(_figures(one.depths[place])[-len(measures) :]) for one in analysis.results),
         )
-    return Group(Text(_title(found)), table)
+    return Group(Text(_title(analysis)), table)
 
 
-def common_table(found: Analysis) -> Group:
+def common_table(analysis: Analysis) -> Group:
     """Return the most frequent matches at the initial embeddings, after layer k and after the last layer."""
-    table = _table("depth", found, [])
-    for place in sorted({0, found.layers, len(found.looks[0].depths) - 2}):
+    table = _table("depth", analysis, [])
+    for place in sorted({0, analysis.layers, len(analysis.results[0].depths) - 2}):
         cells = [
-            Text(" ".join(shown(found.texts[token]) for token, _ in one.depths[place].common[:8]))
-            for one in found.looks
+            Text(" ".join(shown(analysis.texts[token]) for token, _ in one.depths[place].common[:8]))
+            for one in analysis.results
         ]
-        table.add_row(found.looks[0].depths[place].name, *cells)
+        table.add_row(analysis.results[0].depths[place].name, *cells)
     return Group("Most frequent matches", table)
 
 
-def replacement_table(found: Analysis) -> Group:
+def replacement_table(analysis: Analysis) -> Group:
     """Return what is left of captions and of greedy texts with stand-ins for the picture, for every model."""
     title = (
         "In the picture's place: caption loss (nats per token), how much of the picture's\nuse for it is left"
     )
-    texts = any(one.texts for one in found.looks[0].said)
+    texts = any(one.texts for one in analysis.results[0].pictures)
     measures = ["loss", "left", "kept%"] if texts else ["loss", "left"]
     if texts:
         title += ", and how many content words of the greedy text are kept"
-    table = _table("", found, measures)
+    table = _table("", analysis, measures)
     for kind in replacement.KINDS:
         cells = []
-        for one in found.looks:
+        for one in analysis.results:
             left = "" if kind == replacement.ORIGINAL else _number(one.survives(kind), "{:.2f}")
             kept = _share_percent(one.overlap(kind)["content_kept"])
             cells.append(_row([_number(one.loss(kind), "{:.3f}"), left, kept][: len(measures)]))
@@ -374,10 +332,10 @@ def replacement_table(found: Analysis) -> Group:
     return Group(title, table)
 
 
-def _table(first: str, found: Analysis, measures: list[str]) -> Table:
+def _table(first: str, analysis: Analysis, measures: list[str]) -> Table:
     table = Table(header_style="", box=box.SIMPLE_HEAD)
     table.add_column(f"\n{first}", no_wrap=True)
-    for subject in found.subjects:
+    for subject in analysis.subjects:
         table.add_column(
             f"{markup_escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures), overflow="fold"
         )
@@ -388,16 +346,17 @@ def _row(values: list[str]) -> str:
     return " ".join(f"{value:>5}" for value in values)
 
 
-def _title(found: Analysis) -> str:
-    shown_count, shows = len(found.exhibition.exhibits), found.exhibition
+def _title(analysis: Analysis) -> str:
+    shown_count, shows = len(analysis.samples.chosen), analysis.samples
     unread = f"; {len(shows.unreadable)} could not be read" if shows.unreadable else ""
     return (
-        f"{shown_count} of {shows.found} {shows.source}{unread}. Nearest vocabulary token of every patch.\n"
-        f"Judged by {found.judged_how}."
+        f"{shown_count} of {shows.available} {shows.source}{unread}. "
+        "Nearest vocabulary token of every patch.\n"
+        f"Judged by {analysis.judged_how}."
     )
 
 
-def _figures(depth: Depth) -> list[str]:
+def _figures(depth: DepthResults) -> list[str]:
     return [
         _share_percent(depth.meaningful_share),
         _share_percent(depth.end_share),

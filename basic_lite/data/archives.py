@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from basic_lite.data.rows import ImageRef, RowFault, one_line, shown, text_hash
-from basic_lite.files import load_table, save_table, table_places
+from basic_lite.data.rows import ImageRef, RowFault, shown, text_hash
+from basic_lite.files import load_table, one_line, save_table, table_places
 
 SUFFIXES: tuple[str, ...] = (".zip", ".tar")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from basic_lite.data.index import COLUMNS, FORMAT, Index, Progress, describe
-from basic_lite.data.rows import CODES, RowFault, one_line, read_row, text_hash
-from basic_lite.files import load_table, save_table, table_places
+from basic_lite.data.rows import CODES, RowFault, read_row, text_hash
+from basic_lite.files import load_table, one_line, save_table, table_places
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 PICTURES: tuple[str, ...] = ("image", "images")
 """Columns that hold pictures."""
@@ -32,6 +32,9 @@ RATINGS: tuple[str, ...] = tuple(
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
 """`owner/name`, `owner/name:config`, `owner/name:config@split`."""
 
+OWNERS: tuple[str, ...] = ("lmms-lab/", "lmms-lab-encoder/")
+"""Owners of the benchmarks' data sets on the hub, before and after they moved in 2026."""
+
 
 def is_stored(source: str | Path) -> bool:
     """Return whether `source` is a data set rather than a LLaVA JSON file."""
@@ -41,47 +44,76 @@ def is_stored(source: str | Path) -> bool:
     return path.suffix not in (".json", ".jsonl") and HUB_ID.fullmatch(str(source)) is not None
 
 
-def open_dataset(source: str | Path, *, streaming: bool = False) -> Dataset | IterableDataset:
+def open_dataset(
+    source: str | Path, *, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> Any:
     """Open a data set, its pictures undecoded.
 
     Args:
         source: a folder that `save_to_disk` wrote, a folder or file of Arrow or Parquet, or a hub id
-        (`HUB_ID`).
+            (`HUB_ID`). The benchmarks' data sets moved from one owner to another; either is tried.
+        config: name of the configuration; left out where the data set has none of that name.
+        split: name of the split; `None` takes `train`, or the only files that there are.
         streaming: read rows one after another, without a copy on this disk.
 
     Returns:
-        The data set; of several splits, `train`.
+        The `Dataset`, or the `IterableDataset` of a stream.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: In one line, if there is none, or it has no such split.
     """
     import datasets
 
     path = Path(source)
     on_disk = path.is_dir() and any(path.glob("**/state.json"))
-    kind, files = _files(path) if path.exists() and not on_disk else ("", [])
+    kind, files = _files(path, config, split) if path.exists() and not on_disk else ("", [])
     try:
         if not path.exists():
-            found = HUB_ID.fullmatch(str(source))
-            assert found is not None, source
-            split = found["split"] or "train"
-            opened = datasets.load_dataset(found["name"], found["config"], split=split, streaming=streaming)
+            opened = _from_hub(str(source), config, split, streaming)
         elif on_disk:
             opened = datasets.load_from_disk(str(path))
-            opened = opened["train"] if isinstance(opened, dict) else opened
+            if isinstance(opened, datasets.DatasetDict):
+                if (split or "train") not in opened:
+                    raise ValueError(f"it has no split {split or 'train'}, only {', '.join(opened)}")
+                opened = opened[split or "train"]
             opened = opened.to_iterable_dataset() if streaming else opened
         else:
             opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=streaming)
     except Exception as error:  # the hub, Arrow and the disk fail in their own ways
+        wanted = f" (configuration {config}, split {split})" if split else ""
         raise ValueError(
-            f"no data set at {source}: {one_line(error)}. Give a LLaVA .json or .jsonl, a folder or file "
-            "of Arrow or Parquet, or a hub id such as lmms-lab/LLaVA-NeXT-Data"
+            f"no data set at {source}{wanted}: {one_line(error, 400)}. Give a LLaVA .json or .jsonl, a "
+            "folder or file of Arrow or Parquet, or a hub id such as lmms-lab/LLaVA-NeXT-Data"
         ) from None
-    if opened.features is not None:
-        for column in PICTURES:
-            if column in opened.features:
-                opened = opened.cast_column(column, _undecoded(opened.features[column]))
+    for column, feature in (opened.features or {}).items():
+        if (plain := _undecoded(feature)) != feature:
+            opened = opened.cast_column(column, plain)
     return opened
+
+
+def _from_hub(source: str, config: str | None, split: str | None, streaming: bool) -> Any:
+    """Load from the first owner that answers.
+
+    Raises:
+        ValueError: With what each answered.
+    """
+    import datasets
+
+    parts = HUB_ID.fullmatch(source)
+    assert parts is not None, source
+    name, config, split = parts["name"], config or parts["config"], split or parts["split"] or "train"
+    owner = next((owner for owner in OWNERS if name.startswith(owner)), "")
+    names = [name, *(other + name.removeprefix(owner) for other in OWNERS if owner and other != owner)]
+    failures = []
+    for name in names:
+        for configuration in dict.fromkeys((config, None)):  # MMBench_EN has no configuration "en"
+            try:
+                return datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+            except Exception as error:  # the hub's client raises many kinds; each means "not to be had"
+                failures.append(f"{name}: {one_line(error)}")
+                if "BuilderConfig" not in str(error):
+                    break
+    raise ValueError(" / ".join(failures))
 
 
 def index_dataset(
@@ -102,7 +134,7 @@ def index_dataset(
     found = load_table(places, key, COLUMNS)
     if found is not None:
         return Index(found[0]["sha256"], **found[1])
-    counts = _picture_counts(dataset)
+    counts = picture_counts(dataset)
     texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
     columns: dict[str, list[int]] = {name: [] for name in ("tokens", "turns", "fault", "id_hash")}
     digest = hashlib.sha256()
@@ -142,16 +174,31 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
     return dataset.select(np.flatnonzero(lowest >= at_least))
 
 
-def _files(path: Path) -> tuple[str, list[str]]:
-    """Return the builder and the files of a data set, of its train split if one is named."""
+def _files(path: Path, config: str | None = None, split: str | None = None) -> tuple[str, list[str]]:
+    """Return the builder and the files of a split, in the folder layouts of the hub.
+
+    Raises:
+        ValueError: If there are none.
+    """
     for kind in ("parquet", "arrow"):
-        found = [path] if path.suffix == f".{kind}" else sorted(path.glob(f"**/*.{kind}"))
-        found = [file for file in found if file.name.startswith("train")] or found
-        if found:
-            return kind, [str(file) for file in found]
-    raise ValueError(
-        f"{path} holds no .parquet and no .arrow file; a LLaVA data set is given as its .json file"
-    )
+        files = [path] if path.suffix == f".{kind}" else sorted(path.glob(f"**/*.{kind}"))
+        if split is None:
+            files = [file for file in files if file.name.startswith("train")] or files
+        elif path.is_dir():
+            files = [file for file in files if re.match(rf"{re.escape(split)}[-.]", file.name)]
+            if config:  # without a folder of that name, the only configuration may lie at the top
+                named = [file for file in files if file.parent.name == config]
+                files = named or [file for file in files if file.parent in (path, path / "data")]
+            # Two folders are two configurations: take the one that is nearest to the top.
+            nearest = min(files, key=lambda file: (len(file.parts), file), default=path).parent
+            files = [file for file in files if file.parent == nearest]
+        if files:
+            return kind, [str(file) for file in files]
+    if split is None:
+        raise ValueError(
+            f"{path} holds no .parquet and no .arrow file; a LLaVA data set is given as its .json file"
+        )
+    raise ValueError(f"{path} has no Parquet files of split {split}: expected {split}-*.parquet")
 
 
 def _undecoded(feature: Any) -> Any:
@@ -167,22 +214,26 @@ def _undecoded(feature: Any) -> Any:
     return feature
 
 
-def _picture_counts(dataset: Dataset) -> np.ndarray:
-    """Return `(rows,)` int64: how many pictures each row has, from the table's own lengths."""
-    import pyarrow.compute
+def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> np.ndarray:
+    """Return `(rows,)` int64: how many pictures each row has, from the table's own lengths; reads none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     counts = np.zeros(len(dataset), np.int64)
-    for column in PICTURES:
+    for column in columns:
         if column not in dataset.column_names:
             continue
         values = dataset.select_columns([column]).with_format("arrow")
         at = 0
         for batch in values.iter(batch_size=1000):
             part = batch[column]
-            if str(part.type).startswith(("list", "large_list")):
-                lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(part), 0)
+            if pa.types.is_list(part.type) or pa.types.is_large_list(part.type):
+                lengths = pc.fill_null(pc.list_value_length(part), 0)
+            elif pa.types.is_struct(part.type):  # a row without picture may be a struct of two nulls
+                held = pc.or_(*(pc.is_valid(pc.struct_field(part, name)) for name in ("bytes", "path")))
+                lengths = pc.cast(held, "int64")
             else:
-                lengths = pyarrow.compute.cast(pyarrow.compute.is_valid(part), "int64")
+                lengths = pc.cast(pc.is_valid(part), "int64")
             counts[at : at + len(part)] += lengths.to_numpy(zero_copy_only=False)
             at += len(part)
     return counts
@@ -217,97 +268,6 @@ class Fetch:
     def __call__(self, row: int) -> Mapping[str, Any]:
         """Return row `row`, its pictures encoded."""
         return self.dataset[row]
-
-
-# Rows of Hugging Face data sets, from the hub or a folder; pictures stay encoded until they are needed.
-
-_SAVED = ("dataset_dict.json", "state.json")  # written by `save_to_disk`
-_OWNERS = ("lmms-lab/", "lmms-lab-encoder/")  # the data sets moved in 2026; either may answer
-
-
-def _parquet(folder: Path, config: str | None, split: str) -> list[str]:
-    """Return the Parquet files of a split, in the layouts that the hub uses."""
-    places = [folder / config, folder / "data" / config] if config and (folder / config).is_dir() else []
-    for place in [*places, folder, folder / "data", *([] if config else sorted(folder.glob("*/")))]:
-        found = sorted(map(str, place.glob(f"{split}-*.parquet" if split else "*.parquet")))
-        found = found or (sorted(map(str, place.glob(f"{split}.parquet"))) if split else [])
-        if found:
-            return found
-    return []
-
-
-def table(data: str | Path, config: str | None, split: str) -> Any:
-    """Open a data set without decoding its pictures.
-
-    Raises:
-        ValueError: In one line, if it cannot be had or has no such split.
-    """
-    from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-
-    path = Path(data)
-    try:
-        if path.is_dir() and any((path / name).is_file() for name in _SAVED):
-            opened = load_from_disk(str(path))
-            if isinstance(opened, DatasetDict):
-                if split not in opened:
-                    raise ValueError(f"{data} has no split {split}: it has {', '.join(opened)}.")
-                opened = opened[split]
-            return _undecoded_table(opened)
-        if path.exists():
-            files = [str(path)] if path.is_file() else _parquet(path, config, split)
-            if not files:
-                raise ValueError(f"{data} has no Parquet files of split {split}: expected {split}-*.parquet.")
-            return _undecoded_table(Dataset.from_parquet(files))
-    except OSError as error:
-        raise ValueError(f"{data} does not open as a data set: {_first_line(error)}") from None
-    failures = []
-    for name in _names(str(data)):
-        for configuration in dict.fromkeys((config, None)):  # MMBench_EN has no configuration "en"
-            try:
-                return _undecoded_table(load_dataset(name, configuration, split=split))
-            except Exception as error:  # the hub client raises many kinds; each means "not to be had"
-                failures.append(f"{name}: {_first_line(error)}")
-                if "BuilderConfig" not in str(error):
-                    break
-    raise ValueError(
-        f"Data set {data} (configuration {config}, split {split}) cannot be had: {' / '.join(failures)} "
-        "Download it elsewhere and give the folder."
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _names(name: str) -> list[str]:
-    for owner in _OWNERS:
-        if name.startswith(owner):
-            return [name, *(other + name.removeprefix(owner) for other in _OWNERS if other != owner)]
-    return [name]
-
-
-def _undecoded_table(opened: Any) -> Any:
-    """Return the data set with every image column left as bytes or path."""
-    from datasets import Image, List
-
-    for column, feature in opened.features.items():
-        if isinstance(feature, Image):
-            opened = opened.cast_column(column, Image(decode=False))
-        elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            opened = opened.cast_column(column, List(Image(decode=False)))
-    return opened
-
-
-def _present(opened: Any, column: str) -> list[bool]:
-    """Return which cells hold a picture, without reading any."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    cells = opened.data.column(column)
-    if pa.types.is_struct(cells.type):
-        fields = [pc.struct_field(cells, name).is_valid() for name in ("bytes", "path")]
-        return pc.or_(*fields).to_pylist()
-    return cells.is_valid().to_pylist()
 
 
 # The published training sets, for a stage that is told no data.

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from basic_lite.data.archives import locate, read_bytes, read_file
-from basic_lite.data.rows import ImageRef, RowFault, one_line, shown
+from basic_lite.data.rows import ImageRef, RowFault, shown
+from basic_lite.files import one_line
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""

@@ -184,12 +184,6 @@ def shown(value: object, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")
 
 
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """Return an error's text on one line, its kind where it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[:limit]}..."
-
-
 def text_hash(text: str) -> int:
     """Return 64 bits that tell texts apart, the same in every process; 0 for the empty text."""
     if not text:

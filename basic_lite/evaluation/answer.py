@@ -17,7 +17,7 @@ import torch
 from basic_lite.data.conversation import IMAGE
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.question import Question
-from basic_lite.files import complete
+from basic_lite.files import complete, write_json
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, text_of
 from basic_lite.models.llava import Assembled, for_inference
 
@@ -30,10 +30,10 @@ def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
     """
     if not path.is_file():
         return set()
-    found = predictions.read(path, questions, drop_cut_end=True)
+    answers = predictions.read(path, questions, drop_cut_end=True)
     content = path.read_bytes()
     if not content or content.endswith(b"\n"):
-        return set(found)
+        return set(answers)
     with complete(path) as draft:
         draft.write_bytes(content[: content.rfind(b"\n") + 1])
     return set(predictions.read(path, questions))
@@ -60,8 +60,8 @@ def generate(
         path: prediction file, appended to.
         batch_size: prompts per batch.
         model_id: written into every line.
-        max_batches: stop after so many; `None` for all.
-        advance: told how many answers are new.
+        max_batches: stop after this many; `None` for all.
+        advance: called with the number of new answers.
 
     Returns:
         How many questions of the benchmark are still without answer.
@@ -171,9 +171,7 @@ def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
         if differing:
             raise ValueError(
                 f"{path} holds answers made with another {', '.join(differing)}; start again with "
-                f"--overwrite, "
-                "or choose another --out"
+                "--overwrite, or choose another --out"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with complete(beside) as draft:
-        draft.write_text(json.dumps(conditions, indent=2) + "\n", encoding="utf-8")
+    write_json(beside, conditions)

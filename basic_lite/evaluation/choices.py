@@ -9,8 +9,6 @@ LLaVA `llava/eval/eval_science_qa.py` (`llava_sqa`), lmms-eval `tasks/scienceqa/
 from __future__ import annotations
 
 import re
-import string
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 Extraction = tuple[str | None, str]
@@ -32,8 +30,8 @@ _LAST_TOKENS = 5  # VLMEvalKit trusts a bare letter only this near to the end
 def _by_text(prediction: str, choices: Mapping[str, str]) -> Extraction:
     """Return the one option whose text occurs in the prediction, whatever the case."""
     lowered = prediction.lower()
-    found = [letter for letter, text in choices.items() if str(text).lower() in lowered]
-    return (found[0], "text") if len(found) == 1 else _UNPARSED
+    named = [letter for letter, text in choices.items() if str(text).lower() in lowered]
+    return (named[0], "text") if len(named) == 1 else _UNPARSED
 
 
 def _exact_matching(prediction: str, choices: Mapping[str, str]) -> Extraction:
@@ -104,27 +102,27 @@ def _lmms_last_resort(prediction: str, letters: Sequence[str]) -> str | None:
     for mark in ",.!?;:'\"":
         text = text.strip(mark)
     core, text = text.strip(), f" {text} "
-    found: list[tuple[int, int, str]] = []  # strength, position, letter
+    hits: list[tuple[int, int, str]] = []  # strength, position, letter
     for letter in letters:
         if core.startswith(letter) and not core[1:2].isalpha():
-            found.append((10, 0, letter))
+            hits.append((10, 0, letter))
         if core.endswith(letter) and not core[-2:-1].isalpha():
-            found.append((9, len(text) - 1, letter))
+            hits.append((9, len(text) - 1, letter))
         for strength, pattern in (
             (6, f"({letter})"),
             (5, f"{letter}."),
             (4, f"{letter}:"),
             (3, f"{letter})"),
         ):
-            found.append((strength, text.rfind(pattern), letter))
-        found.append((2, text.rfind(f"{letter} "), letter))
+            hits.append((strength, text.rfind(pattern), letter))
+        hits.append((2, text.rfind(f"{letter} "), letter))
         for phrase in _ANSWER_PHRASES:
             start = text.lower().find(phrase)
             if start >= 0:
-                found.append((7, text.find(letter, start + len(phrase)), letter))
-        found.append((0, text.rfind(letter), letter))
-    found = [entry for entry in found if entry[1] >= 0]
-    return max(found)[2] if found else None
+                hits.append((7, text.find(letter, start + len(phrase)), letter))
+        hits.append((0, text.rfind(letter), letter))
+    hits = [hit for hit in hits if hit[1] >= 0]
+    return max(hits)[2] if hits else None
 
 
 def _lmms_static(prediction: str, choices: Mapping[str, str]) -> Extraction:
@@ -206,100 +204,3 @@ def extract_option(prediction: str, choices: Mapping[str, str], method: str) -> 
         ValueError: If the method is unknown.
     """
     return resolve_option(prediction, choices, method)[0]
-
-
-_CN_MARKS = str.maketrans(dict.fromkeys("。、（）：():", " "))
-
-
-def normalise_cn(prediction: str) -> str:
-    """Fold full-width forms and set Chinese marks to spaces before extraction (opt-in for MMBench-CN).
-
-    With LLaVA's suffix a model answers with a bare letter and this changes nothing; a large difference
-    between the counts with and without it points at a wrong prompt.
-    """
-    return unicodedata.normalize("NFKC", prediction).translate(_CN_MARKS).strip()
-
-
-# Equality with one reference answer, as the GQA and SEED-Bench scripts test it.
-#
-# Sources: LLaVA `scripts/convert_gqa_for_eval.py` followed by GQA's `eval.py`, lmms-eval `api/metrics.py`
-# (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit `dataset/utils/vqa_eval.py`
-# (`accuracy`), LLaVA `scripts/convert_seed_for_submission.py` (`exact`), lmms-eval `tasks/seedbench/utils.py`
-# (`first_character`).
-
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def gqa_submission(text: str) -> str:
-    """Return an answer as LLaVA hands it to GQA's evaluation: without final dots, in lower case."""
-    return text.rstrip(".").lower()
-
-
-def _lmms(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION)
-
-
-_EQUAL: dict[str, Callable[[str, str], bool]] = {
-    "gqa_llava": lambda prediction, answer: gqa_submission(prediction) == answer,
-    "gqa_lmms": lambda prediction, answer: _lmms(prediction) == _lmms(answer),
-    "gqa_vlmevalkit": lambda prediction, answer: prediction.strip().lower() == answer.strip().lower(),
-    "exact": lambda prediction, answer: prediction == answer,
-    "first_character": lambda prediction, answer: prediction.strip()[:1] == answer,
-}
-
-GQA_SCORERS = ("gqa_llava", "gqa_lmms", "gqa_vlmevalkit")
-LETTER_SCORERS = ("exact", "first_character")
-
-
-def exact_match(prediction: str, answer: str, scorer: str) -> bool:
-    """Return whether an answer equals the reference under a named rule.
-
-    Raises:
-        ValueError: If the rule is unknown.
-    """
-    if scorer not in _EQUAL:
-        raise ValueError(f"Unknown exact-match scorer {scorer!r}: use one of {', '.join(_EQUAL)}.")
-    return _EQUAL[scorer](prediction, answer)
-
-
-# Yes or no, as POPE and MME read it from an answer.
-#
-# Sources: LLaVA `llava/eval/eval_pope.py`, lmms-eval `tasks/pope/utils.py` and `tasks/mme/utils.py`, MME's
-# `calculation.py`.
-
-POPE_SCORERS = ("pope_llava", "pope_lmms")
-MME_SCORERS = ("mme_official", "mme_lmms")
-
-
-def pope_answer(text: str, scorer: str) -> str:
-    """Return `"yes"`, `"no"` or, for lmms-eval alone, `"other"`.
-
-    LLaVA looks for a word of denial in the first sentence; whatever has none is a yes, an empty answer too.
-
-    Raises:
-        ValueError: If the scorer is unknown.
-    """
-    if scorer == "pope_llava":
-        words = text.split(".")[0].replace(",", "").split(" ")
-        return "no" if {"No", "not", "no"} & set(words) else "yes"
-    if scorer == "pope_lmms":
-        lowered = text.lower().strip()
-        return lowered if lowered in ("yes", "no") else "other"
-    raise ValueError(f"Unknown POPE scorer {scorer!r}: use one of {', '.join(POPE_SCORERS)}.")
-
-
-def mme_answer(text: str, scorer: str) -> str:
-    """Return `"yes"`, `"no"` or `"other"`: which of the words stands in the first four characters.
-
-    Raises:
-        ValueError: If the scorer is unknown.
-    """
-    if scorer not in MME_SCORERS:
-        raise ValueError(f"Unknown MME scorer {scorer!r}: use one of {', '.join(MME_SCORERS)}.")
-    lowered = text.lower()
-    if scorer == "mme_lmms":
-        lowered = lowered.strip().replace(".", "")
-        if lowered in ("y", "n"):
-            return "yes" if lowered == "y" else "no"
-    start = lowered[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"

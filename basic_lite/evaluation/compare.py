@@ -1,15 +1,18 @@
-"""Is the difference between two runs more than noise? Answers are paired by question."""
+"""Is the difference between two runs more than noise? Answers are paired by question, and by picture."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
+from basic_lite.evaluation.question import Id
 from basic_lite.evaluation.statistics import (
     DRAWS,
     STATISTICS,
-    Id,
     Score,
     cell_group,
     percentile_interval,
@@ -44,7 +47,10 @@ class Comparison:
         interval: 95 % paired bootstrap interval of `difference`.
         gained: Questions that B has more right than A.
         lost: Questions that B has less right than A.
-        mcnemar_p: Exact two-sided p of McNemar's test; `None` where an answer can be half right.
+        n_clusters: Pictures, or questions where each has a picture of its own: what is resampled.
+        p_value: Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right.
+        knows_pictures: False for scores of versions that did not keep which questions share a picture: the
+            interval and the p then take them for independent.
         categories: Category -> its difference.
     """
 
@@ -56,7 +62,9 @@ class Comparison:
     interval: tuple[float, float]
     gained: tuple[Id, ...]
     lost: tuple[Id, ...]
-    mcnemar_p: float | None
+    n_clusters: int
+    p_value: float | None
+    knows_pictures: bool
     categories: Mapping[str, CategoryDifference]
 
     @property
@@ -75,17 +83,29 @@ class Comparison:
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
-def mcnemar_exact(gained: int, lost: int) -> float:
-    """Return the two-sided exact p that flips fall as unevenly as `gained` to `lost` by chance.
+def sign_flip_p(differences: Iterable[int]) -> float:
+    """Return the exact two-sided p of a permutation test that swaps the two runs picture by picture.
 
-    `p = min(1, 2 P[X <= min(gained, lost)])`, `X ~ Binomial(gained + lost, 1/2)`; 1 without flips.
+    If the runs are equally good, each picture's difference (questions gained minus lost) is as likely with
+    the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the questions about one
+    picture. With one question per picture this is McNemar's exact test; with several, McNemar's takes the
+    flips about one picture for independent and is too sure.
+
+    Args:
+        differences: One whole number per picture.
     """
-    flips = gained + lost
-    ways = tail = 1  # to choose none of the flips; whole numbers, as 2**flips is beyond a float
-    for k in range(min(gained, lost)):
-        ways = ways * (flips - k) // (k + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2**flips)
+    differences = list(differences)
+    sizes = Counter(abs(difference) for difference in differences if difference)
+    ways = np.ones(1)  # of the sum of signs, shifted so that the smallest sum stands first
+    for size, count in sizes.items():
+        heads = range(count + 1)
+        logs = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in heads]
+        spread = np.zeros(2 * size * count + 1)
+        spread[:: 2 * size] = np.exp(np.array(logs) - count * math.log(2))
+        ways = np.convolve(ways, spread)
+    reach = sum(size * count for size, count in sizes.items())
+    sums = np.arange(-reach, reach + 1)
+    return min(1.0, float(ways[np.abs(sums) >= abs(sum(differences))].sum()))
 
 
 def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison:
@@ -116,15 +136,28 @@ def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison
                 f"Run {name} has {len(only)} questions that the other lacks (first: {only[0]}): compare runs "
                 "of the same benchmark, split and limit."
             )
+    # Scores of a version that kept no pictures are compared with one another as they are.
+    clusters, after = a.clusters_of(a.items), b.clusters_of(a.items)
+    if not len(set(clusters)) == len(set(after)) == len(set(zip(clusters, after, strict=True))):
+        raise ValueError(
+            "The runs differ in which questions share a picture: one was scored by an older version, or from "
+            "another copy of the data. Score both again (eval --step score) on the same data."
+        )
     statistic = STATISTICS[a.statistic]
-    after = b.outcomes
-    pairs = [(cell, after[unit]) for unit, cell in a.outcomes.items()]
-    outcomes, counts = resample(pairs, lambda pair: cell_group(pair[0]), draws, seed)
+    outcomes_b = b.outcomes
+    pairs = [(cell, outcomes_b[unit]) for unit, cell in a.outcomes.items()]
+    outcomes, counts = resample(
+        pairs, lambda pair: cell_group(pair[0]), draws, seed, a.clusters_of(a.outcomes)
+    )
     differences = statistic([pair[1] for pair in outcomes], counts) - statistic(
         [pair[0] for pair in outcomes], counts
     )
     gained = tuple(item for item in a.items if b.items[item] > a.items[item])
     lost = tuple(item for item in a.items if b.items[item] < a.items[item])
+    is_gained, is_lost = set(gained), set(lost)
+    by_cluster: Counter[object] = Counter()
+    for item, cluster in zip(a.items, clusters, strict=True):
+        by_cluster[cluster] += (item in is_gained) - (item in is_lost)
     return Comparison(
         metric=a.metric,
         scorer=a.scorer,
@@ -134,7 +167,9 @@ def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison
         interval=percentile_interval(differences),
         gained=gained,
         lost=lost,
-        mcnemar_p=mcnemar_exact(len(gained), len(lost)) if a.right_wrong and b.right_wrong else None,
+        n_clusters=len(by_cluster),
+        knows_pictures=a.clusters is not None and b.clusters is not None,
+        p_value=sign_flip_p(by_cluster.values()) if a.right_wrong and b.right_wrong else None,
         categories=_by_category(a, b),
     )
 

@@ -4,92 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data.hub import _SAVED, _parquet, _present, table
-from basic_lite.evaluation.question import ImageSource, StoredImage
-
-
-def is_table(source: Source) -> bool:
-    """Return whether the data is a hub id or a folder in the layout of `datasets`.
-
-    Raises:
-        ValueError: If it is neither that nor an existing file or folder.
-    """
-    path = Path(source.data)
-    if path.is_file():
-        return path.suffix == ".parquet"
-    if path.is_dir():
-        return any((path / name).is_file() for name in _SAVED) or _parquet(path, None, "") != []
-    if str(source.data).count("/") == 1 and not str(source.data).startswith((".", "/", "~")):
-        return True
-    raise ValueError(
-        f"{source.data} does not exist: give a folder, a file, or a hub id such as lmms-lab/GQA."
-    )
-
-
-def rows_of(
-    source: Source,
-    from_table: Callable[[Source], Iterable[dict[str, Any]]],
-    from_files: Callable[[Source], Iterable[dict[str, Any]]],
-    key: str = "id",
-) -> list[dict[str, Any]]:
-    """Return a benchmark's rows in the layout that they are in, each with an id of its own.
-
-    Args:
-        source: Where they are.
-        from_table: Reads the layout of `datasets`.
-        from_files: Reads the original files.
-        key: Name of the id in a row.
-
-    Raises:
-        ValueError: If an id comes twice, or as the readers.
-    """
-    rows = list(from_table(source) if is_table(source) else from_files(source))
-    unique((row[key] for row in rows), str(source.data))
-    return rows
-
-
-def rows(
-    data: str | Path,
-    config: str | None,
-    split: str,
-    needs: Iterable[str],
-    image: str | None = "image",
-    with_images: bool = True,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a split, with `"image"` a `StoredImage`, or `None` where the cell is null.
-
-    Args:
-        data: Hub id or folder.
-        config: Name of the configuration, where the data set has several.
-        split: Name of the split on the hub.
-        needs: Columns that must be there.
-        image: The image column; `None` for a data set without pictures.
-        with_images: False leaves the pictures out.
-
-    Raises:
-        ValueError: If the data set cannot be had or lacks a column.
-    """
-    opened = table(data, config, split)
-    needed = [*needs, *([image] if image and with_images else [])]
-    missing = [name for name in needed if name not in opened.column_names]
-    if missing:
-        has = ", ".join(opened.column_names)
-        raise ValueError(f"{data} split {split} lacks column {', '.join(missing)}; it has {has}.")
-    plain = opened.select_columns([name for name in opened.column_names if name != image])
-    there = _present(opened, image) if image and with_images else []
-    number = 0
-    for batch in plain.iter(batch_size=1000):
-        for cells in zip(*batch.values(), strict=True):
-            row = dict(zip(batch, cells, strict=True))
-            row["image"] = StoredImage(opened, number, image) if image and there and there[number] else None
-            yield row
-            number += 1
-
+from basic_lite.data import hub
+from basic_lite.evaluation.question import Id, ImageSource, StoredImage
+from basic_lite.files import write_text
 
 AGAIN = "the file is cut off or damaged, get it again"
 
@@ -103,18 +25,98 @@ class Source:
         split: Name of the split, as the table of benchmarks has it.
         images: Folder of the pictures; `None` looks beside the data.
         with_images: False reads no pictures, which is enough for scoring.
+        style: Prompt style; some need more files than others.
     """
 
     data: str | Path
     split: str
     images: Path | None = None
     with_images: bool = True
+    style: str = "llava"
 
     @property
     def folder(self) -> Path:
         """Return the folder that holds the data."""
         path = Path(self.data)
         return path if path.is_dir() else path.parent
+
+
+def hub_id(data: str | Path) -> str | None:
+    """Return the hub id that `data` names, `None` for a path.
+
+    Only the benchmarks' known owners go without the mark `hf:`; any other `a/b` is a path, so that a mistyped
+    folder asks nobody for a data set.
+    """
+    text = str(data)
+    if text.startswith("hf:"):
+        return text.removeprefix("hf:")
+    return (
+        text
+        if text.startswith(hub.OWNERS) and hub.HUB_ID.fullmatch(text) and not Path(text).exists()
+        else None
+    )
+
+
+def is_table(source: Source) -> bool:
+    """Return whether the data is a hub id or a folder in the layout of `datasets`.
+
+    Raises:
+        ValueError: If it is neither that nor an existing file or folder.
+    """
+    path = Path(source.data)
+    if hub_id(source.data):
+        return True
+    if path.is_file():
+        return path.suffix in (".parquet", ".arrow")
+    if path.is_dir():
+        saved = (path / name for name in ("dataset_dict.json", "state.json"))
+        return any(file.is_file() for file in saved) or any(
+            any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet")
+        )
+    is_id = hub.HUB_ID.fullmatch(str(source.data)) is not None
+    also = f", or hf:{source.data} for a data set of the hub" if is_id else ""
+    raise ValueError(f"{source.data} does not exist: give a folder or a file{also}.")
+
+
+def open_table(source: Source, config: str | None, split: str) -> Any:
+    """Open a split in the layout of `datasets`, from disk or from the hub, its pictures undecoded."""
+    return hub.open_dataset(hub_id(source.data) or source.data, config=config, split=split)
+
+
+def table_rows(
+    source: Source,
+    config: str | None,
+    split: str,
+    needs: Iterable[str],
+    image: str | None = "image",
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split, with `"image"` a `StoredImage`, or `None` where the cell is null.
+
+    Args:
+        source: Hub id or folder; without `with_images` the pictures are left out.
+        config: Name of the configuration, where the data set has several.
+        split: Name of the split on the hub.
+        needs: Columns that must be there.
+        image: The image column; `None` for a data set without pictures.
+
+    Raises:
+        ValueError: If the data set cannot be had or lacks a column.
+    """
+    opened = open_table(source, config, split)
+    pictured = image if source.with_images else None
+    missing = [name for name in (*needs, pictured) if name and name not in opened.column_names]
+    if missing:
+        has = ", ".join(opened.column_names)
+        raise ValueError(f"{source.data} split {split} lacks column {', '.join(missing)}; it has {has}.")
+    plain = opened.select_columns([name for name in opened.column_names if name != image])
+    counts = hub.picture_counts(opened, [pictured] if pictured else [])
+    number = 0
+    for batch in plain.iter(batch_size=1000):
+        for cells in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, cells, strict=True))
+            row["image"] = StoredImage(opened, number, pictured) if pictured and counts[number] else None
+            yield row
+            number += 1
 
 
 def read_text(path: Path) -> str:
@@ -143,19 +145,21 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON (line {error.lineno}, {error.msg}): {AGAIN}.") from None
 
 
-def read_json_lines(path: Path, drop_cut_end: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path, needs: Iterable[str] = (), drop_cut_end: bool = False
+) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file.
 
     Args:
         path: The file.
+        needs: Names that every object must have.
         drop_cut_end: Leave out a last line without newline that does not parse, as a killed writer leaves it.
 
     Raises:
         ValueError: If it is missing, or a line is no JSON object.
     """
-    text = read_text(path)
-    lines = text.split("\n")
-    rows = []
+    lines = read_text(path).split("\n")
+    rows, needs = [], tuple(needs)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -165,8 +169,7 @@ def read_json_lines(path: Path, drop_cut_end: bool = False) -> list[dict[str, An
             if drop_cut_end and number == len(lines):
                 break
             raise ValueError(f"{path} line {number} is no JSON: {AGAIN}.") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} is no JSON object: it is no file of this kind.")
+        require(row, needs, f"{path} line {number}")
         rows.append(row)
     return rows
 
@@ -178,10 +181,28 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
         ValueError: If the row is no mapping or lacks a name.
     """
     if not isinstance(row, Mapping):
-        raise ValueError(f"{where} is no object with named fields: it is no file of this kind.")
+        raise ValueError(f"{where} is no JSON object: it is no file of this kind.")
     missing = [name for name in names if name not in row]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, row))[:200]}.")
+
+
+def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the rows of a JSON list, or of the list that stands under `name` in a JSON object.
+
+    Raises:
+        ValueError: If it is no such file, or a row lacks one of `needs`.
+    """
+    content = read_json(path)
+    if name is not None:
+        require(content, [name], str(path))
+        content = content[name]
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds no list of rows: it is no file of this kind.")
+    needs = tuple(needs)
+    for number, row in enumerate(content):
+        require(row, needs, f"{path} row {number}")
+    return content
 
 
 def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -196,17 +217,17 @@ def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return content
 
 
-def unique(ids: Iterable[int | str], where: str) -> None:
+def unique(ids: Iterable[Id], where: str) -> None:
     """Check that no id comes twice.
 
     Raises:
         ValueError: Naming the first that does.
     """
-    seen: set[int | str] = set()
-    for one in ids:
-        if one in seen:
-            raise ValueError(f"{where}: id {one} comes twice: remove the duplicate.")
-        seen.add(one)
+    seen: set[Id] = set()
+    for identity in ids:
+        if identity in seen:
+            raise ValueError(f"{where}: id {identity} comes twice: remove the duplicate.")
+        seen.add(identity)
 
 
 def find(source: Source, what: str, *patterns: str) -> Path:
@@ -234,20 +255,20 @@ def find_optional(source: Source, *patterns: str) -> Path | None:
         if data.is_file() and data.match(pattern):
             return data
         for place in (pattern, f"*/{pattern}"):
-            found = sorted(path for path in source.folder.glob(place) if path.is_file())
-            if len(found) > 1:
+            paths = sorted(path for path in source.folder.glob(place) if path.is_file())
+            if len(paths) > 1:
                 raise ValueError(
-                    f"{source.folder} has {len(found)} files for {pattern} ({found[0].name}, "
-                    f"{found[1].name}, ...): give the file itself."
+                    f"{source.folder} has {len(paths)} files for {pattern} ({paths[0].name}, "
+                    f"{paths[1].name}, ...): give the file itself."
                 )
-            if found:
-                return found[0]
+            if paths:
+                return paths[0]
     return None
 
 
 def locate_images(
-    source: Source, names: Mapping[int | str, str | None], folders: Iterable[str]
-) -> dict[int | str, ImageSource]:
+    source: Source, names: Mapping[Id, str | None], folders: Iterable[str]
+) -> dict[Id, ImageSource]:
     """Return question id -> picture file, all checked to exist.
 
     Args:
@@ -266,7 +287,7 @@ def locate_images(
         looked = ", ".join(map(str, places))
         raise ValueError(f"No folder of pictures: looked for {looked}; give the folder with --images.")
     here = set(os.listdir(root))  # one listing instead of one look per picture
-    paths: dict[int | str, ImageSource] = {}
+    paths: dict[Id, ImageSource] = {}
     missing = []
     for question, name in names.items():
         paths[question] = root / name if name else None
@@ -280,10 +301,6 @@ def locate_images(
     return paths
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file whole or not at all, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-    return path
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write a submission that is a JSON list, whole or not at all, and return its path."""
+    return write_text(path, json.dumps(list(rows), ensure_ascii=False))

@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 
-from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.statistics import Score, mean_by, percent
+from basic_lite.evaluation.files import write_rows
+from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.statistics import Score, by_field, score_of
 
 # Contractions that the VQA scorers write out: data of the VQA evaluation code, kept with its licence.
 #
@@ -295,8 +297,8 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
 
 
 def soft_accuracies(
-    questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str
-) -> dict[int | str, float]:
+    questions: Sequence[Question], predictions: Mapping[Id, str], scorer: str
+) -> dict[Id, float]:
     """Return question -> accuracy in [0, 1]; a question without a prediction has 0."""
     return {
         question.id: vqa_accuracy(predictions[question.id], question.answers, scorer)
@@ -308,7 +310,7 @@ def soft_accuracies(
 
 def soft_score(
     questions: Sequence[Question],
-    predictions: Mapping[int | str, str],
+    predictions: Mapping[Id, str],
     scorer: str,
     groupings: Iterable[str],
     notes: tuple[str, ...] = (),
@@ -325,20 +327,21 @@ def soft_score(
     Raises:
         ValueError: If a question has no human answers, or the scorer is unknown.
     """
-    items = soft_accuracies(questions, predictions, scorer)
-    by_id = {question.id: question for question in questions}
-    breakdown = {
-        grouping: mean_by(items, lambda item, name=grouping: by_id[item].fields.get(name))
-        for grouping in groupings
-    }
-    return Score(
+    return score_of(
+        questions,
+        predictions,
+        soft_accuracies(questions, predictions, scorer),
         metric="accuracy over ten human answers",
         scorer=scorer,
-        value=percent(items),
-        items=items,
-        categories={question.id: question.category for question in questions},
-        breakdown=breakdown,
-        unparsed=sum(not text.strip() for text in predictions.values()),
-        missing=len(questions) - len(predictions),
+        groupings=by_field(*groupings),
         notes=notes,
     )
+
+
+def export_answers(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
+    """Write the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""
+    rows = (
+        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
+        for question in questions
+    )
+    return write_rows(path, rows)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.files import read_json_lines, require
-from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.question import Id, Question
 
-Predictions = dict[int | str, str]
+Predictions = dict[Id, str]
 
 
 def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
@@ -99,4 +99,4 @@ def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = F
     Raises:
         ValueError: If the file is damaged or belongs to another benchmark.
     """
-    return match(read_json_lines(Path(path), drop_cut_end), questions, str(path))
+    return match(read_json_lines(Path(path), drop_cut_end=drop_cut_end), questions, str(path))

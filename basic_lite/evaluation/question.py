@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Id = int | str
+
 
 @dataclass(frozen=True)
 class StoredImage:
@@ -51,10 +53,12 @@ class Question:
         answers: All human answers, where there are several.
         choices: Letter -> text, for multiple choice.
         category: What the results are broken down by.
+        picture: What tells the picture from others. Answers about one picture are no independent draws: they
+            are resampled together. `None` where the benchmark asks once about each picture.
         fields: What only this benchmark's scorer or export needs, under the names of its files.
     """
 
-    id: int | str
+    id: Id
     text: str
     image: ImageSource
     max_new_tokens: int
@@ -62,10 +66,16 @@ class Question:
     answers: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
     category: str = ""
+    picture: Id | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def has_label(self) -> bool:
+        """Whether there is something to score against."""
+        return self.answer is not None or any(answer.strip() for answer in self.answers)
+
     def open_image(self) -> Image | None:
-        """Return the picture, decoded, in RGB; `None` for a text-only question.
+        """Return the picture, decoded as training decodes it, in RGB; `None` for a text-only question.
 
         Raises:
             ValueError: If the file is missing, too large, or does not decode.
@@ -89,16 +99,3 @@ class Question:
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
-LETTER_CN = "请直接回答选项字母。"
-LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
-UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-
-
-def check_style(style: str, known: Mapping[str, object], benchmark: str) -> None:
-    """Check the name of a prompt style.
-
-    Raises:
-        ValueError: If the benchmark has no such style.
-    """
-    if style not in known:
-        raise ValueError(f"Unknown prompt style {style!r} of {benchmark}: use one of {', '.join(known)}.")

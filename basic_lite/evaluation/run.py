@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from basic_lite.evaluation import predictions, table
-from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.benchmark import Benchmark
+from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
-from basic_lite.evaluation.statistics import Score, save_score
+from basic_lite.evaluation.statistics import save_score
 from basic_lite.evaluation.tasks import mmvet
-from basic_lite.evaluation.tasks.mmbench import ROTATION
 from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json
 
 
@@ -31,7 +30,7 @@ class Evaluation:
         split: `None` takes the table's.
         prompt_style: style of the benchmark.
         scorer: scoring rule; `None` takes LLaVA's.
-        limit: only so many questions.
+        limit: ask this many questions alone.
         any_size: take all questions of another number than the published one.
         judge: who graded `judge_scores` (MM-Vet).
         judge_scores: a judge's grades (MM-Vet).
@@ -56,7 +55,7 @@ class Evaluation:
         return read_manifest(self.run)
 
     @property
-    def benchmark(self) -> table.Benchmark:
+    def benchmark(self) -> Benchmark:
         """Row in the table of benchmarks."""
         return table.BENCHMARKS[self.name]
 
@@ -70,18 +69,47 @@ class Evaluation:
         """The prediction file."""
         return self.out / "predictions.jsonl"
 
+    def check_options(self) -> None:
+        """Check what was asked for, before any data is read.
+
+        Raises:
+            ValueError: If the benchmark has no such scoring rule, or takes no judge's grades.
+        """
+        table.scorer_of(self.name, self.scorer)
+        if self.judge_scores is not None and self.name != "mmvet":
+            raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
+
+    def has_labels(self, questions: list[Question]) -> bool:
+        """Whether there is something to score; without, a benchmark with a server ends in its submission."""
+        return self.benchmark.export is None or any(question.has_label for question in questions)
+
     def questions(self, with_images: bool) -> list[Question]:
         """Read the questions: a published split whole, unless `limit` or `any_size` is given.
 
         Raises:
             ValueError: If they cannot be read, are not as many as published, or lack rotations.
         """
-        more = {"split": self.split, "images": self.images, "prompt_style": self.prompt_style}
         limit = sys.maxsize if self.any_size and self.limit is None else self.limit
-        questions = table.load(self.name, self.data, limit=limit, with_images=with_images, **more)
-        if self.benchmark.has_rotations and not self.is_published(questions):
-            _check_rotations(questions, self.data)
+        questions = table.load(
+            self.name,
+            self.data,
+            split=self.split,
+            images=self.images,
+            prompt_style=self.prompt_style,
+            limit=limit,
+            with_images=with_images,
+        )
+        if not self.is_published(questions):
+            self.benchmark.check(questions, str(self.data))
         return questions
+
+    def submitted_ids(self) -> Sequence[Id] | None:
+        """Return the ids that the server wants where these are more than the split's, else `None`.
+
+        Raises:
+            ValueError: If the list of them cannot be read.
+        """
+        return self.benchmark.all_asked(table.source_of(self.name, self.data, split=self.split))
 
     def is_published(self, questions: list[Question]) -> bool:
         """Whether these are all rows of a published split."""
@@ -142,10 +170,7 @@ class Evaluation:
             ValueError: If the predictions are missing, damaged or of another benchmark.
         """
         given = self._given(questions)
-        score: Score
         if self.judge_scores is not None:
-            if self.name != "mmvet":
-                raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
             score = mmvet.judged(questions, given, self.judge_scores, self.judge)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
@@ -179,7 +204,11 @@ class Evaluation:
         row, given = self.benchmark, self._given(questions)
         if row.export is None:
             raise ValueError(f"{self.name} has no submission server; --step score gives its number")
-        written = [row.export(questions, given, self.out / row.export_name)]
+        ids = self.submitted_ids()
+        if ids is not None:  # of the other questions only the id counts: their answers stay empty
+            asked = {question.id: question for question in questions}
+            questions = [asked.get(identity) or Question(identity, "", None, 0) for identity in ids]
+        written = [row.export(questions, given, self.out / row.submission)]
         if self.name == "mmvet":
             prompts = self.out / "mmvet_judge_prompts.jsonl"
             written.append(mmvet.write_judge_prompts(questions, given, prompts))
@@ -189,21 +218,3 @@ class Evaluation:
         if not self.answers.is_file():
             raise ValueError(f"{self.answers} does not exist; run --step generate first")
         return predictions.read(self.answers, questions)
-
-
-def _check_rotations(questions: list[Question], source: str | None) -> None:
-    """See that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
-
-    Raises:
-        ValueError: If one lacks some: the file has lost rows.
-    """
-    rows = Counter(question.fields["index"] % ROTATION for question in questions)
-    if max(rows.values(), default=1) == 1:
-        return
-    for question in questions:
-        base = question.fields["index"] % ROTATION
-        if rows[base] != len(question.choices):
-            raise ValueError(
-                f"{source}: question {base} has {rows[base]} of {len(question.choices)} rotations; "
-                "the file is cut off or damaged, get it again"
-            )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from rich import box
 from rich.table import Table
 
 from basic_lite.evaluation.compare import Comparison
-from basic_lite.evaluation.files import write_text
-from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.statistics import Id, Score
+from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.table import BENCHMARKS, name_of
+from basic_lite.files import one_line, versions, write_text
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
@@ -36,6 +34,8 @@ def results_table(content: Mapping[str, Any]) -> Table:
         low, high = content["interval_95"] or (None, None)
         sure = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
         table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{sure}")
+        if content.get("clusters"):  # results of older versions did not say
+            table.add_row("independent units (pictures) in the interval", f"{content['clusters']:,}")
     counted = f"{content['n']:,}" + (f" (--limit {content['limit']})" if content["limit"] else "")
     table.add_row("prompts", counted)
     for name, value in content["figures"].items():
@@ -96,16 +96,27 @@ def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) ->
         column.justify = "right"
     low, high = result.interval
     difference = f"{result.difference:+.2f} ({low:+.2f} to {high:+.2f})"
+    units = f"{result.n_clusters:,} {'pictures' if result.n_clusters < result.n else 'questions'}"
     table.add_row(f"{result.n} questions", f"{result.a:.2f}", f"{result.b:.2f}", difference)
-    verdict = "more than noise" if result.is_clear else "not told from noise"
-    table.add_row("95 % paired bootstrap interval", "", "", verdict)
+    verdict = "more than noise" if result.is_clear else "may be noise"
+    table.add_row(f"95 % paired bootstrap interval over {units}", "", "", verdict)
     table.add_row("right in one run only", str(len(result.lost)), str(len(result.gained)), "")
-    if result.mcnemar_p is not None:
-        table.add_row("McNemar, exact", "", "", f"p = {result.mcnemar_p:.3g}")
+    if result.p_value is not None:
+        table.add_row(f"{test_name(result)}, exact", "", "", f"p = {result.p_value:.3g}")
     table.add_section()
     for category, row in result.categories.items():
-        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.b - row.a:+.2f}")
+        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.difference:+.2f}")
+    if not result.knows_pictures:
+        table.caption = (
+            "Scored by a version that did not keep which questions share a picture: interval and p take them "
+            "for independent and are too sure; eval --step score scores again."
+        )
     return table
+
+
+def test_name(result: Comparison) -> str:
+    """Return the name of the test that a comparison's p is of."""
+    return "McNemar" if result.n_clusters == result.n else "sign flips by picture"
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -117,88 +128,10 @@ def read_results(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); run `basic-lite eval` again") from error
-
-
-# Published figures to print beside a measured one, with what they were measured on.
-#
-# Sources: LLaVA `docs/MODEL_ZOO.md` (LLaVA-1.5 and its LoRA versions), the BASIC paper (ICCV 2025).
-
-_ORDER = (
-    *("vqav2", "gqa", "vizwiz", "scienceqa", "textvqa", "pope"),
-    *("mme", "mmbench", "mmbench-cn", "seed", "mmvet"),
-)
-
-PUBLISHED: dict[str, dict[str, float]] = {
-    "LLaVA-1.5-7B": dict(
-        zip(_ORDER, (78.5, 62.0, 50.0, 66.8, 58.2, 85.9, 1510.7, 64.3, 58.3, 58.6, 31.1), strict=True)
-    ),
-    "LLaVA-1.5-13B": dict(
-        zip(_ORDER, (80.0, 63.3, 53.6, 71.6, 61.3, 85.9, 1531.3, 67.7, 63.6, 61.6, 36.1), strict=True)
-    ),
-    "LLaVA-1.5-7B LoRA": dict(
-        zip(_ORDER, (79.1, 63.0, 47.8, 68.4, 58.2, 86.4, 1476.9, 66.1, 58.9, 60.1, 30.2), strict=True)
-    ),
-    "LLaVA-1.5-13B LoRA": dict(
-        zip(_ORDER, (80.0, 63.3, 58.9, 71.2, 60.2, 86.7, 1541.7, 68.5, 61.5, 61.3, 38.3), strict=True)
-    ),
-    "BASIC-7B": {
-        "vqav2": 79.2,
-        "gqa": 63.5,
-        "vizwiz": 52.5,
-        "scienceqa": 70.6,
-        "mmbench": 68.8,
-        "mmbench-cn": 62.1,
-        "mmvet": 33.8,
-    },
-}
-"""Model -> benchmark -> figure, in per cent (MME: perception points)."""
-
-MEASURED_ON: dict[str, str] = {
-    "vqav2": "test-dev, scored by the server",
-    "gqa": "testdev balanced",
-    "vizwiz": "test, scored by the server",
-    "scienceqa": "test, questions with a picture",
-    "textvqa": "val, with OCR tokens in the prompt",
-    "pope": "mean F1 of the three categories",
-    "mme": "perception points",
-    "mmbench": "dev, scored by the server, which asked a GPT where matching failed",
-    "mmbench-cn": "dev, scored by the server, which asked a GPT where matching failed",
-    "seed": "images and videos",
-    "mmvet": "judged by gpt-4-0613",
-}
-"""What the published figures were measured on; another split or scorer is not comparable."""
-
-
-def published(benchmark: str) -> dict[str, float]:
-    """Return model -> published figure of a benchmark, for the models that have one."""
-    return {model: figures[benchmark] for model, figures in PUBLISHED.items() if benchmark in figures}
+        raise ValueError(f"{path} cannot be read ({one_line(error)}); run `basic-lite eval` again") from error
 
 
 # The content of `results.json`: what was measured, on what, by which rule, and how sure it is.
-
-_PACKAGES = (
-    "basic-lite",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "peft",
-    "bitsandbytes",
-    "datasets",
-    "pillow",
-    "numpy",
-)
-
-
-def versions() -> dict[str, str]:
-    """Return package -> installed version, without importing any."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def results(
@@ -225,6 +158,7 @@ def results(
         run: Anything else worth keeping, such as decoding settings.
     """
     interval = score.interval()
+    known = BENCHMARKS[benchmark]
     return {
         "benchmark": benchmark,
         "split": split,
@@ -235,12 +169,13 @@ def results(
         "prompt_style": prompt_style,
         "value": score.value,
         "interval_95": None if interval is None else list(interval),
+        "clusters": score.n_clusters,
         "parse_failures": score.unparsed,
         "missing_predictions": score.missing,
         "figures": dict(score.figures),
         "breakdown": {name: dict(groups) for name, groups in score.breakdown.items()},
         "notes": list(score.notes),
-        "published": {"measured_on": MEASURED_ON.get(benchmark), "values": published(benchmark)},
+        "published": {"measured_on": known.measured_on, "values": dict(known.published)},
         "manifest_hash": manifest_hash,
         "versions": versions(),
         "run": dict(run or {}),
@@ -325,8 +260,8 @@ def write_page(
         ("difference", f"{comparison.difference:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}"),
         ("questions", f"{comparison.n}: {len(comparison.lost)} lost, {len(comparison.gained)} gained"),
     ]
-    if comparison.mcnemar_p is not None:
-        summary.append(("McNemar, exact", f"p = {comparison.mcnemar_p:.3g}"))
+    if comparison.p_value is not None:
+        summary.append((f"{test_name(comparison)}, exact", f"p = {comparison.p_value:.3g}"))
     head = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in summary)
     title = f"{escape(name_of(benchmark))}: {escape(names[0])} / {escape(names[1])}"
     articles = []

@@ -1,8 +1,13 @@
-"""Bootstrap intervals from counts: a resample is a multinomial draw over the distinct outcomes, never a copy.
+"""Scores and how sure they are: bootstrap intervals over pictures, from counts.
 
-An outcome (`Cell`) is a number, or a tuple that begins with its group; groups are resampled separately,
-because the benchmarks fix their sizes. 214,354 VQAv2 answers have five distinct outcomes, so 10,000 resamples
-take milliseconds.
+Answers about one picture are no independent draws: GQA's testdev asks 32 questions about each of 398
+pictures, and runs that merely like other pictures differ "clearly" in an interval over its questions. So
+pictures are resampled, each with all its questions (the cluster bootstrap; Davison and Hinkley, Bootstrap
+Methods and their Application, section 3.8).
+
+A resample is a multinomial draw over the distinct pictures, never a copy. An outcome (`Cell`) is a number, or
+a tuple that begins with its group; pictures of different groups are resampled separately, because the
+benchmarks fix the sizes of groups.
 """
 
 from __future__ import annotations
@@ -18,12 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from basic_lite.evaluation.question import Id, Question
+from basic_lite.files import write_text
+
 Cell = float | tuple[Any, ...]
 Statistic = Callable[[Sequence[Any], np.ndarray], np.ndarray]
 """`(K outcomes, (draws, K) counts) -> (draws,)` values."""
 
 DRAWS = 10_000
 CONFIDENCE = 0.95
+_MOST_NUMBERS = 60_000_000  # random numbers for one interval: some seconds; 1,000 draws are made in any case
 
 _T_975 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -33,29 +42,47 @@ _T_975 = (
 
 
 def resample(
-    cells: Sequence[Hashable], group: Callable[[Any], Hashable], draws: int = DRAWS, seed: int = 0
+    cells: Sequence[Hashable],
+    group: Callable[[Any], Hashable],
+    draws: int = DRAWS,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[list[Any], np.ndarray]:
-    """Draw bootstrap resamples with fixed group sizes.
+    """Draw bootstrap resamples of clusters, those of different groups separately.
 
     Args:
         cells: One outcome per unit.
         group: The group of an outcome.
-        draws: How many resamples.
+        draws: How many resamples; fewer, but at least 1,000, where very many clusters differ.
         seed: Of the random numbers; the same seed gives the same interval.
+        clusters: What each unit belongs to, such as its picture; `None` where each stands alone.
 
     Returns:
-        The K distinct outcomes and `(draws, K)` counts.
+        The K distinct outcomes and `(draws, K)` counts. A cluster comes with all its units, so that the sum
+        of a row varies where clusters differ in size.
     """
-    distinct = Counter(cells)
-    outcomes = list(distinct)
+    outcomes = list(dict.fromkeys(cells))
+    position = {outcome: number for number, outcome in enumerate(outcomes)}
     members: dict[Hashable, list[int]] = defaultdict(list)
-    for position, outcome in enumerate(outcomes):
-        members[group(outcome)].append(position)
+    for unit, cell in enumerate(cells):
+        members[unit if clusters is None else clusters[unit]].append(position[cell])
+    # Clusters with the same outcomes are one kind: 214,354 lone VQAv2 answers have five.
+    kinds = Counter(tuple(sorted(positions)) for positions in members.values())
+    strata: dict[Hashable, list[tuple[int, ...]]] = defaultdict(list)
+    for kind in kinds:
+        strata[frozenset(group(outcomes[number]) for number in kind)].append(kind)
+    draws = min(draws, max(1_000, _MOST_NUMBERS // max(len(kinds), 1)))
     counts = np.zeros((draws, len(outcomes)), dtype=np.int64)
     generator = np.random.default_rng(seed)
-    for positions in members.values():
-        observed = np.array([distinct[outcomes[position]] for position in positions])
-        counts[:, positions] = generator.multinomial(observed.sum(), observed / observed.sum(), size=draws)
+    for stratum in strata.values():
+        observed = np.array([kinds[kind] for kind in stratum])
+        content = np.zeros((len(stratum), len(outcomes)))  # float: numpy multiplies these by BLAS, exactly
+        for row, kind in enumerate(stratum):
+            np.add.at(content[row], list(kind), 1)
+        for start in range(0, draws, 500):  # 20,000 kinds of pictures in all draws at once would take a GiB
+            size = min(500, draws - start)
+            drawn = generator.multinomial(observed.sum(), observed / observed.sum(), size=size)
+            counts[start : start + size] += (drawn @ content).astype(np.int64)
     return outcomes, counts
 
 
@@ -72,10 +99,14 @@ def cell_group(cell: Cell) -> Hashable:
 
 
 def bootstrap_interval(
-    cells: Sequence[Cell], statistic: Statistic, draws: int = DRAWS, seed: int = 0
+    cells: Sequence[Cell],
+    statistic: Statistic,
+    draws: int = DRAWS,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a statistic over units."""
-    outcomes, counts = resample(cells, cell_group, draws, seed)
+    """Return the 95 % percentile interval of a statistic over units; arguments as of `resample`."""
+    outcomes, counts = resample(cells, cell_group, draws, seed, clusters)
     return percentile_interval(statistic(outcomes, counts))
 
 
@@ -88,8 +119,6 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 # What a scorer returns: the value, what it is made of, and how to resample it.
-
-Id = int | str
 
 
 def _shares(right: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -159,6 +188,8 @@ class Score:
         value: The number to publish, in per cent (MME: points); `None` where only a judge can give it.
         items: Question (for MMBench a group of rotations) -> share right in [0, 1].
         categories: Question -> category, for the paired comparison.
+        clusters: Question -> picture, where several questions are about one; `None` in scores of versions
+            that did not keep it.
         cells: Unit -> outcome, where the value is no mean of `items`.
         statistic: Name in `STATISTICS` of what makes the value from the outcomes.
         right_wrong: Whether each item is right or wrong, with nothing between.
@@ -174,6 +205,7 @@ class Score:
     value: float | None
     items: Mapping[Id, float]
     categories: Mapping[Id, str] = field(default_factory=dict)
+    clusters: Mapping[Id, Id] | None = field(default_factory=dict)
     cells: Mapping[Id, Cell] = field(default_factory=dict)
     statistic: str = "mean"
     right_wrong: bool = False
@@ -188,11 +220,68 @@ class Score:
         """Return unit -> outcome, on the scale of `value`."""
         return self.cells or {item: 100.0 * share for item, share in self.items.items()}
 
-    def interval(self, draws: int = 10_000, seed: int = 0) -> tuple[float, float] | None:
+    def clusters_of(self, units: Iterable[Id]) -> list[tuple[str, Id]]:
+        """Return what each unit is resampled with: its picture, or itself."""
+        pictures = self.clusters or {}
+        return [("picture", pictures[unit]) if unit in pictures else ("unit", unit) for unit in units]
+
+    @property
+    def n_clusters(self) -> int:
+        """How many things are resampled."""
+        return len(set(self.clusters_of(self.outcomes)))
+
+    def interval(self, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
         """Return the 95 % bootstrap interval of the value, or `None` where there is no value."""
-        if self.value is None:
+        if self.value is None or not self.outcomes:
             return None
-        return bootstrap_interval(list(self.outcomes.values()), STATISTICS[self.statistic], draws, seed)
+        return bootstrap_interval(
+            list(self.outcomes.values()),
+            STATISTICS[self.statistic],
+            draws,
+            seed,
+            self.clusters_of(self.outcomes),
+        )
+
+
+def score_of(
+    questions: Sequence[Question],
+    predictions: Mapping[Id, str],
+    items: Mapping[Id, float],
+    *,
+    scorer: str,
+    metric: str = "accuracy",
+    groupings: Mapping[str, Callable[[Question], str | None]] | None = None,
+    **more: Any,
+) -> Score:
+    """Make the score of a benchmark whose units are its questions.
+
+    Args:
+        questions: What was asked.
+        predictions: Question id -> answer.
+        items: Question id -> share right, for the questions that count.
+        scorer: Name of the scoring rule.
+        metric: What the value is, in words.
+        groupings: Name -> the group of a question, to break the value down by.
+        more: Other attributes of `Score`, in place of what is worked out here.
+    """
+    counted = {question.id: question for question in questions if question.id in items}
+    made: dict[str, Any] = {
+        "value": percent(items),
+        "categories": {item: counted[item].category for item in items},
+        "clusters": {item: q.picture for item, q in counted.items() if q.picture is not None},
+        "breakdown": {
+            name: mean_by(items, lambda item, group=group: group(counted[item]))
+            for name, group in (groupings or {}).items()
+        },
+        "unparsed": sum(not text.strip() for text in predictions.values()),
+        "missing": len(questions) - len(predictions),
+    }
+    return Score(metric=metric, scorer=scorer, items=items, **(made | more))
+
+
+def by_field(*names: str) -> dict[str, Callable[[Question], str | None]]:
+    """Return groupings by entries of `Question.fields`."""
+    return {name: lambda question, name=name: question.fields.get(name) for name in names}
 
 
 def value_of(cells: Iterable[Cell], statistic: str) -> float:
@@ -221,9 +310,9 @@ def percent(items: Mapping[Id, float]) -> float:
 def save_score(score: Score, path: str | Path) -> None:
     """Write a score with its items, so that a comparison needs no annotations."""
     content = asdict(score)
-    for name in ("items", "categories", "cells"):  # pairs keep the difference between 7 and "7"
-        content[name] = list(content[name].items())
-    Path(path).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    for name in ("items", "categories", "clusters", "cells"):  # pairs keep the difference between 7 and "7"
+        content[name] = None if content[name] is None else list(content[name].items())
+    write_text(Path(path), json.dumps(content, ensure_ascii=False))
 
 
 def load_score(path: str | Path) -> Score:
@@ -236,6 +325,7 @@ def load_score(path: str | Path) -> Score:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         for name in ("items", "categories"):
             content[name] = dict(content[name])
+        content["clusters"] = None if content.get("clusters") is None else dict(content["clusters"])
         content["cells"] = {
             unit: tuple(cell) if isinstance(cell, list) else cell for unit, cell in content["cells"]
         }

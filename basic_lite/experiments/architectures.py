@@ -17,7 +17,7 @@ from basic_lite.method.capture import Importance, capture
 from basic_lite.models import zoo
 
 PLAN: str = "architecture"
-"""The plan that has no arms and trains nothing."""
+"""The plan that has no variants and trains nothing."""
 
 _WIDTH, _VOCABULARY, _IMAGE, _PATCHES = 32, 64, 3, 9
 _TRANSFORMER = {
@@ -91,13 +91,13 @@ CANDIDATES: tuple[Candidate, ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out about one architecture; each of the tries holds `yes` or why not.
+    """The result for one architecture; each check holds `yes` or why not.
 
     Attributes:
         model_type: of transformers.
         group: what kind of model it is.
         llava: a LLaVA of transformers can be built around it and run on a picture.
-        importance: its attention shows which patches the text looks at; not tried without a LLaVA.
+        importance: its attention shows which patches the text attends to; not tried without a LLaVA.
         states: the states after its first layers can be read at the patches.
         trained: the training commands take it.
         verdict: all of it in one line, in words that do not depend on the transformers release. What a

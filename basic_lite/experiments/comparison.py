@@ -16,14 +16,14 @@ from pathlib import Path
 from rich.console import Console
 
 from basic_lite import files
+from basic_lite.data.workers import cores
 from basic_lite.data.world import parts, signs
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
 from basic_lite.experiments import measure, processes, report
-from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Arm, Plan, arms_for
-from basic_lite.experiments.processes import shown_on
-from basic_lite.experiments.table import tabulate
+from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Plan, Variant, variants_for
+from basic_lite.experiments.table import for_terminal, tabulate, write_markdown
 from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
 from basic_lite.models import devices
@@ -42,13 +42,13 @@ def fingerprints(sources: Sources) -> dict[str, object]:
         "llm": read_config(sources.llm, "language model"),
         "tower": vision_config(read_config(sources.tower, "vision tower")),
     }
-    found: dict[str, object] = {}
+    marks: dict[str, object] = {}
     for what, config in configs.items():
         source = getattr(sources, what)
-        found[what] = identity(source, config)
+        marks[what] = identity(source, config)
         if source in parts.EMBEDDED:
-            found[what]["sha256"] = file_hash(parts.EMBEDDED[source] / "model.safetensors")
-    return found
+            marks[what]["sha256"] = file_hash(parts.EMBEDDED[source] / "model.safetensors")
+    return marks
 
 
 def claim(out: Path, setup: Mapping[str, object]) -> None:
@@ -147,7 +147,7 @@ class Comparison:
         plan: what is compared.
         out: folder of the set-up: its runs and the tables of all its plans.
         seeds: of the runs.
-        stage1: options of stage 1 that hold for all arms, as far as they were given.
+        stage1: options of stage 1 that hold for all variants, as far as they were given.
         stage2: options of stage 2; `None` stops after stage 1.
         defaults: of stage 1's options.
         quick: a smaller embedded world.
@@ -157,7 +157,7 @@ class Comparison:
         benchmark_data: its data.
         benchmark_images: its pictures.
         text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
-        chosen: names of the only arms to run; empty for all.
+        chosen: names of the only variants to run; empty for all.
     """
 
     plan: Plan
@@ -187,7 +187,7 @@ class Comparison:
 
         Args:
             console: where progress goes.
-            check: `stage1`, called with every arm's options and `dry_run` before any work.
+            check: `stage1`, called with every variant's options and `dry_run` before any work.
             jobs: runs at a time.
             overwrite: begin anew.
             dry_run: only say what would be run.
@@ -196,11 +196,11 @@ class Comparison:
             ValueError: In one line, for what a user can have wrong, before any work.
         """
         self._check_signs()
-        arms = self._arms()
-        todo = [run for seed in self.seeds for run in self._runs(arms, seed)]
-        for arm in arms:
+        variants = self._variants()
+        todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
+        for variant in variants:
             with contextlib.redirect_stdout(io.StringIO()):
-                check(**self._checked(arm), out=self.out / "check", dry_run=True)
+                check(**self._checked(variant), out=self.out / "check", dry_run=True)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
@@ -212,7 +212,7 @@ class Comparison:
                     files.remove(path)
             claim(self.out, self._setup())
             self._train(todo, jobs, console)
-            self._report(arms, console)
+            self._report(variants, console)
 
     def _check_signs(self) -> None:
         if not self.plan.signs:
@@ -228,7 +228,7 @@ class Comparison:
 
     @property
     def _embedded(self) -> bool:
-        """Whether the arms are trained in the embedded world."""
+        """Whether the variants are trained in the embedded world."""
         return self.stage1.get("data") is None and is_embedded(self._sources.llm)
 
     @property
@@ -236,13 +236,13 @@ class Comparison:
         given = self.stage1
         return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
 
-    def _arms(self) -> list[Arm]:
+    def _variants(self) -> list[Variant]:
         depth = read_config(self._sources.llm, "language model").num_hidden_layers
-        return arms_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
+        return variants_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
 
-    def _checked(self, arm: Arm) -> dict[str, object]:
+    def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
-        options = {**self.stage1, **self._with_text_patches(arm.options, None)}
+        options = {**self.stage1, **self._with_text_patches(variant.options, None)}
         return {name: value for name, value in options.items() if value != NOT_ON_TEXT}
 
     def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
@@ -265,9 +265,11 @@ class Comparison:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
         return content
 
-    def _runs(self, arms: Sequence[Arm], seed: int) -> list[processes.Run]:
-        """Return all arms with one seed."""
+    def _runs(self, variants: Sequence[Variant], seed: int) -> list[processes.Run]:
+        """Return all variants with one seed."""
         steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
+        if self.stage2 is not None and self._embedded:
+            steps.append(measure.QUESTIONS)
         method = {name: value for name, value in self.stage1.items() if name in METHOD}
         given = {"stage1": _plain(self.stage1), "stage2": _plain({**method, **(self.stage2 or {})})}
         world = self._world(seed) if self._embedded else None
@@ -277,20 +279,19 @@ class Comparison:
                 given[stage] = {"workers": 0} | given[stage] | own
         if self.benchmark is not None:
             steps.append(self.benchmark)
-        yardstick = self._yardstick(world)
-        found = []
-        for arm in arms:
-            varied = _plain(self._with_text_patches(arm.options, world))
+        measured = self._measured(world)
+        kind = "signs" if self.plan.signs and world is not None else "runs"
+        runs = []
+        for variant in variants:
+            varied = _plain(self._with_text_patches(variant.options, world))
             stages = {name: given[name] | varied for name in steps if name in given}
-            kind = "signs" if self.plan.signs and world is not None else "runs"
-            folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", arm.key) / f"seed-{seed}"
-            task = {"folder": str(folder), "steps": steps, "seed": seed}
-            task |= {"stages": stages, "yardstick": yardstick}
-            found.append(processes.Run(arm.key, seed, folder, tuple(steps), task))
-        return found
+            folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
+            task = {"stages": stages, "measure": measured}
+            runs.append(processes.Run(variant.key, seed, folder, tuple(steps), task))
+        return runs
 
-    def _yardstick(self, world: Path | None) -> dict[str, object]:
-        """Return what `yardstick.measure` is told."""
+    def _measured(self, world: Path | None) -> dict[str, object]:
+        """Return what `measure.measure` is told."""
         if world is None:
             told: dict[str, object] = {"rows": self._measured_rows()}
         elif self.plan.signs:
@@ -310,7 +311,7 @@ class Comparison:
         return SCENES // (2 if self.quick else 1)
 
     def _measured_rows(self) -> dict[str, object]:
-        """Return what `captions.rows_of_file` is told."""
+        """Return what `measure.rows_of_file` is told."""
         data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
         if data is None:
             raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
@@ -336,15 +337,15 @@ class Comparison:
                     draw(self._world(seed), seed, scale, say)
         device = devices.choose_device()
         jobs = jobs or processes.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
-        threads = max(processes.cores() // jobs, 1)
+        threads = max(cores() // jobs, 1)
         console.print(
             f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
             "command goes on.",
             highlight=False,
         )
         try:
-            with shown_on(console, len(todo)) as look:
-                processes.run_all(todo, jobs, threads, look)
+            with processes.ProgressBoard(console) as board:
+                processes.run_all(todo, jobs, threads, board.show)
         except KeyboardInterrupt:
             console.print("Stopped. What is done stays; the same command goes on.", highlight=False)
             raise
@@ -363,25 +364,26 @@ class Comparison:
         """
         hashes = {run.name: read_manifest(run.folder / "stage1")["data"]["sha256"] for run in same}
         if len(set(hashes.values())) > 1:
-            other = next(name for name, found in hashes.items() if found != hashes[same[0].name])
+            other = next(name for name, value in hashes.items() if value != hashes[same[0].name])
             raise ValueError(
                 f"{same[0].name} and {other} were trained on different data: the file has changed since; "
                 "begin anew with --overwrite, or choose another --out"
             )
 
-    def _report(self, arms: Sequence[Arm], console: Console) -> None:
-        found: dict[str, list[list[measure.Measure]]] = {}
+    def _report(self, variants: Sequence[Variant], console: Console) -> None:
+        measured: dict[str, list[list[measure.Measure]]] = {}
         for seed in self.seeds:
-            self._check_same_data(self._runs(arms, seed))
-            for arm, run in zip(arms, self._runs(arms, seed), strict=True):
-                found.setdefault(arm.name, []).append(measure.of_run(run.folder, run.steps))
-        table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, found)
+            runs = self._runs(variants, seed)
+            self._check_same_data(runs)
+            for variant, run in zip(variants, runs, strict=True):
+                measured.setdefault(variant.name, []).append(measure.of_run(run.folder, run.steps))
+        table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
         command = f"basic-lite {shlex.join(sys.argv[1:])}"
-        report.write_markdown(table, self.out / f"{self.plan.name}.md", command)
+        write_markdown(table, self.out / f"{self.plan.name}.md", command)
         content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
         files.write_json(self.out / f"{self.plan.name}.json", content)
         report.write_ablation(table, self.out / f"{self.plan.name}.html", command)
-        console.print(report.for_terminal(table))
+        console.print(for_terminal(table))
         console.print(table.how_sure, highlight=False)
         where = self.out / self.plan.name
         console.print(

@@ -1,7 +1,6 @@
-"""What every run is measured by, with the same yardstick whatever it was trained with.
+"""What every run is measured by: always the paper's target (k half, quadratic, raw), never the run's own.
 
-The yardstick's target is the paper's (k half, quadratic, raw), never the arm's own: an arm that is trained
-on an easy target would look good on it.
+A variant that is trained on an easy target would look good on it.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.dataset import world_in
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES, Language
+from basic_lite.data.world.questions import KINDS
 from basic_lite.data.world.render import Picture, render
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.signs import HELD_OUT, WORDS
@@ -42,11 +42,122 @@ from basic_lite.method.types import Refinement
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.devices import choose_device
 from basic_lite.models.generate import forward_inputs
-from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.llava import Assembled, Sources, assemble, for_inference
 from basic_lite.models.parts import parts_of
 
-# Look into a model of the embedded world, where what every patch shows is known exactly.
-"""A patch shows a thing that covers at least this share of it."""
+LANGUAGE_NAMES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
+BENCHMARKS: dict[Language, str] = {"en": "mmbench", "zh": "mmbench-cn"}
+"""The benchmarks whose format the embedded world's questions have."""
+
+BEFORE, QUESTIONS = "before", "questions"
+"""Steps that train nothing: the model with a fresh projector, and the embedded world's questions."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of one run, with the units that it is a mean over.
+
+    Attributes:
+        name: key.
+        label: for people.
+        unit: empty for a pure number.
+        better: which way; `None` where neither is.
+        over: what a unit is, in the plural; empty for what is measured once.
+        values: one per unit.
+        of: what the values are counts out of; `None` where each unit counts once.
+        digits: decimals that are shown.
+        group: when or on what it was measured, for instance `after stage 1`.
+        detail: part of another figure; left out of an ablation's table.
+    """
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["higher", "lower"] | None
+    over: str
+    values: list[float]
+    of: list[float] | None = None
+    digits: int = 3
+    group: str = ""
+    detail: bool = False
+
+    @property
+    def mean(self) -> float:
+        """The figure."""
+        return sum(self.values) / (len(self.values) if self.of is None else sum(self.of))
+
+    @property
+    def heading(self) -> str:
+        """Label, group and unit, for a table's column."""
+        label = ", ".join(filter(None, (self.label, self.group)))
+        return f"{label} ({self.unit})" if self.unit else label
+
+
+def path_of(run: Path, step: str) -> Path:
+    """Return the file of a step's measures; it is there when the step is done."""
+    return run / f"measured-{step}.json"
+
+
+def write_measures(run: Path, step: str, measures: Sequence[Measure]) -> None:
+    """Write a step's measures, which marks it as done."""
+    write_json(path_of(run, step), [asdict(measure) for measure in measures])
+
+
+def read_measures(run: Path, step: str) -> list[Measure]:
+    """Read what `write_measures` wrote."""
+    return [Measure(**content) for content in json.loads(path_of(run, step).read_text(encoding="utf-8"))]
+
+
+def of_run(run: Path, steps: Sequence[str], details: bool = False) -> list[Measure]:
+    """Read all measures of a run; where both stages were measured alike the stage is part of the name."""
+    measures: dict[str, Measure] = {}
+    for step in steps:
+        for measure in read_measures(run, step):
+            if "stage2" in steps and step.startswith("stage") and not measure.name.startswith("answers"):
+                group = f"after stage {step.removeprefix('stage')}"
+                measure = replace(measure, name=f"{measure.name}_{step}", group=group)
+            if details or not measure.detail:
+                measures[measure.name] = measure
+    return list(measures.values())
+
+
+# Look at held-out captions: each one's loss, the cosine of its patches to the target, the nearest tokens.
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """What a model makes of some captions with a picture each, B rows of S tokens.
+
+    Attributes:
+        loss: mean loss per caption token of each row, nats.
+        cosine: mean cosine of initial embeddings and target of each picture.
+        refinement: initial embeddings, target and importance of all patches.
+        logits: `(B, S - 1, V)` fp32.
+        labels: `(B, S - 1)` int64, of the same device.
+    """
+
+    loss: list[float]
+    cosine: list[float]
+    refinement: Refinement
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+@torch.no_grad()
+def run_captions(
+    assembled: Assembled, supervision: BasicSupervision, batch: dict, transform: ImageTransform
+) -> CaptionBatch:
+    """Run a collated batch, whose pictures are not normalised yet, under `supervision`."""
+    inputs = forward_inputs(assembled.model, batch, transform)
+    device, half = inputs["input_ids"].device, assembled.sources.dtype == torch.bfloat16
+    with supervision, torch.autocast(device.type, torch.bfloat16, enabled=half):
+        logits = assembled.model(**inputs, use_cache=False).logits[:, :-1].float()
+    labels = batch["labels"][:, 1:].to(device)
+    each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    loss = each.sum(1) / labels.ne(IGNORE_INDEX).sum(1).clamp(min=1)
+    seen = supervision.refinement
+    cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
+    return CaptionBatch(loss.tolist(), cosine.view(seen.images, -1).mean(1).tolist(), seen, logits, labels)
 
 
 @dataclass(frozen=True)
@@ -82,17 +193,28 @@ class Inspection:
     meaningful: list[int] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, list]:
-        """Return it for JSON."""
-        return asdict(self)
+    def measures(self) -> list[Measure]:
+        """Return its figures, each over the scenes."""
+        over = "held-out scenes"
+        counts, shown = [100.0 * count for count in self.meaningful], [float(count) for count in self.shown]
+        return [
+            Measure("caption_loss", "caption loss", "nats per token", "lower", over, self.caption_loss),
+            Measure("cosine", "cosine to the target", "", "higher", over, self.cosine),
+            Measure("meaningful", "true nearest tokens", "%", "higher", over, counts, shown, 1),
+        ]
 
-    @classmethod
-    def from_dict(cls, content: dict[str, list]) -> Inspection:
-        """Return what `as_dict` gave."""
-        return cls(**{**content, "views": [View(**view) for view in content["views"]]})
+
+def inspection_path(run: Path, step: str) -> Path:
+    """Return the file of a run's inspection after a step."""
+    return run / step / "inspection.json"
 
 
-@torch.no_grad()
+def read_inspection(run: Path, step: str) -> Inspection:
+    """Read what a run's inspection after a step left."""
+    content = json.loads(inspection_path(run, step).read_text(encoding="utf-8"))
+    return Inspection(**{**content, "views": [View(**view) for view in content["views"]]})
+
+
 def inspect_model(
     assembled: Assembled,
     scenes: list[Scene],
@@ -112,150 +234,44 @@ def inspect_model(
         seed: Of the captions' wording.
         rows: Scenes per forward pass.
     """
-    model, found = assembled.model, Inspection()
-    for_inference(model)
-    transform = assembled.transform("pad")
-    collate = assembled.collator()
-    table = parts_of(model).embedding
+    for_inference(assembled.model)
+    inspection, transform, collate = Inspection(), assembled.transform("pad"), assembled.collator()
+    table = parts_of(assembled.model).embedding
     words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
-    rng = random.Random(f"captions {seed}")
-    supervision = BasicSupervision(model, layers)
+    rng, supervision = random.Random(f"captions {seed}"), BasicSupervision(assembled.model, layers)
     for start in range(0, len(scenes), rows):
-        shown = scenes[start : start + rows]
-        pictures = [render(scene) for scene in shown]
-        items = [_item(assembled, transform, scene, p, rng) for scene, p in zip(shown, pictures, strict=True)]
-        batch = collate(items)
-        with supervision:
-            out = model(**forward_inputs(model, batch, transform), use_cache=False)
-        labels = batch["labels"][:, 1:].to(out.logits.device)
-        each = F.cross_entropy(
-            out.logits[:, :-1].transpose(1, 2).float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
-        )
-        found.caption_loss.extend((each.sum(1) / labels.ne(IGNORE_INDEX).sum(1)).tolist())
-        seen = supervision.refinement
-        patches = (len(shown), -1)
-        cosine = F.cosine_similarity(seen.initial.float(), seen.target, dim=-1).view(patches)
-        found.cosine.extend(cosine.mean(1).tolist())
-        nearest = match_tokens(seen.initial, table)[0].view(patches).tolist()
-        importance = seen.importance.view(patches).tolist()
-        for scene, picture, ids, weights in zip(shown, pictures, nearest, importance, strict=True):
+        shown = [(scene, render(scene)) for scene in scenes[start : start + rows]]
+        batch = collate([_scene_row(assembled, transform, *pair, rng) for pair in shown])
+        result = run_captions(assembled, supervision, batch, transform)
+        inspection.caption_loss.extend(result.loss)
+        inspection.cosine.extend(result.cosine)
+        shape = (len(shown), -1)
+        nearest = match_tokens(result.refinement.initial, table)[0].view(shape).tolist()
+        importance = result.refinement.importance.view(shape).tolist()
+        for (scene, picture), ids, weights in zip(shown, nearest, importance, strict=True):
             tokens = [words[token] for token in ids]
-            right = meaningful(scene, picture, tokens)
-            found.shown.append(sum(value is not None for value in right))
-            found.meaningful.append(sum(value is True for value in right))
-            if len(found.views) < views:
-                found.views.append(View(tokens, right, weights))
-    return found
+            verdicts = meaningful(scene, picture, tokens)
+            inspection.shown.append(sum(verdict is not None for verdict in verdicts))
+            inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
+            if len(inspection.views) < views:
+                inspection.views.append(View(tokens, verdicts, weights))
+    return inspection
 
 
-def _item(
-    assembled: Assembled, transform: object, scene: Scene, picture: Picture, rng: random.Random
+def _scene_row(
+    assembled: Assembled, transform: ImageTransform, scene: Scene, picture: Picture, rng: random.Random
 ) -> dict[str, object]:
-    said = caption(scene, rng.choice(LANGUAGES), rng)
-    turns = [("user", "<image>"), ("assistant", said)]
     encoded = encode(
         TEMPLATES["plain"],
         assembled.tokenizer,
-        turns,
+        [("user", "<image>"), ("assistant", caption(scene, rng.choice(LANGUAGES), rng))],
         image_token_id=assembled.image_token_id,
         tokens_per_image=assembled.tokens_per_image,
     )
-    return {
-        "input_ids": encoded.input_ids,
-        "labels": encoded.labels,
-        "pixels": [transform(picture.image)],
-        "row": 0,
-    }
+    ids = {"input_ids": encoded.input_ids, "labels": encoded.labels}
+    return {**ids, "pixels": [transform(picture.image)], "row": 0}
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One figure of one run, with the units that it is a mean over.
-
-    Attributes:
-        name: key.
-        label: for people.
-        unit: empty for a pure number.
-        better: which way; `None` where neither is.
-        over: what a unit is, in the plural.
-        values: one per unit.
-        of: what the values are counts out of; `None` where each unit counts once.
-        digits: behind the point.
-    """
-
-    name: str
-    label: str
-    unit: str
-    better: Literal["higher", "lower"] | None
-    over: str
-    values: list[float]
-    of: list[float] | None = None
-    digits: int = 3
-
-    @property
-    def mean(self) -> float:
-        """The figure."""
-        return sum(self.values) / (len(self.values) if self.of is None else sum(self.of))
-
-
-def of_inspection(found: Inspection) -> list[Measure]:
-    """Return what a look into a model of the embedded world shows."""
-    where = "held-out scenes"
-    return [
-        Measure("caption_loss", "caption loss", "nats per token", "lower", where, found.caption_loss),
-        Measure("cosine", "cosine to the target", "", "higher", where, found.cosine),
-        Measure(
-            "meaningful",
-            "patches named truly",
-            "%",
-            "higher",
-            where,
-            [100.0 * count for count in found.meaningful],
-            [float(count) for count in found.shown],
-            digits=1,
-        ),
-    ]
-
-
-def of_answers(name: str, label: str, shares: Mapping[object, float]) -> Measure:
-    """Return the share of right answers; `shares` says how right each question was, 0 to 1."""
-    values = [100.0 * shares[question] for question in sorted(shares, key=str)]
-    return Measure(name, label, "%", "higher", "questions", values, digits=1)
-
-
-def path_of(run: Path, step: str) -> Path:
-    """Return the file of what a step of a run was measured by; it is there when the step is done."""
-    return run / f"measured-{step}.json"
-
-
-def write_measures(run: Path, step: str, measures: Sequence[Measure]) -> None:
-    """Write a step's measures, which marks it as done."""
-    write_json(path_of(run, step), [asdict(measure) for measure in measures])
-
-
-def read_measures(run: Path, step: str) -> list[Measure]:
-    """Read what `write` wrote."""
-    return [Measure(**one) for one in json.loads(path_of(run, step).read_text(encoding="utf-8"))]
-
-
-def of_run(run: Path, steps: Sequence[str]) -> list[Measure]:
-    """Read all measures of a run; what both stages were measured by is told apart by the stage."""
-    found = []
-    for step in steps:
-        for one in read_measures(run, step):
-            twice = "stage2" in steps and step.startswith("stage") and not one.name.startswith("answers")
-            stage = step.removeprefix("stage")
-            told = (
-                replace(one, name=f"{one.name}_{step}", label=f"{one.label}, stage {stage}") if twice else one
-            )
-            found.append(told)
-    return found
-
-
-# Measure a model on rows of an annotation file, all arms with the paper's target as the yardstick.
-
-
-@torch.no_grad()
 def rows_of_file(
     assembled: Assembled,
     data: str,
@@ -265,6 +281,7 @@ def rows_of_file(
     max_length: int = 2048,
     follow_links: bool = False,
     words: Sequence[str] = (),
+    size: int = 4,
 ) -> list[Measure]:
     """Return caption loss, cosine to the target and both terms, for rows evenly spread over a file.
 
@@ -278,79 +295,58 @@ def rows_of_file(
         follow_links: links in the image folder may lead out of it.
         words: where every answer begins with one of these words, a token each: how often the right one is
             likelier than the others is measured too.
+        size: rows per forward pass.
 
     Raises:
         ValueError: If no row has a picture, or one is bad.
     """
-    model = assembled.model
-    for_inference(model)
-    parts, supervision = parts_of(model), BasicSupervision(model)
-    ids = torch.tensor(
-        [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
-    )
-    found: dict[str, list[float]] = {name: [] for name in ("lm", "cosine", "das", "sds", "read")}
-    transform = assembled.transform("crop")
-    for batch in _batches(assembled, transform, data, images, count, max_length, follow_links):
-        inputs = forward_inputs(model, batch, transform)
-        device = inputs["input_ids"].device
-        half = assembled.sources.dtype == torch.bfloat16
-        with supervision, torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:].to(device)
-        each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
-        supervised = labels.ne(IGNORE_INDEX)
-        found["lm"] += (each.sum(1) / supervised.sum(1).clamp(min=1)).tolist()
-        if len(ids):
-            rows, first = torch.arange(len(labels)), supervised.int().argmax(1)
-            said = ids.to(device)[logits[rows, first][:, ids].argmax(1)]
-            found["read"] += said.eq(labels[rows, first]).float().mul(100).tolist()
-        for image in range(supervision.refinement.images):
-            alone = _only(supervision.refinement, image)
-            cosine = F.cosine_similarity(alone.initial.float(), alone.target.float(), dim=-1)
-            found["cosine"].append(float(cosine.mean()))
-            for term in supervision.objective.terms(alone, parts.embedding):
-                found[term.name].append(float(term.total))
-    measures = [
-        Measure("caption_loss", "caption loss", "nats per token", "lower", label, found["lm"]),
-        Measure("cosine", "cosine to the target", "", "higher", label, found["cosine"]),
-        Measure("das", "L_das", "", None, label, found["das"]),
-        Measure("sds", "L_sds", "", None, label, found["sds"]),
-    ]
-    read = Measure("read", f"words read, of {len(words)}", "%", "higher", label, found["read"], digits=1)
-    return [*measures, read] if words else measures
-
-
-def _batches(
-    assembled: Assembled,
-    transform: ImageTransform,
-    data: str,
-    images: str | None,
-    count: int,
-    max_length: int,
-    follow_links: bool,
-    size: int = 4,
-) -> Iterator[dict]:
-    """Yield batches of rows, evenly spread, as stage 1 is shown them."""
     opened = open_rows(data, images, follow_links=follow_links)
     usable = np.flatnonzero(opened.has_image)
     if not len(usable):
         raise ValueError(f"{data} has no row with a picture; measure on one that has some (--measure-data)")
-    evenly = np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)
-    chosen = usable[evenly]
+    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
+    for_inference(assembled.model)
+    transform, collate = assembled.transform("crop"), assembled.collator()
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
-    collate = assembled.collator()
+    supervision = BasicSupervision(assembled.model)
+    ids = torch.tensor(
+        [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    )
+    values: dict[str, list[float]] = {name: [] for name in ("loss", "cosine", "das", "sds", "read")}
     for start in range(0, len(chosen), size):
-        yield collate([dataset[int(row)] for row in chosen[start : start + size]])
+        batch = collate([dataset[int(row)] for row in chosen[start : start + size]])
+        result = run_captions(assembled, supervision, batch, transform)
+        values["loss"] += result.loss
+        values["cosine"] += result.cosine
+        if words:
+            first = result.labels.ne(IGNORE_INDEX).int().argmax(1)  # the answer's first token
+            at = (torch.arange(len(first), device=first.device), first)
+            likeliest = ids.to(first.device)[result.logits[at][:, ids].argmax(1)]
+            values["read"] += likeliest.eq(result.labels[at]).float().mul(100).tolist()
+        for image in range(result.refinement.images):
+            for term in supervision.objective.terms(
+                _one_image(result.refinement, image), parts_of(assembled.model).embedding
+            ):
+                values[term.name].append(float(term.total))
+    measures = [
+        Measure("caption_loss", "caption loss", "nats per token", "lower", label, values["loss"]),
+        Measure("cosine", "cosine to the target", "", "higher", label, values["cosine"]),
+        Measure("das", "L_das", "", None, label, values["das"]),
+        Measure("sds", "L_sds", "", None, label, values["sds"]),
+    ]
+    if words:
+        name = f"words read, of {len(words)}"
+        measures.append(Measure("read", name, "%", "higher", label, values["read"], digits=1))
+    return measures
 
 
-def _only(refinement: Refinement, image: int) -> Refinement:
-    """Return one image's part."""
-    mine = refinement.image == image
-    parts = {name: getattr(refinement, name)[mine] for name in ("initial", "target", "importance", "image")}
+def _one_image(refinement: Refinement, image: int) -> Refinement:
+    of_it = refinement.image == image
+    parts = {name: getattr(refinement, name)[of_it] for name in ("initial", "target", "importance", "image")}
     return replace(refinement, **parts, images=1)
 
 
-# Measure one finished stage of a run: held-out scenes and questions, rows of a file, or a benchmark.
+# Measure one finished step of a run: held-out scenes and questions, rows of a file, or a benchmark.
 
 
 def measure(
@@ -368,53 +364,83 @@ def measure(
 
     Args:
         folder: of the run.
-        step: `stage1`, `stage2`, or a benchmark's name.
-        seed: of the scenes that are shown.
+        step: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
+        seed: of the run, and of the scenes that are shown.
         world: folder of the embedded world that the run was trained in.
         scenes: how many held-out scenes to show it there.
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, what `rows_of_file` is told.
         benchmarks: name -> `data` and `images` of a benchmark.
     """
+    if step == QUESTIONS:
+        last, files = max(folder.glob("stage?")), world_in(Path(world)).mmbench
+        return [m for language in LANGUAGE_NAMES for m in _answers(last, language, files[language])]
     if step in (benchmarks or {}):
-        last = max(folder.glob("stage?"))
-        return [_score(last, step, **benchmarks[step])]
-    run = folder / step
+        evaluation = _evaluated(max(folder.glob("stage?")), step, **benchmarks[step])
+        shares = load_score(evaluation.out / "score.json").items
+        return [_right(step, f"{step}, right answers", shares, list(shares))]
+    device = choose_device()
+    if step == BEFORE:
+        assembled = assemble(Sources.named("tiny", bits=16, dtype=torch.float32), device, seed)
+    else:
+        assembled = load_run(folder / step, device)[0]
     if signs is not None:
         label = "held-out scenes with signs"
         rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": sys.maxsize, "label": label}
         rows["words"] = WORDS
     if world is None:
-        return rows_of_file(load_run(run, choose_device())[0], **rows)
-    found = inspect_model(load_run(run, choose_device())[0], held_out_scenes(scenes, seed))
-    write_json(run / "inspection.json", found.as_dict())
-    answers = (
-        [] if step == "stage1" else [_answers(run, Path(world), language) for language in LANGUAGE_NAMES]
-    )
-    return [*of_inspection(found), *answers]
+        return rows_of_file(assembled, **rows)
+    inspection = inspect_model(assembled, held_out_scenes(scenes, seed))
+    write_json(inspection_path(folder, step), asdict(inspection))
+    return inspection.measures()
 
 
-def _answers(run: Path, world: Path, language: str) -> Measure:
+def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:
     """Ask the embedded world's questions in a language."""
-    name = {"en": "mmbench", "zh": "mmbench-cn"}[language]
-    evaluation = _evaluated(run, name, str(world_in(world).mmbench[language]), None)
-    shares = shares_right(evaluation.questions(with_images=False), evaluation.answers)
-    return of_answers(f"answers_{language}", f"right answers, {LANGUAGE_NAMES[language]}", shares)
-
-
-def _score(run: Path, name: str, data: str | None, images: str | None) -> Measure:
-    evaluation = _evaluated(run, name, data, images)
+    evaluation = _evaluated(run, BENCHMARKS[language], str(tsv), None)
     questions = evaluation.questions(with_images=False)
-    evaluation.score(questions)
-    return of_answers(name, f"{name}, right answers", load_score(evaluation.out / "score.json").items)
+    return of_questions(language, questions, shares_right(questions, evaluation.answers))
+
+
+def of_questions(
+    language: Language, questions: Sequence[Question], shares: Mapping[int, float]
+) -> list[Measure]:
+    """Return the share of right answers of all questions, of those right in every order, and by kind."""
+    kinds = {int(question.fields["index"]) % ROTATION: question.category for question in questions}
+    every = list(shares)
+    circular = {question: float(share == 1) for question, share in shares.items()}
+    measures = [
+        _right("answers", "right answers", shares, every),
+        replace(_right("circular", "right in every order of the options", circular, every), detail=True),
+    ]
+    for kind in KINDS:
+        if chosen := [question for question in every if kinds[question] == kind]:
+            measures.append(replace(_right(kind, f"  {kind}", shares, chosen), detail=True))
+    group = f"in {LANGUAGE_NAMES[language]}"
+    return [replace(one, name=f"{one.name}_{language}", group=group) for one in measures]
+
+
+def _right(name: str, label: str, shares: Mapping, chosen: Sequence) -> Measure:
+    values = [100.0 * shares[question] for question in sorted(chosen, key=str)]
+    return Measure(name, label, "%", "higher", "questions", values, digits=1)
+
+
+def shares_right(questions: Sequence[Question], answers: Path) -> dict[int, float]:
+    """Return for each question the share of its rotations that are answered with the right letter."""
+    given, right = read(answers, questions), {}
+    for question in questions:
+        option = extract_option(given.get(question.id, ""), question.choices, "exact_matching")
+        right.setdefault(int(question.fields["index"]) % ROTATION, []).append(option == question.answer)
+    return {base: sum(hits) / len(hits) for base, hits in right.items()}
 
 
 def _evaluated(run: Path, name: str, data: str | None, images: str | None) -> Evaluation:
-    """Have a run answer a benchmark's questions, as far as it has not answered them."""
+    """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
     root = None if images is None else Path(images)
     evaluation = Evaluation(run, name, run / "eval" / name, data=data, images=root, any_size=True)
+    questions = evaluation.questions(with_images=True)
     evaluation.generate(
-        evaluation.questions(with_images=True),
+        questions,
         device=choose_device(),
         batch_size=64,
         max_batches=None,
@@ -423,17 +449,5 @@ def _evaluated(run: Path, name: str, data: str | None, images: str | None) -> Ev
         tower_layer=None,
         advance=lambda count: None,
     )
+    evaluation.score(questions)
     return evaluation
-
-
-LANGUAGE_NAMES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
-
-
-def shares_right(questions: Sequence[Question], answers: Path) -> dict[int, float]:
-    """Return for each question the share of its rotations that are answered with the right letter."""
-    given, right = read(answers, questions), {}
-    for question in questions:
-        said = extract_option(given.get(question.id, ""), question.choices, "exact_matching")
-        base = int(question.fields["index"]) % ROTATION
-        right.setdefault(base, []).append(said == question.answer)
-    return {base: sum(hits) / len(hits) for base, hits in right.items()}

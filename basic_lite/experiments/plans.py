@@ -1,7 +1,7 @@
 """The plans: what is compared with what, as data.
 
-An arm says only how it differs from the run that the command describes, in the options of `stage1`. A
-fraction of the layers is resolved for the decoder at hand (`arms_for`).
+A variant says only how it differs from the run that the command describes, in the options of `stage1`. A
+fraction of the layers is resolved for the decoder at hand (`variants_for`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Plan:
     Attributes:
         name: on the command line.
         asks: the question, in a sentence.
-        arms: name of each arm and how it differs.
-        baseline: the arm that all others are compared with.
+        variants: name of each variant and how it differs.
+        baseline: the variant that all others are compared with.
         signs: trained and measured in the world of scenes with signs to read.
     """
 
     name: str
     asks: str
-    arms: Mapping[str, Options]
+    variants: Mapping[str, Options]
     baseline: str
     signs: bool = False
 
@@ -61,7 +61,7 @@ _LAYERS = Plan(
 )
 _LOSSES = Plan(
     "losses",
-    "Which of the two terms does it?",
+    "Which of the two terms makes the difference?",
     {"none": PLAIN, "das": {"sds_weight": 0.0}, "sds": {"das_weight": 0.0}, "both": {}},
     baseline="none",
 )
@@ -123,6 +123,9 @@ _TEXT = Plan(
     signs=True,
 )
 
+DEMO = Plan("demo", "What does BASIC change?", {"plain": PLAIN, "BASIC": {}}, baseline="plain")
+"""Both variants of `basic-lite demo`, which has a report of its own."""
+
 PLANS: dict[str, Plan] = {
     plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT)
 }
@@ -133,7 +136,7 @@ def plan_named(name: str, teacher: str | None = None) -> Plan:
 
     Args:
         name: of the plan.
-        teacher: for `teacher-noise`, another LLM of equal width, which gets an arm of its own.
+        teacher: for `teacher-noise`, another LLM of equal width, which gets a variant of its own.
 
     Raises:
         ValueError: If there is none of that name, or it has no use for another teacher.
@@ -144,16 +147,17 @@ def plan_named(name: str, teacher: str | None = None) -> Plan:
         return PLANS[name]
     if name != _NOISE.name:
         raise ValueError(f"--teacher is for the plan {_NOISE.name}, not {name}")
-    return replace(_NOISE, arms={**_NOISE.arms, "another LLM": {"intervention": f"teacher={teacher}"}})
+    more = {"another LLM": {"intervention": f"teacher={teacher}"}}
+    return replace(_NOISE, variants={**_NOISE.variants, **more})
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One arm of a plan, resolved for a decoder.
+class Variant:
+    """One variant of a plan, resolved for a decoder.
 
     Attributes:
         name: in the plan.
-        key: what tells its runs from others of the same set-up; arms of two plans that are the same share it.
+        key: what tells its runs from others of the same set-up; equal variants of two plans share it.
         options: of `stage1`, without fractions and without what is the default anyway.
     """
 
@@ -162,40 +166,40 @@ class Arm:
     options: Options
 
 
-def arms_for(
+def variants_for(
     plan: Plan, depth: int, given: Options, defaults: Options, chosen: Iterable[str] = ()
-) -> list[Arm]:
-    """Resolve a plan's arms; of arms that come out the same (of a shallow decoder) the first stays.
+) -> list[Variant]:
+    """Resolve a plan's variants; of those that come out the same (of a shallow decoder) the first stays.
 
     Args:
         plan: the plan.
         depth: layers of the decoder.
-        given: options that the user gave for all arms.
+        given: options that the user gave for all variants.
         defaults: what `stage1` takes otherwise.
-        chosen: names of the only arms to keep, beside the baseline; none keeps all.
+        chosen: names of the only variants to keep, beside the baseline; none keeps all.
 
     Raises:
-        ValueError: If an arm does not exist, or the user gave an option that the plan varies.
+        ValueError: If a variant does not exist, or the user gave an option that the plan varies.
     """
     chosen = set(chosen)
-    if unknown := chosen - set(plan.arms):
+    if unknown := chosen - set(plan.variants):
         raise ValueError(
-            f"plan {plan.name} has no arm {min(unknown)!r}; its arms are {'; '.join(plan.arms)} "
+            f"plan {plan.name} has no variant {min(unknown)!r}; its variants are {'; '.join(plan.variants)} "
             "(give several with semicolons)"
         )
-    varied = {name for options in plan.arms.values() for name in options}
+    varied = {name for options in plan.variants.values() for name in options}
     if taken := varied & set(given):
         name = min(taken)
         raise ValueError(f"plan {plan.name} sets --{name.replace('_', '-')} itself; leave it out")
-    found: dict[str, Arm] = {}
-    for name, options in plan.arms.items():
+    resolved: dict[str, Variant] = {}
+    for name, options in plan.variants.items():
         if chosen and name not in chosen and name != plan.baseline:
             continue
         plain = {key: _resolved(key, value, depth) for key, value in options.items()}
         plain = {key: value for key, value in plain.items() if value != _usual(key, depth, defaults)}
         key = " ".join(f"{option}={value}" for option, value in sorted(plain.items())) or "default"
-        found.setdefault(key, Arm(name, key, plain))
-    return list(found.values())
+        resolved.setdefault(key, Variant(name, key, plain))
+    return list(resolved.values())
 
 
 def _resolved(option: str, value: object, depth: int) -> object:

@@ -1,7 +1,7 @@
-"""Processes that train for a command: how they begin, and how they are stopped.
+"""Runs in processes of their own, as many at a time as the machine holds, and a display of how far they are.
 
-A command starts a child with `start`, inside `together`, which stops all of them whatever happens. The child
-calls `begin` and trains with `train`. Between the two there are files and one number: `STOPPED`.
+The parent calls `run_all`; a child calls `begin` and trains with `train`. Between the two there are files in
+the run's folder and one exit code: `STOPPED`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from basic_lite import console as whole_console
 from basic_lite import files
-from basic_lite.data.world.dataset import World
-from basic_lite.experiments.measure import path_of
+from basic_lite.console import aside
+from basic_lite.data.workers import cores
+from basic_lite.data.world.dataset import world_in
+from basic_lite.experiments.measure import BEFORE, QUESTIONS, path_of
 from basic_lite.files import checkpoints, is_finished, write_json
 
 STOPPED: int = 75
@@ -35,23 +36,52 @@ STOPPED: int = 75
 PATIENCE: float = 120.0
 """Seconds that a child waits for an earlier one in its folder, whose parent is gone."""
 
-ERRORS: str = "errors.txt"
-"""What a child wrote to standard error, in its folder."""
+ERRORS, PROGRESS = "errors.txt", "run.json"
+"""What a run's process wrote to standard error, and how far it is; in the run's folder."""
+
+_PHASES = {BEFORE: "before training", "stage1": "stage 1", "stage2": "stage 2"}
+_ASKING = f"measuring {QUESTIONS}"
 
 
-def start(module: str, task: Mapping[str, Any], folder: Path, threads: int) -> subprocess.Popen:
-    """Start a module in a process of its own.
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed.
 
-    Args:
-        module: What `python -m` runs; it reads `task` from its first argument.
-        task: Plain JSON.
-        folder: Of the child; made if it is not there.
-        threads: Of the CPU.
+    Attributes:
+        variant: its key.
+        seed: of the world, the projector and the order of rows.
+        folder: of its stages and measures.
+        steps: what is to be done, in order; each leaves a file of measures.
+        task: what the process is told beside these, plain JSON: options of each stage and what is measured.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", module, json.dumps({**task, "threads": threads})]
+
+    variant: str
+    seed: int
+    folder: Path
+    steps: tuple[str, ...]
+    task: dict[str, dict]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step has been measured."""
+        return all(path_of(self.folder, step).is_file() for step in self.steps)
+
+    @property
+    def name(self) -> str:
+        """For a display."""
+        return f"{self.variant}, seed {self.seed}"
+
+
+# The parent: start, follow and stop.
+
+
+def start(run: Run, threads: int) -> subprocess.Popen:
+    """Start a run's process; what it prints goes to files in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    task = {"folder": str(run.folder), "steps": run.steps, "seed": run.seed, "threads": threads, **run.task}
+    command = [sys.executable, "-m", "basic_lite.recipes.ablate_run", json.dumps(task)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with (folder / ERRORS).open("w") as errors:
+    with (run.folder / ERRORS).open("w") as errors:
         # A session of its own: Ctrl-C in the terminal reaches the parent alone, which tells each child once.
         return subprocess.Popen(
             command, stdout=errors, stderr=errors, env=environment, start_new_session=True
@@ -59,13 +89,11 @@ def start(module: str, task: Mapping[str, Any], folder: Path, threads: int) -> s
 
 
 @contextlib.contextmanager
-def together() -> Iterator[dict[str, subprocess.Popen]]:
-    """Give a dict for running children; those in it at the end are told to stop and waited for.
-
-    The end may have come by an exception.
+def _stopped_at_the_end() -> Iterator[dict[str, subprocess.Popen]]:
+    """Give a dict for running children; those in it when the block ends, however it ends, are stopped.
 
     Raises:
-        KeyboardInterrupt: Within, on Ctrl-C and on SIGTERM alike: neither may leave children behind.
+        KeyboardInterrupt: Within, on Ctrl-C and on SIGTERM alike: neither may leave children running.
     """
     running: dict[str, subprocess.Popen] = {}
     old = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -90,11 +118,72 @@ def succeeded(process: subprocess.Popen) -> bool:
     return process.returncode == 0
 
 
-def last_words(folder: Path) -> str:
-    """Return the last line that a child wrote to standard error, and where the others are."""
-    log = folder / ERRORS
-    last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no message"]
-    return f"{last[0]} (all of it in {log})"
+def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
+    """Return how many runs to have at a time: a core each within nine tenths of the memory; one on a GPU.
+
+    Args:
+        runs: how many there are.
+        needed: bytes that one takes.
+        on_gpu: they share one card.
+    """
+    if on_gpu:
+        return 1
+    return max(1, min(runs, cores(), int(0.9 * psutil.virtual_memory().available) // needed))
+
+
+def run_all(
+    runs: Sequence[Run],
+    jobs: int,
+    threads: int,
+    show: Callable[[Mapping[str, State]], None],
+    again: str = "the same command",
+    interval: float = 0.5,
+) -> None:
+    """Do all runs that are not finished, and stop them all when this process is told to stop.
+
+    Args:
+        runs: finished ones among them are left alone.
+        jobs: how many at a time.
+        threads: of the CPU, each.
+        show: called every `interval` seconds with the state of the whole (`runs`) and of each running one.
+        again: what a user repeats to go on.
+        interval: seconds.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C or SIGTERM, here or in a run, when all runs have saved and stopped.
+        ValueError: If runs failed, when the others are done; says where the first one's output is.
+    """
+    waiting = [run for run in runs if not run.finished]
+    done, failed = len(runs) - len(waiting), []
+    started: dict[str, Run] = {}
+    with _stopped_at_the_end() as running:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                started[run.name], running[run.name] = run, start(run, threads)
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if succeeded(process) and started[name].finished:
+                    done += 1
+                else:
+                    failed.append(started[name])
+            note = f"{len(failed)} failed" if failed else ""
+            states = {name: state_of(started[name]) for name in running}
+            show({"runs": State("", done, len(runs), note)} | states)
+            if running:
+                time.sleep(interval)
+    if failed:
+        log = failed[0].folder / ERRORS
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["no message"]
+        raise ValueError(
+            f"{len(failed)} of {len(runs)} runs failed, first {failed[0].name}: {last[0]} (all of it in "
+            f"{log}); {again} tries them again"
+        )
+
+
+# The child: few threads, no terminal, and a file that says how far it is.
 
 
 @contextlib.contextmanager
@@ -103,27 +192,22 @@ def begin(folder: Path, threads: int) -> Iterator[None]:
     import torch
 
     torch.set_num_threads(threads)
-    _follow_parent()
+    threading.Thread(target=_follow_parent, args=[os.getppid()], daemon=True).start()
     # A child whose parent was killed stops after its step: the next one waits for that.
     with (
         files.held(folder, wait=PATIENCE),
         (folder / "console.txt").open("a", encoding="utf-8") as console,
         contextlib.redirect_stdout(console),
-        whole_console.aside(),
+        aside(),
     ):
         yield
 
 
-def _follow_parent(interval: float = 2.0) -> None:
+def _follow_parent(parent: int) -> None:
     """Stop this process, as a signal would, when the one that started it is gone (killed, say)."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(interval)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, daemon=True).start()
+    while os.getppid() == parent:  # psutil's wait would take a zombie for alive
+        time.sleep(2)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def train(stage: Callable[..., None], folder: Path, **options: object) -> None:
@@ -140,12 +224,15 @@ def train(stage: Callable[..., None], folder: Path, **options: object) -> None:
         sys.exit(STOPPED)
 
 
-# How far a child process is: the diary that it writes, and the display that its parent makes of it.
+def phase_of(step: str, measuring: bool = False) -> str:
+    """Return how a step is called in the progress file and on the display."""
+    name = _PHASES.get(step, step)
+    return f"measuring {name}" if measuring else name
 
 
 @dataclass
-class Diary:
-    """What a child has done so far, in a file that the parent's display reads while it grows.
+class ProgressFile:
+    """What a run's process has done so far, in a file that the display reads while it grows.
 
     Attributes:
         path: The file.
@@ -162,8 +249,8 @@ class Diary:
     peak_mib: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path) -> Diary:
-        """Go on with the diary in a file, or begin it."""
+    def open(cls, path: Path) -> ProgressFile:
+        """Go on with a progress file, or begin it."""
         if not path.is_file():
             return cls(path)
         return cls(path, **json.loads(path.read_text(encoding="utf-8")) | {"phase": ""})
@@ -173,33 +260,29 @@ class Diary:
         """Note that a phase goes on, and then its time and the highest memory so far."""
         from basic_lite.memory.available import peak_mib
 
-        self.phase, start = phase, time.monotonic()
-        self.write()
+        self.phase, begun = phase, time.monotonic()
+        self._write()
         try:
             yield
         except BaseException:
-            self.spent += time.monotonic() - start
-            self.write()
+            self.spent += time.monotonic() - begun
+            self._write()
             raise
-        self.seconds[phase] = round(self.spent + time.monotonic() - start, 1)
+        self.seconds[phase] = round(self.spent + time.monotonic() - begun, 1)
         self.peak_mib[phase] = round(peak_mib("cpu"), 1)
         self.phase, self.spent = "", 0.0
-        self.write()
+        self._write()
 
-    def does(self, phase: str, action: Callable[[], None]) -> None:
-        """Do something unless it is done."""
-        if phase not in self.seconds:
-            with self.during(phase):
-                action()
-
-    def write(self) -> None:
-        """Write the file."""
+    def _write(self) -> None:
         write_json(self.path, {key: value for key, value in vars(self).items() if key != "path"})
+
+
+# The display.
 
 
 @dataclass(frozen=True)
 class State:
-    """What a child does now: a phase, how much of how much of it is done, and its last figures."""
+    """What a process does now: a phase, how much of how much of it is done, and its last figures."""
 
     phase: str
     done: int = 0
@@ -207,23 +290,29 @@ class State:
     note: str = ""
 
 
-def state_of(diary: Path) -> State:
-    """Read a child's state from its diary, and from the log of the stage that it trains.
-
-    A stage's run stands beside the diary: phase `stage 1` (or `stage1`) in `stage1`.
-    """
+def state_of(run: Run) -> State:
+    """Read a run's state from its progress file, and from the log or the answers that it writes."""
     try:
-        phase = json.loads(diary.read_text(encoding="utf-8"))["phase"]
+        phase = json.loads((run.folder / PROGRESS).read_text(encoding="utf-8"))["phase"]
     except (FileNotFoundError, ValueError):
         return State("starting")
+    if phase == _ASKING:
+        answers = run.folder.glob("stage*/eval/*/predictions.jsonl")
+        return State(phase, sum(map(len, map(complete_lines, answers))), _asked(run.task["measure"]["world"]))
     stage = phase.replace(" ", "")
-    log = complete_lines(diary.parent / stage / "log.jsonl") if stage else []
+    log = complete_lines(run.folder / stage / "log.jsonl") if stage in _PHASES else []
     if not log:
         return State(phase)
     last = json.loads(log[-1])
     note = f"{'caption' if stage == 'stage1' else 'answer'} loss {last['lm']:.2f}"
     note += f"  cosine {last['cosine']:.2f}" if last.get("cosine") is not None else ""
     return State(phase, last["step"], last["steps"], note)
+
+
+@cache
+def _asked(world: str) -> int:
+    """Return how many questions a world asks, rotations included."""
+    return sum(path.read_bytes().count(b"\n") - 1 for path in world_in(Path(world)).mmbench.values())
 
 
 def complete_lines(path: Path) -> list[str]:
@@ -234,20 +323,17 @@ def complete_lines(path: Path) -> list[str]:
         return []
 
 
-class Board:
-    """A live display with one line for every child; without a terminal a line is printed when a phase begins.
+class ProgressBoard:
+    """A live display with a line for each process; without a terminal each phase is printed once."""
 
-    Args:
-        console: Where to show it.
-    """
-
-    def __init__(self, console: Console):
-        self.console = console
-        self._said: set[str] = set()
+    def __init__(self, console: Console) -> None:
+        """Show it on a console."""
+        self._console = console
+        self._printed: set[str] = set()
         self._tasks: dict[str, TaskID] = {}
         self._shown = Progress(
             TextColumn("{task.description}"),
-            TextColumn("{task.fields[phase]:<19}"),
+            TextColumn("{task.fields[phase]:<25}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -256,7 +342,7 @@ class Board:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressBoard:
         self._shown.__enter__()
         return self
 
@@ -264,7 +350,7 @@ class Board:
         self._shown.__exit__(*failure)
 
     def show(self, states: Mapping[str, State]) -> None:
-        """Show these children and no others."""
+        """Show these processes and no others."""
         for name in [name for name in self._tasks if name not in states]:
             self._shown.remove_task(self._tasks.pop(name))
         for name, state in states.items():
@@ -272,202 +358,11 @@ class Board:
                 self._tasks[name] = self._shown.add_task(name, phase="", note="")
             fields = {"completed": state.done, "total": state.total, "phase": state.phase, "note": state.note}
             self._shown.update(self._tasks[name], **fields)
-            if state.phase:
-                self.say(f"{name}: {state.phase}")
+            counted = f"{state.done} of {state.total} done" if state.total else ""
+            if line := state.phase or counted:
+                self._print_once(f"{name}: {line}")
 
-    def say(self, line: str) -> None:
-        """Print a line once, where there is no terminal to draw on."""
-        if not self.console.is_terminal and line not in self._said:
-            self._said.add(line)
-            self.console.print(line, highlight=False)
-
-
-# Many runs in processes of their own, as many at a time as the machine holds.
-
-
-@dataclass(frozen=True)
-class Run:
-    """One arm with one seed.
-
-    Attributes:
-        arm: its key.
-        seed: of the world, the projector and the order of rows.
-        folder: of its stages and measures.
-        steps: what is to be done, in order; each leaves a file of measures.
-        task: what the process is told, plain JSON.
-    """
-
-    arm: str
-    seed: int
-    folder: Path
-    steps: tuple[str, ...]
-    task: dict[str, object]
-
-    @property
-    def finished(self) -> bool:
-        """Whether every step has been measured."""
-        return all(path_of(self.folder, step).is_file() for step in self.steps)
-
-    @property
-    def name(self) -> str:
-        """For a display."""
-        return f"{self.arm}, seed {self.seed}"
-
-
-def free_bytes() -> int:
-    """Return the memory that the system says can be taken now."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
-    """Return how many runs to have at a time: a core each within nine tenths of the memory; one on a GPU.
-
-    Args:
-        runs: how many there are.
-        needed: bytes that one takes.
-        on_gpu: they share one card.
-    """
-    if on_gpu:
-        return 1
-    return max(1, min(runs, cores(), int(0.9 * free_bytes()) // needed))
-
-
-def start_run(run: Run, threads: int) -> subprocess.Popen:
-    """Start a run's process; what it prints goes to files in its folder."""
-    return start("basic_lite.recipes.arm", run.task, run.folder, threads)
-
-
-def run_all(
-    runs: Sequence[Run],
-    jobs: int,
-    threads: int,
-    look: Callable[[Sequence[Run], int, int], None],
-    interval: float = 0.5,
-) -> None:
-    """Do all runs that are not finished, and stop them all when this process is told to stop.
-
-    Args:
-        runs: finished ones among them are left alone.
-        jobs: how many at a time.
-        threads: of the CPU, each.
-        look: called every `interval` seconds with the running ones, how many are done and how many failed.
-        interval: seconds.
-
-    Raises:
-        KeyboardInterrupt: On Ctrl-C or SIGTERM, here or in a run, when all runs have saved and stopped.
-        ValueError: If runs failed, when the others are done; says where the first one's output is.
-    """
-    waiting = [run for run in runs if not run.finished]
-    done, failed = len(runs) - len(waiting), []
-    started: dict[str, Run] = {}
-    with together() as running:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                started[run.name], running[run.name] = run, start_run(run, threads)
-            for name, process in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[name]
-                if succeeded(process) and started[name].finished:
-                    done += 1
-                else:
-                    failed.append(started[name])
-            look([started[name] for name in running], done, len(failed))
-            if running:
-                time.sleep(interval)
-    if failed:
-        raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed, first {failed[0].name}: "
-            f"{last_words(failed[0].folder)}; the same command tries them again"
-        )
-
-
-# Follow many runs at work from the files that they write: one live display.
-
-DIARY: str = "run.json"
-"""What a run has done so far, in its folder."""
-
-
-@contextmanager
-def shown_on(console: Console, total: int) -> Iterator[Callable[[Sequence[Run], int, int], None]]:
-    """Give the function that `run_all` calls.
-
-    Args:
-        console: Where to show it.
-        total: How many runs there are.
-    """
-    with Board(console) as board:
-
-        def look(running: Sequence[Run], done: int, failed: int) -> None:
-            whole = State("", done, total, f"{failed} failed" if failed else "")
-            board.show({"runs": whole} | {run.name: state_of(run.folder / DIARY) for run in running})
-            board.say(f"{done} of {total} runs are done")
-
-        yield look
-
-
-# Follow two twins at work from the files that they write: one live display.
-
-DEMO_DIARY: str = "twin.json"
-"""What a twin has done so far, in its folder."""
-
-QUESTIONS: str = "questions"
-"""The phase in which a twin answers both benchmarks."""
-
-
-def watch(
-    twins: Mapping[str, subprocess.Popen],
-    folders: Mapping[str, Path],
-    world: World,
-    console: Console,
-    interval: float = 0.5,
-) -> None:
-    """Show the twins until both are done.
-
-    Args:
-        twins: Name of each twin and its process.
-        folders: Name of each twin and its folder.
-        world: What they are trained on and asked.
-        console: Where to show it.
-        interval: Seconds between two looks.
-
-    Raises:
-        ValueError: If a twin failed; says where its output is.
-        KeyboardInterrupt: If a signal stopped a twin.
-    """
-    questions = sum(path.read_bytes().count(b"\n") - 1 for path in world.mmbench.values())
-    with Board(console) as board:
-        while True:
-            running = [name for name, process in twins.items() if process.poll() is None]
-            board.show(
-                {
-                    name: _look(folder, questions) if name in running else State("done", 1, 1)
-                    for name, folder in folders.items()
-                }
-            )
-            for name in twins.keys() - running:
-                if not succeeded(twins[name]):
-                    raise ValueError(f"the {name} twin failed: {last_words(folders[name])}")
-            if not running:
-                return
-            time.sleep(interval)
-
-
-def _look(folder: Path, questions: int) -> State:
-    """Return a twin's state; the questions are counted by its answers."""
-    state = state_of(folder / DEMO_DIARY)
-    if state.phase != QUESTIONS:
-        return state
-    answers = (folder / "stage2" / "eval").glob("*/predictions.jsonl")
-    return replace(state, done=sum(len(complete_lines(path)) for path in answers), total=questions)
+    def _print_once(self, line: str) -> None:
+        if not self._console.is_terminal and line not in self._printed:
+            self._printed.add(line)
+            self._console.print(line, highlight=False)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from os import cpu_count
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Literal
@@ -14,26 +12,19 @@ from typing import Literal
 import numpy as np
 from rich.table import Table
 
-from basic_lite.data.world.lexicon import Language
-from basic_lite.data.world.questions import KINDS
-from basic_lite.data.world.world import SCALE
-from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.run import Evaluation
 from basic_lite.evaluation.statistics import percentile_interval, resample, student_interval
-from basic_lite.evaluation.tasks.mmbench import ROTATION
-from basic_lite.experiments.measure import LANGUAGE_NAMES, Inspection, Measure, shares_right
-from basic_lite.experiments.processes import DEMO_DIARY
-from basic_lite.files import complete, versions, write_json
+from basic_lite.experiments.measure import Measure
+from basic_lite.files import complete
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measure of one arm.
+    """One measure of one variant.
 
     Attributes:
-        arm: its name.
+        variant: its name.
         measure: key of the measure.
         mean: over seeds.
         each: of each seed.
@@ -46,7 +37,7 @@ class Cell:
         verdict: `better`, `worse`, or `open` where the interval holds 0; by `interval`.
     """
 
-    arm: str
+    variant: str
     measure: str
     mean: float
     each: list[float]
@@ -64,15 +55,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class DifferenceTable:
-    """Everything that a plan found.
+    """The results of a plan: every variant against the baseline.
 
     Attributes:
         plan: its name.
         asks: its question.
-        baseline: name of the arm that all are compared with.
+        baseline: name of the variant that all are compared with.
         seeds: what was run.
         measures: the columns; their values are those of the baseline's first seed.
-        cells: arm -> key of a measure -> cell, in the plan's order.
+        cells: variant -> key of a measure -> cell, in the plan's order.
     """
 
     plan: str
@@ -88,25 +79,25 @@ class DifferenceTable:
         over = " or ".join(dict.fromkeys(measure.over for measure in self.measures))
         if len(self.seeds) == 1:
             return (
-                f"Behind each mean its difference to {self.baseline}, with its 95 % bootstrap interval over "
-                f"{over}, paired: one seed, so it says nothing about other seeds."
+                f"Each mean is followed by its difference to {self.baseline}, with the 95 % bootstrap "
+                f"interval over {over}, paired: one seed, so it says nothing about other seeds."
             )
         return (
-            f"Means over {len(self.seeds)} seeds; behind each its difference to {self.baseline}, with its "
-            f"95 % interval over seeds (Student's t), paired by seed and within it by {over}."
+            f"Means over {len(self.seeds)} seeds, each followed by its difference to {self.baseline}, with "
+            f"the 95 % interval over seeds (Student's t), paired by seed and within it by {over}."
         )
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON."""
         heads = [{k: v for k, v in asdict(m).items() if k not in ("values", "of")} for m in self.measures]
-        cells = {arm: {name: asdict(cell) for name, cell in row.items()} for arm, row in self.cells.items()}
+        cells = {name: {key: asdict(cell) for key, cell in row.items()} for name, row in self.cells.items()}
         return {
             "plan": self.plan,
             "asks": self.asks,
             "baseline": self.baseline,
             "seeds": self.seeds,
             "measures": heads,
-            "arms": cells,
+            "variants": cells,
         }
 
 
@@ -115,41 +106,43 @@ def tabulate(
     asks: str,
     baseline: str,
     seeds: Sequence[int],
-    found: Mapping[str, Sequence[Sequence[Measure]]],
+    measured: Mapping[str, Sequence[Sequence[Measure]]],
 ) -> DifferenceTable:
-    """Compare every arm with the baseline.
+    """Compare every variant with the baseline.
 
     Args:
         plan: its name.
         asks: its question.
-        baseline: an arm of `found`.
-        seeds: in the order of each arm's runs.
-        found: arm -> for each seed its measures, the same ones everywhere.
+        baseline: one of the variants.
+        seeds: in the order of each variant's runs.
+        measured: variant -> for each seed its measures, the same ones everywhere.
     """
-    heads = list(found[baseline][0])
+    heads = list(measured[baseline][0])
     cells: dict[str, dict[str, Cell]] = {}
-    for arm, runs in found.items():
-        cells[arm] = {}
+    for variant, runs in measured.items():
+        cells[variant] = {}
         for position, head in enumerate(heads):
             own = [run[position] for run in runs]
-            base = [run[position] for run in found[baseline]]
-            assert {m.name for m in own + base} == {head.name}, f"the runs of {arm} have other measures"
-            cells[arm][head.name] = _cell(arm, head, own, None if arm == baseline else base)
+            base = [run[position] for run in measured[baseline]]
+            assert {m.name for m in own + base} == {head.name}, f"the runs of {variant} have other measures"
+            cells[variant][head.name] = _cell(variant, head, own, None if variant == baseline else base)
     return DifferenceTable(plan, asks, baseline, list(seeds), heads, cells)
 
 
-def _cell(arm: str, head: Measure, own: Sequence[Measure], base: Sequence[Measure] | None) -> Cell:
+def _cell(variant: str, head: Measure, own: Sequence[Measure], base: Sequence[Measure] | None) -> Cell:
     each = [measure.mean for measure in own]
     if base is None:
-        return Cell(arm, head.name, mean(each), each)
+        return Cell(variant, head.name, mean(each), each)
     differences = [one - other.mean for one, other in zip(each, base, strict=True)]
     over_seeds = student_interval(differences) if len(differences) > 1 else None
-    over_units = paired_interval(own, base)
-    difference, (low, high) = mean(differences), over_seeds or over_units
-    verdict = "open"
+    over_units = paired_interval(own, base) if head.over else None  # what is measured once has no units
+    difference, verdict = mean(differences), "open"
+    low, high = over_seeds or over_units or (0.0, 0.0)
     if head.better is not None and not low <= 0 <= high:
         verdict = "better" if (difference > 0) == (head.better == "higher") else "worse"
-    return Cell(arm, head.name, mean(each), each, difference, differences, over_seeds, over_units, verdict)
+    return Cell(
+        variant, head.name, mean(each), each, difference, differences, over_seeds, over_units, verdict
+    )
 
 
 def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int = 0) -> Interval:
@@ -174,324 +167,135 @@ def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int =
     return percentile_interval(total / len(own))
 
 
-# What the two twins of a demo are compared by: one column per figure, with how sure its difference is.
+# The table as text: variants from top to bottom, or two variants side by side.
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of both twins.
-
-    Attributes:
-        name: Key, for instance `meaningful_stage1`.
-        label: What it is, for people.
-        group: Heading that it belongs under.
-        unit: Unit, empty for a pure number.
-        better: Which way is better; `None` where neither is.
-        plain: Value of the plain twin.
-        basic: Value of the BASIC twin.
-        interval_95: Paired bootstrap interval of BASIC minus plain; `None` for what is measured once.
-        digits: Digits behind the point that are shown.
-    """
-
-    name: str
-    label: str
-    group: str
-    unit: str
-    better: Literal["higher", "lower"] | None
-    plain: float
-    basic: float
-    interval_95: tuple[float, float] | None = None
-    digits: int = 2
-
-    @property
-    def difference(self) -> float:
-        """BASIC minus plain."""
-        return self.basic - self.plain
-
-    @property
-    def verdict(self) -> Literal["better", "worse", "open"]:
-        """Whether BASIC is better, worse, or the interval holds 0; `open` where nothing is better."""
-        if self.interval_95 is None or self.better is None or self.interval_95[0] <= 0 <= self.interval_95[1]:
-            return "open"
-        return "better" if (self.difference > 0) == (self.better == "higher") else "worse"
-
-    def as_dict(self) -> dict[str, object]:
-        """Return it for JSON, with the difference."""
-        return asdict(self) | {"difference": self.difference, "verdict": self.verdict}
+def number(value: float, measure: Measure, signed: bool = False) -> str:
+    """Return a value as its measure shows it."""
+    return f"{value:{'+' if signed else ''},.{measure.digits}f}"
 
 
-def seed_interval(
-    plain: Sequence[float], basic: Sequence[float], of: Sequence[float] | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of a difference of means, over units that both twins share.
-
-    Args:
-        plain: One value per unit.
-        basic: One value per unit, in the same order.
-        of: What the values are counts out of; the means are then sums divided by its sum.
-        seed: Of the resamples.
-    """
-    of = [1.0] * len(plain) if of is None else of
-    cells = list(zip(plain, basic, of, strict=True))
-    outcomes, counts = resample(cells, lambda cell: None, seed=seed)
-    table = np.asarray(outcomes, dtype=float)
-    return percentile_interval(counts @ (table[:, 1] - table[:, 0]) / (counts @ table[:, 2]))
+def interval(cell: Cell, measure: Measure) -> str:
+    """Return an interval as in `-0.003 to +0.027`; empty where there is none."""
+    if cell.interval is None:
+        return ""
+    return " to ".join(number(end, measure, signed=True) for end in cell.interval)
 
 
-def inspection_columns(stage: int, plain: Inspection, basic: Inspection) -> list[Column]:
-    """Return caption loss, cosine and the share of meaningful patches on held-out scenes after a stage."""
-    group = f"held-out scenes, after stage {stage}"
-    found = []
-    for key, label, unit, better, digits in (
-        ("caption_loss", "caption loss", "nats per token", "lower", 3),
-        ("cosine", "cosine of initial to target", "", "higher", 3),
-    ):
-        one, other = getattr(plain, key), getattr(basic, key)
-        interval = seed_interval(one, other)
-        values = (float(np.mean(one)), float(np.mean(other)))
-        name = f"{key}_stage{stage}"
-        found.append(Column(name, label, group, unit, better, *values, interval, digits))
-    shares = [100 * sum(side.meaningful) / sum(side.shown) for side in (plain, basic)]
-    low, high = seed_interval(plain.meaningful, basic.meaningful, plain.shown)
-    found.append(
-        Column(
-            f"meaningful_stage{stage}",
-            "patches whose nearest token is true of them",
-            group,
-            "%",
-            "higher",
-            *shares,
-            (100 * low, 100 * high),
-            1,
-        )
-    )
-    return found
+def change(cell: Cell, measure: Measure) -> str:
+    """Return a difference with its interval, as in `+0.012 (-0.003 to +0.027)`; empty for the baseline."""
+    if cell.difference is None:
+        return ""
+    return f"{number(cell.difference, measure, signed=True)} ({interval(cell, measure)})"
 
 
-def question_columns(
-    language: Language, questions: Sequence[Question], plain: dict[int, float], basic: dict[int, float]
-) -> list[Column]:
-    """Return the accuracy on all questions, with all rotations right, and by kind, in per cent."""
-    group = f"questions in {LANGUAGE_NAMES[language]}"
-    kinds = {int(q.fields["index"]) % ROTATION: q.category for q in questions}
-    found = [
-        _accuracy(f"accuracy_{language}", "right answers", group, list(plain), plain, basic),
-        _accuracy(
-            f"circular_{language}",
-            "right in every order of the options",
-            group,
-            list(plain),
-            *({base: float(share == 1) for base, share in side.items()} for side in (plain, basic)),
-        ),
-    ]
-    for kind in KINDS:
-        chosen = [base for base, of in kinds.items() if of == kind]
-        if chosen:
-            found.append(_accuracy(f"{kind}_{language}", f"  {kind}", group, chosen, plain, basic))
-    return found
+_COLOURS = {"better": "green", "worse": "red"}
 
 
-def _accuracy(
-    name: str, label: str, group: str, chosen: list[int], plain: dict[int, float], basic: dict[int, float]
-) -> Column:
-    one, other = ([100 * side[base] for base in chosen] for side in (plain, basic))
-    values = (float(np.mean(one)), float(np.mean(other)))
-    return Column(name, label, group, "%", "higher", *values, seed_interval(one, other), 1)
+def _coloured(text: str, cell: Cell) -> str:
+    return f"[{_COLOURS[cell.verdict]}]{text}[/]" if cell.verdict in _COLOURS else text
 
 
-def cost_columns(plain: dict, basic: dict) -> list[Column]:
-    """Return seconds of each part and the highest memory, from what the twins wrote down."""
-    found = [
-        Column(
-            f"seconds_{phase}",
-            f"seconds, {phase}",
-            "cost",
-            "s",
-            None,
-            plain["seconds"][phase],
-            basic["seconds"][phase],
-            None,
-            0,
-        )
-        for phase in plain["seconds"]
-    ]
-    peaks = (max(side["peak_mib"].values()) for side in (plain, basic))
-    return [*found, Column("peak_mib", "highest memory", "cost", "MiB", None, *peaks, None, 0)]
-
-
-def load_inspection(path: Path) -> Inspection:
-    """Read what a twin wrote about its model."""
-    return Inspection.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-# Several demos with seeds of their own: mean and interval of every column.
-
-
-def collect(folders: Sequence[Path], out: Path) -> list[dict[str, object]]:
-    """Read the `summary.json` of each folder, and write `seeds.json` and `seeds.md` in `out`.
-
-    Returns:
-        For each column its name, label, group, unit, digits, the means of both twins, the mean difference,
-        its 95 % interval over seeds (Student's t), and each seed's difference.
-    """
-    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in folders]
-    found = []
-    for columns in zip(*(summary["columns"] for summary in summaries), strict=True):
-        names = {column["name"] for column in columns}
-        assert len(names) == 1, f"the demos have different columns: {names}"
-        differences = [column["difference"] for column in columns]
-        found.append(
-            {key: columns[0][key] for key in ("name", "label", "group", "unit", "better", "digits")}
-            | {side: mean(column[side] for column in columns) for side in ("plain", "basic")}
-            | {"difference": mean(differences), "interval_95": student_interval(differences)}
-            | {"each": differences}
-        )
-    write_json(out / "seeds.json", {"seeds": [s["seed"] for s in summaries], "columns": found})
-    with complete(out / "seeds.md") as draft:
-        draft.write_text("\n".join(_markdown(found)) + "\n", encoding="utf-8")
-    return found
-
-
-def _cells(column: dict[str, object]) -> list[str]:
-    digits = column["digits"]
-    unit = f" ({column['unit']})" if column["unit"] else ""
-    low, high = column["interval_95"]
-    return [
-        f"{str(column['label']).strip()}{unit}",
-        f"{column['plain']:,.{digits}f}",
-        f"{column['basic']:,.{digits}f}",
-        f"{column['difference']:+,.{digits}f}",
-        f"{low:+,.{digits}f} to {high:+,.{digits}f}",
-        " ".join(f"{value:+,.{digits}f}" for value in column["each"]),
-    ]
-
-
-_HEAD = ("", "plain", "BASIC", "difference", "95 % interval", "each seed")
-
-
-def _markdown(found: Sequence[dict[str, object]]) -> list[str]:
-    lines = [f"| {' | '.join(_HEAD)} |", "|---|---|---|---|---|---|"]
-    group = ""
-    for column in found:
-        if column["group"] != group:
-            group = str(column["group"])
-            lines.append(f"| **{group}** | | | | | |")
-        lines.append(f"| {' | '.join(_cells(column))} |")
-    return lines
-
-
-def table(found: Sequence[dict[str, object]]) -> Table:
-    """Make a table of `collect`'s columns."""
-    made = Table(*_HEAD, title="means over seeds", title_justify="left")
-    group = ""
-    for column in made.columns[1:]:
-        column.justify = "right"
-    for column in found:
-        if column["group"] != group:
-            group = str(column["group"])
-            made.add_section()
-            made.add_row(f"[bold]{group}[/bold]")
-        made.add_row(*_cells(column))
+def for_terminal(table: DifferenceTable) -> Table:
+    """Return a row for each variant and a column for each measure."""
+    seeds = f"{len(table.seeds)} seed{'s' if len(table.seeds) > 1 else ''}"
+    made = Table("variant", title=f"{table.plan}: {table.asks} {seeds}", title_justify="left")
+    for measure in table.measures:
+        made.add_column(measure.heading, justify="right")
+    for variant, row in table.cells.items():
+        shown = []
+        for measure in table.measures:
+            cell = row[measure.name]
+            changed = change(cell, measure)
+            more = f"\n{_coloured(changed, cell)}" if changed else ""
+            shown.append(number(cell.mean, measure) + more)
+        made.add_row(f"{variant}\n(baseline)" if variant == table.baseline else variant, *shown)
     return made
 
 
-# What a demo found: all columns, as a file and as a table.
+def write_markdown(table: DifferenceTable, path: Path, command: str) -> None:
+    """Write the table for a README, with what its intervals are and the command that made it."""
+    lines = _markdown(["variant", *(measure.heading for measure in table.measures)])
+    for variant, row in table.cells.items():
+        cells = [f"{number(row[m.name].mean, m)} {change(row[m.name], m)}".strip() for m in table.measures]
+        lines.append(_line([f"**{variant}**" if variant == table.baseline else variant, *cells]))
+    _write_lines(path, [*lines, "", table.how_sure, f"`{command}`"])
 
-BENCHMARKS: dict[Language, str] = {"en": "mmbench", "zh": "mmbench-cn"}
+
+def _markdown(heads: Sequence[str]) -> list[str]:
+    return [_line(heads), "|---" * len(heads) + "|"]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with complete(path) as draft:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Everything that a demo found.
+class Pair:
+    """One measure of a baseline and the only other variant.
 
     Attributes:
-        seed: Of the world and the twins.
-        seconds: Of the whole demo, wall clock.
-        before: The model with a fresh projector.
-        columns: All figures of both twins.
+        measure: what is compared.
+        base: of the baseline.
+        other: of the other variant.
     """
 
-    seed: int
-    seconds: float
-    before: Inspection
-    columns: list[Column]
+    measure: Measure
+    base: Cell
+    other: Cell
 
-    def column(self, name: str) -> Column:
-        """Return the column of a name."""
-        return next(column for column in self.columns if column.name == name)
+    @property
+    def group(self) -> str:
+        """Heading that it belongs under."""
+        return ", ".join(filter(None, (self.measure.over, self.measure.group)))
 
-
-def collect_outcome(out: Path, seed: int, seconds: float) -> Outcome:
-    """Read what both twins left in `out/plain` and `out/basic`, and write `summary.json`."""
-    plain, basic = out / "plain", out / "basic"
-    columns = []
-    for stage in (1, 2):
-        sides = (load_inspection(side / f"stage{stage}" / "inspection.json") for side in (plain, basic))
-        columns += inspection_columns(stage, *sides)
-    for language in BENCHMARKS:
-        columns += _question_columns(out, language)
-    diaries = (json.loads((side / DEMO_DIARY).read_text(encoding="utf-8")) for side in (plain, basic))
-    columns += cost_columns(*diaries)
-    found = Outcome(seed, round(seconds, 1), load_inspection(plain / "before.json"), columns)
-    write_json(
-        out / "summary.json",
-        {
-            "seed": seed,
-            "seconds": found.seconds,
-            "world": SCALE,
-            "meaningful_before": 100 * sum(found.before.meaningful) / sum(found.before.shown),
-            "columns": [column.as_dict() for column in columns],
-            "machine": {"system": platform.platform(), "cores": cpu_count()},
-            "versions": versions(),
-        },
-    )
-    return found
+    def texts(self, each_seed: bool) -> list[str]:
+        """Return label, both means, the difference, its interval and, where asked, that of each seed."""
+        measure, other = self.measure, self.other
+        label = f"{measure.label} ({measure.unit})" if measure.unit else measure.label
+        means = [number(cell.mean, measure) for cell in (self.base, other)]
+        texts = [label, *means, number(other.difference, measure, signed=True), interval(other, measure)]
+        seeds = [" ".join(number(value, measure, signed=True) for value in other.differences)]
+        return texts + seeds if each_seed else texts
 
 
-def _question_columns(out: Path, language: Language) -> list[Column]:
-    benchmark, tsv = BENCHMARKS[language], out / "world" / _file(language)
-    runs = {name: out / name / "stage2" for name in ("plain", "basic")}
-    evaluations = {
-        name: Evaluation(run, benchmark, run / "eval" / benchmark, data=str(tsv), any_size=True)
-        for name, run in runs.items()
-    }
-    questions = evaluations["plain"].questions(with_images=False)
-    right = {name: shares_right(questions, side.answers) for name, side in evaluations.items()}
-    return question_columns(language, questions, right["plain"], right["basic"])
+def pairs(table: DifferenceTable) -> list[Pair]:
+    """Return the measures of a table of two variants, one after the other."""
+    base, other = (table.cells[name] for name in table.cells)
+    return [Pair(measure, base[measure.name], other[measure.name]) for measure in table.measures]
 
 
-def _file(language: Language) -> str:
-    return {"en": "mmbench_en.tsv", "zh": "mmbench_cn.tsv"}[language]
+def _pair_heads(table: DifferenceTable) -> list[str]:
+    base, other = table.cells
+    heads = ["", base, other, f"{other} - {base}", "95 % interval"]
+    return [*heads, "each seed"] if len(table.seeds) > 1 else heads
 
 
-def shown_number(value: float, column: Column, signed: bool = False) -> str:
-    """Return a value as its column shows it."""
-    return f"{value:{'+' if signed else ''},.{column.digits}f}"
-
-
-def outcome_table(found: Outcome) -> Table:
-    """Make the table that ends a demo."""
-    minutes, rest = divmod(round(found.seconds), 60)
-    title = f"plain against BASIC, embedded world, seed {found.seed}, {minutes} min {rest} s"
-    made = Table("", "plain", "BASIC", "BASIC - plain", "95 % interval", title=title, title_justify="left")
+def side_by_side(table: DifferenceTable, title: str) -> Table:
+    """Return a row for each measure of two variants, for a terminal."""
+    made = Table(*_pair_heads(table), title=title, title_justify="left")
     for column in made.columns[1:]:
         column.justify = "right"
-    group = ""
-    colours = {"better": "green", "worse": "red", "open": "default"}
-    for column in found.columns:
-        if column.group != group:
-            made.add_section()
-            made.add_row(f"[bold]{column.group}[/bold]")
-            group = column.group
-        sure = ""
-        if column.interval_95 is not None:
-            sure = " to ".join(shown_number(end, column, signed=True) for end in column.interval_95)
-        unit = f" ({column.unit})" if column.unit else ""
-        made.add_row(
-            f"{column.label}{unit}",
-            shown_number(column.plain, column),
-            shown_number(column.basic, column),
-            f"[{colours[column.verdict]}]{shown_number(column.difference, column, signed=True)}[/]",
-            sure,
-        )
+    for group, members in groupby(pairs(table), lambda pair: pair.group):
+        made.add_section()
+        made.add_row(f"[bold]{group}[/bold]")
+        for pair in members:
+            texts = pair.texts(len(table.seeds) > 1)
+            texts[3] = _coloured(texts[3], pair.other)
+            made.add_row(*texts)
     return made
+
+
+def write_side_by_side(table: DifferenceTable, path: Path) -> None:
+    """Write a row for each measure of two variants, for a README."""
+    heads = _pair_heads(table)
+    lines = _markdown(heads)
+    for group, members in groupby(pairs(table), lambda pair: pair.group):
+        lines.append(_line([f"**{group}**", *[""] * (len(heads) - 1)]))
+        lines += [_line([text.strip() for text in pair.texts(len(table.seeds) > 1)]) for pair in members]
+    _write_lines(path, lines)

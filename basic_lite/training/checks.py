@@ -15,9 +15,8 @@ import transformers.integrations
 from rich.console import Console
 from torch import nn
 
-from basic_lite import console as whole_console
 from basic_lite import files
-from basic_lite.console import rank_and_count
+from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.readers import Rows, open_rows
@@ -304,9 +303,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left, and make the folder."""
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (out / whole_console.FILE).unlink(
-        missing_ok=True
-    )  # alone it is no run: it may be all that a failed start left
+    (out / OTHER_LOG).unlink(missing_ok=True)  # alone it is no run: it may be all that a failed start left
     out.mkdir(parents=True, exist_ok=True)
 
 

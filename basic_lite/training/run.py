@@ -13,9 +13,8 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from basic_lite import console as whole_console
 from basic_lite import files
-from basic_lite.console import rank_and_count
+from basic_lite.console import rank_and_count, write_into
 from basic_lite.data.batches import Batches
 from basic_lite.data.findings import read_bad_rows, write_bad_rows
 from basic_lite.data.readers import Rows
@@ -89,7 +88,7 @@ def train(
             checks.clear(settings.out)
             if rows.faults:
                 write_bad_rows(bad_log, rows.faults)
-    whole_console.write_into(settings.out)
+    write_into(settings.out)
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(

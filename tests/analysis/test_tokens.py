@@ -8,18 +8,18 @@ import re
 import pytest
 import torch
 from basic_lite.recipes import analyze
+from made_runs import made_run
 from PIL import Image
 from rich.console import Console
-from test_export import made_run
 from tiny import tiny_assembled
 from typer.testing import CliRunner
 
 from basic_lite import files
 from basic_lite.analysis import replacement, report
-from basic_lite.analysis.exhibits import BEFORE, Exhibit, exhibit, method_of, subjects
+from basic_lite.analysis.inspection import InspectionSettings, ModelResults, PictureResults, inspect_layers
 from basic_lite.analysis.judges import by_truth, token_texts
-from basic_lite.analysis.look import Look, Plan, Said, look
 from basic_lite.analysis.report import common_table, depth_table, replacement_table
+from basic_lite.analysis.samples import BEFORE, Sample, choose_samples, method_of, subjects
 from basic_lite.analysis.tokens import analyse
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.dataset import write_world
@@ -58,15 +58,15 @@ def write_captions(folder, *rows: tuple[str, str]):
 
 
 def test_pictures_are_drawn_evenly_and_unreadable_ones_are_skipped_and_counted(pictures):
-    assert [one.name for one in exhibit(pictures, None, 9).exhibits] == [
+    assert [one.name for one in choose_samples(pictures, None, 9).chosen] == [
         *("a.png", "b.jpg", "deep/a.png", "deep/c.png")
     ]
-    two = exhibit(pictures, None, 2)
-    assert [one.name for one in two.exhibits] == ["b.jpg", "deep/c.png"]
-    assert (two.found, two.exhibits[0].caption) == (4, None)
+    two = choose_samples(pictures, None, 2)
+    assert [one.name for one in two.chosen] == ["b.jpg", "deep/c.png"]
+    assert (two.available, two.chosen[0].caption) == (4, None)
     (pictures / "b.jpg").write_bytes(b"no picture")
-    shown = exhibit(pictures, None, 9)
-    assert len(shown.exhibits) == 3
+    shown = choose_samples(pictures, None, 9)
+    assert len(shown.chosen) == 3
     assert len(shown.unreadable) == 1
     assert "b.jpg" in shown.unreadable[0]
 
@@ -75,12 +75,12 @@ def test_captions_are_found_by_path_and_by_a_file_name_that_is_no_others(picture
     path = write_captions(
         pictures, ("deep/a.png", "a deep one"), ("elsewhere/b.jpg", "bees"), ("x/a.png", "which of two?")
     )
-    shown = exhibit(pictures, path, 9)
-    assert {one.name: (one.question, one.caption) for one in shown.exhibits} == {
+    shown = choose_samples(pictures, path, 9)
+    assert {one.name: (one.question, one.caption) for one in shown.chosen} == {
         "deep/a.png": ("Say what it is.", "a deep one"),
         "b.jpg": ("Say what it is.", "bees"),
     }
-    assert shown.exhibits[0].turns(True)[-1] == ("assistant", "bees")
+    assert shown.chosen[0].turns(True)[-1] == ("assistant", "bees")
 
 
 def test_what_cannot_be_shown_is_refused_in_one_line(pictures, tmp_path):
@@ -98,32 +98,35 @@ def test_what_cannot_be_shown_is_refused_in_one_line(pictures, tmp_path):
         ((broken, None, 4), "none of the 1 pictures"),
     ):
         with pytest.raises(ValueError, match=told) as caught:
-            exhibit(*arguments)
+            choose_samples(*arguments)
         assert "\n" not in str(caught.value)
 
 
 def test_a_drawn_world_stands_for_its_held_out_scenes(tmp_path):
     write_world(tmp_path, seed=5, captions=2, conversations=2, questions=7)
     (tmp_path / "world.json").write_text('{"seed": 5}')
-    shown, again = exhibit(tmp_path, None, 3), exhibit(None, None, 3, seed=5)
-    assert [one.scene[0] for one in shown.exhibits] == held_out_scenes(3, 5)
-    assert [one.caption for one in shown.exhibits] == [one.caption for one in again.exhibits]
-    assert [one.name for one in exhibit(tmp_path / "images", None, 1).exhibits] != []
-    by_caption = exhibit(tmp_path, tmp_path / "stage1.json", 9)
-    assert len(by_caption.exhibits) == 2
+    shown, again = choose_samples(tmp_path, None, 3), choose_samples(None, None, 3, seed=5)
+    assert [one.scene[0] for one in shown.chosen] == held_out_scenes(3, 5)
+    assert [one.caption for one in shown.chosen] == [one.caption for one in again.chosen]
+    assert [one.name for one in choose_samples(tmp_path / "images", None, 1).chosen] != []
+    by_caption = choose_samples(tmp_path, tmp_path / "stage1.json", 9)
+    assert len(by_caption.chosen) == 2
     (tmp_path / "world.json").write_text("{}")
     with pytest.raises(ValueError, match="does not say which world"):
-        exhibit(tmp_path, None, 3)
+        choose_samples(tmp_path, None, 3)
 
 
 def test_the_embedded_worlds_truth_and_target_are_the_demos():
     assembled = assemble(Sources.named(zoo.TINY, bits=16, dtype=torch.float32))
-    shown = exhibit(None, None, 5, seed=2)
+    shown = choose_samples(None, None, 5, seed=2)
     truth = inspect_model(assembled, held_out_scenes(5, 2), seed=2)
     texts = token_texts(assembled.tokenizer, len(parts_of(assembled.model).embedding))
-    judges = [by_truth(*one.scene, texts) for one in shown.exhibits]
-    found = look(
-        assembled, shown.exhibits, judges, Plan(TEMPLATES["plain"], "pad", max_new_tokens=0, views=2)
+    judges = [by_truth(*one.scene, texts) for one in shown.chosen]
+    found = inspect_layers(
+        assembled,
+        shown.chosen,
+        judges,
+        InspectionSettings(TEMPLATES["plain"], "pad", max_new_tokens=0, views=2),
     )
     initial, target = found.depths[0], found.depths[-1]
     assert (initial.judged, initial.meaningful) == (sum(truth.shown), sum(truth.meaningful))
@@ -134,24 +137,27 @@ def test_the_embedded_worlds_truth_and_target_are_the_demos():
     ]
     assert [verdicts[0] for _, verdicts in found.views] == [view.meaningful for view in truth.views[:2]]
     assert initial.cosine == pytest.approx(dict.fromkeys(("q1", "median", "q3", "mean"), 1), abs=1e-6)
-    assert render(shown.exhibits[0].scene[0]).image.tobytes() == shown.exhibits[0].open().tobytes()
+    assert render(shown.chosen[0].scene[0]).image.tobytes() == shown.chosen[0].open().tobytes()
 
 
 def test_pictures_in_the_place_of_others_are_the_ones_before_them(pictures):
-    assembled, plan = tiny_assembled("llama"), Plan(TEMPLATES["plain"], "pad", max_new_tokens=0)
+    assembled, settings = (
+        tiny_assembled("llama"),
+        InspectionSettings(TEMPLATES["plain"], "pad", max_new_tokens=0),
+    )
     shown = [
-        Exhibit(name, lambda name=name: Image.open(pictures / name).convert("RGB"), caption="one two")
+        Sample(name, lambda name=name: Image.open(pictures / name).convert("RGB"), caption="one two")
         for name in ("a.png", "b.jpg")
     ]
-    found = look(assembled, shown, [None, None], plan)
-    swapped = look(assembled, shown[::-1], [None, None], plan)
-    own = [one.losses[replacement.ORIGINAL] for one in found.said]
-    assert found.said[0].losses[replacement.SHUFFLED] != pytest.approx(own[0], abs=1e-4)
-    assert found.said[0].losses == pytest.approx(swapped.said[1].losses, abs=1e-5)
+    found = inspect_layers(assembled, shown, [None, None], settings)
+    swapped = inspect_layers(assembled, shown[::-1], [None, None], settings)
+    own = [one.losses[replacement.ORIGINAL] for one in found.pictures]
+    assert found.pictures[0].losses[replacement.SHUFFLED] != pytest.approx(own[0], abs=1e-4)
+    assert found.pictures[0].losses == pytest.approx(swapped.pictures[1].losses, abs=1e-5)
     # Its caption is the same for both, so each loss with the other's embeddings is the other's own.
-    assert [one.losses[replacement.SHUFFLED] for one in found.said] == pytest.approx(own[::-1], abs=1e-5)
-    alone = look(assembled, shown[:1], [None], plan)
-    assert replacement.SHUFFLED not in alone.said[0].losses
+    assert [one.losses[replacement.SHUFFLED] for one in found.pictures] == pytest.approx(own[::-1], abs=1e-5)
+    alone = inspect_layers(assembled, shown[:1], [None], settings)
+    assert replacement.SHUFFLED not in alone.pictures[0].losses
     assert found.depths[0].meaningful is None
     assert found.depths[0].meaningful_share is None
 
@@ -163,18 +169,22 @@ def losses(own: float, tokens: float, shuffled: float, blank: float) -> dict[str
 
 def test_what_survives_is_measured_from_the_lower_floor_and_only_where_a_picture_helps():
     rows = [losses(1.0, 1.5, 3.0, 2.0), losses(1.2, 1.6, 3.0, 2.1), losses(0.9, 1.3, 2.0, 2.1)]
-    found = Look(said=[Said(one, {}, {}, "x") for one in rows] * 3)
+    found = ModelResults(pictures=[PictureResults(one, {}, {}, "x") for one in rows] * 3)
     means = [sum(one[kind] for one in rows) / 3 for kind in rows[0]]
     assert found.survives(replacement.DIRECTION) == pytest.approx(
         (means[3] - means[1]) / (means[3] - means[0])
     )
     assert found.survives(replacement.ORIGINAL) == 1
-    assert Look(said=found.said[:7]).survives(replacement.ORIGINAL) is None
-    noise = Look(
-        said=[Said(losses(1, 1, 1.5, 0.6), {}, {}, "x"), Said(losses(1, 1, 1.5, 1.5), {}, {}, "x")] * 5
+    assert ModelResults(pictures=found.pictures[:7]).survives(replacement.ORIGINAL) is None
+    noise = ModelResults(
+        pictures=[
+            PictureResults(losses(1, 1, 1.5, 0.6), {}, {}, "x"),
+            PictureResults(losses(1, 1, 1.5, 1.5), {}, {}, "x"),
+        ]
+        * 5
     )
     assert noise.survives(replacement.DIRECTION) is None
-    assert Look(said=[Said({}, {}, {}, None)]).survives(replacement.DIRECTION) is None
+    assert ModelResults(pictures=[PictureResults({}, {}, {}, None)]).survives(replacement.DIRECTION) is None
 
 
 @pytest.mark.parametrize("kind", ["stage1", "lora", "whole", "lora, 4 bits"])
@@ -187,15 +197,17 @@ def test_runs_of_all_kinds_are_held_against_their_own_beginning(kind, pictures, 
         (BEFORE, 0),
         (f"plain, stage {1 if kind == 'stage1' else 2}", None),
     ]
-    found = analyse(chosen, exhibit(pictures, path, 4), "cpu", views=1, max_new_tokens=3)
-    before, after = found.looks
+    found = analyse(chosen, choose_samples(pictures, path, 4), "cpu", views=1, max_new_tokens=3)
+    before, after = found.results
     assert before.loss(replacement.ORIGINAL) != pytest.approx(after.loss(replacement.ORIGINAL), abs=1e-3)
     fresh = tiny_assembled("llama", **bits)
-    alike = look(fresh, found.exhibition.exhibits, [None] * 2, Plan(_template(kind), "pad", max_new_tokens=0))
+    alike = inspect_layers(
+        fresh, found.samples.chosen, [None] * 2, InspectionSettings(_template(kind), "pad", max_new_tokens=0)
+    )
     assert before.loss(replacement.ORIGINAL) == pytest.approx(alike.loss(replacement.ORIGINAL), abs=1e-5)
     assert found.judged_by == "captions"
     assert after.depths[0].judged == 2 * 9
-    assert {len(one.texts) for one in after.said} == {5}
+    assert {len(one.texts) for one in after.pictures} == {5}
 
 
 def _template(kind: str):
@@ -204,11 +216,11 @@ def _template(kind: str):
 
 def test_other_models_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     one = made_run(tmp_path / "one", "llama", "clip", "stage1")
-    twin = made_run(tmp_path / "twin", "llama", "clip", "stage1")
+    other_run = made_run(tmp_path / "other", "llama", "clip", "stage1")
     llm = made_run(tmp_path / "llm", "gemma", "clip", "stage1")
     tower = made_run(tmp_path / "tower", "llama", "siglip", "stage1")
-    labels = [found.label for found in subjects(one, twin)]
-    assert labels == [BEFORE, f"plain, stage 1 ({twin})", f"plain, stage 1 ({one})"]
+    labels = [found.label for found in subjects(one, other_run)]
+    assert labels == [BEFORE, f"plain, stage 1 ({other_run})", f"plain, stage 1 ({one})"]
     for other, told in ((llm, "another LLM"), (tower, "another vision tower"), (tmp_path, "holds no run")):
         with pytest.raises(ValueError, match=told) as caught:
             subjects(one, other)
@@ -266,7 +278,7 @@ def test_the_command_prints_and_writes_figures_and_a_page(decoder, pictures, tmp
 
 def test_a_table_shows_tokens_that_look_like_markup(pictures, tmp_path):
     run = made_run(tmp_path / "run", "llama", "clip", "stage1")
-    found = analyse(subjects(run), exhibit(pictures, None, 2), "cpu", views=0, max_new_tokens=0)
+    found = analyse(subjects(run), choose_samples(pictures, None, 2), "cpu", views=0, max_new_tokens=0)
     found.texts = ["[/INST]"] * len(found.texts)
     console = Console(width=80, record=True)
     for table in (depth_table, common_table, replacement_table):
@@ -274,10 +286,19 @@ def test_a_table_shows_tokens_that_look_like_markup(pictures, tmp_path):
     assert "[/INST]" in console.export_text()
 
 
-def test_a_page_is_safe_whatever_a_token_or_a_caption_says():
-    text = report._for_script({"a": "</script><b>&"})
-    assert "<" not in text
-    assert json.loads(text) == {"a": "</script><b>&"}
+def test_a_page_is_safe_whatever_a_token_a_caption_or_a_name_says(pictures, tmp_path):
+    hostile = "</script><b>&'\""
+    (pictures / "a<b>.png").write_bytes((pictures / "a.png").read_bytes())
+    path = write_captions(pictures, ("a<b>.png", hostile))
+    run = made_run(tmp_path / "run", "llama", "clip", "stage1")
+    found = analyse(subjects(run), choose_samples(pictures, path, 1), "cpu", views=1, max_new_tokens=0)
+    found.texts = [hostile] * len(found.texts)
+    page = report.write(tmp_path / "page.html", found).read_text()
+    assert "<b>" not in page
+    assert page.count("</script>") == 2
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S).group(1))
+    assert (data["pictures"][0]["name"], data["pictures"][0]["caption"]) == ("a<b>.png", hostile)
+    assert set(data["exact"]) == {repr(hostile)}
 
 
 def test_a_run_without_pictures_to_look_at_says_what_to_give(tmp_path):

@@ -6,7 +6,7 @@ import urllib.error
 
 import pytest
 import torch
-from test_cli import run
+from command import run
 
 from basic_lite.bench import doctor
 

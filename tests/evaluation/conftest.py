@@ -60,3 +60,11 @@ def parquet(tmp_path, monkeypatch):
         return tmp_path
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trained(trained_run, tmp_path_factory):
+    """A folder with a copy of the trained run at `runs/stage1`, whose answers a module's tests share."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(trained_run, folder / "runs/stage1")
+    return folder

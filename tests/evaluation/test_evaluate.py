@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 
 import pytest
 import torch
@@ -52,6 +53,22 @@ def test_batched_answers_equal_single_ones(tmp_path, decoder, bits):
     single = answers(tmp_path / "1.jsonl")
     assert answers(tmp_path / "4.jsonl") == single
     assert len(set(single.values())) > 3  # they do depend on the question
+
+
+def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
+    """On a CPU in fp32, for questions with and without pictures, over a run that was cut in between."""
+    assembled, asked = tiny_assembled("llama", bits=16), questions(9)
+    assembled.model.float()
+    answer.generate(assembled, asked, tmp_path / "first.jsonl", batch_size=1)
+    first = answers(tmp_path / "first.jsonl")
+    assert len(set(first.values())) > 4
+    for size in (2, 3, 5, 9):
+        order = random.Random(size).sample(asked, len(asked))
+        path = tmp_path / f"{size}.jsonl"
+        answer.generate(assembled, order, path, batch_size=size, max_batches=1)
+        answer.generate(assembled, list(reversed(order)), path, batch_size=10 - size)
+        assert answers(path) == first
+    assert {question.id: answer.answer_one(assembled, question) for question in asked} == first
 
 
 def test_the_picture_matters(tmp_path):

@@ -1,8 +1,11 @@
 """Damaged files, missing pictures, prediction files: one clear line each, and nothing half written."""
 
+import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from basic_lite.evaluation import files, predictions
 from basic_lite.evaluation.files import Source
@@ -157,3 +160,13 @@ def test_a_picture_that_is_missing_or_broken_names_its_question(tmp_path):
     ):
         Question(5, "?", b"no picture", 8).open_image()
     assert Question(5, "?", None, 8).open_image() is None
+
+
+def test_pictures_are_decoded_as_in_training():
+    """16-bit grey is scaled and not clipped to white; what is too large is one line and not another error."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 0x8000, dtype=np.uint16)).save(buffer, "PNG")
+    assert Question(5, "?", buffer.getvalue(), 8).open_image().getpixel((0, 0)) == (128, 128, 128)
+    header = b"P6 20000 10000 255\n"  # 200 megapixels, of which not one is there
+    with pytest.raises(ValueError, match=r"of question 5 does not decode.*pixels"):
+        Question(5, "?", header, 8).open_image()

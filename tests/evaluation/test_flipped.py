@@ -4,7 +4,8 @@ from basic_lite.evaluation.compare import compare
 from basic_lite.evaluation.question import Question
 from basic_lite.evaluation.show import write_page
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tasks.mmbench import read_tsv, score
+from basic_lite.evaluation.table import load
+from basic_lite.evaluation.tasks.mmbench import score
 
 
 def test_a_page_shows_pictures_and_both_answers_and_escapes_them(tmp_path, png):
@@ -29,7 +30,7 @@ def test_a_page_shows_pictures_and_both_answers_and_escapes_them(tmp_path, png):
 
 
 def test_an_mmbench_question_comes_with_its_rotations(tmp_path, fixtures):
-    asked = read_tsv(fixtures / "mmbench_dev.tsv")
+    asked = load("mmbench", fixtures / "mmbench_dev.tsv", limit=9)
     right = {question.id: question.answer for question in asked}
     wrong = {**right, 1000012: "A"}
     found = compare(score(asked, right, "exact_matching"), score(asked, wrong, "exact_matching"))

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from command import run
 from PIL import Image
-from test_cli import run, stage1, world  # noqa: F401 (world is a fixture)
 
 EVAL = Path(__file__).parents[1] / "fixtures" / "eval"
 FILES = {
@@ -27,6 +27,8 @@ FILES = {
     "mmvet/mm-vet.json": "mm-vet.json",
     "vizwiz/val.json": "vizwiz_val.json",
 }
+SHORT = "Answer the question using a single word or phrase."
+pytestmark = pytest.mark.usefixtures("short_answers")
 EXPORTED = ("vqav2", "textvqa", "vizwiz", "gqa", "mmbench")
 FILES_OF = sorted({name.split("/")[0] for name in FILES})
 
@@ -59,13 +61,6 @@ def benchmarks(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def trained(world, tmp_path_factory) -> Path:  # noqa: F811
-    folder = tmp_path_factory.mktemp("trained")
-    run(*stage1(world, "--max-steps", 1, "--bits", 16), cwd=folder)
-    return folder
-
-
 def test_all_eight_run_and_end_in_one_table(benchmarks, trained):
     base = ("eval", "all", "--run", "runs/stage1", "--data", benchmarks)
     done = run(*base, "--limit", 3, "--batch-size", 4, cwd=trained)
@@ -90,20 +85,23 @@ def test_submissions_are_written(benchmarks, trained):
 
 
 def test_scoring_and_export_load_no_framework(benchmarks, trained):
-    """They run where only the answers were copied to, and in half a second."""
+    """They run where only the answers were copied to, and in half a second each."""
     run("eval", "all", "--run", "runs/stage1", "--data", benchmarks, "--limit", 3, cwd=trained)
+    base = ["eval", "{}", "--run", "runs/stage1", "--data", f"{benchmarks}/{{}}", "--limit", "3", "--step"]
+    steps = [(name, "score") for name in FILES_OF] + [(name, "export") for name in EXPORTED]
+    commands = [[word.format(name) for word in base] + [step] for name, step in steps]
     code = (
         "import sys; from basic_lite.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"for arguments in {commands!r}:\n"
+        "    sys.argv = ['basic-lite', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as stop: assert not stop.code, arguments\n"
         "sys.exit(' '.join(m for m in ('torch', 'transformers', 'datasets') if m in sys.modules) or 0)"
     )
-    for name in FILES_OF:
-        base = ("eval", name, "--run", "runs/stage1", "--data", str(benchmarks / name), "--limit", "3")
-        for step in ("score", "export") if name in EXPORTED else ("score",):
-            command = [sys.executable, "-c", code, *base, "--step", step]
-            done = subprocess.run(command, cwd=trained, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{name} {step}: {done.stderr}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_mmvet_takes_a_named_judges_grades_and_no_others(benchmarks, trained):
@@ -164,3 +162,86 @@ def test_bad_benchmark_files_end_in_one_line(benchmarks, trained, name, spoil, m
     refused = run("eval", name, "--run", "runs/stage1", "--data", bad, "--any-size", cwd=trained, expect=2)
     assert message in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_a_list_goes_on_without_the_benchmark_whose_data_is_missing(benchmarks, trained, monkeypatch):
+    """All data is read first, nothing is asked of the hub, and the exit code tells."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    base = ("eval", "mme,gqa,vizwiz", "--run", "runs/stage1", "--limit", 3, "--out", "list")
+    done = run(*base, "--data", benchmarks, cwd=trained, expect=2)
+    assert done.stdout.index("mme is left out") < done.stdout.index("gqa testdev")
+    assert "1 of 3 benchmarks were left out: mme: " in done.stderr
+    assert "mme does not exist" in done.stderr
+    for name in ("gqa", "vizwiz"):
+        assert json.loads((trained / "list" / name / "results.json").read_text())["missing_predictions"] == 0
+    assert "vizwiz val" in done.stdout.split("benchmark, split")[1]  # the table of all comes nevertheless
+    for data in ("no/folder", "nobody/gqa", "./gqa"):
+        alone = run("eval", "gqa", "--run", "runs/stage1", "--data", data, cwd=trained, expect=2)
+        assert "does not exist: give a folder or a file" in alone.stderr
+    refused = run(*base, "--data", "nowhere", cwd=trained, expect=2)
+    assert "several benchmarks need one with a folder for each" in refused.stderr
+
+
+def test_a_benchmark_that_breaks_while_it_is_asked_leaves_the_others(benchmarks, trained):
+    data = shutil.copytree(benchmarks, trained / "broken")
+    next((data / "gqa/images").iterdir()).write_bytes(b"no picture")
+    base = ("eval", "gqa,vizwiz", "--run", "runs/stage1", "--data", data, "--limit", 3, "--out", "asked")
+    done = run(*base, cwd=trained, expect=2)
+    assert "1 of 2 benchmarks were left out: gqa: Picture of question" in done.stderr
+    assert (trained / "asked/vizwiz/results.json").is_file()
+    assert not (trained / "asked/gqa/results.json").exists()
+
+
+def test_a_split_without_labels_ends_in_its_submission(trained, fixtures, png):
+    """VQAv2's server wants all of test2015, whatever part was asked."""
+    data = trained / "unlabelled"
+    (data / "test2015").mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        name = f"COCO_test2015_{number:012d}.jpg"
+        (data / "test2015" / name).write_bytes(png())
+        rows.append({"question_id": number * 1000, "image": name, "text": f"What is {number}?\n{SHORT}"})
+    part, whole = (data / f"llava_vqav2_mscoco_{name}2015.jsonl" for name in ("test-dev", "test"))
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    base = ("eval", "vqav2", "--split", "test-dev", "--run", "runs/stage1", "--data", data, "--any-size")
+    refused = run(*base, "--out", "dev", cwd=trained, expect=2)
+    assert "The server takes answers for all of test2015 only" in refused.stderr
+    assert not (trained / "dev").exists()  # it was said before the first question
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(*base, "--out", "dev", cwd=trained)
+    assert "has no public labels" in done.stdout
+    answers = {
+        row["question_id"]: row["answer"] for row in json.loads((trained / "dev/submission.json").read_text())
+    }
+    assert list(answers) == [0, 1000, 2000, 3000]
+    assert answers[2000] == answers[3000] == ""
+    asked = [
+        json.loads(line)["question_id"]
+        for line in (trained / "dev/predictions.jsonl").read_text().splitlines()
+    ]
+    assert sorted(asked) == [0, 1000]
+    assert not (trained / "dev/results.json").exists()
+
+
+def test_vizwiz_test_ends_in_its_submission_too(trained, fixtures, png):
+    data = trained / "vizwiz-test"
+    (data / "test").mkdir(parents=True)
+    shutil.copy(fixtures / "vizwiz_test.json", data / "test.json")
+    for row in json.loads((data / "test.json").read_text()):
+        (data / "test" / row["image"]).write_bytes(png())
+    run(
+        "eval",
+        "vizwiz",
+        "--split",
+        "test",
+        "--run",
+        "runs/stage1",
+        "--data",
+        data,
+        "--any-size",
+        "--out",
+        "v",
+        cwd=trained,
+    )
+    assert len(json.loads((trained / "v/submission.json").read_text())) == 1

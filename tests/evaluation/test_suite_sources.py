@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
-from PIL import Image
-from test_cli import COMMAND, run, world  # noqa: F401 (world is a fixture)
-from test_suite import EVAL, trained  # noqa: F401 (trained is a fixture)
+from command import COMMAND, run
 
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 9), "teal").save(buffer, "PNG")
-    return buffer.getvalue()
+EVAL = Path(__file__).parents[1] / "fixtures" / "eval"
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -43,7 +34,8 @@ def evaluated(folder: Path, name: str) -> tuple[dict, list[dict]]:
 SEED_ROW = {"question": "What?", "choice_a": "red", "choice_b": "blue", "choice_c": "1", "choice_d": "2"}
 
 
-def test_pope_mme_and_seed_from_their_own_files(trained, tmp_path):  # noqa: F811
+@pytest.mark.usefixtures("short_answers")
+def test_pope_mme_and_seed_from_their_own_files(trained, tmp_path, png):
     write(tmp_path / "pope/llava_pope_test.jsonl", (EVAL / "pope_questions.jsonl").read_bytes())
     write(tmp_path / "pope/coco_pope_random.json", (EVAL / "coco_pope_random.json").read_bytes())
     write(tmp_path / "pope/val2014/COCO_val2014_000000000101.jpg", png())
@@ -91,61 +83,47 @@ def test_pope_mme_and_seed_from_their_own_files(trained, tmp_path):  # noqa: F81
     assert "pope has no submission server" in refused.stderr
 
 
-@pytest.fixture
-def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Write rows as the hub's Parquet files, their picture where `image` stands."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-    def make(path: str, rows: list[dict], several: bool = False) -> None:
-        made = datasets.Dataset.from_list(rows)
-        if "image" in rows[0]:
-            made = made.cast_column("image", datasets.List(datasets.Image()) if several else datasets.Image())
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        made.to_parquet(tmp_path / path)
-
-    return make
-
-
-def test_folders_of_parquet_files(trained, tmp_path, parquet):  # noqa: F811
+@pytest.mark.usefixtures("short_answers")
+def test_folders_of_parquet_files(trained, tmp_path, parquet, png):
     picture = {"bytes": png(), "path": None}
     read = lambda name: json.loads((EVAL / name).read_text())  # noqa: E731
     labels = {row["question_id"]: row for row in read("vqav2_annotations.json")["annotations"]}
     vqa = [{**labels[row["question_id"]], **row, "image": picture} for row in read("vqav2_questions.json")["questions"]]  # fmt: skip # noqa: E501
-    parquet("vqav2/data/validation-00000-of-00001.parquet", vqa)
+    parquet(vqa, "vqav2/data/validation-00000-of-00001.parquet")
     turned = []
     for turn, order in enumerate(("cube cone ball", "cone ball cube", "ball cube cone")):
         options = dict(zip("ABC", order.split(), strict=True))
         answer = next(letter for letter, text in options.items() if text == "cube")
         turned.append(read("mmbench_hf_row.json") | options | {"index": 7 + turn * 10**6, "answer": answer})
-    parquet("mmbench/en/dev-00000-of-00001.parquet", [row | {"image": picture} for row in turned])
+    parquet([row | {"image": picture} for row in turned], "mmbench/en/dev-00000-of-00001.parquet")
     pope = [
         {"id": str(n), "question_id": "1", "question": "Is there a dog in the image?", "answer": answer}
         | {"image_source": "x", "image": picture, "category": category}
         for n, (category, answer) in enumerate((("random", "yes"), ("popular", "no")))
     ]
-    parquet("pope/data/test-00000-of-00001.parquet", pope)
-    parquet("gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet", [read("gqa_hf_row.json")])
+    parquet(pope, "pope/data/test-00000-of-00001.parquet")
+    parquet([read("gqa_hf_row.json")], "gqa/testdev_balanced_instructions/testdev-00000-of-00001.parquet")
     pictures = [{"id": read("gqa_hf_row.json")["imageId"], "image": picture}]
-    parquet("gqa/testdev_balanced_images/testdev-00000-of-00001.parquet", pictures)
+    parquet(pictures, "gqa/testdev_balanced_images/testdev-00000-of-00001.parquet")
     science = [
         row | {"image": picture if row["image"] else None} for row in read("sqa_problems.json").values()
     ]
-    parquet("scienceqa/ScienceQA-IMG/test-00000-of-00001.parquet", [row for row in science if row["image"]])
+    parquet([row for row in science if row["image"]], "scienceqa/ScienceQA-IMG/test-00000-of-00001.parquet")
     ocr = {row["image_id"]: row["ocr_tokens"] for row in read("textvqa_ocr.json")["data"]}
     text = [row | {"image": picture, "ocr_tokens": ocr[row["image_id"]]} for row in read("textvqa_val.json")["data"]]  # fmt: skip # noqa: E501
-    parquet("textvqa/data/validation-00000-of-00001.parquet", text)
+    parquet(text, "textvqa/data/validation-00000-of-00001.parquet")
     blind = [
         {"question_id": Path(row["image"]).stem, "image": picture, "question": row["question"]}
         | {"answers": [answer["answer"] for answer in row["answers"]], "category": row["answer_type"]}
         for row in read("vizwiz_val.json")
     ]
-    parquet("vizwiz/data/val-00000-of-00001.parquet", blind)
+    parquet(blind, "vizwiz/data/val-00000-of-00001.parquet")
     vet = [
         {"question_id": name, "image": picture, "question": row["question"], "answer": row["answer"]}
         | {"image_source": row["imagesource"], "capability": ",".join(row["capability"])}
         for name, row in read("mm-vet.json").items()
     ]
-    parquet("mmvet/data/test-00000-of-00001.parquet", vet)
+    parquet(vet, "mmvet/data/test-00000-of-00001.parquet")
     counts = {
         "vqav2": 3,
         "mmbench": 3,
@@ -164,7 +142,7 @@ def test_folders_of_parquet_files(trained, tmp_path, parquet):  # noqa: F811
         assert (content["value"] is None) == (name == "mmvet")
 
 
-def test_a_kill_while_generating_loses_and_doubles_nothing(trained, tmp_path):  # noqa: F811
+def test_a_kill_while_generating_loses_and_doubles_nothing(trained, tmp_path, png):
     """A process of its own and SIGKILL; the next one ends as one that was never killed."""
     rows = [
         {"image": f"{n}.png", "question": f"What is {n}?", "answerable": 1, "answer_type": "other"}

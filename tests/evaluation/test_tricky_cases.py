@@ -2,9 +2,10 @@
 
 import pytest
 
-from basic_lite.evaluation.choices import extract_option, normalise_cn, pope_answer, resolve_option
+from basic_lite.evaluation.choices import extract_option, resolve_option
 from basic_lite.evaluation.open_answers import normalize, vqa_accuracy
-from basic_lite.evaluation.tasks.mmbench import circular_accuracy
+from basic_lite.evaluation.tasks import pope
+from basic_lite.evaluation.tasks.mmbench import circular_accuracy, normalise_cn
 
 COLOURS = {"A": "red", "B": "blue", "C": "green", "D": "yellow"}
 YES_NO = {"A": "yes", "B": "no"}
@@ -83,11 +84,13 @@ def test_an_option_that_reads_as_missing_is_no_option():
 
 
 def test_pope_takes_an_answer_without_denial_for_a_yes_an_empty_one_too():
-    said = {text: pope_answer(text, "pope_llava") for text in ("", "Yes.", "no", "No, there is", "not one")}
+    said = {
+        text: pope.yes_or_no(text, "pope_llava") for text in ("", "Yes.", "no", "No, there is", "not one")
+    }
     assert said == {"": "yes", "Yes.": "yes", "no": "no", "No, there is": "no", "not one": "no"}
-    assert pope_answer("There is. No doubt", "pope_llava") == "yes"  # only the first sentence counts
-    assert pope_answer("NO", "pope_llava") == "yes"  # the three spellings are exact
-    assert [pope_answer(text, "pope_lmms") for text in (" Yes", "no.", "")] == ["yes", "other", "other"]
+    assert pope.yes_or_no("There is. No doubt", "pope_llava") == "yes"  # only the first sentence counts
+    assert pope.yes_or_no("NO", "pope_llava") == "yes"  # the three spellings are exact
+    assert [pope.yes_or_no(text, "pope_lmms") for text in (" Yes", "no.", "")] == ["yes", "other", "other"]
 
 
 # Columns: prediction, choices, lmms_can_infer, lmms_static, exact_matching, llava_sqa, lmms_sqa.
@@ -167,7 +170,6 @@ def test_chinese_marks_and_full_width_letters_fold_on_request(text):
         (lambda: normalize("x", "mine"), "m4c, vqa_official, vlmevalkit"),
         (lambda: vqa_accuracy("x", ["x"], "mine"), "vqa_official, vqa_official_on_m4c"),
         (lambda: extract_option("A", COLOURS, "mine"), "exact_matching, lmms_static"),
-        (lambda: pope_answer("x", "mine"), "pope_llava, pope_lmms"),
         (lambda: vqa_accuracy("x", [], "vqa_m4c"), "no public labels"),
     ],
 )

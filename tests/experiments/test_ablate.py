@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 
 import pytest
+from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
-from test_cli import run
-from test_cli import world as files  # noqa: F401 (a fixture)
+from PIL import Image
 from tiny import llm_folder, tower_folder
 
 pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
@@ -19,7 +22,7 @@ pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
         (["nope"], "plans are layers, losses"),
         (["losses", "--seeds", "0"], "--seeds must be at least 1"),
         (["losses", "--jobs", "0"], "--jobs must be at least 1"),
-        (["losses", "--arms", "both;x"], "no arm 'x'"),
+        (["losses", "--variants", "both;x"], "no variant 'x'"),
         (["losses", "--foo", "3"], "stage1: No such option"),
         (["losses", "--das-weight", "2"], "sets --das-weight itself"),
         (["weights", "--layers", "9"], "layers must be between 1 and 8"),
@@ -34,57 +37,74 @@ def test_what_a_user_can_have_wrong_is_said_before_any_work(words, said, tmp_pat
 
 @pytest.mark.slow
 def test_a_plan_from_end_to_end(tmp_path):
-    words = ["ablate", "losses", "--arms", "both", "--out", "a", "--max-steps", "2", "--jobs", "1"]
+    words = ["ablate", "losses", "--variants", "both", "--out", "a", "--jobs", "1", "--weighting", "linear"]
+    words += ["--stage", "2", "--stage2", "--lora --max-steps 1", "--max-steps", "2"]
     said = run(*words, "--dry-run", cwd=tmp_path).stdout
     assert "to do: basic=False, seed 0" in said
     assert not list(tmp_path.iterdir())
-    said = run(*words, cwd=tmp_path).stdout
-    assert "2 of 2 runs are done" in said
+    assert "runs: 2 of 2 done" in run(*words, cwd=tmp_path).stdout
     content = json.loads((tmp_path / "a/losses.json").read_text())
-    assert list(content["arms"]) == ["none", "both"]
-    assert set(content["arms"]["both"]) == {"caption_loss", "cosine", "meaningful"}
-    for arm, active in (("basic=False", False), ("default", True)):
-        folder = tmp_path / "a/runs" / arm / "seed-0"
-        manifest = json.loads((folder / "stage1/manifest.json").read_text())
-        assert (manifest["steps"], manifest["method"]["basic"]) == (2, active)
-        cosine = content["arms"]["both" if active else "none"]["cosine"]["mean"]
-        inspected = json.loads((folder / "stage1/inspection.json").read_text())["cosine"]
-        assert cosine == pytest.approx(sum(inspected) / len(inspected))
+    assert list(content["variants"]) == ["none", "both"]
+    stages = [f"{name}_stage{n}" for n in (1, 2) for name in ("caption_loss", "cosine", "meaningful")]
+    assert [m["name"] for m in content["measures"]] == [*stages, "answers_en", "answers_zh"]
+    for key, active in (("basic=False", False), ("default", True)):
+        folder = tmp_path / "a/runs" / key / "seed-0"
+        for stage, steps in ((1, 2), (2, 1)):
+            manifest = json.loads((folder / f"stage{stage}/manifest.json").read_text())
+            assert (manifest["steps"], manifest["method"]["basic"]) == (steps, active)
+            assert not active or manifest["method"]["weighting"] == "linear"
+            cosine = content["variants"]["both" if active else "none"][f"cosine_stage{stage}"]["mean"]
+            inspected = json.loads((folder / f"stage{stage}/inspection.json").read_text())["cosine"]
+            assert cosine == pytest.approx(sum(inspected) / len(inspected))
     assert "<svg" in (tmp_path / "a/losses.html").read_text()
     assert "| both |" in (tmp_path / "a/losses.md").read_text()
 
-    written = (tmp_path / "a/runs/default/seed-0/stage1/manifest.json").stat().st_mtime_ns
-    said = run(*words, cwd=tmp_path).stdout
-    assert "2 of 2 runs are done already" in said
-    assert (tmp_path / "a/runs/default/seed-0/stage1/manifest.json").stat().st_mtime_ns == written
-    words[words.index("2")] = "3"
-    assert "made with another stage1" in run(*words, cwd=tmp_path, expect=2).stderr
+    manifest = tmp_path / "a/runs/default/seed-0/stage1/manifest.json"
+    written = manifest.stat().st_mtime_ns
+    assert "2 of 2 runs are done already" in run(*words, cwd=tmp_path).stdout
+    assert manifest.stat().st_mtime_ns == written
+    assert "made with another stage1" in run(*words[:-1], "3", cwd=tmp_path, expect=2).stderr
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Captions with pictures, and two questions with all their rotations."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    names, rows, cells = ["red", "green", "blue", "white"], [], []
+    for number in range(8):
+        name, buffer = names[number % 4], io.BytesIO()
+        picture = Image.new("RGB", (30 + number, 40), name)
+        picture.save(folder / f"{number}.png")
+        picture.save(buffer, "PNG")
+        cells.append(base64.b64encode(buffer.getvalue()).decode())
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": f"a {name} one"}]
+        rows.append({"id": str(number), "image": f"{number}.png", "conversations": turns})
+    (folder / "captions.json").write_text(json.dumps(rows))
+    columns = "index question hint A B C D answer category image source l2-category comment split".split()
+    lines = [columns]
+    for question, turn in itertools.product(range(2), range(4)):
+        order = names[turn:] + names[:turn]
+        answer, cell = "ABCD"[order.index(names[question])], str(question) if turn else cells[question]
+        row = [question + turn * 1_000_000, "Which colour?", "", *order, answer, "colour", cell]
+        lines.append([*row, "made", "perception", "", "dev"])
+    (folder / "bench.tsv").write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
+    return folder
 
 
 @pytest.mark.slow
-def test_own_model_data_and_benchmark(files, tmp_path):  # noqa: F811
-    """Losses and cosine on rows of the file, and a score; one arm, as each takes seconds."""
+def test_own_model_data_and_benchmark(files, tmp_path):
+    """Losses and cosine on rows of the file, and a score; one variant, as each takes seconds."""
     models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", "16"]
     batch = ["--global-batch", "4", "--micro-batch", "2", "--workers", "0", "--max-steps", "1"]
-    words = ["ablate", "weights", "--arms", "quadratic", *models, "--data", files / "captions.json", *batch]
-    words += ["--measure-rows", "5", "--eval", "mmbench", "--eval-data", files / "bench.tsv", "--jobs", "1"]
+    words = ["ablate", "weights", "--variants", "quadratic", *models, *batch]
+    words += ["--data", files / "captions.json", "--jobs", "1"]
+    words += ["--measure-rows", "5", "--eval", "mmbench", "--eval-data", files / "bench.tsv"]
     run(*words, cwd=tmp_path)
     content = json.loads((tmp_path / "runs/ablation/weights.json").read_text())
     assert {m["name"]: m["over"] for m in content["measures"]} == {
         **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of the training file"),
         "mmbench": "questions",
     }
-    assert 0 <= content["arms"]["quadratic"]["mmbench"]["mean"] <= 100
+    assert 0 <= content["variants"]["quadratic"]["mmbench"]["mean"] <= 100
     assert content["setup"]["stage1"]["max_steps"] == 1
-
-
-@pytest.mark.slow
-def test_stage_2_and_questions(tmp_path):
-    words = ["ablate", "lambda", "--arms", "as it is", "--max-steps", "1", "--stage", "2", "--jobs", "1"]
-    run(*words, "--weighting", "linear", "--stage2", "--lora --max-steps 1", "--out", "a", cwd=tmp_path)
-    content = json.loads((tmp_path / "a/lambda.json").read_text())
-    figures = [f"{name}_stage{n}" for n in (1, 2) for name in ("caption_loss", "cosine", "meaningful")]
-    assert [m["name"] for m in content["measures"]] == [*figures, "answers_en", "answers_zh"]
-    manifest = json.loads((tmp_path / "a/runs/default/seed-0/stage2/manifest.json").read_text())
-    assert manifest["method"]["weighting"] == "linear"
-    assert manifest["steps"] == 1

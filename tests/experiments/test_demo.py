@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
+from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
-from test_cli import run
 
 from basic_lite.data.world.questions import KINDS
 
@@ -48,29 +48,31 @@ def test_demo_goes_on_after_a_signal_and_leaves_a_summary_a_report_and_both_runs
     assert "--resume" in run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2).stderr
     other = run("demo", "--out", "d", "--scenes", "9", "--resume", cwd=tmp_path, expect=2).stderr
     assert "was started with" in other
-    before = (tmp_path / "d/basic/before.json").stat().st_mtime_ns
+    before = tmp_path / "d/basic/before/inspection.json"
+    written = before.stat().st_mtime_ns
     done = run("demo", "--out", "d", "--scenes", "8", "--resume", cwd=tmp_path).stdout
-    assert (tmp_path / "d/basic/before.json").stat().st_mtime_ns == before  # what was done is not done again
+    assert before.stat().st_mtime_ns == written  # what was done is not done again
     assert "plain against BASIC" in done
     summary = json.loads((tmp_path / "d/summary.json").read_text())
     columns = {column["name"]: column for column in summary["columns"]}
     wanted = {f"{kind}_{language}" for kind in KINDS for language in ("en", "zh")}
     wanted |= {f"{key}_stage{n}" for key in ("caption_loss", "cosine", "meaningful") for n in (1, 2)}
-    assert wanted | {"accuracy_en", "accuracy_zh", "peak_mib", "seconds_stage 1"} <= set(columns)
+    assert wanted | {"answers_en", "answers_zh", "circular_zh", "peak_mib", "seconds_stage 1"} <= set(columns)
     for column in columns.values():
         assert column["difference"] == pytest.approx(column["basic"] - column["plain"])
     page = (tmp_path / "d/report.html").read_text()
     assert page.count("<figure>") == 4 * 6
-    for twin in ("plain", "basic"):
+    for variant in ("plain", "basic"):
         for stage in ("stage1", "stage2"):
-            assert json.loads((tmp_path / "d" / twin / stage / "manifest.json").read_text())["finished"]
+            assert json.loads((tmp_path / "d" / variant / stage / "manifest.json").read_text())["finished"]
         for name in ("mmbench", "mmbench-cn"):
-            assert (tmp_path / "d" / twin / "stage2/eval" / name / "predictions.jsonl").is_file()
+            assert (tmp_path / "d" / variant / "stage2/eval" / name / "results.json").is_file()
     assert "--overwrite" in run("demo", "--out", "d", cwd=tmp_path, expect=2).stderr
 
 
-def test_a_twin_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
+def test_a_run_that_fails_is_said_in_one_line(monkeypatch, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("raise SystemExit('no room')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2)
-    assert "twin failed: SystemExit: no room (all of it in" in failed.stderr
+    failed = run("demo", "--out", "d", "--scenes", "8", cwd=tmp_path, expect=2).stderr
+    assert "2 of 2 runs failed, first plain, seed 0: SystemExit: no room (all of it in" in failed
+    assert "with --resume tries them again" in failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,16 @@ from tiny import PATCHES, llm_folder, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 from basic_lite.data.layout import layout_of
-from basic_lite.experiments.interventions import check, make, parse
+from basic_lite.experiments.interventions import check, make, parse, resolve
 from basic_lite.method.capture import layer_weights
 from basic_lite.method.types import Refinement
 from basic_lite.models.parts import parts_of
 
-IDS = ["first", "pair", "text", "behind", "short"]
+IDS = ["first", "pair", "text", "after", "short"]
 """Of the rows of `tiny_batch`, which have 1, 2, 0, 1 and 1 images."""
 
 
-def look(model, text: str, seed: int = 7, **options: object) -> BasicSupervision:
+def watched(model, text: str, seed: int = 7, **options: object) -> BasicSupervision:
     """Watch one forward pass under an intervention."""
     supervision, batch = BasicSupervision(model, layers=2, **options), tiny_batch()
     if (found := make(text, parts_of(model), 2, "quadratic", IDS.__getitem__)) is not None:
@@ -45,11 +46,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def raw(model) -> Refinement:
-    return look(model, "none").refinement
+    return watched(model, "none").refinement
 
 
 def test_noise_of_nothing_is_the_raw_target_exactly(model, raw):
-    assert same(look(model, "noise=0").refinement, raw, ("initial", "target", "importance", "image"))
+    assert same(watched(model, "noise=0").refinement, raw, ("initial", "target", "importance", "image"))
 
 
 def test_noise_is_relative_to_every_state_and_goes_no_further(model):
@@ -68,15 +69,15 @@ def test_noise_is_relative_to_every_state_and_goes_no_further(model):
     lengths = [state.flatten(0, 1)[at].norm(dim=-1) for state in states]
     weights = layer_weights(2, "constant")
     wanted = 0.3**2 * sum(w**2 * length**2 for w, length in zip(weights, lengths, strict=True)).sum()
-    raw = look(model, "none", weighting="constant").refinement
-    noisy = [look(model, "noise=0.3", seed, weighting="constant").refinement for seed in range(20)]
+    raw = watched(model, "none", weighting="constant").refinement
+    noisy = [watched(model, "noise=0.3", seed, weighting="constant").refinement for seed in range(20)]
     found = torch.stack([(one.target - raw.target).square().sum() for one in noisy])
     assert float(found.mean() / wanted) == pytest.approx(1, abs=0.05)  # of 20 draws
     assert same(noisy[0], raw, ("initial", "importance"))
 
 
 def test_shuffled_targets_are_those_of_the_image_before(model, raw):
-    found = look(model, "shuffled").refinement
+    found = watched(model, "shuffled").refinement
     blocks = raw.target.view(5, PATCHES, -1)
     assert torch.equal(found.target.view(5, PATCHES, -1), blocks[[4, 0, 1, 2, 3]])
     assert same(found, raw, ("initial", "importance", "image"))
@@ -86,8 +87,8 @@ def test_another_teacher_gives_the_targets_of_its_own_layers(model, raw, tmp_pat
     """The same decoder as a teacher gives the raw target; a random one another, the same for a seed."""
     parts_of(model).decoder.save_pretrained(tmp_path)
     depth = len(parts_of(model).decoder.layers)
-    assert torch.allclose(look(model, f"teacher={tmp_path}").refinement.target, raw.target, atol=1e-5)
-    random = [look(model, "teacher=random").refinement.target for _ in range(2)]
+    assert torch.allclose(watched(model, f"teacher={tmp_path}").refinement.target, raw.target, atol=1e-5)
+    random = [watched(model, "teacher=random").refinement.target for _ in range(2)]
     assert torch.equal(*random)
     assert not torch.allclose(random[0], raw.target, atol=1e-2)
     assert len(parts_of(model).decoder.layers) == parts_of(model).decoder.config.num_hidden_layers == depth
@@ -96,8 +97,8 @@ def test_another_teacher_gives_the_targets_of_its_own_layers(model, raw, tmp_pat
 def test_spared_patches_leave_one_term_alone(model, raw, tmp_path):
     """`L_sds` as if they had no importance; `L_das` as before."""
     file = tmp_path / "spare.json"
-    file.write_text(json.dumps({"first": [0, 2], "pair": [1, PATCHES + 3], "behind": [1], "nobody": [0]}))
-    seen, plain = look(model, f"spare={file}"), look(model, "none")
+    file.write_text(json.dumps({"first": [0, 2], "pair": [1, PATCHES + 3], "after": [1], "nobody": [0]}))
+    seen, plain = watched(model, f"spare={file}"), watched(model, "none")
     gone = [0, 2, PATCHES + 1, 2 * PATCHES + 3, 3 * PATCHES + 1]
     assert seen.refinement.spared.nonzero().flatten().tolist() == gone
     p = (raw.target @ parts_of(model).embedding.T).log_softmax(-1)
@@ -108,7 +109,7 @@ def test_spared_patches_leave_one_term_alone(model, raw, tmp_path):
     assert torch.equal(seen.terms["das"].total, plain.terms["das"].total)
     file.write_text(json.dumps({"short": [99]}))
     with pytest.raises(ValueError, match="none is number 99"):
-        look(model, f"spare={file}")
+        watched(model, f"spare={file}")
 
 
 @pytest.mark.parametrize(
@@ -140,3 +141,21 @@ def test_a_teacher_of_another_width_is_refused(model):
 def test_names():
     assert parse("none") == ("none", "")
     assert parse("teacher=a=b") == ("teacher", "a=b")
+
+
+def test_a_run_s_settings_and_rows_give_its_intervention(model, tmp_path):
+    """Patches are spared by the ids of the run's own rows."""
+    file = tmp_path / "spare.json"
+    file.write_text(json.dumps({"pair": [1]}))
+    settings = SimpleNamespace(intervention=f"spare={file}", layers=2, weighting="quadratic", seed=0)
+    rows = SimpleNamespace(raw=lambda row: SimpleNamespace(id=IDS[row]))
+    changed = resolve(settings, SimpleNamespace(model=model), rows)
+    batch = tiny_batch()
+    given = {
+        "layout": layout_of(batch["input_ids"], batch["attention_mask"], model.config.image_token_id, 5),
+        "rows": [0, 1, 2, 3, 4],
+    }
+    after = changed.refinement(watched(model, "none").refinement, given)
+    assert after.spared.nonzero().flatten().tolist() == [PATCHES + 1]
+    settings.intervention = "none"
+    assert resolve(settings, SimpleNamespace(model=model), rows) is None

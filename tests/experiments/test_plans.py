@@ -1,4 +1,4 @@
-"""Plans are data: every arm's options are stage 1's, and say what they should for any decoder."""
+"""Plans are data: the options of every variant are stage 1's, and say what they should for any decoder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 from basic_lite.recipes import stage1, stage2
-from basic_lite.recipes.passing import defaults_of, given_to
+from basic_lite.recipes.ablate import defaults_of, forwarded
 
 from basic_lite.experiments.interventions import parse
-from basic_lite.experiments.plans import METHOD, PLANS, arms_for, plan_named
+from basic_lite.experiments.plans import METHOD, PLANS, plan_named, variants_for
 from basic_lite.method.capture import layer_weights
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import check_kind
@@ -20,11 +20,11 @@ EACH = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
 
 @EACH
-def test_arms_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path):
-    assert plan.baseline in plan.arms
-    for arm in arms_for(plan, 8, {}, DEFAULTS):
-        assert set(arm.options) <= set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
-        options = DEFAULTS | dict(arm.options)
+def test_variants_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path):
+    assert plan.baseline in plan.variants
+    for variant in variants_for(plan, 8, {}, DEFAULTS):
+        assert set(variant.options) <= set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
+        options = DEFAULTS | dict(variant.options)
         weights = (options["das_weight"], options["sds_weight"])
         made = Settings(
             stage=1,
@@ -43,18 +43,19 @@ def test_arms_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path):
         layer_weights(4, made.weighting)
         parse(made.intervention)
         check_kind(made.target)
-        assert "default" in arm.key or arm.options
+        assert "default" in variant.key or variant.options
 
 
 @EACH
-def test_arms_of_one_plan_are_different_runs(plan):
-    keys = [arm.key for arm in arms_for(plan, 32, {}, DEFAULTS)]
-    assert len(keys) == len(set(keys)) == len(plan.arms)
+def test_variants_of_one_plan_are_different_runs(plan):
+    keys = [variant.key for variant in variants_for(plan, 32, {}, DEFAULTS)]
+    assert len(keys) == len(set(keys)) == len(plan.variants)
 
 
-def test_plans_share_the_papers_arm_and_the_plain_one():
+def test_plans_share_the_papers_variant_and_the_plain_one():
     found = {
-        name: {arm.name: arm.key for arm in arms_for(plan, 8, {}, DEFAULTS)} for name, plan in PLANS.items()
+        name: {variant.name: variant.key for variant in variants_for(plan, 8, {}, DEFAULTS)}
+        for name, plan in PLANS.items()
     }
     assert found["layers"]["k = 1/2"] == found["losses"]["both"] == found["weights"]["quadratic"] == "default"
     assert found["lambda"]["as it is"] == found["importance"]["attention"] == "default"
@@ -66,21 +67,21 @@ def test_plans_share_the_papers_arm_and_the_plain_one():
 )
 def test_fractions_of_the_layers(depth, wanted):
     """Rounded, at least one; what comes out twice runs once."""
-    arms = arms_for(PLANS["layers"], depth, {}, DEFAULTS)
+    variants = variants_for(PLANS["layers"], depth, {}, DEFAULTS)
     half = max(depth // 2, 1)
-    assert [arm.options.get("layers", half) for arm in arms[1:]] == wanted
-    assert not any(isinstance(value, Fraction) for arm in arms for value in arm.options.values())
+    assert [variant.options.get("layers", half) for variant in variants[1:]] == wanted
+    assert not any(isinstance(value, Fraction) for variant in variants for value in variant.options.values())
 
 
-def test_chosen_arms_come_with_the_baseline():
-    arms = arms_for(PLANS["losses"], 8, {}, DEFAULTS, chosen=["sds"])
-    assert [arm.name for arm in arms] == ["none", "sds"]
+def test_chosen_variants_come_with_the_baseline():
+    variants = variants_for(PLANS["losses"], 8, {}, DEFAULTS, chosen=["sds"])
+    assert [variant.name for variant in variants] == ["none", "sds"]
 
 
-def test_another_teacher_is_an_arm_of_its_own():
+def test_another_teacher_is_a_variant_of_its_own():
     plan = plan_named("teacher-noise", "./llm")
-    assert plan.arms["another LLM"] == {"intervention": "teacher=./llm"}
-    assert "another LLM" not in PLANS["teacher-noise"].arms
+    assert plan.variants["another LLM"] == {"intervention": "teacher=./llm"}
+    assert "another LLM" not in PLANS["teacher-noise"].variants
 
 
 @pytest.mark.parametrize(
@@ -89,13 +90,13 @@ def test_another_teacher_is_an_arm_of_its_own():
         (lambda: plan_named("nope"), "layers, losses"),
         (lambda: plan_named("losses", "./llm"), "--teacher is for the plan teacher-noise"),
         (
-            lambda: arms_for(PLANS["losses"], 8, {}, DEFAULTS, chosen=["x"]),
-            "no arm 'x'; its arms are none",
+            lambda: variants_for(PLANS["losses"], 8, {}, DEFAULTS, chosen=["x"]),
+            "no variant 'x'; its variants are none",
         ),
-        (lambda: arms_for(PLANS["lambda"], 8, {"das_weight": 2.0}, DEFAULTS), "sets --das-weight itself"),
-        (lambda: given_to(stage1.main, ["--foo", "1"]), "stage1: No such option"),
-        (lambda: given_to(stage1.main, ["--max-steps", "x"]), "max-steps"),
-        (lambda: given_to(stage1.main, ["--resume"]), "--resume cannot be passed on"),
+        (lambda: variants_for(PLANS["lambda"], 8, {"das_weight": 2.0}, DEFAULTS), "sets --das-weight itself"),
+        (lambda: forwarded(stage1.main, ["--foo", "1"]), "stage1: No such option"),
+        (lambda: forwarded(stage1.main, ["--max-steps", "x"]), "max-steps"),
+        (lambda: forwarded(stage1.main, ["--resume"]), "--resume cannot be forwarded"),
     ],
 )
 def test_refusals_in_one_line(call, said):
@@ -103,6 +104,6 @@ def test_refusals_in_one_line(call, said):
         call()
 
 
-def test_only_what_was_given_is_passed_on():
-    found = given_to(stage1.main, ["--max-steps", "7", "--no-fused-kernels"])
+def test_only_what_was_given_is_forwarded():
+    found = forwarded(stage1.main, ["--max-steps", "7", "--no-fused-kernels"])
     assert found == {"max_steps": 7, "fused_kernels": False}

@@ -80,7 +80,7 @@ def test_eight_bits_dequantised(tmp_path):
 
 
 def test_the_command_prints_the_gap(tmp_path):
-    from test_cli import run as command
+    from command import run as command
 
     made_run(tmp_path / "runs/stage2", "llama", "clip", "lora", bits=4)
     done = command("export", "runs/stage2", "out", "--base", "dequantised", cwd=tmp_path)

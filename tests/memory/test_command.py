@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_cli import run
+from command import run
 from tiny import llm_folder, tower_folder
 
 FIELDS = {

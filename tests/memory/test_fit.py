@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_cli import run, stage1, stage2, world  # noqa: F401
+from command import run, stage1, stage2
 from tiny import llm_folder, tower_folder
 
 from basic_lite.memory.choice import KINDS, budget_bytes, candidates, fit, least, needed, step_of
@@ -53,7 +53,7 @@ def test_the_optimizer_changes_only_where_nothing_else_fits():
     assert fit(step, smallest - 1e9, [1], 24, ("adamw",)) is None
 
 
-def test_a_stage_runs_as_it_was_fitted(world, tmp_path):  # noqa: F811
+def test_a_stage_runs_as_it_was_fitted(world, tmp_path):
     done = run(*stage1(world, "--dry-run"), cwd=tmp_path)
     assert "memory plan: " in done.stdout
     assert "micro-batch 2 x 2, 0 layers recompute" in done.stdout.replace("\n", " ")
@@ -69,7 +69,7 @@ def test_a_stage_runs_as_it_was_fitted(world, tmp_path):  # noqa: F811
     assert manifest["training"]["optimizer"] == "adamw"
 
 
-def test_what_cannot_fit_is_said(world, tmp_path):  # noqa: F811
+def test_what_cannot_fit_is_said(world, tmp_path):
     refused = run(*stage1(world, "--fit", 1), cwd=tmp_path, expect=2)
     assert "--fit 1: stage1 of" in refused.stderr
     assert "GB at least and 0.5 GB may be used; take a smaller --model" in refused.stderr

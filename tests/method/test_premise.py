@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_cli import run
+from command import run
 from test_targets import drawn
 from tiny import DECODERS, llm_folder, tiny_llava
 from transformers import AutoTokenizer

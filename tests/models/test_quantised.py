@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run, stage1
 from filelock import FileLock
-from test_cli import run, stage1, world  # noqa: F401
 from tiny import DECODERS, IMAGE_TOKEN, llm_folder, tiny_batch, tower_folder
 
 from basic_lite.data.layout import layout_of
@@ -274,7 +274,7 @@ def test_where_copies_are(monkeypatch):
     assert quantised.root() == Path("/large/basic-lite")
 
 
-def test_a_run_says_so_and_knows_its_base_not_the_copy(world, tmp_path, cache):  # noqa: F811
+def test_a_run_says_so_and_knows_its_base_not_the_copy(world, tmp_path, cache):
     options = ["--bits", 4, "--max-steps", 1]
     manifests = []
     for words, more in (

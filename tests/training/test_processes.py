@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
+from command import run, stage1, stage2
 from kills import COMMAND, lines
 from safetensors.torch import load_file
-from test_cli import run, stage1, stage2, world  # noqa: F401
 
 from basic_lite.files import checkpoints, file_hash
 
@@ -54,7 +54,7 @@ def finish(started: list[subprocess.Popen]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_update_of_one(world, tmp_path):  # noqa: F811
+def test_two_processes_make_the_update_of_one(world, tmp_path):
     more = ("--bits", 16, "--max-steps", 3, "--save-steps", 2)
     run(*stage1(world, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
     first, second = finish(launch(stage1(world, *more, "--out", "two"), tmp_path))
@@ -77,7 +77,7 @@ def test_two_processes_make_the_update_of_one(world, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):  # noqa: F811
+def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):
     """The launcher itself, on rows with and without pictures; `--cpu` would start one process alone."""
     run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
     more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5)
@@ -109,7 +109,7 @@ def test_accelerate_launch_trains_adapters_in_two_processes(world, tmp_path):  #
     ],
 )
 def test_other_cuts_are_refused_before_anything_happens(
-    world,  # noqa: F811
+    world,
     tmp_path,
     monkeypatch,
     stage,
@@ -127,7 +127,7 @@ def test_other_cuts_are_refused_before_anything_happens(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_both_and_both_go_on(world, tmp_path):  # noqa: F811
+def test_a_signal_to_one_process_stops_both_and_both_go_on(world, tmp_path):
     """It reaches the second process alone; both leave after the same step, with one checkpoint."""
     more = ("--bits", 16, "--max-steps", 40, "--micro-batch", 1)
     started = launch(stage1(world, *more, "--out", "broken"), tmp_path)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run, stage1, stage2
 from peft import PeftModel
 from safetensors.torch import load_file
 from sharded import CASES, train
-from test_cli import run, stage1, stage2, world  # noqa: F401
 from test_processes import finish, launch, start
 from tiny import tiny_assembled
 
@@ -112,7 +112,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_taken_by_none(runs):
     ]
 
 
-def test_the_command_hears_the_launcher_and_refuses_what_cannot_be_cut(world, tmp_path, monkeypatch):  # noqa: F811
+def test_the_command_hears_the_launcher_and_refuses_what_cannot_be_cut(world, tmp_path, monkeypatch):
     run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
     more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5, "--save-steps", 3)
     run(*stage2(world, *more, "--out", "one"), cwd=tmp_path)

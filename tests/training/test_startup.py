@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from test_cli import run, stage1, world  # noqa: F401
+from command import run, stage1
 
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.training.callbacks import Clock, process_age
@@ -43,7 +43,7 @@ def test_elsewhere_the_age_is_unknown(monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, 5])
-def test_a_run_says_once_how_long_it_took_and_how_many_patches_went_through(world, tmp_path, given):  # noqa: F811
+def test_a_run_says_once_how_long_it_took_and_how_many_patches_went_through(world, tmp_path, given):
     more = [] if given is None else ["--rows-per-chunk", given]
     done = run(*stage1(world, "--max-steps", 3, "--logging-steps", 1, *more), cwd=tmp_path)
     lines = [line for line in done.stdout.splitlines() if "after the command" in line]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run
 from PIL import Image
 from rich.console import Console
-from test_cli import run
 from tiny import llm_folder, tiny_assembled, tower_folder
 
 from basic_lite.data.readers import open_rows

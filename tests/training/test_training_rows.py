@@ -9,8 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from command import run
 from PIL import Image
-from test_cli import run
 from tiny import llm_folder, tower_folder
 
 from basic_lite.training.trainer import BasicTrainer

@@ -6,50 +6,48 @@ Sources: GQA `eval.py` (breakdowns), LLaVA `scripts/convert_gqa_for_eval.py` (su
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.data import hub
-from basic_lite.evaluation import files
-from basic_lite.evaluation.choices import GQA_SCORERS, exact_match, gqa_submission
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_keyed, write_text
-from basic_lite.evaluation.question import SHORT, Question, StoredImage, check_style
-from basic_lite.evaluation.statistics import Score, mean_by, percent
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import (
+    Source,
+    locate_images,
+    main_file,
+    open_table,
+    read_keyed,
+    table_rows,
+    write_rows,
+)
+from basic_lite.evaluation.question import SHORT, Question, StoredImage
+from basic_lite.evaluation.statistics import Score, by_field, score_of
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
-SCORERS = GQA_SCORERS
 _NEEDS = ("question", "imageId", "answer", "isBalanced", "types")
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the balanced questions of testdev.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "gqa")
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    return [
-        Question(
-            id=row["id"],
-            text=f"{row['question']}\n{SHORT}",
-            image=row["image"],
-            max_new_tokens=STYLES[style],
-            answer=row["answer"],
-            category=row["types"]["structural"],
-            fields={
-                "structural": row["types"]["structural"],
-                "semantic": row["types"]["semantic"],
-                "kind": "open" if row["types"]["structural"] == "query" else "binary",
-                "words": str(len(row["question"].split())),
-                "steps": str(_steps(row.get("semantic") or [])),
-            },
-        )
-        for row in rows
-        if row["isBalanced"]
-    ]
+def _question(row: Mapping[str, Any], style: str) -> Question | None:
+    if not row["isBalanced"]:
+        return None
+    structural = row["types"]["structural"]
+    return Question(
+        id=row["id"],
+        text=f"{row['question']}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=row["answer"],
+        category=structural,
+        picture=row["imageId"],
+        fields={
+            "structural": structural,
+            "semantic": row["types"]["semantic"],
+            "kind": "open" if structural == "query" else "binary",
+            "words": str(len(row["question"].split())),
+            "steps": str(_steps(row.get("semantic") or [])),
+        },
+    )
 
 
 def _steps(program: Sequence[Mapping[str, Any]]) -> int:
@@ -68,14 +66,13 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     images: dict[str, StoredImage] = {}
     if source.with_images:
-        table = hub.table(source.data, "testdev_balanced_images", "testdev")
+        table = open_table(source, "testdev_balanced_images", "testdev")
         images = {name: StoredImage(table, number) for number, name in enumerate(table["id"])}
-    for row in files.rows(
-        source.data, "testdev_balanced_instructions", "testdev", ("id", *_NEEDS), image=None
-    ):
+    config = "testdev_balanced_instructions"
+    for row in table_rows(source, config, "testdev", ("id", *_NEEDS), image=None):
         if images and row["imageId"] not in images:
             raise ValueError(
                 f"{source.data}: question {row['id']} has no picture {row['imageId']} in the images."
@@ -83,35 +80,62 @@ def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
         yield {**row, "image": images.get(row["imageId"])}
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+# Equality with the one answer. Sources: LLaVA `scripts/convert_gqa_for_eval.py` followed by GQA's `eval.py`,
+# lmms-eval `api/metrics.py` (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit
+# `dataset/utils/vqa_eval.py` (`accuracy`).
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def submitted(text: str) -> str:
+    """Return an answer as LLaVA hands it to GQA's evaluation: without final dots, in lower case."""
+    return text.rstrip(".").lower()
+
+
+def _lmms(text: str) -> str:
+    return text.lower().translate(_NO_PUNCTUATION)
+
+
+EQUAL: dict[str, Callable[[str, str], bool]] = {
+    "gqa_llava": lambda prediction, answer: submitted(prediction) == answer,
+    "gqa_lmms": lambda prediction, answer: _lmms(prediction) == _lmms(answer),
+    "gqa_vlmevalkit": lambda prediction, answer: prediction.strip().lower() == answer.strip().lower(),
+}
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score by equality with the one answer, by kind, structure, meaning, words and reasoning steps."""
+    equal = EQUAL[scorer]
     items = {
         question.id: float(
-            question.id in predictions and exact_match(predictions[question.id], str(question.answer), scorer)
+            question.id in predictions and equal(predictions[question.id], str(question.answer))
         )
         for question in questions
     }
-    by_id = {question.id: question for question in questions}
-    groupings = ("kind", "structural", "semantic", "words", "steps")
-    return Score(
-        metric="accuracy",
-        scorer=scorer,
-        value=percent(items),
-        items=items,
-        categories={question.id: question.category for question in questions},
-        right_wrong=True,
-        breakdown={
-            name: mean_by(items, lambda item, name=name: by_id[item].fields[name]) for name in groupings
-        },
-        unparsed=sum(not text.strip() for text in predictions.values()),
-        missing=len(questions) - len(predictions),
-    )
+    groupings = by_field("kind", "structural", "semantic", "words", "steps")
+    return score_of(questions, predictions, items, scorer=scorer, groupings=groupings, right_wrong=True)
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the JSON list that GQA's evaluation reads."""
-    rows = [
-        {"questionId": str(question.id), "prediction": gqa_submission(predictions.get(question.id, ""))}
+    rows = (
+        {"questionId": str(question.id), "prediction": submitted(predictions.get(question.id, ""))}
         for question in questions
-    ]
-    return write_text(path, json.dumps(rows, ensure_ascii=False))
+    )
+    return write_rows(path, rows)
+
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    hub="lmms-lab/GQA",
+    split="testdev",
+    sizes={"testdev": (12_578,)},
+    styles=STYLES,
+    scorers=tuple(EQUAL),
+    published=published(62.0, 63.3, 63.0, 63.3, basic=63.5),
+    measured_on="testdev balanced",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export,
+)

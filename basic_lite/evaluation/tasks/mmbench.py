@@ -10,24 +10,24 @@ import binascii
 import csv
 import re
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.choices import METHODS, normalise_cn, resolve_option
-from basic_lite.evaluation.files import AGAIN, Source, main_file
-from basic_lite.evaluation.question import (
-    LETTER,
-    LETTER_CN,
-    LETTER_CN_LMMS,
-    ImageSource,
-    Question,
-    check_style,
-)
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.choices import METHODS, resolve_option
+from basic_lite.evaluation.files import AGAIN, Source, main_file, table_rows, unique
+from basic_lite.evaluation.question import LETTER, Question
 from basic_lite.evaluation.statistics import Score
+from basic_lite.files import complete
+
+LETTER_CN = "请直接回答选项字母。"
+LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
 
 # MMBench's circular accuracy: a question counts only if every rotation of its options is answered rightly.
 #
@@ -57,7 +57,6 @@ class CircularAccuracy:
         n_questions: Groups of rotations.
         n_rows: Rows.
         hits: Question (index of the unrotated row) -> right in every rotation.
-        row_hits: Row index -> right.
     """
 
     overall: float
@@ -72,11 +71,6 @@ class CircularAccuracy:
     n_questions: int
     n_rows: int
     hits: dict[int, bool]
-    row_hits: dict[int, bool]
-
-    def __getitem__(self, name: str) -> Any:
-        """Return a figure by its name, as `results.json` holds it."""
-        return getattr(self, name)
 
 
 def is_missing(value: object) -> bool:
@@ -123,13 +117,11 @@ def circular_accuracy(
         The accuracies; no answer is guessed, so an unresolved row makes its question wrong.
 
     Raises:
-        ValueError: If there are no rows, an index comes twice, or a row has no labelled answer.
+        ValueError: If there are no rows, or a row has no labelled answer.
     """
     by_index: dict[int, Mapping[str, Any]] = {}
     for row in rows:
         index = int(row["index"])
-        if index in by_index:
-            raise ValueError(f"MMBench row index {index} comes twice: remove the duplicate row.")
         if is_missing(row.get("answer")):
             raise ValueError(
                 f"MMBench row {index} has no answer: score a labelled split, or export a submission."
@@ -175,11 +167,23 @@ def circular_accuracy(
         n_questions=len(hits),
         n_rows=len(by_index),
         hits=hits,
-        row_hits=row_hits,
     )
 
 
-# The cells of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text.
+_CN_MARKS = str.maketrans(dict.fromkeys("。、（）：():", " "))
+
+
+def normalise_cn(prediction: str) -> str:
+    """Fold full-width forms and set Chinese marks to spaces before extraction (opt-in for MMBench-CN).
+
+    With LLaVA's suffix a model answers with a bare letter and this changes nothing; a large difference
+    between the counts with and without it points at a wrong prompt.
+    """
+    return unicodedata.normalize("NFKC", prediction).translate(_CN_MARKS).strip()
+
+
+# The cells of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text. Not by pandas itself:
+# it fills a row that the end of a cut file left short, which here is an error.
 #
 # Source: LLaVA `llava/eval/model_vqa_mmbench.py`; the image cell that names another row is VLMEvalKit's.
 
@@ -189,7 +193,7 @@ OPTIONAL = ("hint", "source", "l2-category", "comment", "split")
 _LONGEST_INDEX = 64  # a shorter image cell names the row that holds the picture
 
 # What pandas reads as missing, also inside quotes: an option that is literally "None" is lost, as in LLaVA.
-_PANDAS_NA = frozenset(
+PANDAS_NA = frozenset(
     [
         *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
         *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
@@ -198,7 +202,11 @@ _PANDAS_NA = frozenset(
 
 
 def tsv_rows(path: Path, needs: Iterable[str]) -> list[dict[str, str | None]]:
-    """Read the cells as text, missing ones as `None`; every row must have all columns."""
+    """Read the cells as text, missing ones as `None`.
+
+    Raises:
+        ValueError: In one line, if the file is no table, lacks columns or rows, or a row lacks cells.
+    """
     csv.field_size_limit(sys.maxsize)  # a picture is one cell of up to some hundred thousand characters
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -224,12 +232,14 @@ def tsv_rows(path: Path, needs: Iterable[str]) -> list[dict[str, str | None]]:
                 "damaged, get it again."
             )
         rows.append(
-            {name: None if cell in _PANDAS_NA else cell for name, cell in zip(header, line, strict=True)}
+            {name: None if cell in PANDAS_NA else cell for name, cell in zip(header, line, strict=True)}
         )
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows: the file is cut off, get it again.")
     return rows
 
 
-def _picture(cell: str, row: str) -> bytes:
+def _picture(cell: str, row: int) -> bytes:
     """Decode a base64 cell and look at the header of the picture."""
     from basic_lite.data.pictures import open_header
     from basic_lite.data.rows import RowFault
@@ -248,29 +258,33 @@ def _picture(cell: str, row: str) -> bytes:
     return picture
 
 
-def pictures(cells: Mapping[int, str | None]) -> dict[int, bytes]:
-    """Decode each picture once and share it with the rows that point at it."""
-    decoded: dict[int, bytes] = {}
+def image_cells(cells: Mapping[int, str | None]) -> dict[int, int]:
+    """Return row -> the row that holds its picture, which rows with a short image cell point at.
 
-    def find(index: int, via: int, seen: tuple[int, ...] = ()) -> bytes:
+    Raises:
+        ValueError: If a cell is neither a picture nor the index of a row that leads to one.
+    """
+    holders: dict[int, int] = {}
+
+    def holder(index: int, via: int, seen: tuple[int, ...] = ()) -> int:
         if index in seen or is_missing(cells.get(index)):
             raise ValueError(
                 f"MMBench row {via}: its image cell points at row {index}, which holds no picture: the file "
                 "is damaged or cut off."
             )
-        if index not in decoded:
+        if index not in holders:
             cell = str(cells[index]).strip()
             if len(cell) > _LONGEST_INDEX:
-                decoded[index] = _picture(cell, str(index))
+                holders[index] = index
             elif cell.isdigit():
-                decoded[index] = find(int(cell), index, (*seen, index))
+                holders[index] = holder(int(cell), index, (*seen, index))
             else:
                 raise ValueError(
                     f"MMBench row {index}: image cell {cell!r} is neither base64 nor a row index."
                 )
-        return decoded[index]
+        return holders[index]
 
-    return {index: find(index, index) for index in cells}
+    return {index: holder(index, index) for index in cells}
 
 
 def row_index(row: Mapping[str, Any]) -> int:
@@ -353,109 +367,62 @@ MAX_NEW_TOKENS = 1024
 SCORERS = tuple(METHODS)
 _SUBMITTED = ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
 NORMALISE_CN = "_normalise_cn"
-SCORERS_CN = (*SCORERS, *(f"{name}{NORMALISE_CN}" for name in SCORERS))
+_COLUMNS = tuple(name for name in (*COLUMNS, *LABELS, *OPTIONAL) if name != "image")
 
 
-def questions(
-    rows: Iterable[Mapping[str, Any]],
-    images: Mapping[int, ImageSource],
-    language: str = "en",
-    prompt_style: str = "llava",
-) -> list[Question]:
-    """Make questions from rows; the row itself (without its picture) is `Question.fields`, for the scorer.
-
-    Args:
-        rows: Mappings with `index`, `question`, `A` to `D` and, where known, the other columns.
-        images: Row index -> picture.
-        language: `"en"` or `"cn"`, which decides the suffix of LLaVA's prompt.
-        prompt_style: A name in `PROMPTS`.
-
-    Raises:
-        ValueError: If an index comes twice or is no number, or the prompt style is unknown.
-    """
-    check_style(prompt_style, PROMPTS, "mmbench")
-    made: dict[int, Question] = {}
-    for row in rows:
-        index = row_index(row)
-        if index in made:
-            raise ValueError(f"MMBench row index {index} comes twice: remove the duplicate row.")
-        cells = {name: row.get(name) for name in (*COLUMNS, *LABELS, *OPTIONAL) if name != "image"}
-        cells = {name: None if is_missing(cell) else str(cell) for name, cell in cells.items()}
-        fields: dict[str, Any] = {**cells, "index": index}
-        made[index] = Question(
-            id=index,
-            text=PROMPTS[prompt_style](fields, language),
-            image=images.get(index),
-            max_new_tokens=MAX_NEW_TOKENS,
-            answer=cells["answer"],
-            choices=choices_of(fields),
-            category=cells["category"] or "",
-            fields=fields,
-        )
-    return list(made.values())
+def _question(row: Mapping[str, Any], style: str, language: str) -> Question:
+    """Make a question; the row itself (without its picture) is `Question.fields`, for the scorer."""
+    cells = {name: None if is_missing(row.get(name)) else str(row[name]) for name in _COLUMNS}
+    fields: dict[str, Any] = {**cells, "index": row["index"]}
+    return Question(
+        id=row["index"],
+        text=PROMPTS[style](fields, language),
+        image=row["image"],
+        max_new_tokens=MAX_NEW_TOKENS,
+        answer=cells["answer"],
+        choices=choices_of(fields),
+        category=cells["category"] or "",
+        picture=row["picture"],
+        fields=fields,
+    )
 
 
-def read_tsv(
-    path: str | Path,
-    language: str = "en",
-    prompt_style: str = "llava",
-    labelled: bool = True,
-    with_images: bool = True,
-) -> list[Question]:
-    """Read a TSV in the published format.
-
-    Cells are read as LLaVA's pandas call reads them, but all as text, so that an option "5" stays "5".
-
-    Args:
-        path: The TSV; its columns may come in any order and case (`L2-category`).
-        language: `"en"` or `"cn"`.
-        prompt_style: A name in `PROMPTS`.
-        labelled: Whether the file must have answers and categories.
-        with_images: False leaves the pictures out.
-
-    Returns:
-        One question per row, rotations included, in the order of the file.
-
-    Raises:
-        ValueError: In one line, if columns are missing, a row is cut off, an index comes twice or a picture
-            does not decode.
-    """
-    rows = tsv_rows(Path(path), (*COLUMNS, *(LABELS if labelled else ())))
-    cells: dict[int, str | None] = {}
-    for row in rows:
-        index = row_index(row)
-        if index in cells:
-            raise ValueError(f"{path}: row index {index} comes twice: remove the duplicate row.")
-        cells[index] = row["image"]
-    if not rows:
-        raise ValueError(f"{path} has a header and no rows: the file is cut off, get it again.")
-    return questions(rows, pictures(cells) if with_images else {}, language, prompt_style)
+def _tsv(source: Source, language: str) -> Path:
+    patterns = [f"mmbench_{source.split}_cn*.tsv", f"MMBench_{source.split.upper()}_CN.tsv"]
+    if language == "en":
+        patterns = [f"mmbench_{source.split}_2*.tsv", f"mmbench_{source.split}_en*.tsv"]
+        patterns += [f"mmbench_{source.split}.tsv", f"MMBench_{source.split.upper()}_EN.tsv"]
+    return main_file(source, f"MMBench TSV ({language}, {source.split})", *patterns)
 
 
-def read(source: Source, style: str = "llava", language: str = "en") -> list[Question]:
-    """Read a split from a TSV or from a Hugging Face data set.
-
-    Raises:
-        ValueError: If the data is missing or damaged, or the style is unknown.
-    """
-    labelled = source.split == "dev"
-    if not files.is_table(source):
-        patterns = [f"mmbench_{source.split}_cn*.tsv", f"MMBench_{source.split.upper()}_CN.tsv"]
-        if language == "en":
-            patterns = [f"mmbench_{source.split}_2*.tsv", f"mmbench_{source.split}_en*.tsv"]
-            patterns += [f"mmbench_{source.split}.tsv", f"MMBench_{source.split.upper()}_EN.tsv"]
-        path = main_file(source, f"MMBench TSV ({language}, {source.split})", *patterns)
-        return read_tsv(path, language, style, labelled, source.with_images)
-    needs = [name for name in COLUMNS if name != "image"] + (["answer"] if labelled else [])
-    rows = list(files.rows(source.data, language, source.split, needs, with_images=source.with_images))
-    images = {row_index(row): row["image"] for row in rows}
-    lowered = [
-        {name if name in LETTERS else name.lower(): cell for name, cell in row.items()} for row in rows
-    ]
-    return questions(lowered, images, language, style)
+def _file_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
+    """Read a TSV; its columns may come in any order and case (`L2-category`)."""
+    path = _tsv(source, language)
+    rows = tsv_rows(path, (*COLUMNS, *(LABELS if source.split == "dev" else ())))
+    indices = [row_index(row) for row in rows]
+    unique(indices, str(path))
+    cells = {index: row["image"] for index, row in zip(indices, rows, strict=True)}
+    holders = image_cells(cells)
+    encoded = {holder: "".join(str(cells[holder]).split()) for holder in set(holders.values())}
+    # Two rows may hold the same picture twice, without a pointer.
+    names = {holder: sha256(cell.encode()).hexdigest()[:16] for holder, cell in encoded.items()}
+    decoded = {holder: _picture(cell, holder) for holder, cell in encoded.items() if source.with_images}
+    for index, row in zip(indices, rows, strict=True):
+        holder = holders[index]
+        yield {**row, "index": index, "picture": names[holder], "image": decoded.get(holder)}
 
 
-def score(asked: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def _table_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
+    needs = [name for name in COLUMNS if name != "image"] + (["answer"] if source.split == "dev" else [])
+    for row in table_rows(source, language, source.split, needs):
+        lowered = {name if name in LETTERS else name.lower(): cell for name, cell in row.items()}
+        # The rows do not name their pictures, and reading all to tell them apart takes long: rotations count
+        # as one about the same picture anyway, as they are one question.
+        index = row_index(lowered)
+        yield {**lowered, "index": index, "picture": None}
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score by circular accuracy, by category and l2-category as the data names them.
 
     A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter. Answers with
@@ -465,7 +432,7 @@ def score(asked: Sequence[Question], predictions: Mapping[int | str, str], score
         ValueError: If a row has no public answer, or the scorer is unknown.
     """
     method = scorer.removesuffix(NORMALISE_CN)
-    rows = [question.fields for question in asked]
+    rows = [question.fields for question in questions]
     answers = {int(index): text for index, text in predictions.items()}
     result = circular_accuracy(rows, answers, method, normalise=scorer.endswith(NORMALISE_CN))
     figures: dict[str, Any] = {
@@ -483,13 +450,15 @@ def score(asked: Sequence[Question], predictions: Mapping[int | str, str], score
                 "value": 100 * other.overall,
                 "parse_failures": other.n_unparsed - other.n_missing,
             }
-    base = {question.fields["index"] % ROTATION: question.category for question in reversed(asked)}
+    base = {rotations_of(question): question for question in reversed(questions)}
+    pictures = {index: question.picture for index, question in base.items()}
     return Score(
         metric="circular accuracy",
         scorer=scorer,
         value=100 * result.overall,
-        items={question: float(hit) for question, hit in result.hits.items()},
-        categories={question: base[question] for question in result.hits},
+        items={index: float(hit) for index, hit in result.hits.items()},
+        categories={index: base[index].category for index in result.hits},
+        clusters={index: picture for index, picture in pictures.items() if picture is not None},
         right_wrong=True,
         breakdown={
             "category": {name: 100 * share for name, share in result.per_category.items()},
@@ -501,7 +470,7 @@ def score(asked: Sequence[Question], predictions: Mapping[int | str, str], score
     )
 
 
-def export(asked: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the server's Excel file.
 
     Raises:
@@ -518,7 +487,7 @@ def export(asked: Sequence[Question], predictions: Mapping[int | str, str], path
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     sheet.append(_SUBMITTED)
-    for question in asked:
+    for question in questions:
         row = {**question.fields, "prediction": predictions.get(question.id)}
         cells = []
         for name in _SUBMITTED:
@@ -531,8 +500,69 @@ def export(asked: Sequence[Question], predictions: Mapping[int | str, str], path
             else:
                 cells.append(value)
         sheet.append(cells)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    book.save(unfinished)
-    unfinished.replace(path)
+    with complete(path) as draft:
+        book.save(draft)
     return path
+
+
+def rotations_of(question: Question) -> int:
+    """Return the question that a row is a rotation of."""
+    return question.fields["index"] % ROTATION
+
+
+def check_rotations(questions: Sequence[Question], where: str) -> None:
+    """Check that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
+
+    Raises:
+        ValueError: If one lacks some: the file has lost rows.
+    """
+    rows = Counter(map(rotations_of, questions))
+    if max(rows.values(), default=1) == 1:
+        return
+    for question in questions:
+        base = rotations_of(question)
+        if rows[base] != len(question.choices):
+            raise ValueError(
+                f"{where}: question {base} has {rows[base]} of {len(question.choices)} rotations; "
+                "the file is cut off or damaged, get it again"
+            )
+
+
+def _benchmark(name: str, language: str, **more: Any) -> Benchmark:
+    return Benchmark(
+        name=name,
+        hub="lmms-lab/MMBench",
+        split="dev",
+        styles=PROMPTS,
+        rows=(partial(_table_rows, language=language), partial(_file_rows, language=language)),
+        question=partial(_question, language=language),
+        score=score,
+        export=export,
+        submission="submission.xlsx",
+        key="index",
+        unit=rotations_of,
+        units={"dev": 1_164},
+        check=check_rotations,
+        measured_on="dev, scored by the server, which asked a GPT where matching failed",
+        **more,
+    )
+
+
+BENCHMARKS = (
+    _benchmark(
+        "mmbench",
+        "en",
+        sizes={"dev": (4_329, 4_377), "test": (6_666, 6_718)},
+        scorers=SCORERS,
+        aliases=("mmbench-en", "mmb"),
+        published=published(64.3, 67.7, 66.1, 68.5, basic=68.8),
+    ),
+    _benchmark(
+        "mmbench-cn",
+        "cn",
+        sizes={"dev": (4_329,), "test": (6_666,)},
+        scorers=(*SCORERS, *(f"{name}{NORMALISE_CN}" for name in SCORERS)),
+        aliases=("mmb-cn",),
+        published=published(58.3, 63.6, 58.9, 61.5, basic=62.1),
+    ),
+)

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files as evaluation_files
-from basic_lite.evaluation.choices import MME_SCORERS, mme_answer
-from basic_lite.evaluation.files import AGAIN, Source, read_text, write_text
-from basic_lite.evaluation.question import SHORT, Question, check_style
-from basic_lite.evaluation.statistics import Id, Score, mean_by, value_of
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import AGAIN, Source, read_text, table_rows
+from basic_lite.evaluation.question import SHORT, Id, Question
+from basic_lite.evaluation.statistics import Score, mean_by, score_of, value_of
+from basic_lite.files import write_text
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
-SCORERS = MME_SCORERS
+SCORERS = ("mme_official", "mme_lmms")
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -28,29 +28,21 @@ _REQUEST = " Please answer yes or no."
 _PICTURES = (".jpg", ".png", ".jpeg")
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions; a picture has two, told apart by a number after its name.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "mme")
-    rows = evaluation_files.rows_of(source, _hub_rows, _folder_rows)
-    odd = [row["id"] for row in rows if row["answer"].lower() not in ("yes", "no")]
-    if odd:
-        raise ValueError(f"{source.data}: the answer of question {odd[0]} is neither yes nor no.")
-    return [
-        Question(
-            id=row["id"],
-            text=f"{row['question'].strip().replace(_REQUEST, '')}\n{SHORT}",
-            image=row["image"],
-            max_new_tokens=STYLES[style],
-            answer=row["answer"].lower(),
-            category=row["category"],
-            fields={name: row[name] for name in ("picture", "question", "answer")},
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    if row["answer"].lower() not in ("yes", "no"):
+        raise ValueError(
+            f"The answer of MME's question {row['id']} is {row['answer']!r}, neither yes nor no."
         )
-        for row in rows
-    ]
+    return Question(
+        id=row["id"],
+        text=f"{row['question'].strip().replace(_REQUEST, '')}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=row["answer"].lower(),
+        category=row["category"],
+        picture=row["picture"],
+        fields={name: row[name] for name in ("question", "answer")},
+    )
 
 
 def _folder_rows(source: Source) -> Iterator[dict[str, Any]]:
@@ -71,7 +63,7 @@ def _folder_rows(source: Source) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(lines, start=1):
                 question, _, answer = line.partition("\t")
                 if not answer.strip():
-                    raise ValueError(f"{path} line {number} has no answer behind a tab: {AGAIN}.")
+                    raise ValueError(f"{path} line {number} has no answer after a tab: {AGAIN}.")
                 yield {
                     "id": f"{category}/{name}/{number}",
                     "question": question,
@@ -82,65 +74,90 @@ def _folder_rows(source: Source) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     asked: dict[str, int] = defaultdict(int)
-    needs = ("question_id", "question", "answer", "category")
-    for row in evaluation_files.rows(source.data, None, "test", needs, with_images=source.with_images):
+    for row in table_rows(source, None, "test", ("question_id", "question", "answer", "category")):
         picture = row["question_id"]
         asked[picture] += 1
-        yield {
-            **row,
-            "id": f"{picture}/{asked[picture]}",
-            "picture": picture,
-            "answer": row["answer"].strip(),
-        }
+        identity = f"{picture}/{asked[picture]}"
+        yield {**row, "id": identity, "picture": picture, "answer": row["answer"].strip()}
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def yes_or_no(text: str, scorer: str) -> str:
+    """Return `"yes"`, `"no"` or `"other"`: which of the words stands in the first four characters."""
+    lowered = text.lower()
+    if scorer == "mme_lmms":
+        lowered = lowered.strip().replace(".", "")
+        if lowered in ("y", "n"):
+            return "yes" if lowered == "y" else "no"
+    start = lowered[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score points: 100 x accuracy + 100 x share of pictures with all answers right, summed over categories.
 
     The value is the sum over perception; where only cognition was asked, over that.
     """
-    said = {item: mme_answer(text, scorer) for item, text in predictions.items()}
+    said = {item: yes_or_no(text, scorer) for item, text in predictions.items()}
     items = {question.id: float(said.get(question.id) == question.answer) for question in questions}
     pictures: dict[Id, tuple[str, int, int]] = {}
     for question in questions:
-        category, right, asked = pictures.get(question.fields["picture"], (question.category, 0, 0))
-        pictures[question.fields["picture"]] = (category, right + int(items[question.id]), asked + 1)
+        assert question.picture is not None
+        category, right, asked = pictures.get(question.picture, (question.category, 0, 0))
+        pictures[question.picture] = (category, right + int(items[question.id]), asked + 1)
 
     def points(names: Sequence[str]) -> float:
         return value_of((cell for cell in pictures.values() if cell[0] in names), "pair_points")
 
-    present = sorted({question.category for question in questions})
+    by_id = {question.id: question.category for question in questions}
+    present = sorted(set(by_id.values()))
     measured = [name for name in present if name in PERCEPTION] or present
-    by_id = {question.id: question for question in questions}
-    return Score(
+    return score_of(
+        questions,
+        predictions,
+        items,
         metric="perception points" if measured[0] in PERCEPTION else "cognition points",
         scorer=scorer,
         value=points(measured),
-        items=items,
-        categories={question.id: question.category for question in questions},
         cells={picture: cell for picture, cell in pictures.items() if cell[0] in measured},
         statistic="pair_points",
         right_wrong=True,
         breakdown={
             "points": {name: points([name]) for name in present},
-            "accuracy": mean_by(items, lambda item: by_id[item].category),
+            "accuracy": mean_by(items, by_id.get),
         },
         figures={"perception": points(PERCEPTION), "cognition": points(COGNITION)},
         unparsed=sum(answer == "other" for answer in said.values()),
-        missing=len(questions) - len(predictions),
     )
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the folder that MME's `calculation.py` reads: per category a text file with tabs."""
     lines: dict[str, list[str]] = defaultdict(list)
     for question in questions:
         answer = " ".join(predictions.get(question.id, "").split())
         asked = question.fields["question"].strip()
-        name = Path(question.fields["picture"]).name
+        name = Path(str(question.picture)).name
         lines[question.category].append("\t".join([name, asked, question.fields["answer"], answer]))
     for category, rows in lines.items():
         write_text(path / f"{category}.txt", "\n".join(rows) + "\n")
     return path
+
+
+BENCHMARK = Benchmark(
+    name="mme",
+    hub="lmms-lab/MME",
+    split="test",
+    sizes={"test": (2_374,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(1510.7, 1531.3, 1476.9, 1541.7),
+    measured_on="perception points",
+    rows=(_table_rows, _folder_rows),
+    question=_question,
+    score=score,
+    export=export,
+    submission="submission",
+    unit=lambda question: question.picture,
+)

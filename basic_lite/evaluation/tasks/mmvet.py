@@ -6,22 +6,25 @@ Sources: MM-Vet `mm-vet_evaluator.py`, LLaVA `scripts/convert_mmvet_for_eval.py`
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_keyed, write_text
-from basic_lite.evaluation.question import Question, check_style
-from basic_lite.evaluation.statistics import Id, Score, percent
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import Source, locate_images, main_file, read_keyed, table_rows
+from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.statistics import Score, score_of
+from basic_lite.files import write_text
 
 # MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
 #
-# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples and the answer as last row.
+# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples; the answer is its last row.
 
 OWN_TABLE = """\
 Grade the prediction against the ground truth with a number from 0.0 (wrong) to 1.0 (right), in steps of \
@@ -128,26 +131,18 @@ SCORERS = ("unjudged", "proxy_substring")
 MAX_NEW_TOKENS = 1024
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions, which LLaVA asks as they are.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "mmvet")
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    return [
-        Question(
-            id=row["id"],
-            text=STYLES[style](row["question"]),
-            image=row["image"],
-            max_new_tokens=MAX_NEW_TOKENS,
-            answer=row["answer"],
-            category="+".join(sorted(row["capability"])),
-            fields={"question": row["question"], "capability": sorted(row["capability"])},
-        )
-        for row in rows
-    ]
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    capabilities = sorted(row["capability"])
+    return Question(
+        id=row["id"],
+        text=STYLES[style](row["question"]),
+        image=row["image"],
+        max_new_tokens=MAX_NEW_TOKENS,
+        answer=row["answer"],
+        category="+".join(capabilities),
+        picture=row["picture"],
+        fields={"question": row["question"], "capability": capabilities},
+    )
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
@@ -155,61 +150,62 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     content = read_keyed(path, ("imagename", "question", "answer", "capability"))
     names = {identity: row["imagename"] for identity, row in content.items()}
     images = locate_images(source, names, ("images", "."))
-    return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]
+    return [
+        {**row, "id": identity, "picture": row["imagename"], "image": images[identity]}
+        for identity, row in content.items()
+    ]
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     needs = ("question_id", "question", "answer", "capability")
-    for row in files.rows(source.data, None, "test", needs, with_images=source.with_images):
-        yield {**row, "id": row["question_id"], "capability": row["capability"].split(",")}
+    for row in table_rows(replace(source, with_images=True), None, "test", needs):
+        # The rows do not name their pictures, of which some have two questions.
+        picture = None if row["image"] is None else hashlib.sha256(row["image"].read()).hexdigest()[:16]
+        image = row["image"] if source.with_images else None
+        capability = row["capability"].split(",")
+        yield {**row, "id": row["question_id"], "capability": capability, "picture": picture, "image": image}
 
 
 def _score(
-    questions: Sequence[Question], items: Mapping[Id, float], metric: str, scorer: str, **more: Any
+    questions: Sequence[Question], predictions: Predictions, items: Mapping[Id, float], **more: Any
 ) -> Score:
     """Average grades over all questions, each capability and each set of capabilities."""
     groups: dict[str, list[float]] = defaultdict(list)
-    sets: dict[str, list[float]] = defaultdict(list)
     for question in questions:
-        sets[question.category].append(100 * items[question.id])
         for capability in question.fields["capability"]:
             groups[capability].append(100 * items[question.id])
-    return Score(
-        metric=metric,
-        scorer=scorer,
-        value=percent(items),
-        items=items,
-        categories={question.id: question.category for question in questions},
-        breakdown={
-            "capability": {name: mean(groups[name]) for name in sorted(groups)},
-            "capability_set": {name: mean(sets[name]) for name in sorted(sets)},
-        },
+    score = score_of(
+        questions,
+        predictions,
+        items,
+        groupings={"capability_set": lambda question: question.category},
         **more,
     )
+    by_capability = {name: mean(groups[name]) for name in sorted(groups)}
+    return replace(score, breakdown={"capability": by_capability, **score.breakdown})
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Return a score without value, or the substring proxy; `judged` gives the benchmark's number.
 
     Raises:
         ValueError: If the scorer is unknown.
     """
-    missing = len(questions) - len(predictions)
-    empty = sum(not text.strip() for text in predictions.values())
     if scorer == "proxy_substring":
         items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
         note = "proxy, not MM-Vet: compare it only with itself"
         metric = "share of expected words, a proxy and not MM-Vet"
-        return _score(questions, items, metric, scorer, notes=(note,), unparsed=empty, missing=missing)
+        return _score(questions, predictions, items, metric=metric, scorer=scorer, notes=(note,))
     if scorer == "unjudged":
         note = "no judge, no MM-Vet score: hand the judge prompts to one and give its grades and its name"
-        metric = "MM-Vet score"
-        return Score(metric, scorer, None, {}, notes=(note,), unparsed=empty, missing=missing)
+        return score_of(
+            questions, predictions, {}, metric="MM-Vet score", scorer=scorer, value=None, notes=(note,)
+        )
     raise ValueError(f"Unknown MM-Vet scorer {scorer!r}: use one of {', '.join(SCORERS)}, or give grades.")
 
 
 def judged(
-    questions: Sequence[Question], predictions: Mapping[int | str, str], grades: str | Path, judge: str | None
+    questions: Sequence[Question], predictions: Predictions, grades: str | Path, judge: str | None
 ) -> Score:
     """Return the MM-Vet score that a named judge gave.
 
@@ -230,16 +226,15 @@ def judged(
     totals = [100 * mean(run[number] for run in runs.values()) for number in range(count)]
     return _score(
         questions,
+        predictions,
         items,
-        f"MM-Vet score, judged by {judge}",
-        f"judge:{judge}",
+        metric=f"MM-Vet score, judged by {judge}",
+        scorer=f"judge:{judge}",
         figures={"runs": totals, "std_of_runs": pstdev(totals)},
-        unparsed=sum(not text.strip() for text in predictions.values()),
-        missing=len(questions) - len(predictions),
     )
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the result file that MM-Vet's evaluator reads: `{id: answer}`."""
     answers = {question.id: predictions.get(question.id, "") for question in questions}
     return write_text(path, json.dumps(answers, ensure_ascii=False, indent=4))
@@ -247,7 +242,7 @@ def export(questions: Sequence[Question], predictions: Mapping[int | str, str], 
 
 def write_judge_prompts(
     questions: Sequence[Question],
-    predictions: Mapping[int | str, str],
+    predictions: Predictions,
     path: Path,
     table: str = OWN_TABLE,
 ) -> Path:
@@ -257,7 +252,7 @@ def write_judge_prompts(
         questions: What was asked.
         predictions: Question id -> answer.
         path: The file to write.
-        table: The judge's examples; `scoring.judge.read_table` takes MM-Vet's own from its script.
+        table: The judge's examples; `read_table` takes MM-Vet's own from its script.
     """
     lines = []
     for question in questions:
@@ -265,3 +260,20 @@ def write_judge_prompts(
         prompt = judge_prompt(question.fields["question"], str(question.answer), answer, table)
         lines.append(json.dumps({"id": question.id, "prompt": prompt}, ensure_ascii=False) + "\n")
     return write_text(path, "".join(lines))
+
+
+BENCHMARK = Benchmark(
+    name="mmvet",
+    hub="lmms-lab/MMVet",
+    split="test",
+    sizes={"test": (218,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(31.1, 36.1, 30.2, 38.3, basic=33.8),
+    measured_on="judged by gpt-4-0613",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export,
+    aliases=("mm-vet",),
+)

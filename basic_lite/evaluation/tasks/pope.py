@@ -11,39 +11,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.choices import POPE_SCORERS, pope_answer
-from basic_lite.evaluation.files import Source, find_optional, locate_images, read_json_lines, require
-from basic_lite.evaluation.question import SHORT, Question, check_style
-from basic_lite.evaluation.statistics import Score, mean_by, value_of
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import Source, find_optional, locate_images, read_json_lines, table_rows
+from basic_lite.evaluation.question import SHORT, Id, Question
+from basic_lite.evaluation.statistics import Score, score_of, value_of
 
 STYLES = {"llava": 128, "lmms": 128}  # the same in both
-SCORERS = POPE_SCORERS
+SCORERS = ("pope_llava", "pope_lmms")
 _LABELS = "coco_pope_*.json"
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions of the three categories.
-
-    Raises:
-        ValueError: If files are missing, damaged or do not belong together, or the style is unknown.
-    """
-    check_style(style, STYLES, "pope")
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    odd = [row["id"] for row in rows if row["label"] not in ("yes", "no")]
-    if odd:
-        raise ValueError(f"{source.data}: the label of question {odd[0]} is neither yes nor no.")
-    return [
-        Question(
-            id=row["id"],
-            text=f"{row['question']}\n{SHORT}",
-            image=row["image"],
-            max_new_tokens=STYLES[style],
-            answer=row["label"],
-            category=row["category"],
-        )
-        for row in rows
-    ]
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    if row["label"] not in ("yes", "no"):
+        raise ValueError(f"The label of POPE's question {row['id']} is {row['label']!r}, neither yes nor no.")
+    return Question(
+        id=row["id"],
+        text=f"{row['question']}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=row["label"],
+        category=row["category"],
+        picture=row["picture"],
+    )
 
 
 def _label_files(source: Source) -> dict[str, list[dict[str, Any]]]:
@@ -57,9 +46,7 @@ def _label_files(source: Source) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"{source.data} has no POPE labels: looked for {_LABELS}.")
     labels = {}
     for path in paths:
-        rows = read_json_lines(path)
-        for number, row in enumerate(rows, start=1):
-            require(row, ("question_id", "image", "text", "label"), f"{path} line {number}")
+        rows = read_json_lines(path, ("question_id", "image", "text", "label"))
         labels[path.stem.removeprefix("coco_pope_")] = rows
     return labels
 
@@ -82,20 +69,19 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     else:
         rows = _paired_by_position(asked, labels)
     images = locate_images(source, {row["id"]: row["image"] for row in rows}, ("val2014", "images"))
-    return [{**row, "image": images[row["id"]]} for row in rows]
+    return [{**row, "picture": row["image"], "image": images[row["id"]]} for row in rows]
 
 
 def _thing(question: str) -> str:
     """Return what a question is about; releases differ in the article and once wrote "imange"."""
-    found = re.fullmatch(r"Is there an? (.+) in the \w+\?", question.strip())
-    return found[1] if found else question.strip()
+    asked = re.fullmatch(r"Is there an? (.+) in the \w+\?", question.strip())
+    return asked[1] if asked else question.strip()
 
 
 def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Give LLaVA's n-th question of a category the n-th label, as its script does, and check both match."""
     categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for number, row in enumerate(read_json_lines(asked), start=1):
-        require(row, ("question_id", "image", "text", "category"), f"{asked} line {number}")
+    for row in read_json_lines(asked, ("question_id", "image", "text", "category")):
         categories[row["category"]].append(row)
     rows = []
     for category, questions in categories.items():
@@ -116,54 +102,81 @@ def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]])
     return rows
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ("question_id", "question", "answer", "category")
-    for row in files.rows(source.data, None, "test", needs, with_images=source.with_images):
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    for row in table_rows(source, None, "test", ("question_id", "question", "answer", "category")):
         yield {
             "id": f"{row['category']}/{row['question_id']}",
             "question": row["question"].strip(),
             "image": row["image"],
+            "picture": row.get("image_source"),
             "label": row["answer"].lower().strip(),
             "category": row["category"],
         }
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def yes_or_no(text: str, scorer: str) -> str:
+    """Return `"yes"`, `"no"` or, for lmms-eval alone, `"other"`.
+
+    LLaVA looks for a word of denial in the first sentence; whatever has none is a yes, an empty answer too.
+    """
+    if scorer == "pope_llava":
+        words = text.split(".")[0].replace(",", "").split(" ")
+        return "no" if {"No", "not", "no"} & set(words) else "yes"
+    lowered = text.lower().strip()
+    return lowered if lowered in ("yes", "no") else "other"
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score F1 of "yes": the mean over categories (LLaVA), or over all rows together (lmms-eval).
 
     A missing prediction counts as the wrong answer, not as the yes that LLaVA reads from an empty one.
     """
-    said: dict[int | str, str] = {}
+    said: dict[Id, str] = {}
     for question in questions:
         if question.id in predictions:
-            said[question.id] = pope_answer(predictions[question.id], scorer)
+            said[question.id] = yes_or_no(predictions[question.id], scorer)
         else:
             said[question.id] = "no" if question.answer == "yes" else "yes"
     cells = {q.id: (q.category, said[q.id] == "yes", q.answer == "yes") for q in questions}
     items = {question.id: float(said[question.id] == question.answer) for question in questions}
-    by_id = {question.id: question for question in questions}
     categories = sorted({question.category for question in questions})
     per = {name: [cell for cell in cells.values() if cell[0] == name] for name in categories}
     hits = {name: sum(yes and true for _, yes, true in per[name]) for name in categories}
     said_yes = {name: sum(yes for _, yes, _ in per[name]) for name in categories}
     is_yes = {name: sum(true for *_, true in per[name]) for name in categories}
     statistic = "mean_f1" if scorer == "pope_llava" else "pooled_f1"
-    return Score(
+    right = {name: sum(yes == true for _, yes, true in per[name]) for name in categories}
+    return score_of(
+        questions,
+        predictions,
+        items,
         metric="mean F1 of the categories" if scorer == "pope_llava" else "F1 over all questions",
         scorer=scorer,
         value=value_of(cells.values(), statistic),
-        items=items,
-        categories={question.id: question.category for question in questions},
         cells=cells,
         statistic=statistic,
         right_wrong=True,
         breakdown={
             "f1": {name: value_of(per[name], "pooled_f1") for name in categories},
-            "accuracy": mean_by(items, lambda item: by_id[item].category),
+            "accuracy": {name: 100 * right[name] / len(per[name]) for name in categories},
             "precision": {name: 100 * hits[name] / max(said_yes[name], 1) for name in categories},
             "recall": {name: 100 * hits[name] / max(is_yes[name], 1) for name in categories},
             "yes_ratio": {name: 100 * said_yes[name] / len(per[name]) for name in categories},
         },
         unparsed=sum(answer == "other" for answer in said.values()),
-        missing=len(questions) - len(predictions),
     )
+
+
+BENCHMARK = Benchmark(
+    name="pope",
+    hub="lmms-lab/POPE",
+    split="test",
+    sizes={"test": (9_000, 8_910)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(85.9, 85.9, 86.4, 86.7),
+    measured_on="mean F1 of the three categories",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+)

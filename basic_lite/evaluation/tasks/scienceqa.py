@@ -8,9 +8,10 @@ lmms-eval `tasks/scienceqa`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation import files
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.files import (
     Source,
@@ -19,12 +20,13 @@ from basic_lite.evaluation.files import (
     locate_images,
     main_file,
     read_json,
+    read_list,
     require,
+    table_rows,
 )
-from basic_lite.evaluation.question import LETTER, Question, check_style
-from basic_lite.evaluation.statistics import Score, mean_by, percent
+from basic_lite.evaluation.question import LETTER, Question
+from basic_lite.evaluation.statistics import Score, by_field, percent, score_of
 
-SCORERS = ("llava_sqa", "lmms_sqa", "exact_matching")
 _LETTERS = "ABCDE"
 _NEEDS = ("question", "choices", "answer", "hint")
 _GROUPS = ("subject", "topic", "grade", "task")
@@ -51,30 +53,19 @@ STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], int]] = {
 }
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions of a split; `-img` after its name leaves out those without a picture.
-
-    Where LLaVA's own question file lies beside the problems, the `llava` style takes its words.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "scienceqa")
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    """Make a question; LLaVA's own question file, where it lies beside the problems, has the last word."""
     render, max_new_tokens = STYLES[style]
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    return [
-        Question(
-            id=row["id"],
-            text=f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
-            image=row["image"],
-            max_new_tokens=max_new_tokens,
-            answer=_LETTERS[row["answer"]],
-            choices=dict(zip(_LETTERS, row["choices"], strict=False)),
-            category=row.get("subject") or "",
-            fields={"has_image": row["has_image"], **{name: row.get(name) for name in _GROUPS}},
-        )
-        for row in rows
-    ]
+    return Question(
+        id=row["id"],
+        text=f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
+        image=row["image"],
+        max_new_tokens=max_new_tokens,
+        answer=_LETTERS[row["answer"]],
+        choices=dict(zip(_LETTERS, row["choices"], strict=False)),
+        category=row.get("subject") or "",
+        fields={"has_image": row["has_image"], **{name: row.get(name) for name in _GROUPS}},
+    )
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
@@ -106,27 +97,24 @@ def _llava_texts(source: Source) -> dict[str, str]:
     path = find_optional(source, "llava_test_CQM-A.json", "llava_sqa_questions.json")
     if path is None:
         return {}
-    content = read_json(path)
-    for number, row in enumerate(content):
-        require(row, ("id", "conversations"), f"{path} question {number}")
+    content = read_list(path, None, ("id", "conversations"))
     return {row["id"]: row["conversations"][0]["value"].replace("<image>", "").strip() for row in content}
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    config = "ScienceQA-IMG" if source.split.endswith("-img") else "ScienceQA-FULL"
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    with_picture = source.split.endswith("-img")
+    config = "ScienceQA-IMG" if with_picture else "ScienceQA-FULL"
     split = {"val": "validation"}.get(source.split.removesuffix("-img"), "test")
-    # The hub's rows carry no id, so the row number stands for it; pictures decide which rows have one.
-    for number, row in enumerate(files.rows(source.data, config, split, _NEEDS)):
+    # Rows carry no id, so the row number stands for it. Which rows have a picture decides which ones count,
+    # also where only answers are scored (a data set without configurations holds both kinds).
+    for number, row in enumerate(table_rows(replace(source, with_images=True), config, split, _NEEDS)):
         has_image = row["image"] is not None
-        yield {
-            **row,
-            "id": str(number),
-            "has_image": has_image,
-            "image": row["image"] if source.with_images else None,
-        }
+        if has_image or not with_picture:
+            image = row["image"] if source.with_images else None
+            yield {**row, "id": str(number), "has_image": has_image, "image": image}
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score letters; the value is over the questions with a picture, unless there are none."""
     letters = {
         question.id: extract_option(predictions[question.id], question.choices, scorer)
@@ -134,20 +122,31 @@ def score(questions: Sequence[Question], predictions: Mapping[int | str, str], s
         if question.id in predictions
     }
     right = {question.id: float(letters.get(question.id) == question.answer) for question in questions}
-    by_id = {question.id: question for question in questions}
-    with_image = {item: share for item, share in right.items() if by_id[item].fields["has_image"]}
-    items = with_image or right
-    return Score(
-        metric="accuracy, questions with a picture" if with_image else "accuracy",
+    with_picture = {q.id: right[q.id] for q in questions if q.fields["has_image"]}
+    return score_of(
+        questions,
+        predictions,
+        with_picture or right,
+        metric="accuracy, questions with a picture" if with_picture else "accuracy",
         scorer=scorer,
-        value=percent(items),
-        items=items,
-        categories={item: by_id[item].category for item in items},
         right_wrong=True,
-        breakdown={
-            name: mean_by(items, lambda item, name=name: by_id[item].fields[name]) for name in _GROUPS
-        },
-        figures={"accuracy_all": percent(right), "n_all": len(right), "n_with_picture": len(with_image)},
+        groupings=by_field(*_GROUPS),
+        figures={"accuracy_all": percent(right), "n_all": len(right), "n_with_picture": len(with_picture)},
         unparsed=sum(letter is None for letter in letters.values()),
-        missing=len(questions) - len(letters),
     )
+
+
+BENCHMARK = Benchmark(
+    name="scienceqa",
+    hub="lmms-lab/ScienceQA",
+    split="test-img",
+    sizes={"test-img": (2_017,), "test": (4_241,), "val-img": (2_097,), "val": (4_241,)},
+    styles=STYLES,
+    scorers=("llava_sqa", "lmms_sqa", "exact_matching"),
+    published=published(66.8, 71.6, 68.4, 71.2, basic=70.6),
+    measured_on="test, questions with a picture",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    aliases=("sqa", "scienceqa-img"),
+)

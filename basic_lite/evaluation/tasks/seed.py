@@ -6,28 +6,32 @@ Sources: LLaVA `scripts/convert_seed_for_submission.py`, lmms-eval `tasks/seedbe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.choices import LETTER_SCORERS, exact_match, extract_option
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
     locate_images,
     main_file,
-    read_json,
     read_json_lines,
-    require,
-    write_text,
+    read_list,
+    table_rows,
 )
-from basic_lite.evaluation.question import LETTER, Question, check_style
-from basic_lite.evaluation.statistics import Score, mean_by, percent
+from basic_lite.evaluation.question import LETTER, Id, Question
+from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.files import write_text
 
 STYLES = {"llava": 128, "lmms": 128}  # the same in both
-SCORERS = (*LETTER_SCORERS, "exact_matching")
+EQUAL: dict[str, Callable[[str, str], bool]] = {
+    "exact": lambda prediction, letter: prediction == letter,  # LLaVA `convert_seed_for_submission.py`
+    "first_character": lambda prediction, letter: prediction.strip()[:1] == letter,  # lmms-eval
+}
+SCORERS = (*EQUAL, "exact_matching")
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _NEEDS = ("question_id", "question", "answer", "data_type", "question_type_id", *_CHOICES)
 _TYPES = (
@@ -37,21 +41,11 @@ _TYPES = (
 )
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions; the splits `image` and `video` are parts of `test`. A video is asked by one frame.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "seed")
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    return [_question(row, style) for row in rows]
-
-
 def _question(row: Mapping[str, Any], style: str) -> Question:
     choices = {letter: str(row[name]) for letter, name in zip("ABCD", _CHOICES, strict=True)}
     options = "\n".join(f"{letter}. {text}" for letter, text in choices.items())
     kind = int(row["question_type_id"])
+    name = _TYPES[kind - 1] if 1 <= kind <= len(_TYPES) else f"type {kind}"
     return Question(
         id=row["id"],
         text=f"{row['question']}\n{options}\n{LETTER}",
@@ -59,8 +53,9 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
         max_new_tokens=STYLES[style],
         answer=row["answer"],
         choices=choices,
-        category=_TYPES[kind - 1] if 1 <= kind <= len(_TYPES) else f"type {kind}",
-        fields={"data_type": row["data_type"], "question_id": row["question_id"]},
+        category=name,
+        picture=row.get("data_id"),
+        fields={"data_type": row["data_type"], "question_type": name, "question_id": row["question_id"]},
     )
 
 
@@ -70,17 +65,13 @@ def _wanted(source: Source, row: Mapping[str, Any]) -> bool:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
-    content = read_json(path)
-    require(content, ["questions"], str(path))
-    rows = content["questions"]
-    for number, row in enumerate(rows):
-        require(row, (*_NEEDS, "data_id"), f"{path} question {number}")
+    rows = read_list(path, "questions", (*_NEEDS, "data_id"))
     rows = [{**row, "id": str(row["question_id"])} for row in rows if _wanted(source, row)]
     images = locate_images(source, _picture_names(source, rows), (".", "images"))
     return [{**row, "image": images[row["id"]]} for row in rows]
 
 
-def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[int | str, str | None]:
+def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[Id, str | None]:
     """Return id -> picture; only LLaVA's file names the frames that were taken from the videos."""
     if not source.with_images:
         return {row["id"]: None for row in rows}
@@ -100,49 +91,61 @@ def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[in
     return names
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for row in files.rows(source.data, None, "test", _NEEDS, with_images=source.with_images):
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    for row in table_rows(source, None, "test", _NEEDS):
         if _wanted(source, row):
             image = row["image"]
             yield {**row, "id": str(row["question_id"]), "image": image and replace(image, of_several=True)}
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score letters, by question type and by image or video."""
-    items: dict[int | str, float] = {}
+    items: dict[Id, float] = {}
     unparsed = 0
     for question in questions:
         text = predictions.get(question.id)
         if text is None:
             items[question.id] = 0.0
-        elif scorer == "exact_matching":
-            letter = extract_option(text, question.choices, scorer)
-            items[question.id] = float(letter == question.answer)
-            unparsed += letter is None
+            continue
+        if scorer in EQUAL:
+            letter = next((letter for letter in question.choices if EQUAL[scorer](text, letter)), None)
         else:
-            items[question.id] = float(exact_match(text, str(question.answer), scorer))
-            unparsed += not any(exact_match(text, letter, scorer) for letter in question.choices)
-    by_id = {question.id: question for question in questions}
-    return Score(
-        metric="accuracy",
+            letter = extract_option(text, question.choices, scorer)
+        items[question.id] = float(letter == question.answer)
+        unparsed += letter is None
+    return score_of(
+        questions,
+        predictions,
+        items,
         scorer=scorer,
-        value=percent(items),
-        items=items,
-        categories={question.id: question.category for question in questions},
         right_wrong=True,
-        breakdown={
-            "question_type": mean_by(items, lambda item: by_id[item].category),
-            "data_type": mean_by(items, lambda item: by_id[item].fields["data_type"]),
-        },
+        groupings=by_field("question_type", "data_type"),
         unparsed=unparsed,
-        missing=len(questions) - len(predictions),
     )
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the JSON lines that the leaderboard reads."""
     rows = (
         {"question_id": question.fields["question_id"], "prediction": predictions.get(question.id, "")}
         for question in questions
     )
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+BENCHMARK = Benchmark(
+    name="seed",
+    hub="lmms-lab/SEED-Bench",
+    split="test",
+    sizes={"test": (17_990,), "image": (14_233,), "video": (3_757,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(58.6, 61.6, 60.1, 61.3),
+    measured_on="images and videos",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export,
+    submission="submission.jsonl",
+    aliases=("seed-bench",),
+)

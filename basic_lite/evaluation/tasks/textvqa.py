@@ -6,16 +6,20 @@ LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.files import Source, find, locate_images, main_file, read_json, require, write_text
-from basic_lite.evaluation.open_answers import normalize, soft_score
-from basic_lite.evaluation.question import SHORT, Question, check_style
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import (
+    Source,
+    find,
+    locate_images,
+    main_file,
+    read_list,
+    table_rows,
+)
+from basic_lite.evaluation.open_answers import export_answers, soft_score
+from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.statistics import Score
 
 SCORERS = ("vqa_m4c", "vqa_official_on_m4c", "vqa_official", "vqa_lmms")
@@ -42,38 +46,25 @@ STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], bool]] = {
 MAX_NEW_TOKENS = 128
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions of a split; questions are told apart by question id, as pictures come twice.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "textvqa")
-    render, with_tokens = STYLES[style]
-    rows = files.rows_of(source, _hub_rows, partial(_file_rows, with_tokens=with_tokens), key="question_id")
-    return [
-        Question(
-            id=row["question_id"],
-            text=render(row),
-            image=row["image"],
-            max_new_tokens=MAX_NEW_TOKENS,
-            answers=tuple(row.get("answers") or ()),
-            category=(row.get("image_classes") or [""])[0],
-            fields={"image_id": row["image_id"], "image_class": (row.get("image_classes") or [""])[0]},
-        )
-        for row in rows
-    ]
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    image_class = (row.get("image_classes") or [""])[0]
+    return Question(
+        id=row["question_id"],
+        text=STYLES[style][0](row),
+        image=row["image"],
+        max_new_tokens=MAX_NEW_TOKENS,
+        answers=tuple(row.get("answers") or ()),
+        category=image_class,
+        picture=row["image_id"],
+        fields={"image_class": image_class},
+    )
 
 
-def _file_rows(source: Source, with_tokens: bool) -> list[dict[str, Any]]:
+def _file_rows(source: Source) -> list[dict[str, Any]]:
     split = source.split
     path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
-    content = read_json(path)
-    require(content, ["data"], str(path))
-    rows = content["data"]
-    for number, row in enumerate(rows):
-        require(row, _NEEDS, f"{path} question {number}")
-    tokens = _tokens(source, {row["image_id"] for row in rows}) if with_tokens else {}
+    rows = read_list(path, "data", _NEEDS)
+    tokens = _tokens(source, {row["image_id"] for row in rows}) if STYLES[source.style][1] else {}
     names = {row["question_id"]: f"{row['image_id']}.jpg" for row in rows}
     images = locate_images(source, names, ("test_images" if split == "test" else "train_images", "images"))
     return [
@@ -90,11 +81,9 @@ def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
         f"TextVQA_Rosetta_OCR_v0.2_{source.split}.json",
         "textvqa_ocr.json",
     )
-    content = read_json(path)
-    require(content, ["data"], str(path))
-    for number, row in enumerate(content["data"]):
-        require(row, ("image_id", "ocr_tokens"), f"{path} picture {number}")
-    tokens = {row["image_id"]: row["ocr_tokens"] for row in content["data"]}
+    tokens = {
+        row["image_id"]: row["ocr_tokens"] for row in read_list(path, "data", ("image_id", "ocr_tokens"))
+    }
     absent = sorted(pictures - set(tokens))
     if absent:
         raise ValueError(
@@ -103,20 +92,29 @@ def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
     return tokens
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     split = {"val": "validation"}.get(source.split, source.split)
-    return files.rows(source.data, None, split, (*_NEEDS, "ocr_tokens"), with_images=source.with_images)
+    tokens = ("ocr_tokens",) if STYLES[source.style][1] else ()
+    return table_rows(source, None, split, (*_NEEDS, *tokens))
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score answers over the human answers, by class of the picture."""
     return soft_score(questions, predictions, scorer, ("image_class",))
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
-    """Write the JSON list that the challenge's server reads."""
-    rows = [
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    ]
-    return write_text(path, json.dumps(rows, ensure_ascii=False))
+BENCHMARK = Benchmark(
+    name="textvqa",
+    hub="lmms-lab/textvqa",
+    split="val",
+    sizes={"val": (5_000,), "test": (5_734,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(58.2, 61.3, 58.2, 60.2),
+    measured_on="val, with OCR tokens in the prompt",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export_answers,
+    key="question_id",
+)

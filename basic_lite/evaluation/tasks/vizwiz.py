@@ -6,55 +6,43 @@ Sources: the VizWiz challenge's evaluation (`vizwiz_official`), LLaVA
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_json, require, write_text
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.files import Source, locate_images, main_file, read_list, table_rows, write_rows
 from basic_lite.evaluation.open_answers import normalize, soft_accuracies, soft_score
-from basic_lite.evaluation.question import SHORT, UNANSWERABLE, Question, check_style
+from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.statistics import Score, percent
 
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 # lmms-eval's `capitalize` puts all further letters of the question in lower case.
 STYLES = {"llava": lambda question: question, "lmms": str.capitalize}
 SCORERS = ("vizwiz_official", "vqa_m4c")
 MAX_NEW_TOKENS = 128
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions of a split; the id is the picture's name without its ending.
-
-    Raises:
-        ValueError: If files are missing or damaged, or the style is unknown.
-    """
-    check_style(style, STYLES, "vizwiz")
-    rows = files.rows_of(source, _hub_rows, _file_rows)
-    return [
-        Question(
-            id=row["id"],
-            text=f"{STYLES[style](row['question'])}\n{UNANSWERABLE}\n{SHORT}",
-            image=row["image"],
-            max_new_tokens=MAX_NEW_TOKENS,
-            answers=tuple(row["answers"]),
-            category=row["answer_type"] or "",
-            fields={"answer_type": row["answer_type"], "answerable": row["answerable"]},
-        )
-        for row in rows
-    ]
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    return Question(
+        id=row["id"],
+        text=f"{STYLES[style](row['question'])}\n{UNANSWERABLE}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=MAX_NEW_TOKENS,
+        answers=tuple(row["answers"]),
+        category=row["answer_type"] or "",
+        fields={"answer_type": row["answer_type"], "answerable": row["answerable"]},
+    )
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, f"VizWiz {source.split}", f"{source.split}.json", f"vizwiz_{source.split}.json")
-    rows = read_json(path)
-    for number, row in enumerate(rows):
-        require(row, ("image", "question"), f"{path} question {number}")
+    rows = read_list(path, None, ("image", "question"))
     images = locate_images(source, {row["image"]: row["image"] for row in rows}, (source.split, "images"))
     return [
         {
-            "id": Path(row["image"]).stem,
+            "id": Path(row["image"]).stem,  # each picture has one question
             "question": row["question"],
             "image": images[row["image"]],
             "answers": [answer["answer"] for answer in row.get("answers", ())],
@@ -65,9 +53,8 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     ]
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ("question_id", "question", "answers", "category")
-    for row in files.rows(source.data, None, source.split, needs, with_images=source.with_images):
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    for row in table_rows(source, None, source.split, ("question_id", "question", "answers", "category")):
         yield {
             "id": row["question_id"],
             "question": row["question"],
@@ -78,7 +65,7 @@ def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
         }
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score answers over the human answers; both scorers and the unanswerable questions are reported."""
     result = soft_score(questions, predictions, scorer, ("answer_type",))
     figures = {name: percent(soft_accuracies(questions, predictions, name)) for name in SCORERS}
@@ -88,7 +75,7 @@ def score(questions: Sequence[Question], predictions: Mapping[int | str, str], s
     return replace(result, figures=figures)
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
+def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
     """Write the server's JSON list: every picture, m4c-normalised.
 
     Raises:
@@ -99,8 +86,25 @@ def export(questions: Sequence[Question], predictions: Mapping[int | str, str], 
         raise ValueError(
             f"{len(missing)} questions have no prediction (first: {missing[0]}): the VizWiz server wants all."
         )
-    rows = [
+    rows = (
         {"image": f"{question.id}.jpg", "answer": normalize(predictions[question.id], "m4c")}
         for question in questions
-    ]
-    return write_text(path, json.dumps(rows, ensure_ascii=False))
+    )
+    return write_rows(path, rows)
+
+
+BENCHMARK = Benchmark(
+    name="vizwiz",
+    hub="lmms-lab/VizWiz-VQA",
+    split="val",
+    sizes={"val": (4_319,), "test": (8_000,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(50.0, 53.6, 47.8, 58.9, basic=52.5),
+    measured_on="test, scored by the server",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export,
+    aliases=("vizwiz-vqa",),
+)

@@ -6,25 +6,24 @@ lmms-eval `tasks/vqav2`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation import files
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.files import (
     Source,
     find,
     find_optional,
+    is_table,
     locate_images,
     main_file,
-    read_json,
     read_json_lines,
-    require,
-    write_text,
+    read_list,
+    table_rows,
 )
-from basic_lite.evaluation.open_answers import normalize, soft_score
-from basic_lite.evaluation.question import SHORT, Question, check_style
+from basic_lite.evaluation.open_answers import export_answers, soft_score
+from basic_lite.evaluation.question import SHORT, Id, Question
 from basic_lite.evaluation.statistics import Score
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
@@ -40,48 +39,47 @@ _NOTE = (
 )
 
 
-def read(source: Source, style: str = "llava") -> list[Question]:
-    """Read the questions of a split, with their human answers where the split has public ones.
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    return Question(
+        id=row["question_id"],
+        text=f"{row['question']}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=row.get("multiple_choice_answer"),
+        answers=tuple(answer["answer"] for answer in row.get("answers") or ()),
+        category=row.get("answer_type") or "",
+        picture=row["image_id"],
+        fields={name: row.get(name) for name in ("answer_type", "question_type")},
+    )
 
-    Raises:
-        ValueError: If files are missing, damaged or do not belong together, or the style is unknown.
-    """
-    check_style(style, STYLES, "vqav2")
-    rows = files.rows_of(source, _hub_rows, _file_rows, key="question_id")
+
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    return table_rows(source, None, _SPLITS[source.split][1], ("question_id", "question", "image_id"))
+
+
+def _asked(source: Source, split: str) -> list[dict[str, Any]]:
+    """Return the questions of a split, from LLaVA's question file or the official one."""
+    subset = _SPLITS[split][0]
+    lines = None if split == "val" else find_optional(source, f"llava_vqav2_mscoco_{subset}.jsonl")
+    if lines is None:
+        patterns = (f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json")
+        what = f"VQAv2 questions of {split}"
+        path = main_file(source, what, *patterns) if split == source.split else find(source, what, *patterns)
+        return read_list(path, "questions", ("question_id", "question", "image_id"))
     return [
-        Question(
-            id=row["question_id"],
-            text=f"{row['question']}\n{SHORT}",
-            image=row["image"],
-            max_new_tokens=STYLES[style],
-            answer=row.get("multiple_choice_answer"),
-            answers=tuple(answer["answer"] for answer in row.get("answers") or ()),
-            category=row.get("answer_type") or "",
-            fields={name: row.get(name) for name in ("answer_type", "question_type", "image_id")},
-        )
-        for row in rows
+        {
+            "question_id": row["question_id"],
+            "question": row["text"].removesuffix(f"\n{SHORT}"),
+            "image_id": int(Path(row["image"]).stem.rpartition("_")[2]),
+            "file": row["image"],
+        }
+        for row in read_json_lines(lines, ("question_id", "image", "text"))
     ]
 
 
-def _hub_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ["question_id", "question"]
-    return files.rows(source.data, None, _SPLITS[source.split][1], needs, with_images=source.with_images)
-
-
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    subset = _SPLITS[source.split][0]
-    lines = None if source.split == "val" else find_optional(source, f"llava_vqav2_mscoco_{subset}.jsonl")
-    if lines:
-        asked = [_of_llava(row, f"{lines} line {n}") for n, row in enumerate(read_json_lines(lines), start=1)]
-    else:
-        patterns = [f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json"]
-        path = main_file(source, f"VQAv2 questions of {source.split}", *patterns)
-        content = read_json(path)
-        require(content, ["questions"], str(path))
-        asked = content["questions"]
-        for number, row in enumerate(asked):
-            require(row, ("question_id", "question", "image_id"), f"{path} question {number}")
-    labels = _annotations(source, subset) if source.split == "val" else {}
+    asked = _asked(source, source.split)
+    labels = _annotations(source, _SPLITS["val"][0]) if source.split == "val" else {}
     unlabelled = [row["question_id"] for row in asked if labels and row["question_id"] not in labels]
     if unlabelled:
         raise ValueError(
@@ -96,36 +94,49 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
     ]
 
 
-def _of_llava(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a row of LLaVA's question file as the official file has it."""
-    require(row, ("question_id", "image", "text"), where)
-    return {
-        "question_id": row["question_id"],
-        "question": row["text"].removesuffix(f"\n{SHORT}"),
-        "file": row["image"],
-    }
+def _all_asked(source: Source) -> list[Id] | None:
+    """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone.
+
+    Raises:
+        ValueError: If test-dev lies there without the whole test set's questions.
+    """
+    if source.split != "test-dev":
+        return None
+    if is_table(source):
+        return [row["question_id"] for row in table_rows(source, None, "test", ("question_id",), image=None)]
+    try:
+        return [row["question_id"] for row in _asked(source, "test")]
+    except ValueError as error:
+        raise ValueError(
+            f"{error} The server takes answers for all of test2015 only, so the submission of test-dev needs "
+            "that list of questions; --step generate answers without it."
+        ) from None
 
 
 def _annotations(source: Source, subset: str) -> dict[int, dict[str, Any]]:
     path = find(source, "VQAv2 annotations", f"v2_mscoco_{subset}_annotations.json", "vqav2_annotations.json")
-    content = read_json(path)
-    require(content, ["annotations"], str(path))
-    for number, row in enumerate(content["annotations"]):
-        require(
-            row, ("question_id", "answers", "answer_type", "question_type"), f"{path} annotation {number}"
-        )
-    return {row["question_id"]: row for row in content["annotations"]}
+    needs = ("question_id", "answers", "answer_type", "question_type")
+    return {row["question_id"]: row for row in read_list(path, "annotations", needs)}
 
 
-def score(questions: Sequence[Question], predictions: Mapping[int | str, str], scorer: str) -> Score:
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score answers over the human answers, by answer type and question type."""
     return soft_score(questions, predictions, scorer, ("answer_type", "question_type"), (_NOTE,))
 
 
-def export(questions: Sequence[Question], predictions: Mapping[int | str, str], path: Path) -> Path:
-    """Write the server's JSON list: all questions of the test file, m4c-normalised, `""` if unanswered."""
-    rows = [
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    ]
-    return write_text(path, json.dumps(rows, ensure_ascii=False))
+BENCHMARK = Benchmark(
+    name="vqav2",
+    hub="lmms-lab/VQAv2",
+    split="val",
+    sizes={"val": (214_354,), "test-dev": (107_394,), "test": (447_793,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    published=published(78.5, 80.0, 79.1, 80.0, basic=79.2),
+    measured_on="test-dev, scored by the server",
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    export=export_answers,
+    all_asked=_all_asked,
+    key="question_id",
+)

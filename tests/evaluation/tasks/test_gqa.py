@@ -11,7 +11,7 @@ FIRST, SECOND = "990000001", "990000002"
 
 
 def questions(fixtures):
-    return gqa.read(Source(fixtures, "testdev", with_images=False))
+    return gqa.BENCHMARK.read(Source(fixtures, "testdev", with_images=False))
 
 
 def test_prompt_and_record(folder):
@@ -19,7 +19,7 @@ def test_prompt_and_record(folder):
         {"gqa_testdev_balanced_questions.json": "testdev_balanced_questions.json"},
         ["images/n900001.jpg", "images/n900002.jpg"],
     )
-    first = gqa.read(Source(data, "testdev"))[0]
+    first = gqa.BENCHMARK.read(Source(data, "testdev"))[0]
     assert first.text == ("Is there a cup on the table?\nAnswer the question using a single word or phrase.")
     assert (first.id, first.answer, first.max_new_tokens) == (FIRST, "yes", 128)
     assert first.image == data / "images" / "n900001.jpg"
@@ -63,7 +63,7 @@ def test_only_balanced_questions_count(folder, fixtures):
     content[SECOND]["isBalanced"] = False
     data = folder({})
     (data / "testdev_balanced_questions.json").write_text(json.dumps(content))
-    assert [q.id for q in gqa.read(Source(data, "testdev", with_images=False))] == [FIRST]
+    assert [q.id for q in gqa.BENCHMARK.read(Source(data, "testdev", with_images=False))] == [FIRST]
 
 
 def test_submission(fixtures, tmp_path):
@@ -82,7 +82,7 @@ def test_parquet_joins_questions_with_their_pictures(fixtures, parquet, png):
         for name, colour in (("n900002", "blue"), ("n900001", "red"))
     ]
     data = parquet(pictures, "testdev_balanced_images/testdev-00000-of-00001.parquet")
-    there = gqa.read(Source(data, "testdev"))
+    there = gqa.BENCHMARK.read(Source(data, "testdev"))
     assert [(q.id, q.text, q.answer, q.fields["kind"]) for q in there] == [
         (q.id, q.text, q.answer, q.fields["kind"]) for q in questions(fixtures)[:1]
     ]
@@ -95,4 +95,4 @@ def test_parquet_without_a_picture_is_refused(fixtures, parquet, png):
     pictures = [{"id": "other", "image": {"bytes": png(), "path": None}}]
     data = parquet(pictures, "testdev_balanced_images/testdev-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="question 990000001 has no picture n900001"):
-        gqa.read(Source(data, "testdev"))
+        gqa.BENCHMARK.read(Source(data, "testdev"))

@@ -2,21 +2,28 @@
 
 import base64
 import io
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.tasks import mmbench
 from basic_lite.evaluation.tasks.mmbench import circular_accuracy
 
 EVAL = Path(__file__).parents[2] / "fixtures" / "eval"
+ENGLISH, CHINESE = mmbench.BENCHMARKS
 HEADER = "index\tquestion\thint\tA\tB\tC\tD\tanswer\tcategory\timage\tsource\tl2-category\tcomment\tsplit"
 RIGHT = {
     **{7: "B", 1000007: "A", 2000007: "C", 12: "A", 1000012: "B"},
     **{20: "D", 1000020: "C", 2000020: "B", 3000020: "A"},
 }
+
+
+def read(path, benchmark=ENGLISH, style="llava"):
+    return benchmark.read(Source(path, "dev"), style)
 
 
 def picture(colour="red") -> str:
@@ -36,12 +43,12 @@ def row(index, image=None, a="red", b="blue", c="", d="", answer="A", hint=""):
 
 
 def score(predictions, method="exact_matching"):
-    rows = [question.fields for question in mmbench.read_tsv(EVAL / "mmbench_dev.tsv")]
+    rows = [question.fields for question in read(EVAL / "mmbench_dev.tsv")]
     return circular_accuracy(rows, predictions, method)
 
 
 def test_english_prompt_is_llavas_byte_for_byte():
-    texts = {question.id: question.text for question in mmbench.read_tsv(EVAL / "mmbench_dev.tsv")}
+    texts = {question.id: question.text for question in read(EVAL / "mmbench_dev.tsv")}
     assert texts[7] == (
         "Which object is largest?\nA. ball\nB. cube\nC. cone\n"
         "Answer with the option's letter from the given choices directly."
@@ -53,7 +60,7 @@ def test_english_prompt_is_llavas_byte_for_byte():
 
 
 def test_chinese_prompt_is_llavas_byte_for_byte():
-    texts = {question.id: question.text for question in mmbench.read_tsv(EVAL / "mmbench_dev_cn.tsv", "cn")}
+    texts = {question.id: question.text for question in read(EVAL / "mmbench_dev_cn.tsv", CHINESE)}
     assert texts[12] == "照片拍摄于夜晚。\n灯是亮的吗？\nA. 是的\nB. 不是\n请直接回答选项字母。"
 
 
@@ -78,12 +85,12 @@ def test_chinese_prompt_is_llavas_byte_for_byte():
     ],
 )
 def test_harness_prompts_by_name(style, expected):
-    questions = mmbench.read_tsv(EVAL / "mmbench_dev.tsv", prompt_style=style)
+    questions = read(EVAL / "mmbench_dev.tsv", style=style)
     assert questions[3].text == expected
 
 
 def test_lmms_chinese_prompt_has_its_own_heading_and_suffix():
-    question = mmbench.read_tsv(EVAL / "mmbench_dev_cn.tsv", "cn", "lmms")[0]
+    question = read(EVAL / "mmbench_dev_cn.tsv", CHINESE, "lmms")[0]
     assert question.text == (
         "哪个物体最大？ 有如下几个选项：\nA. 球\nB. 立方体\nC. 圆锥\n\n"
         "请直接使用所提供的选项字母作为答案回答。"
@@ -91,12 +98,12 @@ def test_lmms_chinese_prompt_has_its_own_heading_and_suffix():
 
 
 def test_vlmevalkit_llava_suffix_follows_the_script_of_the_text():
-    question = mmbench.read_tsv(EVAL / "mmbench_dev_cn.tsv", "en", "vlmevalkit_llava")[0]
+    question = read(EVAL / "mmbench_dev_cn.tsv", style="vlmevalkit_llava")[0]
     assert question.text.endswith("\n请直接回答选项字母。")
 
 
 def test_rotations_share_the_picture_that_their_image_cell_points_at():
-    questions = {question.id: question for question in mmbench.read_tsv(EVAL / "mmbench_dev.tsv")}
+    questions = {question.id: question for question in read(EVAL / "mmbench_dev.tsv")}
     assert questions[2000007].image is questions[7].image
     assert questions[7].open_image().size == (4, 4)
     assert questions[7].max_new_tokens == 1024
@@ -109,7 +116,7 @@ def test_cells_are_text_and_missing_as_pandas_and_llava_read_them(tmp_path):
         row(2, a="1e3", b="n/a", hint="NaN"),
         row(3, a="01", b='"NA"', c="NONE"),
     )
-    questions = mmbench.read_tsv(path)
+    questions = read(path)
     # As in LLaVA the prompt stops at the first missing option; both harnesses still score the third.
     assert questions[0].text.split("\n")[1:-1] == ["A. 5.0"]
     assert dict(questions[0].choices) == {"A": "5.0", "C": "7"}
@@ -122,15 +129,20 @@ def test_reading_agrees_with_pandas(tmp_path):
     rows = [row(1, a='"a ""quoted""\tcell"', b='"two\nlines"'), row(2, a='5" wide', b="null", c="<NA>")]
     path = write(tmp_path / "a.tsv", *rows)
     expected = pandas.read_csv(path, sep="\t", dtype=str)
-    for question, (_, cells) in zip(mmbench.read_tsv(path), expected.iterrows(), strict=True):
+    for question, (_, cells) in zip(read(path), expected.iterrows(), strict=True):
         for name in ("question", "A", "B", "C", "category", "l2-category", "comment"):
             assert question.fields[name] == (None if pandas.isna(cells[name]) else cells[name]), name
+
+
+def test_missing_cells_are_pandas_own():
+    parsers = pytest.importorskip("pandas._libs.parsers")
+    assert mmbench.PANDAS_NA == parsers.STR_NA_VALUES
 
 
 def test_capital_column_names_and_other_column_order(tmp_path):
     header = "split\tL2-category\tIndex\tquestion\tA\tB\tC\tD\tanswer\tcategory\timage"
     path = write(tmp_path / "a.tsv", f"dev\tx\t3.0\tWhich?\tr\tb\t\t\tA\tc\t{picture()}", header=header)
-    question = mmbench.read_tsv(path)[0]
+    question = read(path)[0]
     assert question.id == 3
     assert question.fields["l2-category"] == "x"
 
@@ -165,7 +177,7 @@ def broken(tmp_path, name):
     [
         ("columns", "is no MMBench TSV: column A, B, C, D, image, answer, category is missing"),
         ("cut off", "row 3 has 10 of 14 columns"),
-        ("duplicate", "row index 1 comes twice"),
+        ("duplicate", "id 1 comes twice"),
         ("base64", r"row 1: the image cell does not decode \(base64\)"),
         ("picture", r"row 1: the image cell does not decode \(picture\)"),
         ("pointer", "row 1: its image cell points at row 99"),
@@ -177,13 +189,13 @@ def broken(tmp_path, name):
 )
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, name, message):
     with pytest.raises(ValueError, match=message) as error:
-        mmbench.read_tsv(broken(tmp_path, name))
+        read(broken(tmp_path, name))
     assert "\n" not in str(error.value)
 
 
 def test_unknown_prompt_style_names_the_known_ones():
     with pytest.raises(ValueError, match="llava, lmms"):
-        mmbench.read_tsv(EVAL / "mmbench_dev.tsv", prompt_style="mine")
+        read(EVAL / "mmbench_dev.tsv", style="mine")
 
 
 @pytest.mark.parametrize("method", ["exact_matching", "lmms_static"])
@@ -232,8 +244,8 @@ def test_a_missing_prediction_is_wrong_and_counted():
     assert result.n_missing == result.n_unparsed == 1
 
 
-def ask(name="mmbench_dev.tsv", language="en"):
-    return mmbench.read_tsv(EVAL / name, language)
+def ask(name="mmbench_dev.tsv", benchmark=ENGLISH):
+    return read(EVAL / name, benchmark)
 
 
 def test_score_reports_all_figures():
@@ -250,7 +262,7 @@ def test_score_reports_all_figures():
 
 
 def test_chinese_answers_are_counted_both_ways():
-    asked = ask("mmbench_dev_cn.tsv", "cn")
+    asked = ask("mmbench_dev_cn.tsv", CHINESE)
     answers = {question.id: f"答案：{question.answer}" for question in asked}
     plain = mmbench.score(asked, answers, "exact_matching")
     folded = mmbench.score(asked, answers, "exact_matching_normalise_cn")
@@ -262,23 +274,19 @@ def test_chinese_answers_are_counted_both_ways():
 
 
 def test_a_row_without_an_answer_cannot_be_scored(tmp_path):
-    asked = mmbench.read_tsv(write(tmp_path / "a.tsv", row(1, answer="")))
+    asked = read(write(tmp_path / "a.tsv", row(1, answer="")))
     with pytest.raises(ValueError, match="row 1 has no answer: score a labelled split, or export"):
         mmbench.score(asked, {1: "A"}, "exact_matching")
 
 
 def test_hub_rows_with_nan_texts(parquet, png, fixtures):
-    import json
-
-    from basic_lite.evaluation.files import Source
-
     line = json.loads((fixtures / "mmbench_hf_row.json").read_text())
     rows = [
         {**line, "image": {"bytes": png(), "path": None}},
         {**line, "index": 7, "hint": None, "image": None},
     ]
     data = parquet(rows, "en/dev-00000-of-00001.parquet")
-    first, second = mmbench.read(Source(data, "dev"))
+    first, second = ENGLISH.read(Source(data, "dev"))
     assert first.text == (
         "Which object is largest?\nA. cube\nB. cone\nC. ball\n"
         "Answer with the option's letter from the given choices directly."
@@ -290,13 +298,11 @@ def test_hub_rows_with_nan_texts(parquet, png, fixtures):
 
 
 def test_a_test_file_may_lack_answers(tmp_path):
-    from basic_lite.evaluation.files import Source
-
     header = "index\tquestion\tA\tB\tC\tD\timage"
     path = write(tmp_path / "a.tsv", f"3\tWhich?\tr\tb\t\t\t{picture()}", header=header)
-    assert mmbench.read(Source(path, "test"))[0].answer is None
+    assert ENGLISH.read(Source(path, "test"))[0].answer is None
     with pytest.raises(ValueError, match="column answer, category is missing"):
-        mmbench.read(Source(path, "dev"))
+        ENGLISH.read(Source(path, "dev"))
 
 
 def test_submission_needs_openpyxl_and_says_so(tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from basic_lite.evaluation.choices import mme_answer
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.statistics import value_of
 from basic_lite.evaluation.tasks import mme
@@ -31,7 +30,7 @@ def make(folder):
 
 def test_questions_of_both_folder_layouts(folder):
     root = make(folder)
-    asked = {question.id: question for question in mme.read(Source(root, "test"))}
+    asked = {question.id: question for question in mme.BENCHMARK.read(Source(root, "test"))}
     assert list(asked) == [
         *("count/a.png/1", "count/a.png/2", "count/b.png/1", "count/b.png/2"),
         *("artwork/1.jpg/1", "code_reasoning/c.png/1"),
@@ -42,7 +41,7 @@ def test_questions_of_both_folder_layouts(folder):
 
 
 def test_points(folder):
-    asked = mme.read(Source(make(folder), "test"))
+    asked = mme.BENCHMARK.read(Source(make(folder), "test"))
     answers = dict(zip([q.id for q in asked], ["yes", "No.", "yes", "yes", "no", "no"], strict=True))
     result = mme.score(asked, answers, "mme_official")
     # count: 3 of 4 answers and 1 of 2 pictures; artwork: nothing; code_reasoning: all.
@@ -67,12 +66,12 @@ def test_points(folder):
     ],
 )
 def test_an_answer_is_read_from_its_start(text, official, lmms):
-    assert mme_answer(text, "mme_official") == official
-    assert mme_answer(text, "mme_lmms") == lmms
+    assert mme.yes_or_no(text, "mme_official") == official
+    assert mme.yes_or_no(text, "mme_lmms") == lmms
 
 
 def test_submission_has_a_file_per_category(folder, tmp_path):
-    asked = mme.read(Source(make(folder), "test", with_images=False))
+    asked = mme.BENCHMARK.read(Source(make(folder), "test", with_images=False))
     path = mme.export(asked, {"count/a.png/1": "Yes\tsir"}, tmp_path / "out")
     assert sorted(file.name for file in path.iterdir()) == ["artwork.txt", "code_reasoning.txt", "count.txt"]
     rows = (path / "count.txt").read_text().splitlines()
@@ -86,7 +85,7 @@ def test_parquet(parquet, png):
         {**row, "question": "Are there 2? Please answer yes or no.", "answer": "Yes"},
         {**row, "question": "Are there 3? Please answer yes or no.", "answer": "No"},
     ]
-    asked = mme.read(Source(parquet(rows), "test"))
+    asked = mme.BENCHMARK.read(Source(parquet(rows), "test"))
     assert [(q.id, q.text, q.answer) for q in asked] == [
         ("count/a.png/1", f"Are there 2?\n{SHORT}", "yes"),
         ("count/a.png/2", f"Are there 3?\n{SHORT}", "no"),
@@ -97,9 +96,9 @@ def test_damage_is_refused_in_one_line(folder):
     root = make(folder)
     (root / "count" / "a.txt").write_text("Are there 2?\n")
     with pytest.raises(ValueError, match=r"a.txt line 1 has no answer"):
-        mme.read(Source(root, "test"))
+        mme.BENCHMARK.read(Source(root, "test"))
     (root / "count" / "a.png").unlink()
     with pytest.raises(ValueError, match="asks about a picture"):
-        mme.read(Source(root, "test"))
+        mme.BENCHMARK.read(Source(root, "test"))
     with pytest.raises(ValueError, match="has no MME categories"):
-        mme.read(Source(root / "count", "test"))
+        mme.BENCHMARK.read(Source(root / "count", "test"))

@@ -12,7 +12,7 @@ ANSWERS = {"v1_0": "x is -2", "v1_1": "The Sedan.", "v1_2": "A dog.\nIt sleeps."
 
 
 def questions(fixtures, style="llava"):
-    return mmvet.read(Source(fixtures, "test", with_images=False), style)
+    return mmvet.BENCHMARK.read(Source(fixtures, "test", with_images=False), style)
 
 
 def write(path, content):
@@ -22,7 +22,7 @@ def write(path, content):
 
 def test_llava_asks_the_bare_question(folder):
     data = folder({"mm-vet.json": "mm-vet.json"}, [f"images/v1_{i}.png" for i in range(3)])
-    first = mmvet.read(Source(data, "test"))[0]
+    first = mmvet.BENCHMARK.read(Source(data, "test"))[0]
     assert (first.id, first.text, first.max_new_tokens) == ("v1_0", "What is x in the equation?", 1024)
     assert first.image == data / "images" / "v1_0.png"
 
@@ -140,7 +140,9 @@ def test_result_file_and_parquet(fixtures, tmp_path, parquet, png):
         }
         for q in questions(fixtures)
     ]
-    there = mmvet.read(Source(parquet(rows), "test"))
+    rows[2]["image"] = {"bytes": png("blue"), "path": None}
+    there = mmvet.BENCHMARK.read(Source(parquet(rows), "test"))
+    assert there[0].picture == there[1].picture != there[2].picture  # the rows do not name their pictures
     assert [(q.id, q.text, q.answer, q.category) for q in there] == [
         (q.id, q.text, q.answer, q.category) for q in questions(fixtures)
     ]

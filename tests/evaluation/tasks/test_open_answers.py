@@ -13,7 +13,7 @@ IDS = (101000, 101001, 202000)
 
 
 def vqa_questions(fixtures):
-    return vqav2.read(Source(fixtures, "val", with_images=False))
+    return vqav2.BENCHMARK.read(Source(fixtures, "val", with_images=False))
 
 
 def test_vqav2_prompt_and_record(folder):
@@ -62,7 +62,9 @@ def test_vqav2_missing_and_empty_answers_are_counted(fixtures):
 
 
 def test_vqav2_submission_normalises_and_fills_up(fixtures, tmp_path):
-    path = vqav2.export(vqa_questions(fixtures), {101001: "Two."}, tmp_path / "out" / "submission.json")
+    path = vqav2.BENCHMARK.export(
+        vqa_questions(fixtures), {101001: "Two."}, tmp_path / "out" / "submission.json"
+    )
     assert json.loads(path.read_text()) == [
         {"question_id": 101000, "answer": ""},
         {"question_id": 101001, "answer": "2"},
@@ -75,7 +77,7 @@ def test_vqav2_test_questions_come_from_llavas_file_too(folder, png):
     row = {"question_id": 262144000, "image": "COCO_test2015_000000262144.jpg", "category": "default"}
     text = f"Is the ball flying towards the batter?\n{SHORT}"
     (data / "llava_vqav2_mscoco_test-dev2015.jsonl").write_text(json.dumps({**row, "text": text}) + "\n")
-    question = vqav2.read(Source(data, "test-dev"))[0]
+    question = vqav2.BENCHMARK.read(Source(data, "test-dev"))[0]
     assert question.text == text
     assert question.image == data / "test2015" / "COCO_test2015_000000262144.jpg"
     assert question.answers == ()
@@ -90,7 +92,7 @@ def test_vqav2_from_parquet_equals_the_files(fixtures, parquet, png):
         for row in read(fixtures / "vqav2_questions.json")["questions"]
     ]
     data = parquet(rows, "data/validation-00000-of-00001.parquet")
-    there = vqav2.read(Source(data, "val"))
+    there = vqav2.BENCHMARK.read(Source(data, "val"))
     assert [(q.id, q.text, q.answers, q.category) for q in there] == [
         (q.id, q.text, q.answers, q.category) for q in vqa_questions(fixtures)
     ]
@@ -103,7 +105,7 @@ def test_vqav2_files_that_do_not_belong_together(folder, fixtures):
     content["annotations"] = content["annotations"][:1]
     (data / "vqav2_annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"2 questions have no annotation \(first: 101001\)"):
-        vqav2.read(Source(data, "val"))
+        vqav2.BENCHMARK.read(Source(data, "val"))
 
 
 def read(path):
@@ -111,7 +113,7 @@ def read(path):
 
 
 def textvqa_questions(fixtures, style="llava"):
-    return textvqa.read(Source(fixtures, "val", with_images=False), style)
+    return textvqa.BENCHMARK.read(Source(fixtures, "val", with_images=False), style)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_textvqa_tells_questions_about_one_picture_apart(folder, fixtures):
     for row in content["data"]:
         row["image_id"] = "aaaa000000000001"
     (data / "TextVQA_0.5.1_val.json").write_text(json.dumps(content))
-    questions = textvqa.read(Source(data, "val"))
+    questions = textvqa.BENCHMARK.read(Source(data, "val"))
     assert [question.id for question in questions] == [50001, 50002]
     assert textvqa.score(questions, {50001: "cola", 50002: "40"}, "vqa_m4c").value == 100.0
 
@@ -167,8 +169,8 @@ def test_textvqa_tells_questions_about_one_picture_apart(folder, fixtures):
 def test_textvqa_without_tokens_says_what_to_do(folder):
     data = folder({"textvqa_val.json": "TextVQA_0.5.1_val.json"})
     with pytest.raises(ValueError, match="--prompt-style llava_no_ocr"):
-        textvqa.read(Source(data, "val", with_images=False))
-    assert len(textvqa.read(Source(data, "val", with_images=False), "llava_no_ocr")) == 2
+        textvqa.BENCHMARK.read(Source(data, "val", with_images=False))
+    assert len(textvqa.BENCHMARK.read(Source(data, "val", with_images=False), "llava_no_ocr")) == 2
 
 
 def test_textvqa_tokens_of_another_split(folder, fixtures):
@@ -177,7 +179,7 @@ def test_textvqa_tokens_of_another_split(folder, fixtures):
         json.dumps({"data": read(fixtures / "textvqa_ocr.json")["data"][:1]})
     )
     with pytest.raises(ValueError, match=r"lacks the tokens of 1 pictures \(first: aaaa000000000002\)"):
-        textvqa.read(Source(data, "val", with_images=False))
+        textvqa.BENCHMARK.read(Source(data, "val", with_images=False))
 
 
 def test_textvqa_from_parquet_equals_the_files(fixtures, parquet, png):
@@ -186,19 +188,19 @@ def test_textvqa_from_parquet_equals_the_files(fixtures, parquet, png):
         {**row, "ocr_tokens": tokens[row["image_id"]], "image": {"bytes": png(), "path": None}}
         for row in read(fixtures / "textvqa_val.json")["data"]
     ]
-    there = textvqa.read(Source(parquet(rows, "data/validation-00000-of-00001.parquet"), "val"))
+    there = textvqa.BENCHMARK.read(Source(parquet(rows, "data/validation-00000-of-00001.parquet"), "val"))
     assert [(q.id, q.text, q.answers) for q in there] == [
         (q.id, q.text, q.answers) for q in textvqa_questions(fixtures)
     ]
 
 
 def test_textvqa_submission(fixtures, tmp_path):
-    path = textvqa.export(textvqa_questions(fixtures), {50001: "A Cola."}, tmp_path / "s.json")
+    path = textvqa.BENCHMARK.export(textvqa_questions(fixtures), {50001: "A Cola."}, tmp_path / "s.json")
     assert read(path) == [{"question_id": 50001, "answer": "cola"}, {"question_id": 50002, "answer": ""}]
 
 
 def vizwiz_questions(fixtures, split="val", style="llava"):
-    return vizwiz.read(Source(fixtures, split, with_images=False), style)
+    return vizwiz.BENCHMARK.read(Source(fixtures, split, with_images=False), style)
 
 
 def test_vizwiz_prompt(fixtures):
@@ -255,7 +257,7 @@ def test_vizwiz_from_parquet_equals_the_files(fixtures, parquet, png):
         }
         for question in vizwiz_questions(fixtures)
     ]
-    there = vizwiz.read(Source(parquet(rows, "data/val-00000-of-00001.parquet"), "val"))
+    there = vizwiz.BENCHMARK.read(Source(parquet(rows, "data/val-00000-of-00001.parquet"), "val"))
     assert [(q.id, q.text, q.answers, q.fields) for q in there] == [
         (q.id, q.text, q.answers, q.fields) for q in vizwiz_questions(fixtures)
     ]

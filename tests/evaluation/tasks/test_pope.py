@@ -13,7 +13,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def questions(source):
-    return pope.read(Source(source, "test", with_images=False))
+    return pope.BENCHMARK.read(Source(source, "test", with_images=False))
 
 
 def lines(path, rows):
@@ -28,7 +28,7 @@ def test_llavas_questions_get_the_labels_at_their_places(folder):
         },
         [f"val2014/{NAME}"],
     )
-    first, second = pope.read(Source(data, "test"))
+    first, second = pope.BENCHMARK.read(Source(data, "test"))
     assert first.text == f"Is there a dog in the image?\n{SHORT}"
     assert (first.id, first.answer, second.answer, first.category) == (1, "no", "yes", "random")
     assert first.image == data / "val2014" / NAME
@@ -122,5 +122,5 @@ def test_parquet(parquet, png):
 def test_a_label_that_is_neither_is_refused(folder):
     data = folder({})
     lines(data / "coco_pope_random.json", [{"question_id": 1, "image": NAME, "text": "?", "label": "maybe"}])
-    with pytest.raises(ValueError, match="label of question random/1 is neither yes nor no"):
+    with pytest.raises(ValueError, match="question random/1 is 'maybe', neither yes nor no"):
         questions(data)

@@ -11,7 +11,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 
 
 def questions(fixtures, split="test", style="llava"):
-    return scienceqa.read(Source(fixtures, split, with_images=False), style)
+    return scienceqa.BENCHMARK.read(Source(fixtures, split, with_images=False), style)
 
 
 def test_default_rendering_puts_the_context_first(fixtures):
@@ -83,12 +83,12 @@ def test_pictures_are_found_by_id(folder):
         {"sqa_problems.json": "problems.json", "sqa_pid_splits.json": "pid_splits.json"},
         ["images/test/1/image.png", "images/test/3/image.png"],
     )
-    images = {q.id: q.image for q in scienceqa.read(Source(data, "test"))}
+    images = {q.id: q.image for q in scienceqa.BENCHMARK.read(Source(data, "test"))}
     root = data / "images" / "test"
     assert images == {"1": root / "1" / "image.png", "2": None, "3": root / "3" / "image.png"}
     (root / "3" / "image.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 3 pictures are missing from .*first: 3/image.png"):
-        scienceqa.read(Source(data, "test"))
+        scienceqa.BENCHMARK.read(Source(data, "test"))
 
 
 def test_parquet_knows_which_questions_have_a_picture(fixtures, parquet, png):
@@ -98,12 +98,12 @@ def test_parquet_knows_which_questions_have_a_picture(fixtures, parquet, png):
         for row in problems.values()
     ]
     data = parquet(rows, "ScienceQA-FULL/test-00000-of-00001.parquet")
-    there = scienceqa.read(Source(data, "test"))
+    there = scienceqa.BENCHMARK.read(Source(data, "test"))
     assert [(q.text, q.answer, q.fields["has_image"]) for q in there] == [
         (q.text, q.answer, q.fields["has_image"]) for q in questions(fixtures)
     ]
     assert [q.image is None for q in there] == [False, True, False]
-    unpictured = scienceqa.read(Source(data, "test", with_images=False))
+    unpictured = scienceqa.BENCHMARK.read(Source(data, "test", with_images=False))
     assert [q.fields["has_image"] for q in unpictured] == [True, False, True]
 
 
@@ -111,4 +111,18 @@ def test_a_split_without_its_problems(folder, fixtures):
     data = folder({"sqa_problems.json": "problems.json"})
     (data / "pid_splits.json").write_text(json.dumps({"test": ["1", "9"]}))
     with pytest.raises(ValueError, match=r"lacks 1 problems of split test \(first: 9\)"):
-        scienceqa.read(Source(data, "test", with_images=False))
+        scienceqa.BENCHMARK.read(Source(data, "test", with_images=False))
+
+
+def test_without_configurations_img_leaves_out_questions_without_a_picture(fixtures, parquet, png):
+    problems = json.loads((fixtures / "sqa_problems.json").read_text()).values()
+    picture = {"bytes": png(), "path": None}
+    rows = [{**row, "image": picture if row["image"] else None} for row in problems]
+    data = parquet(rows)
+    for with_images in (True, False):
+        whole, pictured = (
+            scienceqa.BENCHMARK.read(Source(data, split, with_images=with_images))
+            for split in ("test", "test-img")
+        )
+        assert [q.id for q in pictured] == [q.id for q in whole if q.fields["has_image"]]
+        assert 0 < len(pictured) < len(whole)

@@ -32,7 +32,7 @@ def test_prompt_and_frames_named_by_llavas_file(data):
         {"question_id": "v1", "image": "frames/v1.png"},
     ]
     (data / "llava-seed-bench.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked))
-    first, second = seed.read(Source(data, "test"))
+    first, second = seed.BENCHMARK.read(Source(data, "test"))
     assert first.text == (
         "What?\nA. red\nB. blue\nC. 1\nD. 2\nAnswer with the option's letter from the given choices directly."
     )
@@ -42,8 +42,8 @@ def test_prompt_and_frames_named_by_llavas_file(data):
 
 def test_without_that_file_pictures_alone_can_be_asked(data):
     with pytest.raises(ValueError, match="1 video questions have no frame"):
-        seed.read(Source(data, "test"))
-    assert [question.image for question in seed.read(Source(data, "image"))] == [
+        seed.BENCHMARK.read(Source(data, "test"))
+    assert [question.image for question in seed.BENCHMARK.read(Source(data, "image"))] == [
         data / "." / "SEED-Bench-image" / "7.jpg"
     ]
 
@@ -58,13 +58,13 @@ def test_without_that_file_pictures_alone_can_be_asked(data):
     ],
 )
 def test_scores(data, answers, scorer, value, unparsed):
-    result = seed.score(seed.read(Source(data, "test", with_images=False)), answers, scorer)
+    result = seed.score(seed.BENCHMARK.read(Source(data, "test", with_images=False)), answers, scorer)
     assert (result.value, result.unparsed) == (value, unparsed)
     assert set(result.breakdown["data_type"]) == {"image", "video"}
 
 
 def test_submission(data, tmp_path):
-    asked = seed.read(Source(data, "test", with_images=False))
+    asked = seed.BENCHMARK.read(Source(data, "test", with_images=False))
     path = seed.export(asked, {"7": "B"}, tmp_path / "s.jsonl")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"question_id": "7", "prediction": "B"},
@@ -78,6 +78,6 @@ def test_parquet_takes_the_middle_frame_of_a_video(parquet, png):
         {**line, "image": [{"bytes": png(colour), "path": None} for colour in frames[line["question_id"]]]}
         for line in ROWS
     ]
-    first, second = seed.read(Source(parquet(rows, several=True), "test"))
+    first, second = seed.BENCHMARK.read(Source(parquet(rows, several=True), "test"))
     assert first.open_image().getpixel((0, 0)) == (255, 0, 0)
     assert second.open_image().getpixel((0, 0)) == (0, 0, 255)

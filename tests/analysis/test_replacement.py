@@ -8,7 +8,7 @@ from tiny import DECODERS, tiny_assembled
 from torch.nn import functional as F
 
 from basic_lite.analysis import replacement
-from basic_lite.analysis.look import watch_layers
+from basic_lite.analysis.inspection import watch_layers
 from basic_lite.data.conversation import encode, encode_prompt, stop_ids
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.method.capture import layer_weights

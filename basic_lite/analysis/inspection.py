@@ -1,4 +1,4 @@
-"""One model shown every picture: matches at every layer, and what stand-ins for it lead to."""
+"""One model shown every picture: nearest tokens at every layer, and the results of the replacement test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from basic_lite.analysis import replacement
-from basic_lite.analysis.exhibits import Exhibit
 from basic_lite.analysis.judges import Judge, content_kept, token_f1
+from basic_lite.analysis.samples import Sample
 from basic_lite.data.conversation import encode, encode_prompt
 from basic_lite.data.templates import Template
 from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
@@ -25,7 +25,7 @@ from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import up_to_the_features
 
-# What every decoder layer makes of one picture's visual embeddings: matched, then dropped.
+# The nearest tokens of one picture's patches after every decoder layer; the states are dropped at once.
 
 
 @dataclass
@@ -61,7 +61,7 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         weights: `w_1 .. w_k` of the target.
 
     Yields:
-        What is found, complete when the forward pass is done.
+        The matches, complete when the forward pass is done.
     """
     parts, seen = parts_of(model), LayerMatches()
     initial: list[torch.Tensor] = []
@@ -96,21 +96,21 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         yield seen
 
 
-# What an analysis finds in one model: matches at every depth, and what stand-ins for a picture lead to.
+# The results of one model: matches at every depth, and the replacement test.
 
 FEWEST: int = 8
-"""Captions below which nothing is said of how much survives."""
+"""With fewer captions it is not reported how much survives."""
 
 
 @dataclass(frozen=True)
-class Depth:
-    """What is known of one depth of the decoder, over all pictures.
+class DepthResults:
+    """The results at one depth of the decoder, over all pictures.
 
     Attributes:
         name: `"initial"`, a layer's number from 1, or `"target"`.
         patches: how many there were.
         judged: those of them whose match can be right or wrong.
-        meaningful: those of them whose match means something; `None` where nobody judges.
+        meaningful: those of them whose match means something; `None` without a judge.
         ends: patches whose match is a special token or a newline.
         similarity: mean cosine of a patch and its match.
         cosine: quartiles and mean of the cosine to the initial embedding, `q1`, `median`, `q3`, `mean`.
@@ -138,14 +138,14 @@ class Depth:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one picture's stand-ins led to.
+class PictureResults:
+    """The replacement test on one picture.
 
     Attributes:
         losses: kind of `replacement.KINDS` -> caption loss, nats per token; empty without a caption.
         by_layer: depth -> caption loss with the tokens matched there, scaled as `replacement.DIRECTION`.
         texts: kind -> greedy text.
-        caption: what the picture shows, where somebody has said it.
+        caption: what the picture shows, where a caption is given.
     """
 
     losses: dict[str, float]
@@ -155,34 +155,35 @@ class Said:
 
 
 @dataclass
-class Look:
-    """What one model makes of all pictures.
+class ModelResults:
+    """The results of one model on all pictures.
 
     Attributes:
         depths: initial, layers 1..L, target.
-        said: one for each picture.
-        views: the first pictures' matches, `(depths, P)` ids, and a verdict for each where somebody judges.
+        pictures: one for each picture.
+        views: the first pictures' matches, `(depths, P)` ids, and a verdict for each where there is a judge.
     """
 
-    depths: list[Depth] = field(default_factory=list)
-    said: list[Said] = field(default_factory=list)
+    depths: list[DepthResults] = field(default_factory=list)
+    pictures: list[PictureResults] = field(default_factory=list)
     views: list[tuple[list[list[int]], list[list[bool | None]] | None]] = field(default_factory=list)
 
     def loss(self, kind: str) -> float | None:
         """Return the mean caption loss with `kind` in the picture's place; `None` where it was not tried."""
-        return _mean([one.losses[kind] for one in self.said if kind in one.losses])
+        return _mean([one.losses[kind] for one in self.pictures if kind in one.losses])
 
     def loss_by_layer(self) -> dict[str, float]:
         """Return the mean caption loss with the tokens matched at each of some depths."""
-        names = dict.fromkeys(name for one in self.said for name in one.by_layer)
+        names = dict.fromkeys(name for one in self.pictures for name in one.by_layer)
         return {
-            name: _mean([one.by_layer[name] for one in self.said if name in one.by_layer]) for name in names
+            name: _mean([one.by_layer[name] for one in self.pictures if name in one.by_layer])
+            for name in names
         }
 
     @property
     def tried(self) -> bool:
         """Whether anything stood in for a picture: a caption to lose, or a text to compare."""
-        return any(one.losses or one.texts for one in self.said)
+        return any(one.losses or one.texts for one in self.pictures)
 
     def floor(self) -> float | None:
         """Return the lower of the losses with another picture and with a blank one."""
@@ -202,7 +203,7 @@ class Look:
         if own is None or kept is None or floor is None:
             return None
         best = replacement.BLANK if self.loss(replacement.BLANK) == floor else replacement.SHUFFLED
-        gains = [one.losses[best] - one.losses[replacement.ORIGINAL] for one in self.said if one.losses]
+        gains = [one.losses[best] - one.losses[replacement.ORIGINAL] for one in self.pictures if one.losses]
         if len(gains) < FEWEST or floor - own <= 2 * stdev(gains) / len(gains) ** 0.5:
             return None
         return (floor - kept) / (floor - own)
@@ -215,7 +216,7 @@ class Look:
             caption's content words that the text has. Means over pictures.
         """
         own = replacement.ORIGINAL
-        both = [one for one in self.said if kind in one.texts]
+        both = [one for one in self.pictures if kind in one.texts]
         kept = [content_kept(one.texts[kind], one.texts[own]) for one in both]
         caption = [content_kept(one.texts[kind], one.caption) for one in both if one.caption is not None]
         return {
@@ -228,7 +229,7 @@ class Look:
         """Return what goes into `tokens.json`, ids as they are."""
         return {
             "depths": [asdict(depth) for depth in self.depths],
-            "pictures": [asdict(s) for s in self.said],
+            "pictures": [asdict(s) for s in self.pictures],
         }
 
 
@@ -237,8 +238,8 @@ def _mean(values: list[float]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a model is looked at.
+class InspectionSettings:
+    """How a model is inspected.
 
     Attributes:
         template: how the conversation about a picture is written.
@@ -262,47 +263,47 @@ class Plan:
 
 
 @torch.no_grad()
-def look(
+def inspect_layers(
     assembled: Assembled,
-    exhibits: list[Exhibit],
+    samples: list[Sample],
     judges: list[Judge | None],
-    plan: Plan,
+    settings: InspectionSettings,
     advance: Callable[[], None] = lambda: None,
-) -> Look:
+) -> ModelResults:
     """Show a model every picture, one at a time.
 
     Held at a time: one row's forward pass, or four with stand-ins; of every picture `(L + 2, P)` numbers.
 
     Args:
         assembled: the model.
-        exhibits: at least one.
-        judges: who judges each picture's matches, or `None`.
-        plan: how to look.
+        samples: at least one.
+        judges: the judge of each picture's matches, or `None`.
+        settings: how to inspect it.
         advance: called after each picture.
     """
     parts = parts_of(assembled.model)
     for_inference(assembled.model)
     decoder = parts.decoder.config
-    k, depth = supervised_layers(decoder, plan.layers), decoder.num_hidden_layers
-    tried = plan.tried if plan.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
-    tally, found = _Tally(depth, plan.ends), Look()
-    blank = _features(assembled, None, plan)
-    previous = _features(assembled, exhibits[-1], plan) if len(exhibits) > 1 else None
-    for exhibit, judge in zip(exhibits, judges, strict=True):
-        features = _features(assembled, exhibit, plan)
-        prompt = _ids(assembled, exhibit, plan, answered=False)
-        answered = exhibit.caption is not None
-        ids, labels = _ids(assembled, exhibit, plan, answered=True) if answered else (prompt, None)
+    k, depth = supervised_layers(decoder, settings.layers), decoder.num_hidden_layers
+    tried = settings.tried if settings.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
+    tally, results = _Tally(depth, settings.ends), ModelResults()
+    blank = _features(assembled, None, settings)
+    previous = _features(assembled, samples[-1], settings) if len(samples) > 1 else None
+    for sample, judge in zip(samples, judges, strict=True):
+        features = _features(assembled, sample, settings)
+        prompt = _ids(assembled, sample, settings, answered=False)
+        answered = sample.caption is not None
+        ids, labels = _ids(assembled, sample, settings, answered=True) if answered else (prompt, None)
         embeds = replacement.put_in(assembled, ids, [features])
         places = torch.tensor(ids, device=embeds.device).eq(assembled.image_token_id).nonzero().squeeze(1)
-        with watch_layers(assembled.model, places, layer_weights(k, plan.weighting)) as seen:
+        with watch_layers(assembled.model, places, layer_weights(k, settings.weighting)) as seen:
             own = _run(assembled, embeds, labels)
         target = match_tokens(seen.target, parts.embedding)
         toward = F.cosine_similarity(seen.target, features.float(), dim=1).cpu()
         verdicts = tally.add(seen, (target[0].cpu(), target[1].cpu(), toward), judge)
-        if len(found.views) < plan.views:
+        if len(results.views) < settings.views:
             rows = [tokens.tolist() for tokens in [*seen.tokens, target[0].cpu()]]
-            found.views.append((rows, verdicts))
+            results.views.append((rows, verdicts))
         floors = {replacement.BLANK: blank}
         if previous is not None:
             floors[replacement.SHUFFLED] = previous
@@ -320,14 +321,16 @@ def look(
             by_layer = {"initial": losses[replacement.DIRECTION]}
             by_layer |= replacement.caption_losses(assembled, ids, labels, by)
         texts = {}
-        if plan.max_new_tokens:
+        if settings.max_new_tokens:
             every = {replacement.ORIGINAL: features} | stand_ins
-            texts = replacement.greedy_texts(assembled, plan.template, prompt, every, plan.max_new_tokens)
-        found.said.append(Said(losses, by_layer, texts, exhibit.caption))
+            texts = replacement.greedy_texts(
+                assembled, settings.template, prompt, every, settings.max_new_tokens
+            )
+        results.pictures.append(PictureResults(losses, by_layer, texts, sample.caption))
         previous = features
         advance()
-    found.depths = list(tally.depths())
-    return found
+    results.depths = list(tally.depths())
+    return results
 
 
 def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -> float | None:
@@ -339,22 +342,22 @@ def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -
     return None
 
 
-def _ids(assembled: Assembled, exhibit: Exhibit, plan: Plan, answered: bool) -> object:
+def _ids(assembled: Assembled, sample: Sample, settings: InspectionSettings, answered: bool) -> object:
     about = {"image_token_id": assembled.image_token_id, "tokens_per_image": assembled.tokens_per_image}
-    turns = exhibit.turns(answered)
+    turns = sample.turns(answered)
     if not answered:
-        return encode_prompt(plan.template, assembled.tokenizer, turns, **about)
-    encoded = encode(plan.template, assembled.tokenizer, turns, **about)
+        return encode_prompt(settings.template, assembled.tokenizer, turns, **about)
+    encoded = encode(settings.template, assembled.tokenizer, turns, **about)
     return encoded.input_ids, encoded.labels
 
 
-def _features(assembled: Assembled, exhibit: Exhibit | None, plan: Plan) -> torch.Tensor:
+def _features(assembled: Assembled, sample: Sample | None, settings: InspectionSettings) -> torch.Tensor:
     """Return the visual embeddings `(P, D)` that the decoder receives; of a blank picture for `None`."""
-    llava, transform = parts_of(assembled.model).llava, assembled.transform(plan.aspect)
-    if exhibit is None:  # the mean colour is 0 in the space that the tower receives
+    llava, transform = parts_of(assembled.model).llava, assembled.transform(settings.aspect)
+    if sample is None:  # the mean colour is 0 in the space that the tower receives
         pixels = torch.zeros(1, 3, assembled.image_size, assembled.image_size)
     else:
-        pixels = transform(exhibit.open())[None]
+        pixels = transform(sample.open())[None]
     pixels = tower_pixels(assembled.model, pixels, transform)
     with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
         features = torch.cat(list(llava.get_image_features(pixels).pooler_output))
@@ -362,7 +365,7 @@ def _features(assembled: Assembled, exhibit: Exhibit | None, plan: Plan) -> torc
 
 
 class _Tally:
-    """Adds up what is found at every depth, picture by picture."""
+    """Adds up the matches at every depth, picture by picture."""
 
     def __init__(self, layers: int, ends: frozenset[int]) -> None:
         self.names = ["initial", *map(str, range(1, layers + 1)), "target"]
@@ -398,14 +401,14 @@ class _Tally:
                 self.meaningful[place] += sum(value is True for value in verdicts[-1])
         return verdicts or None
 
-    def depths(self) -> Iterator[Depth]:
+    def depths(self) -> Iterator[DepthResults]:
         for place, name in enumerate(self.names):
             cosine = torch.cat(self.cosine[place]).double().numpy()
             quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
             summary = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {
                 "mean": float(cosine.mean())
             }
-            yield Depth(
+            yield DepthResults(
                 name,
                 len(cosine),
                 self.judged[place],

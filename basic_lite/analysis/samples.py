@@ -1,4 +1,4 @@
-"""The pictures that a run is shown: some of a folder, or held-out scenes of the embedded world."""
+"""The samples that models are shown: pictures of a folder, or held-out scenes of the embedded world."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _ENDINGS = tuple(f".{suffix}" for names in SUFFIXES.values() for suffix in names
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class Sample:
     """One picture.
 
     Attributes:
         name: its path in the folder, or what a scene holds.
         open: returns it, as RGB.
         question: what a user would ask, without the placeholder.
-        caption: what it shows, in words; `None` where nobody has said.
+        caption: what it shows, in words; `None` where it has no caption.
         scene: what it shows exactly, with the drawing; only in the embedded world.
-        large: returns it for looking at, where there is more to see than in `open`.
+        large: returns a larger drawing of it for the report; `None` where there is none.
     """
 
     name: str
@@ -59,25 +59,25 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
-class Exhibition:
+class Samples:
     """What is shown to every model of an analysis.
 
     Attributes:
-        exhibits: the pictures, in order.
+        chosen: the samples, in order.
         source: where they are from, in words.
-        found: how many there were to draw from.
-        unreadable: those that were drawn and cannot be read, each with the reason.
+        available: how many there were to choose from.
+        unreadable: chosen ones that cannot be read, each with the reason.
         seed: of scenes and their wording.
     """
 
-    exhibits: list[Exhibit]
+    chosen: list[Sample]
     source: str
-    found: int
+    available: int
     unreadable: list[str] = field(default_factory=list)
     seed: int = 0
 
 
-def exhibit(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Exhibition:
+def choose_samples(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Samples:
     """Choose what is shown.
 
     Args:
@@ -97,15 +97,15 @@ def exhibit(images: Path | None, captions: Path | None, limit: int, seed: int = 
     names = sorted(_pictures_in(images))
     if not names:
         raise ValueError(f"--images {images} holds no pictures ({', '.join(sorted(_ENDINGS)[:8])}, ...)")
-    said = {} if captions is None else _captions_of(captions, images, names)
+    captioned = {} if captions is None else _captions_of(captions, images, names)
     if captions is not None:
-        names = [name for name in names if name in said]
+        names = [name for name in names if name in captioned]
         if not names:
             raise ValueError(
                 f"no row of --captions {captions} shows a picture of --images {images}, alone and by its "
                 f"path or file name; give the folder that the file's image paths start from"
             )
-    exhibits, unreadable = [], []
+    samples, unreadable = [], []
     for name in _evenly(names, limit):
         ref = ImageRef(name, root=str(images), follow_links=True)
         try:
@@ -113,27 +113,27 @@ def exhibit(images: Path | None, captions: Path | None, limit: int, seed: int = 
         except RowFault as fault:
             unreadable.append(str(fault))
             continue
-        question, answer = said.get(name, (QUESTION, None))
-        exhibits.append(Exhibit(name, lambda ref=ref: load_image(ref), question, answer))
-    if not exhibits:
+        question, answer = captioned.get(name, (QUESTION, None))
+        samples.append(Sample(name, lambda ref=ref: load_image(ref), question, answer))
+    if not samples:
         raise ValueError(
-            f"none of the {len(unreadable)} pictures drawn from {images} can be read: {unreadable[0]}"
+            f"none of the {len(unreadable)} pictures chosen from {images} can be read: {unreadable[0]}"
         )
-    return Exhibition(exhibits, f"pictures of {images}", len(names), unreadable, seed)
+    return Samples(samples, f"pictures of {images}", len(names), unreadable, seed)
 
 
-def _scenes(folder: Path | None, limit: int, seed: int) -> Exhibition:
-    """Draw held-out scenes, those that a demo of that seed looks at, each described in one language."""
+def _scenes(folder: Path | None, limit: int, seed: int) -> Samples:
+    """Draw held-out scenes, those that a demo of that seed inspects, each described in one language."""
     if folder is not None:
         try:
             seed = int(json.loads((folder / "world.json").read_text(encoding="utf-8"))["seed"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'world.json'} does not say which world this is: {error}") from error
-    rng, exhibits = random.Random(f"captions {seed}"), []
+    rng, samples = random.Random(f"captions {seed}"), []
     for scene in held_out_scenes(limit, seed):
         picture, language = render(scene), rng.choice(LANGUAGES)
-        exhibits.append(
-            Exhibit(
+        samples.append(
+            Sample(
                 ", ".join(
                     f"{thing.size} {thing.colour} {thing.shape} {thing.place}" for thing in scene.things
                 ),
@@ -144,7 +144,7 @@ def _scenes(folder: Path | None, limit: int, seed: int) -> Exhibition:
                 lambda scene=scene: enlarged(scene),
             )
         )
-    return Exhibition(exhibits, f"held-out scenes of the embedded world, seed {seed}", limit, seed=seed)
+    return Samples(samples, f"held-out scenes of the embedded world, seed {seed}", limit, seed=seed)
 
 
 def _pictures_in(folder: Path) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _captions_of(path: Path, images: Path, names: list[str]) -> dict[str, tuple[
     known, by_file = set(names), {}
     for name in names:
         by_file.setdefault(name.rpartition("/")[2], []).append(name)
-    rows, found = open_rows(path, images), {}
+    rows, answers = open_rows(path, images), {}
     for number in range(len(rows)):
         try:
             raw = rows.raw(number)
@@ -185,8 +185,8 @@ def _captions_of(path: Path, images: Path, names: list[str]) -> dict[str, tuple[
         asked = next((text for role, text in raw.turns if role == "user"), "")
         answer = next((text for role, text in raw.turns if role == "assistant" and text.strip()), None)
         if name is not None and answer is not None:
-            found.setdefault(name, (asked.replace(IMAGE, "").strip(), answer))
-    return found
+            answers.setdefault(name, (asked.replace(IMAGE, "").strip(), answer))
+    return answers
 
 
 # The models of an analysis, loaded one after the other: before training, the run, and another run.
@@ -196,7 +196,7 @@ BEFORE = "before training"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model to look at.
+    """One model of an analysis.
 
     Attributes:
         label: as tables and plots call it.
@@ -227,12 +227,12 @@ class Subject:
 
 
 def subjects(run: Path, against: Path | None = None, before: bool = True) -> list[Subject]:
-    """Return the models to look at, in the order of tables and plots; nothing is loaded yet.
+    """Return the models of an analysis, in the order of tables and plots; nothing is loaded yet.
 
     Args:
         run: folder of stage 1 or 2.
-        against: another run of the same LLM and tower, usually the plain twin.
-        before: look at the run's own beginning too: fresh projector of the same seed, LLM as it came.
+        against: another run of the same LLM and tower, usually the plain baseline.
+        before: include the run's own beginning: fresh projector of the same seed, LLM as it came.
 
     Raises:
         ValueError: In one line, if a folder is no run, its files have changed, or two are not comparable.
@@ -250,9 +250,9 @@ def subjects(run: Path, against: Path | None = None, before: bool = True) -> lis
                     f"{_named(other, what)}); --against takes a run of the same models"
                 )
         trained.insert(0, (against, other))
-    for folder, _ in trained:  # the second is loaded when the first has been looked at for minutes
+    for folder, _ in trained:  # the second is loaded when the first has been inspected for minutes
         check_files(folder, "weights")
-    labels = [f"{_kind(found)}, stage {found['stage']}" for _, found in trained]
+    labels = [f"{_kind(content)}, stage {content['stage']}" for _, content in trained]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({folder})" for label, (folder, _) in zip(labels, trained, strict=True)]
     return chosen + [Subject(label, *pair) for label, pair in zip(labels, trained, strict=True)]

@@ -1,0 +1,38 @@
+"""Finished runs of tiny models, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tiny import tiny_assembled
+
+from basic_lite import files
+from basic_lite.models import checkpoint, trainable
+
+
+def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object) -> Path:
+    """Leave a finished run (`stage1`, `lora` or `whole`) with trained tensors far from where they began."""
+    assembled = tiny_assembled(decoder, tower, **settings)
+    torch.manual_seed(1)
+    if kind == "lora":
+        trainable.train_adapters(assembled, trainable.Adapters(rank=4, alpha=8))
+    elif kind == "whole":
+        trainable.train_everything(assembled)
+    else:
+        trainable.train_projector(assembled)
+    for name, parameter in assembled.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3 if "projector" in name else 0.05)
+    stage, training = 1 if kind == "stage1" else 2, {"lora": kind == "lora"}
+    data = {"path": "rows.json", "rows": 3}
+    manifest = checkpoint.manifest_of(assembled, stage, {"basic": False}, data, training)
+    out.mkdir(parents=True)
+    if kind == "lora":
+        assembled.model.save_pretrained(out)
+    else:
+        checkpoint.save_projector(assembled.model, out / files.PROJECTOR)
+    if kind == "whole":
+        checkpoint.save_decoder(assembled.model, out / files.DECODER)
+    files.write_json(out / files.MANIFEST, manifest | {"finished": True})
+    return out
