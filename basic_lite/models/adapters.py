@@ -153,7 +153,9 @@ class Group:
         self.scaling: float = layers[0].scaling[ADAPTER]
         self.pairs = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers]
         self.parameters = [weight for pair in self.pairs for weight in pair]
-        self._narrow: tuple[tuple, torch.Tensor, list[torch.Tensor]] | None = None
+        self._firsts: torch.Tensor | None = None
+        self._seconds: list[torch.Tensor] = []
+        self._versions: list[int] | None = None
         self._at_hand: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
         self._gradient: torch.Tensor | None = None
 
@@ -173,17 +175,24 @@ class Group:
         return output
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return `A (G, r, D)` and each `B (O, r)` in `dtype`, made anew when a weight has changed."""
-        key = (dtype, *(weight._version for weight in self.parameters))
-        if self._narrow is None or self._narrow[0] != key:
+        """Return `A (G, r, D)` and each `B (O, r)` in `dtype`, written anew when a weight has changed."""
+        if self._firsts is None or self._firsts.dtype != dtype:
+            first = self.pairs[0][0]
+            self._firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
+            self._seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
+            self._versions = None
+        versions = [weight._version for weight in self.parameters]
+        if self._versions != versions:
             with torch.no_grad():
-                first = torch.stack([a.to(dtype) for a, _ in self.pairs])
-                self._narrow = key, first, [b.to(dtype) for _, b in self.pairs]
-        return self._narrow[1:]
+                torch._foreach_copy_(
+                    [*self._firsts, *self._seconds], [a for a, _ in self.pairs] + [b for _, b in self.pairs]
+                )
+            self._versions = versions
+        return self._firsts, self._seconds
 
     def forget(self) -> None:
-        """Drop the narrow copies: the weights have changed."""
-        self._narrow = None
+        """The weights have changed, whatever their version says."""
+        self._versions = None
 
     def release(self) -> None:
         """Let go of outputs that nobody asked for, as after a lack of memory."""
@@ -201,36 +210,26 @@ class Group:
         )
 
     def add(self, firsts: torch.Tensor, seconds: list[torch.Tensor]) -> None:
-        """Add gradients of all A `(G, r, D)` and each B to the parameters' `.grad`."""
+        """Add gradients of all A `(G, r, D)` and each B to the parameters' `.grad`, in their own precision."""
         ours = self._gradient
-        alike = ours is not None and all(
-            a.grad is not None and a.grad.data_ptr() == ours[i].data_ptr()
-            for i, (a, _) in enumerate(self.pairs)
-        )
-        new: list[torch.Tensor] = []
-        old: list[torch.Tensor] = []
-        if alike:
-            old, new = [ours], [firsts]
-        elif all(a.grad is None for a, _ in self.pairs):
-            self._gradient = firsts.to(self.pairs[0][0].dtype)
-            for (a, _), gradient in zip(self.pairs, self._gradient, strict=True):
-                a.grad = gradient
-        else:
-            for (a, _), gradient in zip(self.pairs, firsts, strict=True):
-                old, new = _accumulate(a, gradient, old, new)
-        for (_, b), gradient in zip(self.pairs, seconds, strict=True):
-            old, new = _accumulate(b, gradient, old, new)
-        if old:
-            torch._foreach_add_(old, new)
-
-
-def _accumulate(
-    weight: nn.Parameter, gradient: torch.Tensor, old: list[torch.Tensor], new: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    if weight.grad is None:
-        weight.grad = gradient.to(weight.dtype)
-        return old, new
-    return [*old, weight.grad], [*new, gradient]
+        first = self.pairs[0][0]
+        new = [firsts, *seconds]
+        if all(weight.grad is None for weight in self.parameters):
+            wide = [torch.empty_like(gradient, dtype=first.dtype) for gradient in new]
+            torch._foreach_copy_(wide, new)
+            self._gradient = wide[0]
+            for (a, b), to_a, to_b in zip(self.pairs, wide[0], wide[1:], strict=True):
+                a.grad, b.grad = to_a, to_b
+        elif ours is not None and all(
+            a.grad is not None and a.grad.data_ptr() == part.data_ptr() and b.grad is not None
+            for (a, b), part in zip(self.pairs, ours, strict=True)
+        ):
+            torch._foreach_add_([ours, *(b.grad for _, b in self.pairs)], new)
+        else:  # somebody else has put gradients there
+            for (a, b), to_a, to_b in zip(self.pairs, firsts, seconds, strict=True):
+                for weight, gradient in ((a, to_a), (b, to_b)):
+                    wide = gradient.to(weight.dtype)
+                    weight.grad = wide if weight.grad is None else weight.grad + wide
 
 
 class _Together(Function):
