@@ -1,8 +1,8 @@
 """What the host issues for a decoder layer in a training step: counted, and timed, without a GPU.
 
-A step costs what the GPU computes or what Python issues, whichever is more. With tiny tensors on a CPU nothing
-is left but the second. The same tiny decoder is trained with few layers and with more; the difference over the
-layers between is what one layer costs, free of what a step does once.
+A step costs what the GPU computes or what Python issues, whichever is more. With tiny tensors on a CPU
+nothing is left but the second. The same tiny decoder is trained with few layers and with more; the difference
+over the layers between is what one layer costs, free of what a step does once.
 """
 
 from __future__ import annotations

@@ -138,8 +138,13 @@ def alone(value: torch.Tensor) -> torch.Tensor:
 class TextRows:
     """The text's rows of a batch's attention maps: where they are and what they may not see.
 
-    Prepared once per forward pass and used by every supervised layer, so that a layer itself costs five
-    operations.
+    ```python
+    attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built
+    result = attention.mean(1)[:, text].sum(1)
+    ```
+    Text before an image adds nothing to its patches because it cannot see them, so one sum over all text
+    after the row's first image serves every image of the row. Prepared once per forward pass and used by
+    every supervised layer: a layer itself costs five operations.
     """
 
     def __init__(
@@ -152,7 +157,7 @@ class TextRows:
 
         Args:
             layout: positions of patches and text.
-            attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model itself uses it; `None` for causal.
+            attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model uses it; `None` for causal.
             query: `(B, H, S, d)` of any layer: for its shape, dtype and device.
         """
         rows, heads, width, _ = query.shape
@@ -201,37 +206,3 @@ class TextRows:
             maps = scores.softmax(-1, dtype=self.precision).view(rows, heads * count, width)
             total = weight @ maps if total is None else total.baddbmm_(weight, maps)
         return total
-
-
-@torch.no_grad()
-def text_to_patch(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    layout: Layout,
-) -> torch.Tensor:
-    """Sum over the text tokens after an image of their attention to each patch, averaged over heads.
-
-    ```python
-    attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built
-    result = attention.mean(1)[:, text].sum(1)[patch]
-    ```
-    Text before the image adds nothing because it cannot see it, so one sum over all text after the row's
-    first image serves every image of the row.
-
-    Args:
-        query: `(B, H, S, d)`.
-        key: `(B, H / groups, S, d)`; query head h uses key head `h // groups`.
-        attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model itself uses it; `None` for causal.
-        scaling: factor of the scores.
-        layout: positions of patches and text.
-
-    Returns:
-        `(N,)` in fp32 (fp64 for fp64 inputs).
-    """
-    text = TextRows(layout, attention_mask, query)
-    total = text.attention(query, key, scaling)
-    if total is None:
-        return query.new_zeros(len(layout.patch), dtype=text.precision)
-    return total.flatten()[layout.patch]

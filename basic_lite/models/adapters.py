@@ -210,7 +210,7 @@ class Group:
         )
 
     def add(self, firsts: torch.Tensor, seconds: list[torch.Tensor]) -> None:
-        """Add gradients of all A `(G, r, D)` and each B to the parameters' `.grad`, in their own precision."""
+        """Add gradients of all A `(G, r, D)` and each B to the parameters' `.grad`, in their precision."""
         ours = self._gradient
         first = self.pairs[0][0]
         new = [firsts, *seconds]
