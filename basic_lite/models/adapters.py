@@ -49,7 +49,9 @@ class Base:
         self.layers = list(layers)
         self.sizes = [layer.out_features for layer in self.layers]
         self.biases = [layer.bias for layer in self.layers]
-        self._packed: tuple[torch.Tensor, Any, torch.Tensor | None] | None = None
+        self._packed: tuple[torch.Tensor | None, Any, torch.Tensor | None] | None = None
+        if isinstance(self.layers[0], Linear4bit) and all(_state_of(layer) for layer in self.layers):
+            self._packed = self._pack()
 
     def weights(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
         """Return each layer's `(O, D)` weights in `dtype`."""
@@ -59,7 +61,7 @@ class Base:
             self._packed = self._pack()
         packed, state, offsets = self._packed
         if packed is None:
-            whole = [bnb.dequantize_4bit(layer.weight, layer.weight.quant_state) for layer in self.layers]
+            whole = [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in self.layers]
             return [weight.to(dtype) for weight in whole]
         if offsets is not None:  # the scales are quantised themselves: 256 of them share one, plus an offset
             scales = bnb.dequantize_blockwise(state.absmax, state.state2)
@@ -73,7 +75,7 @@ class Base:
 
         Not possible where a layer's end is no end of a block: then each is dequantised by itself.
         """
-        states = [layer.weight.quant_state for layer in self.layers]
+        states = [_state_of(layer) for layer in self.layers]
         first = states[0]
         alike = all(
             (s.blocksize, s.quant_type, s.dtype, s.nested, s.shape[1])
@@ -83,8 +85,8 @@ class Base:
         block = first.blocksize * (first.state2.blocksize if first.nested else 1)
         if not alike or any(s.shape.numel() % block for s in states):
             return None, None, None
-        packed = torch.cat([layer.weight.data.view(-1, 1) for layer in self.layers])
-        scales = torch.cat([s.absmax for s in states])
+        packed = _joined([layer.weight.data.view(-1, 1) for layer in self.layers])
+        scales = _joined([s.absmax for s in states])
         starts = 0, 0
         for layer, state in zip(self.layers, states, strict=True):
             ends = starts[0] + layer.weight.numel(), starts[1] + state.absmax.numel()
@@ -102,7 +104,7 @@ class Base:
         if not first.nested:
             return packed, whole, None
         whole.state2 = bnb.QuantState(
-            absmax=torch.cat([s.state2.absmax for s in states]),
+            absmax=_joined([s.state2.absmax for s in states]),
             blocksize=first.state2.blocksize,
             code=first.state2.code,
             dtype=first.state2.dtype,
@@ -110,6 +112,14 @@ class Base:
         size = first.state2.blocksize
         offsets = [s.offset.expand(s.absmax.numel() // size) for s in states]
         return packed, whole, torch.cat(offsets)
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+
+
+def _state_of(layer: Linear4bit) -> Any:
+    return getattr(layer.weight, "quant_state", None) or layer.quant_state
 
 
 def _with_scales(state: Any, scales: torch.Tensor) -> Any:
@@ -176,8 +186,11 @@ class Group:
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return `A (G, r, D)` and each `B (O, r)` in `dtype`, written anew when a weight has changed."""
+        first = self.pairs[0][0]
+        if dtype == first.dtype:  # nothing to narrow, so nothing to keep
+            with torch.no_grad():
+                return torch.stack([a for a, _ in self.pairs]), [b.detach() for _, b in self.pairs]
         if self._firsts is None or self._firsts.dtype != dtype:
-            first = self.pairs[0][0]
             self._firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
             self._seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
             self._versions = None
