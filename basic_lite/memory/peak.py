@@ -103,7 +103,7 @@ def static_parts(step: Step) -> dict[str, float]:
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
     tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
-    if step.shards == 1:
+    if step.shards == 1 and step.optimizer == "adamw":
         tuned += narrow_bytes(decoder, held)
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.

@@ -187,6 +187,10 @@ class TextRows:
         Returns:
             `(B, 1, S)` in fp32 (fp64 for fp64 inputs); `None` where there is no text.
         """
+        with torch.autocast(query.device.type, enabled=False):  # it would narrow the maps for their sum
+            return self._attention(query, key, scaling)
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor | None:
         rows, heads, width, size = query.shape
         sides = key.shape[1]
         across = key.reshape(rows * sides, width, size).mT

@@ -15,8 +15,8 @@ What is hard, and how it is solved:
 - The masks are not kept. They are drawn again in backward, by a generator that is seeded with a number which
   forward took from torch's own generator: so a run resumes to the same numbers, and a layer that recomputes
   (checkpointing restores torch's generator) draws what it drew. Each layer of a group has a mask of its own.
-- Adapters are fp32, products are bf16: the narrow copies are made once per optimizer step and dropped when
-  a weight changes (by its version, or by `Optimizer.step`, since some optimizers write past the version).
+- Adapters are fp32, products are bf16: the narrow copies are made once per optimizer step and written anew
+  when a weight changes (by its version, or by `Optimizer.step`, as some optimizers write past the version).
 - Gradients are added to `.grad` in fp32 by the function itself, all of a group at once, instead of 14 casts
   and 14 additions per decoder layer. `torch.autograd.grad` with respect to adapters therefore finds nothing.
 """
@@ -156,8 +156,9 @@ class Group:
         number: of the group in its decoder layer.
     """
 
-    def __init__(self, layers: Sequence[LoraLayer], seeds: Seeds, number: int) -> None:
+    def __init__(self, layers: Sequence[LoraLayer], seeds: Seeds, number: int, keep_narrow: bool) -> None:
         self.layers, self.seeds, self.number = list(layers), seeds, number
+        self.keep_narrow = keep_narrow
         self.base = Base([layer.get_base_layer() for layer in layers])
         self.dropout = _dropout_of(layers[0])
         self.scaling: float = layers[0].scaling[ADAPTER]
@@ -190,7 +191,7 @@ class Group:
         if dtype == first.dtype:  # nothing to narrow, so nothing to keep
             with torch.no_grad():
                 return torch.stack([a for a, _ in self.pairs]), [b.detach() for _, b in self.pairs]
-        if self._firsts is None or self._firsts.dtype != dtype:
+        if self._firsts is None or self._firsts.dtype != dtype or not self.keep_narrow:
             self._firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
             self._seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
             self._versions = None
@@ -201,7 +202,10 @@ class Group:
                     [*self._firsts, *self._seconds], [a for a, _ in self.pairs] + [b for _, b in self.pairs]
                 )
             self._versions = versions
-        return self._firsts, self._seconds
+        copies = self._firsts, self._seconds
+        if not self.keep_narrow:
+            self._firsts = None
+        return copies
 
     def forget(self) -> None:
         """The weights have changed, whatever their version says."""
@@ -361,13 +365,15 @@ def _grouped(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (_Grouped, kind), {"__module__": __name__})
 
 
-def group_adapters(decoder_layers: Iterable[nn.Module]) -> list[Group]:
+def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True) -> list[Group]:
     """Let the adapted linear layers of a decoder run in groups; names, weights and files stay PEFT's.
 
     The last layer may run its query for chosen rows alone, so there the query is a group by itself.
 
     Args:
         decoder_layers: with PEFT's LoRA layers inside.
+        keep_narrow: keep the adapters' bf16 copies from one optimizer step to the next (2 bytes per weight);
+            without, they are made anew in every pass.
 
     Returns:
         The groups; empty where a layer is no plain LoRA (8 bits, DoRA, several adapters).
@@ -390,7 +396,7 @@ def group_adapters(decoder_layers: Iterable[nn.Module]) -> list[Group]:
         sets = sorted(filter(None, [*shared, *alone]), key=lambda names: min(order[n] for n in names))
         for number, names in enumerate(sets):
             layers = [named[name] for name in named if name in names]
-            groups.append(Group(layers, seeds, number))
+            groups.append(Group(layers, seeds, number, keep_narrow))
             for member, layer in enumerate(layers):
                 if not isinstance(layer, _Grouped):  # a model may be trained twice
                     layer.__class__ = _grouped(type(layer))

@@ -246,7 +246,10 @@ class BasicTrainer(SavingTrainer):
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
         decoder = parts_of(self.model).decoder
-        self.groups = adapters.group_adapters(decoder.layers) if grouped_adapters and not sharded else []
+        self.groups: list[adapters.Group] = []
+        if grouped_adapters and not sharded:
+            # 8-bit moments are for who has no memory left: the adapters' narrow copies do not stay either.
+            self.groups = adapters.group_adapters(decoder.layers, keep_narrow=optimizer_name == "adamw")
         if fused_kernels:
             liger.fuse(decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
