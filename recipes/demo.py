@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 if TYPE_CHECKING:
     from rich.console import Console

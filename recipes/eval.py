@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 
 def main(
@@ -80,7 +81,7 @@ def main(
         ),
     ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
-    dry_run: o.DryRun = False,
+    dry_run: o.DryRunOption = False,
 ) -> None:
     """Score a run on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 
