@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 
 def generate(
@@ -55,6 +55,7 @@ def generate(
     console.print(f"ratio        {ratio:8.2f}   equal answers {same} of {len(questions)}", highlight=False)
 
 
+@o.command
 def step(
     model: Annotated[
         str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
@@ -62,8 +63,8 @@ def step(
     stage: Annotated[
         int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))
     ] = 1,
-    bits: o.Bits = 4,
-    precision: o.Precision = "auto",
+    bits: o.BitsOption = 4,
+    precision: o.PrecisionOption = "auto",
     decoder_layers: Annotated[
         int | None,
         o.option(
@@ -72,12 +73,10 @@ def step(
     ] = None,
     micro_batch: Annotated[int, o.option(help="Rows per forward pass.", callback=o.within(1))] = 8,
     text: Annotated[int, o.option(help="Text tokens per row.", callback=o.within(1))] = 64,
-    rank: Annotated[
-        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
-    ] = 128,
-    recompute: o.Recompute = None,
-    recompute_layers: o.RecomputeLayers = None,
-    basic: o.Basic = True,
+    rank: o.RankOption = o.zoo.RANK,
+    recompute: o.RecomputeOption = None,
+    recompute_layers: o.RecomputeLayersOption = None,
+    basic: o.BasicOption = True,
     steps: Annotated[int, o.option(help="Steps to measure.", callback=o.within(1))] = 20,
     warm: Annotated[int, o.option(help="Steps before them, to warm up.", callback=o.within(0))] = 2,
     rounds: Annotated[

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from basic_lite.memory.sizes import DecoderSize
+from basic_lite.models import zoo
 
 Training = Literal["projector", "adapters", "decoder"]
 
@@ -29,8 +30,8 @@ class Held:
 
     bits: int = 4
     training: Training = "projector"
-    rank: int = 128
-    dropout: float = 0.05
+    rank: int = zoo.RANK
+    dropout: float = zoo.DROPOUT
     half: bool = True
     fused: bool = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -19,11 +19,8 @@ from transformers import LlavaModel, PretrainedConfig, PreTrainedModel
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace
-from basic_lite.method.types import Intervention, Refinement
+from basic_lite.method.types import Importance, Intervention, Refinement, Weighting
 from basic_lite.models.parts import parts_of
-
-Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
-Importance = Literal["attention", "uniform"]
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
