@@ -1,4 +1,4 @@
-"""Take a finished run elsewhere: a standard LLaVA folder, an adapter, or the original LLaVA's layout."""
+"""Take a finished run elsewhere: a standard LLaVA folder, an adapter, or GGUF files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def main(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
     to: Annotated[
-        Literal["hf", "peft", "llava"],
+        Literal["hf", "peft", "gguf"],
         o.option(
-            help="hf: transformers, vLLM, SGLang, lmms-eval. peft: adapter and projector over a base. "
-            "llava: the original LLaVA's files."
+            help="hf: transformers, vLLM, lmms-eval. peft: adapter and projector over a base. "
+            "gguf: llama.cpp, Ollama."
         ),
     ] = "hf",
     base: Annotated[
@@ -36,8 +36,14 @@ def main(
     ] = None,
     old_gemma: Annotated[
         bool,
-        o.option("--old-gemma", help="For readers that scale Gemma's image features (before 5.4)."),
+        o.option(
+            "--old-gemma",
+            help="For readers that scale Gemma's image features (transformers before 5.4, old llama.cpp).",
+        ),
     ] = False,
+    quantise: Annotated[
+        str | None, o.option(help="Format of GGUF: f16, bf16, f32 or q8_0.", default="f16")
+    ] = None,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 
@@ -49,23 +55,27 @@ def main(
 
       basic-lite export runs/stage2 my-adapter --to peft
 
-      basic-lite export runs/stage2 my-original --to llava --base dequantised
+      basic-lite export runs/stage2 my-gguf --to gguf --quantise q8_0
     """
     from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.export import adapter, folder, original
+    from basic_lite.export import adapter, folder
     from basic_lite.models import devices
 
     console = quiet_console()
     device = device or devices.choose_device()
-    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
     with files.held(out, beside=True):
-        plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
+        plan, manifest = folder.plan(
+            run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to, quantise
+        )
+        make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
+        if make is None:
+            from basic_lite.export.gguf import export_gguf as make  # its package is an extra
         if base == "bf16" and plan.base is None:
             dtype = str(plan.dtype).removeprefix("torch.")
             line = f"{run} holds no quantised base; its own weights are exported, in {dtype}"
             console.print(line, highlight=False, soft_wrap=True)
         content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
     for line in folder.summary(content):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Written: {out}")
