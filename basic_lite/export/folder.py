@@ -325,6 +325,7 @@ def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
         "parity_to_quantised_run": asked.to_run,
         "answers": [answer.text for answer in answers],
         "notes": refusals(*contents(folder)),
+        "weights": files.hashes(folder, ("*.safetensors", "*.gguf")),
         "versions": files.versions(),
         "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
     }

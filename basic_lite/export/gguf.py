@@ -84,6 +84,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
             "tensor_gap": max(gaps.values()),
             "parity_to_quantised_run": asked.to_run,
             "notes": _notes(config, wanted),
+            "weights": files.hashes(draft, ("*.safetensors", "*.gguf")),
             "versions": files.versions() | {"gguf": _version()},
         }
         files.write_json(draft / "export.json", content)
