@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import DECODERS, llm_folder, tiny_assembled, tower_folder
+from tiny import DECODERS, llm_folder, tiny_assembled
 from typer.testing import CliRunner
 
 from basic_lite import files as whole_files
 from basic_lite.cli import app
-from basic_lite.export import adapter, chat_template, folder, original, parity, weights
+from basic_lite.export import adapter, chat_template, folder, parity, weights
 from basic_lite.models import checkpoint, trainable
 
 
@@ -50,9 +50,13 @@ def write_run(assembled, out: Path, manifest: dict) -> None:
     whole_files.write_json(out / whole_files.MANIFEST, manifest)
 
 
-def export(run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False) -> dict:
-    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to)
-    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
+def export(
+    run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False, quantise=None
+) -> dict:
+    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise)
+    make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
+    if make is None:
+        from basic_lite.export.gguf import export_gguf as make
     return make(plan, manifest)
 
 
@@ -174,30 +178,6 @@ def test_an_adapter_without_place_is_an_error(tmp_path):
         list(folder.decoder_entries(plan, manifest, False))
 
 
-@pytest.mark.parametrize("kind", ["lora", "whole"])
-def test_the_original_layout(tmp_path, kind):
-    run = made_run(tmp_path / "run", "mistral", "clip", kind)
-    content = export(run, tmp_path / "my-llava", to="llava")
-    assert content["parity"]["decoder_gap"] < 1e-5
-    state = load_file(tmp_path / "my-llava/model.safetensors")
-    config = json.loads((tmp_path / "my-llava/config.json").read_text())
-    assert config["model_type"] == "llava_mistral"
-    assert config["mm_vision_tower"] == str(tower_folder("clip"))
-    assert {name for name in state if "projector" in name} == {
-        f"model.mm_projector.{layer}.{part}" for layer in "02" for part in ("weight", "bias")
-    }
-    assembled, _ = checkpoint.load_run(run)
-    projector = assembled.model.get_submodule(
-        "base_model.model.model.multi_modal_projector.modules_to_save.default"
-        if kind == "lora"
-        else "model.multi_modal_projector"
-    )
-    assert torch.equal(state["model.mm_projector.2.bias"], projector.linear_2.bias)
-    assert "model.layers.3.self_attn.q_proj.weight" in state
-    with pytest.raises(ValueError, match="no gemma class"):
-        export(made_run(tmp_path / "g", "gemma", "clip", "lora"), tmp_path / "g-llava", to="llava")
-
-
 @pytest.mark.parametrize("bits", [16, 4])
 @pytest.mark.parametrize("decoder", ["gemma", "phi3"])
 def test_pefts_own_loader(tmp_path, decoder, bits):
@@ -225,7 +205,12 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
         ({"to": "peft"}, "holds no adapters"),
         ({"base": "dequantised"}, "leave --base out"),
         ({"old_gemma": True}, "for Gemma decoders"),
-        ({"to": "llava"}, "looks for 'llava' in the folder's name"),
+        ({"quantise": "f16"}, "--quantise is for --to gguf"),
+        (
+            {"to": "gguf", "quantise": "q4_k_m"},
+            r"llama-quantize OUT/model-f16.gguf OUT/model-q4_k_m.gguf Q4_K_M",
+        ),
+        ({"to": "gguf", "dtype": "fp16"}, "leave --dtype out"),
     ):
         with pytest.raises(ValueError, match=words):
             export(run, tmp_path / "out", **more)
