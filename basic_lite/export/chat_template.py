@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from basic_lite.data.conversation import IMAGE
 from basic_lite.data.templates import Template
-
-_SPECIAL = re.compile(r"(<[^<>\s]+>)")
-_NO_SYSTEM = "this model was trained without a system message; put the text into the first user message"
 
 
 def _quoted(text: str) -> str:
@@ -17,15 +12,11 @@ def _quoted(text: str) -> str:
 
 
 def _system(template: Template) -> str:
-    """Return the branch for a system message of the caller's: it stands where the template's own stood."""
-    pieces = _SPECIAL.split(template.system)
-    longest = max(pieces, key=len)
-    if not longest.strip():
-        return f"{{{{ raise_exception({_quoted(_NO_SYSTEM)}) }}}}"
-    before, after = template.system.split(longest)
-    before += longest[: len(longest) - len(longest.lstrip())]
-    after = longest[len(longest.rstrip()) :] + after
-    return f"{{{{ {_quoted(before)} + text + {_quoted(after)} }}}}"
+    """Return the branch for a system message of the caller's, as `conversation.segments` writes it."""
+    if not template.system_turn:
+        return "{% set seen.first = text + '\\n\\n' %}"
+    before, behind = template.system_turn.split("{}")
+    return f"{{{{ {_quoted(before)} + text + {_quoted(behind)} }}}}"
 
 
 def chat_template(template: Template) -> str:
@@ -37,10 +28,17 @@ def chat_template(template: Template) -> str:
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")
-    answer = "text.lstrip()" if footer.endswith("\n") else "text"
+    answer = "text.lstrip()" if template.header.endswith("\n") else "text"
     ending = _quoted(after + template.end + template.after)
     default = f"{{{{ {_quoted(template.system)} }}}}" if template.system else ""
+    between = (
+        f"{{% if seen.user %}}{{{{ {_quoted(template.between)} }}}}{{% endif %}}" if template.between else ""
+    )
+    thought = (
+        f"{{% if loop.last %}}{{{{ {_quoted(template.thought)} }}}}{{% endif %}}" if template.thought else ""
+    )
     return (
+        "{% set seen = namespace(first='', user=false) %}"
         "{% for message in messages %}"
         "{% if message['content'] is string %}{% set text = message['content'] %}{% else %}"
         "{% set found = namespace(pictures='', text='') %}{% for part in message['content'] %}"
@@ -50,8 +48,9 @@ def chat_template(template: Template) -> str:
         "{% endfor %}{% set text = found.pictures + found.text %}{% endif %}"
         f"{{% if message['role'] == 'system' %}}{_system(template)}"
         f"{{% else %}}{{% if loop.first %}}{default}{{% endif %}}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {_quoted(header)} + text }}}}"
-        f"{{% else %}}{{{{ {_quoted(footer)} + {_quoted(before)} + {answer} + {ending} }}}}"
+        f"{{% if message['role'] == 'user' %}}{between}{{{{ {_quoted(header)} + seen.first + text }}}}"
+        "{% set seen.first = '' %}{% set seen.user = true %}"
+        f"{{% else %}}{{{{ {_quoted(footer)} }}}}{thought}{{{{ {_quoted(before)} + {answer} + {ending} }}}}"
         "{% endif %}{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer)} }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer + template.thought)} }}}}{{% endif %}}"
     )

@@ -42,7 +42,7 @@ def counting_encoder(
             f"no tokenizer can be loaded from {llm!r}: give a folder with tokenizer.json, a hub id while a "
             f"hub can be reached, or one of {', '.join(zoo.LLMS)} ({one_line(error)})"
         ) from None
-    name = template or (row.template if row else choose_template(tokenizer, family=""))
+    name = template or (row.template if row else choose_template(tokenizer))
     if name not in TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(TEMPLATES)}")
     check_tokenizer(name, tokenizer)

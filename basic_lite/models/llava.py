@@ -293,7 +293,7 @@ def assemble(
     check_tower_layer(sources.tower_layer, tower_config)
 
     tokenizer = AutoTokenizer.from_pretrained(data_world_parts.located(sources.llm))
-    name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
+    name = sources.template or conversation.choose_template(tokenizer, family.template, say)
     if name not in templates.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
     template = templates.TEMPLATES[name]

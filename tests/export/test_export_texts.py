@@ -24,6 +24,7 @@ CONVERSATIONS = [
     [("user", f'{IMAGE}\nWhat\'s "this"\\n?'), ("assistant", "A cat."), ("user", "Sure?\nLook.")],
     [("user", f"{IMAGE}\n{IMAGE}\nCompare."), ("assistant", "  spaced"), ("user", "{{ x }} {% y %}")],
     [("user", "你好")],
+    [("system", "Be brief."), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2")],
 ]
 
 
@@ -55,8 +56,8 @@ def test_a_system_message_stands_where_the_own_one_stood():
     assert fill("vicuna_v1", messages, True) == "Be brief. USER: Hi ASSISTANT:"
     start = "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n"
     assert fill("phi3_instruct", messages, True) == start
-    with pytest.raises(ValueError, match="without a system message"):
-        fill("gemma_instruct", messages, True)
+    joined = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+    assert fill("gemma_instruct", messages, True) == joined  # there is no system role
 
 
 def rewritten(assembled, folder: Path):
