@@ -13,14 +13,24 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionConfig,
+    Cohere2Config,
     Dinov2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Ministral3Config,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
+    SmolLM3Config,
 )
 
 from basic_lite.models.llava import Assembled, Sources, assemble
@@ -55,6 +65,39 @@ DECODERS = {
     "phi3": lambda: Phi3Config(**_SIZES),
     "mistral": lambda: MistralConfig(**_SIZES, sliding_window=20),  # shorter than the rows: the window bites
 }
+MORE_DECODERS = {
+    "qwen2": lambda: Qwen2Config(**_SIZES),
+    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=12),
+    "smollm3": lambda: SmolLM3Config(**_SIZES, no_rope_layers=[1, 1, 1, 0]),
+    # Every second layer has a window that bites; the two kinds of layers have rotary bases of their own.
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "olmo2": lambda: Olmo2Config(**_SIZES),
+    "olmo3": lambda: Olmo3Config(
+        **_SIZES, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "ministral3": lambda: Ministral3Config(**_SIZES, head_dim=12),
+    "glm4": lambda: Glm4Config(**_SIZES, head_dim=12),
+    "granite": lambda: GraniteConfig(
+        **_SIZES,
+        embedding_multiplier=12.0,
+        logits_scaling=8.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+        tie_word_embeddings=True,
+    ),
+    "cohere2": lambda: Cohere2Config(
+        **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "phi4_mini": lambda: Phi3Config(
+        **_SIZES,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+}
+"""Decoders of later families: one test of each kind runs over them."""
+ALL_DECODERS = DECODERS | MORE_DECODERS
 TOWERS = {
     "clip": lambda: CLIPVisionConfig(**_TOWER),
     "siglip": lambda: SiglipVisionConfig(**_TOWER, vision_use_head=False),
@@ -83,7 +126,7 @@ def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> Ll
     """Build a random LLaVA of about 60,000 parameters, in fp32, frozen but for its projector."""
     torch.manual_seed(seed)
     config = LlavaConfig(
-        text_config=DECODERS[decoder](),
+        text_config=ALL_DECODERS[decoder](),
         vision_config=TOWERS[tower](),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=PATCHES,
@@ -159,7 +202,7 @@ def llm_folder(decoder: str = "llama") -> Path:
     """Return a folder with a random decoder and its tokenizer, as a hub would give it."""
     folder = Path(_parts_folder().name) / decoder
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(DECODERS[decoder]()).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(ALL_DECODERS[decoder]()).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 

@@ -25,6 +25,7 @@ from basic_lite.export.weights import (
     write_shards,
 )
 from basic_lite.models import checkpoint
+from basic_lite.models.decoder import head_factor
 from basic_lite.models.llava import Assembled, read_config
 from basic_lite.models.parts import parts_of
 
@@ -186,10 +187,14 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
     sources = checkpoint.sources_of(manifest)
     adapted = (wanted.run / files.ADAPTER).is_file()
     adapters = Adapters(wanted.run) if adapted else None
+    config = read_config(sources.llm, "language model")
+    factor = head_factor(config.to_dict(), config.model_type)
     for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
         if wanted.base == "dequantised":
             entry = dequantised(entry, sources.bits, sources.dtype, wanted.device)
         entry = adapters.merge(entry) if adapters else entry
+        if entry.name == "model.norm.weight" and factor != 1.0:
+            entry = _times(entry, factor)
         yield Entry(f"language_model.{entry.name}", entry.numel, entry.read)
     if adapters:
         adapters.check_all_used()
@@ -201,12 +206,15 @@ def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
         found = Adapters(wanted.run).projector()
     else:
         found = entries_of(wanted.run / files.PROJECTOR)
+    # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
+    config = read_config(manifest["sources"]["llm"], "language model")
+    scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
     for entry in found:
-        if wanted.old_gemma and ".linear_2." in entry.name:
-            scale = _gemma_scale(manifest)
-            yield Entry(entry.name, entry.numel, lambda entry=entry, scale=scale: entry.read() / scale)
-        else:
-            yield entry
+        yield _times(entry, 1 / scale) if scale != 1.0 and ".linear_2." in entry.name else entry
+
+
+def _times(entry: Entry, factor: float) -> Entry:
+    return Entry(entry.name, entry.numel, lambda: entry.read().float() * factor)
 
 
 def _is_gemma(manifest: dict) -> bool:

@@ -22,6 +22,10 @@ TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.
 """Published configurations of the towers that are known by name."""
 
 
+_WHOLE_NORMS = ("olmo2", "olmo3")
+"""Families that normalise query and key over all heads at once."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """One linear layer of a decoder layer, without bias.
@@ -102,28 +106,38 @@ class DecoderSize:
     @property
     def joined(self) -> bool:
         """Whether query, key and value come from one matrix, and gate and up from another (Phi-3)."""
-        return "qkv_proj" in zoo.FAMILIES[self.family].lora_targets
+        return "qkv_proj" in self._names
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return zoo.FAMILIES[self.family].lora_targets
+
+    @property
+    def norms(self) -> int:
+        """Norms of the residual stream, per layer."""
+        return zoo.FAMILIES[self.family].norms
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether query and key are normalised."""
+        return zoo.FAMILIES[self.family].head_norms
 
     @property
     def linears(self) -> tuple[Linear, ...]:
         """The linear layers of one decoder layer, in order."""
         width, inner, query, keys = self.width, self.inner, self.query, self.keys
-        if self.joined:
-            attention = (Linear("qkv_proj", width, query + 2 * keys),)
-            entrance = (Linear("gate_up_proj", width, 2 * inner),)
-        else:
-            attention = (
-                Linear("q_proj", width, query),
-                Linear("k_proj", width, keys),
-                Linear("v_proj", width, keys),
-            )
-            entrance = (Linear("gate_proj", width, inner), Linear("up_proj", width, inner))
-        return (
-            *attention,
-            Linear("o_proj", query, width),
-            *entrance,
-            Linear("down_proj", inner, width),
-        )
+        shapes = {
+            "qkv_proj": (width, query + 2 * keys),
+            "q_proj": (width, query),
+            "k_proj": (width, keys),
+            "v_proj": (width, keys),
+            "o_proj": (query, width),
+            "gate_up_proj": (width, 2 * inner),
+            "gate_proj": (width, inner),
+            "up_proj": (width, inner),
+            "down_proj": (inner, width),
+        }
+        return tuple(Linear(name, *shapes[name]) for name in self._names)
 
     @property
     def linear_parameters(self) -> int:
@@ -133,7 +147,8 @@ class DecoderSize:
     @property
     def norm_parameters(self) -> int:
         """Weights of all norms."""
-        return (2 * self.depth + 1) * self.width
+        heads = self.query + self.keys if self.family in _WHOLE_NORMS else 2 * self.head_dim
+        return (self.norms * self.depth + 1) * self.width + (self.depth * heads if self.head_norms else 0)
 
     @property
     def table_parameters(self) -> int:
@@ -237,8 +252,8 @@ def published_decoder(name: str) -> DecoderSize:
         return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
         raise ValueError(
-            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other Llama, Gemma, Phi-3 or "
-            "Mistral goes in as --llm ID_OR_FOLDER"
+            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other decoder of type "
+            f"{', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
         )
     return DecoderSize.of(DECODERS[name])
 

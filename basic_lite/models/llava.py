@@ -49,6 +49,7 @@ class Projector(LlavaMultiModalProjector):
 # Which vocabulary rows mark a patch and fill a batch; none is ever added.
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
+_RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
 """Tokens that exist for uses like this one, in the vocabularies of the supported families."""
 
 
@@ -184,8 +185,8 @@ class Sources:
             return cls(llm, tower_id, **settings)
         if known is None:
             raise ValueError(
-                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, "
-                "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
+                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other "
+                f"decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
             )
         for name in ("template", "image_token", "pad_token"):
             settings[name] = settings.get(name) or getattr(known, name)
@@ -360,6 +361,7 @@ def load_decoder_alone(
 ) -> PreTrainedModel:
     """Load the language model with its head; quantised in its layers only (see `decoder.load_decoder`)."""
     config = read_config(sources.llm, "language model")
-    return models_decoder.load_decoder(
+    causal = models_decoder.load_decoder(
         sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say
     )
+    return models_decoder.fold_scales(causal)

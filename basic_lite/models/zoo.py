@@ -22,11 +22,18 @@ class Family:
         model_type: `config.model_type` of transformers.
         template: conversation template for a model that is not in the table and shows none of its own.
         lora_targets: the decoder's linear layers.
+        norms: of the residual stream, per layer.
+        head_norms: query and key are normalised, too.
+        head_scale: key of the configuration by which its own class multiplies the logits, and the exponent;
+            transformers' LLaVA does not, so the last norm's weight takes it in (`decoder.fold_scales`).
     """
 
     model_type: str
     template: str
     lora_targets: tuple[str, ...]
+    norms: int = 2
+    head_norms: bool = False
+    head_scale: tuple[str, int] | None = None
 
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,17 +44,47 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family("gemma", "gemma_instruct", _SEPARATE),
     "phi3": Family("phi3", "phi3_instruct", _JOINED),
     "mistral": Family("mistral", "mistral_instruct", _SEPARATE),
+    "qwen2": Family("qwen2", "qwen2_5", _SEPARATE),
+    "qwen3": Family("qwen3", "qwen3", _SEPARATE, head_norms=True),
+    "smollm3": Family("smollm3", "smollm3", _SEPARATE),
+    "gemma3_text": Family("gemma3_text", "gemma_instruct", _SEPARATE, norms=4, head_norms=True),
+    "olmo2": Family("olmo2", "olmo2", _SEPARATE, head_norms=True),
+    "olmo3": Family("olmo3", "chatml", _SEPARATE, head_norms=True),
+    "ministral3": Family("ministral3", "mistral_v7", _SEPARATE),
+    "glm4": Family("glm4", "glm4", (*_SEPARATE[:4], "gate_up_proj", "down_proj"), norms=4),
+    "granite": Family("granite", "granite", _SEPARATE, head_scale=("logits_scaling", -1)),
+    "cohere2": Family("cohere2", "cohere", _SEPARATE, norms=1, head_scale=("logit_scale", 1)),
 }
 
 
 _NO_ATTENTION = "it has no attention, so nothing says which patches the text looks at"
 _IN_THE_ENCODER = "pictures would go into its encoder, and transformers' LLaVA has a decoder alone"
+_SOFT_CAPS = (
+    "it caps its attention scores, which hides which patches the text looks at, and its logits, "
+    "which transformers' LLaVA does not"
+)
+_EXPERTS = "its experts are stacked tensors, which neither 4-bit layers nor adapters reach"
+_HYBRID = "most of its layers are a recurrence without attention weights, which was not made right here yet"
+_NEEDS_IDS = "its layers look at the token ids, which transformers' LLaVA does not hand on"
+_TWO_SIDED = "it is a vision-language model: give a text-only checkpoint of its language model"
 WHY_NOT: dict[str, str] = {
-    "gemma2": "it caps its attention scores, which hides which patches the text looks at",
+    **dict.fromkeys(("gemma2", "vaultgemma"), _SOFT_CAPS),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv"), _NO_ATTENTION),
     **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
+    **dict.fromkeys(
+        "mixtral olmoe phimoe qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 granitemoe glm4_moe ernie4_5_moe "
+        "hunyuan_v1_moe gpt_oss llama4 llama4_text".split(),
+        _EXPERTS,
+    ),
+    **dict.fromkeys(
+        "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe lfm2 lfm2_moe nemotron_h jamba bamba falcon_h1 zamba2 "
+        "granitemoehybrid minimax recurrent_gemma".split(),
+        _HYBRID,
+    ),
+    **dict.fromkeys("gemma3n gemma3n_text gemma4 gemma4_text".split(), _NEEDS_IDS),
+    **dict.fromkeys("gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava mllama".split(), _TWO_SIDED),
 }
-"""Why architectures that people ask for are no family here; `ablate architecture` tries them."""
+"""Why architectures that people ask for are no family here; `ablate architecture` tries the oldest."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import torch
 from rich.console import Console
 from test_oracle import close, oracle
 from tiny import (
+    ALL_DECODERS,
     DECODERS,
     IMAGE_TOKEN,
+    MORE_DECODERS,
     PATCHES,
     TOWERS,
     llm_folder,
@@ -19,7 +21,7 @@ from tiny import (
     tiny_batch,
     tower_folder,
 )
-from transformers import GPT2Config, LlavaForConditionalGeneration, ViTConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlavaForConditionalGeneration, ViTConfig
 
 from basic_lite import BasicSupervision
 from basic_lite.data.templates import TEMPLATES
@@ -84,7 +86,7 @@ def test_every_pair_assembles_and_runs(decoder, tower):
     assert not any(p.requires_grad for p in assembled.model.parameters())
     outputs = assembled.model(**tiny_batch())
     assert torch.isfinite(outputs.loss)
-    assert outputs.image_hidden_states.shape[0] == 5 * PATCHES
+    assert len(torch.cat(list(outputs.image_hidden_states))) == 5 * PATCHES  # a list since 5.24
 
 
 @pytest.mark.parametrize(("tower", "patches"), [("siglip", 9), ("clip", 9), ("dinov2", 9)])
@@ -171,19 +173,23 @@ def test_one_dtype_boundary(dtype, autocast):
     projector = model.model.multi_modal_projector.requires_grad_(True)
     seen = []
     projector.linear_1.register_forward_hook(lambda m, a, out: seen.append((a[0].dtype, out.dtype)))
+    received = []
+    parts_of(model).decoder.register_forward_pre_hook(
+        lambda m, a, k: received.append(k["inputs_embeds"].dtype), with_kwargs=True
+    )
     batch = tiny_batch()
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         outputs = model(**batch)
     outputs.loss.float().backward()
     assert seen == [(torch.float32, torch.float32)]
-    assert outputs.image_hidden_states.dtype == dtype
+    assert received == [dtype]
     for parameter in projector.parameters():
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", ALL_DECODERS)
 def test_a_four_bit_decoder_equals_the_formulas(decoder):
     """Against the same decoder with its weights dequantised: the right gradients arrive."""
     model = tiny_assembled(decoder, bits=4).model
@@ -225,8 +231,11 @@ def test_stage_one_trains_four_tensors():
     ]
 
 
-@pytest.mark.parametrize("bits", [4, 16])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("decoder", "bits"),
+    [(decoder, bits) for decoder in DECODERS for bits in (4, 16)]
+    + [(decoder, 4) for decoder in MORE_DECODERS],
+)
 def test_stage_two_adapts_every_linear_layer_of_the_decoder_and_no_other(decoder, bits):
     assembled = tiny_assembled(decoder, bits=bits)
     linear = [
@@ -320,6 +329,38 @@ def test_the_table_of_what_is_trained_names_dtypes_and_counts():
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gemma2", "it caps its attention scores, .*, and its logits, which transformers' LLaVA does not"),
+        ("qwen3_moe", "its experts are stacked tensors"),
+        ("qwen3_5_text", "most of its layers are a recurrence"),
+        ("gemma3n_text", "its layers look at the token ids"),
+        ("gemma3", "it is a vision-language model"),
+    ],
+)
+def test_a_refused_family_is_named_with_the_reason(model_type, reason):
+    with pytest.raises(ValueError, match=f"x is a '{model_type}' model, and {reason}"):
+        zoo.family_of(model_type, "x")
+
+
+@pytest.mark.parametrize("decoder", ["granite", "cohere2"])
+def test_llava_says_what_the_familys_own_class_says(decoder):
+    """Factors of logits and embeddings, which LLaVA's class leaves out or applies to pictures as well."""
+    own = AutoModelForCausalLM.from_pretrained(llm_folder(decoder), dtype=torch.float32).eval()
+    assembled = tiny_assembled(decoder)
+    ids = torch.arange(4, 40)[None]
+    torch.testing.assert_close(assembled.model.eval()(input_ids=ids).logits, own(input_ids=ids).logits)
+    table = parts_of(assembled.model).embedding
+    assert torch.equal(table, own.get_input_embeddings().weight)  # L_sds sees the raw rows
+    features = torch.randn(1, 1, 32)
+    seen = []
+    layer = parts_of(assembled.model).decoder.layers[0]
+    layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assembled.model(inputs_embeds=features)
+    assert torch.equal(seen[0], features)  # what the projector gives is what the first layer receives
 
 
 def test_unsupported_models_are_refused_by_name(tmp_path):
