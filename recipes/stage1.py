@@ -12,7 +12,8 @@ def main(
     model: Annotated[
         str,
         o.option(
-            help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny (embedded).", panel=o.MODEL
+            help="vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
+            panel=o.MODEL,
         ),
     ] = "vicuna-7b",
     llm: o.Llm = None,

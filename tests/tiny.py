@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    Aimv2VisionConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionConfig,
     Cohere2Config,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
@@ -24,6 +27,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Ministral3Config,
     MistralConfig,
+    MLCDVisionConfig,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -105,6 +109,17 @@ TOWERS = {
         **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2
     ),
 }
+
+
+MORE_TOWERS = {
+    "dinov2_registers": lambda: Dinov2WithRegistersConfig(
+        **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2, num_register_tokens=3
+    ),
+    "dinov3": lambda: DINOv3ViTConfig(**_TOWER, num_register_tokens=3),
+    "aimv2": lambda: Aimv2VisionConfig(**_TOWER),
+    "mlcd": lambda: MLCDVisionConfig(**_TOWER | {"hidden_size": 32}),  # heads of 16, for its rotary
+}
+ALL_TOWERS = TOWERS | MORE_TOWERS
 
 
 def adapted(model: LlavaForConditionalGeneration, **settings: object) -> PeftModel:
@@ -212,7 +227,7 @@ def tower_folder(tower: str = "clip") -> Path:
     """Return a folder with a random tower and its image settings."""
     folder = Path(_parts_folder().name) / tower
     torch.manual_seed(0)
-    AutoModel.from_config(TOWERS[tower]()).save_pretrained(folder)
+    AutoModel.from_config(ALL_TOWERS[tower]()).save_pretrained(folder)
     size = {"height": 24, "width": 24}
     settings = {"do_resize": True, "size": size, "resample": 3, "do_rescale": True, "do_normalize": True}
     if tower != "siglip":

@@ -24,10 +24,11 @@ from basic_lite.export.weights import (
     entries_of,
     write_shards,
 )
-from basic_lite.models import checkpoint
+from basic_lite.models import checkpoint, zoo
 from basic_lite.models.decoder import head_factor
 from basic_lite.models.llava import Assembled, read_config
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import vision_config
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def plan(
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
     if old_gemma and not _is_gemma(manifest):
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
+    if to != "peft":
+        _check_tower(manifest)
     if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
@@ -217,6 +220,20 @@ def _times(entry: Entry, factor: float) -> Entry:
     return Entry(entry.name, entry.numel, lambda: entry.read().float() * factor)
 
 
+def _check_tower(manifest: dict) -> None:
+    """Refuse a tower whose registers LLaVA's own class would take for patches.
+
+    Raises:
+        ValueError: If it has registers.
+    """
+    registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
+    if registers:
+        raise ValueError(
+            f"the tower has {registers} registers, which transformers' LLaVA would take for patches: no "
+            "standard folder can hold it; chat and eval read the run itself, and --to peft takes the adapters"
+        )
+
+
 def _is_gemma(manifest: dict) -> bool:
     return read_config(manifest["sources"]["llm"], "language model").model_type == "gemma"
 
@@ -229,7 +246,8 @@ def _gemma_scale(manifest: dict) -> float:
 def _tower(assembled: Assembled) -> list[Entry]:
     """Return the tower's tensors under the names of transformers 4.x, held on the CPU (at most 1.7 GB)."""
     tower = parts_of(assembled.model).llava.vision_tower
-    prefix = "vision_tower." if tower.config.model_type == "dinov2" else "vision_tower.vision_model."
+    older = tower.config.model_type in ("clip_vision_model", "siglip_vision_model")
+    prefix = "vision_tower.vision_model." if older else "vision_tower."
     return [
         Entry(prefix + name.removeprefix("vision_model."), tensor.numel(), lambda tensor=tensor: tensor)
         for name, tensor in ((n, t.detach().cpu()) for n, t in tower.state_dict().items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -122,7 +123,7 @@ class DecoderSize:
         """Whether query and key are normalised."""
         return zoo.FAMILIES[self.family].head_norms
 
-    @property
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """The linear layers of one decoder layer, in order."""
         width, inner, query, keys = self.width, self.inner, self.query, self.keys
@@ -139,16 +140,18 @@ class DecoderSize:
         }
         return tuple(Linear(name, *shapes[name]) for name in self._names)
 
-    @property
+    @cached_property
     def linear_parameters(self) -> int:
         """Weights of one layer's linear layers: what is quantised."""
         return sum(linear.parameters for linear in self.linears)
 
-    @property
+    @cached_property
     def norm_parameters(self) -> int:
-        """Weights of all norms."""
+        """Weights of all norms, and the biases of Qwen2's query, key and value."""
         heads = self.query + self.keys if self.family in _WHOLE_NORMS else 2 * self.head_dim
-        return (self.norms * self.depth + 1) * self.width + (self.depth * heads if self.head_norms else 0)
+        layer = self.norms * self.width + (heads if self.head_norms else 0)
+        layer += self.query + 2 * self.keys if zoo.FAMILIES[self.family].biases else 0
+        return self.depth * layer + self.width
 
     @property
     def table_parameters(self) -> int:
@@ -177,6 +180,7 @@ class TowerSize:
         image_size: side of the input in pixels.
         patch_size: side of a patch in pixels.
         head: SigLIP's pooling head, which is loaded although nothing uses it.
+        registers: tokens between class token and patches.
     """
 
     family: str
@@ -186,6 +190,7 @@ class TowerSize:
     image_size: int
     patch_size: int
     head: bool = False
+    registers: int = 0
 
     @classmethod
     def of(
@@ -207,7 +212,8 @@ class TowerSize:
         inner = getattr(config, "intermediate_size", None) or int(config.hidden_size * ratio)
         head = family == "siglip_vision_model" and getattr(config, "vision_use_head", True)
         depth, width = config.num_hidden_layers, config.hidden_size
-        return cls(family, depth, width, inner, size, config.patch_size, head)
+        registers = zoo.registers_of(config)
+        return cls(family, depth, width, inner, size, config.patch_size, head, registers)
 
     @property
     def tokens(self) -> int:
@@ -217,11 +223,11 @@ class TowerSize:
     @property
     def positions(self) -> int:
         """Tokens inside the tower: patches and what stands in front of them."""
-        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens
+        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """All weights; of DINOv3, AIMv2 and MLCD to within their biases and pooling heads (1 %)."""
         width, inner = self.width, self.inner
         attention, norm = 4 * (width * width + width), 2 * width
         mlp = 2 * width * inner + inner + width
@@ -233,7 +239,13 @@ class TowerSize:
         if self.family == "siglip_vision_model":
             head = (width + attention + norm + mlp) if self.head else 0
             return patches + width + positions + layers + norm + head
+        if self.family == "aimv2_vision_model":  # gate and up
+            return patches + positions + layers + self.depth * width * inner
+        if self.family == "mlcd_vision_model":  # rotary
+            return patches + width + layers + 2 * norm
         scales = self.depth * 2 * width
+        if self.family == "dinov3_vit":
+            return patches + (2 + self.registers) * width + layers + scales + norm
         return patches + width + 2 * width + positions + layers + scales + norm  # class and mask token
 
 
@@ -279,12 +291,12 @@ def towers_named(tower: str | None, image_size: int | None, every: bool) -> list
     Args:
         tower: a name, folder or hub id; `None` for the default.
         image_size: side of the input in pixels; `None` for the tower's own.
-        every: all known towers where none is asked for.
+        every: the two of the published runs where none is asked for.
 
     Raises:
         ValueError: If the configuration cannot be read.
     """
-    names = list(TOWERS) if tower is None and every else [tower or next(iter(TOWERS))]
+    names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
     found = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name

@@ -50,6 +50,7 @@ class Projector(LlavaMultiModalProjector):
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
 _RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
+_RESERVED += ("<|reserved_special_token_2|>",)  # SmolLM3 has given the first ones to its thoughts
 """Tokens that exist for uses like this one, in the vocabularies of the supported families."""
 
 

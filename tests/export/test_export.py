@@ -61,6 +61,7 @@ PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip"
 
 CASES = [(decoder, tower, kind) for decoder, tower in PAIRS for kind in ("stage1", "lora", "whole")]
 CASES += [(decoder, "clip", "lora") for decoder in MORE_DECODERS] + [("granite", "clip", "whole")]
+CASES += [("llama", "aimv2", "lora"), ("llama", "mlcd", "lora")]
 
 
 @pytest.mark.parametrize(("decoder", "tower", "kind"), CASES)
@@ -78,6 +79,14 @@ def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
         "language_model.model.embed_tokens.weight"
     )
     assert table.get_shape()[0] == 320  # no row was added
+
+
+@pytest.mark.parametrize("tower", ["dinov2_registers", "dinov3"])
+def test_a_tower_with_registers_has_no_standard_folder(tmp_path, tower):
+    run = made_run(tmp_path / "run", "llama", tower, "lora")
+    with pytest.raises(ValueError, match="the tower has 3 registers, which transformers' LLaVA would"):
+        export(run, tmp_path / "out")
+    assert export(run, tmp_path / "adapters", to="peft")["parity"]["decoder_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["stage1", "lora"])

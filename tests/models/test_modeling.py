@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rich.console import Console
 from test_oracle import close, oracle
 from tiny import (
     ALL_DECODERS,
+    ALL_TOWERS,
     DECODERS,
     IMAGE_TOKEN,
     MORE_DECODERS,
@@ -21,12 +23,13 @@ from tiny import (
     tiny_batch,
     tower_folder,
 )
-from transformers import AutoModelForCausalLM, GPT2Config, LlavaForConditionalGeneration, ViTConfig
+from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlavaForConditionalGeneration, ViTConfig
 
 from basic_lite import BasicSupervision
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.models import llava, trainable, zoo
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import up_to_the_features
 from basic_lite.models.trainable import Adapters
 from basic_lite.training.callbacks import GradientContract
 
@@ -41,23 +44,21 @@ def test_another_global_batch_is_cut_into_whole_passes(monkeypatch, global_batch
 
 
 def test_the_zoo_has_the_papers_models():
-    assert {name: row.k for name, row in zoo.LLMS.items()} == {
-        "vicuna-7b": 16,
-        "vicuna-13b": 20,
-        "gemma-2b": 9,
-        "phi3-mini": 16,
-        "mistral-7b": 16,
-        "tiny": 4,
-    }
+    first = {"vicuna-7b": 16, "vicuna-13b": 20, "gemma-2b": 9, "phi3-mini": 16, "mistral-7b": 16}
+    assert {name: row.k for name, row in list(zoo.LLMS.items())[:5]} == first
+    assert list(zoo.LLMS)[-1] == zoo.TINY
+    assert list(zoo.DECODER_CONFIGS) == list(zoo.LLMS)[:-1]
+    for name, config in zoo.DECODER_CONFIGS.items():
+        assert zoo.LLMS[name].k == config["num_hidden_layers"] // 2
+        assert zoo.LLMS[name].family == config["model_type"]
     for row in zoo.LLMS.values():
         assert row.family in zoo.FAMILIES
         assert row.template in TEMPLATES
         assert row.image_token not in (row.pad_token, row.turn_end)
-    assert {name: row.tokens for name, row in zoo.TOWERS.items()} == {
-        "clip-l-336": 576,
-        "siglip-so400m-384": 729,
-        "tiny": 64,
-    }
+    tokens = {name: row.tokens for name, row in zoo.TOWERS.items()}
+    assert (tokens["clip-l-336"], tokens["siglip-so400m-384"], tokens["tiny"]) == (576, 729, 64)
+    assert (tokens["clip-l-224"], tokens["siglip-base-224"], tokens["siglip2-so400m-512"]) == (256, 196, 1024)
+    assert set(zoo.TOWER_CONFIGS) == set(zoo.TOWERS) - {zoo.TINY}
 
 
 @pytest.mark.parametrize("name", zoo.LLMS)
@@ -89,21 +90,29 @@ def test_every_pair_assembles_and_runs(decoder, tower):
     assert len(torch.cat(list(outputs.image_hidden_states))) == 5 * PATCHES  # a list since 5.24
 
 
-@pytest.mark.parametrize(("tower", "patches"), [("siglip", 9), ("clip", 9), ("dinov2", 9)])
-def test_no_tower_loses_a_patch(tower, patches):
-    """SigLIP has no class token: dropping "the first token" would leave 8 of 9 (728 of 729 at full size)."""
+@pytest.mark.parametrize("tower", ALL_TOWERS)
+def test_no_tower_loses_a_patch_and_none_has_one_too_many(tower):
+    """SigLIP has no class token: dropping "the first token" would leave 8 of 9 (728 of 729 at full size).
+
+    Others have registers behind it. Which of a tower's own tokens are patches, a bare one tells.
+    """
     model = tiny_assembled("llama", tower).model
     pixels = torch.randn(1, 3, 24, 24)
-    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+    bare = AutoModel.from_pretrained(tower_folder(tower), dtype=torch.float32)
+    features = bare(pixels, output_hidden_states=True).hidden_states[-2][0]
     strategy = model.config.vision_feature_select_strategy
-    assert strategy == ("full" if tower == "siglip" else "default")
-    projected = model.get_image_features(pixels).pooler_output[0]
-    kept = features[0] if tower == "siglip" else features[0, 1:]
-    assert projected.shape[0] == patches
-    torch.testing.assert_close(projected, model.model.multi_modal_projector(kept))
+    assert strategy == ("full" if tower in ("siglip", "aimv2") else "default")
+    kept = features[len(features) - PATCHES :]
+    prefix = {"siglip": 0, "aimv2": 0, "dinov2_registers": 4, "dinov3": 4}.get(tower, 1)
+    assert len(features) == prefix + PATCHES
+    for skipped in (False, True):  # the last layer, which nothing reads, left out in training
+        with up_to_the_features(model.model.vision_tower, -2) if skipped else nullcontext():
+            projected = model.get_image_features(pixels).pooler_output[0]
+        assert projected.shape[0] == PATCHES
+        torch.testing.assert_close(projected, model.model.multi_modal_projector(kept))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", ALL_TOWERS)
 def test_another_image_size(tower):
     assembled = tiny_assembled("llama", tower, image_size=40)
     assert assembled.tokens_per_image == 25
