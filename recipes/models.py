@@ -31,7 +31,7 @@ def main(json: Annotated[bool, o.option("--json", help="One JSON object per line
         for row in [*models, *towers]:
             print(encoder.dumps(row))
         return
-    console = Console()
+    console = Console(width=max(Console().width, 150))  # a hub id that is cut off is of no use
     table = Table("--model", "hub id", "licence", box=None, pad_edge=False)
     for head in ("size", "template", "k of", "stage 1", "stage 2"):
         table.add_column(head, justify="left" if head == "template" else "right")
