@@ -35,6 +35,7 @@ from transformers import (
     Qwen3Config,
     SiglipVisionConfig,
     SmolLM3Config,
+    StableLmConfig,
 )
 
 from basic_lite.models.llava import Assembled, Sources, assemble
@@ -91,6 +92,7 @@ MORE_DECODERS = {
         attention_multiplier=0.2,
         tie_word_embeddings=True,
     ),
+    "stablelm": lambda: StableLmConfig(**_SIZES),  # layer norms with biases, a quarter of a head rotates
     "cohere2": lambda: Cohere2Config(
         **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
     ),

@@ -139,6 +139,10 @@ _ROWS = (
         system_turn=_SMOLLM3_SYSTEM,
         user=_CHATML_USER + "<think>\n\n</think>\n",
     ),
+    Template(
+        "stablelm", "", "<|user|>\n{}<|endoftext|>\n<|assistant|>\n", "{}", "<|endoftext|>", "\n",
+        system_turn="<|system|>\n{}<|endoftext|>\n", marks=_ONLY_EOS,
+    ),
     # The headers of OLMo 2 are plain text; OLMo 3 writes ChatML.
     Template(
         "olmo2", "", _OLMO_USER, "{}", "<|endoftext|>", between="\n", system_turn="<|system|>\n{}\n",

@@ -55,6 +55,7 @@ FAMILIES: dict[str, Family] = {
     "ministral3": Family("ministral3", "mistral_v7", _SEPARATE),
     "glm4": Family("glm4", "glm4", (*_SEPARATE[:4], "gate_up_proj", "down_proj"), norms=4),
     "granite": Family("granite", "granite", _SEPARATE, head_scale=("logits_scaling", -1)),
+    "stablelm": Family("stablelm", "stablelm", _SEPARATE),
     "cohere2": Family("cohere2", "cohere", _SEPARATE, norms=1, head_scale=("logit_scale", 1)),
 }
 

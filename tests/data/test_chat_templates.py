@@ -133,6 +133,7 @@ LEARNED = {
         "mistral_tekken": "</s>",
         "mistral_v7": "</s>",
         "olmo2": "<|endoftext|>",
+        "stablelm": "<|endoftext|>",
         "phi3": "<|end|>",
         "phi4_mini": "<|end|>",
         "granite": "<|end_of_text|>",

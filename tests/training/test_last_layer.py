@@ -25,7 +25,7 @@ def decoder_of(model):
 
 KINDS = ("projector", "recompute", "lora", "lora, recompute", "whole decoder")
 CASES = [(decoder, kind, padding) for decoder in DECODERS for kind in KINDS for padding in ("right", "left")]
-WHOLE = ("ministral3", "glm4", "cohere2")  # their last layer runs as it is
+WHOLE = ("stablelm", "ministral3", "glm4", "cohere2")  # their last layer runs as it is
 CASES += [(decoder, "lora, recompute", "left") for decoder in MORE_DECODERS if decoder not in WHOLE]
 
 
