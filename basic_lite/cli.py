@@ -26,6 +26,7 @@ from basic_lite.recipes import (
     demo,
     doctor,
     export,
+    models,
     plan,
     stage1,
     stage2,
@@ -64,6 +65,7 @@ def _options(
 
 
 TRAIN, LOOK, TRY = "Train and use a model", "Find out what it does", "Data and machine"
+app.command("models", rich_help_panel=TRAIN)(models.main)
 app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
 app.command("stage2", rich_help_panel=TRAIN)(stage2.main)

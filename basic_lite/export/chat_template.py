@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from basic_lite.data.conversation import IMAGE
 from basic_lite.data.templates import Template
 
-_SPECIAL = re.compile(r"(<[^<>\s]+>)")
 _ALONE = "this model reads a system message as part of the user message after it, and there is none"
 _ROLES = "messages have the roles system, user and assistant, not "
 
@@ -19,13 +16,10 @@ def _quoted(text: str) -> str:
 
 def system_places(template: Template) -> tuple[str, str] | None:
     """Return what stands before and after a caller's system message, or `None` if the family has no place."""
-    pieces = _SPECIAL.split(template.system)
-    longest = max(pieces, key=len)
-    if not longest.strip():
+    if not template.system_turn:
         return None
-    before, after = template.system.split(longest)
-    before += longest[: len(longest) - len(longest.lstrip())]
-    return before, longest[len(longest.rstrip()) :] + after
+    before, after = template.system_turn.split("{}")
+    return before, after
 
 
 def chat_template(template: Template) -> str:
@@ -38,16 +32,23 @@ def chat_template(template: Template) -> str:
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")
-    answer = "text.lstrip()" if footer.endswith("\n") else "text"
+    answer = "text.lstrip()" if template.header.endswith("\n") else "text"
     ending = _quoted(after + template.end + template.after)
     default = f"{{{{ {_quoted(template.system)} }}}}" if template.system else ""
     places = system_places(template)
     if places is None:
-        system = "{% set waiting.text = waiting.text + text + '\\n\\n' %}"
+        system = "{% set seen.first = seen.first + text + '\\n\\n' %}"
     else:
         system = f"{{{{ {_quoted(places[0])} + text + {_quoted(places[1])} }}}}"
+    between = (
+        f"{{% if seen.user %}}{{{{ {_quoted(template.between)} }}}}{{% endif %}}" if template.between else ""
+    )
+    thought = (
+        f"{{% if loop.last %}}{{{{ {_quoted(template.thought)} }}}}{{% endif %}}" if template.thought else ""
+    )
     return (
-        "{% set waiting = namespace(text='') %}{% for message in messages %}"
+        "{% set seen = namespace(first='', user=false) %}"
+        "{% for message in messages %}"
         "{% if message['content'] is string %}{% set text = message['content'] %}{% else %}"
         "{% set found = namespace(pictures='', text='') %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' or part['type'] == 'image_url' %}"
@@ -56,12 +57,12 @@ def chat_template(template: Template) -> str:
         "{% endfor %}{% set text = found.pictures + found.text %}{% endif %}"
         f"{{% if message['role'] == 'system' or message['role'] == 'developer' %}}{system}"
         f"{{% else %}}{{% if loop.first %}}{default}{{% endif %}}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {_quoted(header)} + waiting.text + text }}}}"
-        "{% set waiting.text = '' %}"
-        f"{{% elif message['role'] == 'assistant' %}}"
-        f"{{{{ {_quoted(footer)} + {_quoted(before)} + {answer} + {ending} }}}}"
+        f"{{% if message['role'] == 'user' %}}{between}{{{{ {_quoted(header)} + seen.first + text }}}}"
+        "{% set seen.first = '' %}{% set seen.user = true %}"
+        f"{{% elif message['role'] == 'assistant' %}}{{{{ {_quoted(footer)} }}}}{thought}"
+        f"{{{{ {_quoted(before)} + {answer} + {ending} }}}}"
         f"{{% else %}}{{{{ raise_exception({_quoted(_ROLES)} + message['role']) }}}}"
         "{% endif %}{% endif %}{% endfor %}"
-        f"{{% if waiting.text %}}{{{{ raise_exception({_quoted(_ALONE)}) }}}}{{% endif %}}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer)} }}}}{{% endif %}}"
+        f"{{% if seen.first %}}{{{{ raise_exception({_quoted(_ALONE)}) }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer + template.thought)} }}}}{{% endif %}}"
     )

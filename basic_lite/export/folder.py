@@ -26,9 +26,11 @@ from basic_lite.export.weights import (
     entries_of,
     write_shards,
 )
-from basic_lite.models import checkpoint
+from basic_lite.models import checkpoint, zoo
+from basic_lite.models.decoder import head_factor
 from basic_lite.models.llava import Assembled, read_config
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import vision_config
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def plan(
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
     if old_gemma and not _is_gemma(manifest):
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
+    if to != "peft":
+        _check_tower(manifest)
     if to == "gguf":
         tower = read_config(manifest["sources"]["tower"], "vision tower")
         vision = getattr(tower, "vision_config", tower)
@@ -238,10 +242,14 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
     sources = checkpoint.sources_of(manifest)
     adapted = (wanted.run / files.ADAPTER).is_file()
     adapters = Adapters(wanted.run) if adapted else None
+    config = read_config(sources.llm, "language model")
+    factor = head_factor(config.to_dict(), config.model_type)
     for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
         if wanted.base == "dequantised":
             entry = dequantised(entry, sources.bits, sources.dtype, wanted.device)
         entry = adapters.merge(entry) if adapters else entry
+        if entry.name == "model.norm.weight" and factor != 1.0:
+            entry = _times(entry, factor)
         yield Entry(f"language_model.{entry.name}", entry.shape, entry.read)
     if adapters:
         adapters.check_all_used()
@@ -253,12 +261,29 @@ def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
         found = Adapters(wanted.run).projector()
     else:
         found = entries_of(wanted.run / files.PROJECTOR)
+    # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
+    config = read_config(manifest["sources"]["llm"], "language model")
+    scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
     for entry in found:
-        if wanted.old_gemma and ".linear_2." in entry.name:
-            scale = _gemma_scale(manifest)
-            yield Entry(entry.name, entry.shape, lambda entry=entry, scale=scale: entry.read() / scale)
-        else:
-            yield entry
+        yield _times(entry, 1 / scale) if scale != 1.0 and ".linear_2." in entry.name else entry
+
+
+def _times(entry: Entry, factor: float) -> Entry:
+    return Entry(entry.name, entry.shape, lambda: entry.read().float() * factor)
+
+
+def _check_tower(manifest: dict) -> None:
+    """Refuse a tower whose registers LLaVA's own class would take for patches.
+
+    Raises:
+        ValueError: If it has registers.
+    """
+    registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
+    if registers:
+        raise ValueError(
+            f"the tower has {registers} registers, which transformers' LLaVA would take for patches: no "
+            "standard folder can hold it; chat and eval read the run itself, and --to peft takes the adapters"
+        )
 
 
 def _is_gemma(manifest: dict) -> bool:
@@ -273,7 +298,8 @@ def _gemma_scale(manifest: dict) -> float:
 def _tower(assembled: Assembled) -> list[Entry]:
     """Return the tower's tensors under the names of transformers 4.x, held on the CPU (at most 1.7 GB)."""
     tower = parts_of(assembled.model).llava.vision_tower
-    prefix = "vision_tower." if tower.config.model_type == "dinov2" else "vision_tower.vision_model."
+    older = tower.config.model_type in ("clip_vision_model", "siglip_vision_model")
+    prefix = "vision_tower.vision_model." if older else "vision_tower."
     return [
         Entry(prefix + name.removeprefix("vision_model."), tuple(tensor.shape), lambda tensor=tensor: tensor)
         for name, tensor in ((n, t.detach().cpu()) for n, t in tower.state_dict().items())

@@ -205,6 +205,8 @@ class capture:
             self._initial, self._at_hand = self._at_hand, None
         elif self._layout is not None:
             self._initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
+            # Granite's decoder multiplies what it is given, unless `decoder.fold_scales` has moved that.
+            self._initial = self._initial * getattr(decoder, "embedding_multiplier", 1.0)
 
     def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
         @torch.no_grad()

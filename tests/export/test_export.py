@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import DECODERS, llm_folder, tiny_assembled
+from tiny import ALL_DECODERS, DECODERS, MORE_DECODERS, llm_folder, tiny_assembled
 from typer.testing import CliRunner
 
 from basic_lite import files as whole_files
@@ -63,8 +63,12 @@ def export(
 PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")] + [("llama", "dinov2")]
 
 
-@pytest.mark.parametrize("kind", ["stage1", "lora", "whole"])
-@pytest.mark.parametrize(("decoder", "tower"), PAIRS)
+CASES = [(decoder, tower, kind) for decoder, tower in PAIRS for kind in ("stage1", "lora", "whole")]
+CASES += [(decoder, "clip", "lora") for decoder in MORE_DECODERS] + [("granite", "clip", "whole")]
+CASES += [("llama", "aimv2", "lora"), ("llama", "mlcd", "lora")]
+
+
+@pytest.mark.parametrize(("decoder", "tower", "kind"), CASES)
 def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
     run = made_run(tmp_path / "run", decoder, tower, kind)
     content = export(run, tmp_path / "out")
@@ -73,11 +77,20 @@ def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
     assert content["parity"]["equal_texts"] == len(parity.PROMPTS)
     names = set(safe_open(tmp_path / "out/model.safetensors", "pt").keys())
     assert "language_model.model.embed_tokens.weight" in names
-    assert ("language_model.lm_head.weight" in names) == (decoder != "gemma")
+    tied = ALL_DECODERS[decoder]().tie_word_embeddings
+    assert ("language_model.lm_head.weight" in names) != tied
     table = safe_open(tmp_path / "out/model.safetensors", "pt").get_slice(
         "language_model.model.embed_tokens.weight"
     )
     assert table.get_shape()[0] == 320  # no row was added
+
+
+@pytest.mark.parametrize("tower", ["dinov2_registers", "dinov3"])
+def test_a_tower_with_registers_has_no_standard_folder(tmp_path, tower):
+    run = made_run(tmp_path / "run", "llama", tower, "lora")
+    with pytest.raises(ValueError, match="the tower has 3 registers, which transformers' LLaVA would"):
+        export(run, tmp_path / "out")
+    assert export(run, tmp_path / "adapters", to="peft")["parity"]["decoder_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["stage1", "lora"])

@@ -24,6 +24,7 @@ CONVERSATIONS = [
     [("user", f'{IMAGE}\nWhat\'s "this"\\n?'), ("assistant", "A cat."), ("user", "Sure?\nLook.")],
     [("user", f"{IMAGE}\n{IMAGE}\nCompare."), ("assistant", "  spaced"), ("user", "{{ x }} {% y %}")],
     [("user", "你好")],
+    [("system", "Be brief."), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2")],
 ]
 
 
@@ -55,6 +56,8 @@ def test_a_system_message_stands_where_the_own_one_stood():
     assert fill("vicuna_v1", messages, True) == "Be brief. USER: Hi ASSISTANT:"
     start = "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n"
     assert fill("phi3_instruct", messages, True) == start
+    joined = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+    assert fill("gemma_instruct", messages, True) == joined  # there is no system role
 
 
 SPOKEN = [name for name, row in TEMPLATES.items() if not row.caption]
@@ -84,6 +87,9 @@ def test_a_conversation_of_openai_s_shape(template):
     if row.system:  # in place of the default's words, whatever stands around them
         words = max(row.system.replace("<|", "|").replace("|>", "|").split("|"), key=len).strip()
         expected = render(row, turns, add_generation_prompt=True).replace(words, "Be brief.", 1)
+    elif row.system_turn:
+        spoken = render(row, turns, add_generation_prompt=True)
+        expected = row.system_turn.replace("{}", "Be brief.") + spoken
     else:
         turns[0] = ("user", f"Be brief.\n\n{pictures}")
         expected = render(row, turns, add_generation_prompt=True)
@@ -96,7 +102,7 @@ def test_a_conversation_of_openai_s_shape(template):
 def test_what_no_template_can_say_is_an_error(template):
     with pytest.raises(ValueError, match="roles system, user and assistant, not tool"):
         fill(template, [*OPENAI, {"role": "tool", "content": "42"}], True)
-    if not TEMPLATES[template].system:
+    if not TEMPLATES[template].system_turn:
         with pytest.raises(ValueError, match="as part of the user message after it"):
             fill(template, OPENAI[:1], True)
 

@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from tiny import DECODERS, IMAGE_TOKEN, PATCHES, adapted, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, MORE_DECODERS, PATCHES, adapted, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 
@@ -108,6 +108,14 @@ def compare(model, batch, *, tolerance=1e-5, gradient_tolerance=1e-4, reference=
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_family_and_tower_equals_the_formulas(decoder, tower, padding):
     compare(tiny_llava(decoder, tower), tiny_batch(padding))
+
+
+@pytest.mark.parametrize("decoder", MORE_DECODERS)
+def test_later_families_equal_the_formulas(decoder):
+    """With recomputation and, in some, with windows and rotary bases that differ between layers."""
+    model = tiny_llava(decoder)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    compare(model, tiny_batch("left"), layers=3)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
