@@ -19,7 +19,7 @@ from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, shown
-from basic_lite.data.workers import AHEAD, in_processes
+from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
 # Which rows are too long: estimated from their letters, or counted by the tokenizer of the LLM.
@@ -115,7 +115,7 @@ class _Counter:
             yield Finding(row, sample.id, fault.code, fault.detail)
 
 
-_counter: _Counter | None = None
+_counter: _Counter
 
 
 def _start_lengths(rows: Rows, encoder: TextEncoder) -> None:
@@ -291,7 +291,7 @@ class _Looker:
 
     def __init__(self, rows: Rows, depth: Depth) -> None:
         self.rows = rows
-        self.depth = depth
+        self.depth: Depth = depth
 
     def __call__(self, jobs: list[Job]) -> list[Result]:
         return [self.look(*job) for job in jobs]
@@ -309,7 +309,7 @@ class _Looker:
         return picture, GOOD if self.depth == "decode" else 0, stamp, ""
 
 
-_looker: _Looker | None = None
+_looker: _Looker
 
 
 def _start(rows: Rows, depth: Depth) -> None:
@@ -332,7 +332,7 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
                 done += 1
                 yield results
         except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            suspects = jobs[done : done + AHEAD * workers]
+            suspects = jobs[done : done + 2 * workers]
             done += len(suspects)
             yield from _one_by_one([picture for job in suspects for picture in job], rows, depth)
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
+from basic_lite.console import progress_bar
 from basic_lite.data.archives import path_fault
 from basic_lite.data.index import Progress
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import CODES, NOTES, STILL_TRAINS, Finding, RowFault, caption_fault, normal_form
+from basic_lite.files import complete
 
 
 def text_findings(rows: Rows) -> list[Finding]:
@@ -102,7 +102,7 @@ def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: obj
         more: anything else worth keeping.
     """
     body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
-    _write(path, [json.dumps(body, indent=1, ensure_ascii=False), "\n"])
+    _write(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     write_bad_rows(path.with_name("bad.jsonl"), findings)
 
 
@@ -112,7 +112,8 @@ def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
     for finding in findings:
         if finding.code not in STILL_TRAINS:
             bad.setdefault(finding.row, finding)
-    _write(path, (json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()))
+    lines = [json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()]
+    _write(path, "".join(lines))
     return len(bad)
 
 
@@ -130,16 +131,13 @@ def read_bad_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def passes(console: Console) -> Iterator[Progress]:
-    """Give a function to tell how far each pass over the data is; a terminal shows a bar for each."""
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    """Give a function that shows how far each pass over the data is; a terminal has a bar for each."""
+    with progress_bar(console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(f"{what:13}", total=total, note="")
             bars.update(tasks[what], completed=done)
 
         yield show
@@ -164,9 +162,6 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _write(path: Path, parts: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:  # ids may hold lone surrogates
-        file.writelines(parts)
-    os.replace(part, path)
+def _write(path: Path, text: str) -> None:
+    with complete(path) as draft:  # ids may hold lone surrogates
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")

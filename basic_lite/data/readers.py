@@ -12,7 +12,6 @@ from basic_lite.data.archives import SUFFIXES, open_archive
 from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
 from basic_lite.data.index import Index, Progress, open_index, parse_row
 from basic_lite.data.rows import (
-    CODES,
     STILL_TRAINS,
     ImageRef,
     RawRow,
@@ -83,11 +82,6 @@ class Rows:
         return tokens if max_length is None else np.minimum(tokens, max_length)
 
     @property
-    def image_counts(self) -> np.ndarray:
-        """Return `(rows,)` uint16, how many images each row has."""
-        return self.index.images
-
-    @property
     def has_image(self) -> np.ndarray:
         """Return `(rows,)` bool, which rows have an image."""
         return self.index.images > 0
@@ -140,11 +134,6 @@ class Rows:
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""
         return image_ref(image, self.images, follow_links=self.follow_links)
-
-    def known_fault(self, row: int) -> str | None:
-        """Return the code of what is wrong with a row's text, `None` where nothing is."""
-        code = int(self.index.fault[row])
-        return CODES[code - 1] if code else None
 
 
 class JsonFile:

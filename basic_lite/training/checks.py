@@ -18,6 +18,7 @@ from torch import nn
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data import hub
+from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.world import world
@@ -545,10 +546,16 @@ def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Pa
         ValueError: Names what differs, or the file.
     """
     if resume is not None:
+        then = files.read_manifest(resume)
+        if then["data"].get("order") != ORDER:
+            raise ValueError(
+                f"the run in {resume.parent} was begun by a version of basic-lite that puts rows in another order "
+                f"({then['versions'].get('basic-lite')}): finish it with that one, or start again with --overwrite"
+            )
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
         same = {k: v for k, v in hyperparameters(settings).items() if k != "micro_batch"}
         check_inputs_unchanged(sources, same, data, settings.stage, resume)
-        Passes.of(settings, files.read_manifest(resume))
+        Passes.of(settings, then)
         if rank_and_count()[0] == 0:
             files.check_files(resume, "weights", "state")
 

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count
-from basic_lite.data.batches import Batches
+from basic_lite.data.batches import ORDER, Batches
 from basic_lite.data.findings import read_bad_rows, write_bad_rows
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
@@ -236,7 +236,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
         }
         if settings.intervention != "none":
             method["intervention"] = settings.intervention
-    data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
+    data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows), "order": ORDER}
     data["left_out"] = int((~rows.usable).sum())
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
 

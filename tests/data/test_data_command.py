@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 from basic_lite.recipes.data import app
-from made_rows import row
+from made_rows import check, row
 from planted_mix import write_mix
 from typer.testing import CliRunner
-
-
-def check(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_clean(write_rows: Callable, picture: Callable, tmp_path: Path) -> None:

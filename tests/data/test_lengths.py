@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import FIXTURES, row
+from made_rows import FIXTURES, check, row
 from planted_mix import text
-from test_data_command import check
 from transformers import AutoTokenizer
 
 from basic_lite.data.checks import check_data
