@@ -60,6 +60,7 @@ class TextEncoder:
                 image_token_id=self.image_token_id,
                 tokens_per_image=self.tokens_per_image,
                 max_length=self.max_length,
+                silent=sample.silent,
             )
         except ValueError as error:
             code = "no_supervision" if "max_length" in str(error) else "malformed_row"

@@ -17,7 +17,16 @@ from basic_lite.console import progress_bar
 from basic_lite.data.archives import path_fault
 from basic_lite.data.index import Progress
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, NOTES, STILL_TRAINS, Finding, RowFault, caption_fault, normal_form
+from basic_lite.data.rows import (
+    CODES,
+    NOTES,
+    ROW_NOTES,
+    STILL_TRAINS,
+    Finding,
+    RowFault,
+    caption_fault,
+    normal_form,
+)
 from basic_lite.files import complete
 
 
@@ -34,6 +43,36 @@ def text_findings(rows: Rows) -> list[Finding]:
     """
     found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     return in_order(found + _duplicates(rows))
+
+
+NOTED: dict[str, str] = {
+    "no_placeholder": "no <image> in its questions: its pictures come in front of the first",
+    "dropped_turn": "it starts with an answer, which is dropped",
+    "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
+}
+"""What the notes about a row's text say."""
+
+NAMED: int = 100
+"""Rows of a note that are read for their ids; there may be half a million."""
+
+
+def note_findings(rows: Rows) -> list[Finding]:
+    """Return what is done otherwise than rows say, though they train; see `ROW_NOTES`."""
+    found = []
+    for place, code in enumerate(ROW_NOTES):
+        noted = np.flatnonzero((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).tolist()
+        names = [rows.raw(row).id for row in noted[:NAMED]] + [""] * len(noted[NAMED:])
+        found += [Finding(row, name, code, NOTED[code]) for row, name in zip(noted, names, strict=True)]
+    return found
+
+
+def note_lines(rows: Rows) -> list[str]:
+    """Return a line for each kind of note, with its count, for the start of a training."""
+    counts = {
+        code: int(((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).sum())
+        for place, code in enumerate(ROW_NOTES)
+    }
+    return [f"{count:,} rows: {NOTED[code]}." for code, count in counts.items() if count]
 
 
 def caption_findings(rows: Rows) -> list[Finding]:
@@ -154,11 +193,11 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for title in ("code", "rows", "training", "example"):
         table.add_column(title, justify="right" if title == "rows" else "left", overflow="fold")
     for code in CODES:
-        found = [finding for finding in findings if finding.code == code]
-        if found:
+        of_code = [finding for finding in findings if finding.code == code]
+        if of_code:
             fate = "uses" if code in NOTES else "keeps" if code in STILL_TRAINS else "leaves out"
-            example = f"row {found[0].row}: {found[0].detail}"
-            table.add_row(code, f"{len(found):,}", fate, example.encode("utf-8", "replace").decode())
+            example = f"row {of_code[0].row}: {of_code[0].detail}"
+            table.add_row(code, f"{len(of_code):,}", fate, example.encode("utf-8", "replace").decode())
     return table
 
 

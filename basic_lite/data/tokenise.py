@@ -126,6 +126,26 @@ def specification(backend: Any) -> dict[str, Any]:
     return json.loads(backend.to_str()) | {"truncation": None, "padding": None}
 
 
+def check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """See that each of a tokenizer's ids has a row in the embedding matrix.
+
+    Args:
+        tokenizer: of the LLM.
+        rows: of the matrix.
+
+    Raises:
+        ValueError: If one has none, as after adding a padding token to the tokenizer alone.
+    """
+    beyond = sorted((number, text) for text, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, text = beyond[0]
+        raise ValueError(
+            f"the tokenizer has {len(beyond)} tokens beyond the {rows:,} rows of the LLM's embedding matrix "
+            f"({text!r} is {number}): resize the matrix of the LLM (`resize_token_embeddings`), or take the "
+            "tokenizer that came with it"
+        )
+
+
 def special_id(template: Template, known: dict[str, int], text: str) -> int:
     """Return the id of one of the template's special tokens.
 

@@ -549,8 +549,9 @@ def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Pa
         then = files.read_manifest(resume)
         if then["data"].get("order") != ORDER:
             raise ValueError(
-                f"the run in {resume.parent} was begun by a version of basic-lite that puts rows in another order "
-                f"({then['versions'].get('basic-lite')}): finish it with that one, or start again with --overwrite"
+                f"the run in {resume.parent} was begun by a basic-lite that puts rows in another order "
+                f"({then['versions'].get('basic-lite')}): finish it with that one, or start again with "
+                "--overwrite"
             )
         data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
         same = {k: v for k, v in hyperparameters(settings).items() if k != "micro_batch"}

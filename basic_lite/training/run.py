@@ -16,7 +16,9 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data.batches import ORDER, Batches
-from basic_lite.data.findings import read_bad_rows, write_bad_rows
+from basic_lite.data.checks import check_budget, unfit_findings
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.findings import note_lines, read_bad_rows, write_bad_rows
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
@@ -71,6 +73,18 @@ def train(
     if resume is not None:  # the same rows in the same order, whatever a check would find today
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+    else:
+        text = TextEncoder(
+            template,
+            assembled.tokenizer,
+            assembled.image_token_id,
+            assembled.tokens_per_image,
+            settings.max_length,
+        )
+        rows.faults = [*rows.faults, *unfit_findings(rows, text)]
+        check_budget(rows, settings.bad_budget, settings.stage)
+        for line in note_lines(rows):
+            console.print(line, highlight=False, soft_wrap=True)
     manifest = _manifest(assembled, settings, rows) | {"from": origin, "memory": plan}
     rank, ranks = rank_and_count()
     then = None if resume is None else files.read_manifest(resume)

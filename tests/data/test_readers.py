@@ -100,9 +100,9 @@ def test_missing_file_and_folder(tmp_path: Path, write_rows: Callable[..., Path]
 
 FAULTS = [
     (row("x", "<image>\nHi", "Ho"), "placeholder_mismatch"),
-    (row("x", "Hi", "Ho", image="a.png"), "placeholder_mismatch"),
     (row("x", "<image><image>", "Ho", image="a.png"), "placeholder_mismatch"),
-    (row("x", "Hi", "Ho", "<image>", "Ha", image="a.png"), "placeholder_mismatch"),
+    (row("x", "<image>", "Ho", "<image>", "Ha", image="a.png"), "placeholder_mismatch"),
+    (row("x", "Hi", "<image>", "<image>", "Ha"), "placeholder_mismatch"),
     (row("x", "Hi", " \n"), "empty_answer"),
     (row("x", "Hi", "Ho", "Hu", ""), "empty_answer"),
     (row("x", "Hi"), "no_supervision"),
