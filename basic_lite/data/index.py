@@ -163,8 +163,8 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     if escapes and slashes[0] == 0:
         run[first == 0] += escapes
     place = np.searchsorted(slashes, quotes) - 1  # last slash before each quote
-    behind = (place >= 0) & (slashes[place] == quotes - 1)
-    escaped = behind & (run[place] % 2 == 1)
+    follows = (place >= 0) & (slashes[place] == quotes - 1)
+    escaped = follows & (run[place] % 2 == 1)
     if escapes and len(quotes) and quotes[0] == 0:
         escaped[0] = True
     trailing = int(run[-1]) % 2 if slashes[-1] == len(block) - 1 else 0

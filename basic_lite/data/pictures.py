@@ -445,7 +445,7 @@ class ImageTransform:
         resized before the padding goes above and below them, which saves a third of the work, and those of a
         tall one are padded and resized strip by strip: 2,000 x 40,000 would otherwise become 4.8 GB.
         """
-        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes behind.
+        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes after it.
         colour = tuple(int(mean * 255) for mean in self.mean)
         width, height = image.size
         side, size = max(width, height), self.size

@@ -33,8 +33,8 @@ class Encoder:
     """Tokenises segments as the tokenizer would inside the whole string.
 
     A text's ids depend on where it stands: sentencepiece tokenizers put "▁" in front of a text that starts
-    the string, some also behind a special token (Vicuna), some not (Llama with `legacy=False`). No rule per
-    tokenizer is needed: a text is tokenised in its place, behind a stand-in for the special token or behind
+    the string, some also after a special token (Vicuna), some not (Llama with `legacy=False`). No rule per
+    tokenizer is needed: a text is tokenised in its place, after a stand-in for the special token or after
     the last character of the text before it, and the ids of that context are taken off.
 
     A copy of the tokenizer's backend does the work. It looks for no special strings, so data stay text.
@@ -46,7 +46,7 @@ class Encoder:
         added = specified["added_tokens"]
         ids = {token["content"]: token["id"] for token in added}
         self.special = {text: ids[text] for text in ids if SPECIAL.fullmatch(text)}
-        # Phi-3's special tokens swallow the white space behind them, the newlines of its headers included.
+        # Phi-3's special tokens swallow the white space after them, the newlines of its headers included.
         self.swallowing = {token["content"] for token in added if token["rstrip"]}
         self.image_token_id = image_token_id
         self.never = frozenset((*self.special.values(), image_token_id))

@@ -205,7 +205,7 @@ def _caption_zh(
 def _listed(
     start: str, told: list[str], things: list[Thing], between: str, last: str, end: str
 ) -> list[tuple[str, Thing | None]]:
-    """Return pieces: what is told of each thing, and what stands in front of, between and behind."""
+    """Return pieces: what is told of each thing, and what stands before, between and after them."""
     pieces: list[tuple[str, Thing | None]] = [(start, None)]
     for i, (text, thing) in enumerate(zip(told, things, strict=True)):
         if i:
