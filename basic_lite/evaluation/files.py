@@ -109,7 +109,7 @@ def table_rows(
         has = ", ".join(opened.column_names)
         raise ValueError(f"{source.data} split {split} lacks column {', '.join(missing)}; it has {has}.")
     plain = opened.select_columns([name for name in opened.column_names if name != image])
-    counts = hub.picture_counts(opened, [pictured] if pictured else [])
+    counts = hub.picture_counts(opened, [pictured])[pictured] if pictured else []
     number = 0
     for batch in plain.iter(batch_size=1000):
         for cells in zip(*batch.values(), strict=True):

@@ -22,6 +22,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
+from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
@@ -297,6 +298,7 @@ def assemble(
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
     template = templates.TEMPLATES[name]
     conversation.check_tokenizer(template, tokenizer)
+    check_vocabulary(tokenizer, llm_config.vocab_size)
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 

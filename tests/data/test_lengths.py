@@ -4,9 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import FIXTURES, row
+from made_rows import FIXTURES, check, row
 from planted_mix import text
-from test_data_command import check
 from transformers import AutoTokenizer
 
 from basic_lite.data.checks import check_data
@@ -32,7 +31,7 @@ def mix() -> list[dict]:
         turns = [("<image>\n" if number % 2 else "") + "What?", kinds[number % 3]()]
         turns += [text(rng, 20), "Yes."] * (number % 4)
         rows.append(row(str(number), *turns, image="a.png" if number % 2 else None))
-    rows[7] = row("7", text(rng, 500), "Yes.")  # the answer is behind the limit
+    rows[7] = row("7", text(rng, 500), "Yes.")  # the answer is after the limit
     rows[8] = row("8", "Hi", "")
     return rows
 
