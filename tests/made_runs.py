@@ -8,6 +8,7 @@ import torch
 from tiny import tiny_assembled
 
 from basic_lite import files
+from basic_lite.export import adapter, folder, original
 from basic_lite.models import checkpoint, trainable
 
 
@@ -36,3 +37,9 @@ def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object)
         checkpoint.save_decoder(assembled.model, out / files.DECODER)
     files.write_json(out / files.MANIFEST, manifest | {"finished": True})
     return out
+
+
+def export(run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False) -> dict:
+    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to)
+    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
+    return make(plan, manifest)

@@ -11,8 +11,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from command import run, stage1, stage2
 from talkative import speak, talkative
-from test_cli import run, stage1, stage2, world  # noqa: F401
 from torch import nn
 
 from basic_lite import console
@@ -23,7 +23,7 @@ WAYS = ("bare logger", "early handler", "late handler", "warning", "renamed meth
 
 
 @pytest.mark.slow
-def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):  # noqa: F811
+def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):
     heard = talkative(monkeypatch)
     bench = ("--data", world / "bench.tsv", "--limit", 1)
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
@@ -52,7 +52,7 @@ def test_no_command_prints_lines_of_others(world, tmp_path, monkeypatch):  # noq
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_is_as_quiet(world, tmp_path):  # noqa: F811
+def test_a_process_of_its_own_is_as_quiet(world, tmp_path):
     """With real libraries, imported as the command goes on."""
     code = (
         "import pytest, talkative, basic_lite.cli as cli\n"

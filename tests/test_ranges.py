@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import typer
+from command import run, settings_shown, stage1, stage2
 from safetensors.torch import load_file
-from test_cli import run, stage1, stage2, world  # noqa: F401
 
 from basic_lite import files
 from basic_lite.cli import app
@@ -112,13 +112,7 @@ def test_a_given_zero_is_no_default_and_an_edge_is_where_it_is_said(command, giv
     assert refused.stderr == f"error: {given.split()[0]} {said}\n"
 
 
-def settings_shown(text: str) -> dict[str, str]:
-    """Return the table of settings that a stage prints."""
-    pairs = (line.strip().rsplit("  ", 1) for line in text.splitlines() if "  " in line.strip())
-    return {name.strip(): value for name, value in pairs}
-
-
-def test_edges_inside_a_range_are_used_as_given(world, tmp_path):  # noqa: F811
+def test_edges_inside_a_range_are_used_as_given(world, tmp_path):
     more = ["--das-weight", 0, "--sds-weight", 0, "--bad-budget", 0, "--max-steps", -1, "--seed", 2**32 - 1]
     edges = ["--keep", 1, "--save-steps", 1, "--layers", 1, "--epochs", 0.5, "--tower-layer", 0]
     shown = settings_shown(run(*stage1(world, *more, *edges, "--dry-run"), cwd=tmp_path).stdout)
@@ -141,7 +135,7 @@ def test_settings_refuse_what_no_command_line_has_seen(wrong, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adapters", "decoder"])
-def test_a_projector_at_learning_rate_0_stays_bit_for_bit(kind, world, tmp_path):  # noqa: F811
+def test_a_projector_at_learning_rate_0_stays_bit_for_bit(kind, world, tmp_path):
     run(*stage1(world, "--bits", 16, "--max-steps", 2), cwd=tmp_path)
     frozen = ["--projector-learning-rate", 0, "--max-steps", 4, "--save-steps", 2]
     frozen += ["--lora", "--rank", 2] if kind == "adapters" else ["--learning-rate", 1e-3]
@@ -181,7 +175,7 @@ def test_a_projector_at_learning_rate_0_stays_bit_for_bit(kind, world, tmp_path)
         torch.testing.assert_close(same.float(), value, rtol=1e-2, atol=1e-3)  # the export's dtype
 
 
-def test_without_basic_a_frozen_projector_is_said_in_fewer_words(world, tmp_path):  # noqa: F811
+def test_without_basic_a_frozen_projector_is_said_in_fewer_words(world, tmp_path):
     run(*stage1(world, "--max-steps", 1), cwd=tmp_path)
     frozen = ["--projector-learning-rate", 0, "--max-steps", 1, "--lora", "--rank", 2, "--no-basic"]
     done = run(*stage2(world, *frozen), cwd=tmp_path)

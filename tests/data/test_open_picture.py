@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile_inputs import chunk, png
+from basic_lite.analysis.exhibits import exhibit
+from data.hostile_inputs import chunk, png
+from modules import modules
 from PIL import Image
-from test_layers import modules
 from tiny import tiny_assembled
 
-from basic_lite.analysis.exhibits import exhibit
 from basic_lite.chat import Chat, recalled
 from basic_lite.data.pictures import load_image, open_picture
 from basic_lite.data.rows import ImageRef

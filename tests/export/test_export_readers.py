@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from made_runs import export, made_run
 from safetensors import safe_open
-from test_export import export, made_run
 
 from basic_lite import files
 from basic_lite.data.conversation import IMAGE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from test_export import export, made_run
+from made_runs import export, made_run
 from tiny import tiny_assembled
 
 from basic_lite.data.conversation import IMAGE, render

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_checks import CHECKS, GPU_ONLY, Workshop
 from embedded import needs_parts
-from pretended_gpu import pretended_gpu
+from gpu.device_checks import CHECKS, GPU_ONLY, Workshop
+from gpu.pretended_gpu import pretended_gpu
 from torch import nn
 from torch.nn import functional as F
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from measure_layers import CASES, NAMES, ROWS, TOKENS, WHOLE
-from separate import printed_by
+from memory.measure_layers import CASES, NAMES, ROWS, TOKENS, WHOLE
+from memory.separate import printed_by
 
 from basic_lite.bench.synthetic import DECODERS
 from basic_lite.memory.activations import kept_per_layer, kept_per_token

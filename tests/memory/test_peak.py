@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from measure_steps import POINTS, step_at
-from separate import printed_by
+from memory.measure_steps import POINTS, step_at
+from memory.separate import printed_by
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
 from basic_lite.bench.synthetic import DECODERS

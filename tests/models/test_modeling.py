@@ -7,8 +7,8 @@ import io
 
 import pytest
 import torch
+from oracle import close, oracle
 from rich.console import Console
-from test_oracle import close, oracle
 from tiny import (
     DECODERS,
     IMAGE_TOKEN,

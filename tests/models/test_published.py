@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from published_models import (
+from command import run
+from models.published_models import (
     COMMIT,
     JUNK,
     PUBLISHED,
@@ -20,7 +21,6 @@ from published_models import (
     write_weights,
 )
 from safetensors import safe_open
-from test_cli import run, world  # noqa: F401
 from tiny import llm_folder, tower_folder
 
 from basic_lite.data.world import parts
@@ -62,7 +62,7 @@ NAMED += [(["--model", "vicuna-7b"], DINO)]
 @pytest.mark.parametrize(
     ("llm", "tower"), NAMED, ids=lambda value: value if isinstance(value, str) else value[1]
 )
-def test_a_named_model_trains_from_its_repository_and_is_exported(llm, tower, world, tmp_path, hub):  # noqa: F811
+def test_a_named_model_trains_from_its_repository_and_is_exported(llm, tower, world, tmp_path, hub):
     """Stage 1, the same again from the pre-quantised copy, and an export that says what the run says."""
     before = files_below(hub)
     data = ["--data", world / "captions.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from test_trainer import Rows, trainer
 from tiny import llm_folder, tiny_assembled, tower_folder
+from tiny_trainer import Rows, trainer
 
 from basic_lite.method.objective import Objective
 from basic_lite.models import parts, trainable

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import run, stage1, stage2, world  # noqa: F401
+from command import run, stage1, stage2
 
 from basic_lite.data.batches import Batches
 from basic_lite.training.checks import Passes, changes_line
@@ -51,7 +51,7 @@ def stopped(whole, out):
 
 
 @pytest.mark.parametrize("micro", [1, 4])
-def test_stage_one_ends_with_the_same_losses(world, tmp_path, micro):  # noqa: F811
+def test_stage_one_ends_with_the_same_losses(world, tmp_path, micro):
     rows = json.loads((world / "captions.json").read_text())
     rows[9]["conversations"][1]["value"] += (
         " indeed" * 9
@@ -79,7 +79,7 @@ def test_stage_one_ends_with_the_same_losses(world, tmp_path, micro):  # noqa: F
 
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 4])
-def test_adapters_without_dropout_end_with_the_same_losses(world, tmp_path, micro):  # noqa: F811
+def test_adapters_without_dropout_end_with_the_same_losses(world, tmp_path, micro):
     """Rows with and without pictures, grouped; 18 rows, so that no epoch ends with a whole step."""
     run(*stage1(world, "--bits", 16, "--max-steps", 1), cwd=tmp_path)
     common = ("--lora", "--rank", 4, "--max-steps", 9, "--save-steps", 2, "--keep", 9, "--dropout", 0)

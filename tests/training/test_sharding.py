@@ -11,10 +11,10 @@ import pytest
 import torch
 from command import run, stage1, stage2
 from peft import PeftModel
+from processes import finish, launch, start
 from safetensors.torch import load_file
-from sharded import CASES, train
-from test_processes import finish, launch, start
 from tiny import tiny_assembled
+from training.sharded import CASES, train
 
 from basic_lite.files import file_hash
 
