@@ -15,8 +15,8 @@ from typing import Literal
 
 import torch
 
-from basic_lite.data.rows import one_line
 from basic_lite.data.world import parts as data_world_parts
+from basic_lite.files import one_line
 from basic_lite.models import quantised, repository, zoo
 
 TIMEOUT_SECONDS: float = 4.0

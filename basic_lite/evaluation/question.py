@@ -36,6 +36,11 @@ class StoredImage:
             cell = cell[len(cell) // 2]
         return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
 
+    def read(self) -> bytes:
+        """Return the encoded picture."""
+        source = self.source()
+        return source if isinstance(source, bytes) else source.read_bytes()
+
 
 ImageSource = Path | bytes | StoredImage | None
 

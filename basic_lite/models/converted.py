@@ -14,8 +14,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from basic_lite.data.rows import one_line
-from basic_lite.files import complete, locked, write_json
+from basic_lite.files import complete, locked, one_line, write_json
 from basic_lite.models import quantised, repository
 
 SHARD_BYTES: int = 1_000_000_000

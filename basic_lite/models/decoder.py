@@ -6,8 +6,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from basic_lite.data.rows import one_line
 from basic_lite.data.world import parts
+from basic_lite.files import one_line
 from basic_lite.models import converted, quantised
 
 

@@ -21,9 +21,8 @@ import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from basic_lite.data.rows import one_line
 from basic_lite.data.world import parts
-from basic_lite.files import complete, locked
+from basic_lite.files import complete, locked, one_line
 from basic_lite.models import repository
 
 Copies = Literal["keep", "read", "off"]

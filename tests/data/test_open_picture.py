@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from basic_lite.analysis.exhibits import exhibit
 from data.hostile_inputs import chunk, png
 from modules import modules
 from PIL import Image
 from tiny import tiny_assembled
 
+from basic_lite.analysis.samples import choose_samples
 from basic_lite.chat import Chat, recalled
 from basic_lite.data.pictures import load_image, open_picture
 from basic_lite.data.rows import ImageRef
@@ -41,7 +41,7 @@ WAYS: dict[str, Callable[[Path], Image.Image | None]] = {
     "evaluation, from bytes": lambda path: Question(5, "?", path.read_bytes(), 8).open_image(),
     "evaluation, from a data set's bytes": lambda path: in_a_data_set(path, "bytes"),
     "evaluation, from a data set's path": lambda path: in_a_data_set(path, "path"),
-    "analysis": lambda path: exhibit(path.parent, None, 1).exhibits[0].open(),
+    "analysis": lambda path: choose_samples(path.parent, None, 1).chosen[0].open(),
     "an export's reader": open_picture,
 }
 
@@ -99,7 +99,7 @@ def test_200_megapixels_are_one_line_in_a_chat_and_in_an_mmbench_file(huge):
     with pytest.raises(ValueError, match=r"huge.png is no picture .*more than 89,478,485 pixels"):
         Chat(tiny_assembled("llama")).show(huge)
     with pytest.raises(ValueError, match=r"MMBench row 7: image '7' has more than 89,478,485 pixels"):
-        mmbench.pictures({7: base64.b64encode(huge.read_bytes()).decode()})
+        mmbench._picture(base64.b64encode(huge.read_bytes()).decode(), 7)
 
 
 def test_a_missing_file_does_not_search_the_archives_beside_it(tmp_path):

@@ -246,7 +246,7 @@ def _picture(cell: str, row: int) -> bytes:
 
     try:
         picture = base64.b64decode("".join(cell.split()), validate=True)
-        open_header(picture, row)
+        open_header(picture, str(row))
     except (binascii.Error, RowFault) as error:
         if isinstance(error, RowFault) and error.code == "oversized_image":
             raise ValueError(f"MMBench row {row}: {error}.") from None
