@@ -85,7 +85,7 @@ def told(what: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, 1000)
         if isinstance(error, RuntimeError) and not any(mark in reason for mark in _TORCH_WRITER):
             raise
         if reason.endswith(_UNTOUCHED):  # a file's error has passed the folder that it belongs to

@@ -69,7 +69,7 @@ def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = f"{type(error).__name__}: {one_line(error, 200)}"
             yield Finding(
                 name, "bad", text, "pip install --force-reinstall basic-lite, and report this if it stays"
             )
@@ -270,15 +270,16 @@ def bf16() -> Finding:
 
 def bitsandbytes() -> Finding:
     """Run a 4-bit layer forward and backward and compare with its own dequantised weight."""
-    import bitsandbytes as bnb
+    from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Linear4bit
 
     where = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    layer = bnb.nn.Linear4bit(
+    layer = Linear4bit(
         128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
     ).to(where)
     rows = torch.randn(8, 128, device=where, requires_grad=True)
-    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     output = layer(rows)
     output.sum().backward()
     gap = float((output - rows @ weight.T).detach().abs().max())

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -49,8 +50,7 @@ def install(decoder: PreTrainedModel) -> None:
     if getattr(decoder.config, "attn_logit_softcapping", None):
         raise ValueError(
             f"{type(decoder).__name__} caps its attention scores (Gemma-2), which "
-            f"scaled_dot_product_attention cannot "
-            "do; supported decoders: Llama, Gemma (1), Phi-3, Mistral"
+            "scaled_dot_product_attention cannot do; supported decoders: Llama, Gemma (1), Phi-3, Mistral"
         )
     AttentionInterface.register(NAME, basic_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)
@@ -99,7 +99,7 @@ def basic_sdpa(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers: sdpa, and a call of the recorder where there is one.
 
@@ -143,7 +143,7 @@ def text_to_patch(
     scaling: float,
     layout: Layout,
 ) -> torch.Tensor:
-    """Sum over the text tokens behind an image of their attention to each patch, averaged over heads.
+    """Sum over the text tokens after an image of their attention to each patch, averaged over heads.
 
     ```python
     attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built

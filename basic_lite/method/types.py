@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-"""Label of a token without loss."""
 
 
 class Diverged(RuntimeError):
@@ -62,7 +61,7 @@ class Intervention:
 
     Attributes:
         states: changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted.
-        refinement: changes the result; is also told `inputs_embeds` and `attention_mask` as the decoder got
+        refinement: changes the result; also receives `inputs_embeds` and `attention_mask` as the decoder got
             them, the `layout`, and the batch's `rows` where they are known.
     """
 

@@ -121,6 +121,8 @@ def small_goals(shrunk, monkeypatch):
     return replace(size, steps=1, rounds=1)
 
 
+@pytest.mark.slow
+@pytest.mark.full
 def test_every_goal_has_its_row(small_goals):
     said = []
     rows = list(runs.every_goal(small_goals, ("vicuna-7b", "gemma-2b"), said.append))
