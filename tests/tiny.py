@@ -41,15 +41,15 @@ _SIZES = {
     "eos_token_id": 2,
     "initializer_range": 0.3,  # large enough that attention is far from uniform
 }
-_TOWER = {
+TOWER_SIZES = {
     "hidden_size": 24,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "image_size": 24,
     "patch_size": 8,
-    "initializer_range": 0.3,
 }
+_TOWER = TOWER_SIZES | {"initializer_range": 0.3}
 DECODERS = {
     "llama": lambda: LlamaConfig(**_SIZES),
     "gemma": lambda: GemmaConfig(**_SIZES, head_dim=12),

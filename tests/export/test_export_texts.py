@@ -38,6 +38,16 @@ def fill(template, messages, generate: bool) -> str:
     return compiled.render(messages=messages, add_generation_prompt=generate, eos_token="?", bos_token="?")
 
 
+def take_the_name_away(own) -> None:
+    """Let the token `<image>` of a tokenizer be called `<free>`."""
+    specification = json.loads(own.backend_tokenizer.to_str())
+    vocabulary = specification["model"]["vocab"]
+    vocabulary["<free>"] = vocabulary.pop("<image>")
+    for added in specification["added_tokens"]:
+        added["content"] = added["content"].replace("<image>", "<free>")
+    own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
+
+
 @pytest.mark.parametrize("template", [name for name, row in TEMPLATES.items() if not row.caption])
 def test_the_jinja_writes_what_training_writes(template):
     """String and list content, with and without the header of the next answer."""
@@ -76,19 +86,9 @@ def test_the_patch_row_is_called_image_and_no_text_changes(tmp_path, token):
         own.add_tokens(["<unused0>"], special_tokens=False)
         assembled.image_token_id = own.convert_tokens_to_ids("<unused0>")
         # The row that had the name makes room for it.
-        specification = json.loads(own.backend_tokenizer.to_str())
-        vocabulary = specification["model"]["vocab"]
-        vocabulary["<free>"] = vocabulary.pop("<image>")
-        for added in specification["added_tokens"]:
-            added["content"] = added["content"].replace("<image>", "<free>")
-        own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
+        take_the_name_away(own)
     elif token is None:
-        specification = json.loads(own.backend_tokenizer.to_str())
-        vocabulary = specification["model"]["vocab"]
-        vocabulary["<free>"] = vocabulary.pop("<image>")
-        for added in specification["added_tokens"]:
-            added["content"] = added["content"].replace("<image>", "<free>")
-        own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
+        take_the_name_away(own)
         assembled.image_token_id = len(own)
     found = rewritten(assembled, tmp_path / "out")
     assert found.convert_tokens_to_ids("<image>") == assembled.image_token_id

@@ -114,9 +114,8 @@ def main(folder: Path, *names: str) -> None:
 
     torch.set_num_threads(1)
     for name in names:
-        llm_folder(
-            CASES[name].decoder
-        )  # before there are processes: transformers lets only the first one write
+        # Before there are processes: transformers lets only the first one write.
+        llm_folder(CASES[name].decoder)
     tower_folder()
     PartialState()
     held = {name: train(CASES[name], folder / "two" / name) for name in names}
