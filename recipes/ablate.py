@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 HERE = "Comparison"
 FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -33,7 +34,7 @@ def main(
             panel="Data",
         ),
     ] = None,
-    images: o.Images = None,
+    images: o.ImagesOption = None,
     out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
         "runs/ablation"
     ),

@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 app = typer.Typer(help="Look inside a language model or a run.", no_args_is_help=True)
 
 
 @app.command()
+@o.command
 def premise(
     model: Annotated[
         str,
         o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny.", panel=o.MODEL),
     ] = "vicuna-7b",
-    llm: o.Llm = None,
-    bits: o.Bits = None,
-    precision: o.Precision = "auto",
+    llm: o.LlmOption = None,
+    bits: o.BitsOption = None,
+    precision: o.PrecisionOption = "auto",
     random_weights: Annotated[
         bool,
         o.option("--random-weights", help="The same configuration with random weights.", panel=o.MODEL),
@@ -35,8 +37,8 @@ def premise(
     tokens: Annotated[
         int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
     ] = 512,
-    layers: o.Layers = None,
-    weighting: o.Weighting = "quadratic",
+    layers: o.LayersOption = None,
+    weighting: o.WeightingOption = "quadratic",
     out: Annotated[
         Path | None, o.option(help="JSON file for the figures; a page with a plot beside it.", default="none")
     ] = None,

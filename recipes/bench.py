@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 
 def generate(
@@ -55,6 +55,7 @@ def generate(
     console.print(f"ratio        {ratio:8.2f}   equal answers {same} of {len(questions)}", highlight=False)
 
 
+@o.command
 def step(
     model: Annotated[
         str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
@@ -62,8 +63,8 @@ def step(
     stage: Annotated[
         int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))
     ] = 1,
-    bits: o.Bits = 4,
-    precision: o.Precision = "auto",
+    bits: o.BitsOption = 4,
+    precision: o.PrecisionOption = "auto",
     decoder_layers: Annotated[
         int | None,
         o.option(
@@ -72,12 +73,10 @@ def step(
     ] = None,
     micro_batch: Annotated[int, o.option(help="Rows per forward pass.", callback=o.within(1))] = 8,
     text: Annotated[int, o.option(help="Text tokens per row.", callback=o.within(1))] = 64,
-    rank: Annotated[
-        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
-    ] = 128,
-    recompute: o.Recompute = None,
-    recompute_layers: o.RecomputeLayers = None,
-    basic: o.Basic = True,
+    rank: o.RankOption = o.zoo.RANK,
+    recompute: o.RecomputeOption = None,
+    recompute_layers: o.RecomputeLayersOption = None,
+    basic: o.BasicOption = True,
     steps: Annotated[int, o.option(help="Steps to measure.", callback=o.within(1))] = 20,
     warm: Annotated[int, o.option(help="Steps before them, to warm up.", callback=o.within(0))] = 2,
     rounds: Annotated[
@@ -135,3 +134,46 @@ def step(
                 console.print(f"{name:24} {value}", highlight=False)
     if out is not None:
         write_json(out, {"model": model, **settings, "results": results})
+
+
+def host(
+    model: Annotated[str, o.option(help="Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
+    rounds: Annotated[int, o.option(help="Measurements of each, in turn.", callback=o.within(1))] = 3,
+    steps: Annotated[int, o.option(help="Timed steps of each.", callback=o.within(1))] = 10,
+) -> None:
+    """Count and time what a decoder layer costs the host in a step: tiny tensors, no GPU.
+
+    Examples:
+
+      basic-lite bench host --model gemma-2b
+    """
+    import statistics
+
+    import torch
+    from rich.table import Table
+
+    from basic_lite.bench.host import measure
+    from basic_lite.console import quiet_console
+
+    console = quiet_console()
+    torch.set_num_threads(1)
+    kinds = {
+        "stage 1, BASIC": {"stage": 1},
+        "stage 1, plain": {"stage": 1, "basic": False},
+        "stage 2, BASIC": {},
+        "stage 2, plain": {"basic": False},
+        "stage 2, BASIC, adapters as PEFT runs them": {"grouped": False},
+    }
+    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
+    for recompute in (False, True):
+        found = {name: [] for name in kinds}
+        for _ in range(rounds):
+            for name, settings in kinds.items():
+                found[name].append(measure(model, recompute=recompute, steps=steps, **settings))
+        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in found.items()}
+        theirs = seconds["stage 2, BASIC, adapters as PEFT runs them"]
+        for name, each in found.items():
+            share = f"{seconds[name] / theirs:.2f}" if name.startswith("stage 2") else ""
+            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
+            table.add_row(name, "yes" if recompute else "no", *cells)
+    console.print(table)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 
+@o.command
 def sds(
     rows: Annotated[int, o.option(help="Patches, N.", callback=o.within(1))] = 4608,
     width: Annotated[int, o.option(help="Width of the decoder, D.", callback=o.within(1))] = 4096,
     vocabulary: Annotated[int, o.option(help="Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
-    precision: o.Precision = "auto",
+    precision: o.PrecisionOption = "auto",
     repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", callback=o.within(1))] = 10,
     cap: Annotated[
         float | None,

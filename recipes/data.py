@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 app = typer.Typer(
     help="Look at training data before training.", no_args_is_help=True, rich_markup_mode="rich"
@@ -52,12 +53,12 @@ def check(
             show_default="estimate them",
         ),
     ] = None,
-    template: o.Template = None,
+    template: o.TemplateOption = None,
     stage: Annotated[
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
-    follow_links: o.FollowLinks = False,
-    min_rating: o.MinRating = None,
+    follow_links: o.FollowLinksOption = False,
+    min_rating: o.MinRatingOption = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes.", show_default="one per core", callback=o.within(1))
     ] = None,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 
 def main(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from basic_lite.recipes import options as o
 from rich.markup import escape
+
+from basic_lite.training import settings as o
 
 
 def main(
@@ -79,7 +80,7 @@ def main(
         ),
     ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
-    dry_run: o.DryRun = False,
+    dry_run: o.DryRunOption = False,
 ) -> None:
     """Score a run on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 

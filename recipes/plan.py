@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training import settings as o
 
 
 def main(
@@ -12,12 +12,12 @@ def main(
         str | None,
         o.option(help="A model by name.", default="all of them, at a glance", panel=o.MODEL),
     ] = None,
-    llm: o.Llm = None,
+    llm: o.LlmOption = None,
     tower: Annotated[
         str | None,
         o.option(help="By name, or hub id or folder.", default="clip-l-336; all at a glance", panel=o.MODEL),
     ] = None,
-    image_size: o.ImageSize = None,
+    image_size: o.ImageSizeOption = None,
     gpu: Annotated[
         float | None,
         o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
@@ -27,10 +27,8 @@ def main(
         int | None,
         o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", callback=o.within(1)),
     ] = None,
-    rank: Annotated[
-        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
-    ] = 128,
-    basic: o.Basic = True,
+    rank: o.RankOption = o.zoo.RANK,
+    basic: o.BasicOption = True,
     json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Predict memory and time of each stage, and what fits a card. Loads and downloads nothing.
@@ -44,7 +42,6 @@ def main(
       basic-lite plan --llm ./my-llama --stage 1 --json
     """
     import json as encoder
-    from dataclasses import replace
 
     from rich.console import Console
 
@@ -53,44 +50,32 @@ def main(
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, every=model is None and llm is None)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
-    console = Console()
-    missing: dict[str, str] = {}
+    console, remedies = Console(), []
     for kind in tables.kinds_of(stage):
-        changes = {"basic": basic, "held": replace(choice.KINDS[kind], rank=rank)}
-        changes |= {"text": text} if text is not None else {}
-        planned = [
-            tables.plan_row(kind, one, eye, gib, **changes)
-            for one in models
-            for eye in towers
-            for gib in cards
-        ]
+        plans = tables.plan_rows(kind, models, towers, cards, rank=rank, text=text, basic=basic)
         if json:
-            for row, _ in planned:
-                print(encoder.dumps(row.json()))
+            print(*(encoder.dumps(row.json()) for row, _ in plans), sep="\n")
             continue
         if len(models) > 1:
-            console.print(tables.overview(kind, [row for row, _ in planned]), "")
+            console.print(tables.overview(kind, [row for row, _ in plans]), "")
         else:
-            for eye, _ in towers:
-                console.print(tables.stage_table(kind, [p for p in planned if p[0].tower == eye]), "")
-        for row, _ in planned:
-            if row.micro_batch is None and (gpu is not None or row.gpu_gib == cards[-1]):
-                named = [
-                    (name, sizes.published_decoder(name)) for name in sizes.DECODERS if name != row.model
-                ]
-                fitting = [
-                    one[0]
-                    for one in named
-                    if tables.plan_row(kind, one, towers[0], row.gpu_gib, **changes)[0].micro_batch
-                ]
-                missing.setdefault(f"{kind} {row.model} {row.gpu_gib}", tables.remedy(row, fitting))
-    if not json:
-        if len(models) > 1:
-            console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
-        for line in missing.values():
-            console.print(line, highlight=False, soft_wrap=True)
-        console.print(
-            "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic.",
-            highlight=False,
-            soft_wrap=True,
-        )
+            for name, _ in towers:
+                console.print(tables.stage_table(kind, [p for p in plans if p[0].tower == name]), "")
+        too_large: dict[str, choice.Row] = {}
+        for row, _ in plans:
+            if row.micro_batch is None and row.gpu_gib == cards[-1]:
+                too_large.setdefault(row.model, row)
+        for row in too_large.values():
+            others = tables.fitting(kind, row, towers[0], rank=rank, text=text, basic=basic)
+            remedies.append(tables.remedy(row, others))
+    if json:
+        return
+    if len(models) > 1:
+        console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
+    for line in remedies:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(
+        "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic.",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from basic_lite.recipes import options as o
+from basic_lite.training.settings import Data, Memory, Method, Model, OutOption, Run, Schedule, command
 
 
+@command
 def main(
-    model: Annotated[
-        str,
-        o.option(
-            help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny (embedded).", panel=o.MODEL
-        ),
-    ] = "vicuna-7b",
-    llm: o.Llm = None,
-    tower: o.Tower = None,
-    template: o.Template = None,
-    image_token: o.ImageToken = None,
-    bits: o.Bits = None,
-    precision: o.Precision = "auto",
-    image_size: o.ImageSize = None,
-    tower_layer: o.TowerLayer = -2,
-    data: o.Data = None,
-    images: o.Images = None,
-    follow_links: o.FollowLinks = False,
-    min_rating: o.MinRating = None,
-    max_length: o.MaxLength = 2048,
-    bad_budget: o.BadBudget = 0.005,
-    workers: o.Workers = None,
-    basic: o.Basic = True,
-    layers: o.Layers = None,
-    weighting: o.Weighting = "quadratic",
-    importance: o.Importance = "attention",
-    target: o.Target = None,
-    das_weight: o.DasWeight = 1.0,
-    sds_weight: o.SdsWeight = 0.01,
-    rows_per_chunk: o.RowsPerChunk = None,
-    intervention: o.Intervention = "none",
-    out: Annotated[Path, o.option(help="Run folder.")] = Path("runs/stage1"),
-    learning_rate: Annotated[
-        float | None,
-        o.option(help="Peak of the cosine schedule.", default="1e-3", callback=o.within(above=0)),
-    ] = None,
-    global_batch: o.GlobalBatch = None,
-    micro_batch: o.MicroBatch = None,
-    epochs: o.Epochs = None,
-    max_steps: o.MaxSteps = -1,
-    recompute: o.Recompute = None,
-    recompute_layers: o.RecomputeLayers = None,
-    fit: o.Fit = None,
-    fused_kernels: o.FusedKernels = True,
-    quantised_copy: o.QuantisedCopy = True,
-    save_steps: o.SaveSteps = 500,
-    keep: o.Keep = 2,
-    logging_steps: o.LoggingSteps = 10,
-    seed: o.Seed = 0,
-    report_to: o.ReportTo = "none",
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    dry_run: o.DryRun = False,
+    *,
+    model: Model,
+    data: Data,
+    method: Method,
+    memory: Memory,
+    out: OutOption = Path("runs/stage1"),
+    schedule: Schedule,
+    run: Run,
 ) -> None:
     """Align a projector: everything else is frozen, the decoder in 4 bits.
 
@@ -74,99 +30,59 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    given = dict(locals())  # what was said, before anything is made of it
     from functools import partial
 
     from basic_lite.console import quiet_console
     from basic_lite.data.templates import TEMPLATES
-    from basic_lite.data.workers import cores
     from basic_lite.experiments import interventions
-    from basic_lite.method.objective import Objective
-    from basic_lite.models import devices, llava, trainable, zoo
-    from basic_lite.training import checks, run
-    from basic_lite.training import settings as training_settings
+    from basic_lite.models import devices, trainable
+    from basic_lite.training import checks, plan
+    from basic_lite.training import run as training
     from basic_lite.training.callbacks import Clock
-    from basic_lite.training.settings import Settings
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
-    shards = checks.shards_asked_for()
-    device = devices.choose_device()
-    sources = llava.Sources.named(
-        model,
-        tower,
-        llm,
-        template=template,
-        image_token=image_token,
-        bits=zoo.bits_of(model, llm) if bits is None else bits,
-        dtype=devices.choose_dtype(precision, device),
-        image_size=image_size,
-        tower_layer=tower_layer,
+
+    # 1. Resolve the parts, the files, and every option that was left out.
+    shards, device = checks.shards_asked_for(), devices.choose_device()
+    sources = plan.sources_of(model, device)
+    data = checks.training_files(1, sources.llm, data, out, console, draw=not run.dry_run)
+    settings = plan.resolve(
+        1, sources.llm, device, data, method, memory, schedule, run, out=out, shards=shards
     )
-    data, images = checks.training_files(1, sources.llm, data, images, out, console, draw=not dry_run)
-    pace = zoo.pace_of(sources.llm, 1)
-    objective = Objective(das_weight, sds_weight, rows_per_chunk) if basic else Objective(0, 0)
-    settings = Settings.of(
-        given,
-        stage=1,
-        data=data,
-        images=images,
-        aspect="crop",  # stage 1 of LLaVA-1.5 does not pad
-        learning_rate=pace.learning_rate if learning_rate is None else learning_rate,
-        global_batch=pace.global_batch if global_batch is None else global_batch,
-        micro_batch=pace.rows_per_pass(global_batch) if micro_batch is None else micro_batch,
-        workers=min(2, cores()) if workers is None else workers,
-        epochs=pace.epochs if epochs is None else epochs,
-        shards=shards,
-        recompute=devices.layers_to_recompute(recompute, recompute_layers, device),
-        target=target or "raw",
-        objective=objective,
-    )
-    checks.check_sources(sources, settings)
-    interventions.check(intervention, llava.read_config(sources.llm, "language model"), settings.micro_batch)
-    rows, steps = None, "known when the data are here"
-    if not dry_run or settings.data.exists():
-        rows = checks.open_training_rows(settings)
-        settings, steps, line = checks.paced(
-            settings, rows, pace, global_batch=global_batch, micro_batch=micro_batch
-        )
-        if line:
-            console.print(line, highlight=False, soft_wrap=True)
-    settings, plan = training_settings.planned(
-        settings,
-        training_settings.step_of(settings, sources, device),
-        device,
-        names=(llm or model, sources.tower),
-        wanted=fit,
-        automatic=device == "cuda" and recompute is None and recompute_layers is None,
-    )
-    names = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
-    console.print(settings.table(**names, optimizer_steps=steps))
-    console.print(training_settings.plan_line(plan), highlight=False)
-    if dry_run:
+
+    # 2. Check what can be checked before any weight is read.
+    config = checks.check_sources(sources, settings)
+    interventions.check(method.intervention, config, settings.micro_batch)
+
+    # 3. Plan: the rows decide the global batch, the card the micro-batch.
+    decided = plan.decide(settings, sources, device, memory, schedule, console, name=model.llm or model.model)
+    decided.print(console, llm=sources.llm, tower=sources.tower, bits=sources.bits, device=device)
+    settings, rows = decided.settings, decided.rows
+    if run.dry_run or rows is None:
         return
-    with checks.claimed(out, resume, overwrite) as checkpoint:
+    with checks.claimed(out, run.resume, run.overwrite) as resume:
+        # 4. Look through the rows, and at the run to go on with.
         checks.check_training_rows(rows, settings)
-        checks.check_unchanged(sources, settings, rows, checkpoint)
+        checks.check_before_loading(sources, settings, rows, resume)
         clock.mark("settings and data")
-        say = partial(console.print, highlight=False, soft_wrap=True)
-        place = devices.loading_place(device, sources.bits, shards)
-        assembled = llava.assemble(sources, place, seed, copies="keep" if quantised_copy else "off", say=say)
+
+        # 5. Assemble, and freeze everything but the projector.
+        assembled = training.assemble(sources, settings, device, model.quantised_copy, console)
         trainable.train_projector(assembled)
         console.print(trainable.trainable_table(assembled.model))
         clock.mark("models")
-        finished = run.train(
-            assembled,
-            settings,
-            rows,
-            TEMPLATES["plain"],
-            console,
-            checkpoint,
-            plan=plan.json(),
-            clock=clock,
-            intervene=partial(interventions.make, intervention),
-        )
-        if not finished:
-            console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
-            return
-        console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")
+
+        # 6. Fit the target, and see whether the teacher can teach.
+        plain, predicted = TEMPLATES["plain"], decided.memory.json()
+        prepared = training.prepare(assembled, settings, rows, plain, predicted, console, resume)
+        space = training.teach(prepared, console)
+        clock.mark("teacher")
+
+        # 7. Train.
+        intervene = partial(interventions.make, method.intervention)
+        finished = training.train(prepared, space, console, clock, intervene)
+    if not finished:
+        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        return
+    console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

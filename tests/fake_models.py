@@ -40,6 +40,7 @@ from basic_lite.method import losses
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import Window
 from basic_lite.models import trainable
+from basic_lite.models.adapters import group_adapters
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
@@ -164,6 +165,7 @@ def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
         trainable.train_projector(assembled)
     elif held.training == "adapters":
         trainable.train_adapters(assembled, trainable.Adapters(held.rank, 2 * held.rank, held.dropout))
+        assert group_adapters(parts_of(assembled.model).decoder.layers)
     else:
         trainable.train_everything(assembled)
     if held.fused:

@@ -237,7 +237,7 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
         "weighting": (stage1(world, "--weighting", "cubic"), "weighting must be one of quadratic"),
         "weight": (stage1(world, "--das-weight", -1), "--das-weight must be at least 0, got -1.0"),
         "bits": (stage1(world, "--bits", 3), "bits must be 4, 8 or 16, got 3"),
-        "precision": (stage1(world, "--precision", "fp8"), "--precision must be auto, bf16 or fp32"),
+        "precision": (stage1(world, "--precision", "fp8"), "--precision must be one of auto, bf16, fp32"),
         "tracker": (stage1(world, "--report-to", "nothing"), "--report-to nothing is not installed here"),
         "steps": (stage1(world, "--max-steps", 0), "--max-steps must be at least 1, got 0"),
         "no stage 1": (stage2(world, "--lora", "--start", "nowhere"), "nowhere holds no run"),

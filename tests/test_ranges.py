@@ -102,7 +102,6 @@ def test_a_number_outside_its_range_is_refused_before_any_work(name, tmp_path):
         ("chat", "--port 65536", "must be at least 1 and at most 65535, got 65536"),
         ("data check x.json", "--workers 0", "must be at least 1, got 0"),
         ("bench step", "--decoder-layers 0", "must be at least 1, got 0"),
-        ("bench goals", "--text 0", "must be at least 1, got 0"),
         ("plan", "--stage 3", "must be at least 1 and at most 2, got 3"),
     ],
 )
@@ -128,7 +127,7 @@ def test_edges_inside_a_range_are_used_as_given(world, tmp_path):
 )
 def test_settings_refuse_what_no_command_line_has_seen(wrong, tmp_path):
     right = {"learning_rate": 1e-3, "global_batch": 4, "micro_batch": 4}
-    kept = {"stage": 1, "out": tmp_path, "data": tmp_path, "images": None, "aspect": "crop"}
+    kept = {"stage": 1, "out": tmp_path}
     Settings(**kept, **right)
     with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", ".")):
         Settings(**kept, **(right | wrong))

@@ -300,7 +300,7 @@ def measure_steps(
         if stage == 1:
             train_projector(assembled)
         else:
-            train_adapters(assembled, Adapters(rank, 2 * rank, 0.05))
+            train_adapters(assembled, Adapters(rank, 2 * rank))
     set_recomputed(assembled, recompute)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

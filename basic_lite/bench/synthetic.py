@@ -28,7 +28,14 @@ _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
 
 
 def random_model(
-    name: str, *, bits: int, dtype: torch.dtype, device: str, layers: int | None = None
+    name: str,
+    *,
+    bits: int,
+    dtype: torch.dtype,
+    device: str,
+    layers: int | None = None,
+    text: PretrainedConfig | None = None,
+    vision: dict[str, int] | None = None,
 ) -> Assembled:
     """Build CLIP-L-336, a projector and a decoder of real size with random weights.
 
@@ -38,6 +45,8 @@ def random_model(
         dtype: of everything but the projector.
         device: where it is built; the decoder passes through `dtype` before it is quantised.
         layers: decoder layers instead of the real number (for a small machine).
+        text: the decoder's configuration instead of the real one.
+        vision: what is other than in the real tower.
 
     Raises:
         ValueError: If the name is unknown or the bits are neither 4 nor 16.
@@ -46,16 +55,16 @@ def random_model(
         raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
     if bits not in (4, 16):
         raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
-    text = type(DECODERS[name])(**DECODERS[name].to_dict())
+    text = text or type(DECODERS[name])(**DECODERS[name].to_dict())
     text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
-    vision = CLIPVisionConfig(**CLIP_L_336)
-    assert isinstance(vision.image_size, int), "a square"
-    assert isinstance(vision.patch_size, int), "a square"
-    tokens = (vision.image_size // vision.patch_size) ** 2
+    tower = CLIPVisionConfig(**CLIP_L_336 | (vision or {}))
+    assert isinstance(tower.image_size, int), "a square"
+    assert isinstance(tower.patch_size, int), "a square"
+    tokens = (tower.image_size // tower.patch_size) ** 2
     config = LlavaConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=tower,
         image_token_index=_IMAGE_TOKEN,
         image_seq_length=tokens,
         tie_word_embeddings=text.tie_word_embeddings,
@@ -79,7 +88,7 @@ def random_model(
     template = templates.TEMPLATES["plain"]
     sources = Sources(f"random {name}", "random clip-l-336", bits=bits, dtype=dtype)
     ids = (_IMAGE_TOKEN, _PAD_TOKEN, tokens)
-    return Assembled(model, None, template, {}, vision.image_size, *ids, family, sources)
+    return Assembled(model, None, template, {}, tower.image_size, *ids, family, sources)
 
 
 def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from basic_lite.memory.sizes import DecoderSize
+from basic_lite.models import zoo
 
 Training = Literal["projector", "adapters", "decoder"]
 
@@ -29,8 +30,8 @@ class Held:
 
     bits: int = 4
     training: Training = "projector"
-    rank: int = 128
-    dropout: float = 0.05
+    rank: int = zoo.RANK
+    dropout: float = zoo.DROPOUT
     half: bool = True
     fused: bool = False
 
@@ -57,18 +58,28 @@ def kept_per_token(size: DecoderSize, held: Held) -> float:
 
 
 def kept_per_layer(size: DecoderSize, held: Held) -> int:
-    """Bytes that a layer keeps however many tokens there are: narrowed copies of trained weights."""
+    """Bytes that a layer keeps however many tokens there are: narrowed copies of trained weights.
+
+    Those of adapters are made once per optimizer step and stay (see `narrow_bytes`).
+    """
     widened = size.family == "gemma" and not held.fused
     gemma = 2 * 4 * size.width if widened else 0  # 1 + weight, in fp32
     if not held.half:
         return gemma
     if held.training == "decoder":
         return gemma + 2 * size.linear_parameters
-    if held.training == "adapters":
-        # Behind a dropout (see `adapter_dropout`) an adapter's first matrix is narrowed anew in backward.
+    if held.training == "adapters" and held.bits == 8:  # they run as PEFT has them
+        # After a dropout an adapter's first matrix is narrowed anew in backward.
         first = 2 * held.rank * sum(linear.inputs for linear in size.linears) if held.dropout > 0 else 0
         return gemma + 2 * size.adapter_parameters(held.rank) // size.depth - first
     return gemma
+
+
+def narrow_bytes(size: DecoderSize, held: Held) -> int:
+    """Bytes of the adapters' narrow copies, which stay from one optimizer step to the next."""
+    if held.training != "adapters" or not held.half or held.bits == 8:
+        return 0
+    return 2 * size.adapter_parameters(held.rank)
 
 
 def norm_bytes(size: DecoderSize, held: Held) -> int:

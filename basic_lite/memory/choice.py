@@ -10,6 +10,7 @@ from basic_lite.memory.activations import Held
 from basic_lite.memory.peak import Optimizer, Step, peak
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import card_of, seconds_per_sample
+from basic_lite.models import zoo
 
 Kind = Literal["stage1", "stage2 --lora", "stage2"]
 
@@ -20,7 +21,7 @@ KINDS: dict[Kind, Held] = {
 }
 """The stages as they are typed, with their defaults on a GPU."""
 
-GLOBAL_BATCH: dict[Kind, int] = {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
+GLOBAL_BATCH: dict[Kind, int] = {kind: zoo.LLAVA[1 if kind == "stage1" else 2].global_batch for kind in KINDS}
 TEXT: dict[Kind, int] = {"stage1": 64, "stage2 --lora": 824, "stage2": 824}
 """Text tokens of a row that are planned for: a caption, and a long conversation of LLaVA-1.5's mix."""
 
@@ -71,9 +72,9 @@ def budget_bytes(gib: float) -> float:
     return (gib - RESERVED_GIB) * 2**30
 
 
-def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize, **changes: object) -> Step:
-    """Return a stage's step with its defaults; `changes` are fields of `Step`."""
-    return Step(decoder, tower, **({"held": KINDS[kind], "text": TEXT[kind]} | changes))
+def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
+    """Return a stage's step with its defaults."""
+    return Step(decoder, tower, held=KINDS[kind], text=TEXT[kind])
 
 
 def candidates(global_batch: int) -> list[int]:

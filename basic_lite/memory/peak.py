@@ -11,6 +11,7 @@ from basic_lite.memory.activations import (
     kept_by_last,
     kept_per_layer,
     kept_per_token,
+    narrow_bytes,
     norm_bytes,
 )
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
@@ -102,6 +103,8 @@ def static_parts(step: Step) -> dict[str, float]:
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
     tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
+    if step.shards == 1 and step.optimizer == "adamw":
+        tuned += narrow_bytes(decoder, held)
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
     whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0

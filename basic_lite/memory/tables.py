@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.table import Table
 
@@ -19,12 +20,20 @@ from basic_lite.memory.choice import (
     step_of,
 )
 from basic_lite.memory.peak import Optimizer, Step, activation_bytes
-from basic_lite.memory.sizes import DecoderSize, TowerSize
+from basic_lite.memory.sizes import DECODERS, DecoderSize, TowerSize, published_decoder
 from basic_lite.memory.speed import CARDS, card_of
+from basic_lite.models import zoo
 
 
 def plan_row(
-    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], gib: float, **changes: object
+    kind: Kind,
+    model: tuple[str, DecoderSize],
+    tower: tuple[str, TowerSize],
+    gib: float,
+    *,
+    rank: int = zoo.RANK,
+    text: int | None = None,
+    basic: bool = True,
 ) -> tuple[Row, Step]:
     """Plan one stage on one card.
 
@@ -33,12 +42,17 @@ def plan_row(
         model: name and sizes of the decoder.
         tower: name and sizes of the tower.
         gib: memory of the card.
-        changes: fields of `Step`.
+        rank: of stage 2's adapters.
+        text: tokens of a row; `None` for the stage's.
+        basic: BASIC's terms are on.
 
     Returns:
-        The row, and the step behind it (of the least memory, where nothing fits).
+        The row, and its step (of the least memory, where nothing fits).
     """
-    step = step_of(kind, model[1], tower[1], **changes)
+    step = step_of(kind, model[1], tower[1])
+    step = replace(
+        step, held=replace(step.held, rank=rank), text=step.text if text is None else text, basic=basic
+    )
     optimizers: tuple[Optimizer, ...] = (
         ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
     )
@@ -46,6 +60,34 @@ def plan_row(
     chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
     smallest = least(step, optimizers)
     return row_of(kind, model[0], tower[0], gib, batch, chosen, smallest), chosen or smallest
+
+
+def plan_rows(
+    kind: Kind,
+    models: Sequence[tuple[str, DecoderSize]],
+    towers: Sequence[tuple[str, TowerSize]],
+    cards: Sequence[float],
+    *,
+    rank: int,
+    text: int | None,
+    basic: bool,
+) -> list[tuple[Row, Step]]:
+    """Plan one stage of every model with every tower on every card; see `plan_row`."""
+    return [
+        plan_row(kind, model, tower, gib, rank=rank, text=text, basic=basic)
+        for model in models
+        for tower in towers
+        for gib in cards
+    ]
+
+
+def fitting(
+    kind: Kind, row: Row, tower: tuple[str, TowerSize], *, rank: int, text: int | None, basic: bool
+) -> list[str]:
+    """Return the models that are known by name and do fit where a plan's does not."""
+    others = [(name, published_decoder(name)) for name in DECODERS if name != row.model]
+    plans = plan_rows(kind, others, [tower], [row.gpu_gib], rank=rank, text=text, basic=basic)
+    return [other.model for other, _ in plans if other.micro_batch]
 
 
 def remedy(row: Row, others: Sequence[str]) -> str:

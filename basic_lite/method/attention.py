@@ -135,57 +135,78 @@ def alone(value: torch.Tensor) -> torch.Tensor:
     return value.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-@torch.no_grad()
-def text_to_patch(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    layout: Layout,
-) -> torch.Tensor:
-    """Sum over the text tokens after an image of their attention to each patch, averaged over heads.
+class TextRows:
+    """The text's rows of a batch's attention maps: where they are and what they may not see.
 
     ```python
     attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built
-    result = attention.mean(1)[:, text].sum(1)[patch]
+    result = attention.mean(1)[:, text].sum(1)
     ```
-    Text before the image adds nothing because it cannot see it, so one sum over all text after the row's
-    first image serves every image of the row.
-
-    Args:
-        query: `(B, H, S, d)`.
-        key: `(B, H / groups, S, d)`; query head h uses key head `h // groups`.
-        attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model itself uses it; `None` for causal.
-        scaling: factor of the scores.
-        layout: positions of patches and text.
-
-    Returns:
-        `(N,)` in fp32 (fp64 for fp64 inputs).
+    Text before an image adds nothing to its patches because it cannot see them, so one sum over all text
+    after the row's first image serves every image of the row. Prepared once per forward pass and used by
+    every supervised layer: a layer itself costs five operations.
     """
-    rows, heads, width, size = query.shape
-    groups = heads // key.shape[1]
-    precision = torch.promote_types(query.dtype, torch.float32)
-    total = query.new_zeros((rows, width), dtype=precision)
-    step = max(_PARTIAL_MAP_ELEMENTS // (rows * heads * width), 1)
-    for start in range(0, layout.text.shape[1], step):
-        position = layout.text[:, start : start + step]  # (B, t)
-        count = position.shape[1]
-        some = query.gather(2, position[:, None, :, None].expand(-1, heads, -1, size))
-        some = some.reshape(rows, heads // groups, groups * count, size)  # heads of one key side by side
-        scores = (some @ key.mT).mul_(scaling).view(rows, heads, count, width)
-        if attention_mask is None:
-            allowed = torch.arange(width, device=query.device) <= position[:, :, None]
-        else:
-            mask = attention_mask[:, 0].expand(rows, -1, -1)
-            allowed = mask.gather(1, position[:, :, None].expand(-1, -1, mask.shape[-1]))
-        if allowed.dtype == torch.bool:
-            # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight
-            # 0 is NaN.
-            scores = scores.masked_fill_(~allowed[:, None], torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + allowed[:, None]
-        attention = scores.softmax(-1, dtype=precision)
-        weight = layout.is_text[:, start : start + step].to(precision) / heads
-        weight = weight[:, None].expand(-1, heads, -1).reshape(rows, 1, heads * count)
-        total += (weight @ attention.view(rows, heads * count, width)).squeeze(1)
-    return total.flatten()[layout.patch]
+
+    def __init__(
+        self,
+        layout: Layout,
+        attention_mask: torch.Tensor | None,
+        query: torch.Tensor,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            layout: positions of patches and text.
+            attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model uses it; `None` for causal.
+            query: `(B, H, S, d)` of any layer: for its shape, dtype and device.
+        """
+        rows, heads, width, _ = query.shape
+        self.precision = torch.promote_types(query.dtype, torch.float32)
+        self._pieces: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        step = max(_PARTIAL_MAP_ELEMENTS // (rows * heads * width), 1)
+        for start in range(0, layout.text.shape[1], step):
+            position = layout.text[:, start : start + step]  # (B, t)
+            if attention_mask is None:
+                hidden = torch.arange(width, device=query.device) > position[:, :, None]
+            else:
+                mask = attention_mask[:, 0].expand(rows, -1, -1)
+                hidden = mask.gather(1, position[:, :, None].expand(-1, -1, mask.shape[-1]))
+                hidden = ~hidden if hidden.dtype == torch.bool else hidden
+            weight = layout.is_text[:, start : start + step].to(self.precision) / heads
+            weight = weight[:, None].expand(-1, heads, -1).reshape(rows, 1, -1)
+            self._pieces.append((position, hidden[:, None], weight))
+
+    def attention(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor | None:
+        """Return what the text attends to at each position, summed over text and averaged over heads.
+
+        Args:
+            query: `(B, H, S, d)`.
+            key: `(B, H / groups, S, d)`; query head h uses key head `h // groups`.
+            scaling: factor of the scores.
+
+        Returns:
+            `(B, 1, S)` in fp32 (fp64 for fp64 inputs); `None` where there is no text.
+        """
+        with torch.autocast(query.device.type, enabled=False):  # it would narrow the maps for their sum
+            return self._attention(query, key, scaling)
+
+    def _attention(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor | None:
+        rows, heads, width, size = query.shape
+        sides = key.shape[1]
+        across = key.reshape(rows * sides, width, size).mT
+        total = None
+        for position, hidden, weight in self._pieces:
+            count = position.shape[1]
+            some = query.gather(2, position[:, None, :, None].expand(-1, heads, -1, size))
+            some = some.view(rows * sides, -1, size)  # heads of one key side by side
+            scores = torch.baddbmm(some.new_empty(()), some, across, beta=0, alpha=scaling)
+            scores = scores.view(rows, heads, count, width)
+            if hidden.dtype == torch.bool:
+                # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight
+                # 0 is NaN.
+                scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+            else:
+                scores = scores + hidden
+            maps = scores.softmax(-1, dtype=self.precision).view(rows, heads * count, width)
+            total = weight @ maps if total is None else total.baddbmm_(weight, maps)
+        return total

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from types import TracebackType
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -18,12 +18,9 @@ from transformers import LlavaModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
-from basic_lite.method.targets import TargetKind, TargetSpace
-from basic_lite.method.types import Intervention, Refinement
+from basic_lite.method.targets import RAW, TargetKind, TargetSpace
+from basic_lite.method.types import Importance, Intervention, Refinement, Weighting
 from basic_lite.models.parts import layers_of, parts_of
-
-Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
-Importance = Literal["attention", "uniform"]
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
@@ -183,6 +180,7 @@ class capture:
         """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
         self._attended: list[int] = []
+        self._text: list[tuple[torch.Tensor | None, attention.TextRows]] = []
         layout, self._given = self._given, None
         if layout is None:
             input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -218,6 +216,9 @@ class capture:
                 return
             hidden = output if isinstance(output, torch.Tensor) else output[0]
             states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
+            if self._target is not None and self._as_they_are:
+                self._target.add_(states, alpha=self.weights[index])  # widened on the way
+                return
             states = states.to(torch.promote_types(states.dtype, torch.float32))
             if self.intervention.states is not None:
                 states = self.intervention.states(index, states)
@@ -230,6 +231,11 @@ class capture:
 
         return hook
 
+    @property
+    def _as_they_are(self) -> bool:
+        return self.space.kind == RAW and self.intervention.states is None
+
+    @torch.no_grad()
     def _attend(
         self,
         module: nn.Module,
@@ -244,9 +250,14 @@ class capture:
         # The vision tower may run under the same name; only the decoder's own modules count.
         if module is not layers_of(self.parts.decoder)[index].self_attn:
             return
-        seen = attention.text_to_patch(query, key, attention_mask, scaling, self._layout)
-        self._attention = seen if self._attention is None else self._attention.add_(seen)
         self._attended.append(index)
+        text = next((text for mask, text in self._text if mask is attention_mask), None)
+        if text is None:  # layers share a mask, or two of them where some have a window
+            text = attention.TextRows(self._layout, attention_mask, query)
+            self._text = [*self._text[-1:], (attention_mask, text)]
+        total = text.attention(query, key, scaling)
+        if total is not None:
+            self._attention = total if self._attention is None else self._attention.add_(total)
 
     def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
         # From here on nothing counts: a checkpointed layer may run again before the block is closed.
@@ -263,8 +274,10 @@ class capture:
                     "its attention switched after BASIC was prepared? Prepare it anew afterwards, or weight "
                     'all patches alike (importance="uniform")'
                 )
-            assert self._attention is not None, "each attending layer was recorded"
-            importance = self._attention / (len(self._attending) * layout.text_after[layout.image])
+            seen = self._target.new_zeros(len(layout.patch))
+            if self._attention is not None:
+                seen = self._attention.flatten()[layout.patch]
+            importance = seen / (len(self._attending) * layout.text_after[layout.image])
         else:
             importance = self._target.new_full(
                 (len(layout.patch),), layout.images / max(len(layout.patch), 1)
@@ -275,3 +288,4 @@ class capture:
             refinement, self._received = self.intervention.refinement(refinement, given), {}
         self.refinement = refinement
         self._initial = self._target = self._attention = None
+        self._text = []

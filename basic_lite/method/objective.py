@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from basic_lite.method.losses import directional_alignment, semantic_distribution
-from basic_lite.method.types import LossTerm, Refinement
+from basic_lite.method.types import DAS_WEIGHT, SDS_WEIGHT, LossTerm, Refinement
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Objective:
         rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
     """
 
-    das_weight: float = 1.0
-    sds_weight: float = 0.01
+    das_weight: float = DAS_WEIGHT
+    sds_weight: float = SDS_WEIGHT
     rows_per_chunk: int | None = None
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from basic_lite.data.layout import Layout
 from basic_lite.method.capture import Importance, Weighting, capture
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import TargetKind, TargetSpace
-from basic_lite.method.types import Intervention, LossTerm, Refinement
+from basic_lite.method.types import DAS_WEIGHT, SDS_WEIGHT, Intervention, LossTerm, Refinement
 
 
 class BasicSupervision:
@@ -39,8 +39,8 @@ class BasicSupervision:
         layers: int | None = None,
         weighting: Weighting = "quadratic",
         importance: Importance = "attention",
-        das_weight: float = 1.0,
-        sds_weight: float = 0.01,
+        das_weight: float = DAS_WEIGHT,
+        sds_weight: float = SDS_WEIGHT,
         rows_per_chunk: int | None = None,
         target: TargetKind | TargetSpace = "raw",
     ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 
 from basic_lite.files import one_line
 from basic_lite.method.losses import multiply
-
-TargetKind = Literal["raw", "centred", "translated"]
+from basic_lite.method.types import TargetKind
 
 RAW: TargetKind = "raw"
 """The paper's target, and the default."""

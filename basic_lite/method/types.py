@@ -13,10 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+
+Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
+"""Of layers 1..k; the first is the paper's."""
+
+Importance = Literal["attention", "uniform"]
+"""Of patches; the first is the paper's."""
+
+TargetKind = Literal["raw", "centred", "translated"]
+"""In which space the target is; the first is the paper's."""
+
+DAS_WEIGHT: float = 1.0
+"""lambda_1 of the paper."""
+
+SDS_WEIGHT: float = 0.01
+"""lambda_2 of the paper."""
 
 
 class Diverged(RuntimeError):

@@ -6,8 +6,10 @@ The folder's names and its manifest are those of `run_folder`; every write goes 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +31,9 @@ from basic_lite.files import (
     versions,
 )
 from basic_lite.models import repository
-from basic_lite.models.llava import Assembled, Sources, assemble
+from basic_lite.models.llava import Assembled, Sources, assemble, read_config
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import vision_config
 
 
 def identity(source: str, config: object) -> dict[str, object]:
@@ -62,12 +65,11 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
         data: path, hash and rows of the annotation file.
         training: hyperparameters.
     """
-    sources = asdict(assembled.sources) | {"dtype": str(assembled.sources.dtype).removeprefix("torch.")}
     parts = parts_of(assembled.model)
     return {
         "format": FORMAT,
         "stage": stage,
-        "sources": sources,
+        "sources": named(assembled.sources),
         "llm": identity(assembled.sources.llm, parts.decoder.config),
         "tower": identity(assembled.sources.tower, parts.llava.vision_tower.config),
         "template": assembled.template.name,
@@ -87,6 +89,11 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
         "steps": 0,
         "finished": False,
     }
+
+
+def named(sources: Sources) -> dict[str, Any]:
+    """Return where the parts come from as a manifest says it; `sources_of` reads it."""
+    return asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
 
 
 def sources_of(manifest: dict) -> Sources:
@@ -214,10 +221,32 @@ def check_identity(assembled: Assembled, manifest: dict) -> None:
     """
     parts = parts_of(assembled.model)
     configs = {"llm": parts.decoder.config, "tower": parts.llava.vision_tower.config}
+    _compare(assembled.sources, configs, manifest)
+
+
+def check_parts(sources: Sources, manifest: dict) -> None:
+    """Compare LLM and tower with the ones of a run, by their small files, before a weight is read.
+
+    Half of a two-sided configuration has no revision; the loaded part is compared by `check_identity`.
+
+    Raises:
+        ValueError: If one is not the same.
+    """
+    tower = vision_config(read_config(sources.tower, "vision tower"))
+    configs = {"llm": read_config(sources.llm, "language model"), "tower": tower}
+    _compare(sources, configs, manifest, without_revision=True)
+
+
+def _compare(
+    sources: Sources, configs: Mapping[str, object], manifest: dict, without_revision: bool = False
+) -> None:
     for what, config in configs.items():
-        now, then = identity(getattr(assembled.sources, what), config), manifest[what]
+        now, then = identity(getattr(sources, what), config), manifest[what]
+        if without_revision and None in (now.get("revision"), then.get("revision")):
+            now, then = ({k: v for k, v in side.items() if k != "revision"} for side in (now, then))
         if now != then:
             raise ValueError(
-                f"the run was trained on another {what} than {getattr(assembled.sources, what)} is now "
-                f"({then} against {now}); bring back the one it was trained on"
+                f"the run was trained on another {what} than {getattr(sources, what)} is now "
+                f"({manifest[what]} against {identity(getattr(sources, what), config)}); bring back the one "
+                "it was trained on"
             )

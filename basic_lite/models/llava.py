@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
+from basic_lite.models.zoo import Bits
 
 # LLaVA's projector as it is trained here.
 
@@ -127,9 +128,6 @@ def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTra
     by_id, by_embedding = seen
     gap = (by_id - by_embedding).abs().max() / by_id.abs().max()
     assert gap < 1e-3, f"inputs_embeds are rescaled inside the decoder (relative gap {gap:.2g})"
-
-
-Bits = Literal[4, 8, 16]
 
 
 @dataclass(frozen=True)

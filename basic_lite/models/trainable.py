@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of, piece
 
@@ -76,9 +77,9 @@ class Adapters:
         dropout: on the adapters' input.
     """
 
-    rank: int = 128
-    alpha: int = 256
-    dropout: float = 0.05
+    rank: int = zoo.RANK
+    alpha: int = 2 * zoo.RANK
+    dropout: float = zoo.DROPOUT
 
 
 def train_projector(assembled: Assembled) -> None:

@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from basic_lite.data.world.parts import EMBEDDED
 
 """Parts that ship with the package. A run remembers their names: a folder would differ between machines."""
+
+
+Bits = Literal[4, 8, 16]
+"""Of a decoder's weights: nf4 with double quantisation, LLM.int8, or not quantised."""
+
+RANK: int = 128
+"""Of LLaVA-1.5's adapters."""
+
+DROPOUT: float = 0.05
+"""In front of LLaVA-1.5's adapters."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class LLM:
     pad_token: str
     turn_end: str
     tower: str = "clip-l-336"
-    bits: int = 4
+    bits: Bits = 4
 
 
 TINY = "tiny"
@@ -228,7 +238,7 @@ class Pace:
     micro_batch: int
     learning_rate: float
     epochs: float = 1.0
-    rank: int = 128
+    rank: int = RANK
     projector_learning_rate: float = 2e-5
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
@@ -243,12 +253,12 @@ class Pace:
         return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 
-_LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}
+LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}
 # Few rows and a narrow decoder: LLaVA's pace would be six steps.
 _EMBEDDED = {1: Pace(16, 16, 2e-3, 2.0), 2: Pace(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4)}
 
 
-def bits_of(model: str, llm: str | None) -> int:
+def bits_of(model: str, llm: str | None) -> Bits:
     """Return a decoder's bits by default: 4, but the embedded one is too narrow for that."""
     known = LLMS.get(model) if llm is None else None
     return (known or LLM).bits
@@ -256,7 +266,7 @@ def bits_of(model: str, llm: str | None) -> int:
 
 def pace_of(source: str, stage: int) -> Pace:
     """Return the pace of a stage: LLaVA-1.5's, or the embedded world's for its decoder."""
-    return (_EMBEDDED if source in EMBEDDED else _LLAVA)[stage]
+    return (_EMBEDDED if source in EMBEDDED else LLAVA)[stage]
 
 
 def family_of(model_type: str, source: str) -> Family:

@@ -7,32 +7,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import transformers.integrations
 from rich.console import Console
 from torch import nn
+from transformers import PretrainedConfig
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from basic_lite import files
 from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.checks import check_budget, check_rows
-from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.readers import Rows
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
-from basic_lite.method.capture import layer_weights, supervised_layers
-from basic_lite.method.targets import check_kind
+from basic_lite.method.capture import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
-from basic_lite.training import optimizers, teacher
+from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
-from basic_lite.training.settings import Settings
+from basic_lite.training.settings import Data, Settings
 from basic_lite.training.trainer import BasicTrainer
 
 # What would end a run late is found early: other inputs, a full disk, a save or a merge that fails.
@@ -42,59 +42,6 @@ BYTES_PER_PARAMETER: int = 12
 
 REHEARSAL: str = ".rehearsal"
 """Folder of the save that is tried before the first step; removed at once."""
-
-
-def check_parts(sources: Sources, manifest: dict) -> None:
-    """Compare LLM and tower with the ones of a run, by their small files, before a weight is read.
-
-    Raises:
-        ValueError: If one is not the same.
-    """
-    configs = {
-        "llm": read_config(sources.llm, "language model"),
-        "tower": vision_config(read_config(sources.tower, "vision tower")),
-    }
-    for what, config in configs.items():
-        now, then = checkpoint.identity(getattr(sources, what), config), manifest[what]
-        revisions = [side.get("revision") for side in (now, then)]
-        if None in revisions and now.get("fingerprint") == then.get("fingerprint"):
-            continue  # half of a two-sided configuration has no revision; the loaded part is compared later
-        if now != then:
-            raise ValueError(
-                f"the run was trained on another {what} than {getattr(sources, what)} is now ({then} against "
-                f"{now}); bring back the one it was trained on"
-            )
-
-
-def check_inputs_unchanged(sources: Sources, training: dict, data: dict, stage: int, folder: Path) -> None:
-    """Compare a resumed run's inputs with the ones that it was started with, before a weight is read.
-
-    What only the loaded model tells is compared again when it is there.
-
-    Args:
-        sources: of the model.
-        training: hyperparameters, as the manifest has them.
-        data: path, hash and number of rows.
-        stage: 1 or 2.
-        folder: the checkpoint.
-
-    Raises:
-        ValueError: Names what differs, and both values.
-    """
-    then = files.read_manifest(folder)
-    named = asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
-    now = {"stage": {"stage": stage}, "sources": named, "training": training, "data": data}
-    before = then | {"stage": {"stage": then["stage"]}}
-    for key, values in now.items():
-        differing = [name for name, value in values.items() if before[key].get(name) != value]
-        if differing:
-            old = {name: before[key].get(name) for name in differing}
-            new = {name: values[name] for name in differing}
-            raise ValueError(
-                f"the run in {folder.parent} was started with another {key}: {old}, now {new}; resume with "
-                "the same, or start again with --overwrite"
-            )
-    check_parts(sources, then)
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
@@ -167,9 +114,6 @@ BAD_ROWS: str = "bad.jsonl"
 SHARDED: str = "ACCELERATE_USE_FSDP"
 """What `accelerate launch` says in the environment when it was asked for FSDP (see `sharding`)."""
 
-FEWEST_STEPS: int = 50
-"""Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
-
 REFUSED: dict[str, str] = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -219,30 +163,32 @@ def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 
-def check_sources(sources: Sources, settings: Settings) -> None:
+def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     """Look at the parts' configurations, which are small, before any weight is read.
+
+    Returns:
+        The decoder's.
 
     Raises:
         ValueError: If a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
     """
     config = read_config(sources.llm, "language model")
     zoo.family_of(config.model_type, sources.llm)
-    supervised_layers(config, settings.layers)
-    layer_weights(1, settings.weighting)
-    check_kind(settings.target)
+    supervised_layers(config, settings.method.layers)
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
     check_tower_layer(sources.tower_layer, tower)
-    known = transformers.integrations.get_available_reporting_integrations()
-    if settings.report_to != "none" and settings.report_to not in known:
+    known = get_available_reporting_integrations()
+    if settings.run.report_to not in ("none", *known):
         raise ValueError(
-            f"--report-to {settings.report_to} is not installed here; "
+            f"--report-to {settings.run.report_to} is not installed here; "
             f"known here: {', '.join(known) or 'none'}"
         )
     if settings.shards > 1 and sources.bits == 8:
         raise ValueError("bitsandbytes' 8-bit layers cannot be cut (--use_fsdp); take --bits 4 or --bits 16")
     if settings.stage == 2 and not settings.lora:
         check_whole_decoder_fits(config, choose_device())
+    return config
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
@@ -251,14 +197,13 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     Raises:
         ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
     """
-    found = files.checkpoints(out)
     if resume:
         if files.is_finished(out):
             raise ValueError(f"{out} is finished; nothing is left to resume")
-        if not found:
+        if not (checkpoints := files.checkpoints(out)):
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
-        files.check_archives(found[-1])
-        return found[-1]
+        files.check_archives(checkpoints[-1])
+        return checkpoints[-1]
     if rank_and_count()[0] > 0:
         return None  # the first process may have begun to write already
     if not overwrite and _leftovers(out):
@@ -307,16 +252,13 @@ def clear(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def training_files(
-    stage: int, llm: str, data: Path | None, images: Path | None, out: Path, console: Console, draw: bool
-) -> tuple[Path, Path | None]:
-    """Return a stage's annotation file and image root: the user's, the embedded world's, or the hub's.
+def training_files(stage: int, llm: str, data: Data, out: Path, console: Console, draw: bool) -> Data:
+    """Find a stage's annotation file and image root: the user's, the embedded world's, or the hub's.
 
     Args:
         stage: 1 or 2.
         llm: the decoder; the embedded one has data of its own.
-        data: what the user gave, or `None`.
-        images: what the user gave, or `None`.
+        data: as given.
         out: run folder; the embedded world lies beside it.
         console: where it is said that the world is drawn.
         draw: draw a world that is missing; otherwise only say where it would be.
@@ -324,92 +266,26 @@ def training_files(
     Raises:
         ValueError: In one line, if a given file does not exist or the hub does not answer.
     """
-    if data is not None or not world.is_embedded(llm):
-        return hub.fetch(stage, data, images)
-    found = world.world_beside(out, console.print if draw else None)
+    if data.data is not None or not world.is_embedded(llm):
+        path, images = hub.fetch(stage, data.data, data.images)
+        return replace(data, data=path, images=images)
+    drawn = world.world_beside(out, console.print if draw else None)
     console.print(
-        f"Offline, in the embedded world ({found.images}): drawn scenes, a decoder of 1.4 M parameters."
+        f"Offline, in the embedded world ({drawn.images}): drawn scenes, a decoder of 1.4 M parameters."
     )
-    return found.stage1 if stage == 1 else found.stage2, found.images
+    return replace(data, data=drawn.stage1 if stage == 1 else drawn.stage2, images=drawn.images)
 
 
-def open_training_rows(settings: Settings) -> Rows:
-    """Open the annotation file.
+def finished_stage1(start: Path) -> dict:
+    """Return the manifest of the run that stage 2 starts from.
 
     Raises:
-        ValueError: If it is missing or holds no rows.
+        ValueError: If there is none, or it is not finished.
     """
-    return open_rows(
-        settings.data, settings.images, follow_links=settings.follow_links, min_rating=settings.min_rating
-    )
-
-
-def optimizer_steps(settings: Settings, batches: int) -> int:
-    """Count a run's optimizer steps as the Trainer does.
-
-    Args:
-        settings: of the stage.
-        batches: micro-batches of one epoch, of one process.
-    """
-    if settings.max_steps > 0:
-        return settings.max_steps
-    accumulation = settings.global_batch // (settings.micro_batch * rank_and_count()[1])
-    return math.ceil(settings.epochs * max(-(-batches // accumulation), 1))
-
-
-def paced(
-    settings: Settings,
-    rows: Rows,
-    pace: zoo.Pace,
-    *,
-    global_batch: int | None = None,
-    micro_batch: int | None = None,
-) -> tuple[Settings, int, str]:
-    """Halve a global batch that nobody asked for until the data give some steps.
-
-    A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
-    gets the same. `--max-steps` says itself how many steps there are.
-
-    Args:
-        settings: of the stage, with the pace's batches or the user's.
-        rows: as they were opened, nothing yet checked.
-        pace: of the stage.
-        global_batch: what the user gave; it is kept.
-        micro_batch: what the user gave; it is kept, and the global batch stays a multiple of it.
-
-    Returns:
-        The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
-    """
-    processes, usable = rank_and_count()[1], rows.usable
-    pictures = int(rows.has_image[usable].sum())
-    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
-
-    def steps_with(tried: Settings) -> int:
-        at_once = tried.micro_batch * processes
-        return optimizer_steps(tried, sum(-(-count // at_once) for count in kinds))
-
-    found, before = settings, steps_with(settings)
-    if before >= FEWEST_STEPS or settings.max_steps > 0:
-        return settings, before, ""
-    told = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)}"
-    told += f" at a global batch of {settings.global_batch}"
-    if global_batch is not None:
-        return settings, before, f"Warning: {told}; a smaller --global-batch or more --epochs give more."
-    at_once = (micro_batch or 1) * processes
-    while steps_with(found) < FEWEST_STEPS and found.global_batch % (2 * at_once) == 0:
-        half = found.global_batch // 2
-        size = pace.rows_per_pass(half) if micro_batch is None else micro_batch
-        found = replace(found, global_batch=half, micro_batch=size)
-    after = steps_with(found)
-    if after == before:
-        return settings, before, f"Warning: {told}; more --epochs give more."
-    more = "" if after >= FEWEST_STEPS else ", and more --epochs give more"
-    line = f"{told}: it is {found.global_batch} here, for {_counted(after)}{more}"
-    return found, after, f"{line} (--global-batch {settings.global_batch} keeps it)."
-
-
-def _counted(number: int, what: str = "optimizer step") -> str:
-    return f"{number:,} {what}{'s' if number != 1 else ''}"
+    manifest = files.read_manifest(start)
+    if manifest["stage"] != 1 or not manifest["finished"]:
+        raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
+    return manifest
 
 
 def check_training_rows(rows: Rows, settings: Settings) -> None:
@@ -419,7 +295,7 @@ def check_training_rows(rows: Rows, settings: Settings) -> None:
         ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
     """
     rows.faults = check_rows(rows, settings.stage)
-    check_budget(rows, settings.bad_budget, settings.stage)
+    check_budget(rows, settings.data.bad_budget, settings.stage)
 
 
 @dataclass(frozen=True)
@@ -452,13 +328,14 @@ class Passes:
         processes = rank_and_count()[1]
         rows = settings.micro_batch * processes
         if then is None:
-            return cls(rows, settings.micro_batch, processes, settings.workers)
-        before = passes_before(then, processes, settings.workers)
-        made = cls(before["order_rows"], settings.micro_batch, processes, settings.workers)
+            return cls(rows, settings.micro_batch, processes, settings.data.processes)
+        before = passes_before(then, processes, settings.data.processes)
+        made = cls(before["order_rows"], settings.micro_batch, processes, settings.data.processes)
         changed = rows != before["micro_batch"] * before["processes"]
-        if changed and settings.intervention.split("=")[0] in ("noise", "shuffled"):
+        intervention = settings.method.intervention
+        if changed and intervention.split("=")[0] in ("noise", "shuffled"):
             raise ValueError(
-                f"--intervention {settings.intervention} depends on which rows share a pass: resume with "
+                f"--intervention {intervention} depends on which rows share a pass: resume with "
                 f"--micro-batch {before['micro_batch']} and {before['processes']} processes"
             )
         if processes > 1 and made.loaded != rows:
@@ -511,57 +388,86 @@ def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> st
     return f"{line}, up to rounding" + (f"; {' and '.join(other)}" if other else "")
 
 
-def check_same_run(manifest: dict, folder: Path) -> None:
-    """Compare a resumed run's settings with the ones that it was started with.
-
-    Raises:
-        ValueError: Names what differs.
-    """
-    then = files.read_manifest(folder)
-    then["training"]["micro_batch"] = manifest["training"]["micro_batch"]  # see `Passes`
-    for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
-        if manifest[key] != then[key]:
-            old, new = then[key], manifest[key]
-            if isinstance(old, dict):
-                names = [k for k in old | new if old.get(k) != new.get(k)]
-                old, new = ({k: side.get(k) for k in names} for side in (old, new))
-            raise ValueError(
-                f"the run in {folder.parent} was started with another {key}: {old}, now {new}; "
-                "resume with the same settings, or start again with --overwrite"
-            )
-
-
-def hyperparameters(settings: Settings) -> dict:
-    """Return the settings that a resumed run must share, but for the micro-batch (see `Passes`)."""
-    keys = (
-        *("aspect", "learning_rate", "projector_learning_rate", "global_batch", "micro_batch", "epochs"),
-        *("max_steps", "max_length", "group", "lora", "optimizer", "bad_budget", "min_rating", "seed"),
-    )
-    return {key: getattr(settings, key) for key in keys}
-
-
-def check_unchanged(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
+def check_before_loading(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
     """Refuse to resume a run with other inputs or from damaged files, before its model is loaded.
+
+    What only the loaded model tells counts as unchanged here, and is compared when it is there.
 
     Raises:
         ValueError: Names what differs, or the file.
     """
-    if resume is not None:
-        data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
-        same = {k: v for k, v in hyperparameters(settings).items() if k != "micro_batch"}
-        check_inputs_unchanged(sources, same, data, settings.stage, resume)
-        Passes.of(settings, files.read_manifest(resume))
-        if rank_and_count()[0] == 0:
-            files.check_files(resume, "weights", "state")
+    if resume is None:
+        return
+    then = files.read_manifest(resume)
+    known = {
+        "stage": settings.stage,
+        "sources": checkpoint.named(sources),
+        "data": then["data"] | data_of(settings, rows),
+        "training": hyperparameters(settings),
+    }
+    check_same_run(then | known, then, resume)
+    checkpoint.check_parts(sources, then)
+    Passes.of(settings, then)
+    if rank_and_count()[0] == 0:
+        files.check_files(resume, "weights", "state")
+
+
+def check_same_run(now: dict, then: dict, resume: Path) -> None:
+    """Compare two manifests: of a run as it would go on, and as it was started. All but the micro-batch.
+
+    Args:
+        now: what the settings say.
+        then: what the checkpoint says.
+        resume: the checkpoint.
+
+    Raises:
+        ValueError: Names what differs, and both values.
+    """
+    at_once = {"micro_batch": now["training"]["micro_batch"]}  # may be another one, see `Passes`
+    then = then | {"training": then["training"] | at_once}
+    for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
+        old, new = then[key], now[key]
+        if isinstance(old, dict):  # what an older version did not write counts as `None`
+            names = [name for name in old | new if old.get(name) != new.get(name)]
+            old, new = ({name: side.get(name) for name in names} for side in (old, new))
+        if old != new:
+            raise ValueError(
+                f"the run in {resume.parent} was started with another {key}: {old}, now {new}; "
+                "resume with the same settings, or start again with --overwrite"
+            )
+
+
+def data_of(settings: Settings, rows: Rows) -> dict[str, object]:
+    """Return what a manifest says of the data."""
+    return {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows)}
+
+
+def hyperparameters(settings: Settings) -> dict[str, object]:
+    """Return the settings that a resumed run must share, but for the micro-batch (see `Passes`)."""
+    return {
+        "aspect": settings.aspect,
+        "learning_rate": settings.learning_rate,
+        "projector_learning_rate": settings.projector_learning_rate,
+        "global_batch": settings.global_batch,
+        "micro_batch": settings.micro_batch,
+        "epochs": settings.epochs,
+        "max_steps": settings.max_steps,
+        "max_length": settings.data.max_length,
+        "group": settings.group,
+        "lora": settings.lora,
+        "optimizer": settings.optimizer,
+        "bad_budget": settings.data.bad_budget,
+        "min_rating": settings.data.min_rating,
+        "seed": settings.run.seed,
+    }
 
 
 def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:
-    """Look at an optimizer's name before anything is loaded.
+    """See that an optimizer has something to work on, before anything is loaded.
 
     Raises:
-        ValueError: If there is none of that name, or it has nothing to work on.
+        ValueError: If it has not.
     """
-    optimizers.check_name(name)
     if name != "adamw" and not lora:
         raise ValueError(f"--optimizer {name} is for adapters; add --lora, or leave it out")
     if name != "adamw" and shards > 1:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import reduce
 from inspect import signature
 from itertools import chain
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from basic_lite.models.parts import is_cut, parts_of, piece
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # The decoder's layers cut into pieces, one for each process: `accelerate launch --use_fsdp`.
 #
@@ -37,7 +41,8 @@ from basic_lite.models.parts import is_cut, parts_of, piece
 
 def place_around(model: nn.Module, device: torch.device | str) -> None:
     """Move everything but the decoder's layers, which `shard` takes over one at a time."""
-    layers = {id(tensor) for tensor in parts_of(model).decoder.layers.parameters()}
+    decoder_layers = cast(nn.ModuleList, parts_of(model).decoder.layers)
+    layers = {id(tensor) for tensor in decoder_layers.parameters()}
     for tensor in chain(model.parameters(), model.buffers()):
         if id(tensor) not in layers:
             tensor.data = tensor.data.to(device)
@@ -64,10 +69,11 @@ def shard(model: nn.Module, device: torch.device | str) -> None:
         )
     decoder = parts_of(model).decoder
     mesh = init_device_mesh(torch.device(device).type, (get_world_size(),))
-    for layer in decoder.layers:
+    for layer in cast(nn.ModuleList, decoder.layers):
         for module in layer.modules():  # bitsandbytes looks for the scales here when the weight has lost them
-            if getattr(getattr(module, "weight", None), "quant_state", None) is not None:
-                module.quant_state = module.weight.quant_state
+            scales = getattr(getattr(module, "weight", None), "quant_state", None)
+            if scales is not None:
+                module.quant_state = scales
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     # The decoder itself owns no piece. It makes one chain of the layers, of which the next one is fetched
     # while one computes.
@@ -121,7 +127,7 @@ def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
         return None
     found = {}
     for name, parameter in trained.items():
-        whole = parameter.full_tensor() if is_cut(parameter) else parameter
+        whole = cast("DTensor", parameter).full_tensor() if is_cut(parameter) else parameter
         if keep:
             found[name] = whole.cpu()
     return found
@@ -152,9 +158,12 @@ def cut_moments(optimizer: torch.optim.Optimizer) -> None:
     from torch.distributed.tensor import distribute_tensor
 
     for parameter, state in optimizer.state.items():
-        for key, value in state.items() if is_cut(parameter) else ():
-            if value.shape == parameter.shape:
-                state[key] = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        if not is_cut(parameter):
+            continue
+        cut = cast("DTensor", parameter)
+        for key, value in state.items():
+            if value.shape == cut.shape:
+                state[key] = distribute_tensor(value, cut.device_mesh, cut.placements)
 
 
 BUCKET: int = 2**25
@@ -199,7 +208,8 @@ def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerat
             size += bucket[-1].numel()
         parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in bucket]
         parts.append(torch.tensor([float(p.grad is not None) for p in bucket], device=parts[0].device))
-        *means, known = accelerator.reduce(torch.cat(parts), "mean").split([len(part) for part in parts])
+        reduced = cast(torch.Tensor, accelerator.reduce(torch.cat(parts), "mean"))
+        *means, known = reduced.split([len(part) for part in parts])
         lacking = any(p.grad is None for p in bucket)
         somewhere = known.tolist() if lacking else [1.0] * len(bucket)  # waits for the device only then
         for parameter, mean, share in zip(bucket, means, somewhere, strict=True):
@@ -210,15 +220,16 @@ def average_gradients(parameters: Iterable[nn.Parameter], accelerator: Accelerat
 def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
     """Set in place, in every process, the bits that any process has set: `(R,)` uint8, one byte per row."""
     if accelerator.num_processes > 1:
-        found = accelerator.gather(flags.to(accelerator.device)[None])
-        flags.copy_(reduce(torch.bitwise_or, found.unbind()))
+        gathered = cast(torch.Tensor, accelerator.gather(flags.to(accelerator.device)[None]))
+        flags.copy_(reduce(torch.bitwise_or, gathered.unbind()))
 
 
 def first_says(verdict: bool, accelerator: Accelerator) -> bool:
     """Return the first process's verdict in all of them."""
     if accelerator.num_processes == 1:
         return verdict
-    return bool(broadcast(torch.tensor([int(verdict)], device=accelerator.device)).item())
+    first = cast(torch.Tensor, broadcast(torch.tensor([int(verdict)], device=accelerator.device)))
+    return bool(first.item())
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
@@ -227,8 +238,8 @@ def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> d
         return values
     names = ("lm", "das", "sds", "cosine", "samples_per_second")
     known = [float(name in values) for name in names]
-    found = [values.get(name, 0.0) for name in names]
-    total = accelerator.reduce(torch.tensor(found + known, device=accelerator.device), "sum").tolist()
+    own = torch.tensor([values.get(name, 0.0) for name in names] + known, device=accelerator.device)
+    total = cast(torch.Tensor, accelerator.reduce(own, "sum")).tolist()
     added = {
         name: value for name, value, seen in zip(names, total, total[len(names) :], strict=False) if seen
     }

@@ -8,7 +8,7 @@ them out changes no number.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,8 +36,9 @@ def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
     Returns:
         Whether it could be done exactly: not for a layer of another kind, nor with dropout on its rows.
     """
-    layer = decoder.layers[-1]
-    if watched_layers >= len(decoder.layers) or not _is_exact(layer):
+    layers = cast(nn.ModuleList, decoder.layers)
+    layer = layers[-1]
+    if watched_layers >= len(layers) or not _is_exact(layer):
         return False
     if not isinstance(layer, _ChosenRows):
         # A class, not a method on the instance: checkpointing is the class's business, in two different
@@ -46,7 +47,7 @@ def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
     return True
 
 
-def _is_exact(layer: nn.Module) -> bool:
+def _is_exact(layer: Any) -> bool:
     kind = type(layer).__mro__[2] if isinstance(layer, _ChosenRows) else type(layer)
     if f"{kind.__module__}.{kind.__qualname__}" not in _FAMILIES:
         return False
@@ -60,7 +61,12 @@ def _with_chosen_rows(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class _ChosenRows:
-    """In front of a decoder layer's own class."""
+    """In front of a decoder layer's own class, which has these modules."""
+
+    self_attn: Any
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
 
     def forward(
         self,
@@ -80,12 +86,13 @@ class _ChosenRows:
             kwargs: passed on.
         """
         if predicting_rows is None:
-            return super().forward(
+            return super().forward(  # pyright: ignore[reportAttributeAccessIssue] (of the layer's own class)
                 hidden_states,
                 attention_mask=attention_mask,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
+        assert position_embeddings is not None, "a decoder hands them to all its layers"
         attention = self.self_attn
         normed = self.input_layernorm(hidden_states)
         query, key, value = _projections(attention, normed, predicting_rows)
@@ -107,7 +114,7 @@ def _rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _projections(
-    attention: nn.Module, normed: torch.Tensor, positions: torch.Tensor
+    attention: Any, normed: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return query `(B, H, T, d)` of the chosen rows, key and value `(B, H / groups, S, d)` of all.
 
@@ -125,11 +132,14 @@ def _projections(
     else:
         query = attention.q_proj(_rows(normed, positions))
         key, value = attention.k_proj(normed), attention.v_proj(normed)
-    return tuple(part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in (query, key, value))
+    query, key, value = (
+        part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in (query, key, value)
+    )
+    return query, key, value
 
 
 def _rotate(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of `(B, H, T, d)` by `(B, T, r)`; the dimensions behind the first r stay (Phi-3)."""
+    """Rotary embedding of `(B, H, T, d)` by `(B, T, r)`; the dimensions after the first r stay (Phi-3)."""
     turned, rest = states[..., : cosine.shape[-1]], states[..., cosine.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cosine[:, None] + torch.cat([-second, first], dim=-1) * sine[:, None]

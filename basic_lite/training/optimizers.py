@@ -51,7 +51,7 @@ def make(
         "weight_decay": args.weight_decay,
     }
     if name == "adamw":
-        return torch.optim.AdamW(groups, fused=args.device.type == "cuda", **settings)
+        return torch.optim.AdamW(groups, fused=True, **settings)
     if not any("lora_" in n for n, _ in named):
         raise ValueError(
             "--optimizer paged-adamw-8bit is for adapters (stage 2 with --lora); what is trained here stays "

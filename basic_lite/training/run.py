@@ -1,11 +1,11 @@
-"""From resolved settings to a finished run folder: what both stages do in the same way."""
+"""From an assembled model to a finished run folder: what both stages do in the same way."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +16,20 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
 from basic_lite.data.batches import Batches
+from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.findings import read_bad_rows, write_bad_rows
+from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.capture import supervised_layers
+from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Intervention, Unmoved
-from basic_lite.models import checkpoint, devices, trainable
-from basic_lite.models.llava import Assembled
+from basic_lite.models import checkpoint, devices, llava, trainable
+from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.parts import parts_of
-from basic_lite.training import checks, distributed, guards, teacher
+from basic_lite.training import checks, distributed, guards, plan, teacher
 from basic_lite.training.callbacks import AtStart, Clock, FirstStep, StepProgress
 from basic_lite.training.settings import Settings
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
@@ -35,89 +38,147 @@ WARMUP: float = 0.03
 """Share of the steps over which the learning rate rises."""
 
 
-def train(
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a stage is trained with.
+
+    Attributes:
+        assembled: the model with its trainable set attached.
+        settings: of the run.
+        rows: the training data.
+        manifest: of the run so far.
+        transform: from a picture to pixels.
+        dataset: the rows as the model takes them.
+        batches: which rows go together, in order.
+        passes: how an optimizer step's rows are put through the model.
+        args: what transformers' Trainer is told.
+        resume: checkpoint to go on from.
+        start: run of stage 1 that this one starts from.
+    """
+
+    assembled: Assembled
+    settings: Settings
+    rows: Rows
+    manifest: dict
+    transform: ImageTransform
+    dataset: SupervisedRows
+    batches: Batches
+    passes: checks.Passes
+    args: TrainingArguments
+    resume: Path | None
+    start: Path | None
+
+
+def assemble(
+    sources: Sources, settings: Settings, device: str, keep_copy: bool, console: Console
+) -> Assembled:
+    """Put the model together where it is quantised or, if its layers are to be cut, on the host.
+
+    Args:
+        sources: its parts.
+        settings: of the run.
+        device: `"cuda"` or `"cpu"`.
+        keep_copy: write or read the decoder's quantised weights, for a fast start.
+        console: where it is said what is done.
+    """
+    place = devices.loading_place(device, sources.bits, settings.shards)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    return llava.assemble(sources, place, settings.run.seed, copies="keep" if keep_copy else "off", say=say)
+
+
+def freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
+    """Leave the projector as stage 1 left it, and say so."""
+    trainable.freeze_projector(assembled)
+    idle = "; BASIC's terms reach nothing else, and are measured only" if settings.objective.active else ""
+    console.print(
+        f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def prepare(
     assembled: Assembled,
     settings: Settings,
     rows: Rows,
     template: Template,
+    memory: dict[str, object],
     console: Console,
     resume: Path | None = None,
-    origin: dict | None = None,
-    plan: dict | None = None,
-    clock: Clock | None = None,
-    intervene: Callable[..., Intervention | None] | None = None,
-) -> bool:
-    """Train one stage and leave a complete run folder.
+    start: Path | None = None,
+) -> Prepared:
+    """Make all that training needs but the target, and begin the run's folder.
 
     Args:
         assembled: the model with its trainable set attached.
         settings: of the run.
         rows: the training data.
         template: `plain` in stage 1, the LLM's own in stage 2.
-        console: where progress goes.
+        memory: what is predicted, for the manifest.
+        console: where it is said what a resumed run does otherwise.
         resume: checkpoint to go on from.
-        origin: the run that this one starts from, for the manifest.
-        plan: the memory that was predicted, for the manifest.
-        clock: counts the seconds since the command; says them after the first step.
-        intervene: makes what an experiment does to the teacher, once the model's parts are known.
-
-    Returns:
-        Whether the run finished; `False` if a signal stopped it (with a checkpoint).
+        start: run of stage 1 that this one starts from.
 
     Raises:
-        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
+        ValueError: If a resumed run would be another one.
     """
+    # The same rows in the same order as before, whatever a check would find today.
     bad_log = settings.out / checks.BAD_ROWS
-    if resume is not None:  # the same rows in the same order, whatever a check would find today
+    if resume is not None:
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
-    manifest = _manifest(assembled, settings, rows) | {"from": origin, "memory": plan}
-    rank, ranks = rank_and_count()
+
+    # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
     passes = checks.Passes.of(settings, then)
-    manifest["passes"] = asdict(passes)
-    if resume is not None:
-        checks.check_same_run(manifest, resume)
+    manifest = _manifest(assembled, settings, rows)
+    manifest |= {"from": start and _origin(start), "memory": memory, "passes": asdict(passes)}
+    if resume is not None and then is not None:
+        checks.check_same_run(manifest, then, resume)
         manifest["resumed"] = then.get("resumed", [])
         if changes := checks.changes_of(passes, then):
             manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
-            said = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
-            console.print(said, highlight=False, soft_wrap=True)
-    else:
-        if rank == 0:
-            checks.clear(settings.out)
-            if rows.faults:
-                write_bad_rows(bad_log, rows.faults)
+            line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
+            console.print(line, highlight=False, soft_wrap=True)
+
+    # An empty folder, but for the rows that are left out.
+    rank, ranks = rank_and_count()
+    if resume is None and rank == 0:
+        checks.clear(settings.out)
+        if rows.faults:
+            write_bad_rows(bad_log, rows.faults)
     write_into(settings.out)
+
+    # The rows as the model takes them, and which of them go together.
     usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(
         rows,
         template,
         transform,
-        max_length=settings.max_length,
-        bad_budget=settings.bad_budget,
+        max_length=settings.data.max_length,
+        bad_budget=settings.data.bad_budget,
         bad_log=bad_log,
         usable=usable,
     )
     accumulation = settings.global_batch // passes.loaded
     batches = Batches(
-        rows.batch_lengths(assembled.tokens_per_image, settings.max_length),
+        rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length),
         rows.has_image,
         batch_size=passes.loaded // ranks,
         order_rows=passes.order_rows,
-        seed=settings.seed,
+        seed=settings.run.seed,
         group=settings.group,
         accumulation=accumulation,
         usable=usable,
         rank=rank,
         ranks=ranks,
     )
-    steps = checks.optimizer_steps(settings, len(batches))
-    decoder = parts_of(assembled.model).decoder
-    devices.recompute_layers(decoder, settings.recompute)
-    set_seed(settings.seed)
-    half = assembled.sources.dtype == torch.bfloat16
+
+    # Which layers compute twice, the seed, and what transformers' Trainer is told.
+    devices.recompute_layers(parts_of(assembled.model).decoder, settings.recompute)
+    set_seed(settings.run.seed)
+    steps = plan.optimizer_steps(settings, len(batches))
     args = (ShardedArguments if settings.shards > 1 else TrainingArguments)(
         output_dir=str(settings.out),
         per_device_train_batch_size=passes.loaded // ranks,
@@ -130,85 +191,138 @@ def train(
         warmup_steps=WARMUP if WARMUP * steps >= 1 else 0,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=half,
+        bf16=assembled.sources.dtype == torch.bfloat16,
         use_cpu=devices.choose_device() == "cpu",
-        logging_steps=settings.logging_steps,
+        logging_steps=settings.run.logging_steps,
         logging_first_step=True,
         save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=settings.keep,
-        dataloader_num_workers=settings.workers,
-        report_to=settings.report_to,
+        save_steps=settings.run.save_steps,
+        save_total_limit=settings.run.keep,
+        dataloader_num_workers=settings.data.processes,
+        report_to=settings.run.report_to,
         disable_tqdm=True,
-        seed=settings.seed,
+        seed=settings.run.seed,
     )
-    with args.main_process_first(local=False):  # the first fits and writes, the others read
-        start = origin and Path(origin["stage1"])
-        space = teacher.target_space(assembled, settings, rows, console, resume=resume, start=start)
-        manifest |= teacher.findings(assembled, settings, rows, space, console, resume)
-    if clock is not None:
-        clock.mark("teacher")
+    return Prepared(
+        assembled, settings, rows, manifest, transform, dataset, batches, passes, args, resume, start
+    )
+
+
+def teach(prepared: Prepared, console: Console) -> TargetSpace:
+    """Fit or read the target's space, and look whether the teacher can teach; the manifest says both."""
+    made, settings, rows = prepared.assembled, prepared.settings, prepared.rows
+    with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
+        space = teacher.target_space(
+            made, settings, rows, console, resume=prepared.resume, start=prepared.start
+        )
+        prepared.manifest.update(teacher.findings(made, settings, rows, space, console, prepared.resume))
+    return space
+
+
+def train(
+    prepared: Prepared,
+    space: TargetSpace,
+    console: Console,
+    clock: Clock,
+    intervene: Callable[..., Intervention | None] | None = None,
+) -> bool:
+    """Train one stage and leave a complete run folder.
+
+    Args:
+        prepared: from `prepare`.
+        space: of the target, from `teach`.
+        console: where progress goes.
+        clock: counts the seconds since the command; says them after the first step.
+        intervene: makes what an experiment does to the teacher, once the model's parts are known.
+
+    Returns:
+        Whether the run finished; `False` if a signal stopped it (with a checkpoint).
+
+    Raises:
+        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
+    """
+    settings, model, resume = prepared.settings, prepared.assembled.model, prepared.resume
+
+    # The trainer.
     progress = StepProgress(console, f"stage {settings.stage}")
     trainer = BasicTrainer(
-        assembled.model,
-        args,
+        model,
+        prepared.args,
         objective=settings.objective,
-        layers=settings.layers,
-        weighting=settings.weighting,
-        importance=settings.importance,
+        layers=settings.method.layers,
+        weighting=settings.method.weighting,
+        importance=settings.method.importance,
         target=space,
-        transform=transform,
-        batches=batches,
+        transform=prepared.transform,
+        batches=prepared.batches,
         projector_learning_rate=settings.projector_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
         sharded=settings.shards > 1,
-        manifest=manifest,
-        train_dataset=dataset,
-        data_collator=assembled.collator(),
-        callbacks=[progress] if clock is None else [progress, FirstStep(clock, console)],
+        manifest=prepared.manifest,
+        train_dataset=prepared.dataset,
+        data_collator=prepared.assembled.collator(),
+        callbacks=[progress, FirstStep(clock, console)],
     )
-    if passes.order_rows != settings.micro_batch * ranks:
-        trainer.splitter.limit = settings.micro_batch
     trainer.remove_callback(PrinterCallback)
+    if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:
+        trainer.splitter.limit = settings.micro_batch
+
+    # What an experiment does to the teacher.
     if intervene is not None:
         changed = intervene(
-            parts_of(assembled.model),
-            settings.layers,
-            settings.weighting,
-            id_of=lambda row: rows.raw(row).id,
-            seed=settings.seed,
+            parts_of(model),
+            settings.method.layers,
+            settings.method.weighting,
+            id_of=lambda row: prepared.rows.raw(row).id,
+            seed=settings.run.seed,
         )
         if changed is not None:
             trainer.supervision.intervene(changed)
-    checks.check_disk(settings.out, assembled.model, settings.keep)
+
+    # What would end the run late: a full disk, a save that fails, a log with steps that are done again.
+    checks.check_disk(settings.out, model, settings.run.keep)
     if resume is not None:
         done = int(resume.name.split("-")[1])
         trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
-    elif args.should_save:
+    elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
-    begun = trainable.Beginning(assembled.model)
+
+    # All steps, or those before a signal.
+    begun = trainable.Beginning(model)
     try:
         with trainer.stop_on_signals(), shared_heap():
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.close()
     finished = trainer.state.global_step >= trainer.state.max_steps
-    distributed.join_flags(dataset.state, trainer.accelerator)
-    counts = dataset.tally()
-    if finished and not distributed.first_says(begun.has_moved(assembled.model), trainer.accelerator):
+    distributed.join_flags(prepared.dataset.state, trainer.accelerator)
+    if finished and not distributed.first_says(begun.has_moved(model), trainer.accelerator):
         raise Unmoved(_why_unmoved(trainer, settings))
+
+    # The folder's last word, and what became of the rows.
+    counts = prepared.dataset.tally()
     if finished:
-        trainer.manifest = manifest | {"finished": True, "rows": counts}
+        trainer.manifest = prepared.manifest | {"finished": True, "rows": counts}
         trainer.save_model()
-    if counts["replaced"] or counts["truncated"] or counts["left_out"]:
-        console.print(
-            f"{counts['truncated']:,} rows were cut to {settings.max_length} tokens, {counts['left_out']:,} "
-            f"bad ones left out, {counts['replaced']:,} more replaced"
-            + (f" (see {bad_log})" if bad_log.exists() else ""),
-            highlight=False,
-        )
+    if line := _rows_line(counts, settings):
+        console.print(line, highlight=False)
     return finished
+
+
+def _rows_line(counts: dict[str, int], settings: Settings) -> str:
+    if not (counts["replaced"] or counts["truncated"] or counts["left_out"]):
+        return ""
+    bad_log = settings.out / checks.BAD_ROWS
+    return (
+        f"{counts['truncated']:,} rows were cut to {settings.data.max_length} tokens, {counts['left_out']:,} "
+        f"bad ones left out, {counts['replaced']:,} more replaced"
+        + (f" (see {bad_log})" if bad_log.exists() else "")
+    )
+
+
+def _origin(start: Path) -> dict[str, str]:
+    return {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
 
 
 def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
@@ -228,17 +342,16 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
     if objective.active:
         decoder = parts_of(assembled.model).decoder
         method |= {
-            "layers": supervised_layers(decoder.config, settings.layers),
-            "weighting": settings.weighting,
-            "importance": settings.importance,
-            "target": settings.target,
+            "layers": supervised_layers(decoder.config, settings.method.layers),
+            "weighting": settings.method.weighting,
+            "importance": settings.method.importance,
+            "target": settings.method.kind,
             "das_weight": objective.das_weight,
             "sds_weight": objective.sds_weight,
         }
-        if settings.intervention != "none":
-            method["intervention"] = settings.intervention
-    data = {"path": str(settings.data), "sha256": rows.sha256, "rows": len(rows)}
-    data["left_out"] = int((~rows.usable).sum())
+        if settings.method.intervention != "none":
+            method["intervention"] = settings.method.intervention
+    data = checks.data_of(settings, rows) | {"left_out": int((~rows.usable).sum())}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
 
 
@@ -248,7 +361,7 @@ def _dropout_of(assembled: Assembled) -> float:
 
 
 def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines behind the checkpoint that a run goes on from: those steps are done again."""
+    """Drop the lines after the checkpoint that a run goes on from: those steps are done again."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]

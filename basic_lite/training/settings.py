@@ -1,113 +1,560 @@
-"""Everything that a training stage is told, resolved and checked before anything is loaded."""
+"""Every setting of a training stage, once: a field is an option with its help, and what training reads.
+
+`command` turns a function of these dataclasses into the flat command that Typer reads. What an option that
+is left out comes to is decided in `plan`; the result is `Settings`.
+"""
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
+import typer
 from rich.table import Table
 
-from basic_lite.console import rank_and_count
-from basic_lite.memory.activations import Held
-from basic_lite.memory.available import available_bytes
-from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
-from basic_lite.memory.peak import Step
-from basic_lite.memory.sizes import DecoderSize, TowerSize
-from basic_lite.method.capture import Importance, Weighting
-from basic_lite.method.objective import Objective
-from basic_lite.method.targets import TargetKind
-from basic_lite.models.llava import Sources, read_config
-from basic_lite.models.tower import vision_config
+from basic_lite.memory.peak import Optimizer
+from basic_lite.method import types
+from basic_lite.models import zoo
+
+if TYPE_CHECKING:
+    from basic_lite.data.pictures import Aspect
+    from basic_lite.method.objective import Objective
+
+MODEL = "Model"
+DATA = "Data"
+METHOD = "Method"
+RUN = "Run"
+MEMORY = "Memory and speed"
+
+
+def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
+    """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
+def within(
+    least: float | None = None,
+    most: float = math.inf,
+    *,
+    above: float | None = None,
+    below: float = math.inf,
+    off: float | None = None,
+) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """Return the callback of a numeric option that refuses what is outside a range, in one line.
+
+    Typer's own `min` and `max` have no open ends, let `nan` pass, and do not say what was given.
+
+    Args:
+        least: the smallest number that may be given.
+        most: the largest.
+        above: must be exceeded; instead of `least`.
+        below: must not be reached; instead of `most`.
+        off: may be given too, and says that the option does not count.
+    """
+    bounds = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
+    named = [f"{words} {bound}" for bound, words in bounds if bound is not None and bound != math.inf]
+
+    def check(option: typer.CallbackParam, given: float | None) -> float | None:
+        if given is None or given == off:
+            return given
+        over = given >= least if least is not None else above is None or given > above
+        if over and given <= most and given < below:
+            return given
+        allowed = " and ".join(named if given != math.inf else [*named, "finite"])
+        raise ValueError(f"{option.opts[0]} must be {allowed}, got {given}")
+
+    return check
+
+
+def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]:
+    """Return the callback of an option that refuses everything but the values of a `Literal`, in one line."""
+    *first, last = map(str, allowed)
+    words = f"one of {', '.join([*first, last])}" if isinstance(allowed[0], str) else ""
+    words = words or f"{', '.join(first)} or {last}"
+
+    def check(option: typer.CallbackParam, given: Any) -> Any:
+        if given is None or given in allowed:
+            return given
+        raise ValueError(f"{option.opts[0]} must be {words}, got {given!r}")
+
+    return check
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
+
+    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines.
+
+    Args:
+        function: its parameters are keywords; one whose type is a dataclass stands for that class's fields.
+
+    Returns:
+        The function of the options, which builds the dataclasses.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in groups:
+            of_group = get_type_hints(groups[name], include_extras=True)
+            options = [(field.name, of_group[field.name], field.default) for field in fields(groups[name])]
+        else:
+            options = [(name, hints[name], parameter.default)]
+        flat += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_plain(hint))
+            for name, hint, default in options
+        ]
+    signature = inspect.Signature(flat)
+
+    @functools.wraps(function)
+    def run(**given: Any) -> None:
+        bound = signature.bind(**given)
+        bound.apply_defaults()
+        for name, group in groups.items():
+            values = {field.name: bound.arguments.pop(field.name) for field in fields(group)}
+            bound.arguments[name] = group(**values)
+        function(**bound.arguments)
+
+    run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] (inspect reads it of any function)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    return run
+
+
+def _plain(hint: Any) -> Any:
+    """Return an option's type with the values' own type in place of a `Literal`, and the check beside it."""
+    if get_origin(hint) is not Annotated:
+        return hint
+    kind, info = get_args(hint)
+    parts = get_args(kind) if get_origin(kind) is not Literal else (kind,)
+    choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
+    if choices is None:
+        return hint
+    info = copy.copy(info)
+    info.callback = among(choices)
+    plain = type(choices[0])
+    return Annotated[plain | None if type(None) in parts else plain, info]
+
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+# Options that other commands have too.
+
+LlmOption = Annotated[
+    str | None,
+    option(
+        help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.",
+        default="that of --model",
+        panel=MODEL,
+    ),
+]
+TemplateOption = Annotated[
+    str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)
+]
+BitsOption = Annotated[
+    zoo.Bits | None, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
+]
+PrecisionOption = Annotated[
+    Precision, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
+]
+ImageSizeOption = Annotated[
+    int | None,
+    option(
+        help="Side of the tower's input in pixels.",
+        default="the tower's own",
+        panel=MODEL,
+        callback=within(1),
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
+]
+FollowLinksOption = Annotated[
+    bool, option("--follow-links", help="Allow links in the image folder that lead out of it.", panel=DATA)
+]
+MinRatingOption = Annotated[
+    int | None,
+    option(
+        help="Leave out rows that FineVision rates lower in anything.",
+        default="none",
+        panel=DATA,
+        callback=within(1, 5),
+    ),
+]
+BasicOption = Annotated[
+    bool,
+    option(
+        "--basic/--no-basic",
+        help="With BASIC's two terms, or (--no-basic) the plain LLaVA twin.",
+        panel=METHOD,
+    ),
+]
+LayersOption = Annotated[
+    int | None,
+    option(
+        help="k: the target is made of decoder layers 1 to k.",
+        default="half of the decoder's",
+        panel=METHOD,
+        callback=within(1),
+    ),
+]
+WeightingOption = Annotated[
+    types.Weighting,
+    option(help="Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD),
+]
+RecomputeOption = Annotated[
+    bool | None,
+    option(
+        "--recompute/--no-recompute",
+        help="Recompute all decoder layers in backward (gradient checkpointing).",
+        default="on a GPU",
+        panel=MEMORY,
+    ),
+]
+RecomputeLayersOption = Annotated[
+    int | None,
+    option(
+        help="Recompute so many layers alone, the first ones.",
+        default="all or none",
+        panel=MEMORY,
+        callback=within(0),
+        metavar="N",
+    ),
+]
+RankOption = Annotated[int, option(help="Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
+DryRunOption = Annotated[bool, option("--dry-run", help="Print the resolved settings, load nothing.")]
+QuantisedCopyOption = Annotated[
+    bool,
+    option(
+        "--quantised-copy/--no-quantised-copy",
+        help="Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
+        panel=MODEL,
+    ),
+]
+a_seed = within(0, 2**32 - 1)  # numpy takes no others
 
 
 @dataclass(frozen=True)
+class Model:
+    """Stage 1's parts, and how they are held."""
+
+    model: Annotated[
+        str,
+        option(
+            help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny (embedded).", panel=MODEL
+        ),
+    ] = "vicuna-7b"
+    llm: LlmOption = None
+    tower: Annotated[
+        str | None,
+        option(
+            help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
+            default="clip-l-336",
+            panel=MODEL,
+        ),
+    ] = None
+    template: TemplateOption = None
+    image_token: Annotated[
+        str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
+    ] = None
+    bits: BitsOption = None
+    precision: PrecisionOption = "auto"
+    image_size: ImageSizeOption = None
+    tower_layer: Annotated[
+        int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
+    ] = -2
+    quantised_copy: QuantisedCopyOption = True
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Stage 2's adapters, as LLaVA-1.5 has them; without `--lora` there are none."""
+
+    rank: Annotated[
+        int | None,
+        option(help="Rank of the adapters.", default=str(zoo.RANK), panel=MODEL, callback=within(1)),
+    ] = None
+    alpha: Annotated[
+        int | None,
+        option(help="Scale times rank of the adapters.", default="2 * rank", panel=MODEL, callback=within(1)),
+    ] = None
+    dropout: Annotated[
+        float, option(help="Dropout in front of the adapters.", panel=MODEL, callback=within(0, below=1))
+    ] = zoo.DROPOUT
+
+
+@dataclass(frozen=True)
+class PartsOfStage1:
+    """What stage 2 may change of stage 1's parts."""
+
+    bits: Annotated[
+        zoo.Bits | None, option(help="Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
+    ] = None
+    image_size: Annotated[
+        int | None,
+        option(
+            help="Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)
+        ),
+    ] = None
+    tower_layer: Annotated[
+        int | None,
+        option(help="Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
+    ] = None
+    quantised_copy: QuantisedCopyOption = True
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows, and what is done with those that are long or bad."""
+
+    data: Annotated[
+        Path | None,
+        option(
+            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+            default="the published set, from the hub",
+            panel=DATA,
+        ),
+    ] = None
+    images: ImagesOption = None
+    follow_links: FollowLinksOption = False
+    min_rating: MinRatingOption = None
+    max_length: Annotated[
+        int, option(help="Most tokens of a row; longer answers are cut.", panel=DATA, callback=within(1))
+    ] = 2048
+    bad_budget: Annotated[
+        float,
+        option(
+            help="Share of rows that may be bad: replaced, logged. Above it the run stops.",
+            panel=DATA,
+            callback=within(0, below=1),
+        ),
+    ] = 0.005
+    workers: Annotated[
+        int | None,
+        option(
+            help="Processes that prepare batches.",
+            default="2; 1 on one core",
+            panel=DATA,
+            callback=within(0),
+        ),
+    ] = None
+
+    @property
+    def path(self) -> Path:
+        """The annotations, once `checks.training_files` has found them."""
+        assert self.data is not None, "no data are known yet"
+        return self.data
+
+    @property
+    def processes(self) -> int:
+        """How many processes prepare batches."""
+        from basic_lite.data.workers import cores
+
+        return min(2, cores()) if self.workers is None else self.workers
+
+
+@dataclass(frozen=True)
+class Method:
+    """BASIC's two terms and their target."""
+
+    basic: BasicOption = True
+    layers: LayersOption = None
+    weighting: WeightingOption = "quadratic"
+    importance: Annotated[
+        types.Importance,
+        option(help="Weights of patches: attention (of the text to them) or uniform.", panel=METHOD),
+    ] = "attention"
+    target: Annotated[
+        types.TargetKind | None,
+        option(
+            help="Space of the target: raw, centred, translated (fitted on the data's text).",
+            default="raw; stage 2: stage 1's",
+            panel=METHOD,
+        ),
+    ] = None
+    das_weight: Annotated[
+        float,
+        option(
+            help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)
+        ),
+    ] = types.DAS_WEIGHT
+    sds_weight: Annotated[
+        float,
+        option(
+            help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
+        ),
+    ] = types.SDS_WEIGHT
+    intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
+
+    @property
+    def kind(self) -> types.TargetKind:
+        """The target's space: the paper's where nothing else is said (stage 2 fills in stage 1's)."""
+        return self.target or "raw"
+
+    def objective(self, rows_per_chunk: int | None = None) -> Objective:
+        """Return the terms; both are off without BASIC."""
+        from basic_lite.method.objective import Objective
+
+        if not self.basic:
+            return Objective(0, 0)
+        return Objective(self.das_weight, self.sds_weight, rows_per_chunk)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How a step is cut to fit the card; `plan.fit_memory` decides what is left open."""
+
+    rows_per_chunk: Annotated[
+        int | None,
+        option(
+            help="Patches per pass of L_sds over the vocabulary.",
+            default="by size",
+            panel=MEMORY,
+            callback=within(1),
+        ),
+    ] = None
+    micro_batch: Annotated[
+        int | None,
+        option(
+            help="Rows per forward pass; must divide the global batch.",
+            default="8; stage 2: 4",
+            panel=MEMORY,
+            callback=within(1),
+        ),
+    ] = None
+    recompute: RecomputeOption = None
+    recompute_layers: RecomputeLayersOption = None
+    fit: Annotated[
+        str | None,
+        option(
+            help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of so many "
+            "GiB, or auto for this one.",
+            default="off",
+            panel=MEMORY,
+            metavar="GIB|auto",
+        ),
+    ] = None
+    fused_kernels: Annotated[
+        bool,
+        option(
+            "--fused-kernels/--no-fused-kernels",
+            help="On a GPU, Liger's norms, MLPs and rotary embedding.",
+            panel=MEMORY,
+        ),
+    ] = True
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How fast and how long; what is left open is the stage's in `zoo.Pace`, or follows from the data."""
+
+    learning_rate: Annotated[
+        float | None,
+        option(
+            help="Peak of the cosine schedule.",
+            default="1e-3; stage 2: 2e-4 with --lora, else 2e-5",
+            callback=within(above=0),
+        ),
+    ] = None
+    global_batch: Annotated[
+        int | None,
+        option(
+            help="Rows per optimizer step.",
+            default="LLaVA-1.5's; fewer where the data are few",
+            callback=within(1),
+        ),
+    ] = None
+    epochs: Annotated[
+        float | None, option(help="Passes over the data.", default="1", callback=within(above=0))
+    ] = None
+    max_steps: Annotated[
+        int,
+        option(help="Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1)),
+    ] = -1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is kept, said and repeated."""
+
+    save_steps: Annotated[int, option(help="Steps between checkpoints.", callback=within(1))] = 500
+    keep: Annotated[int, option(help="How many checkpoints stay, the newest ones.", callback=within(1))] = 2
+    logging_steps: Annotated[int, option(help="Steps between lines of log.jsonl.", callback=within(1))] = 10
+    seed: Annotated[
+        int, option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed)
+    ] = 0
+    report_to: Annotated[str, option(help="Tracker, such as tensorboard.")] = "none"
+    resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")] = False
+    overwrite: Annotated[bool, option("--overwrite", help="Replace the run in --out.")] = False
+    dry_run: DryRunOption = False
+
+
+OutOption = Annotated[Path, option(help="Run folder.")]
+LoraOption = Annotated[
+    bool, option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
+]
+StartOption = Annotated[Path, option(help="Run of stage 1 to start from.")]
+OptimizerOption = Annotated[
+    Optimizer | None,
+    option(
+        help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY
+    ),
+]
+ProjectorRateOption = Annotated[
+    float | None,
+    option(help="The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0)),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a training stage is told, resolved; goes into the manifest.
+    """What a stage is trained with: its options, and a value for each that the stage, data or card decide.
 
     Attributes:
         stage: 1 or 2.
         out: run folder.
-        data: LLaVA JSON or JSONL, folder of Arrow or Parquet, or hub id.
-        images: folder or archive that image paths are relative to; `None` for the file's own.
-        aspect: image preparation, `"crop"` (stage 1) or `"pad"` (stage 2).
+        data: the rows.
+        method: BASIC's terms and their target.
+        run: what is kept, said and repeated.
+        aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
         global_batch: rows per optimizer step.
         micro_batch: rows per forward pass.
-        optimizer: one of `optimizers.NAMES`.
-        fused_kernels: Liger's modules on a GPU.
         epochs: passes over the data.
-        max_steps: optimizer steps instead of epochs; the schedule ends there.
-        follow_links: links in the image folder may lead out of it.
-        min_rating: leave out rows that are rated lower in anything (FineVision).
-        max_length: most tokens of a row.
-        group: batches of one modality and similar length.
-        shards: processes over which the decoder's layers are cut; 1 leaves them whole.
-        recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
+        max_steps: optimizer steps instead of epochs, where the schedule ends; -1 is off.
         lora: adapters instead of the whole decoder (stage 2).
-        save_steps: steps between checkpoints.
-        keep: how many checkpoints stay.
-        bad_budget: share of the rows that may turn out bad; each is replaced by a similar one and logged.
-        logging_steps: steps between lines of `log.jsonl`.
-        workers: processes that prepare batches.
-        seed: of the projector, the order of rows, and dropout.
-        report_to: a tracker of transformers, such as `"tensorboard"`.
-        layers: k; `None` for half.
-        weighting: of layers 1..k.
-        importance: of patches.
-        target: in which space the target is: `"raw"` (the paper), `"centred"` or `"translated"`.
-        objective: weights of the terms.
-        intervention: what an experiment does to the teacher; see `basic_lite.experiments.interventions`.
+        optimizer: 8-bit moments are for adapters.
+        recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
+        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
+        fused_kernels: Liger's modules on a GPU.
+        shards: processes over which the decoder's layers are cut; 1 leaves them whole.
     """
 
-    stage: int
+    stage: Literal[1, 2]
     out: Path
-    data: Path
-    images: Path | None
-    aspect: str
+    data: Data = Data()
+    method: Method = Method()
+    run: Run = Run()
     learning_rate: float
+    projector_learning_rate: float | None = None
     global_batch: int
     micro_batch: int
-    projector_learning_rate: float | None = None
-    optimizer: str = "adamw"
-    fused_kernels: bool = True
     epochs: float = 1.0
     max_steps: int = -1
-    follow_links: bool = False
-    min_rating: int | None = None
-    max_length: int = 2048
-    group: bool = False
-    shards: int = 1
-    recompute: int | None = 0
     lora: bool = False
-    save_steps: int = 500
-    keep: int = 2
-    bad_budget: float = 0.005
-    logging_steps: int = 10
-    workers: int = 2
-    seed: int = 0
-    report_to: str = "none"
-    layers: int | None = None
-    weighting: Weighting = "quadratic"
-    importance: Importance = "attention"
-    target: TargetKind = "raw"
-    objective: Objective = field(default_factory=Objective)
-    intervention: str = "none"
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], **resolved: Any) -> Settings:
-        """Take the options that are settings under the same name, and what was made of the others.
-
-        Args:
-            options: of a command, as they were given.
-            resolved: comes before an option of the same name.
-        """
-        names = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in options.items() if name in names} | resolved)
+    optimizer: Optimizer = "adamw"
+    recompute: int | None = 0
+    rows_per_chunk: int | None = None
+    fused_kernels: bool = True
+    shards: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded.
@@ -126,168 +573,67 @@ class Settings:
                 f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
                 f"{self.micro_batch}{times}; choose --micro-batch so that it divides --global-batch"
             )
-        for name in ("learning_rate", "epochs", "max_length", "save_steps", "logging_steps", "keep"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        if self.projector_learning_rate is not None and not self.projector_learning_rate >= 0:
-            rate = self.projector_learning_rate
+        for name, rate in (("learning-rate", self.learning_rate), ("epochs", self.epochs)):
+            if not rate > 0:
+                raise ValueError(f"--{name} must be above 0, got {rate}")
+        rate = self.projector_learning_rate
+        if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")
-        if not 0 <= self.bad_budget < 1:
-            raise ValueError(f"--bad-budget must be at least 0 and below 1, got {self.bad_budget}")
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise ValueError(f"--max-steps must be at least 1, got {self.max_steps}")
+
+    @property
+    def aspect(self) -> Aspect:
+        """Stage 1 of LLaVA-1.5 does not pad; from stage 2 on it does, to a square of the mean colour."""
+        return "crop" if self.stage == 1 else "pad"
+
+    @property
+    def group(self) -> bool:
+        """Whether a batch holds rows of one modality and similar length: stage 1 has captions alone."""
+        return self.stage == 2
+
+    @property
+    def objective(self) -> Objective:
+        """The terms with their weights."""
+        return self.method.objective(self.rows_per_chunk)
 
     def table(self, **more: object) -> Table:
         """Show the settings; `more` comes first."""
         table = Table("setting", "value", show_header=False, box=None)
-        hidden = {"stage", "objective", "projector_learning_rate"}
-        shown = {k: v for k, v in self.__dict__.items() if k not in hidden and v is not None}
-        shown |= {"das_weight": self.objective.das_weight, "sds_weight": self.objective.sds_weight}
-        if self.projector_learning_rate is not None:
-            shown["projector_learning_rate"] = self.projector_learning_rate
-        if self.shards == 1:
-            shown.pop("shards")
-        if self.intervention == "none":
-            shown.pop("intervention")
-        if self.max_steps > 0:
-            shown.pop("epochs")
-        else:
-            shown.pop("max_steps")
-        for name, value in (more | shown).items():
-            table.add_row(name.replace("_", " "), str(value))
+        shown = more | {
+            "out": self.out,
+            "data": self.data.data,
+            "images": self.data.images,
+            "aspect": self.aspect,
+            "learning_rate": self.learning_rate,
+            "global_batch": self.global_batch,
+            "micro_batch": self.micro_batch,
+            "optimizer": self.optimizer,
+            "fused_kernels": self.fused_kernels,
+            "epochs": None if self.max_steps > 0 else self.epochs,
+            "max_steps": self.max_steps if self.max_steps > 0 else None,
+            "follow_links": self.data.follow_links,
+            "min_rating": self.data.min_rating,
+            "max_length": self.data.max_length,
+            "group": self.group,
+            "shards": self.shards if self.shards > 1 else None,
+            "recompute": self.recompute,
+            "lora": self.lora,
+            "save_steps": self.run.save_steps,
+            "keep": self.run.keep,
+            "bad_budget": self.data.bad_budget,
+            "logging_steps": self.run.logging_steps,
+            "workers": self.data.processes,
+            "seed": self.run.seed,
+            "report_to": self.run.report_to,
+            "layers": self.method.layers,
+            "weighting": self.method.weighting,
+            "importance": self.method.importance,
+            "target": self.method.kind,
+            "intervention": None if self.method.intervention == "none" else self.method.intervention,
+            "das_weight": self.objective.das_weight,
+            "sds_weight": self.objective.sds_weight,
+            "projector_learning_rate": self.projector_learning_rate,
+        }
+        for name, value in shown.items():
+            if value is not None or name in more:
+                table.add_row(name.replace("_", " "), str(value))
         return table
-
-
-# What a stage can choose for the card that it runs on, from the memory plan: `--fit`.
-
-
-def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
-    """Return the bytes that may be used, and the memory in GiB that stands for the card.
-
-    Args:
-        wanted: gibibytes, or `"auto"` or `None` for what is free on the device.
-        device: `"cuda"` or `"cpu"`.
-
-    Raises:
-        ValueError: If `wanted` is neither.
-    """
-    if wanted in (None, "auto"):
-        free = available_bytes(device)
-        return free, free / 2**30
-    try:
-        gib = float(wanted)
-    except ValueError:
-        gib = 0.0
-    if not 0 < gib < 10_000:
-        raise ValueError(f"--fit takes the card's memory in GiB, such as 24, or auto; got {wanted!r}")
-    return budget_bytes(gib), gib
-
-
-def kind_of(settings: Settings) -> Kind:
-    """Return the stage as it is typed."""
-    return "stage1" if settings.stage == 1 else "stage2 --lora" if settings.lora else "stage2"
-
-
-def step_of(
-    settings: Settings, sources: Sources, device: str, rank: int = 128, dropout: float = 0.05
-) -> Step:
-    """Return the step that settings and sources mean, with rows of the length that is planned for.
-
-    Args:
-        settings: of the stage.
-        sources: its parts; their configurations are read.
-        device: `"cuda"` or `"cpu"`; Liger's modules are for the former.
-        rank: of the adapters.
-        dropout: in front of the adapters.
-    """
-    kind = kind_of(settings)
-    decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
-    config = vision_config(read_config(sources.tower, "vision tower"))
-    tower = TowerSize.of(config, sources.image_size, sources.tower)
-    training = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}[kind]
-    held = Held(sources.bits, training, rank, dropout, half=sources.dtype == torch.bfloat16)
-    held = replace(held, fused=settings.fused_kernels and device == "cuda")
-    k = max(decoder.depth // 2, 1) if settings.layers is None else settings.layers
-    return Step(
-        decoder,
-        tower,
-        held,
-        optimizer=settings.optimizer,
-        micro_batch=settings.micro_batch,
-        text=max(min(TEXT[kind], settings.max_length - tower.tokens - 1), 1),
-        recompute=decoder.depth if settings.recompute is None else settings.recompute,
-        basic=settings.objective.active,
-        rows_per_chunk=settings.objective.rows_per_chunk,
-        shards=settings.shards,
-        maps=k if settings.target == "translated" else 0,
-    )
-
-
-def planned(
-    settings: Settings,
-    step: Step,
-    device: str,
-    *,
-    names: tuple[str, str],
-    wanted: str | None = None,
-    automatic: bool = False,
-    optimizer: str | None = None,
-) -> tuple[Settings, Row]:
-    """Choose what is to be chosen and predict the peak; the global batch stays what it is.
-
-    Args:
-        settings: of the stage, before the choice.
-        step: what they mean.
-        device: `"cuda"` or `"cpu"`.
-        names: of decoder and tower, for the row.
-        wanted: `--fit`; `None` chooses no micro-batch.
-        automatic: without `--fit`, choose how many layers recompute from free memory; all, if it is short.
-        optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
-
-    Returns:
-        The settings to run with, and the plan.
-
-    Raises:
-        ValueError: If `--fit` is given and nothing fits.
-    """
-    budget, gib = budget_of(wanted, device)
-    kind, chosen = kind_of(settings), step
-    given = ("adamw",) if settings.shards > 1 else ("adamw", "paged-adamw-8bit")
-    given = (optimizer,) if optimizer else given
-    optimizers = given if kind == "stage2 --lora" else ("adamw",)
-    rows = settings.global_batch // rank_and_count()[1]
-    if wanted is not None:
-        found = fit(step, budget, candidates(rows), gib, optimizers)
-        if found is None:
-            smallest = needed(least(step, optimizers)) / 1e9
-            more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
-            raise ValueError(
-                f"--fit {wanted}: {kind} of {names[0]} needs {smallest:.1f} GB at least and "
-                f"{budget / 1e9:.1f} GB may be used; take {more[kind]} or a larger card "
-                "(`basic-lite plan` shows which)"
-            )
-        chosen = found
-    elif automatic:
-        chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
-    objective = settings.objective
-    if chosen.rows_per_chunk != step.rows_per_chunk:
-        objective = replace(objective, rows_per_chunk=chosen.rows_per_chunk)
-    settings = replace(
-        settings,
-        micro_batch=chosen.micro_batch,
-        recompute=chosen.recompute,
-        optimizer=chosen.optimizer,
-        objective=objective,
-    )
-    return settings, row_of(kind, *names, gib, rows, chosen, chosen)
-
-
-def plan_line(row: Row) -> str:
-    """Say a plan in one line."""
-    largest = sorted(row.parts.items(), key=lambda part: -part[1])
-    parts = ", ".join(f"{name} {size:.2f}" for name, size in largest if size >= 0.005)
-    return (
-        f"memory plan: {row.peak_gb:.2f} GB at the peak, of {row.gpu_gib:.1f} GiB; micro-batch "
-        f"{row.micro_batch} x {row.accumulation}, {row.recompute_layers} layers recompute, "
-        f"{row.rows_per_chunk} rows per chunk ({parts})"
-    )

@@ -47,7 +47,7 @@ def target_space(
     Raises:
         ValueError: If a resumed run's file is missing or another one, or there is hardly any text.
     """
-    if settings.target == RAW:
+    if settings.method.kind == RAW:
         return TargetSpace()
     path = settings.out / FILE
     if resume is not None:
@@ -63,7 +63,7 @@ def target_space(
             say = partial(console.print, highlight=False)
             tokenizer, texts = assembled.tokenizer, answers_of(rows)
             space = fit_target(
-                assembled.model, tokenizer, texts, settings.target, settings.layers, progress=say
+                assembled.model, tokenizer, texts, settings.method.kind, settings.method.layers, progress=say
             )
         if rank_and_count()[0] > 0:
             return space
@@ -125,10 +125,16 @@ def look_at(
         The figures for the manifest; `None` where there is hardly any text.
     """
     parts = parts_of(assembled.model)
-    k = supervised_layers(parts.decoder.config, settings.layers)
+    k = supervised_layers(parts.decoder.config, settings.method.layers)
     try:
         found = glance(
-            parts.decoder, parts.head, assembled.tokenizer, answers_of(rows), k, settings.weighting, space
+            parts.decoder,
+            parts.head,
+            assembled.tokenizer,
+            answers_of(rows),
+            k,
+            settings.method.weighting,
+            space,
         )
     except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
         console.print(f"whether the LLM can teach was not looked at: {error}", highlight=False)
@@ -166,5 +172,6 @@ def _inherited(assembled: Assembled, settings: Settings, start: Path | None) -> 
     if (then.llm, then.bits, then.dtype) != (now.llm, now.bits, now.dtype):
         return None
     space = TargetSpace.load(start / FILE)
-    k = supervised_layers(parts_of(assembled.model).decoder.config, settings.layers)
-    return space if space.kind == settings.target and len(space.centre) >= k else None
+    k = supervised_layers(parts_of(assembled.model).decoder.config, settings.method.layers)
+    enough = space.centre is not None and len(space.centre) >= k
+    return space if space.kind == settings.method.kind and enough else None

@@ -26,7 +26,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Window
-from basic_lite.models import checkpoint
+from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.training import distributed, liger, optimizers
 from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
@@ -176,6 +176,7 @@ class BasicTrainer(SavingTrainer):
         projector_learning_rate: float | None = None,
         optimizer_name: str = "adamw",
         fused_kernels: bool = True,
+        grouped_adapters: bool = True,
         deferred: bool = True,
         prune_last_layer: bool = True,
         sharded: bool = False,
@@ -197,6 +198,7 @@ class BasicTrainer(SavingTrainer):
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
             optimizer_name: one of `optimizers.NAMES`.
             fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder.
+            grouped_adapters: adapters that share an input run in one function (see `models.adapters`).
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
@@ -243,8 +245,13 @@ class BasicTrainer(SavingTrainer):
         self.manifest = manifest
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
+        decoder = parts_of(self.model).decoder
+        self.groups: list[adapters.Group] = []
+        if grouped_adapters and not sharded:
+            # 8-bit moments are for who has no memory left: the adapters' narrow copies do not stay either.
+            self.groups = adapters.group_adapters(decoder.layers, keep_narrow=optimizer_name == "adamw")
         if fused_kernels:
-            liger.fuse(parts_of(self.model).decoder)
+            liger.fuse(decoder)
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
@@ -350,7 +357,12 @@ class BasicTrainer(SavingTrainer):
         return self.splitter.run(inputs, lambda part: self._train(model, part, window))
 
     def _train(self, model: nn.Module, inputs: dict, window: Window | None) -> torch.Tensor:
-        loss = super().training_step(model, inputs, window)
+        try:
+            loss = super().training_step(model, inputs, window)
+        except torch.OutOfMemoryError:
+            for group in self.groups:  # outputs that wait for a layer which did not run any more
+                group.release()
+            raise
         deferral, self.forward.deferral = self.forward.deferral, None
         loss = loss if deferral is None else loss + deferral.value * self.args.world_size
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
@@ -366,9 +378,39 @@ class BasicTrainer(SavingTrainer):
         if self.sharded:
             norm = distributed.clip(self.model.parameters(), largest)
         else:
-            norm = self.accelerator.clip_grad_norm_(model.parameters(), largest)
+            norm = nn.utils.clip_grad_norm_(self._trained(), largest, foreach=True)
         self.guard.judge(self.optimizer, norm, self.metrics.step, self.state.global_step + 1)
         return norm
+
+    def _trained(self) -> list[nn.Parameter]:
+        """Return what is trained, from the optimizer: a walk over a 7B's modules takes milliseconds."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and leave out the walks over all modules that the Trainer makes in every step.
+
+        It calls `model.train()` for every micro-batch and `model.zero_grad()` for every step, each of which
+        visits a thousand modules: 50 ms and more of a step, on a slow host, that change nothing.
+        """
+        model = self.model
+        model.train()
+
+        def stay(mode: bool = True) -> nn.Module:
+            return model if model.training is mode else type(model).train(model, mode)
+
+        def forget(set_to_none: bool = True) -> None:
+            if self.optimizer is None or not set_to_none:
+                type(model).zero_grad(model, set_to_none)
+                return
+            for parameter in self._trained():  # accelerate's optimizer does nothing between two steps
+                parameter.grad = None
+
+        vars(model).update(train=stay, zero_grad=forget)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for name in ("train", "zero_grad"):
+                vars(model).pop(name, None)
 
     def _average_gradients(self) -> None:
         if self.args.world_size > 1:
@@ -391,6 +433,7 @@ class BasicTrainer(SavingTrainer):
                 distributed.shard(self.model, self.args.device)
             rate = self.projector_learning_rate
             self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
+            adapters.forget_after_steps(self.groups, self.optimizer)
             self.optimizer.register_load_state_dict_post_hook(distributed.cut_moments)
         return self.optimizer
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from basic_lite.models import zoo
+
 STEP_RATIO: dict[str, float] = {
     "vicuna-7b": 1.035,
     "vicuna-13b": 1.025,
@@ -58,7 +60,7 @@ class Size:
     bits: int = 4
     micro_batch: int = 8
     text: tuple[int, int] = (64, 824)
-    rank: int = 128
+    rank: int = zoo.RANK
     patches: int = PATCHES
     steps: int = 10
     rounds: int = 3

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 
+@o.command
 def goals(
     model: Annotated[
         list[str] | None,
@@ -24,14 +26,12 @@ def goals(
             help="Fewer layers, to try the command.", default="all", panel=o.MODEL, callback=o.within(1)
         ),
     ] = None,
-    bits: o.Bits = 4,
+    bits: o.BitsOption = 4,
     micro_batch: Annotated[int, o.option(help="Rows per forward pass in stage 1.", callback=o.within(1))] = 8,
     text: Annotated[
         int | None, o.option(help="Text tokens per row.", default="64 and 824", callback=o.within(1))
     ] = None,
-    rank: Annotated[
-        int, o.option(help="Rank of stage 2's adapters.", panel=o.MODEL, callback=o.within(1))
-    ] = 128,
+    rank: o.RankOption = o.zoo.RANK,
     patches: Annotated[int, o.option(help="Rows of L_sds.", callback=o.within(1))] = 4608,
     steps: Annotated[int, o.option(help="Steps to measure in every turn.", callback=o.within(1))] = 10,
     rounds: Annotated[int, o.option(help="Turns of every variant.", callback=o.within(1))] = 3,

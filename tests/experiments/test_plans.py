@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from fractions import Fraction
 
 import pytest
@@ -11,9 +12,8 @@ from basic_lite.recipes.ablate import defaults_of, forwarded
 from basic_lite.experiments.interventions import parse
 from basic_lite.experiments.plans import METHOD, PLANS, plan_named, variants_for
 from basic_lite.method.capture import layer_weights
-from basic_lite.method.objective import Objective
 from basic_lite.method.targets import check_kind
-from basic_lite.training.settings import Settings
+from basic_lite.training.settings import Method, Settings
 
 DEFAULTS = defaults_of(stage1.main)
 EACH = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
@@ -25,24 +25,13 @@ def test_variants_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path)
     for variant in variants_for(plan, 8, {}, DEFAULTS):
         assert set(variant.options) <= set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
         options = DEFAULTS | dict(variant.options)
-        weights = (options["das_weight"], options["sds_weight"])
-        made = Settings(
-            stage=1,
-            out=tmp_path,
-            data=tmp_path,
-            images=None,
-            aspect="crop",
-            learning_rate=1e-3,
-            global_batch=8,
-            micro_batch=8,
-            objective=Objective(*weights) if options["basic"] else Objective(0, 0),
-            **{name: options[name] for name in ("layers", "weighting", "importance", "intervention")},
-            target=options["target"] or "raw",
-        )
-        assert made.layers is None or 1 <= made.layers <= 8
-        layer_weights(4, made.weighting)
-        parse(made.intervention)
-        check_kind(made.target)
+        method = Method(**{field.name: options[field.name] for field in fields(Method)})
+        given = {"stage": 1, "out": tmp_path, "learning_rate": 1e-3, "global_batch": 8, "micro_batch": 8}
+        Settings(**given, method=method).objective  # noqa: B018 (refuses weights that are none)
+        assert method.layers is None or 1 <= method.layers <= 8
+        layer_weights(4, method.weighting)
+        parse(method.intervention)
+        check_kind(method.kind)
         assert "default" in variant.key or variant.options
 
 

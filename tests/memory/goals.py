@@ -47,7 +47,7 @@ class Goal:
         decoder, tower = published_decoder(self.model), TowerSize.of(TOWERS["clip-l-336"])
         rows = 8 if self.kind == "stage1" else 4
         settings = {"recompute": decoder.depth, "micro_batch": rows, "optimizer": self.optimizer}
-        return step_of(self.kind, decoder, tower, **settings)
+        return replace(step_of(self.kind, decoder, tower), **settings)
 
 
 GOALS = (

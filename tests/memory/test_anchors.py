@@ -71,7 +71,7 @@ CASES = [
 def step(name: str, kind: Kind, recompute: bool, optimizer: str, rows: int, dropout: float = 0.05) -> Step:
     decoder = published_decoder(name)
     layers = decoder.depth if recompute else 0
-    found = step_of(kind, decoder, CLIP, recompute=layers, optimizer=optimizer, micro_batch=rows)
+    found = replace(step_of(kind, decoder, CLIP), recompute=layers, optimizer=optimizer, micro_batch=rows)
     return replace(found, held=replace(found.held, dropout=dropout))
 
 

@@ -8,6 +8,8 @@ import pytest
 from command import run
 from tiny import llm_folder, tower_folder
 
+from basic_lite.models.llava import read_config
+
 FIELDS = {
     *("stage", "model", "tower", "gpu_gib", "micro_batch", "accumulation", "recompute_layers"),
     *("rows_per_chunk", "peak_gb", "parts", "seconds_per_sample"),
@@ -61,8 +63,6 @@ def test_nothing_fits_is_answered_in_one_line(tmp_path):
 
 
 def test_a_folder_is_planned_for(tmp_path, monkeypatch):
-    from basic_lite.models.llava import read_config
-
     monkeypatch.setattr("basic_lite.models.llava.read_config", read_config)
     rows = rows_of("--llm", llm_folder(), "--tower", tower_folder(), "--stage", 1, "--gpu", 12, cwd=tmp_path)
     assert len(rows) == 1

@@ -22,7 +22,7 @@ from basic_lite.memory.sizes import TOWERS, DecoderSize, TowerSize, published_de
 from basic_lite.models import zoo
 from basic_lite.models.llava import read_config
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "plan_vicuna_7b_24_gib.txt"
+GOLDEN = Path(__file__).parent / "golden" / "plan_vicuna_7b_24_gib.txt"
 HEAVY = "torch transformers peft accelerate datasets bitsandbytes matplotlib PIL numpy".split()
 CODE = f"""
 import sys

@@ -40,7 +40,7 @@ def test_uniform_importance_weighs_every_patch_alike():
 
 def test_a_weight_of_zero_switches_a_term_off_and_costs_nothing(monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "text_to_patch", lambda *a: calls.append(a))
+    monkeypatch.setattr(attention.TextRows, "attention", lambda *a: calls.append(a))
     model, batch = tiny_llava(), tiny_batch()
     off = BasicSupervision(model, das_weight=0, sds_weight=0)
     before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
@@ -63,13 +63,13 @@ def test_one_term_alone():
 
 
 def test_attention_is_looked_at_once_per_supervised_layer(monkeypatch):
-    calls, original = [], attention.text_to_patch
+    calls, original = [], attention.TextRows.attention
 
     def count(*arguments):
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(attention, "text_to_patch", count)
+    monkeypatch.setattr(attention.TextRows, "attention", count)
     model = tiny_llava()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -149,7 +149,7 @@ def test_no_map_over_all_tokens_is_built():
             return out
 
     with Sizes():
-        attention.text_to_patch(query, key, None, 1.0, layout)
+        attention.TextRows(layout, None, query).attention(query, key, 1.0)
     assert max(sizes) <= 4 * 64 * 640
 
 

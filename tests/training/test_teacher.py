@@ -17,7 +17,7 @@ from basic_lite.data.readers import open_rows
 from basic_lite.files import file_hash
 from basic_lite.method.targets import TargetSpace
 from basic_lite.training import teacher
-from basic_lite.training.settings import Settings
+from basic_lite.training.settings import Method, Settings
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_fitted_target_is_kept_with_the_run_and_resumed_to_the_same_bytes(data
     (cut / "projector.safetensors").unlink()
     (cut / "manifest.json").unlink()
 
-    monkeypatch.setattr("basic_lite.method.fit.fit_target", refuse)
+    monkeypatch.setattr("basic_lite.training.teacher.fit_target", refuse)
     stage1(data, cut, *more, "--resume")
     assert file_hash(cut / "projector.safetensors") == file_hash(whole / "projector.safetensors")
     assert manifest(cut)["target"] == found["target"]
@@ -111,7 +111,7 @@ def refuse(*arguments: object, **named: object) -> None:
 
 def test_a_plain_twin_neither_fits_nor_looks(data, tmp_path, monkeypatch):
     monkeypatch.setattr("basic_lite.method.premise.glance", refuse)
-    monkeypatch.setattr("basic_lite.method.fit.fit_target", refuse)
+    monkeypatch.setattr("basic_lite.training.teacher.fit_target", refuse)
     stage1(data, tmp_path / "plain", "--max-steps", 1, "--no-basic")
     found = manifest(tmp_path / "plain")
     assert found["target"] == {"kind": "raw"}
@@ -147,15 +147,17 @@ def test_an_unknown_target_is_refused_in_one_line(data, tmp_path):
 
 
 def test_the_first_process_writes_and_the_others_read(data, tmp_path, monkeypatch):
-    settings = Settings(1, tmp_path, data / "captions.json", data, "crop", 1e-3, 4, 2, target="centred")
-    assembled, rows, console = tiny_assembled(), open_rows(settings.data, data), Console(quiet=True)
-    monkeypatch.setattr("basic_lite.console.rank_and_count", lambda: (1, 2))
+    given = {"stage": 1, "out": tmp_path, "learning_rate": 1e-3, "global_batch": 4, "micro_batch": 2}
+    settings = Settings(**given, method=Method(target="centred"))
+    assembled, rows = tiny_assembled(), open_rows(data / "captions.json", data)
+    console = Console(quiet=True)
+    monkeypatch.setattr("basic_lite.training.teacher.rank_and_count", lambda: (1, 2))
     alone = teacher.target_space(assembled, settings, rows, console)  # the first's disk is out of reach
     assert not (tmp_path / teacher.FILE).exists()
-    monkeypatch.setattr("basic_lite.console.rank_and_count", lambda: (0, 2))
+    monkeypatch.setattr("basic_lite.training.teacher.rank_and_count", lambda: (0, 2))
     first = teacher.target_space(assembled, settings, rows, console)
-    monkeypatch.setattr("basic_lite.method.fit.fit_target", refuse)
-    monkeypatch.setattr("basic_lite.console.rank_and_count", lambda: (1, 2))
+    monkeypatch.setattr("basic_lite.training.teacher.fit_target", refuse)
+    monkeypatch.setattr("basic_lite.training.teacher.rank_and_count", lambda: (1, 2))
     second = teacher.target_space(assembled, settings, rows, console)
     assert torch.equal(first.centre, second.centre)
     assert torch.equal(first.centre, alone.centre)

@@ -1,0 +1,413 @@
+"""From options to settings: what the stage, its data and the card decide where nothing was said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from basic_lite.console import rank_and_count
+from basic_lite.data.readers import Rows, open_rows
+from basic_lite.memory.activations import Held, Training
+from basic_lite.memory.available import available_bytes
+from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
+from basic_lite.memory.peak import Optimizer, Step
+from basic_lite.memory.sizes import DecoderSize, TowerSize
+from basic_lite.models import checkpoint, devices, trainable, zoo
+from basic_lite.models.llava import Sources, read_config
+from basic_lite.models.tower import vision_config
+from basic_lite.training.settings import (
+    Adapters,
+    Data,
+    Memory,
+    Method,
+    Model,
+    PartsOfStage1,
+    Run,
+    Schedule,
+    Settings,
+)
+
+FEWEST_STEPS: int = 50
+"""Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
+
+
+def sources_of(model: Model, device: str) -> Sources:
+    """Return stage 1's parts.
+
+    Raises:
+        ValueError: If a name is unknown, or the device lacks the precision.
+    """
+    return Sources.named(
+        model.model,
+        model.tower,
+        model.llm,
+        template=model.template,
+        image_token=model.image_token,
+        bits=zoo.bits_of(model.model, model.llm) if model.bits is None else model.bits,
+        dtype=devices.choose_dtype(model.precision, device),
+        image_size=model.image_size,
+        tower_layer=model.tower_layer,
+    )
+
+
+def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
+    """Return stage 1's parts with what stage 2 changes; a decoder that is trained whole is not quantised.
+
+    Args:
+        first: manifest of stage 1.
+        parts: as given.
+        lora: with adapters.
+    """
+    sources = checkpoint.sources_of(first)
+    bits = sources.bits if lora else 16
+    return replace(
+        sources,
+        bits=bits if parts.bits is None else parts.bits,
+        image_size=sources.image_size if parts.image_size is None else parts.image_size,
+        tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
+    )
+
+
+def resolve(
+    stage: Literal[1, 2],
+    llm: str,
+    device: str,
+    data: Data,
+    method: Method,
+    memory: Memory,
+    schedule: Schedule,
+    run: Run,
+    *,
+    out: Path,
+    shards: int,
+    lora: bool = False,
+    projector_learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+) -> Settings:
+    """Take the options, and the stage's defaults where they say nothing.
+
+    Args:
+        stage: 1 or 2.
+        llm: the decoder; the embedded one has defaults of its own.
+        device: `"cuda"` or `"cpu"`.
+        data: the rows, found.
+        method: as given; in stage 2 with stage 1's target where none is.
+        memory: as given.
+        schedule: as given.
+        run: as given.
+        out: run folder.
+        shards: processes over which the decoder's layers are cut.
+        lora: stage 2 with adapters.
+        projector_learning_rate: as given; stage 2 has a default for it.
+        optimizer: as given.
+
+    Raises:
+        ValueError: If they do not go together.
+    """
+    pace = zoo.pace_of(llm, stage)
+    whole_decoder = stage == 2 and not lora
+    rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
+    if stage == 2 and projector_learning_rate is None:
+        projector_learning_rate = pace.projector_learning_rate
+    rows = pace.rows_per_pass(schedule.global_batch)
+    return Settings(
+        stage=stage,
+        out=out,
+        data=data,
+        method=method,
+        run=run,
+        learning_rate=rate if schedule.learning_rate is None else schedule.learning_rate,
+        projector_learning_rate=projector_learning_rate,
+        global_batch=pace.global_batch if schedule.global_batch is None else schedule.global_batch,
+        micro_batch=rows if memory.micro_batch is None else memory.micro_batch,
+        epochs=pace.epochs if schedule.epochs is None else schedule.epochs,
+        max_steps=schedule.max_steps,
+        lora=lora,
+        optimizer=optimizer or "adamw",
+        recompute=devices.layers_to_recompute(memory.recompute, memory.recompute_layers, device),
+        rows_per_chunk=memory.rows_per_chunk,
+        fused_kernels=memory.fused_kernels,
+        shards=shards,
+    )
+
+
+def adapters_of(adapters: Adapters, llm: str) -> trainable.Adapters:
+    """Return stage 2's adapters; LLaVA-1.5's, or the embedded decoder's smaller ones."""
+    rank = zoo.pace_of(llm, 2).rank if adapters.rank is None else adapters.rank
+    alpha = 2 * rank if adapters.alpha is None else adapters.alpha
+    return trainable.Adapters(rank, alpha, adapters.dropout)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What data and card decide.
+
+    Attributes:
+        settings: to run with.
+        rows: the training data; `None` in a dry run whose data are not here yet.
+        steps: optimizer steps, or when they are known.
+        memory: what is predicted for the card.
+    """
+
+    settings: Settings
+    rows: Rows | None
+    steps: int | str
+    memory: Row
+
+    def print(self, console: Console, **more: object) -> None:
+        """Print the settings, `more` first, and the memory plan."""
+        console.print(self.settings.table(**more, optimizer_steps=self.steps))
+        console.print(plan_line(self.memory), highlight=False)
+
+
+def decide(
+    settings: Settings,
+    sources: Sources,
+    device: str,
+    memory: Memory,
+    schedule: Schedule,
+    console: Console,
+    *,
+    name: str | None = None,
+    adapters: trainable.Adapters | None = None,
+    optimizer: Optimizer | None = None,
+) -> Plan:
+    """Open the rows, and let them decide the global batch and the card the micro-batch.
+
+    Args:
+        settings: of the stage.
+        sources: its parts.
+        device: `"cuda"` or `"cpu"`.
+        memory: as given.
+        schedule: as given.
+        console: where a global batch is said that is not the default.
+        name: of the decoder, if it is not the source's.
+        adapters: of stage 2.
+        optimizer: as given.
+
+    Raises:
+        ValueError: If there are no rows, or `--fit` is given and nothing fits.
+    """
+    rows, steps = None, "known when the data are here"
+    if not settings.run.dry_run or settings.data.path.exists():
+        data = settings.data
+        rows = open_rows(data.path, data.images, follow_links=data.follow_links, min_rating=data.min_rating)
+        settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)
+    step = step_of(settings, sources, device, adapters)
+    names = (name or sources.llm, sources.tower)
+    settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
+    return Plan(settings, rows, steps, row)
+
+
+# Few rows: a global batch that nobody asked for shrinks.
+
+
+def optimizer_steps(settings: Settings, batches: int) -> int:
+    """Count a run's optimizer steps as the Trainer does.
+
+    Args:
+        settings: of the stage.
+        batches: micro-batches of one epoch, of one process.
+    """
+    if settings.max_steps > 0:
+        return settings.max_steps
+    accumulation = settings.global_batch // (settings.micro_batch * rank_and_count()[1])
+    return math.ceil(settings.epochs * max(-(-batches // accumulation), 1))
+
+
+def fit_batch(
+    settings: Settings, rows: Rows, llm: str, schedule: Schedule, memory: Memory
+) -> tuple[Settings, int, str]:
+    """Halve a global batch that nobody asked for until the data give some steps.
+
+    A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
+    gets the same. `--max-steps` says itself how many steps there are.
+
+    Args:
+        settings: of the stage, with the stage's batches or the user's.
+        rows: as they were opened, nothing yet checked.
+        llm: the decoder.
+        schedule: as given: a global batch that was given is kept.
+        memory: as given: a micro-batch is kept, and the global batch stays a multiple of it.
+
+    Returns:
+        The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
+    """
+    processes, usable = rank_and_count()[1], rows.usable
+    pictures = int(rows.has_image[usable].sum())
+    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+
+    def steps_with(tried: Settings) -> int:
+        at_once = tried.micro_batch * processes
+        return optimizer_steps(tried, sum(-(-count // at_once) for count in kinds))
+
+    before = steps_with(settings)
+    if before >= FEWEST_STEPS or settings.max_steps > 0:
+        return settings, before, ""
+    line = f"{_counted(sum(kinds), 'row')} {'is' if sum(kinds) == 1 else 'are'} {_counted(before)}"
+    line += f" at a global batch of {settings.global_batch}"
+    if schedule.global_batch is not None:
+        return settings, before, f"Warning: {line}; a smaller --global-batch or more --epochs give more."
+    pace, smaller = zoo.pace_of(llm, settings.stage), settings
+    at_once = (memory.micro_batch or 1) * processes
+    while steps_with(smaller) < FEWEST_STEPS and smaller.global_batch % (2 * at_once) == 0:
+        half = smaller.global_batch // 2
+        size = pace.rows_per_pass(half) if memory.micro_batch is None else memory.micro_batch
+        smaller = replace(smaller, global_batch=half, micro_batch=size)
+    after = steps_with(smaller)
+    if after == before:
+        return settings, before, f"Warning: {line}; more --epochs give more."
+    more = "" if after >= FEWEST_STEPS else ", and more --epochs give more"
+    line += f": it is {smaller.global_batch} here, for {_counted(after)}{more}"
+    return smaller, after, f"{line} (--global-batch {settings.global_batch} keeps it)."
+
+
+def _counted(number: int, what: str = "optimizer step") -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
+
+
+# What a stage chooses for the card that it runs on: `--fit`, and on a GPU how many layers recompute.
+
+
+def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
+    """Return the bytes that may be used, and the memory in GiB that stands for the card.
+
+    Args:
+        wanted: gibibytes, or `"auto"` or `None` for what is free on the device.
+        device: `"cuda"` or `"cpu"`.
+
+    Raises:
+        ValueError: If `wanted` is neither.
+    """
+    if wanted is None or wanted == "auto":
+        free = available_bytes(device)
+        return free, free / 2**30
+    try:
+        gib = float(wanted)
+    except ValueError:
+        gib = 0.0
+    if not 0 < gib < 10_000:
+        raise ValueError(f"--fit takes the card's memory in GiB, such as 24, or auto; got {wanted!r}")
+    return budget_bytes(gib), gib
+
+
+def kind_of(settings: Settings) -> Kind:
+    """Return the stage as it is typed."""
+    return "stage1" if settings.stage == 1 else "stage2 --lora" if settings.lora else "stage2"
+
+
+def step_of(
+    settings: Settings, sources: Sources, device: str, adapters: trainable.Adapters | None = None
+) -> Step:
+    """Return the step that settings and sources mean, with rows of the length that is planned for.
+
+    Args:
+        settings: of the stage.
+        sources: its parts; their configurations are read.
+        device: `"cuda"` or `"cpu"`; Liger's modules are for the former.
+        adapters: of stage 2; `None` for LLaVA-1.5's.
+    """
+    kind, adapters = kind_of(settings), adapters or trainable.Adapters()
+    decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
+    config = vision_config(read_config(sources.tower, "vision tower"))
+    tower = TowerSize.of(config, sources.image_size, sources.tower)
+    trained: dict[Kind, Training] = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}
+    held = Held(
+        sources.bits,
+        trained[kind],
+        adapters.rank,
+        adapters.dropout,
+        half=sources.dtype == torch.bfloat16,
+        fused=settings.fused_kernels and device == "cuda",
+    )
+    k = max(decoder.depth // 2, 1) if settings.method.layers is None else settings.method.layers
+    return Step(
+        decoder,
+        tower,
+        held,
+        optimizer=settings.optimizer,
+        micro_batch=settings.micro_batch,
+        text=max(min(TEXT[kind], settings.data.max_length - tower.tokens - 1), 1),
+        recompute=decoder.depth if settings.recompute is None else settings.recompute,
+        basic=settings.objective.active,
+        rows_per_chunk=settings.objective.rows_per_chunk,
+        shards=settings.shards,
+        maps=k if settings.method.kind == "translated" else 0,
+    )
+
+
+def fit_memory(
+    settings: Settings,
+    step: Step,
+    device: str,
+    memory: Memory,
+    *,
+    names: tuple[str, str],
+    optimizer: Optimizer | None = None,
+) -> tuple[Settings, Row]:
+    """Choose what is to be chosen and predict the peak; the global batch stays what it is.
+
+    `--fit` chooses micro-batch, recomputed layers, rows per chunk and the adapters' optimizer. Without it,
+    on a GPU, only the layers that recompute are chosen, from free memory; all, if it is short.
+
+    Args:
+        settings: of the stage, before the choice.
+        step: what they mean.
+        device: `"cuda"` or `"cpu"`.
+        memory: as given.
+        names: of decoder and tower, for the row.
+        optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
+
+    Returns:
+        The settings to run with, and the plan.
+
+    Raises:
+        ValueError: If `--fit` is given and nothing fits.
+    """
+    budget, gib = budget_of(memory.fit, device)
+    kind, chosen = kind_of(settings), step
+    optimizers: tuple[Optimizer, ...] = ("adamw",)
+    if kind == "stage2 --lora" and optimizer is not None:
+        optimizers = (optimizer,)
+    elif kind == "stage2 --lora" and settings.shards == 1:
+        optimizers = ("adamw", "paged-adamw-8bit")
+    rows = settings.global_batch // rank_and_count()[1]
+    if memory.fit is not None:
+        fitting = fit(step, budget, candidates(rows), gib, optimizers)
+        if fitting is None:
+            smallest = needed(least(step, optimizers)) / 1e9
+            more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
+            raise ValueError(
+                f"--fit {memory.fit}: {kind} of {names[0]} needs {smallest:.1f} GB at least and "
+                f"{budget / 1e9:.1f} GB may be used; take {more[kind]} or a larger card "
+                "(`basic-lite plan` shows which)"
+            )
+        chosen = fitting
+    elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
+        chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
+    settings = replace(
+        settings,
+        micro_batch=chosen.micro_batch,
+        recompute=chosen.recompute,
+        optimizer=chosen.optimizer,
+        rows_per_chunk=chosen.rows_per_chunk,
+    )
+    return settings, row_of(kind, *names, gib, rows, chosen, chosen)
+
+
+def plan_line(row: Row) -> str:
+    """Say a plan in one line."""
+    largest = sorted(row.parts.items(), key=lambda part: -part[1])
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in largest if size >= 0.005)
+    return (
+        f"memory plan: {row.peak_gb:.2f} GB at the peak, of {row.gpu_gib:.1f} GiB; micro-batch "
+        f"{row.micro_batch} x {row.accumulation}, {row.recompute_layers} layers recompute, "
+        f"{row.rows_per_chunk} rows per chunk ({parts})"
+    )
