@@ -22,12 +22,12 @@ from rich.progress import (
 
 
 def rank_and_count() -> tuple[int, int]:
-    """Return this process's number and how many there are, as `accelerate launch` and `torchrun` say."""
+    """Return this process's number and how many there are, as `accelerate launch` and `torchrun` set them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def command_console() -> Console:
-    """Return the console of a command; of several processes the first speaks."""
+    """Return the console of a command; of several processes only the first prints."""
     return Console(quiet=rank_and_count()[0] > 0)
 
 
@@ -110,11 +110,11 @@ class _Logger(logging.Logger):
     may be at any moment of a command.
     """
 
-    def addHandler(self, handler: logging.Handler) -> None:
-        if not _prints(handler):
-            super().addHandler(handler)
+    def addHandler(self, hdlr: logging.Handler) -> None:
+        if not _prints(hdlr):
+            super().addHandler(hdlr)
 
-    @property
+    @property  # pyright: ignore[reportIncompatibleVariableOverride]
     def propagate(self) -> bool:
         return True
 
@@ -131,12 +131,12 @@ def aside() -> Iterator[None]:
     taken = []
     for logger in list(root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and logger is not ours:
-            printing = [one for one in logger.handlers if _prints(one)]
+            printing = [own for own in logger.handlers if _prints(own)]
             if printing:
                 taken.append((logger, printing, logger.propagate))
                 logger.propagate = True
-                for one in printing:
-                    logger.removeHandler(one)
+                for printer in printing:
+                    logger.removeHandler(printer)
     spoken = ours.propagate
     ours.propagate = False
     ours.addHandler(own)
@@ -154,8 +154,8 @@ def aside() -> Iterator[None]:
         ours.propagate = spoken
         for logger, printing, propagated in taken:
             logger.propagate = propagated
-            for one in printing:
-                logger.addHandler(one)
+            for printer in printing:
+                logger.addHandler(printer)
 
 
 def write_into(folder: Path) -> None:

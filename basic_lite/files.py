@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Files that are either whole or not there, and the run folder: its names, manifest, hashes and lock."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def complete(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(target: Path, wait: bool = False) -> Iterator[bool]:
-    """Keep other processes from writing `target`, and say whether this is the one that may.
+    """Keep other processes from writing `target`, and yield whether this one may.
 
     The lock is a file beside it; the kernel lets go of it when the process dies.
 
@@ -76,8 +76,8 @@ def locked(target: Path, wait: bool = False) -> Iterator[bool]:
 
 
 @contextmanager
-def told(what: Path) -> Iterator[None]:
-    """Say in one line that something could not be written, whichever library noticed.
+def write_errors(what: Path) -> Iterator[None]:
+    """Turn any library's error of writing into one line that names what could not be written.
 
     Raises:
         OSError: Of safetensors' own error for a full disk, torch's, or the system's.
@@ -85,7 +85,7 @@ def told(what: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error, 1000)
         if isinstance(error, RuntimeError) and not any(mark in reason for mark in _TORCH_WRITER):
             raise
         if reason.endswith(_UNTOUCHED):  # a file's error has passed the folder that it belongs to
@@ -143,7 +143,7 @@ STATE: tuple[str, ...] = ("*.pt", "*.pth")
 """Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
 
 CHECKED: str = ".checked.json"
-"""Files that were found whole, with size and times: one that has not changed since is not read again."""
+"""Files that were checked, with size and times: one that has not changed since is not read again."""
 
 FORMAT: int = 1
 """Version of the manifest; a reader refuses one that it does not know."""
@@ -203,7 +203,7 @@ def hashes(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, str]:
 def check_files(folder: str | Path, *kinds: str) -> None:
     """Compare a run's files with the hashes in its manifest; one of an older version has none.
 
-    Every file is read once. What was found stands in `.checked.json` beside the manifest, and a file of
+    Every file is read once. The results stand in `.checked.json` beside the manifest, and a file of
     the same size and times is believed from then on. (The time of an inode's last change cannot be set back.)
 
     Args:
@@ -226,10 +226,10 @@ def check_files(folder: str | Path, *kinds: str) -> None:
             raise ValueError(f"{path} is missing: {_remedy(folder, name, sha)}") from None
         entry = [sha, *state]
         if before.get(name) != entry:
-            found = _hash_in(path, state)
-            if found != sha:
+            now = _hash_in(path, state)
+            if now != sha:
                 raise ValueError(
-                    f"{path} is not what the run wrote (its SHA-256 begins with {found[:8]}, {MANIFEST} says "
+                    f"{path} is not what the run wrote (its SHA-256 begins with {now[:8]}, {MANIFEST} says "
                     f"{sha[:8]}): {_remedy(folder, name, sha)}"
                 )
         after[name] = entry
@@ -239,8 +239,8 @@ def check_files(folder: str | Path, *kinds: str) -> None:
 
 
 def _state(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    info = path.stat()
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 @lru_cache
@@ -250,7 +250,7 @@ def _hash_in(path: Path, state: tuple[int, int, int]) -> str:
 
 
 def _remedy(folder: Path, name: str, sha: str) -> str:
-    """Say how a file can be had again."""
+    """Tell how to get a file again."""
     if folder.name.startswith("checkpoint-"):
         return (
             f"remove {folder}, and --resume goes on from the checkpoint before; or --overwrite starts again"
@@ -266,7 +266,7 @@ def _is(path: Path, sha: str) -> bool:
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Say whether a folder holds a run that reached its last step; `False` without a manifest.
+    """Return whether a folder holds a run that reached its last step; `False` without a manifest.
 
     Raises:
         ValueError: As `read_manifest`, if there is one that cannot be read.
@@ -276,12 +276,12 @@ def is_finished(folder: str | Path) -> bool:
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    found = [
+    whole = [
         path
         for path in Path(folder).glob("checkpoint-*")
         if path.name[11:].isdigit() and (path / "trainer_state.json").is_file()
     ]
-    return sorted(found, key=lambda path: int(path.name[11:]))
+    return sorted(whole, key=lambda path: int(path.name[11:]))
 
 
 def check_archives(checkpoint: Path) -> None:
@@ -333,12 +333,12 @@ def load_table(
         try:
             with safe_open(place, framework="np") as file:
                 meta = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in columns}
+                table = {name: file.get_tensor(name) for name in columns}
         except (OSError, SafetensorError):
             continue
         same = all(meta.get(name) == value for name, value in key.items())
-        if same and all(found[name].dtype == kind for name, kind in columns.items()):
-            return meta, found
+        if same and all(table[name].dtype == kind for name, kind in columns.items()):
+            return meta, table
     return None
 
 
@@ -347,6 +347,7 @@ def save_table(places: list[Path], meta: Mapping[str, str], columns: Mapping[str
     from safetensors.numpy import save_file
 
     for place in places:
+        # Not `complete`: workers of one run may save the same table at once, each its own draft.
         part = place.with_name(f"{place.name}.{os.getpid()}.part")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -360,7 +361,7 @@ def save_table(places: list[Path], meta: Mapping[str, str], columns: Mapping[str
     return None
 
 
-# One command at a time writes a run folder; a second one is told in one line which process the first is.
+# One command at a time writes a run folder; a second one is refused, and its error names the first.
 #
 # The lock is the kernel's (`filelock`): it is released when its process dies, however that happens.
 
@@ -396,7 +397,7 @@ def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[N
         return
     place, prefix = (folder.absolute().parent, f".{folder.name}") if beside else (folder, "")
     path, holder = place / f"{prefix}{LOCK}", place / f"{prefix}{HOLDER}"
-    made = [one for one in (place, *place.absolute().parents) if not one.exists()]
+    made = [parent for parent in (place, *place.absolute().parents) if not parent.exists()]
     lock = FileLock(path)
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -415,15 +416,15 @@ def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[N
             with suppress(OSError):  # Windows removes an open file when it is closed
                 leftover.unlink()
         lock.release()
-        for one in made:
+        for parent in made:
             with suppress(OSError):  # not empty: something was written
-                one.rmdir()
+                parent.rmdir()
 
 
 def contents(folder: Path) -> list[Path]:
     """Return what stands in a folder, apart from its lock; nothing where there is no folder."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if path.name not in (LOCK, HOLDER)]
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in paths if path.name not in (LOCK, HOLDER)]
 
 
 def _acquire(lock: FileLock, folder: Path, holder: Path, wait: float) -> None:
@@ -480,7 +481,7 @@ def _read(holder: Path) -> dict:
 
 
 def _runs(other: dict) -> bool:
-    """Say whether a holder can be alive; one that was killed may have left its name behind."""
+    """Return whether a holder can be alive; a killed one may have left its name behind."""
     if not other:
         return False  # it is about to write its name, or to let go
     if other["host"] != socket.gethostname():

@@ -84,7 +84,7 @@ def step(
     ] = 3,
     cap: Annotated[
         float | None,
-        o.option(help="Emulate a card of so many GiB.", default="the card's", callback=o.within(above=0)),
+        o.option(help="Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
     against: Annotated[
         bool, o.option("--against", help="Also the plain step of transformers and peft, and naive BASIC.")
@@ -125,15 +125,15 @@ def step(
         "cap_gib": cap,
     }
     if against:
-        found = compare_steps(assembled, rounds=rounds, **settings)
-        console.print(markdown(found), highlight=False, soft_wrap=True)
+        results = compare_steps(assembled, rounds=rounds, **settings)
+        console.print(markdown(results), highlight=False, soft_wrap=True)
     else:
-        found = measure_steps(assembled, basic=basic, **settings)
-        for name, value in found.items():
+        results = measure_steps(assembled, basic=basic, **settings)
+        for name, value in results.items():
             if name != "speeds":
                 console.print(f"{name:24} {value}", highlight=False)
     if out is not None:
-        write_json(out, {"model": model, **settings, "results": found})
+        write_json(out, {"model": model, **settings, "results": results})
 
 
 def host(

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny import llm_folder, tower_folder
+from typer.testing import CliRunner
 
-from basic_lite.cli import main
+from basic_lite.cli import app, main
 
 COMMAND = [sys.executable, "-c", "from basic_lite.cli import main; main()"]
 
@@ -95,3 +96,15 @@ def stage1(world: Path, *more: object) -> list[object]:
 def stage2(world: Path, *more: object) -> list[object]:
     data = ["--data", world / "instruct.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
     return ["stage2", *data, "--logging-steps", 1, *more]
+
+
+def settings_shown(text: str) -> dict[str, str]:
+    """Return the table of settings that a stage prints."""
+    pairs = (line.strip().rsplit("  ", 1) for line in text.splitlines() if "  " in line.strip())
+    return {name.strip(): value for name, value in pairs}
+
+
+def data_check(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["data", "check", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr

@@ -6,8 +6,8 @@ import io
 import json
 
 import pytest
+from made_runs import made_run
 from PIL import Image
-from test_export import made_run
 from tiny import tiny_assembled
 
 from basic_lite import chat as chats

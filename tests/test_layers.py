@@ -6,34 +6,15 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
-
-import basic_lite
-
-PACKAGE = Path(basic_lite.__file__).parent
-ROOT = PACKAGE.parent
+from modules import PACKAGE, ROOT, modules
 
 ORDER = (
     "console files pages data models method export memory training evaluation "
     "analysis experiments bench chat recipes cli __main__"
 ).split()
 """A part imports only itself and parts before it: the core never imports analysis, experiments or bench."""
-
-
-def modules() -> dict[str, Path]:
-    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "recipes").glob("*.py")]
-    homes = [PACKAGE if path.is_relative_to(PACKAGE) else ROOT for path in paths]
-    names = [
-        ".".join(path.relative_to(home).with_suffix("").parts)
-        for path, home in zip(paths, homes, strict=True)
-    ]
-    return {
-        name.removesuffix(".__init__"): path
-        for name, path in zip(names, paths, strict=True)
-        if name != "__init__"
-    }
 
 
 MODULES = modules()
@@ -99,6 +80,19 @@ def test_light_modules_import_nothing_heavy(module):
 def test_there_is_no_module_without_a_meaning():
     vague = {"utils", "util", "helpers", "misc", "common"}
     assert not [name for name in MODULES if set(name.split(".")) & vague]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_test_module_is_imported(path):
+    """What several tests use is a fixture of a `conftest.py` or stands in a module of its own."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or "", *(alias.name for alias in node.names)}
+    tests = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert not {part for name in names for part in name.split(".")} & tests
 
 
 def test_the_top_level_is_the_design_cards():

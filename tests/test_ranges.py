@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import typer
-from command import run, stage1, stage2
+from command import run, settings_shown, stage1, stage2
 from safetensors.torch import load_file
 
 from basic_lite import files
@@ -109,12 +109,6 @@ def test_a_given_zero_is_no_default_and_an_edge_is_where_it_is_said(command, giv
     dry = ["--dry-run"] if command in ("stage1", "stage2", "eval mmbench", "ablate losses") else []
     refused = run(*command.split(), *given.split(), *dry, cwd=tmp_path, expect=2)
     assert refused.stderr == f"error: {given.split()[0]} {said}\n"
-
-
-def settings_shown(text: str) -> dict[str, str]:
-    """Return the table of settings that a stage prints."""
-    pairs = (line.strip().rsplit("  ", 1) for line in text.splitlines() if "  " in line.strip())
-    return {name.strip(): value for name, value in pairs}
 
 
 def test_edges_inside_a_range_are_used_as_given(world, tmp_path):

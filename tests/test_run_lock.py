@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from command import run
 from kills import command, lines, write_rows
 from kills import start as started
-from test_cli import run
 
 from basic_lite import files
 from basic_lite.console import rank_and_count

@@ -38,6 +38,7 @@ from transformers import (
     StableLmConfig,
 )
 
+from basic_lite.method.targets import TargetSpace
 from basic_lite.models.llava import Assembled, Sources, assemble
 
 VOCABULARY, IMAGE_TOKEN, PATCHES = 320, 3, 9
@@ -55,15 +56,15 @@ _SIZES = {
     "eos_token_id": 2,
     "initializer_range": 0.3,  # large enough that attention is far from uniform
 }
-_TOWER = {
+TOWER_SIZES = {
     "hidden_size": 24,
     "intermediate_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "image_size": 24,
     "patch_size": 8,
-    "initializer_range": 0.3,
 }
+_TOWER = TOWER_SIZES | {"initializer_range": 0.3}
 DECODERS = {
     "llama": lambda: LlamaConfig(**_SIZES),
     "gemma": lambda: GemmaConfig(**_SIZES, head_dim=12),
@@ -243,3 +244,13 @@ def tiny_assembled(decoder: str = "llama", tower: str = "clip", **settings: obje
     """Assemble the tiny parts as the commands do."""
     settings = {"bits": 16, "dtype": torch.float32} | settings
     return assemble(Sources(str(llm_folder(decoder)), str(tower_folder(tower)), **settings))
+
+
+def target_space(kind: str, seed: int = 0) -> TargetSpace:
+    """Make a target space of arbitrary numbers, for two layers of a tiny decoder."""
+    generator, layers, width = torch.Generator().manual_seed(seed), 2, _SIZES["hidden_size"]
+    centre = torch.randn(layers, width, generator=generator)
+    if kind == "centred":
+        return TargetSpace("centred", centre)
+    maps = tuple(torch.randn(width, width, generator=generator) / 6 for _ in range(layers))
+    return TargetSpace("translated", centre, maps, torch.randn(width, generator=generator))

@@ -23,6 +23,16 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 
+WIDE_TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 168,
+    "patch_size": 14,
+}
+"""A tower's settings, for models that are measured and never run on real numbers."""
+
 
 def _attention(query, key, value, *args, out_shape=None, **kwargs):
     return sdpa_flop_count(query, key, value)

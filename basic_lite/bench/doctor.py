@@ -33,7 +33,7 @@ class Finding:
     Attributes:
         name: what.
         state: `"good"`, `"note"` (a run is possible) or `"bad"` (it is not).
-        text: what was found.
+        text: the result, in a few words.
         remedy: the line that mends it.
     """
 
@@ -69,7 +69,7 @@ def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
         try:
             yield check()
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            text = f"{type(error).__name__}: {one_line(error, 200)}"
             yield Finding(
                 name, "bad", text, "pip install --force-reinstall basic-lite, and report this if it stays"
             )
@@ -120,8 +120,8 @@ def download(name: str, source: str, known: float, loads: list[Load]) -> Finding
         loads.append(Load(0, 0))
         return Finding(name, "good", f"{source} ships with the package")
     try:
-        found = repository.download_of(source, TIMEOUT_SECONDS)
-        if found.gated:
+        needed = repository.download_of(source, TIMEOUT_SECONDS)
+        if needed.gated:
             auth_check(source)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         loads.append(Load(known, known))
@@ -135,15 +135,15 @@ def download(name: str, source: str, known: float, loads: list[Load]) -> Finding
             f"asked ({one_line(error, 80)})"
         )
         return Finding(name, "note", text, "connect to the hub, or give folders: --llm, --tower")
-    loads.append(Load(found.missing, found.size if found.pickled else 0))
-    token = "gated, and your login may read it" if found.gated else "no token needed"
-    form = "pickled, converted to safetensors once" if found.pickled else "safetensors"
-    text = f"{source}: {found.size / 1e9:.1f} GB ({form}), {found.missing / 1e9:.1f} GB of it to download"
+    loads.append(Load(needed.missing, needed.size if needed.pickled else 0))
+    token = "gated, and your login may read it" if needed.gated else "no token needed"
+    form = "pickled, converted to safetensors once" if needed.pickled else "safetensors"
+    text = f"{source}: {needed.size / 1e9:.1f} GB ({form}), {needed.missing / 1e9:.1f} GB of it to download"
     return Finding(name, "good", f"{text}; {token}")
 
 
 def room(loads: list[Load], packed: int) -> Finding:
-    """Say whether the disks of the hub's cache and of this package's can hold a model's parts.
+    """Check that the disks of the hub's cache and of this package's can hold a model's parts.
 
     Args:
         loads: of its parts.
@@ -161,32 +161,32 @@ def room(loads: list[Load], packed: int) -> Finding:
         existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
         disk = existing.stat().st_dev
         needs[disk] = (existing, needs.get(disk, (existing, 0.0))[1] + size)
-    told, full = [], False
+    shares, full = [], False
     for existing, size in needs.values():
         free = shutil.disk_usage(existing).free
         full = full or free < size + (quantised.SPARE_BYTES if size else 0)
-        told.append(f"{size / 1e9:.1f} GB of {free / 1e9:.0f} GB free at {existing}")
+        shares.append(f"{size / 1e9:.1f} GB of {free / 1e9:.0f} GB free at {existing}")
     remedy = f"free some, or set HF_HOME and {quantised.VARIABLE} to a larger disk"
-    text = f"downloads and copies take {', '.join(told)}"
+    text = f"downloads and copies take {', '.join(shares)}"
     return Finding("room", "bad" if full else "good", text, remedy if full else "")
 
 
 def card(model: str) -> Finding:
-    """Say which stages of a model fit this card, by the memory plan."""
+    """List the stages of a model that fit this card, by the memory plan."""
     from basic_lite.memory import sizes, tables
 
     (decoder,) = sizes.decoders_named(model, None)
     (tower,) = sizes.towers_named(zoo.LLMS[model].tower, None, every=False)
     there = torch.cuda.is_available()
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if there else 24.0
-    told, fits = [], 0
+    stages, fits = [], 0
     for kind in tables.kinds_of(None):
         row, _ = tables.plan_row(kind, decoder, tower, gib)
         fits += row.micro_batch is not None
         how = "does not fit" if row.micro_batch is None else f"micro-batch {row.micro_batch}"
-        told.append(f"{kind} {how} ({row.peak_gb:.1f} GB)")
+        stages.append(f"{kind} {how} ({row.peak_gb:.1f} GB)")
     where = f"this card ({gib:.1f} GiB)" if there else "no GPU here; a card of 24 GiB"
-    text = f"{where}: {', '.join(told)}"
+    text = f"{where}: {', '.join(stages)}"
     remedy = f"basic-lite plan --model {model} shows which card is needed"
     return Finding("card", "good" if there and fits else "bad" if there else "note", text, remedy)
 
@@ -201,28 +201,28 @@ def versions() -> Finding:
         if wanted.marker is not None:
             continue  # an extra
         try:
-            found = version(wanted.name)
+            installed = version(wanted.name)
         except PackageNotFoundError:
             wrong.append(f"{wanted.name} is missing")
             continue
-        if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found} is not {wanted.specifier}")
+        if not wanted.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{wanted.name} {installed} is not {wanted.specifier}")
         if wanted.name in ("torch", "transformers", "peft"):
-            shown.append(f"{wanted.name} {found}")
+            shown.append(f"{wanted.name} {installed}")
     if wrong:
         return Finding("versions", "bad", "; ".join(wrong), "pip install --upgrade basic-lite")
     return Finding("versions", "good", ", ".join(shown))
 
 
 def device() -> Finding:
-    """Name the GPU and the driver, or say why there is none."""
+    """Name the GPU and the driver, or the reason why there is none."""
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
+        gpu = torch.cuda.get_device_properties(0)
         count = torch.cuda.device_count()
         more = f", {count} of them" if count > 1 else ""
         free, total = torch.cuda.mem_get_info()
         memory = f"{total / 2**30:.1f} GiB of which {free / 2**30:.1f} free"
-        text = f"{found.name}{more}, {memory}, driver {_driver()}"
+        text = f"{gpu.name}{more}, {memory}, driver {_driver()}"
         if free < 0.8 * total:
             return Finding("device", "note", text, "nvidia-smi shows what else uses the GPU")
         return Finding("device", "good", f"{text}, CUDA {torch.version.cuda}")
@@ -270,18 +270,20 @@ def bf16() -> Finding:
 
 def bitsandbytes() -> Finding:
     """Run a 4-bit layer forward and backward and compare with its own dequantised weight."""
-    import bitsandbytes as bnb
+    from bitsandbytes import functional
+    from bitsandbytes.nn.modules import Linear4bit
 
     where = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    layer = bnb.nn.Linear4bit(
+    layer = Linear4bit(
         128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
     ).to(where)
     rows = torch.randn(8, 128, device=where, requires_grad=True)
-    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
     output = layer(rows)
     output.sum().backward()
     gap = float((output - rows @ weight.T).detach().abs().max())
+    assert rows.grad is not None
     gradient = float((rows.grad - weight.sum(0)).abs().max())
     text = f"{version('bitsandbytes')}: a 4-bit layer differs by {gap:.1g} forward, {gradient:.1g} backward"
     if max(gap, gradient) > 1e-2:
@@ -291,9 +293,9 @@ def bitsandbytes() -> Finding:
 
 def liger() -> Finding:
     """Run one fused kernel, where there is a GPU for it."""
-    found = version("liger-kernel")
+    installed = version("liger-kernel")
     if not torch.cuda.is_available():
-        return Finding("liger-kernel", "good", f"{found}, not needed on a CPU")
+        return Finding("liger-kernel", "good", f"{installed}, not needed on a CPU")
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     rows, weight = torch.randn(16, 128, device="cuda"), torch.ones(128, device="cuda")
@@ -304,10 +306,10 @@ def liger() -> Finding:
         return Finding(
             "liger-kernel",
             "bad",
-            f"{found}: a norm differs by {gap:.1g}",
+            f"{installed}: a norm differs by {gap:.1g}",
             "pip install --upgrade liger-kernel triton",
         )
-    return Finding("liger-kernel", "good", f"{found}: a fused norm differs by {gap:.1g}")
+    return Finding("liger-kernel", "good", f"{installed}: a fused norm differs by {gap:.1g}")
 
 
 def disk(folder: Path) -> Finding:
@@ -338,14 +340,14 @@ def disk(folder: Path) -> Finding:
 
 
 def copies() -> Finding:
-    """Say where pre-quantised decoders are kept, how many, and what removes them."""
+    """Show where pre-quantised decoders are kept, how many, and what removes them."""
     root = quantised.root()
     if root is None:
         return Finding("copies", "good", f"none are kept: {quantised.VARIABLE} is off")
-    found = quantised.copies()
-    size = sum(quantised.size_of(folder) for folder in found) / 1e9
-    text = f"pre-quantised decoders: {len(found)}, {size:.1f} GB, in {root / 'quantised'}"
-    text = f"{text} (rm -r that folder clears them)" if found else text
+    folders = quantised.copies()
+    size = sum(quantised.size_of(folder) for folder in folders) / 1e9
+    text = f"pre-quantised decoders: {len(folders)}, {size:.1f} GB, in {root / 'quantised'}"
+    text = f"{text} (rm -r that folder clears them)" if folders else text
     pickled = quantised.copies("converted")
     if pickled:
         size = sum(quantised.size_of(folder) for folder in pickled) / 1e9

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
-Facts = dict[str, object]
+Facts = dict[str, Any]
 
 
 class _RowWeight(Function):
     """Identity whose gradient is multiplied row by row: Liger's divergence knows no weight per row."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(weight)
         return rows.view_as(rows)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (weight,) = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,), (upstream,) = ctx.saved_tensors, grad_outputs
         return upstream * weight[:, None].to(upstream.dtype), None
 
 
@@ -63,7 +63,7 @@ def measure_sds(
         for start in range(0, rows, chunk):
             for states in (initial.detach()[start : start + chunk], target[start : start + chunk].to(dtype)):
                 logits = states @ embedding.T
-            logits @ embedding
+            torch.mm(logits, embedding)
 
     def ours() -> None:
         semantic_distribution(seen, embedding).total.backward()
@@ -83,11 +83,11 @@ def measure_sds(
     runs: dict[str, Callable[[], None]] = {"three products": products, "L_sds": ours, "naive": naive}
     if device == "cuda":
         runs["liger fused JSD"] = liger
-    found = _in_turn(runs, initial, device, repeats)
+    measured = _in_turn(runs, initial, device, repeats)
     if device != "cuda":
-        found.append({"name": "liger fused JSD", "why not": "its kernels need a GPU"})
-    base = next(row["ms"] for row in found if row["name"] == "three products")
-    return [row | ({"ratio": round(row["ms"] / base, 3)} if "ms" in row else {}) for row in found]
+        measured.append({"name": "liger fused JSD", "why not": "its kernels need a GPU"})
+    base = next(row["ms"] for row in measured if row["name"] == "three products")
+    return [row | ({"ratio": round(row["ms"] / base, 3)} if "ms" in row else {}) for row in measured]
 
 
 def _in_turn(
@@ -100,7 +100,7 @@ def _in_turn(
         for name, run in runs.items():
             if name in failed:
                 continue
-            leaf.grad = None
+            leaf.grad, held = None, 0.0
             if device == "cuda":
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()

@@ -21,20 +21,20 @@ from basic_lite.method.capture import layer_weights, supervised_layers
 from basic_lite.method.objective import Objective
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
-from basic_lite.models.parts import parts_of
+from basic_lite.models.parts import layers_of, parts_of
 from basic_lite.models.trainable import Adapters, train_adapters, train_projector
 from basic_lite.training import liger
 from basic_lite.training.trainer import BasicTrainer
 
 # What `bench step --against` measures beside our step: LLaVA's plain one, and BASIC written plainly.
 
-BaselineFacts = dict[str, object]
+Facts = dict[str, Any]
 
 
 def arguments_of(
-    assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: object
+    assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: Any
 ) -> TrainingArguments:
-    """Return what every variant's Trainer is given alike: nothing is saved, reported or drawn.
+    """Return the arguments that every variant's Trainer shares: nothing is saved, reported or drawn.
 
     Args:
         assembled: the model, on its device.
@@ -58,7 +58,7 @@ def arguments_of(
 
 def measure_baseline(
     assembled: Assembled, *, naive: bool, micro_batch: int, text: int, steps: int, warm: int = 2
-) -> BaselineFacts:
+) -> Facts:
     """Train as the documentation of transformers and peft says, with transformers' own Trainer.
 
     The model gets ids, pictures and labels and returns its own loss, with the head on all rows; on a GPU with
@@ -92,11 +92,11 @@ def measure_baseline(
                 callbacks=[clock],
             )
             trainer.remove_callback(PrinterCallback)
-            if naive:
+            if isinstance(trainer, _Naive):
                 trainer.assembled = assembled
             trainer.train()
     finally:
-        decoder.set_attn_implementation(before)
+        decoder.set_attn_implementation(before or "sdpa")
         for parameter in assembled.model.parameters():
             parameter.grad = None
     speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
@@ -122,7 +122,9 @@ class _Clock(TrainerCallback):
     """Seconds from the end of one optimizer step to the end of the next, of the first from its start."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds, self._last = device, [], None
+        self.device = device
+        self.seconds: list[float] = []
+        self._last = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self._last = self._last or time.perf_counter()
@@ -145,7 +147,7 @@ class _Naive(Trainer):
         return outputs.loss + _terms(self.assembled, inputs, outputs)
 
 
-def _terms(assembled: Assembled, inputs: dict, outputs: object) -> torch.Tensor:
+def _terms(assembled: Assembled, inputs: dict, outputs: Any) -> torch.Tensor:
     """`L_das + 0.01 L_sds` from everything that the model can be asked for; one picture per row."""
     parts = parts_of(assembled.model)
     k = supervised_layers(parts.decoder.config, None)
@@ -153,7 +155,7 @@ def _terms(assembled: Assembled, inputs: dict, outputs: object) -> torch.Tensor:
     pictures = len(patch)
     initial = outputs.hidden_states[0][patch].float()
     states = zip(layer_weights(k), outputs.hidden_states[1 : k + 1], strict=True)
-    target = sum(weight * state[patch].float() for weight, state in states).detach()
+    target = torch.stack([weight * state[patch].float() for weight, state in states]).sum(0).detach()
     text = (patch.cumsum(1) > 0) & ~patch
     weights = text.float() / text.sum(1, keepdim=True)
     maps = sum(attention.float().mean(1) for attention in outputs.attentions[:k]) / k
@@ -164,9 +166,6 @@ def _terms(assembled: Assembled, inputs: dict, outputs: object) -> torch.Tensor:
     log_q = (initial.to(table.dtype) @ table.T).float().log_softmax(-1)
     sds = (log_p.exp() * (log_p - log_q)).sum(-1)
     return (importance * (das + 0.01 * sds)).sum() / pictures
-
-
-Facts = dict[str, object]
 
 
 def emulate_card(cap_gib: float | None, device: str) -> None:
@@ -195,13 +194,13 @@ def release_memory() -> None:
 def set_recomputed(assembled: Assembled, count: int | None) -> None:
     """Let the first `count` decoder layers run again in backward, whatever was set before; `None` for all."""
     decoder = parts_of(assembled.model).decoder
-    for layer in decoder.layers:
-        layer.gradient_checkpointing = False
+    for layer in layers_of(decoder):
+        setattr(layer, "gradient_checkpointing", False)  # noqa: B010 (a Module's attributes are typed)
     recompute_layers(decoder, count)
 
 
 def compare_steps(
-    assembled: Assembled, *, rounds: int = 1, naive: bool = True, baseline: bool = True, **settings: object
+    assembled: Assembled, *, rounds: int = 1, naive: bool = True, baseline: bool = True, **settings: Any
 ) -> list[Facts]:
     """Measure, in one process and in turn, our step and the two that others would take.
 
@@ -247,17 +246,17 @@ def compare_steps(
             speeds[name] += facts["speeds"]
             peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
     medians = {name: statistics.median(speeds[name]) for name in runs if name not in failed}
-    found: list[Facts] = []
+    rows: list[Facts] = []
     for name in runs:
         if name in failed:
-            found.append({"name": name, "why not": "out of memory"})
+            rows.append({"name": name, "why not": "out of memory"})
             continue
         row: Facts = {"name": name, "samples/s": round(medians[name], 4)}
         row["peak MiB"] = peaks[name] if on_gpu else None
         for base, column in ((ours, "time / our plain"), (theirs, "time / documented plain")):
             row[column] = round(medians[base] / medians[name], 3) if base in medians else None
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def measure_steps(
@@ -275,7 +274,7 @@ def measure_steps(
     prepared: bool = False,
     optimizer: str = "adamw",
 ) -> Facts:
-    """Train on random rows and say how fast it was and how much memory it took.
+    """Train on random rows and return how fast it was and how much memory it took.
 
     Args:
         assembled: from `synthetic.random_model`.
@@ -332,7 +331,7 @@ def measure_steps(
         "BASIC": "on" if basic else "off",
         "tokens per row": 1 + tokens + text,
         "micro-batch": micro_batch,
-        "layers recomputed": len(parts.decoder.layers) if recompute is None else recompute,
+        "layers recomputed": len(layers_of(parts.decoder)) if recompute is None else recompute,
         "samples/s (median)": statistics.median(speeds),
         "speeds": speeds,
         "peak MiB": log[-1]["peak_mib"],

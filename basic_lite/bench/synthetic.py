@@ -18,7 +18,7 @@ from transformers import (
 from basic_lite.data import templates
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled, Projector, Sources, check_quantisation
-from basic_lite.models.parts import parts_of
+from basic_lite.models.parts import layers_of, parts_of
 
 DECODERS: dict[str, PretrainedConfig] = {
     name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()
@@ -59,6 +59,8 @@ def random_model(
     text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
     tower = CLIPVisionConfig(**CLIP_L_336 | (vision or {}))
+    assert isinstance(tower.image_size, int), "a square"
+    assert isinstance(tower.patch_size, int), "a square"
     tokens = (tower.image_size // tower.patch_size) ** 2
     config = LlavaConfig(
         text_config=text,
@@ -77,7 +79,7 @@ def random_model(
     finally:
         torch.set_default_dtype(old)
     if bits == 4:
-        for layer in parts_of(model).decoder.layers:
+        for layer in layers_of(parts_of(model).decoder):
             _quantise(layer, dtype, device)
     model.requires_grad_(False)
     model.train()
@@ -91,11 +93,11 @@ def random_model(
 
 def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
     """Replace the linear layers inside `module` by nf4 ones with double quantisation."""
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            packed = bnb.nn.Linear4bit(
+            packed = Linear4bit(
                 child.in_features,
                 child.out_features,
                 bias=child.bias is not None,
@@ -103,7 +105,7 @@ def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
                 compress_statistics=True,
                 quant_type="nf4",
             )
-            packed.weight = bnb.nn.Params4bit(
+            packed.weight = Params4bit(
                 child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
             )
             setattr(module, name, packed.to(device))
@@ -123,13 +125,8 @@ class RandomRows(Dataset):
     """
 
     def __init__(self, count: int, patches: int, text: int, vocabulary: int, size: int) -> None:
-        self.count, self.patches, self.text, self.vocabulary, self.size = (
-            count,
-            patches,
-            text,
-            vocabulary,
-            size,
-        )
+        self.count, self.patches, self.text = count, patches, text
+        self.vocabulary, self.size = vocabulary, size
 
     def __len__(self) -> int:
         return self.count

@@ -20,7 +20,7 @@ from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace
 from basic_lite.method.types import Importance, Intervention, Refinement, Weighting
-from basic_lite.models.parts import parts_of
+from basic_lite.models.parts import layers_of, parts_of
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
@@ -54,7 +54,7 @@ def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
     # The name alone does not tell: MiniMax calls its linear recurrence `self_attn` as well.
     attending = [
         index
-        for index, layer in enumerate(decoder.layers)
+        for index, layer in enumerate(layers_of(decoder))
         if hasattr(layer, "self_attn") and kinds[index : index + 1] != ["linear_attention"]
     ]
     if not attending or attending[0] >= k:
@@ -128,6 +128,9 @@ class capture:
         self.space = target if isinstance(target, TargetSpace) else TargetSpace(target)
         self.space.check_fits(self.layers, self.parts.embedding.shape[1])
         self.refinement: Refinement | None = None
+        self._initial: torch.Tensor | None = None
+        self._target: torch.Tensor | None = None
+        self._attention: torch.Tensor | None = None
         self._given: Layout | None = None
         self._at_hand: torch.Tensor | None = None
         self.intervention = Intervention()
@@ -157,7 +160,7 @@ class capture:
             decoder.register_forward_pre_hook(self._receive, with_kwargs=True),
             *(
                 layer.register_forward_hook(self._accumulate(index))
-                for index, layer in enumerate(decoder.layers[: self.layers])
+                for index, layer in enumerate(layers_of(decoder)[: self.layers])
             ),
             llava.register_forward_hook(self._finish),
         ]
@@ -247,7 +250,7 @@ class capture:
         if self._layout is None or index not in self._attending:
             return
         # The vision tower may run under the same name; only the decoder's own modules count.
-        if module is not self.parts.decoder.layers[index].self_attn:
+        if module is not layers_of(self.parts.decoder)[index].self_attn:
             return
         self._attended.append(index)
         text = next((text for mask, text in self._text if mask is attention_mask), None)
@@ -263,6 +266,8 @@ class capture:
         layout, self._layout = self._layout, None
         if layout is None:
             return
+        assert self._initial is not None, "the decoder ran"
+        assert self._target is not None, "the decoder's first layer ran"
         if self.importance == "attention":
             if self._attended != self._attending:
                 silent = sorted({index + 1 for index in self._attending} - {i + 1 for i in self._attended})
@@ -279,10 +284,10 @@ class capture:
             importance = self._target.new_full(
                 (len(layout.patch),), layout.images / max(len(layout.patch), 1)
             )
-        found = Refinement(self._initial, self._target, importance, layout.image, layout.images)
+        refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
         if self.intervention.refinement is not None:
             given = self._received | {"layout": layout, "rows": self._rows}
-            found, self._received = self.intervention.refinement(found, given), {}
-        self.refinement = found
+            refinement, self._received = self.intervention.refinement(refinement, given), {}
+        self.refinement = refinement
         self._initial = self._target = self._attention = None
         self._text = []

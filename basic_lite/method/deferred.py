@@ -1,4 +1,4 @@
-"""BASIC's terms behind the decoder's backward pass instead of in front of it.
+"""BASIC's terms after the decoder's backward pass instead of before it.
 
 Both terms meet the graph at the visual embeddings alone. An identity node stands there: autograd reaches
 it when every decoder layer has given back what it kept, and only then the terms are computed, their
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import LossTerm, Refinement, Window
@@ -78,10 +79,10 @@ class Deferral:
         """Compute the terms and return their gradient, `(N, D)` in fp32 or fp64."""
         assert self.refinement is not None, "the refinement of the forward pass was not set before backward"
         assert self._scale is not None, "the loss did not pass through `announce`"
-        found, self.refinement = self.refinement, None
-        leaf = found.initial.detach()
+        refinement, self.refinement = self.refinement, None
+        leaf = refinement.initial.detach()
         leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
-        refinement = replace(found, initial=leaf)
+        refinement = replace(refinement, initial=leaf)
         objective = self.objective
         if self.rows_per_chunk is not None:
             objective = replace(objective, rows_per_chunk=self.rows_per_chunk(len(leaf)))
@@ -105,15 +106,15 @@ class _Held(Function):
     """Identity; on the way back the terms' gradient joins."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, features: torch.Tensor, dtype: torch.dtype, deferral: Deferral
-    ) -> torch.Tensor:
+    def forward(ctx: Any, features: torch.Tensor, dtype: torch.dtype, deferral: Deferral) -> torch.Tensor:
         ctx.deferral = deferral
         return features.view_as(features) if features.dtype == dtype else features.to(dtype)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
         return ctx.deferral.gradient().add_(upstream), None, None
 
 
@@ -121,12 +122,14 @@ class _Announced(Function):
     """Identity; on the way back its factor is noted. It is the last node, so this comes first."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, loss: torch.Tensor, deferral: Deferral) -> torch.Tensor:
+    def forward(ctx: Any, loss: torch.Tensor, deferral: Deferral) -> torch.Tensor:
         ctx.deferral = deferral
         return loss.view_as(loss)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor, None]:
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         ctx.deferral._scale = upstream
         return upstream, None

@@ -1,7 +1,7 @@
 """Fit the space of a target on text alone: means, or one affine map per layer by ridge regression.
 
 A decoder's states may hold their token without looking like its embedding: then a linear map finds it.
-For each layer `l` the map takes the states behind it, on text, to what the first layer received for the
+For each layer `l` the map takes the states after it, on text, to what the first layer received for the
 same tokens, in closed form:
 
 ```python
@@ -30,7 +30,7 @@ from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import column_blocks, log_softmax_, project
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind
 from basic_lite.models.llava import for_inference
-from basic_lite.models.parts import parts_of
+from basic_lite.models.parts import embedding_of, layers_of, parts_of
 
 # Text alone through a decoder: what its first layer received, and what each layer made of it.
 
@@ -46,8 +46,8 @@ class TextBatch:
     Attributes:
         ids: `(n,)` the tokens.
         received: `(n, D)` what the first layer received for them; for Gemma with its factor sqrt(D).
-        states: layer, from 1 -> `(n, D)` behind it.
-        final: `(R, S, D)` behind the final norm, the rows whole; `None` where not all layers ran.
+        states: layer, from 1 -> `(n, D)` after it.
+        final: `(R, S, D)` after the final norm, the rows whole; `None` where not all layers ran.
     """  # noqa: D205 (one thought)
 
     ids: torch.Tensor
@@ -116,22 +116,22 @@ def states_of(
         decoder: the language model without head, with adapters inside or not.
         rows: `(R, S)` ids.
         layers: whose states, from 1.
-        whole: run all layers; otherwise the ones behind the last that is asked for do nothing.
+        whole: run all layers; otherwise those after the last of these do nothing.
         batch: tokens per forward pass.
     """
-    device = decoder.get_input_embeddings().weight.device
+    device = embedding_of(decoder).device
     wanted = sorted(layers)
-    found: dict[int, torch.Tensor] = {}
+    states: dict[int, torch.Tensor] = {}
 
-    def keep(number: int) -> object:
+    def keep(number: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
         def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            found[number] = hidden[:, 1:].flatten(0, 1)
+            states[number] = hidden[:, 1:].flatten(0, 1)
 
         return hook
 
-    hooks = [decoder.layers[number - 1].register_forward_hook(keep(number)) for number in wanted]
-    idle = [] if whole else [*decoder.layers[wanted[-1] if wanted else 0 :], decoder.norm]
+    hooks = [layers_of(decoder)[number - 1].register_forward_hook(keep(number)) for number in wanted]
+    idle = [] if whole else [*layers_of(decoder)[wanted[-1] if wanted else 0 :], decoder.norm]
     try:
         with _at_rest(decoder), _idle(idle):
             for part in rows.split(max(batch // rows.shape[1], 1)):
@@ -141,10 +141,10 @@ def states_of(
                 yield TextBatch(
                     part[:, 1:].flatten(),
                     received[:, 1:].flatten(0, 1),
-                    dict(found),
+                    dict(states),
                     final if whole else None,
                 )
-                found.clear()
+                states.clear()
     finally:
         for hook in hooks:
             hook.remove()
@@ -174,8 +174,8 @@ def _idle(modules: list[nn.Module]) -> Iterator[None]:
             del module.forward  # the class's own shows again
 
 
-def _pass_through(states: torch.Tensor | None = None, *args: object, **kwargs: object) -> torch.Tensor:
-    return kwargs["hidden_states"] if states is None else states
+def _pass_through(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    return hidden_states
 
 
 # How vectors read against the vocabulary: whose row is nearest, and how sharply.
@@ -346,7 +346,7 @@ def fit_target(
         layers: k; `None` for half of the decoder's.
         tokens: how many to read; `None` for `tokens_for(D)`.
         ridge: strength, as a share of the mean of the diagonal.
-        progress: told in a line what is being done.
+        progress: receives a line on each step.
 
     Raises:
         ValueError: If the kind is unknown, or there is hardly any text.
@@ -380,10 +380,10 @@ def fit_rows(
         k: layers.
         ridge: strength, as a share of the mean of the diagonal.
         sum_bytes: what the sums of the layers that are fitted at once may take.
-        progress: told in a line what is being done.
+        progress: receives a line on each step.
     """
     fitted, held_out = divided(rows)
-    table = decoder.get_input_embeddings().weight
+    table = embedding_of(decoder)
     exact = torch.float32 if table.is_cuda else torch.float64  # fp64 takes a consumer card 64 times longer
     if kind == "translated" and fitted.numel() < ENOUGH * table.shape[1]:
         progress(f"{fitted.numel():,} tokens are little text for maps of width {table.shape[1]:,}")
@@ -404,10 +404,10 @@ def fit_rows(
             for layer, states in batch.states.items():
                 sums[layer].add(states, batch.received)
         for layer in group:
-            one = sums.pop(layer)  # its sums make room for the next layer's solution
-            mean, offset = one.means()
+            own = sums.pop(layer)  # its sums make room for the next layer's solution
+            mean, offset = own.means()
             centres.append(mean.float())
-            maps.append(one.solve(ridge).to(table.dtype))
+            maps.append(own.solve(ridge).to(table.dtype))
     centre = torch.stack(centres)
     space = TargetSpace(kind, centre, tuple(maps), None if offset is None else offset.float())
     quality = _quality(decoder, space, held_out, fitted.unique())
@@ -416,7 +416,7 @@ def fit_rows(
         "tokens": int(fitted[:, 1:].numel()),
         "held_out_tokens": int(held_out[:, 1:].numel()),
         **({"ridge": ridge} if maps else {}),
-        "layers": [vars(one) for one in quality],
+        "layers": [vars(layer) for layer in quality],
     }
     return TargetSpace(kind, centre, space.maps, space.offset, report)
 
@@ -427,8 +427,8 @@ def divided(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows[kept], rows[~kept]
 
 
-def _means(decoder: nn.Module, rows: torch.Tensor, layers: range) -> list[torch.Tensor]:
-    """Return the mean state behind each layer, `(D,)` fp32."""
+def _means(decoder: PreTrainedModel, rows: torch.Tensor, layers: range) -> list[torch.Tensor]:
+    """Return the mean state after each layer, `(D,)` fp32."""
     total: dict[int, torch.Tensor] = {}
     count = 0
     for batch in states_of(decoder, rows, layers):
@@ -442,21 +442,22 @@ def _means(decoder: nn.Module, rows: torch.Tensor, layers: range) -> list[torch.
 def _quality(
     decoder: PreTrainedModel, space: TargetSpace, rows: torch.Tensor, seen: torch.Tensor, most: int = 2048
 ) -> list[Quality]:
-    """Look at held-out text through the space, layer by layer."""
-    table, k = decoder.get_input_embeddings().weight, len(space.centre)
+    """Measure the space on held-out text, layer by layer."""
+    assert space.centre is not None, "it was fitted"
+    table, k = embedding_of(decoder), len(space.centre)
     lengths = row_lengths(table)
     rows = rows[: max(most // rows.shape[1], 1)]
-    found: list[list[torch.Tensor]] = [[] for _ in range(k)]
+    readings: list[list[torch.Tensor]] = [[] for _ in range(k)]
     ids = []
     for batch in states_of(decoder, rows, range(1, k + 1)):
         ids.append(batch.ids)
         for layer, states in batch.states.items():
             brought = space.bring(layer - 1, states.float().clone())
             reading = read(brought, batch.received, batch.ids, table, lengths)
-            found[layer - 1].append(torch.stack([reading.own.float(), reading.cosine]))
+            readings[layer - 1].append(torch.stack([reading.own.float(), reading.cosine]))
     unseen = ~torch.isin(torch.cat(ids), seen.to(ids[0].device))
     result = []
-    for layer in found:
+    for layer in readings:
         own, cosine = torch.cat(layer, 1)
         rare = (own[unseen].mean().item(), cosine[unseen].mean().item()) if unseen.any() else (None, None)
         result.append(Quality(own.mean().item(), cosine.mean().item(), *rare))
@@ -498,8 +499,8 @@ def match_tokens(
         tokens = F.normalize(table[start : start + vocabulary_rows].float(), dim=1)
         for first in range(0, count, rows):
             part = slice(first, first + rows)
-            found = (F.normalize(vectors[part].float(), dim=1, eps=1e-6) @ tokens.T).max(dim=1)
-            better = found.values > best[part]
-            best[part] = torch.where(better, found.values, best[part])
-            ids[part] = torch.where(better, found.indices + start, ids[part])
+            nearest = (F.normalize(vectors[part].float(), dim=1, eps=1e-6) @ tokens.T).max(dim=1)
+            better = nearest.values > best[part]
+            best[part] = torch.where(better, nearest.values, best[part])
+            ids[part] = torch.where(better, nearest.indices + start, ids[part])
     return ids, best

@@ -9,11 +9,12 @@ forward pass, and what stays is one `(rows, D)` gradient; a chunk's buffers are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.method.chunks import rows_in_chunk
@@ -139,6 +140,7 @@ def next_token(
     if getattr(head, "bias", None) is not None:
         raise ValueError("next_token takes a head without bias; decoders of the supported families have none")
     weight = head if isinstance(head, torch.Tensor) else head.weight
+    assert isinstance(weight, torch.Tensor), "a head has one matrix"
     if hidden.dim() == 3:
         chosen = labels[:, 1:].ne(IGNORE_INDEX)
         hidden, labels = hidden[:, :-1][chosen], labels[:, 1:][chosen]
@@ -208,7 +210,7 @@ class _SemanticDistribution(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         initial: torch.Tensor,
         target: torch.Tensor,
         importance: torch.Tensor,
@@ -216,10 +218,9 @@ class _SemanticDistribution(Function):
         rows: int,
     ) -> torch.Tensor:
         precision = accumulator(initial, target, embedding)
-        wanted = ctx.needs_input_grad[0]
         count, vocabulary = len(initial), len(embedding)
         rows = min(rows, count)
-        gradient = initial.new_empty(initial.shape, dtype=precision) if wanted else None
+        gradient = initial.new_empty(initial.shape, dtype=precision) if ctx.needs_input_grad[0] else None
         # log_q of the student and log_p of the teacher: the only two (rows, V) buffers, used by every chunk.
         student = initial.new_empty((rows, vocabulary), dtype=precision)
         teacher = torch.empty_like(student)
@@ -233,18 +234,19 @@ class _SemanticDistribution(Function):
             divergence, difference = divide(log_q, log_p, embedding.dtype)
             weight = importance[part].to(precision)
             total += (weight * divergence).sum()
-            if wanted:
+            if gradient is not None:
                 # The weight multiplies the product, not q - p, where a tiny weight would lose bits.
                 multiply(difference, embedding, gradient[part], spare=log_p)
                 gradient[part] *= weight[:, None]
-        if wanted:
-            ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient)
         ctx.dtype = initial.dtype
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream).to(ctx.dtype), None, None, None, None
 
@@ -254,7 +256,7 @@ class _LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
     ) -> torch.Tensor:
         precision = accumulator(hidden, weight)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -269,22 +271,24 @@ class _LinearCrossEntropy(Function):
             project(hidden[part], weight, logits)
             log_softmax_(logits)
             total -= logits.gather(1, target).sum()
-            if wants_hidden or wants_weight:
+            if to_hidden is not None or to_weight is not None:
                 for block in column_blocks(logits):
                     logits[:, block].exp_()
                 minus_one = torch.full_like(target, -1, dtype=precision)
                 logits.scatter_add_(1, target, minus_one)  # softmax - one hot
-            if wants_weight:
+            if to_weight is not None:
                 to_weight.addmm_(logits.T, hidden[part].to(precision))
-            if wants_hidden:
+            if to_hidden is not None:
                 multiply(logits, weight, to_hidden[part])
         ctx.save_for_backward(to_hidden, to_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in gradients), None, None
 

@@ -18,6 +18,7 @@ from basic_lite.method.capture import Weighting, layer_weights, supervised_layer
 from basic_lite.method.fit import (
     ENOUGH,
     Reading,
+    TextBatch,
     divided,
     fit_rows,
     read,
@@ -28,6 +29,7 @@ from basic_lite.method.fit import (
 )
 from basic_lite.method.losses import next_token
 from basic_lite.method.targets import TargetKind, TargetSpace
+from basic_lite.models.parts import embedding_of
 
 LARGEST: int = 3
 """How many coordinates the energy share counts."""
@@ -72,7 +74,7 @@ class Measured:
     loss: float
     unigram: float
     layers: dict[int, Figures]
-    targets: dict[str, dict[int, Figures]]
+    targets: dict[TargetKind, dict[int, Figures]]
 
     def json(self) -> dict[str, object]:
         """Return it for JSON."""
@@ -84,8 +86,8 @@ class _Tally:
 
     def __init__(self) -> None:
         self.count, self.own, self.cosine, self.entropy, self.norm = 0, 0.0, 0.0, 0.0, 0.0
-        self.sum: torch.Tensor | float = 0.0
-        self.squares: torch.Tensor | float = 0.0
+        self.sum: torch.Tensor = torch.zeros(())
+        self.squares: torch.Tensor = torch.zeros(())
 
     def add(self, vectors: torch.Tensor, reading: Reading) -> None:
         vectors = vectors.double()
@@ -94,8 +96,8 @@ class _Tally:
         self.cosine += float(reading.cosine.sum())
         self.entropy += float(reading.entropy.sum())
         self.norm += float(vectors.norm(dim=1).sum())
-        self.sum = self.sum + vectors.sum(0)
-        self.squares = self.squares + vectors.square().sum(0)
+        self.sum = self.sum.to(vectors) + vectors.sum(0)
+        self.squares = self.squares.to(vectors) + vectors.square().sum(0)
 
     def figures(self) -> Figures:
         largest = self.squares.topk(min(LARGEST, len(self.squares))).values.sum()
@@ -116,7 +118,7 @@ def measure(
     rows: torch.Tensor,
     counted: torch.Tensor,
     layers: Iterable[int],
-    targets: Mapping[str, tuple[TargetSpace, Iterable[int]]],
+    targets: Mapping[TargetKind, tuple[TargetSpace, Iterable[int]]],
     weighting: Weighting = "quadratic",
 ) -> Measured:
     """Measure a decoder on rows of text; one pass, nothing outlives its batch.
@@ -126,26 +128,27 @@ def measure(
         head: its output projection.
         rows: `(R, S)` ids to read against the vocabulary.
         counted: ids of other text, for the frequencies of tokens.
-        layers: which ones to look at, 0 for the embeddings; each costs a product with the vocabulary.
+        layers: which ones to measure, 0 for the embeddings; each costs a product with the vocabulary.
         targets: kind -> its space and the k's to weight up to.
         weighting: of layers 1..k.
     """
-    table = decoder.get_input_embeddings().weight
+    table = embedding_of(decoder)
     lengths, layers = row_lengths(table), set(layers)
-    targets = {kind: (space.to(table.device), ks) for kind, (space, ks) in targets.items()}
+    spaces = {kind: space.to(table.device) for kind, (space, _) in targets.items()}
     wanted = {(kind, k): _Tally() for kind, (_, ks) in targets.items() for k in ks}
     seen = {layer: _Tally() for layer in sorted(layers)}
     deepest = max([*layers, *(k for _, k in wanted), 1])
     loss, count = 0.0, 0
     for batch in states_of(decoder, rows, range(1, deepest + 1), whole=True):
 
-        def note(tally: _Tally, vectors: torch.Tensor, batch: object = batch) -> None:
+        def note(tally: _Tally, vectors: torch.Tensor, batch: TextBatch = batch) -> None:
             tally.add(vectors, read(vectors, batch.received, batch.ids, table, lengths))
 
         for layer, tally in seen.items():
             note(tally, batch.received if layer == 0 else batch.states[layer])
         for (kind, k), tally in wanted.items():
-            note(tally, _weighted(batch.states, targets[kind][0], layer_weights(k, weighting)))
+            note(tally, _weighted(batch.states, spaces[kind], layer_weights(k, weighting)))
+        assert batch.final is not None, "all layers ran"
         ids = batch.ids.view(len(batch.final), -1)
         term = next_token(batch.final[:, :-1].flatten(0, 1), ids.flatten(), head)
         loss, count = loss + float(term.total), count + term.items
@@ -221,24 +224,24 @@ class Verdict:
         return asdict(self)
 
 
-def judge(found: Measured, tried: bool = True) -> Verdict:
+def judge(measured: Measured, tried: bool = True) -> Verdict:
     """Judge a decoder by what was measured.
 
     A decoder that predicts text no better than the frequencies of its tokens knows nothing, whatever its
     states look like: those of random weights may hold their token, too. Otherwise the simplest target is
-    taken that finds its own token in at least half of the cases, at the largest k that was looked at; if none
+    taken that finds its own token in at least half of the cases, at the largest k measured; if none
     does there, at the next.
 
     Args:
-        found: what was measured; its targets are looked at in the order raw, centred, translated.
+        measured: the figures; its targets are compared in the order raw, centred, translated.
         tried: whether fitted targets were tried at all.
     """
-    if found.loss >= found.unigram:
-        return Verdict("untrained", _untrained(found), None, None)
-    raw = found.targets["raw"]
+    if measured.loss >= measured.unigram:
+        return Verdict("untrained", _untrained(measured), None, None)
+    raw = measured.targets["raw"]
     half = max(raw)
     for k in sorted(raw, reverse=True):
-        for kind, by_layers in found.targets.items():
+        for kind, by_layers in measured.targets.items():
             if k in by_layers and by_layers[k].own >= HOLDS:
                 fewer = "" if k == half else f" with k = {k} instead of {half}"
                 if kind == "raw":
@@ -251,14 +254,14 @@ def judge(found: Measured, tried: bool = True) -> Verdict:
     words = _stands(raw[half], half)
     if not tried:
         return Verdict("fails", f"{words} Linear maps were not tried.", None, None)
-    best = {kind: by[half].own for kind, by in found.targets.items()}
+    best = {kind: by[half].own for kind, by in measured.targets.items()}
     kind = max(best, key=lambda name: best[name])
     words += f" Of what was tried {kind} is best, with {_percent(best[kind])}: too little for a teacher."
     return Verdict("fails", words, None, None)
 
 
 def _stands(raw: Figures, k: int) -> str:
-    """Say how the paper's target stands at k."""
+    """Describe the paper's target at k."""
     fails = "fails" if raw.own < PARTLY else "holds in part only"
     return (
         f"The premise {fails}: over layers 1 to {k} {_share(raw)}, and a constant "
@@ -266,12 +269,12 @@ def _stands(raw: Figures, k: int) -> str:
     )
 
 
-def _untrained(found: Measured) -> str:
+def _untrained(measured: Measured) -> str:
     return (
-        f"Nothing to learn from: the model predicts this text at {found.loss:.2f} nats per token, no better "
-        f"than the frequencies of its tokens ({found.unigram:.2f}; a guess: "
-        f"{math.log(found.vocabulary):.2f}). Its weights are random or broken, or the text is of a language "
-        "that it never read."
+        f"Nothing to learn from: the model predicts this text at {measured.loss:.2f} nats per token, no "
+        f"better than the frequencies of its tokens ({measured.unigram:.2f}; a guess: "
+        f"{math.log(measured.vocabulary):.2f}). Its weights are random or broken, or the text is of a "
+        "language that it never read."
     )
 
 
@@ -285,7 +288,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-# Examine a decoder on text: the whole look of `analyze premise`, and the glance before a training.
+# Examine a decoder on text: in full for `analyze premise`, and at a glance before a training.
 
 READ: int = 512
 """Held-out tokens that are read against the vocabulary: shares have a standard error of 2 points at most."""
@@ -296,7 +299,7 @@ GLANCE: int = 2560
 
 @dataclass(frozen=True)
 class Examined:
-    """What an examination found.
+    """The result of an examination.
 
     Attributes:
         measured: the figures.
@@ -324,17 +327,17 @@ def examine(
     read: int = READ,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Examined:
-    """Look at every layer and at the weighted targets, raw, centred and translated, for several k.
+    """Measure every layer and the weighted targets, raw, centred and translated, for several k.
 
     Args:
         decoder: the language model without head.
         head: its output projection.
         tokenizer: of the decoder.
         texts: text of the kind that will be trained on.
-        layers: the largest k that is looked at; `None` for half.
+        layers: the largest k to measure; `None` for half.
         weighting: of layers 1..k.
         read: held-out tokens that are read against the vocabulary.
-        progress: told in a line what is being done.
+        progress: receives a line on each step.
 
     Raises:
         ValueError: If there is hardly any text, or k is out of range.
@@ -349,12 +352,13 @@ def examine(
         progress(f"{fitted.numel():,} tokens of text are too few to fit maps of width {width}; means only")
     space = fit_rows(decoder, rows, "translated" if enough else "centred", k, progress=progress)
     ks = sorted({max(k * eighth // 4, 1) for eighth in (1, 2, 3, 4)})
+    targets: dict[TargetKind, tuple[TargetSpace, list[int]]]
     targets = {"raw": (TargetSpace(), ks), "centred": (TargetSpace("centred", space.centre), ks)}
     if enough:
         targets["translated"] = (space, ks)
     progress(f"reading {held_out[:, 1:].numel():,} held-out tokens at {depth} layers")
-    found = measure(decoder, head, held_out, fitted[:, 1:], range(depth + 1), targets, weighting)
-    return Examined(found, judge(found, tried=enough), space.report if enough else {})
+    measured = measure(decoder, head, held_out, fitted[:, 1:], range(depth + 1), targets, weighting)
+    return Examined(measured, judge(measured, tried=enough), space.report if enough else {})
 
 
 def glance(
@@ -366,7 +370,7 @@ def glance(
     weighting: Weighting,
     space: TargetSpace | None = None,
 ) -> Examined:
-    """Look at the target that a training will have, on a few hundred tokens; nothing is fitted.
+    """Measure the target that a training will have, on a few hundred tokens; nothing is fitted.
 
     Args:
         decoder: the language model without head.
@@ -375,14 +379,14 @@ def glance(
         texts: the captions that will be trained on.
         k: supervised layers.
         weighting: of layers 1..k.
-        space: of the run's target, looked at beside the raw one if it is another.
+        space: of the run's target, measured beside the raw one if it is another.
 
     Raises:
         ValueError: If there is hardly any text.
     """
     fitted, held_out = divided(token_rows(tokenizer, texts, GLANCE))
-    targets = {"raw": (TargetSpace(), [k])}
+    targets: dict[TargetKind, tuple[TargetSpace, list[int]]] = {"raw": (TargetSpace(), [k])}
     if space is not None and space.kind != "raw":
         targets[space.kind] = (space, [k])
-    found = measure(decoder, head, held_out, fitted[:, 1:], (), targets, weighting)
-    return Examined(found, judge(found, tried=False))
+    measured = measure(decoder, head, held_out, fitted[:, 1:], (), targets, weighting)
+    return Examined(measured, judge(measured, tried=False))

@@ -14,6 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
+from basic_lite.files import one_line
+
 BLOCK: int = 4096
 """Columns at a time: 32,000 or 256,000 at once would spill registers and be slower than torch."""
 
@@ -53,15 +55,15 @@ def _rows(
         highest_p = new_p
     norm_q = highest_q + tl.log(sum_q)
     norm_p = highest_p + tl.log(sum_p)
-    narrow = student.to(tl.pointer_type(kind))
+    narrow = student.to(tl.pointer_type(kind))  # pyright: ignore[reportArgumentType]  # a constexpr here
     total = 0.0
     for start in range(0, columns, block):
         inside = start + place < columns
         log_q = tl.load(student + start + place, mask=inside, other=0.0) - norm_q
         log_p = tl.load(teacher + start + place, mask=inside, other=0.0) - norm_p
         p = tl.where(inside, tl.exp(log_p), 0.0)
-        total += tl.sum(p * (log_p - log_q), 0)
-        # Element j is written to bytes 2j of the row and was read from bytes 4j: behind what is still to be
+        total += tl.sum(p * (log_p - log_q), 0)  # pyright: ignore[reportOperatorIssue]  # typed as a tuple too
+        # Element j is written to bytes 2j of the row and was read from bytes 4j: before what is still to be
         # read, except inside one block, whose warps must all have read before one of them writes.
         tl.debug_barrier()
         tl.store(narrow + start + place, (tl.exp(log_q) - p).to(kind), mask=inside)
@@ -102,7 +104,7 @@ def works_on(device: torch.device) -> bool:
         divergence_and_difference(small[0], small[1], torch.bfloat16)
     except Exception as error:  # whatever a compiler throws: the torch code does the same, slower
         logging.getLogger(__name__).warning(
-            f"the Triton row kernel cannot be used here ({type(error).__name__}: {str(error)[:120]}); "
+            f"the Triton row kernel cannot be used here ({type(error).__name__}: {one_line(error, 120)}); "
             "L_sds goes on in torch"
         )
         return False

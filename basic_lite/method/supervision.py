@@ -77,16 +77,16 @@ class BasicSupervision:
 
     def release(self) -> Refinement | None:
         """Return the refinement and forget it, so that nothing here keeps its tensors alive."""
-        found, self._capture.refinement = self.refinement, None
+        refinement, self._capture.refinement = self.refinement, None
         self._terms, self._terms_of = {}, None
-        return found
+        return refinement
 
     @property
     def terms(self) -> dict[str, LossTerm]:
         """The terms of the last forward pass, `"das"` and `"sds"`; empty for a batch without image."""
         if self._terms_of is not self.refinement:
-            found = self.objective.terms(self.refinement, self._capture.parts.embedding)
-            self._terms, self._terms_of = {term.name: term for term in found}, self.refinement
+            terms = self.objective.terms(self.refinement, self._capture.parts.embedding)
+            self._terms, self._terms_of = {term.name: term for term in terms}, self.refinement
         return self._terms
 
     def loss(self) -> torch.Tensor:

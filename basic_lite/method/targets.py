@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from basic_lite.files import one_line
 from basic_lite.method.losses import multiply
 from basic_lite.method.types import TargetKind
 
@@ -25,10 +26,10 @@ RAW: TargetKind = "raw"
 
 
 def check_kind(kind: str) -> None:
-    """Look at the name of a target.
+    """Check the name of a target.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If no target has that name.
     """
     if kind not in get_args(TargetKind):
         raise ValueError(f"target must be one of {', '.join(get_args(TargetKind))}, got {kind!r}")
@@ -48,7 +49,7 @@ class TargetSpace:
 
     Attributes:
         kind: which of the three.
-        centre: `(k, D)` fp32, the mean text state behind each layer; `None` for raw.
+        centre: `(k, D)` fp32, the mean text state after each layer; `None` for raw.
         maps: k matrices `(D, D)`, in the decoder's precision; none unless translated.
         offset: `(D,)` fp32, the mean of what the first layer received; `None` unless translated.
         report: how it was fitted and how good it is, for the manifest.
@@ -72,7 +73,9 @@ class TargetSpace:
                 f"a {self.kind} target must be fitted first: fit_target(model, tokenizer, texts, "
                 f"{self.kind!r}) returns what to give as `target`"
             )
-        if self.kind == "translated" and (self.offset is None or len(self.maps) != len(self.centre)):
+        if self.kind == "translated" and (
+            self.centre is None or self.offset is None or len(self.maps) != len(self.centre)
+        ):
             raise ValueError("a translated target needs one map per layer and an offset")
 
     def check_fits(self, layers: int, width: int) -> None:
@@ -81,7 +84,7 @@ class TargetSpace:
         Raises:
             ValueError: If layers are missing, or the width is another.
         """
-        if self.kind == RAW:
+        if self.kind == RAW or self.centre is None:
             return
         have, wide = self.centre.shape
         if have < layers or wide != width:
@@ -92,14 +95,14 @@ class TargetSpace:
 
     def to(self, device: torch.device | str) -> TargetSpace:
         """Return the same on another device."""
-        if self.kind == RAW or self.centre.device == torch.device(device):
+        if self.kind == RAW or self.centre is None or self.centre.device == torch.device(device):
             return self
         offset = None if self.offset is None else self.offset.to(device)
-        maps = tuple(one.to(device) for one in self.maps)
+        maps = tuple(matrix.to(device) for matrix in self.maps)
         return replace(self, centre=self.centre.to(device), maps=maps, offset=offset)
 
     def bring(self, index: int, states: torch.Tensor) -> torch.Tensor:
-        """Bring the states behind a layer into the target's space.
+        """Bring the states after a layer into the target's space.
 
         A map costs `2 * N * D * D` operations per layer, on the patches' rows alone: for Vicuna-7B with eight
         pictures 16 * 2 * 4608 * 4096^2 = 2.5e12, 4 % of the decoder's forward pass.
@@ -111,10 +114,10 @@ class TargetSpace:
         Returns:
             `(N, D)`, in the precision of `states`; for raw `states` itself.
         """
-        if self.kind == RAW:
+        if self.kind == RAW or self.centre is None:
             return states
         states.sub_(self.centre[index])
-        if not self.maps:
+        if self.offset is None:
             return states
         brought = torch.empty_like(states)
         multiply(states, self.maps[index], brought)
@@ -123,7 +126,7 @@ class TargetSpace:
     def save(self, path: Path) -> None:
         """Write it as safetensors, the report in the header."""
         tensors = {"centre": self.centre, "offset": self.offset}
-        tensors |= {f"map.{number}": one for number, one in enumerate(self.maps, 1)}
+        tensors |= {f"map.{number}": matrix for number, matrix in enumerate(self.maps, 1)}
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
         # One key: safetensors writes several in any order, and the same run should give the same bytes.
         save_file(tensors, path, metadata={"target": json.dumps({"kind": self.kind, "report": self.report})})
@@ -142,7 +145,7 @@ class TargetSpace:
             maps = tuple(tensors[f"map.{number}"] for number in range(1, len(tensors) - 1))
             return cls(header["kind"], tensors["centre"], maps, tensors.get("offset"), header["report"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise ValueError(
                 f"{path} is no fitted target ({reason}); bring it back, or start again with --overwrite"
             ) from error

@@ -76,7 +76,7 @@ class Intervention:
 
     Attributes:
         states: changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted.
-        refinement: changes the result; is also told `inputs_embeds` and `attention_mask` as the decoder got
+        refinement: changes the result; also receives `inputs_embeds` and `attention_mask` as the decoder got
             them, the `layout`, and the batch's `rows` where they are known.
     """
 

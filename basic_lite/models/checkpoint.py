@@ -26,6 +26,7 @@ from basic_lite.files import (
     PROJECTOR,
     check_files,
     complete,
+    one_line,
     read_manifest,
     versions,
 )
@@ -123,7 +124,7 @@ def load_projector(model: nn.Module, path: Path) -> None:
         state = {k.removeprefix("multi_modal_projector."): v for k, v in load_file(path).items()}
         projector.load_state_dict(state, strict=True)
     except Exception as error:  # safetensors raises its own type for a damaged file
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(f"{path} is no projector of this model: {reason}") from error
 
 
@@ -157,7 +158,7 @@ def load_run(
         try:
             adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
         except (SafetensorError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {reason}") from error
         check_adapter(adapted, folder)
         adapted.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""models.parts."""
+"""The parts of a LLaVA that the method touches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,21 @@ class Parts:
     @property
     def embedding(self) -> torch.Tensor:
         """`(V, D)` raw token embeddings, for Gemma without its factor sqrt(D)."""
-        return self.decoder.get_input_embeddings().weight
+        return embedding_of(self.decoder)
+
+
+def embedding_of(decoder: PreTrainedModel) -> torch.Tensor:
+    """Return `(V, D)`, a decoder's raw token embeddings."""
+    weight = decoder.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def layers_of(decoder: PreTrainedModel) -> nn.ModuleList:
+    """Return a decoder's layers, first to last."""
+    layers = decoder.layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
 
 
 def parts_of(model: nn.Module) -> Parts:

@@ -67,7 +67,7 @@ def target_space(
             )
         if rank_and_count()[0] > 0:
             return space
-        with files.told(path), files.complete(path) as draft:
+        with files.write_errors(path), files.complete(path) as draft:
             space.save(draft)
     space = TargetSpace.load(path)
     console.print(f"target {space.kind}: {quality_line(space)}", highlight=False)

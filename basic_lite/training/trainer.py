@@ -55,7 +55,7 @@ class SavingTrainer(Trainer):
             folder: where to.
             whole: what `sharding.gather` returned, where the adapters are cut.
         """
-        with files.told(folder):
+        with files.write_errors(folder):
             self._save_weights(folder, whole)
 
     def _save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None) -> None:
@@ -102,7 +102,7 @@ class SavingTrainer(Trainer):
                 # there, the first one Adam's moments whole, however they are held.
                 self.args.output_dir = str(parts)
                 moments = distributed.whole_moments(self.optimizer, self.args.should_save)
-                with moments, files.told(out / name):
+                with moments, files.write_errors(out / name):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if main:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench import goals as bench_goals
 from bench import runs, start
-from tiny import DECODERS
+from tiny import DECODERS, TOWER_SIZES
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from basic_lite.bench import synthetic
@@ -21,8 +21,7 @@ from basic_lite.memory import sizes
 @pytest.fixture
 def shrunk(monkeypatch):
     monkeypatch.setattr(synthetic, "DECODERS", {f"{name}-x": make() for name, make in DECODERS.items()})
-    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
-    monkeypatch.setattr(synthetic, "CLIP_L_336", small | {"image_size": 24, "patch_size": 8})
+    monkeypatch.setattr(synthetic, "CLIP_L_336", TOWER_SIZES)
 
 
 @pytest.mark.parametrize(("stage", "bits"), [(1, 4), (2, 4), (1, 16)])
@@ -64,7 +63,7 @@ def test_what_cannot_be_measured_is_said(shrunk):
         ("mistral-7b", 7_241_732_096),
     ],
 )
-def test_the_smallare_the_published_models(name, parameters):
+def test_the_decoders_are_the_published_ones(name, parameters):
     from basic_lite.memory.available import parameters_of
 
     assert parameters_of(synthetic.DECODERS[name]) == parameters
@@ -121,6 +120,8 @@ def small_goals(shrunk, monkeypatch):
     return replace(size, steps=1, rounds=1)
 
 
+@pytest.mark.slow
+@pytest.mark.full
 def test_every_goal_has_its_row(small_goals):
     said = []
     rows = list(runs.every_goal(small_goals, ("vicuna-7b", "gemma-2b"), said.append))

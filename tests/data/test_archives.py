@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import row
+from data.made_rows import row
 from PIL import Image
 
 from basic_lite.data import archives

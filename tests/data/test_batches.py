@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data.made_rows import row
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_rows import row
 from torch.utils.data import DataLoader
 
 from basic_lite.data.batches import Batches, Collator, permuted

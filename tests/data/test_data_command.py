@@ -8,27 +8,28 @@ from pathlib import Path
 
 import pytest
 from basic_lite.recipes.data import app
-from made_rows import check, row
-from planted_mix import write_mix
+from command import data_check
+from data.made_rows import row
+from data.planted_mix import write_mix
 from typer.testing import CliRunner
 
 
 def test_clean(write_rows: Callable, picture: Callable, tmp_path: Path) -> None:
     picture(8, 8).save(tmp_path / "a.png")
     path = write_rows([row("a", "<image>", "x", image="a.png"), row("b", "Hi", "y")])
-    code, out, _ = check(path, "--images", tmp_path, "--report", tmp_path / "report.json")
+    code, out, _ = data_check(path, "--images", tmp_path, "--report", tmp_path / "report.json")
     assert code == 0
     assert "2 rows" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["rows"], report["findings"]) == (2, [])
     assert (tmp_path / "bad.jsonl").read_text() == ""
-    assert check(path)[0] == 0
+    assert data_check(path)[0] == 0
 
 
 def test_a_wrong_suffix_is_a_note(write_rows: Callable, picture: Callable, tmp_path: Path) -> None:
     picture(8, 8).save(tmp_path / "a.jpg", "PNG")
     path = write_rows([row("a", "<image>", "x", image="a.jpg")])
-    code, out, _ = check(path, "--images", tmp_path, "--report", tmp_path / "report.json")
+    code, out, _ = data_check(path, "--images", tmp_path, "--report", tmp_path / "report.json")
     assert code == 0
     assert "wrong_suffix" in out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -40,7 +41,7 @@ def test_findings(tmp_path: Path) -> None:
     planted = write_mix(tmp_path, rows=400, pictures=4, each=3)
     report = tmp_path / "out" / "report.json"
     options = ("--images", tmp_path / "images", "--report", report, "--workers", 1)
-    code, out, _ = check(tmp_path / "mix.json", *options)
+    code, out, _ = data_check(tmp_path / "mix.json", *options)
     assert code == 1
     found = json.loads(report.read_text())
     found["findings"] = [finding for finding in found["findings"] if finding["code"] != "dropped_turn"]
@@ -55,8 +56,8 @@ def test_findings(tmp_path: Path) -> None:
 
 def test_lengths(write_rows: Callable, tmp_path: Path) -> None:
     path = write_rows([row("a", "Hi", "x " * 900), row("b", "x " * 900, "y")])
-    assert check(path)[0] == 0
-    check(path, "--max-length", 200, "--report", tmp_path / "r.json")
+    assert data_check(path)[0] == 0
+    data_check(path, "--max-length", 200, "--report", tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())["findings"]
     assert [(f["row"], f["code"]) for f in found] == [(0, "too_long"), (1, "no_supervision"), (1, "too_long")]
 
@@ -74,7 +75,7 @@ def test_lengths(write_rows: Callable, tmp_path: Path) -> None:
 def test_unusable(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    code, _, err = check(tmp_path / name, "--report", tmp_path / "report.json")
+    code, _, err = data_check(tmp_path / name, "--report", tmp_path / "report.json")
     assert code == 2
     assert message in err
     assert err.count("\n") == 1
@@ -83,13 +84,13 @@ def test_unusable(tmp_path: Path, name: str, text: str | None, message: str) -> 
 
 def test_image_root_that_is_none(write_rows: Callable, tmp_path: Path) -> None:
     path = write_rows([row("a", "Hi", "x")])
-    code, _, err = check(path, "--images", tmp_path / "none")
+    code, _, err = data_check(path, "--images", tmp_path / "none")
     assert (code, "no image folder" in err) == (2, True)
 
 
 def test_ids_that_no_file_can_hold(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "\\ud800", "conversations": 3}\n')
-    code, _, _ = check(tmp_path / "a.jsonl", "--report", tmp_path / "report.json")
+    code, _, _ = data_check(tmp_path / "a.jsonl", "--report", tmp_path / "report.json")
     assert code == 1
     assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["code"] == "malformed_row"
 

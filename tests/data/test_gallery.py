@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import row
-from planted_mix import write_mix
+from data.made_rows import row
+from data.planted_mix import write_mix
 
 from basic_lite.data import checks, pictures
 from basic_lite.data.checks import check_budget, check_data, check_pictures, check_rows, known_bad_pictures

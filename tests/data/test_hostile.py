@@ -2,7 +2,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from hostile_inputs import SECRET, write
+from data.hostile_inputs import SECRET, write
 
 from basic_lite.data import archives
 from basic_lite.data.checks import check_data, check_pictures

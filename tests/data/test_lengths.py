@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import FIXTURES, check, row
-from planted_mix import text
+from command import data_check
+from data.made_rows import FIXTURES, row
+from data.planted_mix import text
 from transformers import AutoTokenizer
 
 from basic_lite.data.checks import check_data
@@ -64,7 +65,7 @@ def test_the_command_counts_with_a_tokenizer(write_rows: Callable, tmp_path: Pat
     path = write_rows([row("a", "Hi", "1234567890" * 12), row("b", "Hi", "yes " * 60)])
     limits = ("--max-length", 150, "--report", tmp_path / "r.json")
     for options, expected in (((), []), (("--tokenizer", VICUNA), [(0, "too_long")])):
-        check(path, *limits, *options)
+        data_check(path, *limits, *options)
         found = json.loads((tmp_path / "r.json").read_text())["findings"]
         assert [(f["row"], f["code"]) for f in found] == expected
     for options, message in (
@@ -72,6 +73,6 @@ def test_the_command_counts_with_a_tokenizer(write_rows: Callable, tmp_path: Pat
         (("--llm", VICUNA, "--template", "mine"), "no template is named 'mine'"),
         (("--llm", VICUNA, "--template", "chatml"), "needs '<|im_start|>' as one special token"),
     ):
-        code, _, err = check(path, *limits, *options)
+        code, _, err = data_check(path, *limits, *options)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile_inputs import chunk, png
+from data.hostile_inputs import chunk, png
 from PIL import Image
 from tiny import tiny_assembled
 

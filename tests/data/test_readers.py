@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.made_rows import FIXTURES, known_fault, row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_rows import FIXTURES, known_fault, row
 
 from basic_lite.data import index
 from basic_lite.data.conversation import IMAGE

@@ -12,7 +12,8 @@ from pathlib import Path
 import datasets
 import pytest
 from basic_lite.recipes.data import app
-from made_rows import check, known_fault, row
+from command import data_check
+from data.made_rows import known_fault, row
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -260,7 +261,7 @@ def test_webdataset_shards(suffix: str, tmp_path: Path, picture: Callable) -> No
     rows = open_rows(tmp_path / "shards")
     assert held(rows) == [("0001", 20), ("0002", 21), ("7", 22)]
     assert [sample.turns for sample in rows][:2] == [EXPECTED, [("user", "<image>"), EXPECTED[1]]]
-    assert check(tmp_path / "shards")[0] == 0
+    assert data_check(tmp_path / "shards")[0] == 0
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "shards"), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert held(open_rows(tmp_path / "out" / "rows.jsonl")) == held(rows)
@@ -287,7 +288,7 @@ def test_parquet_with_pictures_beside_any_layout(
     assert check_data(rows) == []
     assert rows[0].turns == EXPECTED
     assert load_image(rows[0].images[0]).size == (9, 7)
-    assert check(tmp_path / "a.parquet")[0] == 0
+    assert data_check(tmp_path / "a.parquet")[0] == 0
 
 
 @pytest.mark.parametrize("archive", ["p.zip", "p.tar", "p.tar.gz"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from basic_lite.recipes.data import app
-from made_rows import row
+from data.made_rows import row
 from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_budget, check_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 from basic_lite.recipes.data import app
-from made_rows import FIXTURES
+from data.made_rows import FIXTURES
 from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_budget, check_pictures, check_rows

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_rows import row
+from data.made_rows import row
 from torch.utils.data import DataLoader
 
 from basic_lite.data.batches import Batches, Collator

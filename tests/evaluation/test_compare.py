@@ -6,7 +6,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from picture_runs import false_alarms
+from evaluation.picture_runs import false_alarms
 
 from basic_lite.evaluation.compare import compare, sign_flip_p
 from basic_lite.evaluation.statistics import Score, load_score, percent, save_score, value_of

@@ -3,62 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from made_runs import export, made_run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import ALL_DECODERS, DECODERS, MORE_DECODERS, llm_folder, tiny_assembled
+from tiny import ALL_DECODERS, DECODERS, MORE_DECODERS, llm_folder
 from typer.testing import CliRunner
 
-from basic_lite import files as whole_files
 from basic_lite.cli import app
-from basic_lite.export import adapter, chat_template, folder, parity, weights
-from basic_lite.models import checkpoint, trainable
-
-
-def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object) -> Path:
-    """Leave a finished run whose trained tensors are far from where they started."""
-    assembled = tiny_assembled(decoder, tower, **settings)
-    torch.manual_seed(1)
-    if kind == "lora":
-        trainable.train_adapters(assembled, trainable.Adapters(rank=4, alpha=8))
-    elif kind == "whole":
-        trainable.train_everything(assembled)
-    else:
-        trainable.train_projector(assembled)
-    for name, parameter in assembled.model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn_like(parameter), alpha=0.3 if "projector" in name else 0.05)
-    method = {"basic": False}
-    training = {"lora": kind == "lora"}
-    stage = 1 if kind == "stage1" else 2
-    manifest = checkpoint.manifest_of(assembled, stage, method, {"path": "rows.json", "rows": 3}, training)
-    write_run(assembled, out, manifest | {"finished": True})
-    return out
-
-
-def write_run(assembled, out: Path, manifest: dict) -> None:
-    out.mkdir(parents=True)
-    if hasattr(assembled.model, "peft_config"):
-        assembled.model.save_pretrained(out)
-    else:
-        checkpoint.save_projector(assembled.model, out / whole_files.PROJECTOR)
-        if manifest["stage"] == 2:
-            checkpoint.save_decoder(assembled.model, out / whole_files.DECODER)
-    whole_files.write_json(out / whole_files.MANIFEST, manifest)
-
-
-def export(
-    run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False, quantise=None
-) -> dict:
-    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise)
-    make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
-    if make is None:
-        from basic_lite.export.gguf import export_gguf as make
-    return make(plan, manifest)
-
+from basic_lite.export import chat_template, folder, parity, weights
 
 PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")] + [("llama", "dinov2")]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_export import export, made_run
+from made_runs import export, made_run
 
 from basic_lite import files
 from basic_lite.data.conversation import IMAGE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from test_export import export, made_run
+from made_runs import export, made_run
 from tiny import tiny_assembled
 
 from basic_lite.data.conversation import IMAGE, render
@@ -37,6 +37,16 @@ def fill(template, messages, generate: bool) -> str:
     environment.globals["raise_exception"] = raise_exception
     compiled = environment.from_string(chat_template(TEMPLATES[template]))
     return compiled.render(messages=messages, add_generation_prompt=generate, eos_token="?", bos_token="?")
+
+
+def take_the_name_away(own) -> None:
+    """Let the token `<image>` of a tokenizer be called `<free>`."""
+    specification = json.loads(own.backend_tokenizer.to_str())
+    vocabulary = specification["model"]["vocab"]
+    vocabulary["<free>"] = vocabulary.pop("<image>")
+    for added in specification["added_tokens"]:
+        added["content"] = added["content"].replace("<image>", "<free>")
+    own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
 
 
 @pytest.mark.parametrize("template", [name for name, row in TEMPLATES.items() if not row.caption])
@@ -150,19 +160,9 @@ def test_the_patch_row_is_called_image_and_no_text_changes(tmp_path, token):
         own.add_tokens(["<unused0>"], special_tokens=False)
         assembled.image_token_id = own.convert_tokens_to_ids("<unused0>")
         # The row that had the name makes room for it.
-        specification = json.loads(own.backend_tokenizer.to_str())
-        vocabulary = specification["model"]["vocab"]
-        vocabulary["<free>"] = vocabulary.pop("<image>")
-        for added in specification["added_tokens"]:
-            added["content"] = added["content"].replace("<image>", "<free>")
-        own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
+        take_the_name_away(own)
     elif token is None:
-        specification = json.loads(own.backend_tokenizer.to_str())
-        vocabulary = specification["model"]["vocab"]
-        vocabulary["<free>"] = vocabulary.pop("<image>")
-        for added in specification["added_tokens"]:
-            added["content"] = added["content"].replace("<image>", "<free>")
-        own._tokenizer = type(own.backend_tokenizer).from_str(json.dumps(specification))
+        take_the_name_away(own)
         assembled.image_token_id = len(own)
     found = rewritten(assembled, tmp_path / "out")
     assert found.convert_tokens_to_ids("<image>") == assembled.image_token_id

@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-from test_export import export, made_run
+from made_runs import export, made_run
 from tiny import DECODERS, TOWERS
 
 from basic_lite import files

@@ -8,8 +8,8 @@ import json
 import huggingface_hub
 import pytest
 from command import run as command
+from made_runs import export, made_run
 from safetensors.torch import load_file, save_file
-from test_export import export, made_run
 
 from basic_lite.export import folder, readers
 

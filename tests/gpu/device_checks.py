@@ -1,8 +1,8 @@
 """Everything that must be seen on a card: each command that runs a model, the kernels, a step of each family.
 
 `CHECKS` is one list for two tests. `tests/gpu` runs it on a GPU (`pytest -m gpu`), and
-`tests/test_devices.py` on a pretended one. A check is a function of a `Workshop`, which trains what it needs
-on first demand, in a very small world, and keeps it for the later ones.
+`tests/gpu/test_devices.py` on a pretended one. A check is a function of a `Workshop`, which trains what it
+needs on first demand, in a very small world, and keeps it for the later ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_cli import run
-from test_splitting import failing
-from test_targets import drawn
-from test_trainer import trainer
-from tiny import DECODERS, adapted, tiny_assembled, tiny_batch, tiny_llava
+from command import run
+from tiny import DECODERS, adapted, target_space, tiny_assembled, tiny_batch, tiny_llava
+from tiny_trainer import failing, trainer
 
 from basic_lite import chat
 from basic_lite.bench.step import compare_steps, measure_steps
@@ -211,7 +209,8 @@ for _kind in ("raw", "centred", "translated"):
     @check(f"BasicSupervision in a loop of one's own, {_kind} target")
     def loop(shop: Workshop, kind: str = _kind) -> None:
         model = tiny_llava().to(shop.device)
-        space = "raw" if kind == "raw" else drawn(kind)  # which lies on the CPU, as one that was loaded does
+        # The space lies on the CPU, as one that was loaded does.
+        space = "raw" if kind == "raw" else target_space(kind)
         supervision = BasicSupervision(model, target=space)
         batch = {name: value.to(shop.device) for name, value in tiny_batch("left").items()}
         with supervision:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from device_checks import CHECKS, GPU_ONLY, Workshop
 from embedded import needs_parts
-from pretended_gpu import pretended_gpu
+from gpu.device_checks import CHECKS, GPU_ONLY, Workshop
+from gpu.pretended_gpu import pretended_gpu
 from torch import nn
 from torch.nn import functional as F
+
+ONCE = (
+    *("stage1 --model tiny --bits 4 --target translated", "stage2 --start stage1"),
+    *("stage2 --lora --start stage1-4bit --optimizer paged-adamw-8bit", "stage1 --fit auto"),
+    *("stage1 --no-recompute --rows-per-chunk 32", "stage1 --intervention noise=0.5"),
+    *("stage1 --intervention teacher=tiny-decoder", "stage2 --lora --resume"),
+    *("a step that runs out of memory is split", "two steps of a gemma", "two steps of a phi3"),
+    *("BasicSupervision in a loop of one's own, translated target", "fit_target for a loop of one's own"),
+    *("eval mmbench --run lora-4bit", "chat lora-4bit", "export lora-4bit --base dequantised"),
+    *("analyze tokens --against", "ablate: what a run of the embedded world is measured by"),
+    *("bench step --against (of a tiny model)", "bench generate"),
+)
+"""Every command once; the other checks are further options of these."""
+
+NAMES = [name for name in CHECKS if name not in GPU_ONLY]
+
+
+def test_the_chosen_checks_exist():
+    assert set(ONCE) <= set(NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +38,9 @@ def shop(tmp_path_factory) -> Workshop:
 @needs_parts
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*no accelerator:UserWarning")  # memory is not pinned here
-@pytest.mark.parametrize("name", [name for name in CHECKS if name not in GPU_ONLY])
+@pytest.mark.parametrize(
+    "name", [name if name in ONCE else pytest.param(name, marks=pytest.mark.full) for name in NAMES]
+)
 def test_no_tensor_is_left_on_the_cpu(name, shop):
     with pretended_gpu():
         CHECKS[name](shop)

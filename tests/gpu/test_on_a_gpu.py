@@ -11,8 +11,8 @@ import os
 
 import pytest
 import torch
-from device_checks import CHECKS, Workshop
 from embedded import needs_parts
+from gpu.device_checks import CHECKS, Workshop
 
 pytestmark = [
     pytest.mark.gpu,

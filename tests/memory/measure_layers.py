@@ -1,4 +1,4 @@
-"""Print what one and two decoder layers keep for backward, for every model and case, as JSON lines.
+"""Print what one and two decoder layers keep for backward, for each named `MODEL|CASE`, as JSON lines.
 
 In a process of its own that ends without tidying up, for the reason given in `measure_steps`.
 """
@@ -66,9 +66,8 @@ CASES |= {
 
 if __name__ == "__main__":
     gc.disable()
-    for name in NAMES:
-        for case, held in CASES.items():
-            print(json.dumps([name, case, kept(name, held, 1), kept(name, held, 2)]), flush=True)
+    for name, case in (argument.split("|") for argument in sys.argv[1:]):
+        print(json.dumps([name, case, kept(name, CASES[case], 1), kept(name, CASES[case], 2)]), flush=True)
     held = CASES[WHOLE]
     print(json.dumps(["all layers", WHOLE, kept(NAMES[0], held, 1), kept(NAMES[0], held, 32)]), flush=True)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Print what the real trainer's step holds at each of `POINTS`, as one JSON object.
+"""Print what the real trainer's step holds at each of the `POINTS` that are named, as JSON lines.
 
 In a process of its own, which ends without tidying up: collecting the cycles of so many fake tensors has
 crashed the interpreter (torch 2.13), and that must not take a test session with it.
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     from fake_models import step_peak
 
     gc.disable()
-    for point in POINTS:
+    for point in sys.argv[1:] or POINTS:
         name, step = step_at(point)
         print(json.dumps({point: step_peak(name, step, tempfile.gettempdir())}), flush=True)
     sys.stdout.flush()

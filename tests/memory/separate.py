@@ -8,14 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 
-def printed_by(script: str) -> list:
+def printed_by(script: str, *arguments: str) -> list:
     """Return what each line that `script` printed holds; its last words where it failed."""
     path = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, str(HERE / script)],
+        [sys.executable, str(HERE / script), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -23,3 +25,13 @@ def printed_by(script: str) -> list:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def chosen(request: pytest.FixtureRequest, *names: str) -> list[tuple]:
+    """Return the parameters `names` of those tests of a module that will run and have them."""
+    calls = [
+        item.callspec.params
+        for item in request.session.items
+        if hasattr(item, "callspec") and item.path == request.path
+    ]
+    return sorted({tuple(params[name] for name in names) for params in calls if set(names) <= set(params)})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from measure_layers import CASES, NAMES, ROWS, TOKENS, WHOLE
-from separate import printed_by
+from memory.measure_layers import CASES, NAMES, ROWS, TOKENS, WHOLE
+from memory.separate import chosen, printed_by
 
 from basic_lite.bench.synthetic import DECODERS
 from basic_lite.memory.activations import kept_per_layer, kept_per_token
@@ -12,12 +12,21 @@ from basic_lite.memory.sizes import DecoderSize
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[tuple[str, str], int]:
-    return {(name, case): two - one for name, case, one, two in printed_by("measure_layers.py")}
+def measured(request) -> dict[tuple[str, str], int]:
+    wanted = ["|".join(pair) for pair in chosen(request, "name", "case")]
+    return {(name, case): two - one for name, case, one, two in printed_by("measure_layers.py", *wanted)}
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", NAMES)
+DEFAULT = ("stage 1, 4 bits, fused", "stage 2, adapters", "stage 2, adapters, fused")
+"""Cases of every family; the first family has all of them."""
+PAIRS = [
+    pytest.param(name, case, marks=() if name == NAMES[0] or case in DEFAULT else pytest.mark.full)
+    for name in NAMES
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_a_layer_keeps_exactly_what_the_formula_says(name, case, measured):
     held, size = CASES[case], DecoderSize.of(DECODERS[name])
     expected = ROWS * TOKENS * kept_per_token(size, held) + kept_per_layer(size, held)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from goals import GOALS
+from memory.goals import GOALS
 
 from basic_lite.memory.choice import Kind, budget_bytes, candidates, fit, needed, step_of
 from basic_lite.memory.peak import Step, peak

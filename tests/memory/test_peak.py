@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from measure_steps import POINTS, step_at
-from separate import printed_by
+from memory.measure_steps import POINTS, step_at
+from memory.separate import chosen, printed_by
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
 
 from basic_lite.bench.synthetic import DECODERS
@@ -83,15 +83,24 @@ def test_the_towers_are_the_zoo_s():
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, int]:
-    found = {}
-    for line in printed_by("measure_steps.py"):
-        found |= line
-    return found
+def measured(request) -> dict[str, int]:
+    points = [point for (point,) in chosen(request, "point")]
+    return {name: size for line in printed_by("measure_steps.py", *points) for name, size in line.items()}
+
+
+DEFAULT = (
+    "7B, stage 1, nothing recomputed, fused",
+    "7B, stage 2, two of three",
+    "Gemma-2B, stage 2, all, fused",
+    "Phi-3, stage 1, one of three, fused",
+)
+"""Each family, stage and way of recomputing once."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point", [point if point in DEFAULT else pytest.param(point, marks=pytest.mark.full) for point in POINTS]
+)
 def test_the_peak_is_predicted(point, measured):
     step = step_at(point)[1]
     weights = sum(static_parts(step).values())

@@ -133,21 +133,10 @@ def test_the_parts_that_ship_and_the_towers_are_read_alike():
     assert published_decoder("tiny") == DecoderSize.of(decoder)
     tower = read_config("tiny-tower", "vision tower")
     assert towers_named("tiny", None, every=False) == [("tiny", TowerSize.of(tower))]
-    clip = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
+    names = (
+        "hidden_size intermediate_size num_hidden_layers num_attention_heads image_size patch_size".split()
     )
+    clip = CLIPVisionConfig(**dict(zip(names, (1024, 4096, 24, 16, 336, 14), strict=True)))
     assert TowerSize.of(TOWERS["clip-l-336"]) == TowerSize.of(clip)
-    siglip = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=27,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-    )
+    siglip = SiglipVisionConfig(**dict(zip(names, (1152, 4304, 27, 16, 384, 14), strict=True)))
     assert TowerSize.of(TOWERS["siglip-so400m-384"]) == TowerSize.of(siglip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_oracle import close, oracle
+from oracle import close, oracle
 from tiny import IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_trainer import Rows, log_of, trainer, weights
 from tiny import DECODERS, IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
+from tiny_trainer import Rows, gradients, log_of, trainer, weights
 from transformers import LlamaConfig
-from weightless import Weightless
+from weightless import WIDE_TOWER, Weightless
 
 from basic_lite.data.layout import layout_of
 from basic_lite.method.deferred import Deferral
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import Window
 from basic_lite.models.devices import recompute_layers
-
-
-def gradients(model) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -120,21 +116,11 @@ def test_a_missing_half_is_named():
         deferral.announce(deferral.hold(features, torch.float32).sum()).backward()
 
 
-TOWER = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 168,
-    "patch_size": 14,
-}
-
-
 def test_the_peak_is_the_larger_of_the_two_not_their_sum():
     decoder = LlamaConfig(
         vocab_size=8_000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8
     )
-    fake = Weightless(decoder, TOWER, rows=2, text=16)
+    fake = Weightless(decoder, WIDE_TOWER, rows=2, text=16)
     plain = fake.peak(Objective(0, 0))
     deferred = fake.peak(Objective())
     summed = fake.peak(Objective(), deferred=False)

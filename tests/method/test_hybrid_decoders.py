@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from test_oracle import close
+from oracle import close
 from tiny import IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 from transformers import Qwen3_5TextConfig
 

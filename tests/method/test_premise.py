@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 from command import run
-from test_targets import drawn
-from tiny import DECODERS, llm_folder, tiny_llava
+from tiny import DECODERS, llm_folder, target_space, tiny_llava
 from transformers import AutoTokenizer
 
 from basic_lite.method.premise import Figures, Measured, examine, glance, judge, measure, unigram_loss
@@ -41,7 +40,7 @@ def test_figures_equal_their_formulas(decoder, kind):
     model = tiny_llava(decoder)
     language, head = model.model.language_model, model.lm_head
     rows = torch.randint(4, 300, (70, 12), generator=torch.Generator().manual_seed(3))
-    space = TargetSpace() if kind == "raw" else drawn(kind)
+    space = TargetSpace() if kind == "raw" else target_space(kind)
     found = measure(language, head, rows, rows, [0, 1, 3], {kind: (space, [1, 2])})
     out = language(input_ids=rows, output_hidden_states=True)
     table, ids = language.embed_tokens.weight, rows[:, 1:].flatten()
@@ -153,7 +152,7 @@ def test_the_glance_reads_the_targets_of_the_run_alone():
     tokenizer = AutoTokenizer.from_pretrained(llm_folder())
     model = tiny_llava()
     parts = (model.model.language_model, model.lm_head, tokenizer)
-    found = glance(*parts, WORDS, 2, "quadratic", drawn("centred"))
+    found = glance(*parts, WORDS, 2, "quadratic", target_space("centred"))
     assert set(found.measured.targets) == {"raw", "centred"}
     assert found.measured.layers == {}
     assert found.measured.tokens < 300

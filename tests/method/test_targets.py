@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_deferred import adapted, gradients
-from test_oracle import close
-from test_trainer import log_of, trainer
-from tiny import DECODERS, IMAGE_TOKEN, tiny_assembled, tiny_batch, tiny_llava
+from oracle import close
+from tiny import DECODERS, IMAGE_TOKEN, adapted, target_space, tiny_assembled, tiny_batch, tiny_llava
+from tiny_trainer import gradients, log_of, trainer
 
 from basic_lite import BasicSupervision
 from basic_lite.data.layout import layout_of
@@ -17,16 +16,6 @@ from basic_lite.method.types import Window
 from basic_lite.models.trainable import train_projector
 
 WIDTH, K = 32, 2
-
-
-def drawn(kind: str, seed: int = 0) -> TargetSpace:
-    """A space with arbitrary numbers."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.randn(K, WIDTH, generator=generator)
-    if kind == "centred":
-        return TargetSpace("centred", centre)
-    maps = tuple(torch.randn(WIDTH, WIDTH, generator=generator) / 6 for _ in range(K))
-    return TargetSpace("translated", centre, maps, torch.randn(WIDTH, generator=generator))
 
 
 def seen(model, batch, **arguments):
@@ -57,7 +46,7 @@ def test_the_identity_changes_nothing():
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("kind", ["centred", "translated"])
 def test_the_target_equals_the_formula(kind, decoder, padding):
-    model, batch, space = tiny_llava(decoder), tiny_batch(padding), drawn(kind)
+    model, batch, space = tiny_llava(decoder), tiny_batch(padding), target_space(kind)
     ours = seen(model, batch, target=space).refinement
     assert not ours.target.requires_grad
     out = model(**batch, output_hidden_states=True)
@@ -72,7 +61,7 @@ def test_the_target_equals_the_formula(kind, decoder, padding):
 
 
 def test_a_constant_in_all_states_does_not_reach_a_centred_target():
-    space, constant = drawn("centred"), torch.randn(WIDTH) * 50
+    space, constant = target_space("centred"), torch.randn(WIDTH) * 50
     moved = TargetSpace("centred", space.centre + constant)
     states = torch.randn(5, WIDTH)
     torch.testing.assert_close(
@@ -88,7 +77,7 @@ def test_deferred_terms_meet_the_same_target(tmp_path, decoder, lora):
     found = []
     for deferred, kind in ((True, "translated"), (False, "translated"), (True, None)):
         model = adapted(tiny_llava(decoder)) if lora else tiny_llava(decoder)
-        space = drawn(kind) if kind else None
+        space = target_space(kind) if kind else None
         run = trainer(tmp_path, model, objective=Objective(0.7, 0.3), deferred=deferred, target=space)
         run.transform = None
         run.create_optimizer()
@@ -107,7 +96,7 @@ def test_any_split_of_a_step_has_the_same_terms(tmp_path):
     for batch, accumulation in ((4, 1), (1, 4)):
         out = tmp_path / str(batch)
         run = trainer(
-            out, batch=batch, accumulation=accumulation, target=drawn("translated"), max_grad_norm=0
+            out, batch=batch, accumulation=accumulation, target=target_space("translated"), max_grad_norm=0
         )
         run.batches = [list(range(i, i + batch)) for i in range(0, 24, batch)]
         run.optimizer = torch.optim.SGD([p for p in run.model.parameters() if p.requires_grad], lr=1e-2)
@@ -121,7 +110,7 @@ def test_any_split_of_a_step_has_the_same_terms(tmp_path):
 def test_a_four_bit_decoder_takes_it():
     assembled = tiny_assembled(bits=4)
     train_projector(assembled)
-    supervision = BasicSupervision(assembled.model, target=drawn("translated"))
+    supervision = BasicSupervision(assembled.model, target=target_space("translated"))
     with supervision:
         loss = assembled.model(**tiny_batch()).loss
     (loss + supervision.loss()).backward()
@@ -129,7 +118,7 @@ def test_a_four_bit_decoder_takes_it():
 
 
 def test_bf16_maps_are_multiplied_in_fp32():
-    space = drawn("translated")
+    space = target_space("translated")
     narrow = TargetSpace("translated", space.centre, tuple(m.bfloat16() for m in space.maps), space.offset)
     states = torch.randn(40, WIDTH)
     truth = (states - space.centre[0]).double() @ narrow.maps[0].double() + space.offset
@@ -138,7 +127,7 @@ def test_bf16_maps_are_multiplied_in_fp32():
 
 @pytest.mark.parametrize("kind", ["centred", "translated"])
 def test_it_is_read_back_as_it_was_written(tmp_path, kind):
-    space, states = drawn(kind), torch.randn(3, WIDTH)
+    space, states = target_space(kind), torch.randn(3, WIDTH)
     space.report["tokens"] = 12
     space.save(tmp_path / "target.safetensors")
     again = TargetSpace.load(tmp_path / "target.safetensors")

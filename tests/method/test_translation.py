@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_deferred import adapted
-from test_oracle import close
-from tiny import DECODERS, llm_folder, tiny_assembled, tiny_llava
+from oracle import close
+from tiny import DECODERS, adapted, llm_folder, tiny_assembled, tiny_llava
 from transformers import AutoTokenizer
 
 from basic_lite import BasicSupervision, fit_target

@@ -16,7 +16,7 @@ import sentencepiece
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from tiny import write_tokenizer
+from tiny import TOWER_SIZES, write_tokenizer
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
@@ -49,14 +49,6 @@ _TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "initializer_range": 0.3,
-}
-_EYES = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 24,
-    "patch_size": 8,
 }
 _READER = {
     "vocab_size": 20,
@@ -279,7 +271,7 @@ def _write_eyes(folder: Path, model: PreTrainedModel, form: str, **settings: obj
 
 def clip(folder: Path) -> None:
     """One pickle in fp32 that holds the text half too, TensorFlow's file, the settings of old code."""
-    model = CLIPModel(CLIPConfig(text_config=_READER, vision_config=_EYES, projection_dim=8))
+    model = CLIPModel(CLIPConfig(text_config=_READER, vision_config=TOWER_SIZES, projection_dim=8))
     old = {
         "do_center_crop": True,
         "crop_size": 24,
@@ -292,14 +284,14 @@ def clip(folder: Path) -> None:
 
 def siglip(folder: Path) -> None:
     """One safetensors file with both halves."""
-    model = SiglipModel(SiglipConfig(text_config=_READER, vision_config=_EYES))
+    model = SiglipModel(SiglipConfig(text_config=_READER, vision_config=TOWER_SIZES))
     size = {"height": 24, "width": 24}
     _write_eyes(folder, model, "model.safetensors", size=size, image_processor_type="SiglipImageProcessor")
 
 
 def dinov2(folder: Path) -> None:
     """Both forms; only the safetensors may be opened."""
-    sizes = {key: value for key, value in _EYES.items() if key != "intermediate_size"}
+    sizes = {key: value for key, value in TOWER_SIZES.items() if key != "intermediate_size"}
     model = Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2))
     crop = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}, "do_center_crop": True}
     _write_eyes(folder, model, "model.safetensors", **crop)

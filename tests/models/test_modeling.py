@@ -8,8 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from oracle import close, oracle
 from rich.console import Console
-from test_oracle import close, oracle
 from tiny import (
     ALL_DECODERS,
     ALL_TOWERS,

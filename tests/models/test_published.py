@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import torch
 from command import run
-from published_models import (
+from models.published_models import (
     COMMIT,
     JUNK,
     PUBLISHED,

@@ -101,7 +101,7 @@ def test_every_tensor_and_state_is_equal_and_the_base_is_not_read(family, dtype,
 
 def adapter_step(assembled: Assembled, out: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """One optimizer step of stage 2: its loss and what the trained tensors are afterwards."""
-    from test_trainer import trainer
+    from tiny_trainer import trainer
 
     trainable.train_adapters(assembled, trainable.Adapters(4, 8, 0.0), seed=0)
     batch = tiny_batch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import TOWERS, tiny_llava
+from tiny import TOWER_SIZES, TOWERS, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -48,14 +48,7 @@ def test_the_layers_behind_cost_nothing(tower):
 
 
 def test_a_pooling_head_is_left_out():
-    config = SiglipVisionConfig(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=24,
-        patch_size=8,
-    )
+    config = SiglipVisionConfig(**TOWER_SIZES)
     tower, pixels = SiglipVisionModel(config).eval(), torch.randn(2, 3, 24, 24)
     assert tower.use_head
     calls = []

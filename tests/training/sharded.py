@@ -1,7 +1,7 @@
 """Train tiny models, in one process or as one of two that share the decoder's layers.
 
-`python tests/sharded.py FOLDER` is one of two processes (`RANK`, `WORLD_SIZE` and so on say which): it trains
-every case in `FOLDER/two`, and goes on from what one process left in `FOLDER/one`.
+`python tests/training/sharded.py FOLDER CASE...` is one of two processes (`RANK`, `WORLD_SIZE` and so on say
+which): it trains each case in `FOLDER/two`, and goes on from what one process left in `FOLDER/one`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from test_trainer import Rows, trainer
 from tiny import llm_folder, tiny_assembled, tower_folder
+from tiny_trainer import Rows, trainer
 
 from basic_lite.method.objective import Objective
 from basic_lite.models import parts, trainable
@@ -108,16 +108,17 @@ def held_by(layers: torch.nn.Module) -> int:
     return sum(parts.piece(p).nbytes for p in layers.parameters())
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *names: str) -> None:
     """Be one of two processes."""
     from accelerate import PartialState
 
     torch.set_num_threads(1)
-    for case in CASES.values():
-        llm_folder(case.decoder)  # before there are processes: transformers lets only the first one write
+    for name in names:
+        # Before there are processes: transformers lets only the first one write.
+        llm_folder(CASES[name].decoder)
     tower_folder()
     PartialState()
-    held = {name: train(case, folder / "two" / name) for name, case in CASES.items()}
+    held = {name: train(CASES[name], folder / "two" / name) for name in names}
     train(CASES["llama"], folder / "again", folder / "two/llama/checkpoint-2")
     train(CASES["llama"], folder / "from-one", folder / "one/llama/checkpoint-2")
     (folder / f"held-{os.environ['RANK']}.json").write_text(json.dumps(held))
@@ -125,4 +126,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from test_trainer import Rows, Scale, Waits, log_of, trainer, weights
 from tiny import tiny_llava
+from tiny_trainer import Rows, Scale, Waits, log_of, trainer, weights
 
 from basic_lite.method.types import Diverged
 from basic_lite.training.guards import DUMP, FiniteGuard

@@ -6,9 +6,8 @@ import inspect
 
 import pytest
 import torch
-from test_deferred import gradients
-from test_trainer import trainer
 from tiny import DECODERS, IMAGE_TOKEN, MORE_DECODERS, tiny_batch, tiny_llava
+from tiny_trainer import gradients, trainer
 
 from basic_lite.data.layout import layout_of
 from basic_lite.method.types import Window

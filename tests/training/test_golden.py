@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trainer import Rows, log_of, trainer
 from tiny import tiny_assembled
+from tiny_trainer import Rows, log_of, trainer
 
 from basic_lite.files import versions
 from basic_lite.models import trainable

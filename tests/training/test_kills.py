@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from kills import kill_and_resume
-from test_trainer import trainer
+from tiny_trainer import trainer
 
 from basic_lite import files
 

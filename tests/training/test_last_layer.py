@@ -6,11 +6,10 @@ import copy
 
 import pytest
 import torch
-from test_deferred import TOWER, adapted, gradients
-from test_trainer import trainer
-from tiny import DECODERS, IMAGE_TOKEN, MORE_DECODERS, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, MORE_DECODERS, adapted, tiny_batch, tiny_llava
+from tiny_trainer import gradients, trainer
 from transformers import LlamaConfig
-from weightless import Weightless
+from weightless import WIDE_TOWER, Weightless
 
 from basic_lite.data.layout import layout_of
 from basic_lite.method.objective import Objective
@@ -123,7 +122,7 @@ def test_the_operations_saved_are_those_of_the_rows_left_out(recompute):
     decoder = LlamaConfig(
         vocab_size=64, hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8
     )
-    fake = Weightless(decoder, TOWER, rows=2, text=16, recompute=recompute)
+    fake = Weightless(decoder, WIDE_TOWER, rows=2, text=16, recompute=recompute)
     whole = fake.flops(Objective(0, 0), prune_last_layer=False)
     saved = whole - fake.flops(Objective(0, 0))
     width, wide, tokens, chosen = 512, 1408, 1 + 144 + 16, 16

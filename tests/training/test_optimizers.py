@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from bitsandbytes import optim
-from test_trainer import log_of, trainer
 from tiny import adapted, tiny_llava
+from tiny_trainer import log_of, trainer
 
 from basic_lite.files import file_hash
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,44 +12,11 @@ import time
 import pytest
 import torch
 from command import run, stage1, stage2
-from kills import COMMAND, lines
+from kills import lines
+from processes import finish, launch
 from safetensors.torch import load_file
 
 from basic_lite.files import checkpoints, file_hash
-
-
-def start(command: list, cwd, processes: int = 2, **more: str) -> list[subprocess.Popen]:
-    """Start processes as `accelerate launch --cpu` does: it hands them these variables, and `more`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(processes):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = os.environ | {k: str(v) for k, v in names.items()} | {"ACCELERATE_USE_CPU": "true"}
-        started.append(
-            subprocess.Popen(
-                [*map(str, command)],
-                cwd=cwd,
-                env=environment | more,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return started
-
-
-def launch(arguments: list, cwd) -> list[subprocess.Popen]:
-    """Start the command line in two processes."""
-    return start([*COMMAND, *arguments], cwd)
-
-
-def finish(started: list[subprocess.Popen]) -> list[str]:
-    output = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), "\n".join(output)[-4000:]
-    return output
 
 
 @pytest.mark.slow

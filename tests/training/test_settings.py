@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import pytest
 from basic_lite.recipes import stage1, stage2
-from test_cli import run
+from command import run
 
 from basic_lite.memory.activations import Held
 from basic_lite.memory.choice import GLOBAL_BATCH

@@ -11,10 +11,10 @@ import pytest
 import torch
 from command import run, stage1, stage2
 from peft import PeftModel
+from processes import finish, launch, start
 from safetensors.torch import load_file
-from sharded import CASES, train
-from test_processes import finish, launch, start
 from tiny import tiny_assembled
+from training.sharded import CASES, train
 
 from basic_lite.files import file_hash
 
@@ -22,14 +22,25 @@ pytestmark = pytest.mark.slow
 
 ADAPTER = "adapter_model.safetensors"
 
+DEFAULT = ("llama", "mistral", "four-bits")
+"""Plain, with a step that is not finite, and quantised with everything recomputed."""
+NAMES = [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.full) for name in CASES]
+
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """All cases in one process and in two."""
+def trained(request) -> list[str]:
+    """The cases of the tests that run."""
+    names = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    return [name for name in CASES if name in names | set(DEFAULT)]
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory) -> Path:
+    """The cases in one process and in two."""
     folder = tmp_path_factory.mktemp("sharded")
-    for name, case in CASES.items():
-        train(case, folder / "one" / name)
-    command = [sys.executable, Path(__file__).with_name("sharded.py"), folder]
+    for name in trained:
+        train(CASES[name], folder / "one" / name)
+    command = [sys.executable, Path(__file__).with_name("sharded.py"), folder, *trained]
     finish(start(command, folder, PYTHONPATH=os.pathsep.join(sys.path)))
     return folder
 
@@ -43,7 +54,7 @@ def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_make_the_update_of_one(runs, name):
     one, two = (weights(runs / which / name) for which in ("one", "two"))
     assert one.keys() == two.keys()
@@ -53,7 +64,7 @@ def test_two_processes_make_the_update_of_one(runs, name):
         torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_logged_counts_all_processes_once(runs, name):
     """Losses over the step's own tokens and images, and the norm of all gradients, cut and whole."""
     logs = [log_of(runs / which / name) for which in ("one", "two")]
@@ -74,11 +85,11 @@ def test_there_is_one_set_of_files(runs):
     assert {path.name for path in one - two} == {"rng_state.pth"}
 
 
-def test_each_process_holds_half_of_the_layers(runs):
+def test_each_process_holds_half_of_the_layers(runs, trained):
     """Weights, adapters and moments; and nobody keeps what was cut."""
     for rank in (0, 1):
         held = json.loads((runs / f"held-{rank}.json").read_text())
-        for name in CASES:
+        for name in trained:
             assert held[name]["after"] == held[name]["before"] / 2, name
             assert held[name]["alive"] == 0, name
     whole = sum(t.numel() for name, t in weights(runs / "two/llama").items() if "lora_" in name)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import run, settings_shown
 from PIL import Image
 from safetensors.torch import load_file
-from test_cli import run
-from test_ranges import settings_shown
 from tiny import llm_folder, tower_folder
 
 from basic_lite import files

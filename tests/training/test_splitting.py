@@ -6,31 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from test_deferred import adapted
-from test_trainer import log_of, trainer, weights
-from tiny import IMAGE_TOKEN, tiny_batch, tiny_llava
+from tiny import IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
+from tiny_trainer import failing, log_of, trainer, weights
 
 from basic_lite.data.layout import layout_of
 from basic_lite.method.objective import Objective
 from basic_lite.training.guards import rows_of
-
-
-def failing(model, most: int, where: str, after: int = 0) -> list[int]:
-    """Let the model's first layer run out of memory above `most` rows, from pass `after` on."""
-    decoder = (model.get_base_model() if hasattr(model, "get_base_model") else model).model.language_model
-    seen: list[int] = []
-
-    def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    def watch(layer, args, output):
-        seen.append(len(output))
-        if len(output) > most and len(seen) > after:
-            # In backward the adapters of the later layers have their gradients already.
-            fail() if where == "forward" else output.register_hook(fail)
-
-    decoder.layers[0].register_forward_hook(watch)
-    return seen
 
 
 def run(out, most=None, where="forward", after=0, batch=4, accumulation=2, lora=True):
