@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from basic_lite.recipes.data import app
-from typer.testing import CliRunner
-
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import CODES
 
@@ -17,13 +14,6 @@ def row(name: str, *texts: str, image: str | None = None) -> dict[str, object]:
     """A LLaVA row whose turns alternate, starting with the human."""
     turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
     return {"id": name, **({} if image is None else {"image": image}), "conversations": turns}
-
-
-def check(*arguments: object) -> tuple[int, str, str]:
-    """Run `basic-lite data check` in this process: its exit code, and what it wrote to stdout and stderr."""
-    result = CliRunner().invoke(app, ["check", *map(str, arguments)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def known_fault(rows: Rows, row: int) -> str | None:
