@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from basic_lite.data.world.parts import EMBEDDED
 
@@ -291,7 +291,7 @@ class TowerFamily:
     any_size: bool = False
 
     @property
-    def select_strategy(self) -> str:
+    def select_strategy(self) -> Literal["default", "full"]:
         """LLaVA's name of the rule: `"default"` drops the first token, `"full"` keeps all.
 
         Dropping "the class token" of a SigLIP, which has none, silently loses a patch (728 for 729).

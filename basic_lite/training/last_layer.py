@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from basic_lite.method.attention import alone
@@ -42,11 +41,11 @@ queries by position: theirs run whole.
 """
 
 
-def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
+def prepare(decoder: Any, watched_layers: int) -> bool:
     """Let the last layer take `predicting_rows=(B, T)`; without that keyword it stays what it was.
 
     Args:
-        decoder: the language model, with or without adapters inside.
+        decoder: the language model (a `PreTrainedModel`), with or without adapters inside.
         watched_layers: how many layers somebody looks at; the last one must not be among them.
 
     Returns:
@@ -62,12 +61,14 @@ def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
     return True
 
 
-def _is_exact(layer: nn.Module) -> bool:
-    kind = type(layer).__mro__[2] if isinstance(layer, _ChosenRows) else type(layer)
+def _is_exact(layer: Any) -> bool:
+    kind = type(layer)
+    kind = kind.__mro__[2] if issubclass(kind, _ChosenRows) else kind
     if f"{kind.__module__}.{kind.__qualname__}" not in _FAMILIES:
         return False
+    attention: Any = layer.self_attn
     drops = [getattr(layer, name, None) for name in ("resid_attn_dropout", "resid_mlp_dropout")]
-    return not layer.self_attn.attention_dropout and not any(drop.p for drop in drops if drop is not None)
+    return not attention.attention_dropout and not any(drop.p for drop in drops if drop is not None)
 
 
 @cache
@@ -79,7 +80,7 @@ class _ChosenRows:
     """In front of a decoder layer's own class."""
 
     def forward(
-        self,
+        self: Any,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -96,12 +97,14 @@ class _ChosenRows:
             kwargs: passed on.
         """
         if predicting_rows is None:
-            return super().forward(
+            whole: Any = super()
+            return whole.forward(
                 hidden_states,
                 attention_mask=attention_mask,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
+        assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
         behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
@@ -131,7 +134,7 @@ def _rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _projections(
-    attention: nn.Module, normed: torch.Tensor, positions: torch.Tensor
+    attention: Any, normed: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return query `(B, H, T, d)` of the chosen rows, key and value `(B, H / groups, S, d)` of all.
 
@@ -153,7 +156,7 @@ def _projections(
     parts: list[torch.Tensor] = []
     for part, norm in zip((query, key, value), (*norms, None), strict=True):
         whole = norm is not None and norm.weight.numel() == part.shape[-1]  # OLMo: over all heads at once
-        part = norm(part) if whole else part
+        part = norm(part) if norm is not None and whole else part
         part = part.unflatten(2, (-1, attention.head_dim))
         parts.append((part if norm is None or whole else norm(part)).transpose(1, 2))
     return parts[0], parts[1], parts[2]
