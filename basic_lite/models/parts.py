@@ -1,12 +1,13 @@
-"""The parts of a LLaVA that the method touches."""
+"""The parts of a LLaVA that the method touches, whatever it is wrapped in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, LlavaModel
 
 
 @dataclass(frozen=True)
@@ -15,13 +16,13 @@ class Parts:
 
     Attributes:
         llava: the model without its head.
-        decoder: its language model, without head.
-        head: the output projection.
+        decoder: its language model, a `PreTrainedModel` without head.
+        head: the output projection, a linear layer without bias.
     """
 
     llava: LlavaModel
-    decoder: PreTrainedModel
-    head: nn.Module
+    decoder: Any
+    head: Any
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -49,7 +50,7 @@ def parts_of(model: nn.Module) -> Parts:
     Raises:
         ValueError: If there is no such model inside.
     """
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     if not isinstance(inner, LlavaForConditionalGeneration):
         raise ValueError(
@@ -65,6 +66,6 @@ def is_cut(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def piece(tensor: torch.Tensor) -> torch.Tensor:
+def piece(tensor: Any) -> torch.Tensor:
     """Return what is here of a tensor: its first dimension's share, possibly empty, or all of it."""
     return tensor.to_local() if is_cut(tensor) else tensor
