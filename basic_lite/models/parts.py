@@ -30,14 +30,14 @@ class Parts:
         return embedding_of(self.decoder)
 
 
-def embedding_of(decoder: PreTrainedModel) -> torch.Tensor:
+def embedding_of(decoder: Any) -> torch.Tensor:
     """Return `(V, D)`, a decoder's raw token embeddings."""
     weight = decoder.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight
 
 
-def layers_of(decoder: PreTrainedModel) -> nn.ModuleList:
+def layers_of(decoder: Any) -> nn.ModuleList:
     """Return a decoder's layers, first to last."""
     layers = decoder.layers
     assert isinstance(layers, nn.ModuleList)
@@ -55,8 +55,7 @@ def parts_of(model: nn.Module) -> Parts:
     if not isinstance(inner, LlavaForConditionalGeneration):
         raise ValueError(
             f"a {type(inner).__name__} was given; BASIC works on a transformers "
-            f"LlavaForConditionalGeneration, "
-            "bare or wrapped by PEFT"
+            "LlavaForConditionalGeneration, bare or wrapped by PEFT"
         )
     return Parts(inner.model, inner.model.language_model, inner.lm_head)
 
