@@ -143,8 +143,8 @@ def convert(
     images: Annotated[
         Path | None, typer.Option(help="Folder, zip or tar of the images.", show_default=False)
     ] = None,
-    follow_links: o.FollowLinks = False,
-    min_rating: o.MinRating = None,
+    follow_links: o.FollowLinksOption = False,
+    min_rating: o.MinRatingOption = None,
 ) -> None:
     """Write rows of any layout as LLaVA's: OUT/rows.jsonl, and OUT/images/ where rows carry their pictures.
 
