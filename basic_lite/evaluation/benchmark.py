@@ -35,7 +35,7 @@ class Benchmark:
         name: On the command line.
         hub: Data set on the hub that holds it.
         split: The split that is asked unless another is named.
-        sizes: Split -> the numbers of rows that published versions have.
+        sizes: Split -> the numbers of rows that published versions have; none where any number will do.
         styles: Prompt style -> whatever its rendering needs; the first is LLaVA's.
         scorers: Scoring rules; the first gives the number that LLaVA reports.
         rows: Two readers `source -> rows`: of the layout of `datasets`, and of the original files.
@@ -76,8 +76,14 @@ class Benchmark:
     of_size: Mapping[int, tuple[Mapping[str, float], str]] = field(default_factory=dict)
 
     def figures(self, rows: int) -> tuple[Mapping[str, float], str]:
-        """Return the published figures that a set of so many rows compares with, and what they are of."""
-        return self.of_size.get(rows, ({}, "") if self.of_size else (self.published, self.measured_on))
+        """Return the published figures that a set of so many rows compares with, and what they are of.
+
+        A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
+        """
+        whole = any(rows in sizes for sizes in self.sizes.values())
+        return self.of_size.get(
+            rows, ({}, "") if self.of_size and whole else (self.published, self.measured_on)
+        )
 
     def read(self, source: Source, style: str = "llava") -> list[Question]:
         """Read the questions of a split, each with an id of its own.
@@ -102,6 +108,8 @@ class Benchmark:
         Raises:
             ValueError: If the number of rows, or of questions with their rotations, is no published one.
         """
+        if not self.sizes[split]:
+            return
         advice = (
             "it is cut off, another version, or a benchmark of your own; --limit N scores a part of it, "
             f"--any-size all of it, but not as a {self.name} number"

@@ -187,6 +187,7 @@ def test_seeds_figures_belong_to_the_set_that_they_were_measured_on():
     )
     assert row.figures(14_233)[0] == {"LLaVA-1.5-7B": 66.1}
     assert row.figures(17_990) == ({}, "")
+    assert row.figures(100)[0] == row.published  # of a part, which is marked as not comparable
 
 
 def test_mmvet_v2_is_named(tmp_path):

@@ -51,6 +51,7 @@ def test_published_sizes_and_decoding():
         "ocrbench": (1_000,),
         "docvqa": (5_349,),
         "infovqa": (2_801,),
+        "mine": (),
     }
     assert all(next(iter(row.styles)) == "llava" for row in BENCHMARKS.values())
 
