@@ -3,39 +3,89 @@
 from __future__ import annotations
 
 import importlib.util
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from transformers import TextStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer
 
 from basic_lite.data.conversation import IMAGE, Turn
 from basic_lite.data.pictures import open_picture
 from basic_lite.data.rows import RowFault
+from basic_lite.files import write_json
 from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 
-HELP: str = "/image FILE shows a picture with the next message, /new starts again, /exit ends (or Ctrl-D)."
+HELP: str = (
+    "/image FILE shows a picture with the next message, /reset starts again, /save FILE keeps the "
+    "conversation, /exit ends (or Ctrl-D)."
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: smallest share of probability that is drawn from, of 1.
+        seed: of the draws: the same conversation gets the same answers; `None` for new ones.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def options(self, stops: list[int], pad: int, longest: int, never: Sequence[int]) -> dict[str, Any]:
+        """Return `generate`'s options; arguments as `models.generate.greedily`."""
+        options = greedily(stops, pad, longest, never)
+        if self.temperature == 0:
+            return options
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return options | drawn
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a conversation: its file, and `(3, h, w)` uint8."""
+
+    path: Path
+    pixels: torch.Tensor
 
 
 class Chat:
     """A run, what was said so far, and the pictures that were shown."""
 
-    def __init__(self, assembled: Assembled, max_new_tokens: int = 512) -> None:
-        """Start an empty conversation; an answer has at most `max_new_tokens` tokens."""
-        self.assembled, self.max_new_tokens = assembled, max_new_tokens
+    def __init__(
+        self,
+        assembled: Assembled,
+        max_new_tokens: int = 512,
+        sampling: Sampling = Sampling(),
+        lock: threading.Lock | None = None,
+    ) -> None:
+        """Start an empty conversation.
+
+        Args:
+            assembled: the run.
+            max_new_tokens: most tokens of an answer.
+            sampling: how tokens are drawn.
+            lock: held while the model answers; conversations with one model share it.
+        """
+        self.assembled, self.max_new_tokens, self.sampling = assembled, max_new_tokens, sampling
+        self.lock = lock or threading.Lock()
         for_inference(assembled.model)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self.turns: list[Turn] = []
-        self.shown: list[torch.Tensor] = []
-        self.waiting: list[torch.Tensor] = []
+        self.shown: list[Picture] = []
+        self.waiting: list[Picture] = []
 
     def show(self, path: Path) -> None:
         """Put a picture in front of the next message.
@@ -47,38 +97,65 @@ class Chat:
             picture = open_picture(path)
         except RowFault as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
-        self.waiting.append(self.assembled.transform("pad")(picture))
+        self.waiting.append(Picture(path, self.assembled.transform("pad")(picture)))
 
-    def say(self, text: str, write: Callable[[str], None]) -> str:
-        """Answer a message; `write` gets the answer piece by piece.
+    def say(self, text: str) -> Iterator[str]:
+        """Answer a message, piece by piece.
 
-        An answer that is cut off (Ctrl-C) is forgotten with its message; the pictures wait for the next.
+        An answer that is cut off (Ctrl-C, or the iterator is closed) is forgotten with its message; the
+        pictures wait for the next. The model then stops at its next token.
+
+        Yields:
+            Pieces of the answer, once their tokens are complete words.
 
         Raises:
-            ValueError: If the conversation no longer fits into what the decoder was made for.
+            ValueError: If the message is no text, or the conversation no longer fits into what the decoder
+                was made for.
         """
-        assembled, model = self.assembled, self.assembled.model
+        assembled: Any = self.assembled
+        model = assembled.model
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("the message holds bytes that are no text (UTF-8); send it again") from None
         ids = prompt_ids(assembled, [*self.turns, self._asked(text)])
         positions = parts_of(model).decoder.config.max_position_embeddings
         room = positions - len(ids)
         if room < 1:
             raise ValueError(
                 f"the conversation has {len(ids)} tokens, the decoder takes {positions}; start a new "
-                "conversation (/new in a terminal)"
+                "conversation (/reset in a terminal)"
             )
-        pictures = self.shown + self.waiting
-        pixels = torch.stack(pictures) if pictures else None
-        longest = min(self.max_new_tokens, room)
-        never = [assembled.image_token_id]
-        with torch.inference_mode():
-            row = model.generate(
-                **one_row(model, ids, pixels, assembled.transform("pad")),
-                **greedily(stops_of(assembled), assembled.pad_token_id, longest, never),
-                streamer=_Stream(assembled.tokenizer, write),
-            )[0, len(ids) :].tolist()
-        answer = text_of(assembled, row)
-        self.remember(text, answer)
-        return answer
+        pictures = [picture.pixels for picture in self.shown + self.waiting]
+        row = one_row(model, ids, torch.stack(pictures) if pictures else None, assembled.transform("pad"))
+        longest, never = min(self.max_new_tokens, room), [assembled.image_token_id]
+        options = self.sampling.options(stops_of(assembled), assembled.pad_token_id, longest, never)
+        pieces = TextIteratorStreamer(assembled.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        left = _Left()
+        produced: list[list[int]] = []
+        failures: list[BaseException] = []
+
+        def answer() -> None:
+            try:
+                with self.lock, torch.inference_mode():
+                    if self.sampling.seed is not None:
+                        torch.manual_seed(self.sampling.seed + len(self.turns))
+                    out = model.generate(**row, **options, streamer=pieces, stopping_criteria=[left])
+                produced.append(out[0, len(ids) :].tolist())
+            except BaseException as error:  # raised again where somebody hears it
+                failures.append(error)
+                pieces.on_finalized_text("", stream_end=True)
+
+        worker = threading.Thread(target=answer, daemon=True)
+        worker.start()
+        try:
+            yield from pieces
+        finally:
+            left.event.set()
+            worker.join()
+        if failures:
+            raise failures[0]
+        self.remember(text, text_of(assembled, produced[0]))
 
     def remember(self, text: str, answer: str) -> None:
         """Carry on a message and its answer, made now or earlier, and the pictures that waited for it.
@@ -89,19 +166,41 @@ class Chat:
             self.turns = [*self.turns, self._asked(text), ("assistant", answer.strip())]
             self.shown, self.waiting = self.shown + self.waiting, []
 
+    def save(self, path: Path) -> None:
+        """Write the conversation as messages of OpenAI's shape, with the files of its pictures.
+
+        Raises:
+            ValueError: If nothing was said yet, or the file exists.
+        """
+        if not self.turns:
+            raise ValueError("there is no conversation to save yet")
+        if path.exists():
+            raise ValueError(f"{path} exists already; choose another file")
+        pictures, messages = iter(self.shown), []
+        for role, text in self.turns:
+            count = text.count(IMAGE) if role == "user" else 0
+            parts: list[dict[str, str]] = [
+                {"type": "image", "path": str(next(pictures).path)} for _ in range(count)
+            ]
+            parts.append({"type": "text", "text": text.removeprefix(f"{IMAGE}\n" * count)})
+            messages.append({"role": role, "content": parts})
+        try:
+            write_json(path, {"messages": messages})
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+
     def _asked(self, text: str) -> Turn:
         return "user", f"{IMAGE}\n" * len(self.waiting) + text.replace(IMAGE, "")
 
 
-class _Stream(TextStreamer):
-    """Hands on every piece of text once its tokens are complete characters and words."""
+class _Left(StoppingCriteria):
+    """Stops the model at its next token once the reader of its answer has left."""
 
-    def __init__(self, tokenizer: object, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
+    def __init__(self) -> None:
+        self.event = threading.Event()
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._write(text)
+    def __call__(self, input_ids: torch.Tensor, scores: object, **more: object) -> Any:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
 def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> None:
@@ -115,23 +214,30 @@ def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> 
     for line in lines:
         words = line.strip()
         command, _, argument = words.partition(" ")
+        file = Path(argument.strip()).expanduser()
         try:
             if not words:
                 continue
             if command in ("/exit", "/quit"):
                 return
-            if command == "/new":
+            if command == "/reset":
                 chat.reset()
                 write("A new conversation.\n")
+            elif command in ("/image", "/save") and not argument.strip():
+                raise ValueError(f"{command} needs a file: {command} FILE")
             elif command == "/image":
-                chat.show(Path(argument.strip()).expanduser())
-                write(f"{argument.strip()} goes with the next message.\n")
+                chat.show(file)
+                write(f"{file} goes with the next message.\n")
+            elif command == "/save":
+                chat.save(file)
+                write(f"Saved: {file}\n")
             elif command == "/help":
                 write(f"{HELP}\n")
             elif command.startswith("/") and "/" not in command[1:] and command[1:].isalpha():
                 write(f"There is no {command}. {HELP}\n")
             else:
-                chat.say(words, write)
+                for piece in chat.say(words):
+                    write(piece)
                 write("\n")
         except KeyboardInterrupt:
             write("\n(cut off and forgotten)\n")
@@ -148,8 +254,8 @@ MISTAKE: str = "⚠ Not answered: "
 """Begins what is said where an answer should be. An exception would leave gradio's text box switched off."""
 
 
-class _Stopped(Exception):
-    """The reader of an answer is gone."""
+UPLOAD: str = "20mb"
+"""Largest file that the page takes, as gradio writes it."""
 
 
 def check_gradio() -> None:
@@ -165,11 +271,18 @@ def check_gradio() -> None:
         )
 
 
-def recalled(assembled: Assembled, history: Sequence[dict[str, Any]], max_new_tokens: int) -> Chat:
+def recalled(
+    assembled: Assembled,
+    history: Sequence[dict[str, Any]],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    lock: threading.Lock | None = None,
+) -> Chat:
     """Return the conversation that a page shows.
 
-    The page keeps what was said, so that its own buttons (undo, again, clear) need no help. A message
-    without answer (a `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the next.
+    The page keeps what was said, so that its own buttons (undo, again, clear) need no help, and nothing that
+    one reader says is held where another reader's answer could find it. A message without answer (a
+    `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the next.
 
     Args:
         assembled: the model.
@@ -177,8 +290,10 @@ def recalled(assembled: Assembled, history: Sequence[dict[str, Any]], max_new_to
             texts (bare, or `{"text"}`) and pictures (`{"path"}` from a client, `{"file": {"path"}}` from a
             browser).
         max_new_tokens: of an answer.
+        sampling: how tokens are drawn.
+        lock: held while the model answers; pages share one.
     """
-    chat, asked = Chat(assembled, max_new_tokens), ""
+    chat, asked = Chat(assembled, max_new_tokens, sampling, lock), ""
     for message in history:
         text, files = _parts(message["content"])
         if message["role"] == "assistant":
@@ -206,72 +321,34 @@ def _parts(content: str | Sequence[Any]) -> tuple[str, list[Path]]:
     return "\n".join(texts), files
 
 
-def growing(chat: Chat, text: str, lock: threading.Lock) -> Iterator[str]:
-    """Yield an answer as it grows.
-
-    Args:
-        chat: the conversation.
-        text: the message.
-        lock: held while the model answers; pages share one.
-
-    Yields:
-        The answer so far, at last the whole one. Closing the iterator stops the model at the next word.
-
-    Raises:
-        ValueError: As `Chat.say`.
-    """
-    states: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
-    said: list[str] = []
-    stopped = threading.Event()
-
-    def write(piece: str) -> None:
-        if stopped.is_set():
-            raise _Stopped
-        said.append(piece)
-        states.put("".join(said))
-
-    def answer() -> None:
-        try:
-            with lock:
-                states.put(chat.say(text, write))
-        except _Stopped:
-            pass
-        except Exception as error:  # raised again where somebody hears it
-            states.put(error)
-        finally:
-            states.put(None)
-
-    threading.Thread(target=answer, daemon=True).start()
-    try:
-        while (state := states.get()) is not None:
-            if isinstance(state, Exception):
-                raise state
-            yield state
-    finally:
-        stopped.set()
-
-
-def page(assembled: Assembled, title: str, max_new_tokens: int) -> Any:
+def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampling) -> Any:
     """Return the page, a `gradio.ChatInterface`, not yet served.
 
     Args:
         assembled: the run.
         title: of the page.
         max_new_tokens: of an answer.
+        sampling: what the page's controls start with.
     """
     import gradio
 
     lock = threading.Lock()
 
-    def reply(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
+    def reply(
+        message: dict[str, Any], history: list[dict[str, Any]], temperature: float, top_p: float, seed: float
+    ) -> Iterator[str]:
         """Answer a message with its pictures, word by word."""
+        answer = ""
         try:
-            chat = recalled(assembled, history, max_new_tokens)
+            drawn = Sampling(temperature, top_p, None if seed < 0 else int(seed))
+            chat = recalled(assembled, history, max_new_tokens, drawn, lock)
             for file in message["files"]:
                 chat.show(Path(file))
             if not message["text"].strip():
                 raise ValueError("the picture goes with your next message: ask something about it")
-            yield from growing(chat, message["text"], lock)
+            for piece in chat.say(message["text"]):
+                answer += piece
+                yield answer.strip()
         except ValueError as error:
             yield f"{MISTAKE}{error}"
 
@@ -284,13 +361,54 @@ def page(assembled: Assembled, title: str, max_new_tokens: int) -> Any:
             file_types=["image"], file_count="multiple", placeholder="A message, and pictures with it"
         ),
         title=title,
-        description="Greedy decoding, the run's own template.",
+        description="The run's own template; temperature 0 takes the likeliest word.",
+        additional_inputs=[
+            gradio.Slider(0, 2, sampling.temperature, step=0.05, label="temperature"),
+            gradio.Slider(0.05, 1, sampling.top_p, step=0.05, label="top_p"),
+            gradio.Number(
+                -1 if sampling.seed is None else sampling.seed, precision=0, label="seed (-1: new)"
+            ),
+        ],
         analytics_enabled=False,
         api_name="chat",
     )
 
 
-def serve(assembled: Assembled, title: str, *, port: int, max_new_tokens: int, wait: bool = True) -> Any:
+class SameOrigin:
+    """Refuses what a page of somebody else's sends: a Host that is not this machine, or a foreign Origin.
+
+    Without it a web site could point its own name at 127.0.0.1 (DNS rebinding) or post to the page, and the
+    browser of whoever runs it would do so. Behind a tunnel the port differs, so Origin is compared with Host.
+    """
+
+    def __init__(self, app: Any) -> None:
+        """Stand in front of an ASGI application."""
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer 403, or pass a request on."""
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        known = urlsplit(f"//{host}").hostname in (ADDRESS, "localhost")
+        if scope["type"] == "lifespan" or (known and (origin is None or urlsplit(origin).netloc == host)):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            plain = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 403, "headers": plain})
+            await send({"type": "http.response.body", "body": b"this page is for this machine alone"})
+
+
+def serve(
+    assembled: Assembled,
+    title: str,
+    *,
+    port: int,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    wait: bool = True,
+) -> Any:
     """Show the page on this machine until Ctrl-C.
 
     Args:
@@ -298,6 +416,7 @@ def serve(assembled: Assembled, title: str, *, port: int, max_new_tokens: int, w
         title: of the page.
         port: where.
         max_new_tokens: of an answer.
+        sampling: what the page's controls start with.
         wait: return only when the page is closed.
 
     Returns:
@@ -307,8 +426,9 @@ def serve(assembled: Assembled, title: str, *, port: int, max_new_tokens: int, w
         ValueError: If the port is taken.
     """
     import gradio
+    from starlette.middleware import Middleware  # gradio's own server
 
-    made = page(assembled, title, max_new_tokens)
+    made = page(assembled, title, max_new_tokens, sampling)
     fonts = ["system-ui", "sans-serif"]  # the theme's own would be fetched from the network
     try:
         made.launch(
@@ -319,6 +439,8 @@ def serve(assembled: Assembled, title: str, *, port: int, max_new_tokens: int, w
             prevent_thread_lock=not wait,
             ssr_mode=False,
             footer_links=[],
+            max_file_size=UPLOAD,
+            app_kwargs={"middleware": [Middleware(SameOrigin)]},
             theme=gradio.themes.Default(font=fonts, font_mono=["monospace"]),
         )
     except OSError as error:

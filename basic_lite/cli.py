@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,9 +26,11 @@ from basic_lite.recipes import (
     demo,
     doctor,
     export,
+    models,
     plan,
     stage1,
     stage2,
+    start,
 )
 from basic_lite.recipes import eval as evaluation
 
@@ -36,7 +39,7 @@ app = typer.Typer(
     help="Train your own vision-language model on one graphics card, supervised by the LLM itself (BASIC).",
     epilog="Three commands run the whole method: stage1 --model gemma-2b, stage2 --lora, eval mmbench. "
     "To see it work without a GPU or a download: demo.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -51,15 +54,18 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print("\n".join(start.lines(Path())))
 
 
 TRAIN, LOOK, TRY = "Train and use a model", "Find out what it does", "Data and machine"
+app.command("models", rich_help_panel=TRAIN)(models.main)
 app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
 app.command("stage2", rich_help_panel=TRAIN)(stage2.main)

@@ -17,7 +17,7 @@ app = typer.Typer(help="Look inside a language model or a run.", no_args_is_help
 def premise(
     model: Annotated[
         str,
-        o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny.", panel=o.MODEL),
+        o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models), or tiny.", panel=o.MODEL),
     ] = "vicuna-7b",
     llm: o.LlmOption = None,
     bits: o.BitsOption = None,

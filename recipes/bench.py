@@ -58,7 +58,7 @@ def generate(
 @o.command
 def step(
     model: Annotated[
-        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+        str, o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models).", panel=o.MODEL)
     ] = "vicuna-7b",
     stage: Annotated[
         int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))

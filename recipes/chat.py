@@ -16,14 +16,24 @@ def main(
         list[Path] | None, o.option("--image", help="Picture of the first message; may be given again.")
     ] = None,
     max_new_tokens: Annotated[int, o.option(help="Most tokens of an answer.", callback=o.within(1))] = 512,
+    temperature: Annotated[
+        float, o.option(help="Divides the logits; 0 takes the likeliest token.", callback=o.within(0, 10))
+    ] = 0.0,
+    top_p: Annotated[
+        float, o.option(help="Draws from this share of the probability.", callback=o.within(above=0, most=1))
+    ] = 1.0,
+    seed: Annotated[
+        int | None, o.option(help="Of the draws.", callback=o.within(0, 2**31 - 1), default="new each time")
+    ] = None,
     web: Annotated[bool, o.option("--web", help="A page in the browser (needs gradio).")] = False,
     port: Annotated[
         int, o.option(help="Port of the page, on this machine alone.", callback=o.within(1, 65535))
     ] = 7860,
 ) -> None:
-    """Ask a run about pictures: several turns, several pictures, greedy decoding, the run's own template.
+    """Ask a run about pictures: several turns, several pictures, the run's own template.
 
-    Messages come from the terminal or from standard input, one per line, or from a page (--web).
+    Messages come from the terminal or from standard input, one per line, or from a page (--web). In the
+    terminal /image FILE, /reset and /save FILE are commands.
 
     Examples:
 
@@ -31,13 +41,16 @@ def main(
 
       echo "What is it?" | basic-lite chat runs/stage2 --image cat.jpg
 
+      basic-lite chat runs/stage2 --temperature 0.7 --top-p 0.9 --seed 1
+
       basic-lite chat runs/stage2 --web
     """
+    import io
     import sys
     from collections.abc import Iterator
 
     from basic_lite import chat as conversation
-    from basic_lite.chat import HELP, Chat, converse
+    from basic_lite.chat import HELP, Chat, Sampling, converse
     from basic_lite.console import quiet_console
     from basic_lite.models import checkpoint, devices
 
@@ -47,16 +60,19 @@ def main(
             raise ValueError(f"{path} is no file")
     if web:
         conversation.check_gradio()
+    sampling = Sampling(temperature, top_p, seed)
     assembled, manifest = checkpoint.load_run(run, devices.choose_device())
     title = f"{manifest['sources']['llm']} with {manifest['sources']['tower']}"
     if web:
         console.print(f"{title}: http://{conversation.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)
-        conversation.serve(assembled, title, port=port, max_new_tokens=max_new_tokens)
+        conversation.serve(assembled, title, port=port, max_new_tokens=max_new_tokens, sampling=sampling)
         return
-    chat = Chat(assembled, max_new_tokens)
+    chat = Chat(assembled, max_new_tokens, sampling)
     for path in image or []:
         chat.show(path)
     typed = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text: the chat says so
 
     def lines() -> Iterator[str]:
         while True:

@@ -11,6 +11,26 @@ from rich.markup import escape
 from basic_lite.training import settings as o
 
 
+def home_of(run: Path, model: str | None, answers: Path | None, out: Path | None) -> Path:
+    """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers.
+
+    Raises:
+        ValueError: If more than one thing is to be evaluated, or a run stands where a model's answers would.
+    """
+    from basic_lite.files import MANIFEST
+
+    if model is not None and answers is not None:
+        raise ValueError("--model answers itself, --predictions holds answers: give one of them")
+    if answers is not None:
+        return answers.with_name(f"{answers.name.removesuffix('.jsonl')}-scored")
+    if model is None:
+        return run
+    home = Path("runs") / Path(model).resolve().name
+    if out is None and (home / MANIFEST).is_file():
+        raise ValueError(f"{home} holds a run of that name; choose another folder with --out")
+    return home
+
+
 def main(
     benchmark: Annotated[
         str,
@@ -20,6 +40,14 @@ def main(
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
+    model: Annotated[
+        str | None,
+        o.option(help="Instead of a run: a LLaVA of transformers, folder or hub id.", metavar="FOLDER_OR_ID"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        o.option("--predictions", help="Instead of a run: score this file of answers (JSON lines)."),
+    ] = None,
     data: Annotated[
         str | None,
         o.option(
@@ -55,7 +83,11 @@ def main(
         o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
     ] = "all",
     out: Annotated[
-        Path | None, o.option(help="Folder of predictions and results.", default="RUN/eval/BENCHMARK")
+        Path | None,
+        o.option(
+            help="Folder of predictions and results.",
+            default="RUN/eval/BENCHMARK; runs/NAME/eval/BENCHMARK of a model",
+        ),
     ] = None,
     batch_size: Annotated[
         int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
@@ -82,7 +114,7 @@ def main(
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRunOption = False,
 ) -> None:
-    """Score a run on a benchmark, offline, with LLaVA-1.5's prompts and rules.
+    """Score a run, a model or a file of answers on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 
     Interrupted, the same command goes on where it was. Of a list, a benchmark without its data is left out
     and said at once and at the end; the others run, and the command exits with 2.
@@ -98,6 +130,10 @@ def main(
       basic-lite eval textvqa --data textvqa/ --step score
 
       basic-lite eval mmbench --data my_benchmark.tsv --any-size
+
+      basic-lite eval mmbench --model llava-hf/llava-1.5-7b-hf
+
+      basic-lite eval pope --predictions answers.jsonl
     """
     from contextlib import nullcontext
 
@@ -114,7 +150,15 @@ def main(
     several = len(names) > 1
     if several and data is not None and not Path(data).is_dir():
         raise ValueError(f"--data {data} is no folder; several benchmarks need one with a folder for each")
-    embedded = data is None and is_embedded(read_manifest(run)["sources"]["llm"])
+    home = home_of(run, model, answers, out)
+    if answers is not None:
+        if several or step == "generate":
+            raise ValueError(
+                "--predictions holds one benchmark's answers: name it alone, without --step generate"
+            )
+        step = "score" if step == "all" else step
+    of_run = model is None and answers is None
+    embedded = of_run and data is None and is_embedded(read_manifest(run)["sources"]["llm"])
     if embedded:
         console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
     failures: dict[str, str] = {}
@@ -133,9 +177,11 @@ def main(
         if embedded:
             source = str(questions_beside(run, name, console.print))
         evaluation = Evaluation(
-            run=run,
+            run=run if of_run else None,
+            model=model,
+            given=answers,
             name=name,
-            out=(out / name if several else out) if out else run / "eval" / name,
+            out=(out / name if several else out) if out else home / "eval" / name,
             data=source,
             images=images,
             split=split,
@@ -146,7 +192,7 @@ def main(
             judge=judge,
             judge_scores=judge_scores,
         )
-        evaluation.manifest  # noqa: B018 (a missing run is said before the data is read)
+        evaluation.identity  # noqa: B018 (a missing run is said before the data is read)
         try:
             evaluation.check_options()
             questions = evaluation.questions(with_images=step in ("all", "generate"))
@@ -163,9 +209,11 @@ def main(
         ready.append((evaluation, questions))
 
     results = []
-    with nullcontext() if dry_run else held(out or run):
+    with nullcontext() if dry_run else held(out or home):
         for evaluation, questions in [] if dry_run else ready:
             try:
+                if answers is not None:
+                    evaluation.take_given(questions)
                 if step in ("all", "generate"):
                     from basic_lite.models.devices import choose_device
 

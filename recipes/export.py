@@ -1,4 +1,4 @@
-"""Take a finished run elsewhere: a standard LLaVA folder, an adapter, or the original LLaVA's layout."""
+"""Take a finished run elsewhere: a standard LLaVA folder, an adapter, or GGUF files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from basic_lite.training import settings as o
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
+    run: Annotated[Path, typer.Argument(help="Run folder; with --check or --push alone an exported one.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="Folder to make; must not exist.", show_default=False)
+    ] = None,
     to: Annotated[
-        Literal["hf", "peft", "llava"],
+        Literal["hf", "peft", "gguf"],
         o.option(
-            help="hf: transformers, vLLM, SGLang, lmms-eval. peft: adapter and projector over a base. "
-            "llava: the original LLaVA's files."
+            help="hf: transformers, vLLM, lmms-eval. peft: adapter and projector over a base. "
+            "gguf: llama.cpp, Ollama."
         ),
     ] = "hf",
     base: Annotated[
@@ -37,8 +40,22 @@ def main(
     ] = None,
     old_gemma: Annotated[
         bool,
-        o.option("--old-gemma", help="For readers that scale Gemma's image features (before 5.4)."),
+        o.option(
+            "--old-gemma",
+            help="For readers that scale Gemma's image features (transformers before 5.4, old llama.cpp).",
+        ),
     ] = False,
+    quantise: Annotated[
+        str | None, o.option(help="Format of GGUF: f16, bf16, f32 or q8_0.", default="f16")
+    ] = None,
+    check: Annotated[
+        bool, o.option("--check", help="Open an exported folder again, and say what it holds.")
+    ] = False,
+    push: Annotated[
+        str | None, o.option(help="Send the folder to the Hugging Face hub, private.", default="not sent")
+    ] = None,
+    public: Annotated[bool, o.option("--public", help="With --push: everybody can read it.")] = False,
+    yes: Annotated[bool, o.option("--yes", help="With --push: do not ask.")] = False,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 
@@ -50,23 +67,74 @@ def main(
 
       basic-lite export runs/stage2 my-adapter --to peft
 
-      basic-lite export runs/stage2 my-original --to llava --base dequantised
+      basic-lite export runs/stage2 my-gguf --to gguf --quantise q8_0
+
+      basic-lite export --check my-llava
+
+      basic-lite export my-llava --push me/my-llava
     """
-    from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.export import adapter, folder, original
+    from basic_lite.export import inspection, publication
     from basic_lite.models import devices
 
     console = quiet_console()
     device = device or devices.choose_device()
-    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
+    if out is None and not check and push is None:
+        raise ValueError(f"say where the export of {run} goes: basic-lite export {run} OUT")
+    if public and push is None:
+        raise ValueError("--public is for --push")
+    if push is not None:
+        publication.check_hub_id(push)
+    folder = out or run
+    if out is None:
+        inspection.kind_of(folder)
+    else:
+        _export(run, out, to, base, dtype, shard_gib, device, old_gemma, quantise, console)
+    if check:
+        for line in inspection.inspect(folder, device):
+            console.print(line, highlight=False, soft_wrap=True)
+    if push is not None:
+        if not yes and not _agreed(publication.question(folder, push, public)):
+            raise ValueError(f"nothing was sent: --push {push} needs a typed yes, or --yes")
+        console.print(f"Sent: {publication.push(folder, push, public)}", highlight=False, soft_wrap=True)
+
+
+def _agreed(question: str) -> bool:
+    """Ask on the terminal; no answer, or the end of the input, is a no."""
+    try:
+        return input(f"{question}: ").strip().lower() == "yes"
+    except EOFError:
+        return False
+
+
+def _export(
+    run: Path,
+    out: Path,
+    to: str,
+    base: str | None,
+    dtype: str | None,
+    shard_gib: float,
+    device: str,
+    old_gemma: bool,
+    quantise: str | None,
+    console: Console,
+) -> None:
+    """Write the folder."""
+    from basic_lite import files
+    from basic_lite.export import adapter, folder
+
     with files.held(out, beside=True):
-        plan, manifest = folder.plan(run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to)
+        plan, manifest = folder.plan(
+            run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to, quantise
+        )
+        make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
+        if make is None:
+            from basic_lite.export.gguf import export_gguf as make  # its package is an extra
         if base == "bf16" and plan.base is None:
-            dtype = str(plan.dtype).removeprefix("torch.")
-            line = f"{run} holds no quantised base; its own weights are exported, in {dtype}"
+            held = quantise or str(plan.dtype).removeprefix("torch.")
+            line = f"{run} holds no quantised base; its own weights are exported, in {held}"
             console.print(line, highlight=False, soft_wrap=True)
         content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
     for line in folder.summary(content):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"Written: {out}")

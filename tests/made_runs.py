@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_assembled
 
 from basic_lite import files
-from basic_lite.export import adapter, folder, original
+from basic_lite.export import adapter, folder
 from basic_lite.models import checkpoint, trainable
 
 
@@ -39,7 +39,11 @@ def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object)
     return out
 
 
-def export(run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False) -> dict:
-    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to)
-    make = {"hf": folder.export_hf, "peft": adapter.export_peft, "llava": original.export_llava}[to]
+def export(
+    run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False, quantise=None
+) -> dict:
+    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise)
+    make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
+    if make is None:
+        from basic_lite.export.gguf import export_gguf as make
     return make(plan, manifest)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
-import torch
 from made_runs import made_run
 from PIL import Image
 from tiny import tiny_assembled
@@ -29,28 +29,82 @@ def talk(chat: chats.Chat, *lines: str) -> str:
     return "".join(heard)
 
 
+def said(chat: chats.Chat, text: str) -> str:
+    return "".join(chat.say(text)).strip()
+
+
 def test_an_answer_is_the_one_that_an_evaluation_gets(picture):
     assembled = tiny_assembled("llama")
     asked = Question(0, "what is this", picture.read_bytes(), 6)
     chat = chats.Chat(assembled, max_new_tokens=6)
     chat.show(picture)
-    pieces: list[str] = []
-    answer = chat.say("what is this", pieces.append)
-    assert answer == answer_one(assembled, asked)
-    assert "".join(pieces).strip() == answer
+    pieces = list(chat.say("what is this"))
+    assert "".join(pieces).strip() == answer_one(assembled, asked)
+    assert chat.turns[-1] == ("assistant", "".join(pieces).strip())
 
 
-def test_words_are_shown_while_the_answer_is_made():
-    tokenizer, pieces = tiny_assembled("llama").tokenizer, []
-    stream = chats._Stream(tokenizer, pieces.append)
-    stream.put(torch.tensor([[1, 5]]))  # the prompt is not shown
-    for number in tokenizer("two words, then more").input_ids:
-        stream.put(torch.tensor([number]))
-    shown = "".join(pieces)  # before the end; how much of it waits for a space depends on transformers
-    assert shown.startswith("two words")
-    assert "two words, then more".startswith(shown)
-    stream.end()
-    assert "".join(pieces) == "two words, then more"
+def test_words_come_while_the_model_still_answers(monkeypatch):
+    assembled = tiny_assembled("llama")
+    chat, steps = chats.Chat(assembled, max_new_tokens=40), []
+    waits = chats._Left.__call__
+
+    def counted(self, ids, scores, **more):
+        steps.append(self.event.is_set())
+        return waits(self, ids, scores, **more)
+
+    monkeypatch.setattr(chats._Left, "__call__", counted)
+    answer = chat.say("hello")
+    next(answer)
+    answer.close()
+    assert steps[-1]  # the model heard that nobody listens any more, and stopped
+    assert len(steps) < 40
+    assert chat.turns == []
+    assert chat.lock.acquire(timeout=5)  # the model is free again
+
+
+def test_what_is_drawn_follows_temperature_top_p_and_seed():
+    assembled = tiny_assembled("llama")
+
+    def answers(*sampling: object) -> list[str]:
+        chat = chats.Chat(assembled, 12, chats.Sampling(*sampling))
+        return [said(chat, "one"), said(chat, "two")]
+
+    greedy = answers()
+    assert answers(0.0, 0.5, 3) == greedy  # temperature 0 draws nothing
+    assert answers(1.5, 1.0, 3) == answers(1.5, 1.0, 3) != greedy
+    assert answers(1.5, 1.0, 4) != answers(1.5, 1.0, 3)
+    assert answers(1.5, 1e-6, 3) == greedy  # the smallest share is the likeliest token alone
+    options = chats.Sampling(0.7, 0.9).options([2], 0, 5, [3])
+    assert (options["do_sample"], options["temperature"], options["top_p"], options["top_k"]) == (
+        True,
+        0.7,
+        0.9,
+        0,
+    )
+
+
+def test_bytes_that_are_no_text_are_an_error_about_the_chat():
+    chat = chats.Chat(tiny_assembled("llama"), max_new_tokens=2)
+    heard = talk(chat, b"caf\xe9".decode("utf-8", "surrogateescape"), "hi")
+    assert heard.startswith("the message holds bytes that are no text (UTF-8); send it again\n")
+    assert "row" not in heard.split("\n")[0]
+    assert len(chat.turns) == 2
+
+
+def test_a_saved_conversation_holds_its_pictures(picture, tmp_path):
+    chat = chats.Chat(tiny_assembled("llama"), max_new_tokens=3)
+    out = tmp_path / "talk.json"
+    assert "no conversation to save yet" in talk(chat, f"/save {out}")
+    assert "/save needs a file" in talk(chat, "/save")
+    heard = talk(chat, f"/image {picture}", "what is it", "and now", f"/save {out}")
+    assert f"Saved: {out}" in heard
+    messages = json.loads(out.read_text())["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2
+    image, text = messages[0]["content"]
+    assert (image, text) == ({"type": "image", "path": str(picture)}, {"type": "text", "text": "what is it"})
+    assert messages[1]["content"] == [{"type": "text", "text": chat.turns[1][1]}]
+    assert "exists already" in talk(chat, f"/save {out}")
+    assert "cannot be written" in talk(chat, f"/save {picture / 'x.json'}")
 
 
 def test_turns_build_on_each_other_and_pictures_add_up(picture):
@@ -60,7 +114,7 @@ def test_turns_build_on_each_other_and_pictures_add_up(picture):
     assert [text.count(IMAGE) for _, text in chat.turns] == [1, 0, 0, 0, 1, 0]
     assert len(chat.shown) == 2
     first = chat.turns[1]
-    talk(chat, "/new")
+    talk(chat, "/reset")
     assert chat.turns == chat.shown == []
     talk(chat, f"/image {picture}", "one")
     assert chat.turns[1] == first
@@ -73,7 +127,7 @@ def test_mistakes_are_answered_and_the_conversation_goes_on(tmp_path):
     assert "x.png is no picture that can be read" in heard
     assert "nowhere.png is no picture" in heard
     assert "There is no /nothing" in heard
-    assert "the decoder takes 128; start a new conversation (/new in a terminal)" in heard
+    assert "the decoder takes 128; start a new conversation (/reset in a terminal)" in heard
     assert len(chat.turns) == 2
     talk(chat, "/exit", "never")
     assert len(chat.turns) == 2
@@ -83,13 +137,11 @@ def test_an_interrupted_answer_is_forgotten(picture, monkeypatch):
     chat = chats.Chat(tiny_assembled("llama"), max_new_tokens=5)
     chat.show(picture)
 
-    def interrupt(text: str) -> None:
+    def interrupt(self: object) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(
-            chats._Stream, "on_finalized_text", lambda self, text, stream_end=False: interrupt(text)
-        )
+        patch.setattr(chats.TextIteratorStreamer, "__next__", interrupt)
         assert "cut off" in talk(chat, "hello")
     assert (len(chat.turns), len(chat.waiting)) == (0, 1)
     talk(chat, "hello")
@@ -103,5 +155,10 @@ def test_the_command_reads_standard_input(tmp_path, picture, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n/image nowhere\nand now?"))
     done = run("chat", "--image", picture, "--max-new-tokens", 4, cwd=tmp_path)
     assert "nowhere is no picture" in done.stdout
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8"))
+    done = run("chat", "--max-new-tokens", 3, "--temperature", 1, "--seed", 2, cwd=tmp_path)
+    assert "the message holds bytes that are no text" in done.stdout
+    refused = run("chat", "--top-p", 0, cwd=tmp_path, expect=2)
+    assert "--top-p" in refused.stderr
     refused = run("chat", "--image", "missing.png", cwd=tmp_path, expect=2)
     assert refused.stderr == "error: missing.png is no file\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
-import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -44,14 +45,14 @@ def test_a_page_recalls_what_a_terminal_remembers(picture, asked):
     assembled = tiny_assembled("llama")
     chat = Chat(assembled, 4)
     chat.show(picture)
-    answers = [chat.say(text, lambda piece: None) for text in ("one <image>", "two")]
+    answers = ["".join(chat.say(text)).strip() for text in ("one <image>", "two")]
     assert all(answers)
     history = [asked("one <image>", picture), assistant(answers[0]), asked("two")]
     history.append({"role": "assistant", "content": answers[1]})
     recalled = whole_chat.recalled(assembled, history, 4)
     assert recalled.turns == chat.turns
     assert len(recalled.shown) == 1
-    assert recalled.say("three", lambda piece: None) == chat.say("three", lambda piece: None)
+    assert list(recalled.say("three")) == list(chat.say("three"))
 
 
 def test_a_message_without_answer_is_forgotten_and_its_picture_waits(picture, tmp_path):
@@ -63,29 +64,69 @@ def test_a_message_without_answer_is_forgotten_and_its_picture_waits(picture, tm
     assert (len(chat.shown), len(chat.waiting)) == (1, 0)
 
 
-def test_an_answer_grows(picture):
-    assembled = tiny_assembled("llama")
-    chat, other = Chat(assembled, 6), Chat(assembled, 6)
-    for one in (chat, other):
-        one.show(picture)
-    *parts, whole = whole_chat.growing(chat, "what is this", threading.Lock())
-    assert whole == parts[-1].strip() == other.say("what is this", lambda piece: None)
-    assert all(after.startswith(before) for before, after in itertools.pairwise(parts))
+def test_two_readers_at_once_do_not_mix(picture):
+    """Each page's answer is the one that it would have got alone."""
+    assembled, lock = tiny_assembled("llama"), threading.Lock()
+    histories = [[user("one"), assistant("yes")], [user("two", picture), assistant("no")]]
+    drawn = whole_chat.Sampling(1.2, 1.0, 5)
 
+    def answer(history: list[dict], words: str) -> str:
+        return "".join(whole_chat.recalled(assembled, history, 20, drawn, lock).say(words))
 
-def test_a_reader_who_leaves_stops_the_model():
-    chat, lock = Chat(tiny_assembled("llama"), 60), threading.Lock()
-    answer = whole_chat.growing(chat, "hello", lock)
-    next(answer)
-    answer.close()
-    with lock:  # the model is free again
-        assert chat.turns == []
+    alone = [answer(history, f"question {number}") for number, history in enumerate(histories)]
+    assert alone[0] != alone[1]
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(answer, history, f"question {n}") for n, history in enumerate(histories)]
+            assert [job.result() for job in jobs] == alone
 
 
 def test_a_mistake_reaches_the_reader():
     chat = Chat(tiny_assembled("llama"), 4)
     with pytest.raises(ValueError, match="the decoder takes 128"):
-        list(whole_chat.growing(chat, "x" * 200, threading.Lock()))
+        list(chat.say("x" * 200))
+
+
+def test_a_fault_of_the_model_reaches_the_reader(monkeypatch):
+    """And does not leave it waiting for a word that never comes."""
+    chat = Chat(tiny_assembled("llama"), 4)
+    monkeypatch.setattr(chat.assembled.model, "generate", lambda **more: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(chat.say("hello"))
+    assert chat.turns == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:7860"}, 200),
+        ({"host": "localhost:9000", "origin": "http://localhost:9000"}, 200),  # behind a tunnel
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:7860"}, 200),
+        ({"host": "evil.example:7860"}, 403),
+        ({"host": "evil.example:7860", "origin": "http://evil.example:7860"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "https://evil.example"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:8000"}, 403),
+        ({"host": "127.0.0.1:7860", "origin": "null"}, 403),
+        ({"host": "127.0.0.1.evil.example"}, 403),
+        ({}, 403),
+    ],
+)
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_requests_of_other_pages_are_refused(headers, status, kind):
+    sent: list[dict] = []
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    raw = [(name.title().encode(), value.encode()) for name, value in headers.items()]
+    asyncio.run(whole_chat.SameOrigin(app)({"type": kind, "headers": raw}, None, send))
+    if status == 403 and kind == "websocket":
+        assert sent == [{"type": "websocket.close", "code": 1008}]
+    else:
+        assert sent[0]["status"] == status
 
 
 def test_without_gradio_one_line_says_how_to_get_it(tmp_path, monkeypatch):
@@ -100,17 +141,27 @@ def test_without_gradio_one_line_says_how_to_get_it(tmp_path, monkeypatch):
 
 @needs_gradio
 def test_a_browser_s_way_through_the_page(picture):
+    import httpx
     from gradio_client import Client, handle_file
 
     assembled = tiny_assembled("llama")
     made = whole_chat.serve(assembled, "tiny", port=7937, max_new_tokens=5, wait=False)
     try:
         client = Client("http://127.0.0.1:7937", verbose=False)
+        for headers, status in (
+            ({}, 200),
+            ({"Host": "evil.example"}, 403),
+            ({"Origin": "http://evil.example"}, 403),
+        ):
+            assert httpx.get("http://127.0.0.1:7937/", headers=headers).status_code == status
+        sending = {"files": ("big.png", b"x" * 21_000_000)}
+        refused = httpx.post("http://127.0.0.1:7937/gradio_api/upload", files=sending)
+        assert refused.status_code == 413
         job = client.submit({"text": "what is this", "files": [handle_file(picture)]}, api_name="/chat")
         answers = [job.result(), client.predict({"text": "and", "files": []}, api_name="/chat")]
         chat = Chat(assembled, 5)
         chat.show(picture)
-        assert answers == [chat.say(text, lambda piece: None) for text in ("what is this", "and")]
+        assert answers == ["".join(chat.say(text)).strip() for text in ("what is this", "and")]
         said = client.predict({"text": "", "files": [handle_file(picture)]}, api_name="/chat")
         assert said.startswith(whole_chat.MISTAKE)
         assert "ask something about it" in said

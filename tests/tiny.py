@@ -10,17 +10,32 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    Aimv2VisionConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionConfig,
+    Cohere2Config,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
+    GraniteConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Ministral3Config,
     MistralConfig,
+    MLCDVisionConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
+    SmolLM3Config,
+    StableLmConfig,
 )
 
 from basic_lite.method.targets import TargetSpace
@@ -56,6 +71,40 @@ DECODERS = {
     "phi3": lambda: Phi3Config(**_SIZES),
     "mistral": lambda: MistralConfig(**_SIZES, sliding_window=20),  # shorter than the rows: the window bites
 }
+MORE_DECODERS = {
+    "qwen2": lambda: Qwen2Config(**_SIZES),
+    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=12),
+    "smollm3": lambda: SmolLM3Config(**_SIZES, no_rope_layers=[1, 1, 1, 0]),
+    # Every second layer has a window that bites; the two kinds of layers have rotary bases of their own.
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "olmo2": lambda: Olmo2Config(**_SIZES),
+    "olmo3": lambda: Olmo3Config(
+        **_SIZES, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "ministral3": lambda: Ministral3Config(**_SIZES, head_dim=12),
+    "glm4": lambda: Glm4Config(**_SIZES, head_dim=12),
+    "granite": lambda: GraniteConfig(
+        **_SIZES,
+        embedding_multiplier=12.0,
+        logits_scaling=8.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+        tie_word_embeddings=True,
+    ),
+    "stablelm": lambda: StableLmConfig(**_SIZES),  # layer norms with biases, a quarter of a head rotates
+    "cohere2": lambda: Cohere2Config(
+        **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
+    ),
+    "phi4_mini": lambda: Phi3Config(
+        **_SIZES,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    ),
+}
+"""Decoders of later families: one test of each kind runs over them."""
+ALL_DECODERS = DECODERS | MORE_DECODERS
 TOWERS = {
     "clip": lambda: CLIPVisionConfig(**_TOWER),
     "siglip": lambda: SiglipVisionConfig(**_TOWER, vision_use_head=False),
@@ -63,6 +112,17 @@ TOWERS = {
         **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2
     ),
 }
+
+
+MORE_TOWERS = {
+    "dinov2_registers": lambda: Dinov2WithRegistersConfig(
+        **{k: v for k, v in _TOWER.items() if k != "intermediate_size"}, mlp_ratio=2, num_register_tokens=3
+    ),
+    "dinov3": lambda: DINOv3ViTConfig(**_TOWER, num_register_tokens=3),
+    "aimv2": lambda: Aimv2VisionConfig(**_TOWER),
+    "mlcd": lambda: MLCDVisionConfig(**_TOWER | {"hidden_size": 32}),  # heads of 16, for its rotary
+}
+ALL_TOWERS = TOWERS | MORE_TOWERS
 
 
 def adapted(model: LlavaForConditionalGeneration, **settings: object) -> PeftModel:
@@ -84,7 +144,7 @@ def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> Ll
     """Build a random LLaVA of about 60,000 parameters, in fp32, frozen but for its projector."""
     torch.manual_seed(seed)
     config = LlavaConfig(
-        text_config=DECODERS[decoder](),
+        text_config=ALL_DECODERS[decoder](),
         vision_config=TOWERS[tower](),
         image_token_index=IMAGE_TOKEN,
         image_seq_length=PATCHES,
@@ -160,7 +220,7 @@ def llm_folder(decoder: str = "llama") -> Path:
     """Return a folder with a random decoder and its tokenizer, as a hub would give it."""
     folder = Path(_parts_folder().name) / decoder
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(DECODERS[decoder]()).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(ALL_DECODERS[decoder]()).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
 
@@ -170,7 +230,7 @@ def tower_folder(tower: str = "clip") -> Path:
     """Return a folder with a random tower and its image settings."""
     folder = Path(_parts_folder().name) / tower
     torch.manual_seed(0)
-    AutoModel.from_config(TOWERS[tower]()).save_pretrained(folder)
+    AutoModel.from_config(ALL_TOWERS[tower]()).save_pretrained(folder)
     size = {"height": 24, "width": 24}
     settings = {"do_resize": True, "size": size, "resample": 3, "do_rescale": True, "do_normalize": True}
     if tower != "siglip":

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from basic_lite.data.templates import SPECIAL, TEMPLATES, Template, template_of
+from basic_lite.data.templates import TEMPLATES, Template, template_of
 from basic_lite.data.tokenise import WHITE, Segment, backend_of, encoder_of, special_id, specification
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ IMAGE = "<image>"
 """Placeholder of one image in a user turn."""
 
 Turn = tuple[str, str]
-"""`(role, text)`; the role is `"user"` or `"assistant"`."""
+"""`(role, text)`; the role is `"user"` or `"assistant"`, of the first turn also `"system"`."""
 
 _IMAGE = re.compile(f"({IMAGE})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -66,6 +66,7 @@ def segments(
     Args:
         template: a row of `TEMPLATES` or its name.
         turns: alternating turns, from the user to the assistant; with `add_generation_prompt` to the user.
+            A system turn may stand in front of them.
         add_generation_prompt: end with the assistant's header.
 
     Returns:
@@ -86,9 +87,20 @@ def segments(
             if part:
                 pieces.append(Segment(part, supervised, kind))
 
-    add(template.system, SPECIAL)
+    special, turns, system = template.marks, list(turns), ""
+    if turns[0][0] == "system":
+        _, system = turns.pop(0)
+    if not system:
+        add(template.system, special)
+    elif template.system_turn:
+        before, behind = template.system_turn.split("{}")
+        add(before, special)
+        add(system, None)
+        add(behind, special)
+    elif not template.caption:  # a family without system role
+        turns[0] = ("user", f"{system}\n\n{turns[0][1]}")
     header, footer = template.user.split("{}")
-    for role, text in turns:
+    for number, (role, text) in enumerate(turns):
         if role == "user":
             if template.caption:
                 if len(turns) > 2 or text.count(IMAGE) != 1:
@@ -97,14 +109,17 @@ def segments(
                         f"{text.count(IMAGE)} images and {len(turns)} turns"
                     )
                 text = IMAGE
-            add(header, SPECIAL)
+            add(template.between if number else "", special)
+            add(header, special)
             add(text, _IMAGE)
-            add(footer, SPECIAL)
+            add(footer, special)
+            if number >= len(turns) - 2:
+                add(template.thought, special)
         else:
-            text = text.lstrip(WHITE) if footer.endswith("\n") else text
+            text = text.lstrip(WHITE) if template.header.endswith("\n") else text
             add(template.answer.format(text), None, supervised=True)
-            add(template.end, SPECIAL, supervised=True)
-            add(template.after, SPECIAL)
+            add(template.end, special, supervised=True)
+            add(template.after, special)
     return pieces
 
 
@@ -230,19 +245,73 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
                 raise ValueError(f"{fault}: {piece.text!r} decodes to {decoded!r}; {remedy}")
 
 
-def choose_template(tokenizer: Any, family: str) -> str:
-    """Return the key of `TEMPLATES` that the tokenizer's special tokens ask for.
+_PROBE: list[Turn] = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
+_DATE = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}")
+# What base models without a chat template still tell: the first row whose tokens are all there.
+_TOKENS: tuple[tuple[str, set[str]], ...] = (
+    ("chatml", {"<|im_start|>"}),
+    ("gemma_instruct", {"<start_of_turn>"}),
+    ("llama3", {"<|start_header_id|>"}),
+    ("granite", {"<|start_of_role|>"}),
+    ("cohere", {"<|START_OF_TURN_TOKEN|>"}),
+    ("glm4", {"[gMASK]", "<sop>", "<|user|>"}),
+    ("mistral_v3", {"[INST]", "[/INST]"}),
+    ("phi3_instruct", {"<|end|>", "<|assistant|>"}),
+)
 
-    `family` is the LLM's `model_type`; only `"mistral"` matters, whose turns have no special tokens.
+
+def recognised(tokenizer: Any) -> tuple[str | None, bool]:
+    """Return the key of `TEMPLATES` that writes what the tokenizer's own `chat_template` writes, or `None`.
+
+    An exchange, a question and the header of its answer are compared, without the thinking mode of those that
+    have one; dates may differ, because some templates write today's.
+
+    Returns:
+        The key, and whether it is the same without a system turn of the row as well: a finetune may have
+        another default system text.
     """
+    if not getattr(tokenizer, "chat_template", None):
+        return None, False
     known = set(tokenizer.get_added_vocab())
-    if "<|im_start|>" in known:
-        return "chatml"
-    if "<start_of_turn>" in known:
-        return "gemma_instruct"
-    if {"<|end|>", "<|assistant|>"} <= known:
-        return "phi3_instruct"
-    return "mistral_instruct" if family == "mistral" else "vicuna_v1"
+    rows = [row for row in TEMPLATES.values() if not row.caption and known.issuperset(row.special())]
+    rows.sort(key=lambda row: -len(set(row.special())))  # `[INST]` may be text: a token goes before it
+    for turns in (_PROBE, [("system", "S"), *_PROBE]):
+        messages = [{"role": role, "content": text} for role, text in turns]
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except Exception:  # anybody's Jinja: a role that it refuses, a variable that it misses
+            continue
+        text = _DATE.sub("", text.removeprefix(tokenizer.bos_token or ""))
+        for row in rows:
+            if _DATE.sub("", render(row, turns, add_generation_prompt=True)) == text:
+                return row.name, turns is _PROBE
+    return None, False
+
+
+def choose_template(
+    tokenizer: Any, fallback: str = "vicuna_v1", say: Callable[[str], object] | None = None
+) -> str:
+    """Return the key of `TEMPLATES` that the tokenizer asks for.
+
+    By what its `chat_template` writes; without one by its special tokens; without those the family's.
+
+    Args:
+        tokenizer: of the LLM.
+        fallback: the family's template.
+        say: takes a line where the tokenizer's own template is none of ours.
+    """
+    (name, exact), known = recognised(tokenizer), None
+    if name is None:
+        known = set(tokenizer.get_added_vocab())
+        name = next((row for row, tokens in _TOKENS if tokens <= known), fallback)
+    if say is not None and not exact and getattr(tokenizer, "chat_template", None):
+        what = "writes a default system text that is" if known is None else "is"
+        say(
+            f"the tokenizer's own chat template {what} none of those known here: {name} is taken (--template)"
+        )
+    return name
 
 
 def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
@@ -257,8 +326,9 @@ def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
 
 
 def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
-    for number, (role, text) in enumerate(turns):
-        due = ("user", "assistant")[number % 2]
+    first = bool(turns) and turns[0][0] == "system"
+    for number, (role, text) in enumerate(turns[first:], first):
+        due = ("user", "assistant")[(number - first) % 2]
         if role != due:
             raise ValueError(f"turn {number} is from {role!r} where {due!r} is due: turns must alternate")
         if _SURROGATE.search(text):
@@ -267,7 +337,7 @@ def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
             )
         if role == "assistant" and not text.strip():
             raise ValueError(f"the answer in turn {number} is empty: there is nothing to learn, drop the row")
-    if not turns:
+    if len(turns) <= first:
         raise ValueError("the conversation has no user turn")
     if turns[-1][0] != ends_with:
         raise ValueError(f"the conversation ends with {turns[-1][0]!r}, but it must end with {ends_with!r}")

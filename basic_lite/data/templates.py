@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-# Every string that a template below uses as one special token.
+# Every string that a template uses as one special token, but for the rows that name their own.
 SPECIAL = re.compile(r"(</s>|<eos>|<start_of_turn>|<end_of_turn>|<\|\w+\|>)")
+_OTHER = r"\[/?(?:INST|SYSTEM_PROMPT)\]|\[gMASK\]|<sop>"
+ANY_SPECIAL = re.compile(f"{SPECIAL.pattern[:-1]}|{_OTHER})")
+"""Whatever some template uses as a special token: no text of a row may become one."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,20 @@ class Template:
 
     Attributes:
         name: key in `TEMPLATES`.
-        system: written once, in front of the first exchange.
+        system: written once, in front of the first exchange, unless the row has a system turn of its own.
         user: a user turn and the assistant's header; `{}` stands for the user's text.
         answer: an assistant turn; `{}` stands for its text.
         end: special token that ends an answer, with loss.
         after: written after every `end`, without loss.
+        between: written in front of every `user` but the first.
+        thought: written in front of the last answer, without loss: the empty thought of a family that drops
+            the thoughts of earlier answers from a conversation.
+        system_turn: how a system turn of the row is written in the place of `system`; `{}` stands for its
+            text. Empty for a family without system role: it then goes in front of the first question.
         stop: more special tokens at which generation stops, where the tokenizer has them.
         needs_bos: put BOS in front even if the tokenizer does not do so by itself.
         caption: stage-1 form: one image and its caption, the user's words are dropped.
+        marks: which strings of this row are special tokens; in some families `<|user|>` is plain text.
     """
 
     name: str
@@ -34,41 +43,128 @@ class Template:
     answer: str
     end: str
     after: str = ""
+    between: str = ""
+    thought: str = ""
+    system_turn: str = ""
     stop: tuple[str, ...] = ()
     needs_bos: bool = False
     caption: bool = False
+    marks: re.Pattern[str] = SPECIAL
 
     def special(self) -> list[str]:
         """Return the strings that must be single tokens of the tokenizer."""
-        return SPECIAL.findall(self.system + self.user + self.end)
+        return self.marks.findall(self.system + self.system_turn + self.user + self.end)
+
+    @property
+    def header(self) -> str:
+        """What stands in front of the last answer: where it ends in a newline, no answer starts with one."""
+        return self.user.split("{}")[1] + self.thought
 
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-_VICUNA = Template("vicuna_v1", _SYSTEM, "USER: {} ASSISTANT:", " {}", "</s>")
+_VICUNA = Template("vicuna_v1", _SYSTEM, "USER: {} ASSISTANT:", " {}", "</s>", system_turn="{} ")
 _PHI3_SYSTEM = "<|system|>\nYou are a helpful AI assistant.<|end|>"
 _PHI3_USER = "<|user|>\n{}<|end|>\n<|assistant|>\n"
 _PHI3_STOP = ("<|endoftext|>", "<|assistant|>")
 _GEMMA_USER = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
+_CHATML_SYSTEM = "<|im_start|>system\n{}<|im_end|>\n"
 _CHATML_USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_CHATML = Template("chatml", "", _CHATML_USER, "{}", "<|im_end|>", "\n", system_turn=_CHATML_SYSTEM)
+_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+_SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# The model's own template writes today's date; training text must not change from day to day.
+_SMOLLM3_SYSTEM = _CHATML_SYSTEM.format(
+    "## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 01 July 2025\nReasoning Mode: /no_think\n\n"
+    "## Custom Instructions\n\n{}\n\n"
+)
+_LLAMA3_TURN = "<|start_header_id|>{}<|end_header_id|>\n\n"
+_LLAMA3_SYSTEM = _LLAMA3_TURN.format("system") + "{}<|eot_id|>"
+_LLAMA3_USER = _LLAMA3_TURN.format("user") + "{}<|eot_id|>" + _LLAMA3_TURN.format("assistant")
+_LLAMA3 = Template(
+    "llama3", "", _LLAMA3_USER, "{}", "<|eot_id|>", system_turn=_LLAMA3_SYSTEM,
+    stop=("<|end_of_text|>", "<|eom_id|>"), needs_bos=True,
+)  # fmt: skip
+# 3.1's template falls back on this date, 3.2's on today's.
+_LLAMA31_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+_LLAMA31_SYSTEM = _LLAMA3_SYSTEM.replace("{}", _LLAMA31_DATES + "{}")
+_BRACKETS = re.compile(r"(</s>|\[/?(?:INST|SYSTEM_PROMPT)\])")
+_TEKKEN = Template("mistral_tekken", "", "[INST]{}[/INST]", "{}", "</s>", marks=_BRACKETS)
+_ONLY_EOS = re.compile(r"(<\|endoftext\|>)")
+_OLMO_USER = "<|user|>\n{}\n<|assistant|>\n"
+_GRANITE_ROLE = "<|start_of_role|>{}<|end_of_role|>"
+_GRANITE_SYSTEM = _GRANITE_ROLE.format("system") + "{}<|end_of_text|>\n"
+_GRANITE_USER = _GRANITE_ROLE.format("user") + "{}<|end_of_text|>\n" + _GRANITE_ROLE.format("assistant")
+_COHERE_TURN = "<|START_OF_TURN_TOKEN|><|{}_TOKEN|>"
+_COHERE_SYSTEM = _COHERE_TURN.format("SYSTEM") + "{}<|END_OF_TURN_TOKEN|>"
+_COHERE_USER = _COHERE_TURN.format("USER") + "{}<|END_OF_TURN_TOKEN|>" + _COHERE_TURN.format("CHATBOT")
+_GLM = re.compile(r"(<\|\w+\|>|\[gMASK\]|<sop>)")
 
 # Sources: LLaVA v1.5 (plain, vicuna_v1, mistral_instruct), LLaVA++ (phi3_instruct), TinyLLaVA (gemma_vicuna),
-# LLaMA-Factory (phi3), the models' own chat templates (mistral_official, gemma_instruct, chatml).
+# LLaMA-Factory (phi3), the models' own chat templates (all others; tests/fixtures/templates).
 _ROWS = (
     Template("plain", "", "{}", "{}\n", "", caption=True),
     _VICUNA,
     Template("mistral_instruct", "", "[INST] {} [/INST]", " {} ", "</s>"),
     Template("mistral_official", "", "[INST] {}[/INST]", " {}", "</s>"),
     # LLaVA++ writes the newline in front of the next turn, so none follows the last answer.
-    Template("phi3_instruct", _PHI3_SYSTEM, "\n" + _PHI3_USER, "{}", "<|end|>", stop=_PHI3_STOP),
-    Template("phi3", "", _PHI3_USER, "{}", "<|end|>", "\n", stop=_PHI3_STOP),
+    Template(
+        "phi3_instruct", _PHI3_SYSTEM, "\n" + _PHI3_USER, "{}", "<|end|>",
+        system_turn="<|system|>\n{}<|end|>", stop=_PHI3_STOP,
+    ),
+    Template(
+        "phi3", "", _PHI3_USER, "{}", "<|end|>", "\n", system_turn="<|system|>\n{}<|end|>\n", stop=_PHI3_STOP
+    ),
     # Gemma has no system role.
     Template("gemma_instruct", "", _GEMMA_USER, "{}", "<end_of_turn>", "\n", needs_bos=True),
     replace(_VICUNA, name="gemma_vicuna", end="<eos>", needs_bos=True),
-    Template("chatml", "", _CHATML_USER, "{}", "<|im_end|>", "\n"),
-)
+    _CHATML,
+    _LLAMA3,
+    replace(
+        _LLAMA3, name="llama3_1", system=_LLAMA31_SYSTEM.format(""), system_turn=_LLAMA31_SYSTEM
+    ),
+    # 7B v0.3, with spaces; Nemo and later, without; Small 3 and Ministral 3 have a system role.
+    replace(_TEKKEN, name="mistral_v3", user="[INST] {}[/INST]", answer=" {}"),
+    _TEKKEN,
+    replace(_TEKKEN, name="mistral_v7", system_turn="[SYSTEM_PROMPT]{}[/SYSTEM_PROMPT]"),
+    replace(_CHATML, name="qwen2_5", system=_CHATML_SYSTEM.format(_QWEN), stop=("<|endoftext|>",)),
+    replace(_CHATML, name="qwen3", thought="<think>\n\n</think>\n\n", stop=("<|endoftext|>",)),
+    replace(_CHATML, name="smollm2", system=_CHATML_SYSTEM.format(_SMOLLM)),
+    replace(
+        _CHATML,
+        name="smollm3",
+        system=_SMOLLM3_SYSTEM.format(_SMOLLM + "."),
+        system_turn=_SMOLLM3_SYSTEM,
+        user=_CHATML_USER + "<think>\n\n</think>\n",
+    ),
+    Template(
+        "stablelm", "", "<|user|>\n{}<|endoftext|>\n<|assistant|>\n", "{}", "<|endoftext|>", "\n",
+        system_turn="<|system|>\n{}<|endoftext|>\n", marks=_ONLY_EOS,
+    ),
+    # The headers of OLMo 2 are plain text; OLMo 3 writes ChatML.
+    Template(
+        "olmo2", "", _OLMO_USER, "{}", "<|endoftext|>", between="\n", system_turn="<|system|>\n{}\n",
+        needs_bos=True, marks=_ONLY_EOS,
+    ),
+    Template(
+        "phi4_mini", "", "<|user|>{}<|end|><|assistant|>", "{}", "<|end|>",
+        system_turn="<|system|>{}<|end|>", stop=("<|endoftext|>",),
+    ),
+    # An answer ends where the next user turn starts, whose token ends the text.
+    Template(
+        "glm4", "[gMASK]<sop><|user|>", "\n{}<|assistant|>", "\n{}", "<|user|>",
+        system_turn="[gMASK]<sop><|system|>\n{}<|user|>", stop=("<|endoftext|>", "<|observation|>"),
+        marks=_GLM,
+    ),
+    Template(
+        "granite", "", _GRANITE_USER, "{}", "<|end_of_text|>", "\n", system_turn=_GRANITE_SYSTEM
+    ),
+    Template(
+        "cohere", "", _COHERE_USER, "{}", "<|END_OF_TURN_TOKEN|>", system_turn=_COHERE_SYSTEM, needs_bos=True
+    ),
+)  # fmt: skip
 TEMPLATES: dict[str, Template] = {row.name: row for row in _ROWS}
 
 

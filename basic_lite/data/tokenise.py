@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from basic_lite.data.templates import SPECIAL, Template
+from basic_lite.data.templates import ANY_SPECIAL, Template
 
 # White space as tokenizers know it; `str.lstrip()` alone would take the separators \x1c to \x1f as well.
 WHITE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -45,7 +45,7 @@ class Encoder:
         specified = specification(backend)
         added = specified["added_tokens"]
         ids = {token["content"]: token["id"] for token in added}
-        self.special = {text: ids[text] for text in ids if SPECIAL.fullmatch(text)}
+        self.special = {text: ids[text] for text in ids if ANY_SPECIAL.fullmatch(text)}
         # Phi-3's special tokens swallow the white space behind them, the newlines of its headers included.
         self.swallowing = {token["content"] for token in added if token["rstrip"]}
         self.image_token_id = image_token_id

@@ -16,10 +16,13 @@ import torch
 
 from basic_lite.data.conversation import IMAGE
 from basic_lite.evaluation import predictions
+from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.files import complete, write_json
-from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, text_of
+from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
+
+Model = Assembled | HfLlava
 
 
 def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
@@ -40,7 +43,7 @@ def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
 
 
 def generate(
-    assembled: Assembled,
+    assembled: Model,
     questions: Sequence[Question],
     path: Path,
     *,
@@ -94,14 +97,14 @@ def generate(
 Batch = list[tuple[Question, list[int]]]
 
 
-def _prompt(assembled: Assembled, question: Question) -> list[int]:
+def _prompt(assembled: Model, question: Question) -> list[int]:
+    if isinstance(assembled, HfLlava):
+        return assembled.prompt_ids(question.text, pictured=question.image is not None)
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
     return prompt_ids(assembled, [("user", text)])
 
 
-def _with_pixels(
-    assembled: Assembled, batches: Sequence[Batch]
-) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[Batch, torch.Tensor | None]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
@@ -120,7 +123,7 @@ def _with_pixels(
 
 
 @torch.inference_mode()
-def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
+def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
     """Decode one batch greedily.
 
     Args:
@@ -135,15 +138,18 @@ def _answer(assembled: Assembled, batch: Batch, pixels: torch.Tensor | None) -> 
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
+    stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
     batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels}
     produced = model.generate(
         **forward_inputs(model, batched, assembled.transform("pad")),
-        **greedily(stops_of(assembled), assembled.pad_token_id, batch[0][0].max_new_tokens),
+        **greedily(stops, assembled.pad_token_id, batch[0][0].max_new_tokens),
     )
-    return [text_of(assembled, row) for row in produced[:, longest:].tolist()]
+    decode = assembled.tokenizer.decode
+    ids = (until_stop(row, stops) for row in produced[:, longest:].tolist())
+    return [decode(row, skip_special_tokens=True).strip() for row in ids]
 
 
-def answer_one(assembled: Assembled, question: Question) -> str:
+def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
     picture = question.open_image()

@@ -206,6 +206,11 @@ def _strip_punctuation(text: str, period: re.Pattern[str]) -> str:
     return period.sub("", result, count=_PERIODS_REMOVED)
 
 
+def without_punctuation(text: str) -> str:
+    """Return a text as VLMEvalKit's `process_punctuation` leaves it."""
+    return _strip_punctuation(text, _PERIOD_VLMEVALKIT)
+
+
 def _words(text: str) -> str:
     """Lower the case, write numbers as digits, drop articles, write contractions out, in this order."""
     words = (_NUMBERS.get(word, word) for word in text.lower().split())

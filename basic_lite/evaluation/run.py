@@ -14,15 +14,15 @@ from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import save_score
 from basic_lite.evaluation.tasks import mmvet
-from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json
+from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json, write_text
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run on one benchmark.
+    """One run, model of transformers, or file of answers on one benchmark.
 
     Attributes:
-        run: run folder.
+        run: run folder; `None` where a model or a file of answers takes its place.
         name: benchmark, in the table of benchmarks.
         out: folder of predictions and results.
         data: original files, Parquet files or hub id; `None` takes the table's hub id.
@@ -34,9 +34,11 @@ class Evaluation:
         any_size: take all questions of another number than the published one.
         judge: who graded `judge_scores` (MM-Vet).
         judge_scores: a judge's grades (MM-Vet).
+        model: folder or hub id of a LLaVA of transformers, instead of a run.
+        given: file of answers, instead of a run or model.
     """
 
-    run: Path
+    run: Path | None
     name: str
     out: Path
     data: str | None = None
@@ -48,11 +50,29 @@ class Evaluation:
     any_size: bool = False
     judge: str | None = None
     judge_scores: Path | None = None
+    model: str | None = None
+    given: Path | None = None
 
     @cached_property
-    def manifest(self) -> dict:
-        """Of the run."""
-        return read_manifest(self.run)
+    def identity(self) -> str | None:
+        """What tells the run or model from others; `None` for answers whose maker is not known.
+
+        Raises:
+            ValueError: If there is no such run or model.
+        """
+        if self.model is not None:
+            from basic_lite.evaluation.hf_llava import identity
+
+            return identity(self.model)
+        if self.run is None:
+            return None
+        read_manifest(self.run)
+        return file_hash(self.run / MANIFEST)
+
+    @property
+    def who(self) -> str:
+        """The run, model or file that answers, as results name it."""
+        return str(self.model or self.run or self.given)
 
     @property
     def benchmark(self) -> Benchmark:
@@ -133,16 +153,21 @@ class Evaluation:
             ValueError: If a file of the run has changed, or the answers that are there were made under other
                 conditions.
         """
-        from basic_lite.evaluation import answer
+        from basic_lite.evaluation import answer, hf_llava
         from basic_lite.models.checkpoint import load_run
 
-        check_files(self.run, "weights")  # before a prediction file is claimed
-        changes = {
-            "image_size": self.manifest["image_size"] if image_size is None else image_size,
-            "tower_layer": self.manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
-        }
+        changes: dict[str, object] = {}
+        if self.run is not None:
+            check_files(self.run, "weights")  # before a prediction file is claimed
+            manifest = read_manifest(self.run)
+            changes = {
+                "image_size": manifest["image_size"] if image_size is None else image_size,
+                "tower_layer": manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
+            }
+        elif image_size is not None or tower_layer is not None:
+            raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
         conditions = {
-            "run": file_hash(self.run / MANIFEST),
+            "run": self.identity,
             "benchmark": self.name,
             "split": self.split_name,
             "prompt_style": self.prompt_style,
@@ -152,16 +177,31 @@ class Evaluation:
         if not set(q.id for q in questions) - answer.answered(self.answers, questions):
             advance(len(questions))
             return 0
-        assembled, _ = load_run(self.run, device, **changes)
+        if self.run is None:
+            assert self.model is not None
+            asked: answer.Model = hf_llava.load(self.model, device)
+        else:
+            asked, _ = load_run(self.run, device, **changes)
         return answer.generate(
-            assembled,
+            asked,
             questions,
             self.answers,
             batch_size=batch_size,
-            model_id=str(self.run),
+            model_id=self.who,
             max_batches=max_batches,
             advance=advance,
         )
+
+    def take_given(self, questions: list[Question]) -> None:
+        """Put the file of answers where a run's own would stand, after a look whether it belongs here.
+
+        Raises:
+            ValueError: If it is missing, damaged or of another benchmark.
+        """
+        assert self.given is not None
+        answers = predictions.read(self.given, questions)
+        rows = (predictions.record(q, answers[q.id], self.who) for q in questions if q.id in answers)
+        write_text(self.answers, "".join(map(predictions.to_line, rows)))
 
     def score(self, questions: list[Question]) -> dict:
         """Score the prediction file; write and return the content of `results.json`.
@@ -180,10 +220,10 @@ class Evaluation:
             split=self.split_name,
             n=len(questions),
             prompt_style=self.prompt_style,
-            manifest_hash=file_hash(self.run / MANIFEST),
+            manifest_hash=self.identity,
             limit=self.limit,
             run={
-                "folder": str(self.run),
+                "folder": self.who,
                 "decoding": "greedy",
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,

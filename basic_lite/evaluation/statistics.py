@@ -170,11 +170,26 @@ def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np
     return total
 
 
+def weighted_groups(cells: Sequence[tuple[str, float, float]], counts: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of the groups' means, from one `(group, weight, value)` per question.
+
+    The weights of the groups that are there count; they need not add up to 1.
+    """
+    total, weights = np.zeros(len(counts)), 0.0
+    for group in sorted({cell[0] for cell in cells}):
+        columns = [position for position, cell in enumerate(cells) if cell[0] == group]
+        weight = cells[columns[0]][1]
+        total += weight * mean_of([cells[position][2] for position in columns], counts[:, columns])
+        weights += weight
+    return total / weights
+
+
 STATISTICS: dict[str, Statistic] = {
     "mean": mean_of,
     "pooled_f1": pooled_f1,
     "mean_f1": mean_f1,
     "pair_points": pair_points,
+    "weighted_groups": weighted_groups,
 }
 
 

@@ -64,6 +64,7 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
             "run": str(wanted.run),
             "manifest": files.file_hash(wanted.run / files.MANIFEST),
             "parity": result,
+            "weights": files.hashes(draft),
             "versions": files.versions(),
         }
         files.write_json(draft / "export.json", content)

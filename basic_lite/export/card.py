@@ -40,7 +40,8 @@ def model_card(run: Path, manifest: dict, export: dict) -> str:
     """
     sources = manifest["sources"]
     licence = licence_of(sources["llm"])
-    head = ["---", f"license: {licence or 'unknown'}", "library_name: transformers"]
+    library = "gguf" if export["to"] == "gguf" else "transformers"
+    head = ["---", f"license: {licence or 'unknown'}", f"library_name: {library}"]
     head += ["pipeline_tag: image-text-to-text", "tags: [llava, basic-lite]", "---", ""]
     method = manifest["method"]
     what = "BASIC (arXiv 2508.06895)" if method["basic"] else "plain LLaVA training, without BASIC's terms"
@@ -116,19 +117,24 @@ def _results(run: Path) -> list[str]:
 
 
 def _export(export: dict) -> list[str]:
-    parity = export["parity"]
-    content = {
-        "base": export["base"],
-        "dtype": export["dtype"],
-        "gap to the run (rms of logits)": f"{parity['gap']:.2g}, limit {parity['limit']:g}",
-        "equal greedy answers": f"{parity['equal_texts']} of {parity['texts']}",
-        "largest difference of prepared pixels": f"{parity['pixel_gap']:.2g}",
-    }
+    parity = export.get("parity")
+    content: dict[str, str] = {"base": export["base"], "dtype": export["dtype"]}
+    if parity:
+        content |= {
+            "gap to the run (rms of logits)": f"{parity['gap']:.2g}, limit {parity['limit']:g}",
+            "equal greedy answers": f"{parity['equal_texts']} of {parity['texts']}",
+            "largest difference of prepared pixels": f"{parity['pixel_gap']:.2g}",
+        }
+    else:
+        content["tensors compared with the run"] = (
+            f"{export['tensors']}, largest difference {export['tensor_gap']:.2g} of a row's largest number"
+        )
     if export["parity_to_quantised_run"]:
         quantised = export["parity_to_quantised_run"]
         content["gap to the quantised run"] = (
             f"{quantised['gap']:.2g}, {quantised['equal_texts']} of {quantised['texts']} answers equal"
         )
     if export["old_gemma"]:
-        content["readers"] = "only those that multiply image features by sqrt(D), as transformers before 5.4"
+        content["readers"] = "only those that multiply image features by sqrt(D): transformers before 5.4, "
+        content["readers"] += "older llama.cpp"
     return _table("Export", content)

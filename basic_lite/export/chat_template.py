@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from basic_lite.data.conversation import IMAGE
 from basic_lite.data.templates import Template
 
-_SPECIAL = re.compile(r"(<[^<>\s]+>)")
-_NO_SYSTEM = "this model was trained without a system message; put the text into the first user message"
+_ALONE = "this model reads a system message as part of the user message after it, and there is none"
+_ROLES = "messages have the roles system, user and assistant, not "
 
 
 def _quoted(text: str) -> str:
@@ -16,16 +14,12 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _system(template: Template) -> str:
-    """Return the branch for a system message of the caller's: it stands where the template's own stood."""
-    pieces = _SPECIAL.split(template.system)
-    longest = max(pieces, key=len)
-    if not longest.strip():
-        return f"{{{{ raise_exception({_quoted(_NO_SYSTEM)}) }}}}"
-    before, after = template.system.split(longest)
-    before += longest[: len(longest) - len(longest.lstrip())]
-    after = longest[len(longest.rstrip()) :] + after
-    return f"{{{{ {_quoted(before)} + text + {_quoted(after)} }}}}"
+def system_places(template: Template) -> tuple[str, str] | None:
+    """Return what stands before and after a caller's system message, or `None` if the family has no place."""
+    if not template.system_turn:
+        return None
+    before, after = template.system_turn.split("{}")
+    return before, after
 
 
 def chat_template(template: Template) -> str:
@@ -33,14 +27,27 @@ def chat_template(template: Template) -> str:
 
     `apply_chat_template(messages)` is `conversation.render` of the same turns. A message's content is a
     string, in which `<image>` marks a picture, or a list of parts; pictures come first, one per line, as
-    in training.
+    in training. A system message stands where the template's own stood; where the family has none, it
+    is the first paragraph of the next user message.
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")
-    answer = "text.lstrip()" if footer.endswith("\n") else "text"
+    answer = "text.lstrip()" if template.header.endswith("\n") else "text"
     ending = _quoted(after + template.end + template.after)
     default = f"{{{{ {_quoted(template.system)} }}}}" if template.system else ""
+    places = system_places(template)
+    if places is None:
+        system = "{% set seen.first = seen.first + text + '\\n\\n' %}"
+    else:
+        system = f"{{{{ {_quoted(places[0])} + text + {_quoted(places[1])} }}}}"
+    between = (
+        f"{{% if seen.user %}}{{{{ {_quoted(template.between)} }}}}{{% endif %}}" if template.between else ""
+    )
+    thought = (
+        f"{{% if loop.last %}}{{{{ {_quoted(template.thought)} }}}}{{% endif %}}" if template.thought else ""
+    )
     return (
+        "{% set seen = namespace(first='', user=false) %}"
         "{% for message in messages %}"
         "{% if message['content'] is string %}{% set text = message['content'] %}{% else %}"
         "{% set found = namespace(pictures='', text='') %}{% for part in message['content'] %}"
@@ -48,10 +55,14 @@ def chat_template(template: Template) -> str:
         f"{{% set found.pictures = found.pictures + {_quoted(IMAGE)} + '\\n' %}}"
         "{% elif part['type'] == 'text' %}{% set found.text = found.text + part['text'] %}{% endif %}"
         "{% endfor %}{% set text = found.pictures + found.text %}{% endif %}"
-        f"{{% if message['role'] == 'system' %}}{_system(template)}"
+        f"{{% if message['role'] == 'system' or message['role'] == 'developer' %}}{system}"
         f"{{% else %}}{{% if loop.first %}}{default}{{% endif %}}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {_quoted(header)} + text }}}}"
-        f"{{% else %}}{{{{ {_quoted(footer)} + {_quoted(before)} + {answer} + {ending} }}}}"
+        f"{{% if message['role'] == 'user' %}}{between}{{{{ {_quoted(header)} + seen.first + text }}}}"
+        "{% set seen.first = '' %}{% set seen.user = true %}"
+        f"{{% elif message['role'] == 'assistant' %}}{{{{ {_quoted(footer)} }}}}{thought}"
+        f"{{{{ {_quoted(before)} + {answer} + {ending} }}}}"
+        f"{{% else %}}{{{{ raise_exception({_quoted(_ROLES)} + message['role']) }}}}"
         "{% endif %}{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer)} }}}}{{% endif %}}"
+        f"{{% if seen.first %}}{{{{ raise_exception({_quoted(_ALONE)}) }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer + template.thought)} }}}}{{% endif %}}"
     )

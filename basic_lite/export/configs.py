@@ -62,8 +62,14 @@ def _text_config(assembled: Assembled) -> dict:
     text = {key: live[key] for key in sizes if live.get(key) is not None} | own
     for key in _PASSING:
         text.pop(key, None)
+    scale = assembled.family.head_scale
+    if scale is not None:
+        text[scale[0]] = 1.0  # it is in the last norm's weight: transformers' LLaVA leaves it out, vLLM's not
     rotary = text.get("rope_parameters")
-    if rotary and "rope_theta" not in text:
+    if rotary and "rope_theta" not in rotary:  # by kind of layer (Gemma 3), with the older names beside them
+        text.setdefault("rope_theta", rotary["full_attention"]["rope_theta"])
+        text.setdefault("rope_local_base_freq", rotary["sliding_attention"]["rope_theta"])
+    elif rotary and "rope_theta" not in text:
         text["rope_theta"] = rotary["rope_theta"]
         if rotary.get("rope_type", "default") != "default":
             text["rope_scaling"] = {k: v for k, v in rotary.items() if k != "rope_theta"}

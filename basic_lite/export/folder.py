@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ from basic_lite import files
 from basic_lite.export import card, configs
 from basic_lite.export import parity as export_parity
 from basic_lite.export.chat_template import chat_template
+from basic_lite.export.readers import check_gguf, refusals
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import (
     Adapters,
@@ -24,9 +26,11 @@ from basic_lite.export.weights import (
     entries_of,
     write_shards,
 )
-from basic_lite.models import checkpoint
+from basic_lite.models import checkpoint, zoo
+from basic_lite.models.decoder import head_factor
 from basic_lite.models.llava import Assembled, read_config
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import vision_config
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Plan:
         device: where run and folder are compared.
         shard_bytes: most bytes of one file.
         old_gemma: divide the projector by Gemma's embedding scale, for readers that multiply everything.
+        quantise: format of the matrices in GGUF files; `None` for other layouts.
     """
 
     run: Path
@@ -50,6 +55,7 @@ class Plan:
     device: str
     shard_bytes: int = 2 * 2**30
     old_gemma: bool = False
+    quantise: str | None = None
 
 
 def plan(
@@ -61,6 +67,7 @@ def plan(
     shard_bytes: int,
     old_gemma: bool = False,
     to: str = "hf",
+    quantise: str | None = None,
 ) -> tuple[Plan, dict]:
     """Resolve and check what is exported; returns it with the run's manifest.
 
@@ -86,11 +93,21 @@ def plan(
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
     if old_gemma and not _is_gemma(manifest):
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
+    if to != "peft":
+        _check_tower(manifest)
+    if to == "gguf":
+        tower = read_config(manifest["sources"]["tower"], "vision tower")
+        vision = getattr(tower, "vision_config", tower)
+        quantise = quantise or "f16"
+        decoder = read_config(manifest["sources"]["llm"], "language model").model_type
+        check_gguf(decoder, vision.model_type, vision.hidden_act, quantise, dtype)
+    elif quantise is not None:
+        raise ValueError(f"--quantise is for --to gguf, not --to {to}")
     if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it")
-    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma), manifest
+    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma, quantise), manifest
 
 
 def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
@@ -108,30 +125,58 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
         ValueError: If the folder does not say what the run says; nothing is left of it.
     """
     tell("asking the run")
-    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
-    live = export_parity.ask_run(assembled)
-    known, to_run = live, None
-    if (
-        wanted.base == "bf16"
-    ):  # the same adapters on the base that the folder will hold: only rounding differs
-        _release(assembled)
-        full, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
-        known = export_parity.ask_run(full, along=live)
-        to_run = export_parity.compare_logits(known, live)
-        tower = _tower(full)
-        _release(full)
-    else:
-        tower = _tower(assembled)
-        _release(assembled)
+    asked = ask(wanted)
     with files.complete(wanted.out) as draft:
         draft.mkdir()
         tell(f"writing {wanted.dtype} weights".replace("torch.", ""))
-        write_folder(assembled, manifest, wanted, tower, draft)
+        write_folder(asked.assembled, manifest, wanted, asked.tower, draft)
         tell("reading the folder back")
-        content = _judge(wanted, manifest, known, to_run, draft)
+        content = _judge(wanted, manifest, asked, draft)
         files.write_json(draft / "export.json", content)
         (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
     return content
+
+
+@dataclass
+class Asked:
+    """What a run said before its weights were freed.
+
+    Attributes:
+        assembled: the run without weights: configuration, tokenizer, ids.
+        known: its answers, on the base that the export will hold.
+        to_run: how far that base is from the quantised one that was trained on; `None` if it is the same.
+        tower: the vision tower's tensors.
+    """
+
+    assembled: Assembled
+    known: list[export_parity.Answer]
+    to_run: dict | None
+    tower: list[Entry]
+
+
+def ask(wanted: Plan) -> Asked:
+    """Ask the run the fixed prompts, and free it.
+
+    Raises:
+        ValueError: If the base in full precision is too far from the quantised one that was trained on.
+    """
+    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
+    known, to_run = export_parity.ask_run(assembled), None
+    if (
+        wanted.base == "bf16"
+    ):  # the same adapters on the base that the export will hold: only rounding differs
+        _release(assembled)
+        assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
+        live, known = known, export_parity.ask_run(assembled, along=known)
+        to_run = export_parity.compare_logits(known, live)
+        if to_run["gap"] > export_parity.BASE_LIMIT:
+            raise ValueError(
+                f"the base in full precision is too far from the quantised one that was trained on (gap "
+                f"{to_run['gap']:.3g}, at most {export_parity.BASE_LIMIT:g}); export with --base dequantised"
+            )
+    tower = _tower(assembled)
+    _release(assembled)
+    return Asked(assembled, known, to_run, tower)
 
 
 def summary(content: dict) -> list[str]:
@@ -147,6 +192,11 @@ def summary(content: dict) -> list[str]:
             f"gap to the run: {parity['gap']:.2g} (limit {parity['limit']:g}; rms of the logits), "
             f"{parity['equal_texts']} of {parity['texts']} answers equal, pixels differ by at most "
             f"{parity['pixel_gap']:.2g}"
+        )
+    if "tensor_gap" in content:
+        lines.append(
+            f"{content['tensors']} tensors read back, all the run's: the largest difference is "
+            f"{content['tensor_gap']:.2g} of a row's largest number (rounding to {content['dtype']})"
         )
     quantised = content.get("parity_to_quantised_run")
     if quantised:
@@ -175,22 +225,32 @@ def write_folder(
     write_shards(entries, folder, wanted.dtype, wanted.shard_bytes)
 
 
+def contents(folder: Path) -> tuple[dict, list[str]]:
+    """Return a folder's `config.json` and the names of its tensors."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config, [entry.name for path in sorted(folder.glob("*.safetensors")) for entry in entries_of(path)]
+
+
 def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]:
     """List the decoder and its head: the base with adapters merged, or the one that was tuned as a whole."""
     whole = wanted.run / files.DECODER
     if whole.is_file():
         for entry in entries_of(whole):
             name = entry.name.replace("language_model.", "model.", 1)
-            yield Entry(f"language_model.{name}", entry.numel, entry.read)
+            yield Entry(f"language_model.{name}", entry.shape, entry.read)
         return
     sources = checkpoint.sources_of(manifest)
     adapted = (wanted.run / files.ADAPTER).is_file()
     adapters = Adapters(wanted.run) if adapted else None
+    config = read_config(sources.llm, "language model")
+    factor = head_factor(config.to_dict(), config.model_type)
     for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
         if wanted.base == "dequantised":
             entry = dequantised(entry, sources.bits, sources.dtype, wanted.device)
         entry = adapters.merge(entry) if adapters else entry
-        yield Entry(f"language_model.{entry.name}", entry.numel, entry.read)
+        if entry.name == "model.norm.weight" and factor != 1.0:
+            entry = _times(entry, factor)
+        yield Entry(f"language_model.{entry.name}", entry.shape, entry.read)
     if adapters:
         adapters.check_all_used()
 
@@ -201,12 +261,29 @@ def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
         found = Adapters(wanted.run).projector()
     else:
         found = entries_of(wanted.run / files.PROJECTOR)
+    # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
+    config = read_config(manifest["sources"]["llm"], "language model")
+    scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
     for entry in found:
-        if wanted.old_gemma and ".linear_2." in entry.name:
-            scale = _gemma_scale(manifest)
-            yield Entry(entry.name, entry.numel, lambda entry=entry, scale=scale: entry.read() / scale)
-        else:
-            yield entry
+        yield _times(entry, 1 / scale) if scale != 1.0 and ".linear_2." in entry.name else entry
+
+
+def _times(entry: Entry, factor: float) -> Entry:
+    return Entry(entry.name, entry.shape, lambda: entry.read().float() * factor)
+
+
+def _check_tower(manifest: dict) -> None:
+    """Refuse a tower whose registers LLaVA's own class would take for patches.
+
+    Raises:
+        ValueError: If it has registers.
+    """
+    registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
+    if registers:
+        raise ValueError(
+            f"the tower has {registers} registers, which transformers' LLaVA would take for patches: no "
+            "standard folder can hold it; chat and eval read the run itself, and --to peft takes the adapters"
+        )
 
 
 def _is_gemma(manifest: dict) -> bool:
@@ -221,9 +298,10 @@ def _gemma_scale(manifest: dict) -> float:
 def _tower(assembled: Assembled) -> list[Entry]:
     """Return the tower's tensors under the names of transformers 4.x, held on the CPU (at most 1.7 GB)."""
     tower = parts_of(assembled.model).llava.vision_tower
-    prefix = "vision_tower." if tower.config.model_type == "dinov2" else "vision_tower.vision_model."
+    older = tower.config.model_type in ("clip_vision_model", "siglip_vision_model")
+    prefix = "vision_tower.vision_model." if older else "vision_tower."
     return [
-        Entry(prefix + name.removeprefix("vision_model."), tensor.numel(), lambda tensor=tensor: tensor)
+        Entry(prefix + name.removeprefix("vision_model."), tuple(tensor.shape), lambda tensor=tensor: tensor)
         for name, tensor in ((n, t.detach().cpu()) for n, t in tower.state_dict().items())
     ]
 
@@ -243,31 +321,24 @@ class _Configured:
         self.config = config
 
 
-def _judge(
-    wanted: Plan, manifest: dict, known: list[export_parity.Answer], to_run: dict | None, folder: Path
-) -> dict:
+def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
     """Compare folder and run; return what `export.json` says.
 
     Raises:
         ValueError: If the gap is too large.
     """
     scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
-    found = export_parity.ask_folder(folder, known, wanted.device, scale)
-    result = export_parity.compare_logits(found, known)
-    result["pixel_gap"] = export_parity.pixel_gap(found, known)
+    answers = export_parity.ask_folder(folder, asked.known, wanted.device, scale)
+    result = export_parity.compare_logits(answers, asked.known)
+    result["pixel_gap"] = export_parity.pixel_gap(answers, asked.known)
     run_dtype = getattr(torch, manifest["sources"]["dtype"])
     result["limit"] = max(export_parity.LIMITS[wanted.dtype], export_parity.LIMITS[run_dtype])
     exact = wanted.dtype == run_dtype == torch.float32
     if result["gap"] > result["limit"] or (exact and result["equal_texts"] < result["texts"]):
-        answers = f"{result['equal_texts']} of {result['texts']} answers equal"
         raise ValueError(
             f"the exported folder is not the run: gap {result['gap']:.3g} (at most {result['limit']:g}), "
-            f"{answers}; nothing was kept, please report this"
-        )
-    if to_run is not None and to_run["gap"] > export_parity.BASE_LIMIT:
-        raise ValueError(
-            f"the base in full precision is too far from the quantised one that was trained on (gap "
-            f"{to_run['gap']:.3g}, at most {export_parity.BASE_LIMIT:g}); export with --base dequantised"
+            f"{result['equal_texts']} of {result['texts']} answers equal; nothing was kept, please report "
+            "this"
         )
     return {
         "to": "hf",
@@ -277,8 +348,10 @@ def _judge(
         "dtype": str(wanted.dtype).removeprefix("torch."),
         "old_gemma": wanted.old_gemma,
         "parity": result,
-        "parity_to_quantised_run": to_run,
-        "answers": [answer.text for answer in found],
+        "parity_to_quantised_run": asked.to_run,
+        "answers": [answer.text for answer in answers],
+        "notes": refusals(*contents(folder)),
+        "weights": files.hashes(folder, ("*.safetensors", "*.gguf")),
         "versions": files.versions(),
         "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
     }

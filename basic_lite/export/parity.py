@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -158,6 +159,41 @@ def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float |
     }
 
 
+def open_folder(
+    folder: Path, device: torch.device | str, image_scale: float = 1.0
+) -> tuple[Any, LlavaForConditionalGeneration]:
+    """Read an exported folder as a stranger would; returns its processor and model.
+
+    Args:
+        folder: with processor and weights.
+        device: where to compute.
+        image_scale: what the folder's own readers multiply image features by, done here by hand.
+
+    Raises:
+        ValueError: If a tensor is missing or has no place.
+    """
+    processor = AutoProcessor.from_pretrained(folder)
+    loading: Any = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype="auto", output_loading_info=True
+    )
+    model, loaded = loading
+    wrong = [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"the exported folder does not load: {', '.join(map(str, wrong[:3]))}")
+    model.to(device).eval()
+    for parameter in model.model.multi_modal_projector.linear_2.parameters():
+        parameter.requires_grad_(False).mul_(image_scale)
+    return processor, model
+
+
+def prepared(processor: Any, number: int) -> tuple[str, list[int], torch.Tensor | None]:
+    """Return a fixed prompt as a folder's processor makes it: text, ids, and pixels where it has pictures."""
+    turns, count = PROMPTS[number]
+    text = processor.apply_chat_template(messages(turns), add_generation_prompt=True, tokenize=False)
+    batch = processor(text=[text], images=pictures()[:count] or None, return_tensors="pt")
+    return text, batch["input_ids"][0].tolist(), batch.get("pixel_values")
+
+
 def ask_folder(
     folder: Path, run: list[Answer], device: torch.device | str, image_scale: float = 1.0
 ) -> list[Answer]:
@@ -167,32 +203,20 @@ def ask_folder(
         folder: with processor and weights.
         run: the run's answers; logits follow their course, on their ids and pixels.
         device: where to compute.
-        image_scale: what the folder's own readers multiply image features by, done here by hand.
+        image_scale: as in `open_folder`.
 
     Raises:
         ValueError: If a tensor is missing or has no place, or the processor makes other ids than training.
     """
-    processor = AutoProcessor.from_pretrained(folder)
-    model, loaded = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype="auto", output_loading_info=True
-    )
-    wrong = [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]
-    if wrong:
-        raise ValueError(f"the exported folder does not load: {', '.join(map(str, wrong[:3]))}")
-    model.to(device).eval()
-    for parameter in model.model.multi_modal_projector.linear_2.parameters():
-        parameter.requires_grad_(False).mul_(image_scale)
-    stops = model.generation_config.eos_token_id
-    answers, shown = [], pictures()
-    for known, (turns, count) in zip(run, PROMPTS, strict=True):
-        text = processor.apply_chat_template(messages(turns), add_generation_prompt=True, tokenize=False)
-        batch = processor(text=[text], images=shown[:count] or None, return_tensors="pt")
-        ids, pixels = batch["input_ids"][0].tolist(), batch.get("pixel_values")
+    processor, model = open_folder(folder, device, image_scale)
+    stops, pad = _ends(model)
+    answers = []
+    for number, known in enumerate(run):
+        text, ids, pixels = prepared(processor, number)
         if ids != known.ids:
             raise ValueError(
                 f"the exported processor writes {text!r} as {ids[:12]}..., not as {known.ids[:12]}..."
             )
-        pad = model.generation_config.pad_token_id
         _, logits = ask(model, ids, known.pixels, stops, pad, along=known.produced)
         produced, _ = ask(model, ids, pixels, stops, pad)  # from end to end: with the processor's pixels
         answer = processor.decode(produced, skip_special_tokens=True).strip()
@@ -200,7 +224,33 @@ def ask_folder(
     return answers
 
 
+def texts_of(folder: Path, device: torch.device | str) -> list[str]:
+    """Return an exported folder's answers to the fixed prompts.
+
+    Raises:
+        ValueError: As `open_folder`.
+    """
+    processor, model = open_folder(folder, device)
+    stops, pad = _ends(model)
+    texts = []
+    for number in range(len(PROMPTS)):
+        _, ids, pixels = prepared(processor, number)
+        produced, _ = ask(model, ids, pixels, stops, pad)
+        texts.append(processor.decode(produced, skip_special_tokens=True).strip())
+    return texts
+
+
+def _ends(model: LlavaForConditionalGeneration) -> tuple[list[int], int]:
+    """Return the ids that end an answer, and the one that fills a batch."""
+    generation: Any = model.generation_config
+    return generation.eos_token_id, generation.pad_token_id
+
+
 def pixel_gap(here: list[Answer], there: list[Answer]) -> float:
     """Return the largest difference of prepared pictures, in normalised units."""
-    pairs = [(a.pixels, b.pixels) for a, b in zip(here, there, strict=True) if a.pixels is not None]
-    return max((float((a.float() - b.float()).abs().max()) for a, b in pairs), default=0.0)
+    gaps = [
+        float((a.pixels.float() - b.pixels.float()).abs().max())
+        for a, b in zip(here, there, strict=True)
+        if a.pixels is not None and b.pixels is not None
+    ]
+    return max(gaps, default=0.0)

@@ -7,6 +7,7 @@ adapter is added the fp32 copy of one matrix.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,18 @@ class Entry:
 
     Attributes:
         name: in the exported folder.
-        numel: number of elements.
+        shape: known before the tensor is read.
         read: returns it, in any dtype.
     """
 
     name: str
-    numel: int
+    shape: tuple[int, ...]
     read: Callable[[], torch.Tensor]
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
 
 
 def weight_files(source: str, revision: str | None) -> list[Path]:
@@ -53,7 +59,7 @@ def entries_of(path: Path) -> Iterator[Entry]:
     file = safe_open(path, "pt")
     for name in file.keys():
         shape = file.get_slice(name).get_shape()
-        yield Entry(name, torch.Size(shape).numel(), lambda name=name: file.get_tensor(name))
+        yield Entry(name, tuple(shape), lambda name=name: file.get_tensor(name))
 
 
 def base_decoder(source: str, revision: str | None, tied: bool) -> Iterator[Entry]:
@@ -63,7 +69,7 @@ def base_decoder(source: str, revision: str | None, tied: bool) -> Iterator[Entr
             if entry.name.endswith("rotary_emb.inv_freq") or (tied and entry.name == "lm_head.weight"):
                 continue  # buffers of old files; a head that is the embeddings again
             bare = entry.name.startswith(("model.", "lm_head."))
-            yield entry if bare else Entry(f"model.{entry.name}", entry.numel, entry.read)
+            yield entry if bare else Entry(f"model.{entry.name}", entry.shape, entry.read)
 
 
 def dequantised(entry: Entry, bits: int, dtype: torch.dtype, device: torch.device | str) -> Entry:
@@ -82,7 +88,7 @@ def dequantised(entry: Entry, bits: int, dtype: torch.dtype, device: torch.devic
         rows, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         return (rows.float() * scales[:, None] / 127).to(dtype).cpu()
 
-    return Entry(entry.name, entry.numel, read)
+    return Entry(entry.name, entry.shape, read)
 
 
 class Adapters:
@@ -117,18 +123,19 @@ class Adapters:
         self.unused -= {a, b}
 
         def read() -> torch.Tensor:
-            weight = entry.read()
+            # Added to the product, never in place to the weight: that is the file's own mapped memory, and a
+            # second reading would find the adapter in it.
             delta = self.tensors[b].read().float() @ self.tensors[a].read().float()
-            return weight.float().add_(delta, alpha=self.scale)
+            return delta.mul_(self.scale).add_(entry.read())
 
-        return Entry(entry.name, entry.numel, read)
+        return Entry(entry.name, entry.shape, read)
 
     def projector(self) -> Iterator[Entry]:
         """List the projector that was trained beside the adapters."""
         for name, entry in self.tensors.items():
             short = name.removeprefix(_INSIDE)
             if short.startswith("multi_modal_projector."):
-                yield Entry(short, entry.numel, entry.read)
+                yield Entry(short, entry.shape, entry.read)
 
     def check_all_used(self) -> None:
         """Say so if an adapter found no base tensor, rather than drop what was trained."""

@@ -53,7 +53,7 @@ def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
 
 def kept_per_token(size: DecoderSize, held: Held) -> float:
     """Bytes per token that a layer keeps when it is not recomputed."""
-    norms = 2 * norm_bytes(size, held)
+    norms = size.norms * norm_bytes(size, held) + _head_norms(size, held)
     return norms + _attention(size, held) + _mlp(size, held) + _inputs(size, held)
 
 
@@ -62,8 +62,9 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
 
     Those of adapters are made once per optimizer step and stay (see `narrow_bytes`).
     """
-    widened = size.family == "gemma" and not held.fused
-    gemma = 2 * 4 * size.width if widened else 0  # 1 + weight, in fp32
+    widened = size.family in ("gemma", "gemma3_text") and not held.fused
+    ones = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
+    gemma = 4 * ones if widened else 0  # 1 + weight, in fp32
     if not held.half:
         return gemma
     if held.training == "decoder":
@@ -91,6 +92,14 @@ def norm_bytes(size: DecoderSize, held: Held) -> int:
         return size.width * held.stream + 4
     normalised = 4 * size.width if held.training == "decoder" else 0
     return 4 * size.width + 4 + normalised
+
+
+def _head_norms(size: DecoderSize, held: Held) -> int:
+    """As `norm_bytes`, of query and key: what the projections gave, and a root per head."""
+    if not size.head_norms:
+        return 0
+    width = held.width if held.fused else 4 + (4 if held.training == "decoder" else 0)
+    return width * (size.query + size.keys) + 4 * (size.heads + size.kv_heads)
 
 
 def _attention(size: DecoderSize, held: Held) -> int:
@@ -136,10 +145,13 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
         mask: bytes of the mask, one per row and token that it could see.
     """
     width = held.width
-    all_tokens = norm_bytes(size, held) + width * 2 * (
-        size.keys if size.heads == size.kv_heads else size.query
+    norms = size.norms * norm_bytes(size, held)
+    all_tokens = (
+        norms / 2
+        + _head_norms(size, held)
+        + width * 2 * (size.keys if size.heads == size.kv_heads else size.query)
     )
-    some = norm_bytes(size, held) + width * 2 * size.query + 4 * size.heads + _mlp(size, held)
+    some = norms / 2 + width * 2 * size.query + 4 * size.heads + _mlp(size, held)
     everything = _inputs(size, held)
     behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
     share = behind / sum(layer.inputs for layer in size.linears)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ DECODERS = {name: SimpleNamespace(**config) for name, config in zoo.DECODER_CONF
 
 TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.items()}
 """Published configurations of the towers that are known by name."""
+
+
+_WHOLE_NORMS = ("olmo2", "olmo3")
+"""Families that normalise query and key over all heads at once."""
 
 
 @dataclass(frozen=True)
@@ -102,38 +107,51 @@ class DecoderSize:
     @property
     def joined(self) -> bool:
         """Whether query, key and value come from one matrix, and gate and up from another (Phi-3)."""
-        return "qkv_proj" in zoo.FAMILIES[self.family].lora_targets
+        return "qkv_proj" in self._names
 
     @property
+    def _names(self) -> tuple[str, ...]:
+        return zoo.FAMILIES[self.family].lora_targets
+
+    @property
+    def norms(self) -> int:
+        """Norms of the residual stream, per layer."""
+        return zoo.FAMILIES[self.family].norms
+
+    @property
+    def head_norms(self) -> bool:
+        """Whether query and key are normalised."""
+        return zoo.FAMILIES[self.family].head_norms
+
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """The linear layers of one decoder layer, in order."""
         width, inner, query, keys = self.width, self.inner, self.query, self.keys
-        if self.joined:
-            attention = (Linear("qkv_proj", width, query + 2 * keys),)
-            entrance = (Linear("gate_up_proj", width, 2 * inner),)
-        else:
-            attention = (
-                Linear("q_proj", width, query),
-                Linear("k_proj", width, keys),
-                Linear("v_proj", width, keys),
-            )
-            entrance = (Linear("gate_proj", width, inner), Linear("up_proj", width, inner))
-        return (
-            *attention,
-            Linear("o_proj", query, width),
-            *entrance,
-            Linear("down_proj", inner, width),
-        )
+        shapes = {
+            "qkv_proj": (width, query + 2 * keys),
+            "q_proj": (width, query),
+            "k_proj": (width, keys),
+            "v_proj": (width, keys),
+            "o_proj": (query, width),
+            "gate_up_proj": (width, 2 * inner),
+            "gate_proj": (width, inner),
+            "up_proj": (width, inner),
+            "down_proj": (inner, width),
+        }
+        return tuple(Linear(name, *shapes[name]) for name in self._names)
 
-    @property
+    @cached_property
     def linear_parameters(self) -> int:
         """Weights of one layer's linear layers: what is quantised."""
         return sum(linear.parameters for linear in self.linears)
 
-    @property
+    @cached_property
     def norm_parameters(self) -> int:
-        """Weights of all norms."""
-        return (2 * self.depth + 1) * self.width
+        """Weights of all norms, and the biases of Qwen2's query, key and value."""
+        heads = self.query + self.keys if self.family in _WHOLE_NORMS else 2 * self.head_dim
+        layer = self.norms * self.width + (heads if self.head_norms else 0)
+        layer += self.query + 2 * self.keys if zoo.FAMILIES[self.family].biases else 0
+        return self.depth * layer + self.width
 
     @property
     def table_parameters(self) -> int:
@@ -162,6 +180,7 @@ class TowerSize:
         image_size: side of the input in pixels.
         patch_size: side of a patch in pixels.
         head: SigLIP's pooling head, which is loaded although nothing uses it.
+        registers: tokens between class token and patches.
     """
 
     family: str
@@ -171,6 +190,7 @@ class TowerSize:
     image_size: int
     patch_size: int
     head: bool = False
+    registers: int = 0
 
     @classmethod
     def of(
@@ -192,7 +212,8 @@ class TowerSize:
         inner = getattr(config, "intermediate_size", None) or int(config.hidden_size * ratio)
         head = family == "siglip_vision_model" and getattr(config, "vision_use_head", True)
         depth, width = config.num_hidden_layers, config.hidden_size
-        return cls(family, depth, width, inner, size, config.patch_size, head)
+        registers = zoo.registers_of(config)
+        return cls(family, depth, width, inner, size, config.patch_size, head, registers)
 
     @property
     def tokens(self) -> int:
@@ -202,11 +223,11 @@ class TowerSize:
     @property
     def positions(self) -> int:
         """Tokens inside the tower: patches and what stands in front of them."""
-        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens
+        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
 
     @property
     def parameters(self) -> int:
-        """All weights."""
+        """All weights; of DINOv3, AIMv2 and MLCD to within their biases and pooling heads (1 %)."""
         width, inner = self.width, self.inner
         attention, norm = 4 * (width * width + width), 2 * width
         mlp = 2 * width * inner + inner + width
@@ -218,7 +239,13 @@ class TowerSize:
         if self.family == "siglip_vision_model":
             head = (width + attention + norm + mlp) if self.head else 0
             return patches + width + positions + layers + norm + head
+        if self.family == "aimv2_vision_model":  # gate and up
+            return patches + positions + layers + self.depth * width * inner
+        if self.family == "mlcd_vision_model":  # rotary
+            return patches + width + layers + 2 * norm
         scales = self.depth * 2 * width
+        if self.family == "dinov3_vit":
+            return patches + (2 + self.registers) * width + layers + scales + norm
         return patches + width + 2 * width + positions + layers + scales + norm  # class and mask token
 
 
@@ -237,8 +264,8 @@ def published_decoder(name: str) -> DecoderSize:
         return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
         raise ValueError(
-            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other Llama, Gemma, Phi-3 or "
-            "Mistral goes in as --llm ID_OR_FOLDER"
+            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other decoder of type "
+            f"{', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
         )
     return DecoderSize.of(DECODERS[name])
 
@@ -264,12 +291,12 @@ def towers_named(tower: str | None, image_size: int | None, every: bool) -> list
     Args:
         tower: a name, folder or hub id; `None` for the default.
         image_size: side of the input in pixels; `None` for the tower's own.
-        every: all known towers where none is asked for.
+        every: the two of the published runs where none is asked for.
 
     Raises:
         ValueError: If the configuration cannot be read.
     """
-    names = list(TOWERS) if tower is None and every else [tower or next(iter(TOWERS))]
+    names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
     found = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name

@@ -50,7 +50,8 @@ def install(decoder: PreTrainedModel) -> None:
     if getattr(decoder.config, "attn_logit_softcapping", None):
         raise ValueError(
             f"{type(decoder).__name__} caps its attention scores (Gemma-2), which "
-            "scaled_dot_product_attention cannot do; supported decoders: Llama, Gemma (1), Phi-3, Mistral"
+            "scaled_dot_product_attention cannot do; choose a decoder without soft caps, as "
+            "Gemma 1 and 3"
         )
     AttentionInterface.register(NAME, basic_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 
 from basic_lite.data.world import parts
 from basic_lite.files import one_line
-from basic_lite.models import converted, quantised
+from basic_lite.models import converted, quantised, zoo
 
 
 def load_decoder(
@@ -116,3 +116,43 @@ def _read(source: object, dtype: torch.dtype, **settings: object) -> tuple[PreTr
         output_loading_info=True,
         **settings,
     )
+
+
+class ScaledEmbedding(torch.nn.Embedding):
+    """An embedding whose rows go into the first layer as multiples of themselves, as Gemma's do."""
+
+    multiplier: float
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return `(..., D)` of ids `(...)`."""
+        return super().forward(input) * self.multiplier
+
+
+@torch.no_grad()
+def fold_scales(causal: PreTrainedModel) -> PreTrainedModel:
+    """Move the factors that LLaVA's class leaves out, or applies to visual embeddings as well.
+
+    - Logits (Granite `/ logits_scaling`, Cohere `* logit_scale`): into the last norm's weight; it is linear.
+    - Embeddings (Granite `* embedding_multiplier`, of `inputs_embeds` too): behind the embedding module, so
+      that `v` is what the first layer receives; the table stays raw. An export puts both back
+      (`export.folder`).
+    """
+    config, model = causal.config, causal.model
+    scale = zoo.family_of(config.model_type, "the decoder").head_scale
+    if scale is not None:
+        model.norm.weight.mul_(head_factor(config.to_dict(), config.model_type))
+        setattr(config, scale[0], 1.0)
+        if hasattr(causal, scale[0]):
+            setattr(causal, scale[0], 1.0)
+    multiplier = getattr(model, "embedding_multiplier", 1.0)
+    if multiplier != 1.0:
+        model.embed_tokens.__class__ = ScaledEmbedding
+        model.embed_tokens.multiplier = multiplier
+        model.embedding_multiplier = 1.0
+    return causal
+
+
+def head_factor(config: dict, model_type: str) -> float:
+    """Return what a family's own class multiplies its logits by, and LLaVA's does not."""
+    scale = zoo.family_of(model_type, "the decoder").head_scale
+    return 1.0 if scale is None else float(config[scale[0]]) ** scale[1]

@@ -33,7 +33,7 @@ def counting_encoder(
     """
     row = zoo.LLMS.get(llm)
     tokenizer = read_tokenizer(row.hub_id if row else llm)
-    name = template or (row.template if row else choose_template(tokenizer, family=""))
+    name = template or (row.template if row else choose_template(tokenizer))
     if name not in TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(TEMPLATES)}")
     check_tokenizer(name, tokenizer)

@@ -49,6 +49,8 @@ class Projector(LlavaMultiModalProjector):
 # Which vocabulary rows mark a patch and fill a batch; none is ever added.
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
+_RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
+_RESERVED += ("<|reserved_special_token_2|>",)  # SmolLM3 has given the first ones to its thoughts
 """Tokens that exist for uses like this one, in the vocabularies of the supported families."""
 
 
@@ -181,8 +183,8 @@ class Sources:
             return cls(llm, tower_id, **settings)
         if known is None:
             raise ValueError(
-                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other Llama, Gemma, "
-                "Phi-3 or Mistral goes in as --llm ID_OR_FOLDER"
+                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other "
+                f"decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
             )
         for name in ("template", "image_token", "pad_token"):
             settings[name] = settings.get(name) or getattr(known, name)
@@ -290,7 +292,7 @@ def assemble(
     check_tower_layer(sources.tower_layer, tower_config)
 
     tokenizer = repository.read_tokenizer(sources.llm)
-    name = sources.template or conversation.choose_template(tokenizer, llm_config.model_type)
+    name = sources.template or conversation.choose_template(tokenizer, family.template, say)
     if name not in templates.TEMPLATES:
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
     template = templates.TEMPLATES[name]
@@ -357,6 +359,7 @@ def load_decoder_alone(
 ) -> PreTrainedModel:
     """Load the language model with its head; quantised in its layers only (see `decoder.load_decoder`)."""
     config = read_config(sources.llm, "language model")
-    return models_decoder.load_decoder(
+    causal = models_decoder.load_decoder(
         sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say
     )
+    return models_decoder.fold_scales(causal)

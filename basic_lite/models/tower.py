@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPVisionModel, Dinov2Model, PretrainedConfig, PreTrainedModel, SiglipVisionModel
+from transformers import (
+    Aimv2VisionModel,
+    CLIPVisionModel,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
+    MLCDVisionModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from basic_lite.data.world import parts
 from basic_lite.models import converted, quantised, repository, zoo
@@ -58,7 +70,12 @@ def load_tower(
         "clip_vision_model": CLIPVisionModel,
         "siglip_vision_model": SiglipVisionModel,
         "dinov2": Dinov2Model,
+        "dinov2_with_registers": Dinov2WithRegistersModel,
+        "dinov3_vit": DINOv3ViTModel,
+        "aimv2_vision_model": Aimv2VisionModel,
+        "mlcd_vision_model": MLCDVisionModel,
     }
+    family = zoo.TOWER_FAMILIES[config.model_type]
     folder = converted.safetensors_folder(source, say=say)
     try:
         tower, found = kind[config.model_type].from_pretrained(
@@ -70,9 +87,31 @@ def load_tower(
     if found["missing_keys"]:  # transformers would look through random values
         missing = sorted(found["missing_keys"])
         raise ValueError(f"the weights of {source!r} lack {len(missing)} tensors, first: {missing[0]}")
-    if size != tower.config.image_size and config.model_type != "dinov2":  # DINOv2 interpolates by itself
-        _resize_positions(tower, size, zoo.TOWER_FAMILIES[config.model_type].prefix_tokens)
+    any_size = family.any_size or getattr(config, "is_native", False)  # AIMv2-native computes its positions
+    if size != tower.config.image_size and not any_size:
+        _resize_positions(tower, size, family.prefix_tokens)
+    for name in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
+        if hasattr(
+            tower.config, name
+        ):  # DINOv3 moves its positions at random in training mode, frozen or not
+            setattr(tower.config, name, None)
+    registers = zoo.registers_of(config)
+    if registers:
+        tower.register_forward_hook(partial(_without_registers, count=registers))
     return tower.to(device)
+
+
+def _without_registers(
+    tower: nn.Module, args: tuple, output: BaseModelOutputWithPooling, count: int
+) -> BaseModelOutputWithPooling:
+    """Cut the first `count` tokens off the hidden states, so that one is left in front of the patches.
+
+    LLaVA drops one token whatever the tower: left to it, the registers would be taken for patches.
+    """
+    if output.hidden_states is not None:
+        kept = (None if states is None else states[:, count:] for states in output.hidden_states)
+        output.hidden_states = tuple(kept)  # None: a layer that was not asked for
+    return output
 
 
 @torch.no_grad()
@@ -133,12 +172,13 @@ def up_to_the_features(tower: PreTrainedModel, layer: int | list[int]) -> Iterat
         tower: the vision tower.
         layer: index or indices of the hidden states that are the features, as in `LlavaConfig`.
     """
-    layers = tower.encoder.layers if hasattr(tower.encoder, "layers") else tower.encoder.layer
+    encoder = tower.encoder if hasattr(tower, "encoder") else tower.model  # DINOv3 calls it model
+    layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
     wanted = [layer] if isinstance(layer, int) else layer
     needed = max(index if index >= 0 else len(layers) + 1 + index for index in wanted)
     idle: list[nn.Module] = []
     if needed < len(layers):
-        norms = (getattr(tower, name, None) for name in ("post_layernorm", "layernorm"))
+        norms = (getattr(tower, name, None) for name in ("post_layernorm", "layernorm", "norm", "rms_norm"))
         idle = [*layers[needed:], *(norm for norm in norms if norm is not None)]
         if isinstance(getattr(tower, "head", None), nn.Module):
             idle.append(tower.head)

@@ -32,11 +32,20 @@ class Family:
         model_type: `config.model_type` of transformers.
         template: conversation template for a model that is not in the table and shows none of its own.
         lora_targets: the decoder's linear layers.
+        norms: of the residual stream, per layer.
+        head_norms: query and key are normalised, too.
+        biases: query, key and value have them.
+        head_scale: key of the configuration by which its own class multiplies the logits, and the exponent;
+            transformers' LLaVA does not, so the last norm's weight takes it in (`decoder.fold_scales`).
     """
 
     model_type: str
     template: str
     lora_targets: tuple[str, ...]
+    norms: int = 2
+    head_norms: bool = False
+    biases: bool = False
+    head_scale: tuple[str, int] | None = None
 
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -47,17 +56,48 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family("gemma", "gemma_instruct", _SEPARATE),
     "phi3": Family("phi3", "phi3_instruct", _JOINED),
     "mistral": Family("mistral", "mistral_instruct", _SEPARATE),
+    "qwen2": Family("qwen2", "qwen2_5", _SEPARATE, biases=True),
+    "qwen3": Family("qwen3", "qwen3", _SEPARATE, head_norms=True),
+    "smollm3": Family("smollm3", "smollm3", _SEPARATE),
+    "gemma3_text": Family("gemma3_text", "gemma_instruct", _SEPARATE, norms=4, head_norms=True),
+    "olmo2": Family("olmo2", "olmo2", _SEPARATE, head_norms=True),
+    "olmo3": Family("olmo3", "chatml", _SEPARATE, head_norms=True),
+    "ministral3": Family("ministral3", "mistral_v7", _SEPARATE),
+    "glm4": Family("glm4", "glm4", (*_SEPARATE[:4], "gate_up_proj", "down_proj"), norms=4),
+    "granite": Family("granite", "granite", _SEPARATE, head_scale=("logits_scaling", -1)),
+    "stablelm": Family("stablelm", "stablelm", _SEPARATE),
+    "cohere2": Family("cohere2", "cohere", _SEPARATE, norms=1, head_scale=("logit_scale", 1)),
 }
 
 
 _NO_ATTENTION = "it has no attention, so nothing says which patches the text looks at"
 _IN_THE_ENCODER = "pictures would go into its encoder, and transformers' LLaVA has a decoder alone"
+_SOFT_CAPS = (
+    "it caps its attention scores, which hides which patches the text looks at, and its logits, "
+    "which transformers' LLaVA does not"
+)
+_EXPERTS = "its experts are stacked tensors, which neither 4-bit layers nor adapters reach"
+_HYBRID = "most of its layers are a recurrence without attention weights, which was not made right here yet"
+_NEEDS_IDS = "its layers look at the token ids, which transformers' LLaVA does not hand on"
+_TWO_SIDED = "it is a vision-language model: give a text-only checkpoint of its language model"
 WHY_NOT: dict[str, str] = {
-    "gemma2": "it caps its attention scores, which hides which patches the text looks at",
+    **dict.fromkeys(("gemma2", "vaultgemma"), _SOFT_CAPS),
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv"), _NO_ATTENTION),
     **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
+    **dict.fromkeys(
+        "mixtral olmoe phimoe qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 granitemoe glm4_moe ernie4_5_moe "
+        "hunyuan_v1_moe gpt_oss llama4 llama4_text".split(),
+        _EXPERTS,
+    ),
+    **dict.fromkeys(
+        "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe lfm2 lfm2_moe nemotron_h jamba bamba falcon_h1 zamba2 "
+        "granitemoehybrid minimax recurrent_gemma".split(),
+        _HYBRID,
+    ),
+    **dict.fromkeys("gemma3n gemma3n_text gemma4 gemma4_text".split(), _NEEDS_IDS),
+    **dict.fromkeys("gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava mllama".split(), _TWO_SIDED),
 }
-"""Why architectures that people ask for are no family here; `ablate architecture` tries them."""
+"""Why architectures that people ask for are no family here; `ablate architecture` tries the oldest."""
 
 
 @dataclass(frozen=True)
@@ -70,48 +110,105 @@ class LLM:
         template: key in `conversation.TEMPLATES`.
         k: supervised layers, half of its decoder layers.
         image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is
-        added to
-            the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits `<unk>`.
+            added to the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits
+            `<unk>`. `None`: a reserved token, or a padded row of the matrix (`llava.find_image_token`).
         pad_token: what fills a batch; padding is masked by length, never by this id.
         turn_end: the token that ends an answer.
         tower: name of the tower that it is trained with unless another is asked for.
         bits: of its weights unless other bits are asked for.
+        licence: of its weights, as the hub's page names it.
+        gated: the hub asks for an account that has accepted it.
     """
 
     hub_id: str
     family: str
     template: str
     k: int
-    image_token: str
+    image_token: str | None
     pad_token: str
     turn_end: str
     tower: str = "clip-l-336"
     bits: Bits = 4
+    licence: str = "Apache 2.0"
+    gated: bool = False
 
 
 TINY = "tiny"
 """The embedded decoder and tower: `--model tiny` runs offline, on data that is drawn on the spot."""
 
+# fmt: off
+_LLAMA3 = ("<|reserved_special_token_0|>", "<|finetune_right_pad_id|>", "<|eot_id|>")
+_QWEN = ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")
+_SMOLLM2 = ("<reponame>", "<|endoftext|>", "<|im_end|>")
+_GEMMA = ("<unused0>", "<pad>", "<end_of_turn>")
+_META = {"licence": "Llama 3 licence", "gated": True}
+_GOOGLE = {"licence": "Gemma terms", "gated": True}
+
 LLMS: dict[str, LLM] = {
-    "vicuna-7b": LLM("lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", 16, "<unk>", "</s>", "</s>"),
-    "vicuna-13b": LLM("lmsys/vicuna-13b-v1.5", "llama", "vicuna_v1", 20, "<unk>", "</s>", "</s>"),
-    "gemma-2b": LLM(
-        "google/gemma-2b-it", "gemma", "gemma_instruct", 9, "<unused0>", "<pad>", "<end_of_turn>"
+    "vicuna-7b": LLM(
+        "lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", 16, "<unk>", "</s>", "</s>", licence="Llama 2 licence"
     ),
+    "vicuna-13b": LLM(
+        "lmsys/vicuna-13b-v1.5", "llama", "vicuna_v1", 20, "<unk>", "</s>", "</s>", licence="Llama 2 licence"
+    ),
+    "gemma-2b": LLM("google/gemma-2b-it", "gemma", "gemma_instruct", 9, *_GEMMA, **_GOOGLE),
     "phi3-mini": LLM(
-        "microsoft/Phi-3-mini-4k-instruct",
-        "phi3",
-        "phi3_instruct",
-        16,
-        "<|placeholder1|>",
-        "<|endoftext|>",
-        "<|end|>",
+        "microsoft/Phi-3-mini-4k-instruct", "phi3", "phi3_instruct", 16,
+        "<|placeholder1|>", "<|endoftext|>", "<|end|>", licence="MIT",
     ),
     "mistral-7b": LLM(
         "mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", 16, "<unk>", "</s>", "</s>"
     ),
+    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", 8, *_LLAMA3, **_META),
+    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", 14, *_LLAMA3, **_META),
+    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", 16, *_LLAMA3, **_META),
+    "qwen2.5-0.5b": LLM("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "qwen2_5", 12, *_QWEN),
+    "qwen2.5-1.5b": LLM("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "qwen2_5", 14, *_QWEN),
+    "qwen2.5-3b": LLM(
+        "Qwen/Qwen2.5-3B-Instruct", "qwen2", "qwen2_5", 18, *_QWEN, licence="Qwen research licence"
+    ),
+    "qwen2.5-7b": LLM("Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen2_5", 14, *_QWEN),
+    "qwen3-0.6b": LLM("Qwen/Qwen3-0.6B", "qwen3", "qwen3", 14, *_QWEN),
+    "qwen3-1.7b": LLM("Qwen/Qwen3-1.7B", "qwen3", "qwen3", 14, *_QWEN),
+    "qwen3-4b": LLM("Qwen/Qwen3-4B", "qwen3", "qwen3", 18, *_QWEN),
+    "qwen3-8b": LLM("Qwen/Qwen3-8B", "qwen3", "qwen3", 18, *_QWEN),
+    "gemma3-270m": LLM("google/gemma-3-270m-it", "gemma3_text", "gemma_instruct", 9, *_GEMMA, **_GOOGLE),
+    "gemma3-1b": LLM("google/gemma-3-1b-it", "gemma3_text", "gemma_instruct", 13, *_GEMMA, **_GOOGLE),
+    "smollm2-135m": LLM("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "smollm2", 15, *_SMOLLM2),
+    "smollm2-360m": LLM("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", "smollm2", 16, *_SMOLLM2),
+    "smollm2-1.7b": LLM("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", "smollm2", 12, *_SMOLLM2),
+    "smollm3-3b": LLM(
+        "HuggingFaceTB/SmolLM3-3B", "smollm3", "smollm3", 18, None, "<|endoftext|>", "<|im_end|>"
+    ),
+    "olmo2-1b": LLM(
+        "allenai/OLMo-2-0425-1B-Instruct", "olmo2", "olmo2", 8, None, "<|pad|>", "<|endoftext|>"
+    ),
+    "olmo2-7b": LLM(
+        "allenai/OLMo-2-1124-7B-Instruct", "olmo2", "olmo2", 16, None, "<|pad|>", "<|endoftext|>"
+    ),
+    "phi4-mini": LLM(
+        "microsoft/Phi-4-mini-instruct", "phi3", "phi4_mini", 16, None, "<|endoftext|>", "<|end|>",
+        licence="MIT",
+    ),
+    "mistral-7b-v0.3": LLM(
+        "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", 16, "<unk>", "</s>", "</s>"
+    ),
     TINY: LLM("tiny-decoder", "llama", "chatml", 4, "<image>", "<pad>", "<|im_end|>", tower=TINY, bits=16),
 }
+"""Hub ids, token names, licences and gates as on the hub's pages, written down without a hub at hand."""
+# fmt: on
+
+
+def _sizes(
+    model_type: str, width: int, inner: int, depth: int, heads: int, kv_heads: int, vocabulary: int,
+    *, tied: bool = True, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Return a configuration under transformers' names."""
+    return {
+        "model_type": model_type, "hidden_size": width, "intermediate_size": inner,
+        "num_hidden_layers": depth, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "vocab_size": vocabulary, "tie_word_embeddings": tied, **more,
+    }  # fmt: skip
 
 
 _WINDOW = {"max_position_embeddings": 4096}
@@ -139,6 +236,27 @@ DECODER_CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
         "tie_word_embeddings": False, "sliding_window": None,  # v0.2 has no window
     },
+    "llama3.2-1b": _sizes("llama", 2048, 8192, 16, 32, 8, 128_256, head_dim=64),
+    "llama3.2-3b": _sizes("llama", 3072, 8192, 28, 24, 8, 128_256, head_dim=128),
+    "llama3.1-8b": _sizes("llama", 4096, 14336, 32, 32, 8, 128_256, tied=False),
+    "qwen2.5-0.5b": _sizes("qwen2", 896, 4864, 24, 14, 2, 151_936),
+    "qwen2.5-1.5b": _sizes("qwen2", 1536, 8960, 28, 12, 2, 151_936),
+    "qwen2.5-3b": _sizes("qwen2", 2048, 11008, 36, 16, 2, 151_936),
+    "qwen2.5-7b": _sizes("qwen2", 3584, 18944, 28, 28, 4, 152_064, tied=False),
+    "qwen3-0.6b": _sizes("qwen3", 1024, 3072, 28, 16, 8, 151_936, head_dim=128),
+    "qwen3-1.7b": _sizes("qwen3", 2048, 6144, 28, 16, 8, 151_936, head_dim=128),
+    "qwen3-4b": _sizes("qwen3", 2560, 9728, 36, 32, 8, 151_936, head_dim=128),
+    "qwen3-8b": _sizes("qwen3", 4096, 12288, 36, 32, 8, 151_936, head_dim=128, tied=False),
+    "gemma3-270m": _sizes("gemma3_text", 640, 2048, 18, 4, 1, 262_144, head_dim=256, sliding_window=512),
+    "gemma3-1b": _sizes("gemma3_text", 1152, 6912, 26, 4, 1, 262_144, head_dim=256, sliding_window=512),
+    "smollm2-135m": _sizes("llama", 576, 1536, 30, 9, 3, 49_152),
+    "smollm2-360m": _sizes("llama", 960, 2560, 32, 15, 5, 49_152),
+    "smollm2-1.7b": _sizes("llama", 2048, 8192, 24, 32, 32, 49_152),
+    "smollm3-3b": _sizes("smollm3", 2048, 11008, 36, 16, 4, 128_256),
+    "olmo2-1b": _sizes("olmo2", 2048, 8192, 16, 16, 16, 100_352, tied=False),
+    "olmo2-7b": _sizes("olmo2", 4096, 11008, 32, 32, 32, 100_352, tied=False),
+    "phi4-mini": _sizes("phi3", 3072, 8192, 32, 24, 8, 200_064),
+    "mistral-7b-v0.3": _sizes("mistral", 4096, 14336, 32, 32, 8, 32_768, tied=False, sliding_window=None),
 }
 """Published configurations of the LLMs above, so far as sizes depend on them: read without transformers."""
 
@@ -152,6 +270,17 @@ TOWER_CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
     },
 }
+_SO400M, _BASE = TOWER_CONFIGS["siglip-so400m-384"], {
+    "model_type": "siglip_vision_model", "hidden_size": 768, "intermediate_size": 3072,
+    "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
+}
+TOWER_CONFIGS |= {
+    "clip-l-224": TOWER_CONFIGS["clip-l-336"] | {"image_size": 224},
+    "siglip-base-224": _BASE,
+    "siglip2-base-224": _BASE,
+    "siglip2-so400m-384": _SO400M,
+    "siglip2-so400m-512": _SO400M | {"image_size": 512, "patch_size": 16},
+}
 """The same of the vision towers below."""
 # fmt: on
 
@@ -163,10 +292,13 @@ class TowerFamily:
     Attributes:
         model_type: `config.model_type` of the vision part.
         prefix_tokens: tokens in front of the patches that carry no patch: 1 class token, or none (SigLIP).
+            Registers, which stand behind it, are counted by the configuration (`registers_of`).
+        any_size: takes another image size as it is: its positions are rotary, or interpolated by the class.
     """
 
     model_type: str
     prefix_tokens: int
+    any_size: bool = False
 
     @property
     def select_strategy(self) -> str:
@@ -180,8 +312,23 @@ class TowerFamily:
 TOWER_FAMILIES: dict[str, TowerFamily] = {
     "clip_vision_model": TowerFamily("clip_vision_model", 1),
     "siglip_vision_model": TowerFamily("siglip_vision_model", 0),
-    "dinov2": TowerFamily("dinov2", 1),
+    "dinov2": TowerFamily("dinov2", 1, any_size=True),
+    "dinov2_with_registers": TowerFamily("dinov2_with_registers", 1, any_size=True),
+    "dinov3_vit": TowerFamily("dinov3_vit", 1, any_size=True),
+    "aimv2_vision_model": TowerFamily("aimv2_vision_model", 0),
+    "mlcd_vision_model": TowerFamily("mlcd_vision_model", 1, any_size=True),
 }
+
+WHY_NO_TOWER: dict[str, str] = {
+    "siglip2": "NaFlex takes pictures of any shape; the SigLIP 2 checkpoints of one resolution work",
+    **dict.fromkeys(("convnext", "dinov3_convnext"), "its features are maps of several scales, not tokens"),
+}
+"""Why vision towers that people ask for are no family here."""
+
+
+def registers_of(config: Any) -> int:
+    """Return how many registers a vision tower has between its class token and its patches."""
+    return getattr(config, "num_register_tokens", 0) or 0
 
 
 @dataclass(frozen=True)
@@ -217,6 +364,11 @@ TOWERS: dict[str, Tower] = {
     "siglip-so400m-384": Tower(  # 729 tokens
         "google/siglip-so400m-patch14-384", "siglip_vision_model", 384, 14, published_bytes=3_510_000_000
     ),
+    "clip-l-224": Tower("openai/clip-vit-large-patch14", "clip_vision_model", 224, 14),  # 256
+    "siglip-base-224": Tower("google/siglip-base-patch16-224", "siglip_vision_model", 224, 16),  # 196
+    "siglip2-base-224": Tower("google/siglip2-base-patch16-224", "siglip_vision_model", 224, 16),  # 196
+    "siglip2-so400m-384": Tower("google/siglip2-so400m-patch14-384", "siglip_vision_model", 384, 14),  # 729
+    "siglip2-so400m-512": Tower("google/siglip2-so400m-patch16-512", "siglip_vision_model", 512, 16),  # 1024
     TINY: Tower("tiny-tower", "clip_vision_model", 96, 12),  # 64
 }
 
@@ -291,8 +443,9 @@ def tower_family_of(model_type: str, source: str) -> TowerFamily:
         ValueError: If it is not supported; says what is.
     """
     if model_type not in TOWER_FAMILIES:
+        reason = f", and {WHY_NO_TOWER[model_type]}" if model_type in WHY_NO_TOWER else ""
         raise ValueError(
-            f"{source} is a {model_type!r} model; supported vision towers are of type "
+            f"{source} is a {model_type!r} model{reason}; supported vision towers are of type "
             f"{', '.join(TOWER_FAMILIES)} (by name: {', '.join(TOWERS)})"
         )
     return TOWER_FAMILIES[model_type]

@@ -22,8 +22,24 @@ KEYWORD: str = "predicting_rows"
 
 _FAMILIES: frozenset[str] = frozenset(
     f"transformers.models.{folder}.modeling_{folder}.{name}DecoderLayer"
-    for folder, name in (("llama", "Llama"), ("gemma", "Gemma"), ("mistral", "Mistral"), ("phi3", "Phi3"))
+    for folder, name in (
+        ("llama", "Llama"),
+        ("gemma", "Gemma"),
+        ("mistral", "Mistral"),
+        ("phi3", "Phi3"),
+        ("qwen2", "Qwen2"),
+        ("qwen3", "Qwen3"),
+        ("smollm3", "SmolLM3"),
+        ("gemma3", "Gemma3"),
+        ("olmo2", "Olmo2"),
+        ("olmo3", "Olmo3"),
+        ("granite", "Granite"),
+    )
 )
+"""Classes that were read: norms in front of attention and MLP, behind them, or both. GLM-4 and Cohere 2
+rotate neighbouring dimensions, Cohere's attention and MLP stand side by side, and Ministral 3 scales its
+queries by position: theirs run whole.
+"""
 
 
 def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
@@ -92,17 +108,25 @@ class _ChosenRows:
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        assert position_embeddings is not None, "a decoder hands them to all its layers"
-        attention = self.self_attn
-        normed = self.input_layernorm(hidden_states)
-        query, key, value = _projections(attention, normed, predicting_rows)
-        cosine, sine = (part.expand(len(normed), -1, -1) for part in position_embeddings)
-        query = _rotate(query, _rows(cosine, predicting_rows), _rows(sine, predicting_rows))
-        key = _rotate(key, cosine, sine)
-        mask = _visible(attention_mask, predicting_rows, normed.shape[1])
+        attention, rows = self.self_attn, predicting_rows
+        behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 3 and OLMo norm what is added
+        normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
+        query, key, value = _projections(attention, normed, rows)
+        if getattr(attention, "use_rope", True):  # SmolLM3 leaves it out in every fourth layer
+            assert position_embeddings is not None, "a decoder hands them to all its layers"
+            cosine, sine = (part.expand(len(normed), -1, -1) for part in position_embeddings)
+            query = _rotate(query, _rows(cosine, rows), _rows(sine, rows))
+            key = _rotate(key, cosine, sine)
+        mask = _visible(attention_mask, rows, normed.shape[1])
         seen, _ = sdpa_attention_forward(attention, query, key, alone(value), mask, scaling=attention.scaling)
-        hidden = _rows(hidden_states, predicting_rows) + attention.o_proj(seen.flatten(2))
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        added, factor = attention.o_proj(seen.flatten(2)), getattr(self, "residual_multiplier", 1.0)
+        added = self.post_attention_layernorm(added) if behind else added
+        hidden = _rows(hidden_states, rows) + (added if factor == 1.0 else added * factor)
+        if behind:
+            before = getattr(self, "pre_feedforward_layernorm", nn.Identity())
+            return hidden + self.post_feedforward_layernorm(self.mlp(before(hidden)))
+        added = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + (added if factor == 1.0 else added * factor)
 
 
 def _rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -132,10 +156,14 @@ def _projections(
     else:
         query = attention.q_proj(_rows(normed, positions))
         key, value = attention.k_proj(normed), attention.v_proj(normed)
-    query, key, value = (
-        part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in (query, key, value)
-    )
-    return query, key, value
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    parts: list[torch.Tensor] = []
+    for part, norm in zip((query, key, value), (*norms, None), strict=True):
+        whole = norm is not None and norm.weight.numel() == part.shape[-1]  # OLMo: over all heads at once
+        part = norm(part) if whole else part
+        part = part.unflatten(2, (-1, attention.head_dim))
+        parts.append((part if norm is None or whole else norm(part)).transpose(1, 2))
+    return parts[0], parts[1], parts[2]
 
 
 def _rotate(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:

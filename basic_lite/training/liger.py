@@ -12,6 +12,9 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedModel
 
+_GEGLU = ("gemma", "gemma3_text")
+_SWIGLU = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3")
+
 
 def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | None:
     """Return Liger's function for a decoder and the pieces it shall replace; `None` where there is none.
@@ -23,10 +26,12 @@ def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | Non
 
     kind = decoder.config.model_type
     patch = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
-    if kind not in ("llama", "gemma", "mistral", "phi3") or patch is None:
+    if kind not in (*_GEGLU, *_SWIGLU) or patch is None:
         return None
-    whole = getattr(decoder.config, "partial_rotary_factor", None) in (None, 1.0)
-    pieces = {"rope": whole, "rms_norm": True, "geglu" if kind == "gemma" else "swiglu": True}
+    rotary = getattr(decoder.config, "rope_parameters", None) or {}
+    parts = (getattr(decoder.config, "partial_rotary_factor", None), rotary.get("partial_rotary_factor"))
+    whole = all(part in (None, 1.0) for part in parts)
+    pieces = {"rope": whole, "rms_norm": True, "geglu" if kind in _GEGLU else "swiglu": True}
     pieces |= {"cross_entropy": False, "fused_linear_cross_entropy": False}
     known = inspect.signature(patch).parameters
     return patch, {name: on for name, on in pieces.items() if name in known}

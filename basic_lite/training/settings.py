@@ -248,7 +248,8 @@ class Model:
     model: Annotated[
         str,
         option(
-            help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini, mistral-7b, or tiny (embedded).", panel=MODEL
+            help="vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
+            panel=MODEL,
         ),
     ] = "vicuna-7b"
     llm: LlmOption = None

@@ -20,9 +20,9 @@ from basic_lite.analysis.samples import choose_samples
 from basic_lite.chat import Chat, recalled
 from basic_lite.data.pictures import load_image, open_picture
 from basic_lite.data.rows import ImageRef
+from basic_lite.evaluation import tsv
 from basic_lite.evaluation.answer import _with_pixels
 from basic_lite.evaluation.question import Question, StoredImage
-from basic_lite.evaluation.tasks import mmbench
 
 
 def in_training(path: Path) -> Image.Image:
@@ -99,7 +99,7 @@ def test_200_megapixels_are_one_line_in_a_chat_and_in_an_mmbench_file(huge):
     with pytest.raises(ValueError, match=r"huge.png is no picture .*more than 89,478,485 pixels"):
         Chat(tiny_assembled("llama")).show(huge)
     with pytest.raises(ValueError, match=r"MMBench row 7: image '7' has more than 89,478,485 pixels"):
-        mmbench._picture(base64.b64encode(huge.read_bytes()).decode(), 7)
+        tsv.picture_of(base64.b64encode(huge.read_bytes()).decode(), "MMBench row 7")
 
 
 def test_a_missing_file_does_not_search_the_archives_beside_it(tmp_path):

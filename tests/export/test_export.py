@@ -9,18 +9,21 @@ import torch
 from made_runs import export, made_run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import DECODERS, llm_folder, tower_folder
+from tiny import ALL_DECODERS, DECODERS, MORE_DECODERS, llm_folder
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
 from basic_lite.export import chat_template, folder, parity, weights
-from basic_lite.models import checkpoint
 
 PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")] + [("llama", "dinov2")]
 
 
-@pytest.mark.parametrize("kind", ["stage1", "lora", "whole"])
-@pytest.mark.parametrize(("decoder", "tower"), PAIRS)
+CASES = [(decoder, tower, kind) for decoder, tower in PAIRS for kind in ("stage1", "lora", "whole")]
+CASES += [(decoder, "clip", "lora") for decoder in MORE_DECODERS] + [("granite", "clip", "whole")]
+CASES += [("llama", "aimv2", "lora"), ("llama", "mlcd", "lora")]
+
+
+@pytest.mark.parametrize(("decoder", "tower", "kind"), CASES)
 def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
     run = made_run(tmp_path / "run", decoder, tower, kind)
     content = export(run, tmp_path / "out")
@@ -29,11 +32,20 @@ def test_every_pair_says_what_the_run_says(tmp_path, decoder, tower, kind):
     assert content["parity"]["equal_texts"] == len(parity.PROMPTS)
     names = set(safe_open(tmp_path / "out/model.safetensors", "pt").keys())
     assert "language_model.model.embed_tokens.weight" in names
-    assert ("language_model.lm_head.weight" in names) == (decoder != "gemma")
+    tied = ALL_DECODERS[decoder]().tie_word_embeddings
+    assert ("language_model.lm_head.weight" in names) != tied
     table = safe_open(tmp_path / "out/model.safetensors", "pt").get_slice(
         "language_model.model.embed_tokens.weight"
     )
     assert table.get_shape()[0] == 320  # no row was added
+
+
+@pytest.mark.parametrize("tower", ["dinov2_registers", "dinov3"])
+def test_a_tower_with_registers_has_no_standard_folder(tmp_path, tower):
+    run = made_run(tmp_path / "run", "llama", tower, "lora")
+    with pytest.raises(ValueError, match="the tower has 3 registers, which transformers' LLaVA would"):
+        export(run, tmp_path / "out")
+    assert export(run, tmp_path / "adapters", to="peft")["parity"]["decoder_gap"] < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["stage1", "lora"])
@@ -134,30 +146,6 @@ def test_an_adapter_without_place_is_an_error(tmp_path):
         list(folder.decoder_entries(plan, manifest, False))
 
 
-@pytest.mark.parametrize("kind", ["lora", "whole"])
-def test_the_original_layout(tmp_path, kind):
-    run = made_run(tmp_path / "run", "mistral", "clip", kind)
-    content = export(run, tmp_path / "my-llava", to="llava")
-    assert content["parity"]["decoder_gap"] < 1e-5
-    state = load_file(tmp_path / "my-llava/model.safetensors")
-    config = json.loads((tmp_path / "my-llava/config.json").read_text())
-    assert config["model_type"] == "llava_mistral"
-    assert config["mm_vision_tower"] == str(tower_folder("clip"))
-    assert {name for name in state if "projector" in name} == {
-        f"model.mm_projector.{layer}.{part}" for layer in "02" for part in ("weight", "bias")
-    }
-    assembled, _ = checkpoint.load_run(run)
-    projector = assembled.model.get_submodule(
-        "base_model.model.model.multi_modal_projector.modules_to_save.default"
-        if kind == "lora"
-        else "model.multi_modal_projector"
-    )
-    assert torch.equal(state["model.mm_projector.2.bias"], projector.linear_2.bias)
-    assert "model.layers.3.self_attn.q_proj.weight" in state
-    with pytest.raises(ValueError, match="no gemma class"):
-        export(made_run(tmp_path / "g", "gemma", "clip", "lora"), tmp_path / "g-llava", to="llava")
-
-
 @pytest.mark.parametrize("bits", [16, 4])
 @pytest.mark.parametrize("decoder", ["gemma", "phi3"])
 def test_pefts_own_loader(tmp_path, decoder, bits):
@@ -185,7 +173,12 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
         ({"to": "peft"}, "holds no adapters"),
         ({"base": "dequantised"}, "leave --base out"),
         ({"old_gemma": True}, "for Gemma decoders"),
-        ({"to": "llava"}, "looks for 'llava' in the folder's name"),
+        ({"quantise": "f16"}, "--quantise is for --to gguf"),
+        (
+            {"to": "gguf", "quantise": "q4_k_m"},
+            r"llama-quantize OUT/model-f16.gguf OUT/model-q4_k_m.gguf Q4_K_M",
+        ),
+        ({"to": "gguf", "dtype": "fp16"}, "leave --dtype out"),
     ):
         with pytest.raises(ValueError, match=words):
             export(run, tmp_path / "out", **more)

@@ -1,4 +1,4 @@
-"""Exported folders in the hands of others: transformers' pipeline, and the names that GGUF knows."""
+"""Exported folders in the hands of others: transformers' pipeline, vLLM and SGLang by their tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from made_runs import export, made_run
-from safetensors import safe_open
 
 from basic_lite import files
 from basic_lite.data.conversation import IMAGE
@@ -33,21 +32,6 @@ def test_the_pipeline_answers_as_the_run(tmp_path, decoder, tower):
     assert found[0]["generated_text"].strip() == parity.ask_run(assembled)[0].text
 
 
-@pytest.mark.parametrize("decoder", ["llama", "gemma", "phi3", "mistral"])
-def test_gguf_knows_every_name(tmp_path, decoder):
-    """Of the decoder, and of a CLIP tower and the projector; the converter itself is not here."""
-    gguf = pytest.importorskip("gguf")
-    architecture = {"gemma": "GEMMA", "phi3": "PHI3"}.get(decoder, "LLAMA")
-    text = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture), 4)
-    vision = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, 4)
-    run = made_run(tmp_path / "run", decoder, "clip", "stage1")
-    export(run, tmp_path / "out")
-    for name in safe_open(tmp_path / "out/model.safetensors", "pt").keys():
-        names = text if name.startswith("language_model.") else vision
-        short = name.removeprefix("language_model.")
-        assert names.get_name(short, try_suffixes=(".weight", ".bias")), name
-
-
 def test_a_card_says_what_was_trained_and_measured(tmp_path):
     run = made_run(tmp_path / "run", "llama", "clip", "lora")
     rows = [{"step": step, "loss": 5.0 / step, "lm": 4.0 / step, "das": None, "sds": None} for step in (1, 2)]
@@ -69,13 +53,13 @@ def test_eight_bits_dequantised(tmp_path):
 
     torch.manual_seed(0)
     weight = torch.randn(64, 128)
-    entry = Entry("model.layers.0.mlp.up_proj.weight", weight.numel(), lambda: weight)
+    entry = Entry("model.layers.0.mlp.up_proj.weight", (64, 128), lambda: weight)
     found = dequantised(entry, 8, torch.float32, "cpu").read()
     scale = weight.half().float().abs().amax(1, keepdim=True) / 127
     expected = (weight.half().float() / scale).round() * scale
     assert float((found - expected).abs().max()) < float(scale.max()) * 1.01  # a tie may round the other way
     assert float((found - expected).abs().mean()) < 1e-3
-    norm = Entry("model.layers.0.input_layernorm.weight", 64, lambda: weight)
+    norm = Entry("model.layers.0.input_layernorm.weight", (64,), lambda: weight)
     assert dequantised(norm, 4, torch.float32, "cpu") is norm
 
 

@@ -24,6 +24,7 @@ CONVERSATIONS = [
     [("user", f'{IMAGE}\nWhat\'s "this"\\n?'), ("assistant", "A cat."), ("user", "Sure?\nLook.")],
     [("user", f"{IMAGE}\n{IMAGE}\nCompare."), ("assistant", "  spaced"), ("user", "{{ x }} {% y %}")],
     [("user", "你好")],
+    [("system", "Be brief."), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2")],
 ]
 
 
@@ -65,8 +66,81 @@ def test_a_system_message_stands_where_the_own_one_stood():
     assert fill("vicuna_v1", messages, True) == "Be brief. USER: Hi ASSISTANT:"
     start = "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n"
     assert fill("phi3_instruct", messages, True) == start
-    with pytest.raises(ValueError, match="without a system message"):
-        fill("gemma_instruct", messages, True)
+    joined = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+    assert fill("gemma_instruct", messages, True) == joined  # there is no system role
+
+
+SPOKEN = [name for name, row in TEMPLATES.items() if not row.caption]
+OPENAI = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What differs?"},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+            {"type": "image_url", "image_url": {"url": "https://example.org/b.png"}},
+        ],
+    },
+    {"role": "assistant", "content": "The colour."},
+    {"role": "user", "content": "Which <image> tag do you read?"},
+]
+"""As chat pages send it to a server: a system message, parts in any order, two pictures, a literal tag."""
+
+
+@pytest.mark.parametrize("template", SPOKEN)
+def test_a_conversation_of_openai_s_shape(template):
+    """It is training's own text of the same turns, with the system message in its place."""
+    row = TEMPLATES[template]
+    pictures = f"{IMAGE}\n{IMAGE}\nWhat differs?"
+    turns = [("user", pictures), ("assistant", "The colour."), OPENAI[3]["content"]]
+    turns[2] = ("user", turns[2])
+    if row.system:  # in place of the default's words, whatever stands around them
+        words = max(row.system.replace("<|", "|").replace("|>", "|").split("|"), key=len).strip()
+        expected = render(row, turns, add_generation_prompt=True).replace(words, "Be brief.", 1)
+    elif row.system_turn:
+        spoken = render(row, turns, add_generation_prompt=True)
+        expected = row.system_turn.replace("{}", "Be brief.") + spoken
+    else:
+        turns[0] = ("user", f"Be brief.\n\n{pictures}")
+        expected = render(row, turns, add_generation_prompt=True)
+    assert fill(template, OPENAI, True) == expected
+    developer = [OPENAI[0] | {"role": "developer"}, *OPENAI[1:]]
+    assert fill(template, developer, True) == expected
+
+
+@pytest.mark.parametrize("template", SPOKEN)
+def test_what_no_template_can_say_is_an_error(template):
+    with pytest.raises(ValueError, match="roles system, user and assistant, not tool"):
+        fill(template, [*OPENAI, {"role": "tool", "content": "42"}], True)
+    if not TEMPLATES[template].system_turn:
+        with pytest.raises(ValueError, match="as part of the user message after it"):
+            fill(template, OPENAI[:1], True)
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gemma"])
+def test_a_literal_tag_is_read_as_transformers_own_llava_reads_it(tmp_path, decoder):
+    """A tag takes a picture; tags and pictures that are not as many are refused, never read as text."""
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    run = made_run(tmp_path / "run", decoder, "clip", "stage1")
+    export(run, tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    literal = [{"role": "user", "content": "Which <image> tag?"}]
+    text = processor.apply_chat_template(literal, add_generation_prompt=True, tokenize=False)
+    assert text.count(IMAGE) == 1
+    row, patches = model.config.image_token_id, model.config.image_seq_length
+    shown = parity.pictures()
+    one = processor(text=[text], images=shown[:1], return_tensors="pt")
+    assert one["input_ids"][0].tolist().count(row) == patches
+    parts = [{"type": "image"}, {"type": "text", "text": "Which <image> tag?"}]
+    twice = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+    )
+    assert twice.count(IMAGE) == 2
+    for said, given in ((text, None), (twice, shown[:1])):
+        with pytest.raises(ValueError, match=r"no images were passed|number of images|do not match"):
+            model(**processor(text=[said], images=given, return_tensors="pt"))
 
 
 def rewritten(assembled, folder: Path):

@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +260,7 @@ for _name in ("lora", "lora-4bit"):
 def grows(shop: Workshop) -> None:
     talk = chat.Chat(load_run(shop.of("lora"), shop.device)[0], 4)
     talk.show(shop.picture())
-    assert list(chat.growing(talk, "what is this", threading.Lock()))[-1]
+    assert list(talk.say("what is this"))[-1]
 
 
 for _words in (
@@ -269,7 +268,7 @@ for _words in (
     ("lora",),
     ("lora-4bit", "--base", "dequantised"),
     ("lora", "--to", "peft"),
-    ("lora", "--to", "llava"),
+    ("lora", "--to", "gguf"),
 ):
 
     @check("export " + " ".join(_words))
@@ -277,7 +276,7 @@ for _words in (
         shop.of(words[0])
         out = f"exported-{words[0]}-{words[-1]}"
         shop.run("export", words[0], out, *words[1:])
-        assert list((shop.folder / out).glob("*.safetensors"))
+        assert [path for path in (shop.folder / out).iterdir() if path.suffix in (".safetensors", ".gguf")]
 
 
 @check("analyze tokens --against")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_the_table_is_the_one_of_before_and_takes_no_torch():
     assert basic_lite("plan", "--model", "vicuna-7b", "--gpu", "24") == GOLDEN.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("model", zoo.LLMS)
+@pytest.mark.parametrize("model", {row.family: name for name, row in zoo.LLMS.items()}.values())
 def test_no_named_model_takes_torch_or_transformers(model):
     assert "context and allocator" in basic_lite("plan", "--model", model, "--gpu", "24")
 
@@ -65,6 +66,23 @@ def test_no_named_tower_takes_torch_or_transformers():
 
 def test_the_overview_of_all_takes_no_torch():
     assert "mistral-7b" in basic_lite("plan")
+
+
+def test_the_list_of_models_takes_no_torch():
+    rows = [json.loads(line) for line in basic_lite("models", "--json").splitlines()]
+    named = {row["model"]: row for row in rows if "model" in row}
+    assert list(named) == list(zoo.LLMS)
+    assert named["llama3.2-1b"]["gated"]
+    assert not named["qwen3-4b"]["gated"]
+    assert named["qwen3-4b"]["parameters"] == 4_022_468_096
+    assert (named["vicuna-13b"]["stage1_gib"], named["vicuna-13b"]["stage2_lora_gib"]) == (12, 16)
+    for gib, fits in ((12, False), (16, True)):  # as the plan says
+        plans = basic_lite("plan", "--model", "vicuna-13b", "--gpu", str(gib), "--stage", "2", "--json")
+        lora = next(row for row in map(json.loads, plans.splitlines()) if row["stage"] == "stage2 --lora")
+        assert (lora["micro_batch"] is not None) == fits
+    assert {row["tower"] for row in rows if "tower" in row} == set(zoo.TOWERS)
+    shown = basic_lite("models")
+    assert "Llama 3 licence, gated" in " ".join(shown.split())
 
 
 def test_the_version_takes_no_torch():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from oracle import close, oracle
-from tiny import DECODERS, adapted, tiny_batch, tiny_llava
+from tiny import DECODERS, MORE_DECODERS, adapted, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 
@@ -38,6 +38,14 @@ def compare(model, batch, *, tolerance=1e-5, gradient_tolerance=1e-4, reference=
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_family_and_tower_equals_the_formulas(decoder, tower, padding):
     compare(tiny_llava(decoder, tower), tiny_batch(padding))
+
+
+@pytest.mark.parametrize("decoder", MORE_DECODERS)
+def test_later_families_equal_the_formulas(decoder):
+    """With recomputation and, in some, with windows and rotary bases that differ between layers."""
+    model = tiny_llava(decoder)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    compare(model, tiny_batch("left"), layers=3)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

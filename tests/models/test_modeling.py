@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import io
+from contextlib import nullcontext
 
 import pytest
 import torch
 from oracle import close, oracle
 from rich.console import Console
 from tiny import (
+    ALL_DECODERS,
+    ALL_TOWERS,
     DECODERS,
     IMAGE_TOKEN,
+    MORE_DECODERS,
     PATCHES,
     TOWERS,
     llm_folder,
@@ -19,12 +23,13 @@ from tiny import (
     tiny_batch,
     tower_folder,
 )
-from transformers import GPT2Config, LlavaForConditionalGeneration, ViTConfig
+from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, LlavaForConditionalGeneration, ViTConfig
 
 from basic_lite import BasicSupervision
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.models import llava, trainable, zoo
 from basic_lite.models.parts import parts_of
+from basic_lite.models.tower import up_to_the_features
 from basic_lite.models.trainable import Adapters
 from basic_lite.training.callbacks import GradientContract
 
@@ -39,23 +44,21 @@ def test_another_global_batch_is_cut_into_whole_passes(monkeypatch, global_batch
 
 
 def test_the_zoo_has_the_papers_models():
-    assert {name: row.k for name, row in zoo.LLMS.items()} == {
-        "vicuna-7b": 16,
-        "vicuna-13b": 20,
-        "gemma-2b": 9,
-        "phi3-mini": 16,
-        "mistral-7b": 16,
-        "tiny": 4,
-    }
+    first = {"vicuna-7b": 16, "vicuna-13b": 20, "gemma-2b": 9, "phi3-mini": 16, "mistral-7b": 16}
+    assert {name: row.k for name, row in list(zoo.LLMS.items())[:5]} == first
+    assert list(zoo.LLMS)[-1] == zoo.TINY
+    assert list(zoo.DECODER_CONFIGS) == list(zoo.LLMS)[:-1]
+    for name, config in zoo.DECODER_CONFIGS.items():
+        assert zoo.LLMS[name].k == config["num_hidden_layers"] // 2
+        assert zoo.LLMS[name].family == config["model_type"]
     for row in zoo.LLMS.values():
         assert row.family in zoo.FAMILIES
         assert row.template in TEMPLATES
         assert row.image_token not in (row.pad_token, row.turn_end)
-    assert {name: row.tokens for name, row in zoo.TOWERS.items()} == {
-        "clip-l-336": 576,
-        "siglip-so400m-384": 729,
-        "tiny": 64,
-    }
+    tokens = {name: row.tokens for name, row in zoo.TOWERS.items()}
+    assert (tokens["clip-l-336"], tokens["siglip-so400m-384"], tokens["tiny"]) == (576, 729, 64)
+    assert (tokens["clip-l-224"], tokens["siglip-base-224"], tokens["siglip2-so400m-512"]) == (256, 196, 1024)
+    assert set(zoo.TOWER_CONFIGS) == set(zoo.TOWERS) - {zoo.TINY}
 
 
 @pytest.mark.parametrize("name", zoo.LLMS)
@@ -88,21 +91,29 @@ def test_every_pair_assembles_and_runs(decoder, tower):
     assert [len(patches) for patches in features] == [PATCHES] * 5
 
 
-@pytest.mark.parametrize(("tower", "patches"), [("siglip", 9), ("clip", 9), ("dinov2", 9)])
-def test_no_tower_loses_a_patch(tower, patches):
-    """SigLIP has no class token: dropping "the first token" would leave 8 of 9 (728 of 729 at full size)."""
+@pytest.mark.parametrize("tower", ALL_TOWERS)
+def test_no_tower_loses_a_patch_and_none_has_one_too_many(tower):
+    """SigLIP has no class token: dropping "the first token" would leave 8 of 9 (728 of 729 at full size).
+
+    Others have registers behind it. Which of a tower's own tokens are patches, a bare one tells.
+    """
     model = tiny_assembled("llama", tower).model
     pixels = torch.randn(1, 3, 24, 24)
-    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+    bare = AutoModel.from_pretrained(tower_folder(tower), dtype=torch.float32)
+    features = bare(pixels, output_hidden_states=True).hidden_states[-2][0]
     strategy = model.config.vision_feature_select_strategy
-    assert strategy == ("full" if tower == "siglip" else "default")
-    projected = model.get_image_features(pixels).pooler_output[0]
-    kept = features[0] if tower == "siglip" else features[0, 1:]
-    assert projected.shape[0] == patches
-    torch.testing.assert_close(projected, model.model.multi_modal_projector(kept))
+    assert strategy == ("full" if tower in ("siglip", "aimv2") else "default")
+    kept = features[len(features) - PATCHES :]
+    prefix = {"siglip": 0, "aimv2": 0, "dinov2_registers": 4, "dinov3": 4}.get(tower, 1)
+    assert len(features) == prefix + PATCHES
+    for skipped in (False, True):  # the last layer, which nothing reads, left out in training
+        with up_to_the_features(model.model.vision_tower, -2) if skipped else nullcontext():
+            projected = model.get_image_features(pixels).pooler_output[0]
+        assert projected.shape[0] == PATCHES
+        torch.testing.assert_close(projected, model.model.multi_modal_projector(kept))
 
 
-@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("tower", ALL_TOWERS)
 def test_another_image_size(tower):
     assembled = tiny_assembled("llama", tower, image_size=40)
     assert assembled.tokens_per_image == 25
@@ -187,7 +198,7 @@ def test_one_dtype_boundary(dtype, autocast):
         assert parameter.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", ALL_DECODERS)
 def test_a_four_bit_decoder_equals_the_formulas(decoder):
     """Against the same decoder with its weights dequantised: the right gradients arrive."""
     model = tiny_assembled(decoder, bits=4).model
@@ -229,8 +240,11 @@ def test_stage_one_trains_four_tensors():
     ]
 
 
-@pytest.mark.parametrize("bits", [4, 16])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(
+    ("decoder", "bits"),
+    [(decoder, bits) for decoder in DECODERS for bits in (4, 16)]
+    + [(decoder, 4) for decoder in MORE_DECODERS],
+)
 def test_stage_two_adapts_every_linear_layer_of_the_decoder_and_no_other(decoder, bits):
     assembled = tiny_assembled(decoder, bits=bits)
     linear = [
@@ -324,6 +338,38 @@ def test_the_table_of_what_is_trained_names_dtypes_and_counts():
 
 
 # -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gemma2", "it caps its attention scores, .*, and its logits, which transformers' LLaVA does not"),
+        ("qwen3_moe", "its experts are stacked tensors"),
+        ("qwen3_5_text", "most of its layers are a recurrence"),
+        ("gemma3n_text", "its layers look at the token ids"),
+        ("gemma3", "it is a vision-language model"),
+    ],
+)
+def test_a_refused_family_is_named_with_the_reason(model_type, reason):
+    with pytest.raises(ValueError, match=f"x is a '{model_type}' model, and {reason}"):
+        zoo.family_of(model_type, "x")
+
+
+@pytest.mark.parametrize("decoder", ["granite", "cohere2"])
+def test_llava_says_what_the_familys_own_class_says(decoder):
+    """Factors of logits and embeddings, which LLaVA's class leaves out or applies to pictures as well."""
+    own = AutoModelForCausalLM.from_pretrained(llm_folder(decoder), dtype=torch.float32).eval()
+    assembled = tiny_assembled(decoder)
+    ids = torch.arange(4, 40)[None]
+    torch.testing.assert_close(assembled.model.eval()(input_ids=ids).logits, own(input_ids=ids).logits)
+    table = parts_of(assembled.model).embedding
+    assert torch.equal(table, own.get_input_embeddings().weight)  # L_sds sees the raw rows
+    features = torch.randn(1, 1, 32)
+    seen = []
+    layer = parts_of(assembled.model).decoder.layers[0]
+    layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assembled.model(inputs_embeds=features)
+    assert torch.equal(seen[0], features)  # what the projector gives is what the first layer receives
 
 
 def test_unsupported_models_are_refused_by_name(tmp_path):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tiny import DECODERS, IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, MORE_DECODERS, adapted, tiny_batch, tiny_llava
 from tiny_trainer import gradients, trainer
 from transformers import LlamaConfig
 from weightless import WIDE_TOWER, Weightless
@@ -22,9 +22,13 @@ def decoder_of(model):
     return (model.get_base_model() if hasattr(model, "get_base_model") else model).model.language_model
 
 
-@pytest.mark.parametrize("padding", ["right", "left"])
-@pytest.mark.parametrize("kind", ["projector", "recompute", "lora", "lora, recompute", "whole decoder"])
-@pytest.mark.parametrize("decoder", DECODERS)
+KINDS = ("projector", "recompute", "lora", "lora, recompute", "whole decoder")
+CASES = [(decoder, kind, padding) for decoder in DECODERS for kind in KINDS for padding in ("right", "left")]
+WHOLE = ("stablelm", "ministral3", "glm4", "cohere2")  # their last layer runs as it is
+CASES += [(decoder, "lora, recompute", "left") for decoder in MORE_DECODERS if decoder not in WHOLE]
+
+
+@pytest.mark.parametrize(("decoder", "kind", "padding"), CASES)
 def test_loss_and_gradients_are_those_of_the_whole_layer(tmp_path, decoder, kind, padding):
     batch = tiny_batch(padding)
     layout = layout_of(batch["input_ids"], batch["attention_mask"], IMAGE_TOKEN, 5, batch["labels"])
@@ -60,6 +64,11 @@ def test_the_layer_is_itself_for_everybody_else(decoder):
     again = copy.deepcopy(model)
     assert torch.equal(again(**batch).logits, plain(**batch).logits)
     assert {name for name, _ in model.named_parameters()} == {name for name, _ in plain.named_parameters()}
+
+
+@pytest.mark.parametrize("decoder", MORE_DECODERS)
+def test_later_families_take_it_or_run_whole(decoder):
+    assert last_layer.prepare(tiny_llava(decoder).model.language_model, 2) == (decoder not in WHOLE)
 
 
 def test_it_is_off_where_it_would_not_be_exact():

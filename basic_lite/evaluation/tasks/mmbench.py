@@ -5,11 +5,7 @@ Sources: LLaVA `llava/eval/model_vqa_mmbench.py` (cells) and `scripts/convert_mm
 
 from __future__ import annotations
 
-import base64
-import binascii
-import csv
 import re
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,9 +17,10 @@ from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.choices import METHODS, resolve_option
-from basic_lite.evaluation.files import AGAIN, Source, main_file, table_rows, unique
+from basic_lite.evaluation.files import Source, main_file, table_rows, unique
 from basic_lite.evaluation.question import LETTER, Question
 from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.tsv import LONGEST_INDEX, PANDAS_NA, picture_of, tsv_rows
 from basic_lite.files import complete
 
 LETTER_CN = "请直接回答选项字母。"
@@ -182,80 +179,13 @@ def normalise_cn(prediction: str) -> str:
     return unicodedata.normalize("NFKC", prediction).translate(_CN_MARKS).strip()
 
 
-# The cells of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text. Not by pandas itself:
-# it fills a row that the end of a cut file left short, which here is an error.
+# The columns of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text.
 #
 # Source: LLaVA `llava/eval/model_vqa_mmbench.py`; the image cell that names another row is VLMEvalKit's.
 
 COLUMNS = ("index", "question", "A", "B", "C", "D", "image")
 LABELS = ("answer", "category")
 OPTIONAL = ("hint", "source", "l2-category", "comment", "split")
-_LONGEST_INDEX = 64  # a shorter image cell names the row that holds the picture
-
-# What pandas reads as missing, also inside quotes: an option that is literally "None" is lost, as in LLaVA.
-PANDAS_NA = frozenset(
-    [
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
-    ]
-)
-
-
-def tsv_rows(path: Path, needs: Iterable[str]) -> list[dict[str, str | None]]:
-    """Read the cells as text, missing ones as `None`.
-
-    Raises:
-        ValueError: In one line, if the file is no table, lacks columns or rows, or a row lacks cells.
-    """
-    csv.field_size_limit(sys.maxsize)  # a picture is one cell of up to some hundred thousand characters
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file, delimiter="\t") if line]
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: give the path of an MMBench TSV.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): {AGAIN}, or unpack it.") from None
-    except csv.Error as error:
-        raise ValueError(f"{path} is no table ({error}): {AGAIN}.") from None
-    header = [name if name in LETTERS else name.lower() for name in lines[0]] if lines else []
-    missing = [name for name in needs if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path} is no MMBench TSV: column {', '.join(missing)} is missing; "
-            f"it has {', '.join(header) or 'none'}."
-        )
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(header):
-            raise ValueError(
-                f"{path} row {number} has {len(line)} of {len(header)} columns: the file is cut off or "
-                "damaged, get it again."
-            )
-        rows.append(
-            {name: None if cell in PANDAS_NA else cell for name, cell in zip(header, line, strict=True)}
-        )
-    if not rows:
-        raise ValueError(f"{path} has a header and no rows: the file is cut off, get it again.")
-    return rows
-
-
-def _picture(cell: str, row: int) -> bytes:
-    """Decode a base64 cell and look at the header of the picture."""
-    from basic_lite.data.pictures import open_header
-    from basic_lite.data.rows import RowFault
-
-    try:
-        picture = base64.b64decode("".join(cell.split()), validate=True)
-        open_header(picture, str(row))
-    except (binascii.Error, RowFault) as error:
-        if isinstance(error, RowFault) and error.code == "oversized_image":
-            raise ValueError(f"MMBench row {row}: {error}.") from None
-        reason = "base64" if isinstance(error, binascii.Error) else "picture"
-        raise ValueError(
-            f"MMBench row {row}: the image cell does not decode ({reason}): the file is damaged, get it "
-            "again."
-        ) from None
-    return picture
 
 
 def image_cells(cells: Mapping[int, str | None]) -> dict[int, int]:
@@ -274,7 +204,7 @@ def image_cells(cells: Mapping[int, str | None]) -> dict[int, int]:
             )
         if index not in holders:
             cell = str(cells[index]).strip()
-            if len(cell) > _LONGEST_INDEX:
+            if len(cell) > LONGEST_INDEX:
                 holders[index] = index
             elif cell.isdigit():
                 holders[index] = holder(int(cell), index, (*seen, index))
@@ -398,7 +328,8 @@ def _tsv(source: Source, language: str) -> Path:
 def _file_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
     """Read a TSV; its columns may come in any order and case (`L2-category`)."""
     path = _tsv(source, language)
-    rows = tsv_rows(path, (*COLUMNS, *(LABELS if source.split == "dev" else ())))
+    needs = (*COLUMNS, *(LABELS if source.split == "dev" else ()))
+    rows = tsv_rows(path, needs, "MMBench", missing=PANDAS_NA)
     indices = [row_index(row) for row in rows]
     unique(indices, str(path))
     cells = {index: row["image"] for index, row in zip(indices, rows, strict=True)}
@@ -406,7 +337,11 @@ def _file_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
     encoded = {holder: "".join(str(cells[holder]).split()) for holder in set(holders.values())}
     # Two rows may hold the same picture twice, without a pointer.
     names = {holder: sha256(cell.encode()).hexdigest()[:16] for holder, cell in encoded.items()}
-    decoded = {holder: _picture(cell, holder) for holder, cell in encoded.items() if source.with_images}
+    decoded = {
+        holder: picture_of(cell, f"MMBench row {holder}")
+        for holder, cell in encoded.items()
+        if source.with_images
+    }
     for index, row in zip(indices, rows, strict=True):
         holder = holders[index]
         yield {**row, "index": index, "picture": names[holder], "image": decoded.get(holder)}

@@ -1,0 +1,161 @@
+"""HallusionBench: the original JSON, the Hugging Face rows and VLMEvalKit's TSV, yes or no without a judge.
+
+The original asks a GPT whether an answer agrees; read here is VLMEvalKit's yes or no. Sources:
+HallusionBench `utils.py` (by way of lmms-eval `tasks/hallusion_bench/utils.py`), VLMEvalKit
+`dataset/utils/yorn.py` (`YOrN_Extraction`, `Hallusion_rating`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.files import Source, find_optional, locate_images, main_file, read_list, table_rows
+from basic_lite.evaluation.open_answers import without_punctuation
+from basic_lite.evaluation.question import SHORT, Question
+from basic_lite.evaluation.rules import score_each
+from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.tsv import tsv_table
+
+STYLES = {"llava": 128}
+SCORERS = ("yes_no_vlmevalkit", "yes_no_original")
+_NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer")
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return yes or no where an answer has one of the two words, `None` where it has neither or both."""
+    words = without_punctuation(text.lower()).split()
+    said = {"yes", "no"} & set(words)
+    return said.pop() if len(said) == 1 else None
+
+
+def _blind(question: Question) -> bool:
+    """Whether a question about a chart, table, map or text is asked without it."""
+    return question.fields["category"] == "VS" and question.fields["figure"] == "0"
+
+
+def _original(text: str, question: Question) -> float | None:
+    """Take an unclear answer for right where there is no picture to know it from."""
+    said = yes_or_no(text)
+    if said is None:
+        return 1.0 if _blind(question) else None
+    return float(said == question.answer)
+
+
+def _vlmevalkit(text: str, question: Question) -> float | None:
+    said = yes_or_no(text)
+    return None if said is None else float(said == question.answer)
+
+
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    truth = {"1": "yes", "0": "no"}.get(str(row["gt_answer"]), str(row["gt_answer"]).lower())
+    if truth not in ("yes", "no"):
+        raise ValueError(
+            f"HallusionBench's question {row['id']} has answer {row['gt_answer']!r}, not 0 or 1."
+        )
+    group = f"{row['subcategory']}_{row['set_id']}"
+    return Question(
+        id=row["id"],
+        text=f"{row['question']}\n{SHORT}",
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=truth,
+        category=str(row["subcategory"]),
+        picture=f"{row['category']}_{group}",  # the edited picture of a set is no independent draw either
+        fields={
+            "category": str(row["category"]),
+            "subcategory": str(row["subcategory"]),
+            "figure": str(row["figure_id"]),
+            "by_figure": f"{group}_{row['figure_id']}",
+            "by_question": f"{group}_{row['question_id']}",
+        },
+    )
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    return "_".join(
+        str(row[name]) for name in ("category", "subcategory", "set_id", "figure_id", "question_id")
+    )
+
+
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    if source.split != "image":
+        raise ValueError(
+            "HallusionBench's questions without a picture are read from its HallusionBench.json."
+        )
+    for row in table_rows(source, None, "image", _NEEDS):
+        yield {**row, "id": _identity(row)}
+
+
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    tsv = find_optional(source, "HallusionBench.tsv") if source.split == "image" else None
+    if tsv is not None:
+        for row in tsv_table(
+            source, tsv, ("question", "answer", "category", "l2-category"), "HallusionBench"
+        ):
+            parts = str(row["index"]).split("_")
+            if len(parts) < 6:
+                raise ValueError(
+                    f"{tsv} row {row['index']}: the index does not name set, figure and question."
+                )
+            yield {
+                **row,
+                "id": row["index"],
+                "subcategory": row["l2-category"],
+                "gt_answer": row["answer"],
+                **dict(zip(("set_id", "figure_id", "question_id"), parts[3:6], strict=True)),
+            }
+        return
+    path = main_file(source, "HallusionBench", "HallusionBench.json", "HallusionBench.tsv")
+    rows = [{**row, "id": _identity(row)} for row in read_list(path, None, (*_NEEDS, "filename"))]
+    rows = [row for row in rows if source.split == "all" or row["filename"]]
+    names = {
+        row["id"]: row["filename"]
+        and str(row["filename"]).removeprefix("./hallusion_bench/").removeprefix("./")
+        for row in rows
+    }
+    images = locate_images(source, names, ("hallusion_bench", "images", "."))
+    for row in rows:
+        yield {**row, "image": images[row["id"]]}
+
+
+def _all_right(groups: Mapping[str, Sequence[float]]) -> float:
+    return 100 * sum(all(group) for group in groups.values()) / len(groups) if groups else 0.0
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
+    """Score questions; the figures hold the share of figures, and of questions over all figures, all right.
+
+    `yes_no_vlmevalkit` puts sets of both categories with the same name together, `yes_no_original` tells
+    them apart and leaves out questions without a picture from the share of figures.
+    """
+    original = scorer == "yes_no_original"
+    rule = _original if original else _vlmevalkit
+    each = score_each(questions, predictions, scorer, rule)
+    figures: dict[str, list[float]] = defaultdict(list)
+    pairs: dict[str, list[float]] = defaultdict(list)
+    for question in questions:
+        prefix = f"{question.fields['category']}_" if original else ""
+        if not (original and _blind(question)):
+            figures[prefix + question.fields["by_figure"]].append(each.items[question.id])
+        pairs[prefix + question.fields["by_question"]].append(each.items[question.id])
+    values = {"fAcc": _all_right(figures), "qAcc": _all_right(pairs)}
+    values["mean_of_aAcc_fAcc_qAcc"] = (float(each.value or 0) + values["fAcc"] + values["qAcc"]) / 3
+    groupings = ("category", "subcategory")
+    return score_each(questions, predictions, scorer, rule, groupings, metric="aAcc", figures=values)
+
+
+BENCHMARK = Benchmark(
+    name="hallusionbench",
+    hub="lmms-lab/HallusionBench",
+    split="image",
+    sizes={"image": (951,), "all": (1_129,)},
+    styles=STYLES,
+    scorers=SCORERS,
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    aliases=("hallusion-bench",),
+)

@@ -1,0 +1,150 @@
+"""MMMU's validation split: the Hugging Face rows and VLMEvalKit's TSV, by MMMU's own rule.
+
+LLaVA-1.5 sees the first picture alone, as in MMMU's own script for it; `several_pictures` counts the
+questions that have more. MMMU guesses at random where it reads no letter: here that is wrong. Sources: MMMU
+`eval/eval_utils.py` (by way of lmms-eval `tasks/mmmu/utils.py`) and `configs/llava1.5.yaml`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.files import Source, main_file, table_rows
+from basic_lite.evaluation.question import LETTER, SHORT, Question
+from basic_lite.evaluation.rules import score_each
+from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.tsv import choices_in, listed, tsv_table
+
+STYLES = {"llava": "({}) {}", "lmms": "{}. {}"}
+_PICTURE = re.compile(r"<image \d>")
+_COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
+_SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
+_SIMPLE = re.compile(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])")
+_BEFORE_AN_ANSWER = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_TRIVIAL = (":", ",", ".", "!", "?", ";", "'")
+
+
+def chosen(text: str, choices: Mapping[str, str]) -> str | None:
+    """Return the letter that MMMU reads; of several the one that stands last.
+
+    Tried in turn: "(A)", "A " anywhere, also at the end of a word, "A.", and in an answer of more than five
+    words the option's text.
+    """
+    for mark in (",", ".", "!", "?", ";", ":", "'"):
+        text = text.strip(mark)
+    text = f" {text} "
+    # Each step: what marks a candidate, and where it is looked for when there are several.
+    for marked, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        named = [letter for letter in choices if marked.format(letter) in text]
+        if named:
+            return max(named, key=lambda letter: (text.rfind(placed.format(letter)), -ord(letter)))
+    if len(text.split()) > 5:
+        lowered = text.lower()
+        named = [letter for letter, option in choices.items() if option.lower() in lowered]
+        if named:
+            return max(named, key=lambda letter: (lowered.rfind(choices[letter].lower()), -ord(letter)))
+    return None
+
+
+def _forms(text: str) -> list[str | float]:
+    """Return a number rounded to two digits, or the words in lower case; one letter never stands alone."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def _said(text: str) -> list[str | float]:
+    """Return what an open answer may say: the shortest end of each sentence, and the numbers in it."""
+    text = text.strip().strip(".").lower()
+    # MMMU splits at ". " before a capital, of which the lower-cased text has none: lines remain.
+    sentences = re.split(r"\.\s(?=[A-Z])|\n", text)
+    keys = []
+    for number, sentence in enumerate(sentences):
+        marks = (*_BEFORE_AN_ANSWER, "=") if number == len(sentences) - 1 else _BEFORE_AN_ANSWER
+        ends = [sentence.split(mark)[-1].strip() for mark in marks if mark in sentence]
+        end = ""
+        for candidate in ends:  # an empty end is replaced by whatever comes next
+            end = candidate if not end or len(candidate) < len(end) else end
+        if end and end not in _TRIVIAL:
+            keys.append(end)
+    keys = keys or [text]
+    numbers = [hit for key in keys for form in (_COMMAS, _SCIENTIFIC, _SIMPLE) for hit in form.findall(key)]
+    return [form for key in (*keys, *numbers) for form in _forms(key)]
+
+
+def right(text: str, question: Question) -> float | None:
+    """Return MMMU's verdict on a choice or an open answer."""
+    if question.choices:
+        letter = chosen(text, question.choices)
+        return None if letter is None else float(letter == question.answer)
+    true = [form for answer in question.answers for form in _forms(answer)]
+    for form in _said(text):
+        if form in true if isinstance(form, float) else any(isinstance(t, str) and t in form for t in true):
+            return 1.0
+    return 0.0
+
+
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    choices = row["choices"]
+    options = "\n".join(STYLES[style].format(letter, text) for letter, text in choices.items())
+    words = [str(row["question"]), *([options] if options else [])]
+    text = ("\n\n" if style == "llava" else "\n").join(words)
+    answers = listed(str(row["answer"]))
+    return Question(
+        id=row["id"],
+        text=f"{text}\n\n{LETTER if choices else SHORT}",
+        image=row["image"],
+        max_new_tokens=128,
+        answer=answers[0] if choices else None,
+        answers=() if choices else tuple(answers),
+        choices=choices,
+        category=str(row["subject"]),
+        picture=row.get("picture"),
+        fields={
+            "subject": str(row["subject"]),
+            "kind": "choice" if choices else "open",
+            "pictures": len(set(_PICTURE.findall(f"{row['question']} {options}"))),
+        },
+    )
+
+
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    needs = ("id", "question", "options", "answer", "question_type")
+    for row in table_rows(source, None, "validation", needs, image="image_1"):
+        options = listed(str(row["options"])) if row["question_type"] == "multiple-choice" else []
+        subject = str(row["id"]).removeprefix("validation_").rpartition("_")[0]
+        yield {**row, "choices": dict(zip("ABCDEFGHI", options, strict=False)), "subject": subject}
+
+
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    path = main_file(source, "MMMU TSV", "MMMU_DEV_VAL.tsv")
+    for row in tsv_table(source, path, ("question", "A", "B", "answer", "category", "split"), "MMMU"):
+        if row["split"] == "validation":
+            choices = choices_in(row) if len(choices_in(row)) > 1 else {}
+            yield {**row, "id": row["index"], "choices": choices, "subject": row["category"]}
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
+    """Score choices and open answers, by subject."""
+    several = sum(question.fields["pictures"] > 1 for question in questions)
+    figures = {"several_pictures": several}
+    return score_each(questions, predictions, scorer, right, ("kind", "subject"), figures=figures)
+
+
+BENCHMARK = Benchmark(
+    name="mmmu",
+    hub="lmms-lab/MMMU",
+    split="val",
+    sizes={"val": (900,)},
+    styles=STYLES,
+    scorers=("mmmu",),
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+)

@@ -1,0 +1,131 @@
+"""MMVP: the original `Questions.csv` with its folder of pictures, and Hugging Face rows with both.
+
+The value is over pairs: two pictures that CLIP takes for the same, and both questions answered rightly. The
+original asked a GPT whether an answer matches; the letter is read by lmms-eval's rule here. Four published
+labels are swapped (MMVP issue 30); `mmvp_corrected` swaps them back, as lmms-eval does. Source: lmms-eval
+`tasks/mmvp/utils.py`.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.files import Source, locate_images, main_file, require, table_rows
+from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.rules import options_prompt, score_each
+from basic_lite.evaluation.statistics import Score, percent
+
+STYLES = {"llava": 128}
+CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
+"""Index, from 1 -> the label that the picture shows."""
+
+_COLUMNS = ("Index", "Question", "Options", "Correct Answer")
+_OPTION = re.compile(r"\(([a-z])\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)
+_LETTER = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^\s*\(?([AB])\)?\.?\s*$",
+        r"^\s*\(?([AB])\)?[.\s]",
+        r"answer\s+is\s+\(?([AB])\)?",
+        r"option\s+\(?([AB])\)?",
+        r"\(?([AB])\)?(?:\s|$)",
+    )
+)
+
+
+def letter_of(text: str) -> str | None:
+    """Return A or B by the first of five patterns that matches, or by the first character."""
+    text = text.strip()
+    for pattern in _LETTER:
+        if hit := pattern.search(text):
+            return hit[1].upper()
+    return text[0].upper() if text[:1].upper() in ("A", "B") else None
+
+
+def _right(text: str, question: Question) -> float | None:
+    letter = letter_of(text)
+    return None if letter is None else float(letter == question.answer)
+
+
+def _right_corrected(text: str, question: Question) -> float | None:
+    letter = letter_of(text)
+    true = CORRECTED.get(int(question.id), question.answer)
+    return None if letter is None else float(letter == true)
+
+
+RULES = {"mmvp": _right, "mmvp_corrected": _right_corrected}
+
+
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    number = int(row["Index"])
+    options = {letter.upper(): text.strip() for letter, text in _OPTION.findall(str(row["Options"]))}
+    letter = str(row["Correct Answer"]).strip().strip("()").upper()
+    if set(options) != {"A", "B"} or letter not in options:
+        raise ValueError(f"MMVP's question {number} has options {row['Options']!r} and answer {letter!r}.")
+    return Question(
+        id=number,
+        text=options_prompt(str(row["Question"]).strip(), options),
+        image=row["image"],
+        max_new_tokens=STYLES[style],
+        answer=letter,
+        choices=options,
+        picture=f"pair {(number + 1) // 2}",
+        fields={"pair": (number + 1) // 2},
+    )
+
+
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    for row in table_rows(source, None, "test", _COLUMNS):
+        yield {**row, "id": int(row["Index"])}
+
+
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    path = main_file(source, "MMVP questions", "Questions.csv")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, start=2):
+        require(row, _COLUMNS, f"{path} row {number}")
+    names: dict[Id, str | None] = {int(row["Index"]): f"{row['Index']}.jpg" for row in rows}
+    images = locate_images(source, names, ("MMVP Images", "images"))
+    for row in rows:
+        yield {**row, "id": int(row["Index"]), "image": images[int(row["Index"])]}
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
+    """Score pairs; a pair of which a limit left one question is not counted, unless there is no other."""
+    each = score_each(questions, predictions, scorer, RULES[scorer])
+    pairs: dict[Id, list[Id]] = defaultdict(list)
+    for question in questions:
+        pairs[question.fields["pair"]].append(question.id)
+    whole = {pair: ids for pair, ids in pairs.items() if len(ids) == 2} or pairs
+    items = {pair: float(all(each.items[identity] for identity in ids)) for pair, ids in whole.items()}
+    return Score(
+        metric="accuracy over pairs",
+        scorer=scorer,
+        value=percent(items),
+        items=items,
+        categories=dict.fromkeys(items, ""),
+        right_wrong=True,
+        figures={"accuracy_over_questions": each.value, "n_pairs": len(items)},
+        unparsed=each.unparsed,
+        missing=each.missing,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="mmvp",
+    hub="lmms-lab-eval/MMVP",
+    split="test",
+    sizes={"test": (300,)},
+    styles=STYLES,
+    scorers=tuple(RULES),
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+    unit=lambda question: question.fields["pair"],
+)

@@ -1,0 +1,140 @@
+"""Tables of tab-separated cells whose pictures are base64: MMBench's, and VLMEvalKit's of every benchmark.
+
+Not by pandas: it fills a row that the end of a cut file left short, which here is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import binascii
+import csv
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from basic_lite.evaluation.files import AGAIN, Source, unique
+
+LONGEST_INDEX = 64
+"""A shorter image cell names the row that holds the picture."""
+
+OPTIONS = "ABCDEFGHI"
+
+# What pandas reads as missing, also inside quotes: an option that is literally "None" is lost, as in LLaVA.
+PANDAS_NA = frozenset(
+    [
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    ]
+)
+
+
+def tsv_rows(
+    path: Path, needs: Iterable[str], what: str, missing: Collection[str] = ("",)
+) -> list[dict[str, str | None]]:
+    """Read the cells as text, missing ones as `None`.
+
+    Args:
+        path: The file.
+        needs: Columns that must be there.
+        what: The benchmark, for errors.
+        missing: What stands for a missing cell.
+
+    Raises:
+        ValueError: In one line, if the file is no table, lacks columns or rows, or a row lacks cells.
+    """
+    csv.field_size_limit(sys.maxsize)  # a picture is one cell of up to some hundred thousand characters
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [line for line in csv.reader(file, delimiter="\t") if line]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: give the path of a TSV.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}): {AGAIN}, or unpack it.") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({error}): {AGAIN}.") from None
+    header = [name if name in OPTIONS else name.lower() for name in lines[0]] if lines else []
+    absent = [name for name in needs if name not in header]
+    if absent:
+        raise ValueError(
+            f"{path} is no {what} TSV: column {', '.join(absent)} is missing; "
+            f"it has {', '.join(header) or 'none'}."
+        )
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(header):
+            raise ValueError(
+                f"{path} row {number} has {len(line)} of {len(header)} columns: the file is cut off or "
+                "damaged, get it again."
+            )
+        rows.append(
+            {name: None if cell in missing else cell for name, cell in zip(header, line, strict=True)}
+        )
+    if not rows:
+        raise ValueError(f"{path} has a header and no rows: the file is cut off, get it again.")
+    return rows
+
+
+def picture_of(cell: str, where: str) -> bytes:
+    """Decode a base64 cell and look at the header of the picture."""
+    from basic_lite.data.pictures import open_header
+    from basic_lite.data.rows import RowFault
+
+    try:
+        picture = base64.b64decode("".join(cell.split()), validate=True)
+        open_header(picture, where.rsplit(" ", 1)[-1])
+    except (binascii.Error, RowFault) as error:
+        if isinstance(error, RowFault) and error.code == "oversized_image":
+            raise ValueError(f"{where}: {error}.") from None
+        reason = "base64" if isinstance(error, binascii.Error) else "picture"
+        raise ValueError(
+            f"{where}: the image cell does not decode ({reason}): the file is damaged, get it again."
+        ) from None
+    return picture
+
+
+def listed(cell: str) -> list[str]:
+    """Return the entries of a cell that holds a Python list, or the cell alone."""
+    if cell.startswith("["):
+        try:
+            return [str(entry) for entry in ast.literal_eval(cell)]
+        except (ValueError, SyntaxError):
+            pass
+    return [cell]
+
+
+def choices_in(row: dict[str, Any]) -> dict[str, str]:
+    """Return letter -> text of the options that a row has."""
+    return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}
+
+
+def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row.
+
+    Args:
+        source: Without `with_images` the pictures are not decoded.
+        path: The file.
+        needs: Columns that must be there, besides the index and the picture.
+        what: The benchmark, for errors.
+
+    Raises:
+        ValueError: In one line, if it is no such table, or a picture is missing or damaged.
+    """
+    rows = tsv_rows(path, ("index", *needs, "image"), what)
+    unique((str(row["index"]) for row in rows), str(path))
+    cells = {str(row["index"]): str(row["image"] or "") for row in rows}
+    decoded: dict[str, bytes] = {}
+    for row in rows:
+        index = holder = str(row["index"])
+        seen: set[str] = set()
+        while 0 < len(cells.get(holder, "")) <= LONGEST_INDEX and holder not in seen:
+            seen.add(holder)
+            holder = cells[holder]
+        if len(cells.get(holder, "")) <= LONGEST_INDEX:
+            raise ValueError(
+                f"{path} row {index}: its image cell {cells[index]!r} leads to no picture: {AGAIN}."
+            )
+        if source.with_images and holder not in decoded:
+            decoded[holder] = picture_of(listed(cells[holder])[0], f"{path} row {holder}")
+        yield {**row, "index": index, "picture": holder, "image": decoded.get(holder)}

@@ -1,0 +1,126 @@
+"""`export --check`: an exported folder opened again, long after the run is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from basic_lite import files
+from basic_lite.export import folder as hf
+from basic_lite.export import parity
+from basic_lite.export.readers import refusals
+from basic_lite.export.weights import entries_of
+
+_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+def kind_of(folder: Path) -> str:
+    """Return `"hf"`, `"peft"` or `"gguf"`, by what lies in a folder.
+
+    Raises:
+        ValueError: If it is no exported folder.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    if (folder / files.MANIFEST).is_file():
+        raise ValueError(f"{folder} is a run, not an export of it: basic-lite export {folder} OUT")
+    if list(folder.glob("mmproj*.gguf")):
+        return "gguf"
+    if (folder / files.ADAPTER).is_file():
+        return "peft"
+    if (folder / "config.json").is_file() and (folder / "preprocessor_config.json").is_file():
+        return "hf"
+    raise ValueError(
+        f"{folder} is no exported folder: it has neither config.json, {files.ADAPTER} nor mmproj*.gguf"
+    )
+
+
+def inspect(folder: Path, device: torch.device | str) -> list[str]:
+    """Open an exported folder and say what it holds, line by line.
+
+    Args:
+        folder: of any layout that `export` writes.
+        device: where its answers are computed, for `--to hf`.
+
+    Raises:
+        ValueError: If it does not load, a file has changed, or its parts do not fit.
+    """
+    kind = kind_of(folder)
+    stored = folder / "export.json"
+    export = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    size = sum(path.stat().st_size for pattern in _WEIGHTS for path in folder.glob(pattern))
+    lines = [f"{folder}: --to {kind}, {size / 1e9:.3g} GB of weights"]
+    if "weights" in export:
+        _check_hashes(folder, export["weights"])
+        lines.append(f"files: {len(export['weights'])} of {len(export['weights'])} as they were exported")
+    try:
+        if kind == "gguf":
+            return lines + _gguf(folder)
+        return lines + (_adapters(folder) if kind == "peft" else _llava(folder, export, device))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(f"{folder} does not load: {files.one_line(error)}") from error
+
+
+def _check_hashes(folder: Path, expected: dict[str, str]) -> None:
+    for name, sha in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: export the run again, or get the file again")
+        if files.file_hash(path) != sha:
+            raise ValueError(
+                f"{path} has changed since the export: export the run again, or get the file again"
+            )
+
+
+def _llava(folder: Path, export: dict, device: torch.device | str) -> list[str]:
+    config, names = hf.contents(folder)
+    texts = parity.texts_of(folder, device)
+    lines = [f"transformers: loads, {len(names)} tensors in {config.get('dtype')}"]
+    if known := export.get("answers"):
+        equal = sum(now == then for now, then in zip(texts, known, strict=True))
+        lines.append(f"answers: {equal} of {len(known)} as at the export")
+    return lines + refusals(config, names)
+
+
+def _adapters(folder: Path) -> list[str]:
+    config = json.loads((folder / files.ADAPTER).read_text(encoding="utf-8"))
+    tensors = list(entries_of(folder / files.ADAPTER_WEIGHTS))
+    broken = [entry.name for entry in tensors if not entry.read().isfinite().all()]
+    if broken:
+        raise ValueError(f"{folder / files.ADAPTER_WEIGHTS} holds numbers that are not finite: {broken[0]}")
+    projector = len(list(entries_of(folder / files.PROJECTOR)))
+    base = config.get("base_model_name_or_path")
+    return [
+        f"adapters: {len(tensors)} tensors of rank {config['r']} over {base}; projector: {projector} tensors"
+    ]
+
+
+def _gguf(folder: Path) -> list[str]:
+    """Look whether the two halves fit each other, as llama.cpp will."""
+    import gguf
+
+    texts = [path for path in folder.glob("*.gguf") if not path.name.startswith("mmproj")]
+    if len(texts) != 1:
+        raise ValueError(f"{folder} holds {len(texts)} text models beside its projector, not one")
+    lines, widths = [], {}
+    for path in (texts[0], next(folder.glob("mmproj*.gguf"))):
+        reader = gguf.GGUFReader(path)
+        keys = {name: field.contents() for name, field in reader.fields.items()}
+        shapes = {tensor.name: tensor.shape.tolist() for tensor in reader.tensors}  # innermost first
+        architecture = keys["general.architecture"]
+        if architecture == "clip":
+            widths[path.name] = shapes["mm.2.bias"][0]
+        else:
+            widths[path.name], rows = shapes["token_embd.weight"]
+            if rows != len(keys["tokenizer.ggml.tokens"]):
+                raise ValueError(
+                    f"{path} has {rows} rows of embeddings and {len(keys['tokenizer.ggml.tokens'])} tokens"
+                )
+        lines.append(f"{path.name}: {architecture}, {len(shapes)} tensors, {len(keys)} keys")
+    if len(set(widths.values())) != 1:
+        sizes = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(f"the two halves in {folder} do not fit: width of the embeddings {sizes}")
+    return lines

@@ -1,0 +1,151 @@
+"""Exported folders opened again, judged by the tables of other readers, and sent to a hub that is patched."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import huggingface_hub
+import pytest
+from command import run as command
+from made_runs import export, made_run
+from safetensors.torch import load_file, save_file
+
+from basic_lite.export import folder, readers
+
+
+@pytest.mark.parametrize(("decoder", "tower"), [("llama", "clip"), ("gemma", "siglip"), ("llama", "dinov2")])
+def test_what_vllm_and_sglang_load(tmp_path, decoder, tower):
+    run = made_run(tmp_path / "run", decoder, tower, "stage1")
+    notes = export(run, tmp_path / "out")["notes"]
+    config, names = folder.contents(tmp_path / "out")
+    assert len(names) > 40
+    vllm = [line for line in notes if line.startswith("vLLM")]
+    if tower == "dinov2":
+        words = "vLLM does not load this folder: it has no dinov2 tower, only clip_vision_model, pixtral"
+        assert vllm[0].startswith(words)
+    else:
+        assert not vllm
+        assert any("SGLang does not load this folder: it has no" in line for line in notes)
+    served = config | {"vision_config": config["vision_config"] | {"model_type": "clip_vision_model"}}
+    vllm = readers.READERS[0]
+    assert not [line for line in readers.refusals(served, names) if line.startswith(vllm.name)]
+    for fault, words in (
+        ({"image_token_index": None}, "config.json lacks image_token_index"),
+        ({"vision_feature_select_strategy": "cls_patch"}, "it takes no vision_feature_select_strategy"),
+        ({"text_config": {"model_type": "llama"}}, "text_config names no architectures"),
+    ):
+        assert words in readers.refusals(served | fault, names)[0]
+    assert "knows no tensor model.layers.0.x" in readers.refusals(served, ["model.layers.0.x"])[0]
+
+
+def test_every_layout_is_opened_again(tmp_path):
+    made_run(tmp_path / "run", "llama", "clip", "lora")
+    for kind in ("hf", "peft", "gguf"):
+        command("export", "run", kind, "--to", kind, cwd=tmp_path)
+    shown = {kind: command("export", "--check", kind, cwd=tmp_path).stdout for kind in ("hf", "peft", "gguf")}
+    assert "transformers: loads, 98 tensors in float32" in shown["hf"]
+    assert "answers: 4 of 4 as at the export" in shown["hf"]
+    assert "tensors of rank 4 over " in shown["peft"]
+    assert "projector: 4 tensors" in shown["peft"]
+    assert "model-f16.gguf: llama, 39 tensors" in shown["gguf"]
+    assert "mmproj-f16.gguf: clip, 41 tensors" in shown["gguf"]
+    for kind, count in (("hf", 1), ("peft", 2), ("gguf", 2)):
+        assert f"files: {count} of {count} as they were exported" in shown[kind]
+
+    # a file that was exchanged, one that is gone, and folders that are something else
+    state = load_file(tmp_path / "hf/model.safetensors")
+    name = next(name for name in state if "linear_2.weight" in name)
+    save_file(state | {name: state[name] + 1}, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    refused = command("export", "--check", "hf", cwd=tmp_path, expect=2)
+    assert "model.safetensors has changed since the export" in refused.stderr
+    (tmp_path / "hf/export.json").unlink()
+    assert "answers" not in command("export", "--check", "hf", cwd=tmp_path).stdout
+    state.pop(name)
+    save_file(state, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    refused = command("export", "--check", "hf", cwd=tmp_path, expect=2)
+    assert "does not load: " in refused.stderr
+    (tmp_path / "gguf/model-f16.gguf").rename(tmp_path / "text.gguf")
+    assert "model-f16.gguf is missing" in command("export", "--check", "gguf", cwd=tmp_path, expect=2).stderr
+    assert "run is a run, not an export" in command("export", "--check", "run", cwd=tmp_path, expect=2).stderr
+    assert "nowhere is no folder" in command("export", "--check", "nowhere", cwd=tmp_path, expect=2).stderr
+    assert "basic-lite export run OUT" in command("export", "run", cwd=tmp_path, expect=2).stderr
+
+
+def test_halves_of_two_models_do_not_fit(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    made_run(tmp_path / "run", "llama", "clip", "stage1")
+    command("export", "run", "out", "--to", "gguf", cwd=tmp_path)
+    (tmp_path / "out/export.json").unlink()
+    writer = gguf.GGUFWriter(tmp_path / "out/mmproj-f16.gguf", "clip")
+    writer.add_tensor("mm.2.bias", np.zeros(48, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    refused = command("export", "--check", "out", cwd=tmp_path, expect=2)
+    assert "do not fit: width of the embeddings model-f16.gguf 32, mmproj-f16.gguf 48" in refused.stderr
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return what a hub was told; nothing leaves the machine."""
+    told: list[tuple[str, dict]] = []
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "create_repo", lambda self, name, **more: told.append((name, more))
+    )
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "upload_folder", lambda self, **more: told.append(("sent", more))
+    )
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
+    return told
+
+
+def test_nothing_is_sent_without_a_yes(tmp_path, monkeypatch, hub):
+    made_run(tmp_path / "run", "llama", "clip", "stage1")
+    command("export", "run", "out", cwd=tmp_path)
+    for said in ("", "y", "no"):
+        monkeypatch.setattr(builtins, "input", lambda question, said=said: said)
+        refused = command("export", "out", "--push", "me/mine", cwd=tmp_path, expect=2)
+        assert refused.stderr == "error: nothing was sent: --push me/mine needs a typed yes, or --yes\n"
+
+    def ended(question: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(builtins, "input", ended)
+    command("export", "out", "--push", "me/mine", cwd=tmp_path, expect=2)
+    assert hub == []
+
+    questions: list[str] = []
+    monkeypatch.setattr(builtins, "input", lambda question: questions.append(question) or "yes")
+    command("export", "out", "--push", "me/mine", cwd=tmp_path)
+    assert "to me/mine on the hub, private?" in questions[0]
+    assert hub[0] == ("me/mine", {"private": True, "exist_ok": True})
+    assert hub[1][1]["repo_id"] == "me/mine"
+    assert "export.json" in hub[1][1]["ignore_patterns"]
+    assert (hub[1][1]["folder_path"].resolve() / "README.md").name == "README.md"
+
+
+def test_yes_needs_no_answer_and_public_is_said(tmp_path, monkeypatch, hub):
+    made_run(tmp_path / "run", "llama", "clip", "lora")
+    monkeypatch.setattr(builtins, "input", lambda question: pytest.fail("asked"))
+    command("export", "run", "out", "--to", "peft", "--push", "me/mine", "--public", "--yes", cwd=tmp_path)
+    assert hub[0] == ("me/mine", {"private": False, "exist_ok": True})
+    assert json.loads((tmp_path / "out/export.json").read_text())["to"] == "peft"
+
+
+def test_a_wrong_name_is_refused_before_the_work(tmp_path, monkeypatch, hub):
+    made_run(tmp_path / "run", "llama", "clip", "stage1")
+    for name, words in (("mine", "takes OWNER/NAME"), ("me/mi ne", "--push me/mi ne: ")):
+        refused = command("export", "run", "out", "--push", name, cwd=tmp_path, expect=2)
+        assert words in refused.stderr
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    refused = command("export", "run", "out", "--push", "me/mine", cwd=tmp_path, expect=2)
+    assert "needs a login at the hub" in refused.stderr
+    assert (
+        "--public is for --push" in command("export", "run", "out", "--public", cwd=tmp_path, expect=2).stderr
+    )
+    assert not (tmp_path / "out").exists()
+    assert hub == []
