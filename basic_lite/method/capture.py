@@ -207,9 +207,9 @@ class capture:
         if self._at_hand is not None:
             self._initial, self._at_hand = self._at_hand, None
         elif self._layout is not None:
-            self._initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
+            initial = kwargs["inputs_embeds"].flatten(0, 1).index_select(0, self._layout.patch)
             # Granite's decoder multiplies what it is given, unless `decoder.fold_scales` has moved that.
-            self._initial = self._initial * getattr(decoder, "embedding_multiplier", 1.0)
+            self._initial = initial * getattr(decoder, "embedding_multiplier", 1.0)
 
     def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
         @torch.no_grad()
