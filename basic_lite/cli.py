@@ -28,6 +28,7 @@ from basic_lite.recipes import (
     export,
     models,
     plan,
+    results,
     stage1,
     stage2,
     start,
@@ -71,6 +72,7 @@ app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
 app.command("stage2", rich_help_panel=TRAIN)(stage2.main)
 app.command("eval", rich_help_panel=TRAIN)(evaluation.main)
 app.command("compare", rich_help_panel=TRAIN)(compare.main)
+app.command("results", rich_help_panel=TRAIN)(results.main)
 app.command("chat", rich_help_panel=TRAIN)(chat.main)
 app.command("export", rich_help_panel=TRAIN)(export.main)
 app.command("demo", rich_help_panel=LOOK)(demo.main)

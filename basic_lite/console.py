@@ -47,8 +47,13 @@ def silence_libraries() -> None:
         sys.modules["datasets"].disable_progress_bars()
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress display with a count, the time used and the time left."""
+def progress_bar(console: Console, *, transient: bool = False) -> Progress:
+    """Return a progress display with a count, the time used and the time left.
+
+    Args:
+        console: where it is shown.
+        transient: nothing stays when it ends; where no terminal is, nothing is shown at all.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -58,7 +63,8 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        transient=False,
+        transient=transient,
+        disable=transient and not console.is_terminal,
     )
 
 

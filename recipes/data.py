@@ -1,4 +1,4 @@
-"""Look at training data before training: `basic-lite data check`."""
+"""Look at training data before training: `basic-lite data check` and `basic-lite data convert`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def _data() -> None:
 @app.command()
 def check(
     annotations: Annotated[
-        Path, typer.Argument(help="LLaVA .json or .jsonl; Arrow or Parquet; a hub id.", show_default=False)
+        Path,
+        typer.Argument(
+            help=".json or .jsonl, .gz too, or a folder of them; WebDataset .tar; Arrow, Parquet; a hub id.",
+            show_default=False,
+        ),
     ],
     images: Annotated[
         Path | None, typer.Option(help="Folder, zip or tar of the images. Left out: only texts are checked.")
@@ -91,15 +95,27 @@ def check(
     started = time.monotonic()
     template = template or ("plain" if stage == 1 else None)
     limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
-    processes = {"workers": cores() if workers is None else workers}
+    processes = cores() if workers is None else workers
     try:
         encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
         with passes(Console(stderr=True)) as progress:
-            chosen = {"follow_links": follow_links, "min_rating": min_rating}
-            rows = open_rows(annotations, images, **chosen, **processes, progress=progress)
-            looked = pictures if images is not None or rows.stored else None
-            chosen = {"pictures": looked, "encoder": encoder, "stage": stage}
-            findings = check_data(rows, **chosen, **limits, **processes, progress=progress)
+            rows = open_rows(
+                annotations,
+                images,
+                follow_links=follow_links,
+                min_rating=min_rating,
+                workers=processes,
+                progress=progress,
+            )
+            findings = check_data(
+                rows,
+                pictures=pictures if images is not None or rows.stored else None,
+                encoder=encoder,
+                stage=stage,
+                workers=processes,
+                progress=progress,
+                **limits,
+            )
     except ValueError as error:
         if report is not None:
             write_report(report, 0, [], error=one_line(error, 1000))
@@ -118,3 +134,49 @@ def check(
     faulty = faulty_rows(findings)
     console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults", highlight=False)
     raise typer.Exit(1 if faulty else 0)
+
+
+@app.command()
+def convert(
+    annotations: Annotated[Path, typer.Argument(help="As for check.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder, zip or tar of the images.", show_default=False)
+    ] = None,
+    follow_links: o.FollowLinksOption = False,
+    min_rating: o.MinRatingOption = None,
+) -> None:
+    """Write rows of any layout as LLaVA's: OUT/rows.jsonl, and OUT/images/ where rows carry their pictures.
+
+    Exit code 0: all rows, 1: some cannot be trained on and are left out, 2: the data cannot be read.
+
+    Examples:
+
+      basic-lite data convert shards/ llava/
+
+      basic-lite data convert chats.json.gz llava/ --images pictures.zip
+    """
+    from collections import Counter
+    from functools import partial
+
+    from rich.console import Console
+
+    from basic_lite.data.conversion import convert as write
+    from basic_lite.data.findings import passes
+    from basic_lite.data.readers import open_rows
+    from basic_lite.files import one_line
+
+    try:
+        with passes(Console(stderr=True)) as progress:
+            rows = open_rows(
+                annotations, images, follow_links=follow_links, min_rating=min_rating, progress=progress
+            )
+            left_out = write(rows, out, partial(progress, "rows"))
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error, 1000)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    codes = Counter(finding.code for finding in left_out)
+    reasons = ", ".join(f"{count:,} {code}" for code, count in codes.most_common())
+    why = f", {len(left_out):,} left out ({reasons})" if left_out else ""
+    print(f"{len(rows) - len(left_out):,} rows in {out / 'rows.jsonl'}{why}")
+    raise typer.Exit(1 if left_out else 0)

@@ -35,8 +35,10 @@ def main(
     benchmark: Annotated[
         str,
         typer.Argument(
-            help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, mme, seed; "
-            "several with commas; or all (the paper's eight)."
+            help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, pope-gqa, "
+            "pope-aokvqa, mme, seed, mmstar, mmmu, ai2d, realworldqa, hallusionbench, cv-bench, mmvp, "
+            "chartqa, ocrbench, docvqa, infovqa; several with commas; all (the paper's eight); or mine, with "
+            "--data."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
@@ -64,7 +66,11 @@ def main(
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
     limit: Annotated[
         int | None,
-        o.option(help="This many questions: not the benchmark's number.", panel="Data", callback=o.within(1)),
+        o.option(
+            help="This many questions, drawn from each category: not the benchmark's number.",
+            panel="Data",
+            callback=o.within(1),
+        ),
     ] = None,
     any_size: Annotated[
         bool,
@@ -89,6 +95,10 @@ def main(
             default="RUN/eval/BENCHMARK; runs/NAME/eval/BENCHMARK of a model",
         ),
     ] = None,
+    answer_by: Annotated[
+        Literal["text", "likelihood"],
+        o.option(help="likelihood: of a choice, the letter that is likeliest to come next."),
+    ] = "text",
     batch_size: Annotated[
         int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
     ] = 16,
@@ -134,6 +144,8 @@ def main(
       basic-lite eval mmbench --model llava-hf/llava-1.5-7b-hf
 
       basic-lite eval pope --predictions answers.jsonl
+
+      basic-lite eval mine --data questions.jsonl --answer-by likelihood
     """
     from contextlib import nullcontext
 
@@ -191,6 +203,7 @@ def main(
             any_size=any_size or embedded,
             judge=judge,
             judge_scores=judge_scores,
+            answer_by=answer_by,
         )
         evaluation.identity  # noqa: B018 (a missing run is said before the data is read)
         try:

@@ -78,7 +78,8 @@ def main(
     settings, rows = decided.settings, decided.rows
     checks.check_optimizer(settings.optimizer, lora, shards)
     shown = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
-    decided.print(console, **shown, device=device, rank=lora_adapters and lora_adapters.rank)
+    rank = None if lora_adapters is None else lora_adapters.rank
+    decided.print(console, **shown, device=device, optimizer_steps=decided.steps, rank=rank)
     if run.dry_run or rows is None:
         return
     with checks.claimed(out, run.resume, run.overwrite) as resume:

@@ -28,20 +28,26 @@ def made_run(out: Path, decoder: str, tower: str, kind: str, **settings: object)
     stage, training = 1 if kind == "stage1" else 2, {"lora": kind == "lora"}
     data = {"path": "rows.json", "rows": 3}
     manifest = checkpoint.manifest_of(assembled, stage, {"basic": False}, data, training)
+    write_run(assembled, out, manifest | {"finished": True})
+    return out
+
+
+def write_run(assembled, out: Path, manifest: dict) -> None:
+    """Write what a run's folder holds."""
     out.mkdir(parents=True)
-    if kind == "lora":
+    if hasattr(assembled.model, "peft_config"):
         assembled.model.save_pretrained(out)
     else:
         checkpoint.save_projector(assembled.model, out / files.PROJECTOR)
-    if kind == "whole":
-        checkpoint.save_decoder(assembled.model, out / files.DECODER)
-    files.write_json(out / files.MANIFEST, manifest | {"finished": True})
-    return out
+        if manifest["stage"] == 2:
+            checkpoint.save_decoder(assembled.model, out / files.DECODER)
+    files.write_json(out / files.MANIFEST, manifest)
 
 
 def export(
     run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False, quantise=None
 ) -> dict:
+    """Export a run as the command does."""
     plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
     if make is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -38,13 +39,11 @@ class Footprint:
         files: of these, pages of files, above all the code of libraries. Processes share them, and the
             kernel may drop them at any time.
         own: pages that no other process can reach (USS): what would be free again if it ended.
-        proportional: every page divided by how many processes share it (PSS).
     """
 
     resident: float
     files: float
     own: float
-    proportional: float
 
     @property
     def memory(self) -> float:
@@ -52,24 +51,15 @@ class Footprint:
         return self.resident - self.files
 
 
-def footprint(process: int | str = "self") -> Footprint | None:
-    """Measure a process.
-
-    Args:
-        process: its number.
-
-    Returns:
-        Its memory; `None` where the system does not say, as only Linux does.
-    """
-    folder = Path("/proc") / str(process)
+def footprint(process: int | None = None) -> Footprint | None:
+    """Measure a process, this one by default; `None` where the system does not say, as only Linux does."""
     try:
-        rolled, status = ((folder / name).read_text() for name in ("smaps_rollup", "status"))
-    except OSError:
+        taken = psutil.Process(process).memory_full_info()
+    except psutil.Error:
         return None
-    lines = [line.split() for line in (rolled + status).splitlines()]
-    mib = {line[0]: int(line[1]) / 1024 for line in lines if len(line) == 3 and line[2] == "kB"}
-    own = mib["Private_Clean:"] + mib["Private_Dirty:"]
-    return Footprint(mib["Rss:"], mib["RssFile:"], own, mib["Pss:"])
+    if not hasattr(taken, "shared"):
+        return None
+    return Footprint(taken.rss / 2**20, taken.shared / 2**20, taken.uss / 2**20)
 
 
 @dataclass(frozen=True)
@@ -105,24 +95,24 @@ class Measured:
         """Return the numbers for a person."""
         busy, clock = self.pictures_per_second
         step = 1000 * self.step_seconds / self.steps
-        found = [
+        lines = [
             f"{busy:7.0f} pictures a second of one core's own time ({clock:.0f} by the clock)",
             f"{self.share:7.2%} of the time spent waiting, at steps of {step:.0f} ms",
             f"{self.first_batch_seconds:7.1f} s to the first batch of {self.rows / self.steps:.0f} rows",
         ]
         if self.process is not None:
-            found.append(
+            lines.append(
                 f"{self.process.memory:7.0f} MiB of memory in this process, no model loaded "
                 f"({self.process.resident:.0f} resident, {self.process.files:.0f} of them files of libraries)"
             )
         if self.workers:
             largest = max(self.workers, key=lambda worker: worker.own)
             shared = largest.memory - largest.own
-            found.append(
+            lines.append(
                 f"{largest.own:7.0f} MiB of memory of its own in the largest worker ({largest.resident:.0f} "
                 f"resident, {shared:.0f} of them this process's, {largest.files:.0f} files of libraries)"
             )
-        return found
+        return lines
 
 
 def pictures_per_second(
@@ -246,7 +236,7 @@ def measure_waiting(
         del batch  # to free it is the step's work, not the loader's
         time.sleep(step_seconds)
     started = [footprint(worker.pid) for worker in multiprocessing.active_children()]
-    workers = tuple(found for found in started if found is not None)
+    workers = tuple(taken for taken in started if taken is not None)
     return Measured(pictures, steps, rows, waited, steps * step_seconds, first, footprint(), workers)
 
 
@@ -265,7 +255,7 @@ def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 37
     y, x = np.mgrid[: size[1], : size[0]]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        waves = sum(np.sin(x * rng.normal(0, 0.1) + y * rng.normal(0, 0.1)) for _ in range(6))
+        waves = np.sum([np.sin(x * rng.normal(0, 0.1) + y * rng.normal(0, 0.1)) for _ in range(6)], axis=0)
         pixels = waves[..., None] * rng.uniform(10, 40, 3) + 128 + rng.normal(0, 12, (*waves.shape, 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         image.save(folder / f"{number}.jpg", quality=85)

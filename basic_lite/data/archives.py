@@ -6,25 +6,31 @@ places are kept as columns: 34 bytes an entry, found by the hash of the name.
 
 from __future__ import annotations
 
+import difflib
 import functools
+import gzip
 import os
 import posixpath
+import shutil
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
 from basic_lite.data.rows import ImageRef, RowFault, shown, text_hash
-from basic_lite.files import load_table, one_line, save_table, table_places
+from basic_lite.files import complete, load_table, one_line, save_table, table_places
 
-SUFFIXES: tuple[str, ...] = (".zip", ".tar")
+SUFFIXES: tuple[str, ...] = (".zip", ".tar", ".tar.gz", ".tgz")
+
+PICTURE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 STORED, DEFLATED, RAW, SEALED = 0, 8, 254, 255
 """How an entry is kept: zip's own numbers 0 and 8; bytes of a tar; encrypted."""
@@ -50,23 +56,31 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = unpacked(path)
         stat = path.stat()
-        key = {"format": "1", "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
+        key = {"format": "2", "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
         places = table_places(path, "index")
         found = load_table(places, key, COLUMNS)
         if found is None:
-            columns = _entries(path)
-            save_table(places, key, columns)
+            self.folder, self.columns = _entries(self.path)
+            save_table(places, {**key, "folder": self.folder}, self.columns)
         else:
-            columns = found[1]
-        self.columns = columns
+            self.folder, self.columns = found[0]["folder"], found[1]
 
     def __len__(self) -> int:
         return len(self.columns["name_hash"])
 
     def find(self, name: str) -> int | None:
-        """Return the number of the entry with this name, `None` if there is none."""
+        """Return the number of the entry with this name, `None` if there is none.
+
+        A name may leave out folders that all pictures of the archive are in: `images/`, or `images/train/`.
+        """
+        parts = self.folder.split("/") if self.folder else []
+        starts = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
+        entries = (self._find(posixpath.join(start, name)) for start in starts)
+        return next((entry for entry in entries if entry is not None), None)
+
+    def _find(self, name: str) -> int | None:
         wanted = np.uint64(text_hash(posixpath.normpath(name)))
         place = int(np.searchsorted(self.columns["name_hash"], wanted))
         return place if place < len(self) and self.columns["name_hash"][place] == wanted else None
@@ -123,6 +137,27 @@ class Archive:
         return RowFault("undecodable_image", f"image {shown(name)} in {self.path.name}: {reason}")
 
 
+def unpacked(path: Path) -> Path:
+    """Return a gzip-compressed file unpacked, in the user's cache: rows and pictures are read by their place.
+
+    Raises:
+        ValueError: If it is damaged, or the cache has no room for it.
+    """
+    if path.suffix not in (".gz", ".tgz"):
+        return path
+    state = path.stat()
+    name = path.stem if path.suffix == ".gz" else f"{path.stem}.tar"
+    cache = table_places(path, "unpacked")[-1]
+    target = cache / f"{state.st_size}-{state.st_mtime_ns}" / name
+    if not target.exists():
+        try:
+            with complete(target) as draft, gzip.open(path) as packed, draft.open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} cannot be unpacked into {cache}: {one_line(error)}") from None
+    return target
+
+
 @functools.cache
 def open_archive(path: str) -> Archive | str:
     """Return the archive at `path`, or why it cannot be read; looked at once per process."""
@@ -139,21 +174,30 @@ def archives_in(folder: str) -> tuple[str, ...]:
         names = sorted(os.listdir(folder))
     except OSError:
         return ()
-    return tuple(os.path.join(folder, name) for name in names if name.lower().endswith(SUFFIXES))
+    return tuple(os.path.join(folder, name) for name in names if name.lower().endswith(SUFFIXES[:2]))
 
 
-def _entries(path: Path) -> dict[str, np.ndarray]:
-    listed = list(_zip_entries(path) if zipfile.is_zipfile(path) else _tar_entries(path))
+def _entries(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Return the folder that all pictures of an archive are in, and its entries."""
+    listed, folder = [], None
+    for name, *where in _zip_entries(path) if zipfile.is_zipfile(path) else _tar_entries(path):
+        listed.append((text_hash(name), *where))
+        if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("__MACOSX/"):
+            inside = posixpath.dirname(name)
+            if folder is None:
+                folder = inside
+            elif not f"{inside}/".startswith(f"{folder}/"):
+                folder = posixpath.commonpath([folder, inside])
     columns = {
         name: np.array([entry[i] for entry in listed], kind) for i, (name, kind) in enumerate(COLUMNS.items())
     }
     # Of two entries with one name the later counts, as when unpacked.
     _, last = np.unique(columns["name_hash"][::-1], return_index=True)
     keep = len(listed) - 1 - last
-    return {name: column[keep] for name, column in columns.items()}
+    return folder or "", {name: column[keep] for name, column in columns.items()}
 
 
-def _zip_entries(path: Path) -> Iterator[tuple[int, ...]]:
+def _zip_entries(path: Path) -> Iterator[tuple[str, int, int, int, int, int]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -161,20 +205,20 @@ def _zip_entries(path: Path) -> Iterator[tuple[int, ...]]:
                 if name is not None and not entry.is_dir():
                     method = SEALED if entry.flag_bits & 1 else min(entry.compress_type, RAW - 1)
                     where = (entry.header_offset, entry.compress_size, entry.file_size)
-                    yield text_hash(name), *where, entry.CRC, method
+                    yield name, *where, entry.CRC, method
     except (OSError, zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is a damaged zip: {one_line(error)}. Download it again.") from None
 
 
-def _tar_entries(path: Path) -> Iterator[tuple[int, ...]]:
+def _tar_entries(path: Path) -> Iterator[tuple[str, int, int, int, int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             for entry in archive:
-                archive.members = []  # else all of them stay in memory
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all stay in memory
                 name = _inside(entry.name)
                 if name is not None and entry.isreg() and not entry.issparse():
                     stamp = zlib.crc32(repr((entry.mtime, entry.chksum)).encode())
-                    yield text_hash(name), entry.offset_data, entry.size, entry.size, stamp, RAW
+                    yield name, entry.offset_data, entry.size, entry.size, stamp, RAW
     except (OSError, tarfile.TarError, ValueError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is neither a zip nor an uncompressed tar: {one_line(error)}. Unpack or repack it."
@@ -202,11 +246,13 @@ class Stored:
         size: how many bytes.
         stamp: changes when the bytes do.
         read: returns them.
+        name: what it is called where that is not what the row says, else empty.
     """
 
     size: int
     stamp: int
     read: Callable[[], bytes]
+    name: str = ""
 
 
 def path_fault(name: object) -> RowFault | None:
@@ -228,7 +274,8 @@ def locate(ref: ImageRef) -> Stored:
     """Find a picture, without reading it.
 
     A path is looked for as a file; where there is none, in the zip and tar files that lie along it:
-    `coco/train2017/1.jpg` is also found as `train2017/1.jpg` in `coco/train2017.zip`.
+    `coco/train2017/1.jpg` is also found as `train2017/1.jpg` in `coco/train2017.zip`. What is nowhere under
+    its own name is looked for under those of `other_names`.
 
     Args:
         ref: where it should be.
@@ -247,13 +294,55 @@ def locate(ref: ImageRef) -> Stored:
         raise fault
     if ref.root is None:
         raise RowFault("missing_image", f"image {shown(ref.name)}: no image folder was given")
-    if ref.root.lower().endswith(SUFFIXES) and os.path.isfile(ref.root):
-        found = _entry([ref.root], ref.name)
-    else:
-        found = _file(ref) or _packed(ref)
-    if found is None:
-        raise RowFault("missing_image", f"image {shown(ref.name)} is not under {ref.root}")
-    return found
+    found = _find(ref, ref.root)
+    if found is not None:
+        return found
+    for name in other_names(ref.name):
+        if path_fault(name) is None and (found := _find(replace(ref, name=name), ref.root)) is not None:
+            return replace(found, name=name)
+    raise RowFault("missing_image", f"image {shown(ref.name)} is not under {ref.root}")
+
+
+def _find(ref: ImageRef, root: str) -> Stored | None:
+    if root.lower().endswith(SUFFIXES) and os.path.isfile(root):
+        return _entry([root], ref.name)
+    return _file(ref, root) or _packed(ref, root)
+
+
+def other_names(name: str) -> list[str]:
+    """Return what a picture may be called that is not found: as other systems and web pages write its name.
+
+    Without blanks around it, with slashes for backslashes, with percent codes resolved; and each of these
+    with a suffix in the other case, or with one where there is none.
+    """
+    plain = name.strip()
+    slashed = plain.replace("\\", "/")
+    names = []
+    for written in dict.fromkeys((name, plain, slashed, unquote(slashed))):
+        stem, suffix = posixpath.splitext(written)
+        names.append(written)
+        if suffix.lower() in PICTURE_SUFFIXES:
+            names += [stem + suffix.lower(), stem + suffix.upper()]
+        else:
+            names += [written + added for each in PICTURE_SUFFIXES[:4] for added in (each, each.upper())]
+    return [other for other in dict.fromkeys(names) if other != name]
+
+
+def nearest_name(ref: ImageRef) -> str:
+    """Return the name that comes nearest to that of a missing picture in its folder, empty if none does."""
+    if ref.root is None:
+        return ""
+    folder, name = posixpath.split(ref.name.strip().replace("\\", "/"))
+    try:
+        names = sorted(entry.name for entry in os.scandir(os.path.join(ref.root, folder)))
+    except (OSError, ValueError):
+        return ""
+    near = difflib.get_close_matches(name, names[:MAX_COMPARED], 1)
+    return posixpath.join(folder, near[0]) if near else ""
+
+
+MAX_COMPARED: int = 20_000
+"""Names of a folder that a missing one is compared with: half a second."""
 
 
 def read_bytes(ref: ImageRef) -> bytes:
@@ -262,7 +351,7 @@ def read_bytes(ref: ImageRef) -> bytes:
     Raises:
         RowFault: `missing_image`, `path_outside_root` or `oversized_image`.
     """
-    return _read(locate(ref), ref.name)
+    return read_stored(locate(ref), ref.name)
 
 
 def read_file(path: Path) -> bytes:
@@ -271,13 +360,15 @@ def read_file(path: Path) -> bytes:
     Raises:
         RowFault: `missing_image` or `oversized_image`.
     """
-    found = _file(ImageRef(path.name, root=str(path.parent), follow_links=True))
+    root = str(path.parent)
+    found = _file(ImageRef(path.name, root=root, follow_links=True), root)
     if found is None:
         raise RowFault("missing_image", f"image {shown(str(path))} does not exist")
-    return _read(found, path.name)
+    return read_stored(found, path.name)
 
 
-def _read(found: Stored, name: str) -> bytes:
+def read_stored(found: Stored, name: str) -> bytes:
+    """Read what `locate` found; see `read_bytes`."""
     if found.size > MAX_BYTES:
         raise RowFault(
             "oversized_image",
@@ -289,11 +380,11 @@ def _read(found: Stored, name: str) -> bytes:
         raise RowFault("missing_image", f"image {shown(name)} cannot be read: {one_line(error)}") from None
 
 
-def _file(ref: ImageRef) -> Stored | None:
-    path = os.path.join(ref.root, ref.name)
+def _file(ref: ImageRef, root: str) -> Stored | None:
+    path = os.path.join(root, ref.name)
     try:
         if not ref.follow_links:
-            root, path = os.path.realpath(ref.root), os.path.realpath(path)
+            root, path = os.path.realpath(root), os.path.realpath(path)
             if os.path.commonpath([root, path]) != root:
                 raise RowFault(
                     "path_outside_root",
@@ -313,13 +404,13 @@ def _file(ref: ImageRef) -> Stored | None:
     return Stored(found.st_size, hash((found.st_size, found.st_mtime_ns)), Path(path).read_bytes)
 
 
-def _packed(ref: ImageRef) -> Stored | None:
-    folder, parts = ref.root, posixpath.normpath(ref.name).split("/")
-    root = os.path.realpath(ref.root)
+def _packed(ref: ImageRef, root: str) -> Stored | None:
+    folder, parts = root, posixpath.normpath(ref.name).split("/")
+    root = os.path.realpath(root)
     for depth in range(len(parts)):
         archives = archives_in(folder)
         if not ref.follow_links:
-            archives = [path for path in archives if os.path.realpath(path).startswith(root + os.sep)]
+            archives = tuple(path for path in archives if os.path.realpath(path).startswith(root + os.sep))
         found = _entry(archives, "/".join(parts[depth:]))
         if found is not None:
             return found

@@ -9,42 +9,27 @@ import numpy as np
 import torch
 
 from basic_lite.data.conversation import IGNORE_INDEX
-from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.layout import layout_of
-from basic_lite.data.parcel import Parcel
 
 # The order of the rows of an epoch, as plain functions of the seed.
+
+ORDER: int = 2
+"""Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's.)"""
 
 POOL: int = 16
 """Batches that are sorted by length together, at least: enough to save padding, few enough to stay random."""
 
 
-def scrambled(count: int, *key: int) -> np.ndarray:
-    """Return a permutation of `range(count)` that depends on `key` alone.
+def permuted(count: int, *key: int) -> np.ndarray:
+    """Return a permutation of `range(count)`, `(count,)` int64, that depends on `key` alone.
 
-    The sort of SplitMix64 hashes, written out, because a resumed run must see the order of the first one
-    even if numpy or torch have changed their generators meanwhile.
+    numpy has frozen `RandomState` (NEP 19), so a resumed run sees the order of its first part with any numpy.
 
     Args:
         count: how many numbers.
-        key: whole numbers, such as seed and epoch.
-
-    Returns:
-        `(count,)` int64.
+        key: whole numbers, such as seed and epoch; each counts modulo 2**32.
     """
-    with np.errstate(over="ignore"):
-        state = np.uint64(0)
-        for part in key:
-            state = _mix(state + np.uint64(part % 2**64))
-        return np.argsort(_mix(np.arange(count, dtype=np.uint64) + state), kind="stable")
-
-
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
-    """SplitMix64's output function (Steele, Lea and Flood, 2014): one-to-one on 64-bit words."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return np.random.RandomState([part % 2**32 for part in key]).permutation(count)
 
 
 def batch_order(
@@ -78,7 +63,7 @@ def batch_order(
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not group:
-        shuffled = _cut(scrambled(len(lengths), seed, epoch), batch_size)
+        shuffled = _cut(permuted(len(lengths), seed, epoch), batch_size)
         full, rest = [[batch[np.argsort(-lengths[batch], kind="stable")]] for batch in shuffled], []
     else:
         modality = np.asarray(modality, dtype=bool)
@@ -86,14 +71,14 @@ def batch_order(
         pool = batch_size * accumulation * -(-POOL // accumulation)
         for kind in (True, False):
             rows = np.flatnonzero(modality == kind)
-            rows = rows[scrambled(len(rows), seed, epoch, int(kind))]
+            rows = rows[permuted(len(rows), seed, epoch, int(kind))]
             for number, pooled in enumerate(_cut(rows, pool)):
                 batches = _cut(pooled[np.argsort(-lengths[pooled], kind="stable")], batch_size)
                 short = batches[len(pooled) // batch_size :]  # at most one; it stays the pool's last
-                whole = scrambled(len(batches) - len(short), seed, epoch, int(kind), number)
+                whole = permuted(len(batches) - len(short), seed, epoch, int(kind), number)
                 for step in _cut([*(batches[i] for i in whole), *short], accumulation):
                     (full if sum(map(len, step)) == batch_size * accumulation else rest).append(step)
-        full = [full[i] for i in scrambled(len(full), seed, epoch, 2)]
+        full = [full[i] for i in permuted(len(full), seed, epoch, 2)]
     _largest_first(full, rest, lengths)
     return [batch for step in full + rest for batch in step]
 
@@ -150,11 +135,8 @@ def share(batches: list[np.ndarray], rank: int, ranks: int, batch_size: int) -> 
     return [batch[rank::ranks] for batch in enough]
 
 
-def _cut(rows: Sequence, size: int) -> list:
+def _cut(rows: Any, size: int) -> list:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-__all__ = ["Batches", "Collator", "SupervisedRows"]
 
 
 class Collator:
@@ -197,12 +179,12 @@ class Collator:
             labels[place, at] = torch.tensor(row["labels"], dtype=torch.int64)
             attention_mask[place, at] = 1
         pixels = [image for row in rows for image in row["pixels"]]
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         if pixels:
             batch["pixel_values"] = torch.stack(pixels)
         batch["layout"] = layout_of(input_ids, attention_mask, self.image_token_id, len(pixels), labels)
         batch["rows"] = [row["row"] for row in rows]
-        return batch if torch.utils.data.get_worker_info() is None else Parcel(batch)
+        return batch
 
 
 class Batches(torch.utils.data.Sampler[list[int]]):

@@ -12,14 +12,15 @@ from functools import partial
 
 import numpy as np
 
-from basic_lite.data.archives import locate
+from basic_lite.data.archives import locate, nearest_name
+from basic_lite.data.conversation import IMAGE
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.findings import caption_findings, in_order, text_findings
+from basic_lite.data.findings import caption_findings, in_order, note_findings, text_findings
 from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, shown
-from basic_lite.data.workers import AHEAD, in_processes
+from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, normal_form, shown
+from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
 # Which rows are too long: estimated from their letters, or counted by the tokenizer of the LLM.
@@ -44,10 +45,14 @@ def estimated_findings(rows: Rows, *, max_length: int, tokens_per_image: int) ->
         raw = rows.raw(row)
         length = f"about {int(tokens[row]):,} tokens (estimated)"
         found.append(_too_long(row, raw.id, length, len(raw.images), tokens_per_image, max_length))
-        answers = [place for place, (role, _) in enumerate(raw.turns) if role == "assistant" and place]
-        before = estimated_length(raw.turns[: answers[0]]) if answers else 0
+        try:
+            turns = normal_form(raw).turns
+        except RowFault:
+            continue  # found by its text
+        pictured = [place for place, (_, text) in enumerate(turns[::2]) if IMAGE in text]
+        before = estimated_length(turns[: 2 * max(pictured, default=0) + 1])
         if before + len(raw.images) * tokens_per_image > max_length:
-            detail = f"{length}: its first answer starts behind the {max_length:,} that fit"
+            detail = f"{length}: its pictures, or its first question, do not fit into {max_length:,}"
             found.append(Finding(row, raw.id, "no_supervision", detail))
     return found
 
@@ -70,6 +75,7 @@ def counted_findings(
         workers: processes to do it.
         progress: called with the rows done and their number.
     """
+    assert encoder.max_length is not None
     images = rows.index.images.astype(np.int64) * encoder.tokens_per_image
     most = 2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images
     todo = np.flatnonzero(rows.usable & (most > encoder.max_length))
@@ -84,6 +90,30 @@ def counted_findings(
         done += len(jobs[number])
         if progress is not None:
             progress(done, len(todo))
+    return found
+
+
+def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
+    """Return the rows whose pictures `max_length` would cut, by the tokenizer; training leaves them out.
+
+    A longer text after the pictures is cut instead. `counted_findings` finds the same rows, and rows without
+    a picture whose first question fills everything, which training replaces when it meets one.
+
+    Args:
+        rows: from `open_rows`.
+        encoder: of the training.
+    """
+    found = []
+    if encoder.max_length is None:
+        return found
+    images = rows.index.images.astype(np.int64) * encoder.tokens_per_image
+    most = 2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images
+    for row in np.flatnonzero(rows.usable & (images > 0) & (most > encoder.max_length)).tolist():
+        sample = rows[row]
+        try:
+            encoder(sample)
+        except RowFault as fault:
+            found.append(Finding(row, sample.id, fault.code, fault.detail))
     return found
 
 
@@ -104,6 +134,7 @@ class _Counter:
 
     def look(self, row: int) -> Iterator[Finding]:
         sample, fit = self.rows[row], self.encoder.max_length
+        assert fit is not None
         whole = replace(self.encoder, max_length=None)
         try:
             tokens = len(whole(sample).input_ids)
@@ -115,7 +146,7 @@ class _Counter:
             yield Finding(row, sample.id, fault.code, fault.detail)
 
 
-_counter: _Counter | None = None
+_counter: _Counter
 
 
 def _start_lengths(rows: Rows, encoder: TextEncoder) -> None:
@@ -199,7 +230,7 @@ class Pictures:
 
     def _key(self) -> dict[str, str]:
         root = "" if self.rows.images is None else os.path.realpath(self.rows.images)
-        return {"format": "1", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
+        return {"format": "2", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
 
     def findings(self, details: dict[int, str]) -> list[Finding]:
         """Return a finding for every row that has one of the pictures in `details`."""
@@ -268,7 +299,25 @@ def check_pictures(
     finally:
         if depth == "decode":
             pictures.save()
-    return pictures.findings(details)
+    return _with_nearest(rows, pictures.findings(details))
+
+
+def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
+    """Tell the first missing pictures' nearest names: the user sees at once what all have in common."""
+    told = 0
+    for place, finding in enumerate(findings):
+        if finding.code == "missing_image" and told < 3:
+            told += 1
+            names = [rows.image_ref(image) for image in rows.raw(finding.row).images]
+            near = next(
+                (near for ref in names if shown(ref.name) in finding.detail and (near := nearest_name(ref))),
+                "",
+            )
+            if near:
+                findings[place] = replace(
+                    finding, detail=f"{finding.detail}; the nearest name there is {shown(near)}"
+                )
+    return findings
 
 
 def known_bad_pictures(rows: Rows) -> list[Finding]:
@@ -291,7 +340,7 @@ class _Looker:
 
     def __init__(self, rows: Rows, depth: Depth) -> None:
         self.rows = rows
-        self.depth = depth
+        self.depth: Depth = depth
 
     def __call__(self, jobs: list[Job]) -> list[Result]:
         return [self.look(*job) for job in jobs]
@@ -309,7 +358,7 @@ class _Looker:
         return picture, GOOD if self.depth == "decode" else 0, stamp, ""
 
 
-_looker: _Looker | None = None
+_looker: _Looker
 
 
 def _start(rows: Rows, depth: Depth) -> None:
@@ -332,7 +381,7 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
                 done += 1
                 yield results
         except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            suspects = jobs[done : done + AHEAD * workers]
+            suspects = jobs[done : done + 2 * workers]
             done += len(suspects)
             yield from _one_by_one([picture for job in suspects for picture in job], rows, depth)
 
@@ -376,7 +425,7 @@ def check_data(
     Returns:
         The findings, by row.
     """
-    found = _stage_findings(rows, stage)
+    found = _stage_findings(rows, stage) + note_findings(rows)
     if encoder is None:
         found += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
     else:

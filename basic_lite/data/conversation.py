@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from basic_lite.data.templates import TEMPLATES, Template, template_of
 from basic_lite.data.tokenise import WHITE, Segment, backend_of, encoder_of, special_id, specification
-
-if TYPE_CHECKING:
-    pass
 
 IGNORE_INDEX: int = -100
 
@@ -56,7 +53,11 @@ class Encoded:
 
 
 def segments(
-    template: Template | str, turns: Sequence[Turn], *, add_generation_prompt: bool = False
+    template: Template | str,
+    turns: Sequence[Turn],
+    *,
+    add_generation_prompt: bool = False,
+    silent: Collection[int] = (),
 ) -> list[Segment]:
     """Cut a conversation into segments; the only place where template strings are put together.
 
@@ -68,6 +69,7 @@ def segments(
         turns: alternating turns, from the user to the assistant; with `add_generation_prompt` to the user.
             A system turn may stand in front of them.
         add_generation_prompt: end with the assistant's header.
+        silent: places of answers without loss.
 
     Returns:
         Segments in order; neighbouring texts with the same supervision are one segment.
@@ -100,7 +102,7 @@ def segments(
     elif not template.caption:  # a family without system role
         turns[0] = ("user", f"{system}\n\n{turns[0][1]}")
     header, footer = template.user.split("{}")
-    for number, (role, text) in enumerate(turns):
+    for place, (role, text) in enumerate(turns):
         if role == "user":
             if template.caption:
                 if len(turns) > 2 or text.count(IMAGE) != 1:
@@ -109,16 +111,17 @@ def segments(
                         f"{text.count(IMAGE)} images and {len(turns)} turns"
                     )
                 text = IMAGE
-            add(template.between if number else "", special)
+            add(template.between if place else "", special)
             add(header, special)
             add(text, _IMAGE)
             add(footer, special)
-            if number >= len(turns) - 2:
+            if place >= len(turns) - 2:
                 add(template.thought, special)
         else:
             text = text.lstrip(WHITE) if template.header.endswith("\n") else text
-            add(template.answer.format(text), None, supervised=True)
-            add(template.end, special, supervised=True)
+            supervised = place not in silent
+            add(template.answer.format(text), None, supervised=supervised)
+            add(template.end, special, supervised=supervised)
             add(template.after, special)
     return pieces
 
@@ -137,6 +140,7 @@ def encode(
     image_token_id: int,
     tokens_per_image: int,
     max_length: int | None = None,
+    silent: Collection[int] = (),
 ) -> Encoded:
     """Turn a conversation into ids and labels.
 
@@ -149,6 +153,7 @@ def encode(
         image_token_id: id that marks an image patch.
         tokens_per_image: length of an image's block of ids.
         max_length: longest row; what exceeds it is cut off on the right.
+        silent: places of answers without loss.
 
     Returns:
         Ids, labels and the number of tokens cut off.
@@ -160,7 +165,7 @@ def encode(
     encoder = encoder_of(template, tokenizer, image_token_id)
     input_ids = encoder.start(template)
     labels, images_end = [IGNORE_INDEX] * len(input_ids), 0
-    for piece, ids in encoder.walk(segments(template, turns), tokens_per_image):
+    for piece, ids in encoder.walk(segments(template, turns, silent=silent), tokens_per_image):
         input_ids += ids
         labels += ids if piece.supervised else [IGNORE_INDEX] * len(ids)
         if piece.kind == "image":
@@ -176,7 +181,7 @@ def encode(
         del input_ids[max_length:], labels[max_length:]
     if labels.count(IGNORE_INDEX) == len(labels):
         raise ValueError(
-            f"the row supervises nothing: its first answer starts behind max_length {max_length}; "
+            f"the row supervises nothing: its first answer starts after max_length {max_length}; "
             "raise max_length or drop the row"
         )
     return Encoded(input_ids, labels, truncated)

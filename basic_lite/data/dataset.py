@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from basic_lite.data.conversation import Encoded, encode
 from basic_lite.data.findings import read_bad_rows
@@ -60,6 +60,7 @@ class TextEncoder:
                 image_token_id=self.image_token_id,
                 tokens_per_image=self.tokens_per_image,
                 max_length=self.max_length,
+                silent=sample.silent,
             )
         except ValueError as error:
             code = "no_supervision" if "max_length" in str(error) else "malformed_row"
@@ -219,35 +220,3 @@ class SupervisedRows(Dataset):
             os.write(file, (json.dumps(line) + "\n").encode())
         finally:
             os.close(file)
-
-
-class SupervisedStream(IterableDataset):
-    """Rows of a stream as token ids, labels and pixels, in the stream's order.
-
-    A stream has no length and no row numbers to come back to: choose `max_steps`, and prefer rows on
-    disk where there is room for them. Workers share the stream's files among them.
-
-    Args:
-        samples: an iterable that can be gone through anew, such as `basic_lite.data.streams.Stream`.
-        bad_budget: share of the rows seen so far, at least one row, that may be bad; they are left out.
-        encoder: the rest.
-    """
-
-    def __init__(self, samples: Any, encoder: RowEncoder, *, bad_budget: float = 0.0) -> None:
-        self.samples = samples
-        self.encoder = encoder
-        self.bad_budget = bad_budget
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        bad = 0
-        for number, sample in enumerate(self.samples):
-            try:
-                if isinstance(sample, RowFault):
-                    raise sample
-                item, _ = self.encoder(sample, number)
-            except RowFault:
-                bad += 1
-                if not self.bad_budget or bad > max(self.bad_budget * (number + 1), 1):
-                    raise
-                continue
-            yield item

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
+from basic_lite.console import progress_bar
 from basic_lite.data.archives import path_fault
 from basic_lite.data.index import Progress
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, NOTES, STILL_TRAINS, Finding, RowFault, caption_fault, normal_form
+from basic_lite.data.rows import (
+    CODES,
+    NOTES,
+    ROW_NOTES,
+    STILL_TRAINS,
+    Finding,
+    RowFault,
+    caption_fault,
+    normal_form,
+)
+from basic_lite.files import complete
 
 
 def text_findings(rows: Rows) -> list[Finding]:
@@ -34,6 +43,36 @@ def text_findings(rows: Rows) -> list[Finding]:
     """
     found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     return in_order(found + _duplicates(rows))
+
+
+NOTED: dict[str, str] = {
+    "no_placeholder": "no <image> in its questions: its pictures come in front of the first",
+    "dropped_turn": "it starts with an answer, which is dropped",
+    "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
+}
+"""What the notes about a row's text say."""
+
+NAMED: int = 100
+"""Rows of a note that are read for their ids; there may be half a million."""
+
+
+def note_findings(rows: Rows) -> list[Finding]:
+    """Return what is done otherwise than rows say, though they train; see `ROW_NOTES`."""
+    found = []
+    for place, code in enumerate(ROW_NOTES):
+        noted = np.flatnonzero((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).tolist()
+        names = [rows.raw(row).id for row in noted[:NAMED]] + [""] * len(noted[NAMED:])
+        found += [Finding(row, name, code, NOTED[code]) for row, name in zip(noted, names, strict=True)]
+    return found
+
+
+def note_lines(rows: Rows) -> list[str]:
+    """Return a line for each kind of note, with its count, for the start of a training."""
+    counts = {
+        code: int(((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).sum())
+        for place, code in enumerate(ROW_NOTES)
+    }
+    return [f"{count:,} rows: {NOTED[code]}." for code, count in counts.items() if count]
 
 
 def caption_findings(rows: Rows) -> list[Finding]:
@@ -102,7 +141,7 @@ def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: obj
         more: anything else worth keeping.
     """
     body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
-    _write(path, [json.dumps(body, indent=1, ensure_ascii=False), "\n"])
+    _write(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     write_bad_rows(path.with_name("bad.jsonl"), findings)
 
 
@@ -112,7 +151,8 @@ def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
     for finding in findings:
         if finding.code not in STILL_TRAINS:
             bad.setdefault(finding.row, finding)
-    _write(path, (json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()))
+    lines = [json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()]
+    _write(path, "".join(lines))
     return len(bad)
 
 
@@ -130,16 +170,13 @@ def read_bad_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def passes(console: Console) -> Iterator[Progress]:
-    """Give a function to tell how far each pass over the data is; a terminal shows a bar for each."""
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with rich.progress.Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    """Give a function that shows how far each pass over the data is; a terminal has a bar for each."""
+    with progress_bar(console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
+                tasks[what] = bars.add_task(f"{what:13}", total=total, note="")
             bars.update(tasks[what], completed=done)
 
         yield show
@@ -156,17 +193,14 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for title in ("code", "rows", "training", "example"):
         table.add_column(title, justify="right" if title == "rows" else "left", overflow="fold")
     for code in CODES:
-        found = [finding for finding in findings if finding.code == code]
-        if found:
+        of_code = [finding for finding in findings if finding.code == code]
+        if of_code:
             fate = "uses" if code in NOTES else "keeps" if code in STILL_TRAINS else "leaves out"
-            example = f"row {found[0].row}: {found[0].detail}"
-            table.add_row(code, f"{len(found):,}", fate, example.encode("utf-8", "replace").decode())
+            example = f"row {of_code[0].row}: {of_code[0].detail}"
+            table.add_row(code, f"{len(of_code):,}", fate, example.encode("utf-8", "replace").decode())
     return table
 
 
-def _write(path: Path, parts: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "w", encoding="utf-8", errors="backslashreplace") as file:  # ids may hold lone surrogates
-        file.writelines(parts)
-    os.replace(part, path)
+def _write(path: Path, text: str) -> None:
+    with complete(path) as draft:  # ids may hold lone surrogates
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basic_lite.data.index import COLUMNS, FORMAT, Index, Progress, describe
-from basic_lite.data.rows import CODES, RowFault, read_row, text_hash
+from basic_lite.data.index import COLUMNS, FORMAT, Index, Progress, describe, undescribed
+from basic_lite.data.rows import RowFault, read_row, text_hash
 from basic_lite.files import load_table, one_line, save_table, table_places
 
 if TYPE_CHECKING:
@@ -133,32 +133,31 @@ def index_dataset(
     key = {"format": FORMAT, **key}
     found = load_table(places, key, COLUMNS)
     if found is not None:
-        return Index(found[0]["sha256"], **found[1])
+        return Index(found[0]["sha256"], (0,), **found[1])
     counts = picture_counts(dataset)
     texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
-    columns: dict[str, list[int]] = {name: [] for name in ("tokens", "turns", "fault", "id_hash")}
+    columns: dict[str, list[int]] = {
+        name: [] for name in ("tokens", "turns", "notes", "fault", "id_hash", "images")
+    }
     digest = hashlib.sha256()
     for number, row in enumerate(texts):
-        tokens, turns, name, fault = 0, 0, "", None
+        images, name = 0, ""
         try:
-            raw = read_row({**row, **_stand_ins(dataset, counts, number)}, stored=True)
-            name = raw.id
-            digest.update(repr((name, len(raw.images), raw.turns)).encode("utf-8", "backslashreplace"))
-            tokens, turns, fault = describe(raw)
+            raw = read_row({**dict(row), **_stand_ins(counts, number)}, stored=True)
+            images, name, described = len(raw.images), raw.id, describe(raw)
+            digest.update(repr((name, images, raw.turns)).encode("utf-8", "backslashreplace"))
         except RowFault as error:
-            fault = error
+            described = undescribed(error)
             digest.update(error.detail.encode("utf-8", "backslashreplace"))
-        columns["tokens"].append(tokens)
-        columns["turns"].append(turns)
-        columns["id_hash"].append(text_hash(name))
-        columns["fault"].append(0 if fault is None else CODES.index(fault.code) + 1)
+        for column, value in (described | {"images": images, "id_hash": text_hash(name)}).items():
+            columns[column].append(value)
         if progress is not None and number % 1000 == 0:
             progress("reading rows", number, len(texts))
-    nothing, pictures = np.zeros(len(texts), np.int64), np.arange(1, counts.sum() + 1)
-    arrays = {"offset": nothing, "size": nothing, "images": counts, "image_hash": pictures, **columns}
+    nothing, pictures = np.zeros(len(texts), np.int64), np.arange(1, sum(columns["images"]) + 1)
+    arrays = {"offset": nothing, "size": nothing, "image_hash": pictures, **columns}
     made = {name: np.array(arrays[name], kind) for name, kind in COLUMNS.items()}
     save_table(places, {**key, "sha256": digest.hexdigest()}, made)
-    return Index(digest.hexdigest(), **made)
+    return Index(digest.hexdigest(), (0,), **made)
 
 
 def well_rated(dataset: Dataset, at_least: int) -> Dataset:
@@ -214,15 +213,16 @@ def _undecoded(feature: Any) -> Any:
     return feature
 
 
-def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> np.ndarray:
-    """Return `(rows,)` int64: how many pictures each row has, from the table's own lengths; reads none."""
+def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[str, np.ndarray]:
+    """Return by column, `(rows,)` int64: how many pictures each row has, from the table's own lengths."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    counts = np.zeros(len(dataset), np.int64)
+    found: dict[str, np.ndarray] = {}
     for column in columns:
         if column not in dataset.column_names:
             continue
+        counts = found[column] = np.zeros(len(dataset), np.int64)
         values = dataset.select_columns([column]).with_format("arrow")
         at = 0
         for batch in values.iter(batch_size=1000):
@@ -236,14 +236,12 @@ def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> np.nd
                 lengths = pc.cast(pc.is_valid(part), "int64")
             counts[at : at + len(part)] += lengths.to_numpy(zero_copy_only=False)
             at += len(part)
-    return counts
+    return found
 
 
-def _stand_ins(dataset: Dataset, counts: np.ndarray, row: int) -> dict[str, object]:
-    """Return as many empty pictures as a row has, in the column that holds them."""
-    if "images" in dataset.column_names:
-        return {"images": [b""] * int(counts[row])}
-    return {"image": b"" if counts[row] else None} if "image" in dataset.column_names else {}
+def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
+    """Return as many empty pictures as a row has, in the columns that hold them."""
+    return {column: [b""] * int(number[row]) for column, number in counts.items()}
 
 
 def stored_key(source: str | Path, dataset: Dataset) -> tuple[list[Path], dict[str, str]]:

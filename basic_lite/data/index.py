@@ -1,26 +1,41 @@
 """The index of an annotation file: where each row is, how long, and what is wrong with it.
 
-A row takes 33 bytes and each of its images 8 more, 27 MB for 665,298 rows. The index is kept next to the
-file, so that starting a run parses nothing.
+A row takes 34 bytes and each of its images 8 more, 27 MB for 665,298 rows. The index is kept next to the
+file, so that starting a run parses nothing. `datasets.load_dataset("json")` (5.2) is no way to have this: one
+broken line or a cut array makes it refuse the whole file, and it names no row.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import posixpath
+import re
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from basic_lite.data.archives import path_fault
+from basic_lite.data.archives import PICTURE_SUFFIXES, path_fault, unpacked
 from basic_lite.data.conversation import Turn
-from basic_lite.data.rows import CODES, RawRow, RowFault, normal_form, read_row, text_hash
+from basic_lite.data.rows import (
+    CODES,
+    IMAGE_COLUMNS,
+    LAYOUTS,
+    ROW_NOTES,
+    RawRow,
+    RowFault,
+    normal_form,
+    read_row,
+    text_hash,
+)
 from basic_lite.data.workers import in_processes
-from basic_lite.files import load_table, save_table, table_places
+from basic_lite.files import file_hash, load_table, one_line, save_table, table_places
 
 # Where each row of a JSON array or of a JSONL file starts and ends, found without parsing it.
 
@@ -34,12 +49,31 @@ _IS_MARK = bytes(sign in b"[{]}," for sign in range(256))
 _KIND[list(b"[{")], _KIND[list(b"]}")], _KIND[COMMA] = 1, -1, 2
 
 
+_WRAPPED = re.compile(
+    rb"\s*\{\s*(?:\"[^\"]*\"\s*:\s*(?:\"[^\"]*\"|[-+.\w]+)\s*,\s*)*"
+    rb"\"(?:data|rows|train|samples|examples|annotations|instances)\"\s*:\s*(?=\[)"
+)
+"""The start of an object that holds the array of rows, with nothing but simple values in front of it."""
+
+
+def array_start(file: BinaryIO) -> tuple[int, bool] | None:
+    """Return where a file's array of rows starts and whether an object holds it; `None` for lines of rows."""
+    file.seek(0)
+    head = file.read(4096)
+    start = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
+    start += len(head[start:]) - len(head[start:].lstrip())
+    if head[start : start + 1] == b"[":
+        return start, False
+    wrapped = _WRAPPED.match(head, start)
+    return None if wrapped is None else (wrapped.end(), True)
+
+
 def row_spans(file: BinaryIO, *, progress: Callable[[int], None] | None = None) -> np.ndarray:
     """Find the rows of an annotation file.
 
-    A file that starts with `[` is an array whose elements are the rows; anything else is read as one row per
-    line, blank lines included. Only strings and brackets are followed, so a row that is no JSON is still
-    found and can be reported by its number.
+    A file that starts with `[` is an array whose elements are the rows, and so is `{"data": [...]}`; anything
+    else is read as one row per line, blank lines included. Only strings and brackets are followed, so a
+    row that is no JSON is still found and can be reported by its number.
 
     Args:
         file: open for reading bytes; its `name` is named in errors.
@@ -51,13 +85,12 @@ def row_spans(file: BinaryIO, *, progress: Callable[[int], None] | None = None) 
     Raises:
         ValueError: If the array never ends, or something follows it.
     """
+    array, tell = array_start(file), progress or (lambda _: None)
+    if array is not None:
+        return _array_spans(_blocks(file, array[0], tell), file, wrapped=array[1])
     file.seek(0)
-    head = file.read(4096)
-    start = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
-    blocks = _blocks(file, start, progress or (lambda _: None))
-    return (
-        _array_spans(blocks, file) if head[start:].lstrip().startswith(b"[") else _line_spans(blocks, start)
-    )
+    start = len(BYTE_ORDER_MARK) if file.read(3) == BYTE_ORDER_MARK else 0
+    return _line_spans(_blocks(file, start, tell), start)
 
 
 def _blocks(file: BinaryIO, start: int, progress: Callable[[int], None]) -> Iterator[tuple[int, np.ndarray]]:
@@ -77,7 +110,9 @@ def _line_spans(blocks: Iterator[tuple[int, np.ndarray]], start: int) -> np.ndar
     return np.stack([edges[:-1] + 1, np.diff(edges) - 1], axis=1)
 
 
-def _array_spans(blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO) -> np.ndarray:
+def _array_spans(
+    blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO, *, wrapped: bool = False
+) -> np.ndarray:
     in_string, escapes, depth = False, 0, 0  # state carried from block to block
     cuts: list[np.ndarray] = []  # the opening bracket, the commas between elements, the closing bracket
     for at, block in blocks:
@@ -98,7 +133,7 @@ def _array_spans(blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO) -> np
                 end = at + int(marks[ended[0]])
                 cuts[-1] = cuts[-1][cuts[-1] <= end]
                 file.seek(end + 1)
-                if file.read(4096).strip():
+                if not wrapped and file.read(4096).strip():
                     raise ValueError(
                         f"{file.name}: text follows the array that ends at byte {end}; give one array"
                     )
@@ -127,15 +162,15 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     if escapes and slashes[0] == 0:
         run[first == 0] += escapes
     place = np.searchsorted(slashes, quotes) - 1  # last slash before each quote
-    behind = (place >= 0) & (slashes[place] == quotes - 1)
-    escaped = behind & (run[place] % 2 == 1)
+    follows = (place >= 0) & (slashes[place] == quotes - 1)
+    escaped = follows & (run[place] % 2 == 1)
     if escapes and len(quotes) and quotes[0] == 0:
         escaped[0] = True
     trailing = int(run[-1]) % 2 if slashes[-1] == len(block) - 1 else 0
     return quotes[~escaped], trailing
 
 
-FORMAT: str = "5"
+FORMAT: str = "6"
 """Raise it when the meaning of a column changes: older index files are then built anew."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -145,6 +180,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "images": np.uint16,
     "turns": np.uint16,
     "fault": np.uint8,
+    "notes": np.uint8,
     "id_hash": np.uint64,
     "image_hash": np.uint64,
 }
@@ -163,24 +199,28 @@ class Index:
     """Columns over the rows of one annotation file.
 
     Attributes:
-        sha256: of the whole file.
+        sha256: of the whole file; of several files, of their hashes.
+        starts: first row of each file.
         offset: `(rows,)` int64, first byte of each row.
         size: `(rows,)` int64, bytes of each row.
         tokens: `(rows,)` int32, estimated text tokens (see `estimated_length`).
         images: `(rows,)` uint16, pictures of each row.
         turns: `(rows,)` uint16, turns of each row in normal form, 0 where it has none.
         fault: `(rows,)` uint8, 0 or 1 + the place in `CODES` of what is wrong with the row's text.
+        notes: `(rows,)` uint8, a bit for each of `ROW_NOTES` that holds of the row.
         id_hash: `(rows,)` uint64, to find repeated ids; 0 for rows without an id.
         image_hash: `(sum(images),)` uint64, to find pictures that several rows share.
     """
 
     sha256: str
+    starts: tuple[int, ...]
     offset: np.ndarray
     size: np.ndarray
     tokens: np.ndarray
     images: np.ndarray
     turns: np.ndarray
     fault: np.ndarray
+    notes: np.ndarray
     id_hash: np.ndarray
     image_hash: np.ndarray
 
@@ -226,59 +266,91 @@ def _refuse_constant(name: str) -> None:
     raise RowFault("malformed_row", f"{name} is no JSON value")
 
 
-def describe(raw: RawRow) -> tuple[int, int, RowFault | None]:
-    """Return a row's estimated tokens, its turns, and what is wrong with its text, `None` if nothing is."""
-    tokens = estimated_length(raw.turns)
+def describe(raw: RawRow) -> dict[str, int]:
+    """Return a row's columns that follow from its text: `tokens`, `turns`, `fault` and `notes`."""
+    described = {"tokens": estimated_length(raw.turns), "turns": 0, "notes": 0}
     try:
-        _, turns = normal_form(raw)
-        return tokens, min(len(turns), MOST_TURNS), next(filter(None, map(path_fault, raw.images)), None)
-    except RowFault as fault:
-        return tokens, 0, fault
+        normal = normal_form(raw)
+        described["turns"] = min(len(normal.turns), MOST_TURNS)
+        described["notes"] = sum(1 << ROW_NOTES.index(note) for note in normal.notes)
+        fault = next(filter(None, map(path_fault, raw.images)), None)
+    except RowFault as error:
+        fault = error
+    return {**described, "fault": 0 if fault is None else CODES.index(fault.code) + 1}
 
 
-def open_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
-    """Load the index of an annotation file, or build and keep it.
+def undescribed(fault: RowFault) -> dict[str, int]:
+    """Return the same columns of a row that cannot be read at all."""
+    return {"tokens": 0, "turns": 0, "notes": 0, "fault": CODES.index(fault.code) + 1}
 
-    It is kept beside the file, or in the user's cache folder where that place cannot be written; it is used
-    again as long as the file's size and time of change are the same.
+
+def open_index(
+    path: Path, files: Sequence[Path], *, workers: int = 1, progress: Progress | None = None
+) -> Index:
+    """Load the index of annotation files, or build and keep it.
+
+    It is kept beside `path`, or in the user's cache folder where that place cannot be written; it is used
+    again as long as the files' sizes and times of change are the same.
 
     Args:
-        path: the annotation file.
+        path: the annotation file, or the folder of the files.
+        files: JSON files or WebDataset shards.
         workers: processes that read the rows where there is no index yet.
-        progress: told how far a new index is.
+        progress: called with what is being done, how much of it, and of how much.
 
     Returns:
         The index.
 
     Raises:
-        ValueError: If the file is missing, empty, or no JSON array or JSONL.
+        ValueError: If a file is empty, no JSON array or JSONL, or a damaged tar.
     """
-    if not path.is_file():
-        raise ValueError(f"no annotation file at {path}: give a LLaVA .json or .jsonl file")
-    stat = path.stat()
-    key = {"format": FORMAT, "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = {
+        "format": FORMAT,
+        "files": hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest(),
+    }
     places = table_places(path, "index")
-    found = load_table(places, key, COLUMNS)
-    if found is not None:
-        meta, columns = found
+    loaded = load_table(places, key, COLUMNS)
+    if loaded is not None:
+        meta, columns = loaded
         if int(columns["images"].sum()) == len(columns["image_hash"]):
-            return Index(meta["sha256"], **columns)
-    index = build_index(path, workers=workers, progress=progress)
-    save_table(places, {**key, "sha256": index.sha256}, {name: getattr(index, name) for name in COLUMNS})
+            return Index(meta["sha256"], tuple(map(int, meta["starts"].split())), **columns)
+    index = joined([build_index(file, workers=workers, progress=progress) for file in files])
+    meta = {"sha256": index.sha256, "starts": " ".join(map(str, index.starts))}
+    save_table(places, {**key, **meta}, {name: getattr(index, name) for name in COLUMNS})
     return index
+
+
+def joined(parts: Sequence[Index]) -> Index:
+    """Return one index of several files, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0, *(len(part.fault) for part in parts)])
+    sha256 = hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return Index(sha256, tuple(ends[:-1].tolist()), **columns)
 
 
 def build_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
     """Read the whole annotation file once and describe its rows; see `open_index` for the arguments."""
     tell = progress or (lambda *_: None)
+    if path.name.endswith(SHARDS):
+        columns = shard_columns(unpacked(path))
+        if not len(columns["offset"]):
+            raise ValueError(
+                f"{path} holds no rows: expected a .json, or a .txt caption, beside each picture"
+            )
+        return Index(file_hash(path), (0,), **columns)
+    given, path = path, unpacked(path)
     total = path.stat().st_size
     if not total:
-        raise ValueError(f"{path} is empty: expected a JSON array of rows, or one row per line")
+        raise ValueError(f"{given} is empty: expected a JSON array of rows, or one row per line")
     with open(path, "rb") as file, ThreadPoolExecutor(1) as thread:
-        digest = thread.submit(_sha256, path)  # beside the scan: hashing lets go of the interpreter
+        digest = thread.submit(file_hash, path)  # beside the scan: hashing lets go of the interpreter
         spans = row_spans(file, progress=lambda done: tell("finding rows", done, total))
-        file.seek(0)
-        is_array = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        is_array = array_start(file) is not None
+        if not is_array and total <= MAX_SINGLE and _single_row(file):
+            spans = np.array([[0, total]], np.int64)
         sha256 = digest.result()
     parts = []
     for part in _described(path, spans, is_array and len(spans) > 1, workers):
@@ -286,11 +358,25 @@ def build_index(path: Path, *, workers: int = 1, progress: Progress | None = Non
         tell("reading rows", sum(len(done["fault"]) for done in parts), len(spans))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     if not len(columns["offset"]):
-        raise ValueError(f"{path} holds no rows: expected a JSON array of rows, or one row per line")
+        raise ValueError(f"{given} holds no rows: expected a JSON array of rows, or one row per line")
     lines = is_array or path.suffix == ".jsonl"
     if not lines and (columns["fault"] == CODES.index("malformed_row") + 1).all():
-        raise ValueError(f"{path} is neither a JSON array of rows nor one row per line: no line is a row")
-    return Index(sha256, **columns)
+        raise ValueError(f"{given} is neither a JSON array of rows nor one row per line: no line is a row")
+    return Index(sha256, (0,), **columns)
+
+
+def _single_row(file: BinaryIO) -> bool:
+    """Return whether a whole file is one row, as in folders of one file for each picture."""
+    file.seek(0)
+    try:
+        read_row(parse_row(file.read().strip()))
+    except RowFault:
+        return False
+    return True
+
+
+MAX_SINGLE: int = 1 << 20
+"""Largest file that is tried as one row."""
 
 
 def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) -> Iterator[dict]:
@@ -315,27 +401,103 @@ def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
         line = data[first : first + size].strip()
         if not line and not keep_blank:
             continue
-        tokens, turns, images, name, fault = 0, 0, [], "", None
+        images, name = [], ""
         try:
             raw = read_row(parse_row(line))
-            images, name = raw.images, raw.id
-            tokens, turns, fault = describe(raw)
-        except RowFault as found:
-            fault = found
-        columns["offset"].append(offset)
-        columns["size"].append(size)
-        columns["tokens"].append(tokens)
-        columns["images"].append(len(images))
-        columns["turns"].append(turns)
-        columns["fault"].append(0 if fault is None else CODES.index(fault.code) + 1)
-        columns["id_hash"].append(text_hash(name))
+            images, name, described = raw.images, raw.id, describe(raw)
+        except RowFault as fault:
+            described = undescribed(fault)
+        described |= {"offset": offset, "size": size, "images": len(images), "id_hash": text_hash(name)}
+        for column, value in described.items():
+            columns[column].append(value)
         columns["image_hash"] += [text_hash(image) for image in images]
     return {name: np.array(columns[name], kind) for name, kind in COLUMNS.items()}
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+# WebDataset shards: tar files in which the members of one sample share their name up to its first dot.
+
+SHARDS: tuple[str, ...] = (".tar", ".tar.gz", ".tgz")
+
+
+def shard_row(chunk: bytes) -> dict[str, Any]:
+    """Read a sample of a shard, its pictures as bytes.
+
+    The row is what its `.json` says, or its `.txt` or `.caption` as the caption; its pictures are the members
+    that are some, in order.
+
+    Args:
+        chunk: of the tar, from its first member's header to its last member's end.
+
+    Raises:
+        RowFault: `malformed_row`.
+    """
+    members = {}
+    with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
+        for member in archive:
+            if (file := archive.extractfile(member)) is not None:
+                members[member.name] = file.read()
+    return _sample(members)
+
+
+def _sample(members: dict[str, bytes]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    caption = None
+    for name, content in members.items():
+        if name.endswith(".json"):
+            parsed = parse_row(content.strip())
+            row |= parsed if isinstance(parsed, dict) else {"conversations": parsed}
+        elif name.endswith((".txt", ".caption")):
+            caption = content.decode("utf-8", "replace").strip()
+    if caption is not None and not any(row.get(column) is not None for column in LAYOUTS):
+        row["caption"] = caption
+    pictures = [content for name, content in members.items() if name.lower().endswith(PICTURE_SUFFIXES)]
+    if pictures:
+        row = {name: value for name, value in row.items() if name not in IMAGE_COLUMNS} | {"images": pictures}
+    return {"id": posixpath.basename(next(iter(members))).partition(".")[0], **row}
+
+
+def shard_columns(path: Path) -> dict[str, np.ndarray]:
+    """Describe the rows of one shard, without decoding a picture.
+
+    Raises:
+        ValueError: If it is no tar.
+    """
+    columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+
+    def describe_sample(members: dict[str, bytes], start: int, end: int) -> None:
+        if not any(name.endswith((".json", ".txt", ".caption")) for name in members):
+            return
+        images, name = 0, ""
+        try:
+            raw = read_row(_sample(members), stored=True)
+            images, name, described = len(raw.images), raw.id, describe(raw)
+        except RowFault as fault:
+            described = undescribed(fault)
+        described |= {"offset": start, "size": end - start, "images": images, "id_hash": text_hash(name)}
+        for column, value in described.items():
+            columns[column].append(value)
+        columns["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in range(images)]
+
+    members: dict[str, bytes] = {}
+    sample, start, end = "", 0, 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all stay in memory
+                if not member.isreg():
+                    continue
+                folder, name = posixpath.split(member.name)
+                stem = posixpath.join(folder, name.partition(".")[0])
+                if stem != sample:
+                    if members:
+                        describe_sample(members, start, end)
+                    members, sample, start = {}, stem, member.offset
+                text = member.name.endswith((".json", ".txt", ".caption"))
+                file = archive.extractfile(member) if text else None
+                members[member.name] = b"" if file is None else file.read()
+                end = member.offset_data + -(-member.size // 512) * 512
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"{path} is no tar of samples: {one_line(error)}") from None
+    if members:
+        describe_sample(members, start, end)
+    return {name: np.array(columns[name], kind) for name, kind in COLUMNS.items()}

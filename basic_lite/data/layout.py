@@ -63,7 +63,7 @@ class Layout:
 
         Args:
             start: first row.
-            stop: row behind the last.
+            stop: row after the last.
             width: tokens per row, `S`.
         """
         per_image = len(self.patch) // max(self.images, 1)
@@ -129,7 +129,7 @@ def layout_of(
     per_image = len(patch) // images if images else 1
     image = torch.arange(len(patch), device=device) // per_image
 
-    # Text that can see an image: real, no patch, behind the row's first patch.
+    # Text that can see an image: real, no patch, after the row's first patch.
     after_first = is_patch.cumsum(1) > 0
     seeing = valid & ~is_patch & after_first
     longest = int(seeing.sum(1).max()) if rows else 0

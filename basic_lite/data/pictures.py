@@ -16,14 +16,34 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from basic_lite.data.archives import locate, read_bytes, read_file
+from basic_lite.data.archives import locate, read_bytes, read_file, read_stored
 from basic_lite.data.rows import ImageRef, RowFault, shown
 from basic_lite.files import one_line
 
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
 """What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
+
+OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
+    (b"ftypheic", 4, "HEIC picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypheix", 4, "HEIC picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypmif1", 4, "HEIF picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypavif", 4, "AVIF picture: pip install 'pillow>=11.3' reads it"),
+    (b"%PDF", 0, "PDF: save its page as PNG"),
+    (b"%!PS", 0, "PostScript file: save it as PNG"),
+    (b"\0\0\0\x0cjP  ", 0, "JPEG 2000 picture: save it as JPEG or PNG"),
+    (b"\0\0\0\x0cJXL ", 0, "JPEG XL picture: save it as JPEG or PNG"),
+    (b"\xff\x0a", 0, "JPEG XL picture: save it as JPEG or PNG"),
+    (b"8BPS", 0, "Photoshop file: save it as PNG"),
+    (b"DICM", 128, "DICOM file: save it as a 16-bit PNG"),
+    (b"<svg", 0, "SVG drawing: save it as PNG"),
+    (b"<?xml", 0, "XML file, or an SVG drawing: save it as PNG"),
+    (b"<!DOCTYPE", 0, "web page, not a picture: download it again"),
+    (b"<html", 0, "web page, not a picture: download it again"),
+    (b"version https://git-lfs", 0, "pointer of Git LFS: fetch the file itself with `git lfs pull`"),
+)
+"""What files begin with that are not read, at which byte, and what to do."""
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "JPEG": ("jpg", "jpeg", "jpe", "jfif"),
@@ -33,6 +53,8 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "BMP": ("bmp", "dib"),
     "TIFF": ("tif", "tiff"),
     "PPM": ("ppm", "pgm", "pbm", "pnm"),
+    "AVIF": ("avif",),
+    "HEIF": ("heic", "heif", "hif"),
 }
 """What files of each format are called."""
 
@@ -40,31 +62,77 @@ Depth = Literal["decode", "header", "present"]
 """How closely a check looks at a picture; each includes the next."""
 
 MAX_PIXELS: int = 89_478_485
-"""Largest picture that is decoded, 268 MB as RGB; where Pillow begins to warn."""
+"""Largest picture that is decoded, 268 MB as RGB; where Pillow begins to warn.
+
+A JPEG of up to twice as many is decoded at half its size in each direction.
+"""
 
 MAX_ASPECT: int = 200
 """Longest side over shortest: the shortest-edge resize of a 1 x 89,000,000 picture would take 90 GB."""
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Return `image.convert("RGB")`, but 16-bit grey scaled to 8 bits, which Pillow would clip to white."""
-    if image.mode == "RGB":
+    """Return a picture as RGB: transparency on white, and deep grey as `value_range` says.
+
+    Pillow's own conversion would show what colour transparent pixels happen to have, black for most logos,
+    and clip 16-bit grey to white.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        scale = (
-            256 if values.max(initial=0) > 255 else 1
-        )  # Pillow opens some 16-bit PNG and TIFF files as "I"
-        image = Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    info = image.info
+    if _is_deep(image):
+        values = np.asarray(image)
+        low, high = value_range(values)[:2]
+        scale = 255 / (high - low) if high > low else 0.0
+        if (low, high) == (0, FULL_RANGE):
+            scale = 1 / 256
+        grey = np.nan_to_num((values.astype(np.float32) - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
+        image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in info:
+        image = image.convert("RGBA")
+        opacity = image.getchannel("A")
+        if opacity.getextrema() != (255, 255):
+            canvas = Image.new("RGB", image.size, (255, 255, 255))
+            canvas.paste(image, mask=opacity)
+            image = canvas
+    image = image.convert("RGB")
+    image.info = {"exif": info["exif"]} if "exif" in info else {}
+    return image
+
+
+FULL_RANGE: int = 65_535
+"""White of a picture that uses all of 16 bits."""
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def value_range(values: np.ndarray) -> tuple[float, float, bool]:
+    """Return which values of a deep grey picture become black and white, and whether they are its own.
+
+    What is between 0 and 1 (of floats), 0 and 255, or 0 and 65,535 with some value in the upper half, is
+    taken as it is. Everything else has a range of its own, such as 12 bits in a 16-bit file, depth in
+    millimetres or Hounsfield units: its least value becomes black and its largest white.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
+        return 0.0, 1.0, False
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0:
+        if values.dtype.kind == "f" and high <= 1:
+            return 0.0, 1.0, False
+        if high <= 255:
+            return 0.0, 255.0, False
+        if FULL_RANGE / 2 < high <= FULL_RANGE:
+            return 0.0, float(FULL_RANGE), False
+    return low, high, True
 
 
 def load_image(ref: ImageRef) -> Image.Image:
     """Read a picture by its content, whatever its name says, as RGB.
 
-    As LLaVA reads it: the first frame of an animation, no rotation from EXIF, transparency dropped.
+    The first frame of an animation; not turned by EXIF (`ImageTransform` may do that); see `rgb`.
 
     Args:
         ref: where the bytes are.
@@ -121,7 +189,7 @@ def open_header(data: bytes, name: str) -> Image.Image:
         raise RowFault("undecodable_image", f"image {shown(name)} is empty (0 bytes)")
     try:
         with _silence():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_readable())
     except Image.DecompressionBombError:
         raise RowFault(
             "oversized_image", f"image {shown(name)} has more than {MAX_PIXELS:,} pixels"
@@ -129,11 +197,12 @@ def open_header(data: bytes, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:
-        detail = (
-            "no known picture format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
-        )
+        detail = _unknown(data) if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         raise RowFault("undecodable_image", f"image {shown(name)} cannot be decoded: {detail}") from None
     width, height = image.size
+    if width * height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
+        image.draft(None, (width // 2, height // 2))
+        width, height = image.size
     if width * height > MAX_PIXELS:
         raise RowFault(
             "oversized_image",
@@ -145,6 +214,25 @@ def open_header(data: bytes, name: str) -> Image.Image:
             f"image {shown(name)} is {width} x {height}: sides differ by more than {MAX_ASPECT} times",
         )
     return image
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this installation decodes; HEIC takes the extra `heic`."""
+    Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+
+        register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _unknown(data: bytes) -> str:
+    """Return what bytes are that are no picture, and what to do, as far as their start tells."""
+    for start, place, remedy in OTHER_FORMATS:
+        if data[place : place + len(start)] == start:
+            return f"it is a {remedy}" if start[:4] != b"ftyp" else f"it is an {remedy}"
+    return "no known picture format"
 
 
 @contextlib.contextmanager
@@ -163,32 +251,69 @@ def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:
         depth: `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`.
 
     Raises:
-        RowFault: those of `load_image`, and `wrong_suffix` where nothing else is wrong.
+        RowFault: those of `load_image`; where nothing is wrong, the first of `PICTURE_NOTES` that holds.
     """
+    stored, name = locate(ref), shown(ref.name)
     if depth == "present":
-        if locate(ref).size == 0:
-            raise RowFault("undecodable_image", f"image {shown(ref.name)} is empty (0 bytes)")
+        if stored.size == 0:
+            raise RowFault("undecodable_image", f"image {name} is empty (0 bytes)")
+        if stored.name:
+            raise RowFault("other_name", f"image {name} is read as {shown(stored.name)}")
         return
-    image = open_header(read_bytes(ref), ref.name)
-    content = "JPEG" if image.format == "MPO" else image.format
+    image = open_header(read_stored(stored, ref.name), ref.name)
+    content = "JPEG" if image.format == "MPO" else str(image.format)
     if depth == "decode":
         # An eighth of the size in each direction: every byte of a JPEG is still read, half of the work
         # is saved.
         image.draft(None, (1, 1))
-        decoded(image, ref.name)
-    suffix = ref.name.rpartition(".")[2].lower()
+        pixels = decoded(image, ref.name)
+        if _is_deep(image):
+            low, high, own = value_range(np.asarray(image))
+            if own:
+                raise RowFault(
+                    "scaled_range", f"image {name}: its values {low:g} to {high:g} become black to white"
+                )
+        ranges = [pixels.getchannel(channel).getextrema() for channel in range(3)]
+        if all(low == high for low, high in ranges) and min(pixels.size) > 1:
+            which = "its first frame, the one that is read," if getattr(image, "n_frames", 1) > 1 else "it"
+            raise RowFault("one_colour", f"image {name}: {which} is one colour throughout")
+    suffix = (stored.name or ref.name).rpartition(".")[2].lower()
     if suffix not in SUFFIXES[content] and any(suffix in names for names in SUFFIXES.values()):
-        raise RowFault("wrong_suffix", f"image {shown(ref.name)} is a {content}; it is read all the same")
+        raise RowFault("wrong_suffix", f"image {name} is a {content}; it is read all the same")
+    if stored.name:
+        raise RowFault("other_name", f"image {name} is read as {shown(stored.name)}")
+    # Other formats decode all pixels to tell, and swallow what they find.
+    orientation = _orientation(image) if depth == "decode" or content == "JPEG" else 1
+    if orientation > 1:
+        raise RowFault(
+            "exif_rotation", f"image {name} is turned by EXIF (orientation {orientation}) in viewers"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return a picture's EXIF orientation, 1 where there is none that can be read."""
+    try:
+        with _silence():
+            found = image.getexif().get(0x0112, 1)
+    except Exception:  # as of the pixels: hostile bytes
+        return 1
+    return found if isinstance(found, int) and found in range(1, 9) else 1
 
 
 # Pictures: from bytes of any quality to what a vision tower takes.
 
 Aspect = Literal["pad", "crop", "squash"]
 
+Exif = Literal["ignore", "rotate"]
+"""What is done with the rotation that EXIF asks for.
+
+`ignore` is what LLaVA does, and what boxes and answers about COCO's pictures refer to; `rotate` shows a
+telephone's photos upright, as a viewer and transformers' `load_image` do. Whatever a run was trained with,
+evaluation, chat and its export's users must do, too: it belongs to the run's transform.
+"""
+
 STRIP: int = 512
 """Rows of a tall picture that are padded together."""
-
-__all__ = ["Aspect", "ImageTransform", "load_image"]
 
 
 @dataclass(frozen=True)
@@ -212,6 +337,7 @@ class ImageTransform:
         aspect: `"pad"`, `"crop"` or `"squash"`.
         resample: Pillow's number of the filter; 3 is bicubic.
         shortest_edge: what `crop` resizes the shortest edge to before it cuts; `None` means `size`.
+        exif: `"rotate"` turns a picture as its EXIF says, `"ignore"` leaves it as it is stored.
     """
 
     size: int
@@ -220,12 +346,15 @@ class ImageTransform:
     aspect: Aspect
     resample: int = 3
     shortest_edge: int | None = None
+    exif: Exif = "ignore"
 
     def __post_init__(self) -> None:
         if self.aspect not in ("pad", "crop", "squash"):
             raise ValueError(f"aspect {self.aspect!r} is not one of 'pad', 'crop', 'squash'")
         if self.size < 1:
             raise ValueError(f"image size {self.size} is not positive")
+        if self.exif not in ("ignore", "rotate"):
+            raise ValueError(f"exif {self.exif!r} is not one of 'ignore', 'rotate'")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """Return the picture as uint8 `(3, size, size)`.
@@ -233,6 +362,8 @@ class ImageTransform:
         Args:
             image: any mode and size.
         """
+        if self.exif == "rotate" and _orientation(image) > 1:
+            image = ImageOps.exif_transpose(image)
         image = rgb(image)
         if self.aspect == "pad":
             image = self._pad(image)
@@ -258,7 +389,12 @@ class ImageTransform:
 
     @classmethod
     def from_processor(
-        cls, processor_config: Mapping[str, Any], *, size: int | None = None, aspect: Aspect
+        cls,
+        processor_config: Mapping[str, Any],
+        *,
+        size: int | None = None,
+        aspect: Aspect,
+        exif: Exif = "ignore",
     ) -> ImageTransform:
         """Make the transform that a `preprocessor_config.json` asks for.
 
@@ -267,6 +403,7 @@ class ImageTransform:
             size: another height and width than the processor's, for resize and crop both.
             aspect: `"pad"` for LLaVA's square of the mean colour; `"crop"` for the processor's own way,
                 which is a squash where it names height and width and cuts nothing (SigLIP); `"squash"`.
+            exif: as the attribute.
 
         Returns:
             The transform.
@@ -300,7 +437,7 @@ class ImageTransform:
         if aspect == "crop" and squash:
             aspect = "squash"
         shortest_edge = edge if size is None and aspect == "crop" and edge != crop else None
-        return cls(size or crop, mean, std, aspect, int(config.get("resample", 3)), shortest_edge)
+        return cls(size or crop, mean, std, aspect, int(config.get("resample", 3)), shortest_edge, exif)
 
     def _pad(self, image: Image.Image) -> Image.Image:
         """Return `expand2square(image, mean).resize((size, size))` without ever making a large square.
@@ -309,7 +446,7 @@ class ImageTransform:
         resized before the padding goes above and below them, which saves a third of the work, and those of a
         tall one are padded and resized strip by strip: 2,000 x 40,000 would otherwise become 4.8 GB.
         """
-        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes behind.
+        # LLaVA's expand2square: the colour is cut to whole numbers, the odd row or column goes after it.
         colour = tuple(int(mean * 255) for mean in self.mean)
         width, height = image.size
         side, size = max(width, height), self.size

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from basic_lite.data.archives import SUFFIXES, open_archive
+from basic_lite.data.archives import SUFFIXES, open_archive, unpacked
 from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
-from basic_lite.data.index import Index, Progress, open_index, parse_row
+from basic_lite.data.index import SHARDS, Index, Progress, open_index, parse_row, shard_row
 from basic_lite.data.rows import (
-    CODES,
     STILL_TRAINS,
     ImageRef,
     RawRow,
@@ -24,6 +24,8 @@ from basic_lite.data.rows import (
 )
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from basic_lite.data.rows import Finding
 
 
@@ -83,11 +85,6 @@ class Rows:
         return tokens if max_length is None else np.minimum(tokens, max_length)
 
     @property
-    def image_counts(self) -> np.ndarray:
-        """Return `(rows,)` uint16, how many images each row has."""
-        return self.index.images
-
-    @property
     def has_image(self) -> np.ndarray:
         """Return `(rows,)` bool, which rows have an image."""
         return self.index.images > 0
@@ -123,11 +120,12 @@ class Rows:
         try:
             raw = self.raw(row)
             name = raw.id
-            images, turns = normal_form(raw)
+            normal = normal_form(raw)
         except RowFault as fault:
             named = f" (id {shown(name)})" if name else ""
             raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
-        return Sample(raw.id, tuple(self.image_ref(image) for image in images), turns, raw.source)
+        images = tuple(self.image_ref(image) for image in normal.images)
+        return Sample(raw.id, images, normal.turns, raw.source, normal.silent)
 
     def raw(self, row: int) -> RawRow:
         """Return what the layout's reader makes of row `row`, its turns unchecked.
@@ -141,28 +139,42 @@ class Rows:
         """Return where the picture of an image entry is."""
         return image_ref(image, self.images, follow_links=self.follow_links)
 
-    def known_fault(self, row: int) -> str | None:
-        """Return the code of what is wrong with a row's text, `None` where nothing is."""
-        code = int(self.index.fault[row])
-        return CODES[code - 1] if code else None
 
-
-class JsonFile:
-    """Fetches rows of a JSON or JSONL file by their place in it.
+class Files:
+    """Fetches rows of JSON files or WebDataset shards by their place in them.
 
     Read with `seek`, not mapped: pages of a mapped gigabyte would count as this process's memory, and a
     file cut short meanwhile would end the process instead of raising.
     """
 
-    def __init__(self, path: Path, index: Index) -> None:
-        self.path = path
+    def __init__(self, paths: Sequence[Path], index: Index) -> None:
+        self.paths = [unpacked(path) for path in paths]
         self.index = index
 
     def __call__(self, row: int) -> object:
         """Return row `row`, parsed."""
-        with open(self.path, "rb") as file:
+        path = self.paths[bisect.bisect_right(self.index.starts, row) - 1]
+        with open(path, "rb") as file:
             file.seek(int(self.index.offset[row]))
-            return parse_row(file.read(int(self.index.size[row])).strip())
+            stored = file.read(int(self.index.size[row]))
+        return shard_row(stored) if path.name.endswith(SHARDS) else parse_row(stored.strip())
+
+
+JSON_FILES: tuple[str, ...] = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+def row_files(path: Path) -> list[Path]:
+    """Return the JSON files, else the shards, that `path` is or holds, by name; none for a data set."""
+    if path.is_file():
+        return [] if path.suffix in (".arrow", ".parquet") else [path]
+    inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    if any(file.suffix in (".arrow", ".parquet") for file in inside):
+        return []
+    for suffixes in (JSON_FILES, SHARDS):
+        files = [file for file in inside if file.name.endswith(suffixes) and not file.name.startswith(".")]
+        if files:
+            return files
+    return []
 
 
 def open_rows(
@@ -177,8 +189,9 @@ def open_rows(
     """Open training data for reading by row number.
 
     Args:
-        annotations: a LLaVA `.json` (one array) or `.jsonl` file; or a data set in the layout of
-            LLaVA-NeXT-Data, the_cauldron or FineVision: a folder or file of Arrow or Parquet, or a hub id.
+        annotations: a `.json` (an array, or `{"data": [...]}`) or `.jsonl` file, or either as `.gz`; a folder
+            of them; a WebDataset `.tar` or a folder of them; a folder or file of Arrow or Parquet; a hub id.
+            `LAYOUTS` says what the rows may look like.
         images: folder, zip or tar that image paths are relative to; `None` means the file's folder.
         follow_links: whether links in the image folder may lead out of it.
         min_rating: leave out rows that FineVision rates lower in anything.
@@ -192,8 +205,9 @@ def open_rows(
         ValueError: If the file or the folder is missing, or there are no rows in it.
     """
     path = Path(annotations)
-    if is_stored(annotations):
-        dataset = open_dataset(annotations)
+    files = row_files(path)
+    if not files and is_stored(annotations):
+        dataset = cast("Dataset", open_dataset(annotations))
         if min_rating is not None:
             dataset = well_rated(dataset, min_rating)
         if not len(dataset):
@@ -206,9 +220,14 @@ def open_rows(
         raise ValueError(
             f"{path} has no ratings: only data sets in FineVision's layout can be chosen by them"
         )
-    root = image_root(path.parent if images is None else images)
-    index = open_index(path, workers=workers, progress=progress)
-    return Rows(path, JsonFile(path, index), index, images=root, follow_links=follow_links)
+    if not files:
+        raise ValueError(f"no annotation file at {path}: give a LLaVA .json or .jsonl file")
+    shards = files[0].name.endswith(SHARDS)
+    beside = None if shards else path if path.is_dir() else path.parent
+    root = beside if images is None else image_root(images)
+    index = open_index(path, files, workers=workers, progress=progress)
+    fetch = Files(files, index)
+    return Rows(path, fetch, index, images=root, follow_links=follow_links, stored=shards)
 
 
 def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -> ImageRef:
@@ -236,8 +255,8 @@ def image_root(images: str | Path) -> Path:
         raise ValueError(
             f"no image folder at {root}: give the folder, zip or tar that image paths are relative to"
         )
-    if root.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{root} holds no images: give a folder, a .zip or an uncompressed .tar")
+    if not root.name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{root} holds no images: give a folder, or one of {', '.join(SUFFIXES)}")
     opened = open_archive(str(root))
     if isinstance(opened, str):
         raise ValueError(opened)

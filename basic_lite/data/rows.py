@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from basic_lite.data.conversation import IMAGE, Turn
 
@@ -26,12 +29,24 @@ class Finding:
     code: str
     detail: str
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the finding as a JSON object; of an endless id, the start."""
         return asdict(self) | {"id": self.id[:1000]}
 
 
-NOTES: frozenset[str] = frozenset({"wrong_suffix"})
+ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored")
+"""Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
+
+PICTURE_NOTES: tuple[str, ...] = (
+    "wrong_suffix",
+    "other_name",
+    "one_colour",
+    "scaled_range",
+    "exif_rotation",
+)
+"""Codes of notes about a picture."""
+
+NOTES: frozenset[str] = frozenset((*ROW_NOTES, *PICTURE_NOTES))
 """Codes of findings that do not keep a row from training as it stands."""
 
 CODES: tuple[str, ...] = (
@@ -47,11 +62,17 @@ CODES: tuple[str, ...] = (
     "path_outside_root",
     "oversized_image",
     "malformed_row",
+    "unsupported_media",
+    "other_name",
+    "one_colour",
+    "scaled_range",
+    "exif_rotation",
+    *ROW_NOTES,
 )
-"""Every code that a finding may carry."""
+"""Every code of a finding. Index files and tables of pictures hold their places: add at the end."""
 
 STILL_TRAINS: frozenset[str] = NOTES | {"too_long", "duplicate_id"}
-"""Codes of rows that training keeps: a long row is cut behind some supervision, an id is only a name."""
+"""Codes of rows that training keeps: a long row is cut after some supervision, an id is only a name."""
 
 
 class RowFault(ValueError):
@@ -93,20 +114,22 @@ class ImageRef:
 class Sample:
     """A row in normal form.
 
-    The turns start with the user, alternate and end with the assistant; there is one `<image>` per image and
-    all of them stand in the first user turn.
+    The turns start with the user, alternate and end with the assistant; there is one `<image>` per image, in
+    user turns. In an answer `<image>` is text.
 
     Attributes:
         id: the row's own name; not necessarily unique.
         images: where the pictures are, in the order of their placeholders.
         turns: `(role, text)` with role `"user"` or `"assistant"`.
         source: which data set the row is from, empty where the file does not say.
+        silent: places of answers that carry no loss.
     """
 
     id: str
     images: tuple[ImageRef, ...]
     turns: list[Turn]
     source: str = ""
+    silent: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -116,14 +139,18 @@ class RawRow:
     Attributes:
         id: the row's own name.
         images: paths, encoded bytes, or `{"bytes", "path"}` mappings as `datasets` stores undecoded pictures.
-        turns: `(role, text)` in file order, roles not yet checked.
+        turns: `(role, text)` in file order, roles not yet checked; `"system"` may come first.
         source: which data set the row is from.
+        silent: places of answers that the row keeps from the loss.
+        notes: codes of `ROW_NOTES` about what is not done as the row says.
     """
 
     id: str
-    images: list[object]
+    images: list[Any]
     turns: list[Turn]
     source: str = ""
+    silent: frozenset[int] = frozenset()
+    notes: frozenset[str] = frozenset()
 
 
 def caption_fault(images: int, turns: int) -> RowFault | None:
@@ -135,26 +162,45 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
     return None
 
 
-def normal_form(raw: RawRow) -> tuple[list[object], list[Turn]]:
+class NormalForm(NamedTuple):
+    """A row whose turns were checked; see `Sample`."""
+
+    images: list[Any]
+    turns: list[Turn]
+    silent: frozenset[int]
+    notes: frozenset[str]
+
+
+_NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
+"""A placeholder with a name in front of it, as in `Image-1: <image>`."""
+
+
+def normal_form(raw: RawRow) -> NormalForm:
     """Check a row's turns and put the placeholders where the model expects them.
 
-    A leading assistant turn is dropped, as LLaVA does. Placeholders move to the head of the first user turn,
-    each on a line of its own (`preprocess_multimodal` of LLaVA).
+    A leading assistant turn is dropped, as LLaVA does. Placeholders move to the head of their user turn, each
+    on a line of its own (`preprocess_multimodal` of LLaVA), but where a text names them they stay. Pictures
+    of a row without any placeholder come in front of its first question, and so does a system text, since not
+    every LLM has a place for one.
 
     Args:
         raw: what the layout's reader found.
 
-    Returns:
-        The images and the turns.
-
     Raises:
         RowFault: `bad_roles`, `empty_answer`, `no_supervision` or `placeholder_mismatch`.
     """
-    turns = raw.turns
+    turns, silent, notes = list(raw.turns), set(raw.silent), set(raw.notes)
+    system = ""
+    while turns and turns[0][0] == "system":
+        system = f"{system}\n{turns.pop(0)[1].strip()}".strip()
+        silent = {place - 1 for place in silent}
     if turns and turns[0][0] == "assistant":
-        turns = turns[1:]
-    if not any(role == "assistant" for role, _ in turns):
-        raise RowFault("no_supervision", f"no answer behind a question among {len(raw.turns)} turns")
+        turns.pop(0)
+        silent = {place - 1 for place in silent}
+        notes.add("dropped_turn")
+    answers = {place for place, (role, _) in enumerate(turns) if role == "assistant"}
+    if not answers:
+        raise RowFault("no_supervision", f"no answer after a question among {len(raw.turns)} turns")
     for place, (role, text) in enumerate(turns):
         expected = "assistant" if place % 2 else "user"
         if role != expected:
@@ -163,16 +209,24 @@ def normal_form(raw: RawRow) -> tuple[list[object], list[Turn]]:
             raise RowFault("empty_answer", f"turn {place}, an answer, is empty")
     if len(turns) % 2:
         raise RowFault("bad_roles", "the last turn is 'user': a row ends with an answer")
-    placed = sum(text.count(IMAGE) for _, text in turns)
+    if answers <= silent:
+        raise RowFault("no_supervision", "the row keeps each of its answers from the loss")
+    placed = sum(text.count(IMAGE) for _, text in turns[::2])
+    if not placed and raw.images:
+        turns[0] = ("user", f"{IMAGE}\n" * len(raw.images) + turns[0][1])
+        placed = len(raw.images)
+        notes.add("no_placeholder")
     if placed != len(raw.images):
         raise RowFault("placeholder_mismatch", f"{placed} {IMAGE} in the turns for {len(raw.images)} images")
-    if not placed:
-        return raw.images, turns
-    first = turns[0][1]
-    if first.count(IMAGE) != placed:
-        raise RowFault("placeholder_mismatch", f"{IMAGE} outside the first user turn")
-    text = (f"{IMAGE}\n" * placed + first.replace(IMAGE, "").strip()).strip()
-    return raw.images, [("user", text), *turns[1:]]
+    for place in range(0, len(turns), 2):
+        text = turns[place][1]
+        before = f"{system}\n\n" if system and not place else ""
+        if (count := text.count(IMAGE)) and not _NAMED_PICTURE.search(text):
+            text = (f"{IMAGE}\n" * count + before + text.replace(IMAGE, "").strip()).strip()
+        else:
+            text = before + text
+        turns[place] = ("user", text)
+    return NormalForm(raw.images, turns, frozenset(silent & answers), frozenset(notes))
 
 
 # Texts that strangers wrote, for messages and for comparison.
@@ -184,11 +238,12 @@ def shown(value: object, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else f"{text[:limit]}...")
 
 
-def text_hash(text: str) -> int:
-    """Return 64 bits that tell texts apart, the same in every process; 0 for the empty text."""
+def text_hash(text: str | bytes) -> int:
+    """Return 64 bits that tell texts, or bytes, apart, the same in every process; 0 for what is empty."""
     if not text:
         return 0
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
 
@@ -200,37 +255,98 @@ def text_hash(text: str) -> int:
 MAX_IMAGES: int = 4096
 """Most images of one row."""
 
-ROLES: dict[str, str] = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES: dict[str, str] = {
+    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
+    **{"system": "system", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
+}
+
+IMAGE_COLUMNS: tuple[str, ...] = ("image", "images", "image_path", "image_paths")
+"""Columns that hold a row's pictures, one or a list; the first that has any counts."""
 
 
-def llava(row: Mapping[str, Any]) -> RawRow:
-    """Read `{id, image?, conversations: [{from, value}]}`: LLaVA, LLaVA-NeXT-Data, LLaVA-ReCap."""
-    conversations = row.get("conversations")
-    if not isinstance(conversations, list) or not conversations:
-        raise RowFault("malformed_row", "'conversations' must be a list of at least one {from, value}")
-    turns = []
-    for place, turn in enumerate(conversations):
-        speaker, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
+    """Read `{COLUMN: [turn, ...]}`, a turn being `{from, value}` (LLaVA) or `{role, content}` (chat).
+
+    `content` may be a list of parts: `{"type": "text", "text"}`, `{"type": "image"}` with or without the
+    picture itself, `{"type": "image_url", "image_url": {"url"}}`. `weight: 0`, `train: false` and
+    `loss: false` keep an answer from the loss.
+    """
+    stored = row.get(column)
+    if not isinstance(stored, list) or not stored:
+        raise RowFault("malformed_row", f"{column!r} must be a list of at least one turn")
+    turns: list[Turn] = []
+    inside: list[Any] = []
+    silent, notes = set(), set()
+    for place, turn in enumerate(stored):
+        turn = turn if isinstance(turn, Mapping) else {}
+        speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
+        text = turn.get("value") if turn.get("value") is not None else turn.get("content")
+        if isinstance(text, list) and speaker is not None:
+            text = _joined(text, place, inside)
         if not isinstance(speaker, str) or not isinstance(text, str):
-            raise RowFault("malformed_row", f"turn {place} must be {{'from': text, 'value': text}}")
+            raise RowFault(
+                "malformed_row",
+                f"turn {place} must be {{'from', 'value'}} or {{'role', 'content'}}, of texts",
+            )
         role = ROLES.get(speaker)
         if role is None:
             raise RowFault("bad_roles", f"turn {place} is from {shown(speaker)}; allowed: {', '.join(ROLES)}")
+        weights = [turn[key] for key in ("weight", "train", "loss") if turn.get(key) is not None]
+        if role == "assistant" and any(value == 0 for value in weights):
+            silent.add(place)
+        elif any(value != (role == "assistant") for value in weights):
+            notes.add("weight_ignored")
         turns.append((role, text))
-    images = row.get("image")
-    images = [] if images is None else images if isinstance(images, list) else [images]
     source = row.get("data_source")
-    return RawRow(row_id(row), images, turns, source if isinstance(source, str) else "")
+    return RawRow(
+        row_id(row),
+        inside or row_images(row),
+        turns,
+        source if isinstance(source, str) else "",
+        frozenset(silent),
+        frozenset(notes),
+    )
+
+
+def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
+    """Return the text of a turn's parts, with placeholders; add the pictures that parts hold to `images`."""
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        part = part if isinstance(part, Mapping) else {}
+        kind = part.get("type") or next(
+            (name for name in ("text", "image", "image_url") if part.get(name)), ""
+        )
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("image", "image_url", "input_image"):
+            keys = ("image", "image_url", "path", "url", "image_path")
+            held = next((part[key] for key in keys if part.get(key) is not None), None)
+            if isinstance(held, Mapping) and isinstance(held.get("url"), str):
+                held = held["url"]
+            if held is not None:
+                images.append(held)
+            texts.append(f"{IMAGE}\n")
+        elif kind in ("video", "audio", "video_url", "input_audio"):
+            raise RowFault(
+                "unsupported_media", f"turn {place} holds a {kind}: pictures and text are trained on"
+            )
+        else:
+            raise RowFault(
+                "malformed_row", f"turn {place} has a part of type {shown(kind)}; text and image are read"
+            )
+    return "".join(texts)
 
 
 def question_answer(row: Mapping[str, Any]) -> RawRow:
     """Read `{images: [...], texts: [{user, assistant, source?}], source?}`: the_cauldron, FineVision."""
-    texts, images = row.get("texts"), row.get("images")
+    texts = row.get("texts")
     if not isinstance(texts, list) or not texts:
         raise RowFault("malformed_row", "'texts' must be a list of at least one {user, assistant}")
-    if images is not None and not isinstance(images, list):
-        raise RowFault("malformed_row", f"'images' must be a list, got {type(images).__name__}")
-    turns = []
+    images = row_images(row)
+    turns: list[Turn] = []
     for place, pair in enumerate(texts):
         question, answer = (
             (pair.get("user"), pair.get("assistant")) if isinstance(pair, dict) else (None, None)
@@ -238,14 +354,62 @@ def question_answer(row: Mapping[str, Any]) -> RawRow:
         if not isinstance(question, str) or not isinstance(answer, str):
             raise RowFault("malformed_row", f"texts[{place}] must be {{'user': text, 'assistant': text}}")
         turns += [("user", question), ("assistant", answer)]
-    images = images or []
-    turns[0] = ("user", f"{IMAGE}\n" * len(images) + turns[0][1])
+    if not any(IMAGE in text for _, text in turns[::2]):  # this layout has none, so it is no news
+        turns[0] = ("user", f"{IMAGE}\n" * len(images) + turns[0][1])
     source = row.get("source") or texts[0].get("source")
     return RawRow(row_id(row), images, turns, source if isinstance(source, str) else "")
 
 
-LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {"conversations": llava, "texts": question_answer}
+def query_response(row: Mapping[str, Any]) -> RawRow:
+    """Read `{query, response, history?: [[query, response], ...], images?}`: ms-swift."""
+    pairs = [*(row.get("history") or []), [row.get("query"), row.get("response")]]
+    turns: list[Turn] = []
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowFault(
+                "malformed_row", "'query' and 'response', and each pair of 'history', must be texts"
+            )
+        turns += [("user", pair[0]), ("assistant", pair[1])]
+    return RawRow(row_id(row), row_images(row), turns)
+
+
+def caption_row(row: Mapping[str, Any]) -> RawRow:
+    """Read `{caption, image}`, as WebDataset shards of captions have it."""
+    text = row.get("caption")
+    if not isinstance(text, str):
+        raise RowFault("malformed_row", "'caption' must be a text")
+    images = row_images(row)
+    return RawRow(row_id(row), images, [("user", f"{IMAGE}\n" * len(images)), ("assistant", text)])
+
+
+def row_images(row: Mapping[str, Any]) -> list[Any]:
+    """Return a row's pictures, from the first column of `IMAGE_COLUMNS` that has any.
+
+    Raises:
+        RowFault: `malformed_row` if another column has another number of them.
+    """
+    columns = {}
+    for column in IMAGE_COLUMNS:
+        held = row.get(column)
+        held = held if isinstance(held, list) else [] if held is None else [held]
+        if held:
+            columns[column] = held
+    if len({len(held) for held in columns.values()}) > 1:
+        counts = ", ".join(f"{len(held)} in {column!r}" for column, held in columns.items())
+        raise RowFault("malformed_row", f"which pictures are the row's? {counts}")
+    return next(iter(columns.values()), [])
+
+
+LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
+    "conversations": lambda row: turns_of("conversations", row),
+    "messages": lambda row: turns_of("messages", row),
+    "texts": question_answer,
+    "query": query_response,
+    "caption": caption_row,
+}
 """The column that gives a layout away, and its reader."""
+
+_VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 
 
 def read_row(row: object, *, stored: bool = False) -> RawRow:
@@ -254,36 +418,62 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     Args:
         row: the row as stored.
         stored: whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
-        paths.
+            paths.
 
     Returns:
         Its id, images and turns.
 
     Raises:
-        RowFault: `malformed_row` or `bad_roles`.
+        RowFault: `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row that says
+            so itself.
     """
     if not isinstance(row, Mapping):
         raise RowFault("malformed_row", f"a row must be an object, got {type(row).__name__}")
-    for column, layout in LAYOUTS.items():
-        if column in row:
-            raw = layout(row)
-            break
-    else:
+    column = next((column for column in LAYOUTS if row.get(column) is not None), None)
+    if column is None:
         keys = ", ".join(shown(key, 20) for key in list(row)[:6]) or "no columns"
         raise RowFault("malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys}")
-    for place, (_, text) in enumerate(raw.turns):
+    for media in ("video", "videos", "audio", "audios"):
+        if row.get(media):
+            raise RowFault("unsupported_media", f"the row has a {media!r}: pictures and text are trained on")
+    if row.get("train") is False or (row.get("weight") == 0 and row.get("weight") is not None):
+        raise RowFault("no_supervision", "the row says itself that it is not trained on (train or weight)")
+    raw = LAYOUTS[column](row)
+    if row.get("weight", 1) not in (1, None):
+        raw = replace(raw, notes=raw.notes | {"weight_ignored"})
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        raw = replace(
+            raw, turns=[("system", system), *raw.turns], silent=frozenset(place + 1 for place in raw.silent)
+        )
+    for place, (role, text) in enumerate(raw.turns):
         if not (text.isascii() or _whole(text)):
             raise RowFault(
                 "malformed_row", f"turn {place} holds half of a character, which no tokenizer reads"
             )
+        if role == "user" and "<" in text and (line := _VIDEO_LINE.search(text)):
+            raise RowFault(
+                "unsupported_media", f"turn {place} asks about a {line[1]}: pictures are trained on"
+            )
     if len(raw.images) > MAX_IMAGES:
         raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
-    for image in raw.images:
-        if not isinstance(image, (str, bytes, Mapping) if stored else str):
-            raise RowFault("malformed_row", f"an image must be a path, got {type(image).__name__}")
-        if isinstance(image, str) and not image.strip():
-            raise RowFault("malformed_row", "an image path is empty; a text-only row has no 'image' at all")
-    return raw
+    return replace(raw, images=[_entry(image, stored) for image in raw.images])
+
+
+def _entry(image: object, stored: bool) -> object:
+    """Return an image entry as a path, bytes, or `{"bytes", "path"}`."""
+    if isinstance(image, Mapping) and not stored:  # in JSON only a path or a URL can stand there
+        image = next((image[key] for key in ("path", "url", "image") if image.get(key) is not None), image)
+    if isinstance(image, str) and image.startswith("data:"):
+        try:
+            return base64.b64decode(image.partition(",")[2], validate=True)
+        except (binascii.Error, ValueError):
+            raise RowFault("undecodable_image", "an image given as a data: URL is no base64") from None
+    if not isinstance(image, (str, bytes, Mapping) if stored else str):
+        raise RowFault("malformed_row", f"an image must be a path, got {type(image).__name__}")
+    if isinstance(image, str) and not image.strip():
+        raise RowFault("malformed_row", "an image path is empty; a text-only row has no 'image' at all")
+    return image
 
 
 def row_id(row: Mapping[str, Any]) -> str:

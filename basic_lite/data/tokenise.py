@@ -33,8 +33,8 @@ class Encoder:
     """Tokenises segments as the tokenizer would inside the whole string.
 
     A text's ids depend on where it stands: sentencepiece tokenizers put "▁" in front of a text that starts
-    the string, some also behind a special token (Vicuna), some not (Llama with `legacy=False`). No rule per
-    tokenizer is needed: a text is tokenised in its place, behind a stand-in for the special token or behind
+    the string, some also after a special token (Vicuna), some not (Llama with `legacy=False`). No rule per
+    tokenizer is needed: a text is tokenised in its place, after a stand-in for the special token or after
     the last character of the text before it, and the ids of that context are taken off.
 
     A copy of the tokenizer's backend does the work. It looks for no special strings, so data stay text.
@@ -46,7 +46,7 @@ class Encoder:
         added = specified["added_tokens"]
         ids = {token["content"]: token["id"] for token in added}
         self.special = {text: ids[text] for text in ids if ANY_SPECIAL.fullmatch(text)}
-        # Phi-3's special tokens swallow the white space behind them, the newlines of its headers included.
+        # Phi-3's special tokens swallow the white space after them, the newlines of its headers included.
         self.swallowing = {token["content"] for token in added if token["rstrip"]}
         self.image_token_id = image_token_id
         self.never = frozenset((*self.special.values(), image_token_id))
@@ -124,6 +124,26 @@ def backend_of(tokenizer: Any) -> Any:
 def specification(backend: Any) -> dict[str, Any]:
     """Return the backend's `tokenizer.json`, without the length settings that earlier calls left in it."""
     return json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+
+
+def check_vocabulary(tokenizer: Any, rows: int) -> None:
+    """See that each of a tokenizer's ids has a row in the embedding matrix.
+
+    Args:
+        tokenizer: of the LLM.
+        rows: of the matrix.
+
+    Raises:
+        ValueError: If one has none, as after adding a padding token to the tokenizer alone.
+    """
+    beyond = sorted((number, text) for text, number in tokenizer.get_vocab().items() if number >= rows)
+    if beyond:
+        number, text = beyond[0]
+        raise ValueError(
+            f"the tokenizer has {len(beyond)} tokens beyond the {rows:,} rows of the LLM's embedding matrix "
+            f"({text!r} is {number}): resize the matrix of the LLM (`resize_token_embeddings`), or take the "
+            "tokenizer that came with it"
+        )
 
 
 def special_id(template: Template, known: dict[str, int], text: str) -> int:

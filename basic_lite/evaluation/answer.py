@@ -6,7 +6,6 @@ and never sees the model.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from basic_lite.data.conversation import IMAGE
+from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
@@ -50,6 +49,7 @@ def generate(
     batch_size: int = 16,
     model_id: str = "basic-lite",
     max_batches: int | None = None,
+    by_likelihood: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
@@ -64,6 +64,7 @@ def generate(
         batch_size: prompts per batch.
         model_id: written into every line.
         max_batches: stop after this many; `None` for all.
+        by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
 
     Returns:
@@ -78,13 +79,18 @@ def generate(
     advance(len(done))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
-    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
+    chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
+    batches = [
+        part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
+    ]
     left = len(prompts)
     for_inference(assembled.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for batch, pixels in _with_pixels(assembled, batches[:max_batches]):
-            texts = _answer(assembled, batch, pixels)
+            choose = by_likelihood and batch[0][0].choices
+            texts = (_choose if choose else _answer)(assembled, batch, pixels)
             rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
             file.write("".join(map(predictions.to_line, rows)))
             file.flush()
@@ -132,21 +138,64 @@ def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list
         pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
     """
     model = assembled.model
+    stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
+    inputs = _padded(assembled, batch, pixels)
+    longest = inputs["input_ids"].shape[1]
+    produced = model.generate(
+        **inputs,
+        **greedily(stops, assembled.pad_token_id, batch[0][0].max_new_tokens),
+    )
+    decode = assembled.tokenizer.decode
+    ids = (until_stop(row, stops) for row in produced[:, longest:].tolist())
+    return [decode(row, skip_special_tokens=True).strip() for row in ids]
+
+
+def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the model's inputs, prompts padded on the left to the longest."""
     longest = max(len(ids) for _, ids in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
     mask = torch.zeros_like(input_ids)
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
-    stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
     batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels}
-    produced = model.generate(
-        **forward_inputs(model, batched, assembled.transform("pad")),
-        **greedily(stops, assembled.pad_token_id, batch[0][0].max_new_tokens),
+    return forward_inputs(assembled.model, batched, assembled.transform("pad"))
+
+
+@torch.inference_mode()
+def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
+    """Answer each choice with the letter whose first token is likeliest; arguments as of `_answer`."""
+    produced = assembled.model.generate(
+        **_padded(assembled, batch, pixels),
+        **greedily([], assembled.pad_token_id, 1),
+        output_logits=True,
+        return_dict_in_generate=True,
     )
-    decode = assembled.tokenizer.decode
-    ids = (until_stop(row, stops) for row in produced[:, longest:].tolist())
-    return [decode(row, skip_special_tokens=True).strip() for row in ids]
+    answers = []
+    for (question, ids), logits in zip(batch, produced.logits[0].float(), strict=True):
+        tokens = {letter: _letter_token(assembled, question, ids, letter) for letter in question.choices}
+        if len(set(tokens.values())) < len(tokens):
+            raise ValueError(
+                f"Question {question.id}: this tokenizer begins several of its letters alike, so their "
+                "likelihoods cannot be compared: leave --answer-by likelihood out."
+            )
+        answers.append(max(tokens, key=lambda letter: float(logits[tokens[letter]])))
+    return answers
+
+
+def _letter_token(assembled: Model, question: Question, ids: list[int], letter: str) -> int:
+    """Return the token that an answer with this letter begins with."""
+    if isinstance(assembled, HfLlava):
+        return assembled.answer_ids(question.text, letter, pictured=question.image is not None)[len(ids)]
+    text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
+    encoded = encode(
+        assembled.template,
+        assembled.tokenizer,
+        [("user", text), ("assistant", letter)],
+        image_token_id=assembled.image_token_id,
+        tokens_per_image=assembled.tokens_per_image,
+    )
+    return int(encoded.input_ids[len(ids)])
 
 
 def answer_one(assembled: Model, question: Question) -> str:
@@ -168,12 +217,12 @@ def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
     Raises:
         ValueError: If the file was made under other conditions; nothing is overwritten.
     """
-    beside = path.with_suffix(".conditions.json")
+    beside = predictions.conditions_file(path)
     if overwrite:
         path.unlink(missing_ok=True)
     elif path.is_file():
-        then = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        differing = [key for key in conditions if then.get(key) != conditions[key]]
+        then = predictions.conditions_of(path)
+        differing = [key for key in (conditions | then) if then.get(key) != conditions.get(key)]
         if differing:
             raise ValueError(
                 f"{path} holds answers made with another {', '.join(differing)}; start again with "

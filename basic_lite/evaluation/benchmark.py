@@ -35,7 +35,7 @@ class Benchmark:
         name: On the command line.
         hub: Data set on the hub that holds it.
         split: The split that is asked unless another is named.
-        sizes: Split -> the numbers of rows that published versions have.
+        sizes: Split -> the numbers of rows that published versions have; none where any number will do.
         styles: Prompt style -> whatever its rendering needs; the first is LLaVA's.
         scorers: Scoring rules; the first gives the number that LLaVA reports.
         rows: Two readers `source -> rows`: of the layout of `datasets`, and of the original files.
@@ -46,11 +46,12 @@ class Benchmark:
         all_asked: `source -> ids` that a submission must hold, where these are more than the split's.
         key: Name of the id in a row.
         unit: What a limit counts: a question, with all its rotations, or a picture with all its questions.
-        units: Split -> number of units, where it differs from the rows.
+        units: Number of rows -> number of units, where these differ.
         check: `(questions, where)` raises ValueError where data that is no published split is not whole.
         aliases: Other names on the command line.
         published: Model -> published figure, in per cent (MME: perception points).
         measured_on: What those were measured on; another split or scorer is not comparable.
+        of_size: Number of rows -> published figures and what they were measured on, where sizes differ in it.
     """
 
     name: str
@@ -67,11 +68,22 @@ class Benchmark:
     all_asked: Callable[[Source], Sequence[Id] | None] = lambda source: None
     key: str = "id"
     unit: Callable[[Question], Hashable] = lambda question: question.id
-    units: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[int, int] = field(default_factory=dict)
     check: Callable[[Sequence[Question], str], None] = lambda questions, where: None
     aliases: tuple[str, ...] = ()
     published: Mapping[str, float] = field(default_factory=dict)
     measured_on: str = ""
+    of_size: Mapping[int, tuple[Mapping[str, float], str]] = field(default_factory=dict)
+
+    def figures(self, rows: int) -> tuple[Mapping[str, float], str]:
+        """Return the published figures that a set of so many rows compares with, and what they are of.
+
+        A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
+        """
+        whole = any(rows in sizes for sizes in self.sizes.values())
+        return self.of_size.get(
+            rows, ({}, "") if self.of_size and whole else (self.published, self.measured_on)
+        )
 
     def read(self, source: Source, style: str = "llava") -> list[Question]:
         """Read the questions of a split, each with an id of its own.
@@ -96,6 +108,8 @@ class Benchmark:
         Raises:
             ValueError: If the number of rows, or of questions with their rotations, is no published one.
         """
+        if not self.sizes[split]:
+            return
         advice = (
             "it is cut off, another version, or a benchmark of your own; --limit N scores a part of it, "
             f"--any-size all of it, but not as a {self.name} number"
@@ -106,8 +120,8 @@ class Benchmark:
                 f"{self.name} {split} has {len(questions):,} rows and not {published}: {advice}."
             )
         units = len({self.unit(question) for question in questions})
-        if units != self.units.get(split, units):
+        if units != self.units.get(len(questions), units):
             raise ValueError(
                 f"{self.name} {split} has {units:,} questions with their rotations and not "
-                f"{self.units[split]:,}: {advice}."
+                f"{self.units[len(questions)]:,}: {advice}."
             )

@@ -109,7 +109,7 @@ def table_rows(
         has = ", ".join(opened.column_names)
         raise ValueError(f"{source.data} split {split} lacks column {', '.join(missing)}; it has {has}.")
     plain = opened.select_columns([name for name in opened.column_names if name != image])
-    counts = hub.picture_counts(opened, [pictured] if pictured else [])
+    counts = hub.picture_counts(opened, [pictured])[pictured] if pictured else []
     number = 0
     for batch in plain.iter(batch_size=1000):
         for cells in zip(*batch.values(), strict=True):
@@ -117,6 +117,51 @@ def table_rows(
             row["image"] = StoredImage(opened, number, pictured) if pictured and counts[number] else None
             yield row
             number += 1
+
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: git lfs pull gets it"),
+    (b"PK\x03\x04", "a ZIP archive (or an Excel file): unpack it"),
+    (b"PAR1", "a Parquet file: give it a name that ends in .parquet"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"<", "an HTML page, probably an error of the download"),
+)
+
+
+def shape_of(path: Path) -> str | None:
+    """Return what a file is that is not what was looked for; `None` where nothing can be said."""
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    for beginning, what in _BEGINNINGS:
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(beginning):
+            return what
+    first = start.decode("utf-8", errors="replace").lstrip("\ufeff").split("\n")
+    head = first[0].strip().split("\t")
+    if len(head) > 2:
+        return f"a table of tab-separated cells ({', '.join(head)[:80]})"
+    if not start.strip():
+        return "empty"
+    lines = [line for line in first[:3] if line.strip()][:2]
+    if len(lines) == 2 and all(_loaded(line, dict) for line in lines):
+        return "JSON lines, one object each"
+    if _loaded(start, list):
+        return "one JSON list"
+    return "one JSON object" if _loaded(start, dict) else None
+
+
+def _loaded(text: str | bytes, kind: type) -> bool:
+    """Whether a text is JSON of a kind."""
+    try:
+        return isinstance(json.loads(text), kind)
+    except ValueError:
+        return False
+
+
+def _other_shape(path: Path, wanted: str, fault: str) -> ValueError:
+    what = shape_of(path)
+    if what is None or what.startswith(wanted):  # it is what was looked for, and broken
+        return ValueError(f"{path}{fault}: {AGAIN}.")
+    return ValueError(f"{path}{fault}: it is {what}; {wanted} is read here.")
 
 
 def read_text(path: Path) -> str:
@@ -130,7 +175,9 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: check the path.") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no UTF-8 text: {AGAIN}, or unpack it.") from None
+        what = shape_of(path)
+        advice = f"it is {what}" if what else f"{AGAIN}, or unpack it"
+        raise ValueError(f"{path} is no UTF-8 text: {advice}.") from None
 
 
 def read_json(path: Path) -> Any:
@@ -142,7 +189,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON (line {error.lineno}, {error.msg}): {AGAIN}.") from None
+        fault = f" is no JSON (line {error.lineno}, {error.msg})"
+        raise _other_shape(path, "one JSON value", fault) from None
 
 
 def read_json_lines(
@@ -168,7 +216,7 @@ def read_json_lines(
         except json.JSONDecodeError:
             if drop_cut_end and number == len(lines):
                 break
-            raise ValueError(f"{path} line {number} is no JSON: {AGAIN}.") from None
+            raise _other_shape(path, "JSON lines", f" line {number} is no JSON") from None
         require(row, needs, f"{path} line {number}")
         rows.append(row)
     return rows

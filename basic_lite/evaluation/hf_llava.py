@@ -62,7 +62,14 @@ class HfLlava:
 
     def prompt_ids(self, text: str, *, pictured: bool) -> list[int]:
         """Return the ids to answer from, one image id for every patch."""
+        return self._ids(self.prompt(text, pictured=pictured))
+
+    def answer_ids(self, text: str, answer: str, *, pictured: bool) -> list[int]:
+        """Return a prompt's ids with an answer's behind them; a space parts it from what is no line's end."""
         written = self.prompt(text, pictured=pictured)
+        return self._ids(written + ("" if written[-1:].isspace() else " ") + answer)
+
+    def _ids(self, written: str) -> list[int]:
         # A template may write BOS itself, which the tokenizer would put a second time.
         bos = self.tokenizer.bos_token
         doubled = bool(bos) and written.startswith(bos)

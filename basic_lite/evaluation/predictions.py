@@ -14,6 +14,17 @@ from basic_lite.evaluation.question import Id, Question
 Predictions = dict[Id, str]
 
 
+def conditions_file(path: Path) -> Path:
+    """Return where the conditions stand under which a prediction file was made."""
+    return path.with_suffix(".conditions.json")
+
+
+def conditions_of(path: Path) -> dict[str, Any]:
+    """Return the conditions under which a prediction file was made; empty where nobody wrote them down."""
+    beside = conditions_file(path)
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+
+
 def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
     """Return the line to write for an answer, with the fields of LLaVA's answer files.
 

@@ -36,6 +36,7 @@ class Evaluation:
         judge_scores: a judge's grades (MM-Vet).
         model: folder or hub id of a LLaVA of transformers, instead of a run.
         given: file of answers, instead of a run or model.
+        answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
     """
 
     run: Path | None
@@ -52,6 +53,7 @@ class Evaluation:
     judge_scores: Path | None = None
     model: str | None = None
     given: Path | None = None
+    answer_by: str = "text"
 
     @cached_property
     def identity(self) -> str | None:
@@ -133,7 +135,8 @@ class Evaluation:
 
     def is_published(self, questions: list[Question]) -> bool:
         """Whether these are all rows of a published split."""
-        return self.limit is None and len(questions) in self.benchmark.sizes[self.split_name]
+        sizes = self.benchmark.sizes[self.split_name]
+        return self.limit is None and (not sizes or len(questions) in sizes)
 
     def generate(
         self,
@@ -173,6 +176,10 @@ class Evaluation:
             "prompt_style": self.prompt_style,
             **changes,
         }
+        if self.answer_by != "text":
+            if not any(question.choices for question in questions):
+                raise ValueError(f"{self.name} has no choices to compare: leave --answer-by likelihood out")
+            conditions["answer_by"] = self.answer_by
         answer.claim_predictions(self.answers, conditions, overwrite)
         if not set(q.id for q in questions) - answer.answered(self.answers, questions):
             advance(len(questions))
@@ -189,6 +196,7 @@ class Evaluation:
             batch_size=batch_size,
             model_id=self.who,
             max_batches=max_batches,
+            by_likelihood=self.answer_by == "likelihood",
             advance=advance,
         )
 
@@ -224,7 +232,7 @@ class Evaluation:
             limit=self.limit,
             run={
                 "folder": self.who,
-                "decoding": "greedy",
+                "decoding": "likelihood of letters" if self._was_by_likelihood() else "greedy",
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,
                 "data": self.data,
@@ -253,6 +261,9 @@ class Evaluation:
             prompts = self.out / "mmvet_judge_prompts.jsonl"
             written.append(mmvet.write_judge_prompts(questions, given, prompts))
         return written
+
+    def _was_by_likelihood(self) -> bool:
+        return predictions.conditions_of(self.answers).get("answer_by") == "likelihood"
 
     def _given(self, questions: list[Question]) -> predictions.Predictions:
         if not self.answers.is_file():

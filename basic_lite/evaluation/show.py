@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,84 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({one_line(error)}); run `basic-lite eval` again") from error
 
 
+def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Return the results that lie in a run, in `RUN/eval/NAME` or in `RUN/NAME`, in order of name.
+
+    Args:
+        run: Run folder, or what `eval --out` named.
+        wanted: Benchmarks to keep; `None` keeps all.
+
+    Raises:
+        ValueError: If the run does not exist, or a file of results cannot be read.
+    """
+    if not run.is_dir():
+        raise ValueError(f"{run} is no folder: give runs, or folders that eval wrote into")
+    paths = sorted({*run.glob("results.json"), *run.glob("*/results.json"), *run.glob("eval/*/results.json")})
+    contents = [content for content in map(read_results, paths) if "benchmark" in content]
+    return [content for content in contents if wanted is None or content["benchmark"] in wanted]
+
+
+def _measured(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what two values must have in common to stand in one column."""
+    part = "whole" if content["run"].get("published_size", True) else f"{content['n']:,} rows"
+    decoding = str(content["run"].get("decoding", "greedy"))
+    names = ("benchmark", "split", "scorer", "prompt_style", "metric")
+    return (*(str(content[name]) for name in names), part, decoding)
+
+
+def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str, ...], str]:
+    """Return what was measured -> a short name, which says no more than tells two columns apart."""
+    measured = list(dict.fromkeys(_measured(content) for contents in have.values() for content in contents))
+    names = {}
+    for one in sorted(measured):
+        others = [other for other in measured if other[0] == one[0] and other != one]
+        told = [a for place, a in enumerate(one[1:], start=1) if any(other[place] != a for other in others)]
+        if one[5] != "whole" and one[5] not in told:
+            told.append(one[5])
+        names[one] = "\n".join((one[0], *told))
+    return names
+
+
+def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """Make a table of runs by benchmarks, each value with half the width of its 95 % interval.
+
+    Args:
+        have: run -> contents of its `results.json`.
+    """
+    columns = _columns(have)
+    table = Table("run", *columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for run, contents in have.items():
+        cells = {_measured(content): _cell(content) for content in contents}
+        table.add_row(run, *(cells.get(one, "") for one in columns))
+    table.caption = (
+        "± half of the 95 % interval; whether two runs differ says compare, which pairs their answers"
+    )
+    return table
+
+
+def _cell(content: Mapping[str, Any]) -> str:
+    if content["value"] is None:
+        return "none"
+    low, high = content["interval_95"] or (content["value"],) * 2
+    return f"{content['value']:.1f} ±{(high - low) / 2:.1f}"
+
+
+def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the same as comma-separated values, a line for each run and benchmark."""
+    text = StringIO()
+    names = ("benchmark", "split", "metric", "scorer", "prompt_style", "n", "value")
+    out = csv.writer(text)
+    out.writerow(["run", *names, "low_95", "high_95", "decoding", "published_size"])
+    for run, contents in have.items():
+        for content in contents:
+            more = content["run"].get("decoding"), content["run"].get("published_size")
+            low, high = content["interval_95"] or (None, None)
+            out.writerow([run, *(content[name] for name in names), low, high, *more])
+    return text.getvalue()
+
+
 # The content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
 
@@ -158,7 +237,7 @@ def results(
         run: Anything else worth keeping, such as decoding settings.
     """
     interval = score.interval()
-    known = BENCHMARKS[benchmark]
+    values, measured_on = BENCHMARKS[benchmark].figures(n)
     return {
         "benchmark": benchmark,
         "split": split,
@@ -175,7 +254,7 @@ def results(
         "figures": dict(score.figures),
         "breakdown": {name: dict(groups) for name, groups in score.breakdown.items()},
         "notes": list(score.notes),
-        "published": {"measured_on": known.measured_on, "values": dict(known.published)},
+        "published": {"measured_on": measured_on, "values": dict(values)},
         "manifest_hash": manifest_hash,
         "versions": versions(),
         "run": dict(run or {}),

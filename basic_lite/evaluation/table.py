@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -72,6 +75,8 @@ def source_of(
     split = split or benchmark.split
     if split not in benchmark.sizes:
         raise ValueError(f"{benchmark.name} has no split {split!r}: use one of {', '.join(benchmark.sizes)}.")
+    if data is None and not benchmark.hub:
+        raise ValueError(f"{benchmark.name} has no data of its own: give a file or folder with --data.")
     return Source(data or f"hf:{benchmark.hub}", split, Path(images) if images else None, with_images)
 
 
@@ -94,8 +99,8 @@ def load(
         split: `None` takes the table's.
         images: Folder of the pictures; `None` looks beside the data.
         prompt_style: A style of the benchmark.
-        limit: Keep this many (for MMBench questions with all rotations, for MME pictures); the size is then
-            not checked.
+        limit: Keep this many (for MMBench questions with all rotations, for MME pictures), see `sample`; the
+            size is then not checked.
         with_images: False reads no pictures, which is enough for scoring and exporting.
 
     Raises:
@@ -109,5 +114,23 @@ def load(
     if limit is None:
         benchmark.check_size(source.split, questions)
         return questions
-    kept = set(list(dict.fromkeys(map(benchmark.unit, questions)))[:limit])
-    return [question for question in questions if benchmark.unit(question) in kept]
+    return sample(questions, benchmark.unit, limit)
+
+
+def sample(questions: Sequence[Question], unit: Callable[[Question], Hashable], limit: int) -> list[Question]:
+    """Draw whole units by chance, from each category its share; the same ones on every machine.
+
+    Which ones depends on the units' names alone, not on their order, and a larger sample holds a smaller one:
+    answers to 100 questions are the first 100 of 200.
+    """
+    category: dict[Hashable, str] = {}
+    for question in questions:
+        category.setdefault(unit(question), question.category)
+    drawn = sorted(category, key=lambda name: sha256(str(name).encode()).digest())
+    size, seen = Counter(category.values()), Counter[str]()
+    place: dict[Hashable, float] = {}
+    for name in drawn:  # the n-th of a category of m stands at (n - 1/2) / m of the whole
+        seen[category[name]] += 1
+        place[name] = (seen[category[name]] - 0.5) / size[category[name]]
+    kept = set(sorted(drawn, key=lambda name: place[name])[:limit])
+    return [question for question in questions if unit(question) in kept]

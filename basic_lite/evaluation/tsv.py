@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.files import AGAIN, Source, unique
+from basic_lite.evaluation.files import AGAIN, Source, find_optional, unique
 
 LONGEST_INDEX = 64
 """A shorter image cell names the row that holds the picture."""
@@ -92,6 +92,14 @@ def picture_of(cell: str, where: str) -> bytes:
             f"{where}: the image cell does not decode ({reason}): the file is damaged, get it again."
         ) from None
     return picture
+
+
+def find_tsv(source: Source, *patterns: str) -> Path | None:
+    """Return the table that was named, whatever its name, or the folder's of one of these names."""
+    data = Path(source.data)
+    if data.is_file():
+        return data if data.suffix == ".tsv" else None
+    return find_optional(source, *patterns)
 
 
 def listed(cell: str) -> list[str]:

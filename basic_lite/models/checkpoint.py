@@ -42,10 +42,8 @@ def identity(source: str, config: object) -> dict[str, object]:
     Returns:
         The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
     """
-    folder, found = (
-        Path(data_world_parts.located(source)),
-        {"revision": getattr(config, "_commit_hash", None)},
-    )
+    folder = Path(data_world_parts.located(source))
+    found: dict[str, object] = {"revision": getattr(config, "_commit_hash", None)}
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
         files = (path for path in repository.weight_files(folder) if path.is_file())

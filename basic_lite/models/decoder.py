@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -107,7 +109,7 @@ def _name(causal: PreTrainedModel, llm: str, config: PretrainedConfig) -> None:
     causal.config._commit_hash = getattr(config, "_commit_hash", None)
 
 
-def _read(source: object, dtype: torch.dtype, **settings: object) -> tuple[PreTrainedModel, dict]:
+def _read(source: Any, dtype: torch.dtype, **settings: Any) -> tuple[Any, dict]:
     return AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
@@ -115,7 +117,7 @@ def _read(source: object, dtype: torch.dtype, **settings: object) -> tuple[PreTr
         use_safetensors=True,
         output_loading_info=True,
         **settings,
-    )
+    )  # pyright: ignore[reportReturnType]: two values, where loading information is asked for
 
 
 class ScaledEmbedding(torch.nn.Embedding):
@@ -129,7 +131,7 @@ class ScaledEmbedding(torch.nn.Embedding):
 
 
 @torch.no_grad()
-def fold_scales(causal: PreTrainedModel) -> PreTrainedModel:
+def fold_scales(causal: Any) -> PreTrainedModel:
     """Move the factors that LLaVA's class leaves out, or applies to visual embeddings as well.
 
     - Logits (Granite `/ logits_scaling`, Cohere `* logit_scale`): into the last norm's weight; it is linear.

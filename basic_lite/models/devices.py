@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
-from torch import nn
 
 
 def choose_device() -> str:
@@ -58,7 +58,7 @@ def layers_to_recompute(every: bool | None, count: int | None, device: str) -> i
     return None if (device == "cuda" if every is None else every) else 0
 
 
-def recompute_layers(decoder: nn.Module, count: int | None = None) -> None:
+def recompute_layers(decoder: Any, count: int | None = None) -> None:
     """Run the first `count` decoder layers again in backward instead of keeping what they computed.
 
     The first, not the last: backward reaches them when the activations of all later layers are gone, so

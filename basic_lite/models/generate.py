@@ -141,4 +141,5 @@ def until_stop(produced: Sequence[int], stops: Sequence[int]) -> list[int]:
 def text_of(assembled: Assembled, produced: Sequence[int]) -> str:
     """Return an answer's text: what stands before its end, without special tokens."""
     ids = until_stop(produced, stops_of(assembled))
-    return assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    text: Any = assembled.tokenizer.decode(ids, skip_special_tokens=True)
+    return text.strip()

@@ -20,8 +20,9 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from basic_lite.data import conversation, templates
 from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows
-from basic_lite.data.pictures import ImageTransform
+from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
+from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
@@ -62,7 +63,8 @@ def find_image_token(
     Raises:
         ValueError: If no row is free.
     """
-    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, *conversation.stop_ids(template, tokenizer)}
+    ends: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    taken = {*ends, *conversation.stop_ids(template, tokenizer)}
     known = tokenizer.get_vocab()
     for token in (wanted,) if wanted else _RESERVED:
         if token in known and known[token] < vocabulary and known[token] not in taken:
@@ -71,7 +73,7 @@ def find_image_token(
         raise ValueError(f"the image token {wanted!r} is not a free token of this tokenizer")
     if len(tokenizer) < vocabulary:
         return len(tokenizer)  # a padded row of the embedding matrix: no token has it
-    spoken = tokenizer.unk_token_id
+    spoken: Any = tokenizer.unk_token_id
     if spoken is not None and spoken not in taken and "<0x0A>" in known:
         return spoken  # byte fallback spells every unknown character, so no text becomes <unk>
     raise ValueError(
@@ -82,7 +84,7 @@ def find_image_token(
 
 def find_pad_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, wanted: str | None) -> int:
     """Return the id that fills a batch: never the image's."""
-    candidates = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
+    candidates: list[Any] = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
     candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
     return next(c for c in candidates if c is not None and c != image_token_id)
 
@@ -119,7 +121,7 @@ def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTra
 
     seen: list[torch.Tensor] = []
     decoder = parts_of(model).decoder
-    embed, layers = model.get_input_embeddings(), decoder.layers
+    embed, layers = decoder.get_input_embeddings(), decoder.layers
     ids = torch.arange(4, 12, device=embed.weight.device)[None]
     decoder.layers = nn.ModuleList([Look()])
     try:
@@ -168,9 +170,7 @@ class Sources:
             raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
 
     @classmethod
-    def named(
-        cls, model: str, tower: str | None = None, llm: str | None = None, **settings: object
-    ) -> Sources:
+    def named(cls, model: str, tower: str | None = None, llm: str | None = None, **settings: Any) -> Sources:
         """Resolve names of the zoo; an `llm`, or a tower that is no name, is a hub id or a folder.
 
         Raises:
@@ -219,7 +219,7 @@ class Assembled:
     family: zoo.Family
     sources: Sources
 
-    def transform(self, aspect: str) -> ImageTransform:
+    def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
         return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
 
@@ -297,6 +297,7 @@ def assemble(
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
     template = templates.TEMPLATES[name]
     conversation.check_tokenizer(template, tokenizer)
+    check_vocabulary(tokenizer, llm_config.vocab_size)
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 

@@ -1,12 +1,13 @@
-"""The parts of a LLaVA that the method touches."""
+"""The parts of a LLaVA that the method touches, whatever it is wrapped in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, LlavaModel
 
 
 @dataclass(frozen=True)
@@ -15,13 +16,13 @@ class Parts:
 
     Attributes:
         llava: the model without its head.
-        decoder: its language model, without head.
-        head: the output projection.
+        decoder: its language model, a `PreTrainedModel` without head.
+        head: the output projection, a linear layer without bias.
     """
 
     llava: LlavaModel
-    decoder: PreTrainedModel
-    head: nn.Module
+    decoder: Any
+    head: Any
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -29,14 +30,14 @@ class Parts:
         return embedding_of(self.decoder)
 
 
-def embedding_of(decoder: PreTrainedModel) -> torch.Tensor:
+def embedding_of(decoder: Any) -> torch.Tensor:
     """Return `(V, D)`, a decoder's raw token embeddings."""
     weight = decoder.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight
 
 
-def layers_of(decoder: PreTrainedModel) -> nn.ModuleList:
+def layers_of(decoder: Any) -> nn.ModuleList:
     """Return a decoder's layers, first to last."""
     layers = decoder.layers
     assert isinstance(layers, nn.ModuleList)
@@ -49,13 +50,12 @@ def parts_of(model: nn.Module) -> Parts:
     Raises:
         ValueError: If there is no such model inside.
     """
-    inner = getattr(model, "module", model)
+    inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     if not isinstance(inner, LlavaForConditionalGeneration):
         raise ValueError(
             f"a {type(inner).__name__} was given; BASIC works on a transformers "
-            f"LlavaForConditionalGeneration, "
-            "bare or wrapped by PEFT"
+            "LlavaForConditionalGeneration, bare or wrapped by PEFT"
         )
     return Parts(inner.model, inner.model.language_model, inner.lm_head)
 
@@ -65,6 +65,6 @@ def is_cut(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def piece(tensor: torch.Tensor) -> torch.Tensor:
+def piece(tensor: Any) -> torch.Tensor:
     """Return what is here of a tensor: its first dimension's share, possibly empty, or all of it."""
     return tensor.to_local() if is_cut(tensor) else tensor

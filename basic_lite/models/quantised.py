@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -72,7 +72,7 @@ class Copy:
     """
 
     path: Path
-    made_of: dict[str, object]
+    made_of: dict[str, Any]
 
     @property
     def whole(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -101,9 +102,7 @@ def load_tower(
     return tower.to(device)
 
 
-def _without_registers(
-    tower: nn.Module, args: tuple, output: BaseModelOutputWithPooling, count: int
-) -> BaseModelOutputWithPooling:
+def _without_registers(tower: nn.Module, args: tuple, output: Any, count: int) -> BaseModelOutputWithPooling:
     """Cut the first `count` tokens off the hidden states, so that one is left in front of the patches.
 
     LLaVA drops one token whatever the tower: left to it, the registers would be taken for patches.
@@ -115,7 +114,7 @@ def _without_registers(
 
 
 @torch.no_grad()
-def _resize_positions(tower: PreTrainedModel, size: int, prefix: int) -> None:
+def _resize_positions(tower: Any, size: int, prefix: int) -> None:
     """Interpolate the learned position embeddings once (bicubic), so that the tower is native to `size`."""
     embeddings = tower.embeddings
     table = embeddings.position_embedding.weight
@@ -162,7 +161,7 @@ def native_size(processor: dict, config: PretrainedConfig) -> int:
 
 
 @contextmanager
-def up_to_the_features(tower: PreTrainedModel, layer: int | list[int]) -> Iterator[None]:
+def up_to_the_features(tower: Any, layer: int | list[int]) -> Iterator[None]:
     """Let the tower's modules behind the feature layer pass their input through, inside the block.
 
     LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm behind it and SigLIP's pooling head

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.utils import ModulesToSaveWrapper
 from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
@@ -38,12 +38,12 @@ class DroppedLinear(nn.Linear):
 
     dropout: float
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
         if not self.training or not torch.is_grad_enabled():
-            return self._dropped(x)
+            return self._dropped(input)
         # Backward asks for nothing behind the dropout but the product's input: the product is not repeated.
-        return checkpoint(self._dropped, x, use_reentrant=False)
+        return checkpoint(self._dropped, input, use_reentrant=False)
 
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(F.dropout(x, self.dropout, self.training))
@@ -54,6 +54,7 @@ def draw_again_in_backward(model: nn.Module) -> None:
 
     Names, weights and PEFT's configuration stay as they are, and so does every number that is drawn.
     """
+    layer: Any
     for layer in model.modules():
         for name, dropout in getattr(layer, "lora_dropout", {}).items():
             if isinstance(dropout, nn.Dropout) and type(layer.lora_A[name]) is nn.Linear:
@@ -109,7 +110,8 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
         target_modules=rf".*language_model\.layers\.\d+\.[\w.]+\.({names})",
         modules_to_save=["multi_modal_projector"],
     )
-    model, bits = assembled.model, assembled.sources.bits
+    model: Any = assembled.model
+    bits = assembled.sources.bits
     # PEFT chooses its 4-bit layer by this mark, which transformers sets on the decoder alone.
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = bits == 4, bits == 8
     try:
@@ -124,7 +126,7 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
     check_contract(wrapped, "adapters")
 
 
-def _drop_the_original(projector: ModulesToSaveWrapper) -> None:
+def _drop_the_original(projector: Any) -> None:
     """Let PEFT's frozen original of the projector be the trained copy: alone it is 84 MB of a 7B's memory.
 
     The features enter through the copy, and a merge puts it in the original's place.

@@ -301,7 +301,7 @@ class TowerFamily:
     any_size: bool = False
 
     @property
-    def select_strategy(self) -> str:
+    def select_strategy(self) -> Literal["default", "full"]:
         """LLaVA's name of the rule: `"default"` drops the first token, `"full"` keeps all.
 
         Dropping "the class token" of a SigLIP, which has none, silently loses a patch (728 for 729).

@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from basic_lite import files
 from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
+from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.readers import Rows
 from basic_lite.data.world import world
@@ -399,6 +400,12 @@ def check_before_loading(sources: Sources, settings: Settings, rows: Rows, resum
     if resume is None:
         return
     then = files.read_manifest(resume)
+    if then["data"].get("order") != ORDER:
+        raise ValueError(
+            f"the run in {resume.parent} was begun by a basic-lite that puts rows in another order "
+            f"({then['versions'].get('basic-lite')}): finish it with that one, or start again with "
+            "--overwrite"
+        )
     known = {
         "stage": settings.stage,
         "sources": checkpoint.named(sources),
@@ -439,7 +446,7 @@ def check_same_run(now: dict, then: dict, resume: Path) -> None:
 
 def data_of(settings: Settings, rows: Rows) -> dict[str, object]:
     """Return what a manifest says of the data."""
-    return {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows)}
+    return {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows), "order": ORDER}
 
 
 def hyperparameters(settings: Settings) -> dict[str, object]:

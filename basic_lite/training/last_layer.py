@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from basic_lite.method.attention import alone
@@ -42,11 +41,11 @@ queries by position: theirs run whole.
 """
 
 
-def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
+def prepare(decoder: Any, watched_layers: int) -> bool:
     """Let the last layer take `predicting_rows=(B, T)`; without that keyword it stays what it was.
 
     Args:
-        decoder: the language model, with or without adapters inside.
+        decoder: the language model (a `PreTrainedModel`), with or without adapters inside.
         watched_layers: how many layers somebody looks at; the last one must not be among them.
 
     Returns:
@@ -64,11 +63,13 @@ def prepare(decoder: PreTrainedModel, watched_layers: int) -> bool:
 
 
 def _is_exact(layer: Any) -> bool:
-    kind = type(layer).__mro__[2] if isinstance(layer, _ChosenRows) else type(layer)
+    kind = type(layer)
+    kind = kind.__mro__[2] if issubclass(kind, _ChosenRows) else kind
     if f"{kind.__module__}.{kind.__qualname__}" not in _FAMILIES:
         return False
+    attention: Any = layer.self_attn
     drops = [getattr(layer, name, None) for name in ("resid_attn_dropout", "resid_mlp_dropout")]
-    return not layer.self_attn.attention_dropout and not any(drop.p for drop in drops if drop is not None)
+    return not attention.attention_dropout and not any(drop.p for drop in drops if drop is not None)
 
 
 @cache
@@ -85,7 +86,7 @@ class _ChosenRows:
     mlp: nn.Module
 
     def forward(
-        self,
+        self: Any,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -108,6 +109,7 @@ class _ChosenRows:
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
+        assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
         behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
@@ -160,7 +162,7 @@ def _projections(
     parts: list[torch.Tensor] = []
     for part, norm in zip((query, key, value), (*norms, None), strict=True):
         whole = norm is not None and norm.weight.numel() == part.shape[-1]  # OLMo: over all heads at once
-        part = norm(part) if whole else part
+        part = norm(part) if norm is not None and whole else part
         part = part.unflatten(2, (-1, attention.head_dim))
         parts.append((part if norm is None or whole else norm(part)).transpose(1, 2))
     return parts[0], parts[1], parts[2]

@@ -161,7 +161,7 @@ class Plan:
 
     def print(self, console: Console, **more: object) -> None:
         """Print the settings, `more` first, and the memory plan."""
-        console.print(self.settings.table(**more, optimizer_steps=self.steps))
+        console.print(self.settings.table(**more))
         console.print(plan_line(self.memory), highlight=False)
 
 

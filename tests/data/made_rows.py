@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from basic_lite.data.readers import Rows
+from basic_lite.data.rows import CODES
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
 
 
@@ -11,3 +14,9 @@ def row(name: str, *texts: str, image: str | None = None) -> dict[str, object]:
     """A LLaVA row whose turns alternate, starting with the human."""
     turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
     return {"id": name, **({} if image is None else {"image": image}), "conversations": turns}
+
+
+def known_fault(rows: Rows, row: int) -> str | None:
+    """The code of what the index says is wrong with a row's text."""
+    code = int(rows.index.fault[row])
+    return CODES[code - 1] if code else None

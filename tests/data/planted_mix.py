@@ -72,10 +72,7 @@ def plant(row: dict[str, Any], code: str, rng: random.Random, earlier: str) -> b
     turns = row["conversations"]
     if code == "placeholder_mismatch":
         human = next(turn for turn in turns if turn["from"] == "human")
-        if "image" in row and rng.random() < 0.5:
-            human["value"] = human["value"].replace("<image>", "")
-        else:
-            human["value"] += "<image>"
+        human["value"] += "<image>"
     elif code == "bad_roles":
         turns.append(rng.choice(({"from": "human", "value": "And?"}, {"from": "tool", "value": "{}"})))
     elif code == "empty_answer":
@@ -125,7 +122,8 @@ def write_mix(out: Path, rows: int, pictures: int = 0, each: int = 40, seed: int
             code = planted.get(number)
             raw = None
             if code in PICTURE_FAULTS and "image" not in row:
-                code = planted[number] = "placeholder_mismatch"
+                turn = next(turn for turn in row["conversations"] if turn["from"] == "human")
+                turn["value"] += "<image>"
             if code in PICTURE_FAULTS:
                 row["image"] = f"faults/{code}.jpg"
             elif code:
@@ -161,7 +159,7 @@ def write_pictures(root: Path, count: int) -> None:
     faults = root / "faults"
     whole = (root / folders[0] / f"{0:09d}.jpg").read_bytes()
     (faults / "undecodable_image.jpg").write_bytes(whole[: len(whole) // 2])
-    Image.new("L", (8, 8)).save(faults / "wrong_suffix.jpg", "GIF")
+    Image.linear_gradient("L").resize((8, 8)).save(faults / "wrong_suffix.jpg", "GIF")
     Image.new("1", (20_000, 20_000)).save(faults / "oversized_image.jpg", "PNG")
 
 

@@ -643,7 +643,7 @@ def test_truncation_never_cuts_an_image() -> None:
         ):
             encode("chatml", tokenizer, turns, **settings, max_length=short)
     for short in (7, 15):
-        with pytest.raises(ValueError, match="supervises nothing: its first answer starts behind max_length"):
+        with pytest.raises(ValueError, match="supervises nothing: its first answer starts after max_length"):
             encode("chatml", tokenizer, turns, **settings, max_length=short)
 
 

@@ -32,7 +32,7 @@ def mix() -> list[dict]:
         turns = [("<image>\n" if number % 2 else "") + "What?", kinds[number % 3]()]
         turns += [text(rng, 20), "Yes."] * (number % 4)
         rows.append(row(str(number), *turns, image="a.png" if number % 2 else None))
-    rows[7] = row("7", text(rng, 500), "Yes.")  # the answer is behind the limit
+    rows[7] = row("7", text(rng, 500), "Yes.")  # the answer is after the limit
     rows[8] = row("8", "Hi", "")
     return rows
 

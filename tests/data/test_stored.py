@@ -11,10 +11,8 @@ from data.made_rows import FIXTURES
 from typer.testing import CliRunner
 
 from basic_lite.data.checks import check_budget, check_pictures, check_rows
-from basic_lite.data.dataset import RowEncoder, SupervisedStream, TextEncoder
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.streams import Stream
 
 
 def published(name: str, picture: Callable) -> list[dict]:
@@ -85,7 +83,7 @@ def test_published_layouts(made: tuple, kind: str, tmp_path: Path, monkeypatch: 
     assert found == EXPECTED[name]
     sizes = [load_image(image).size for sample in rows for image in sample.images]
     assert sizes == [(30 + i, 20) for sample in rows for i in range(len(sample.images))]
-    assert rows.image_counts.tolist() == [images for _, images, _, _ in EXPECTED[name]]
+    assert rows.index.images.tolist() == [images for _, images, _, _ in EXPECTED[name]]
     assert check_rows(rows) == check_pictures(rows) == []
     again = open_rows(place)
     assert again.sha256 == rows.sha256
@@ -123,8 +121,6 @@ def test_min_rating(parquet: Callable, picture: Callable) -> None:
     assert len(open_rows(path)) == 3
     kept = [sample.turns[0][1] for sample in open_rows(path, min_rating=3)]
     assert kept == ["<image>\nRated 5?", "<image>\nRated 3?"]
-    streamed = [sample.turns[0][1] for sample in Stream(path, min_rating=3)]
-    assert streamed == kept
     with pytest.raises(ValueError, match="holds no rows"):
         open_rows(path, min_rating=5)  # formatting is rated 4
 
@@ -151,39 +147,13 @@ def test_faulty_rows_of_a_data_set(parquet: Callable, picture: Callable) -> None
     opened.faults = check_rows(opened)
     check_budget(opened, 0.8)
     assert opened.usable.tolist() == [True, False, False, False]
-    seen = list(Stream(path))
-    assert [getattr(sample, "code", "ok") for sample in seen] == ["ok", "ok", expected[1][2], expected[2][2]]
-    assert "row 2 (id 'none')" in str(seen[2])
 
 
 def test_rows_with_paths_into_a_folder(parquet: Callable, picture: Callable, tmp_path: Path) -> None:
     picture(9, 7).save(tmp_path / "a.png")
     turns = [{"from": "human", "value": "<image>Hi"}, {"from": "gpt", "value": "Ho"}]
     path = parquet([{"id": "1", "image": "a.png", "conversations": turns}])
-    for samples in (open_rows(path, tmp_path), Stream(path, tmp_path)):
-        assert [load_image(sample.images[0]).size for sample in samples] == [(9, 7)]
-
-
-def test_stream_skips_and_shuffles(parquet: Callable) -> None:
-    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-    path = parquet([{"id": str(i), "conversations": turns} for i in range(30)])
-    assert [sample.id for sample in Stream(path, skip=27)] == ["27", "28", "29"]
-    folder = path.with_name("saved")  # `datasets` waits five seconds after each shuffled pass over Parquet
-    datasets.Dataset.from_parquet(str(path)).save_to_disk(folder)
-    shuffled = [sample.id for sample in Stream(folder, shuffle_rows=30, seed=4)]
-    assert shuffled == [sample.id for sample in Stream(folder, shuffle_rows=30, seed=4)]
-    assert shuffled != sorted(shuffled, key=int)
-    assert sorted(shuffled, key=int) == [str(i) for i in range(30)]
-
-
-def test_supervised_stream(parquet: Callable, tokenizer: object) -> None:
-    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-    path = parquet([{"id": str(i), "conversations": turns[: 1 + (i != 9)]} for i in range(20)])
-    encoder = RowEncoder(TextEncoder("chatml", tokenizer, 999, 4, None), None)
-    ids = [item["id"] for item in SupervisedStream(Stream(path), encoder, bad_budget=0.1)]
-    assert ids == [str(i) for i in range(20) if i != 9]
-    with pytest.raises(ValueError, match=r"row 9 \(id '9'\)"):
-        list(SupervisedStream(Stream(path), encoder))
+    assert [load_image(sample.images[0]).size for sample in open_rows(path, tmp_path)] == [(9, 7)]
 
 
 def test_check_command(parquet: Callable, picture: Callable, tmp_path: Path) -> None:
@@ -224,7 +194,6 @@ def test_from_the_hub(
     assert [sample.id for sample in rows] == ["n1", "n2"]
     assert check_pictures(rows) == []
     assert not (tmp_path / "lmms-lab").exists()  # what is known of it goes to the cache
-    assert [sample.id for sample in Stream("lmms-lab/LLaVA-NeXT-Data")] == ["n1", "n2"]
 
 
 @pytest.mark.parametrize("source", ["nobody/nothing", "nobody/nothing:config@train"])

@@ -31,13 +31,15 @@ def test_published_sizes_and_decoding():
         "gqa": (12_578,),
         "scienceqa": (2_017,),
         "textvqa": (5_000,),
-        "mmbench": (4_329, 4_377),
-        "mmbench-cn": (4_329,),
+        "mmbench": (4_329, 4_377, 4_876),
+        "mmbench-cn": (4_329, 4_876),
         "mmvet": (218,),
         "vizwiz": (4_319,),
         "pope": (9_000, 8_910),
         "mme": (2_374,),
-        "seed": (17_990,),
+        "seed": (17_990, 19_242),
+        "pope-gqa": (9_000, 8_910),
+        "pope-aokvqa": (9_000, 8_910),
         "mmstar": (1_500,),
         "mmmu": (900,),
         "ai2d": (3_088,),
@@ -49,6 +51,7 @@ def test_published_sizes_and_decoding():
         "ocrbench": (1_000,),
         "docvqa": (5_349,),
         "infovqa": (2_801,),
+        "mine": (),
     }
     assert all(next(iter(row.styles)) == "llava" for row in BENCHMARKS.values())
 

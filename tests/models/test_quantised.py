@@ -215,7 +215,7 @@ def test_one_process_writes_and_others_train_on(base, cache):
 def test_a_kill_inside_a_write_leaves_no_copy_and_no_litter(base, cache):
     code = (
         "import os, sys, torch; sys.path.insert(0, 'tests')\n"
-        "from basic_lite import quantised\n"
+        "from basic_lite.models import quantised\n"
         "from basic_lite.models.llava import Sources, load_decoder_alone\n"
         "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
         f"load_decoder_alone(Sources({str(base)!r}, 'x', dtype=torch.float32), 'cpu', 'keep', print)"

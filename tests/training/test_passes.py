@@ -12,7 +12,8 @@ import pytest
 from command import run, stage1, stage2
 
 from basic_lite.data.batches import Batches
-from basic_lite.training.checks import Passes, changes_line
+from basic_lite.files import EMBEDDING_SPACE, FORMAT
+from basic_lite.training.checks import Passes, changes_line, check_before_loading
 from basic_lite.training.settings import Method, Settings
 
 
@@ -120,3 +121,12 @@ def test_what_is_not_the_same_is_said():
         "up to rounding; adapters' dropout of 0.05 draws other masks"
     )
     assert "8-bit layers round" in changes_line({"micro_batch": [4, 2]}, 0.0, 8)
+
+
+def test_a_run_of_another_order_of_rows_is_refused_in_one_line(tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    older = {"format": FORMAT, "method": {"embedding_space": EMBEDDING_SPACE}, "data": {"rows": 3}}
+    (checkpoint / "manifest.json").write_text(json.dumps(older | {"versions": {"basic-lite": "0.0.9"}}))
+    with pytest.raises(ValueError, match=r"in another order \(0\.0\.9\): finish it .* --overwrite$"):
+        check_before_loading(None, None, None, checkpoint)

@@ -39,7 +39,7 @@ DESCRIBE = {
     "zh": ("请描述这张图片。", "图中有什么？", "这张图片里有哪些物体？", "你看到了什么？"),
 }
 
-_AT = {
+_AT: dict[str, tuple[str, ...]] = {
     "top left": ("at the top left", "in the top left corner", "in the upper left"),
     "top": ("at the top", "at the top in the middle"),
     "top right": ("at the top right", "in the top right corner", "in the upper right"),
@@ -205,7 +205,7 @@ def _caption_zh(
 def _listed(
     start: str, told: list[str], things: list[Thing], between: str, last: str, end: str
 ) -> list[tuple[str, Thing | None]]:
-    """Return pieces: what is told of each thing, and what stands in front of, between and behind."""
+    """Return pieces: what is told of each thing, and what stands before, between and after them."""
     pieces: list[tuple[str, Thing | None]] = [(start, None)]
     for i, (text, thing) in enumerate(zip(told, things, strict=True)):
         if i:
@@ -256,9 +256,8 @@ def choose(query: Query, language: Language, rng: random.Random, most: int = 4) 
 
 def answer_word(query: Query, value: str | int | Noun, language: Language) -> str:
     """Word one possible answer of a query."""
-    attribute = query.answer[0]
-    if attribute != "noun":
-        return word(attribute, value, language)
+    if not isinstance(value, tuple):
+        return word(query.answer[0], value, language)
     facts = dict(value)
     return (
         f"{facts['colour']} {facts['shape']}"

@@ -14,11 +14,13 @@ from basic_lite.data.world.scenes import COLOURS, PLACES, SHAPES, Thing
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 
-COLOUR_ZH = dict(zip(COLOURS, ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "白色", "黑色"), strict=True))
-SHAPE_ZH = dict(
+COLOUR_ZH: dict[str, str] = dict(
+    zip(COLOURS, ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "白色", "黑色"), strict=True)
+)
+SHAPE_ZH: dict[str, str] = dict(
     zip(SHAPES, ("圆形", "方形", "三角形", "星形", "十字形", "环形", "心形", "菱形"), strict=True)
 )
-PLACE_ZH = dict(
+PLACE_ZH: dict[str, str] = dict(
     zip(
         PLACES,
         ("左上角", "上边", "右上角", "左边", "中间", "右边", "左下角", "下边", "右下角"),

@@ -63,8 +63,11 @@ def attribute_queries(scene: Scene, rng: random.Random) -> list[Query]:
     """Colour by shape or place, shape by colour or place, place by shape or by colour and shape."""
     found = []
     values = {"colour": COLOURS, "shape": SHAPES, "place": PLACES}
-    clues = {"colour": (("shape",), ("place",)), "shape": (("colour",), ("place",))}
-    clues["place"] = (("shape",), ("colour", "shape"))
+    clues: dict[str, tuple[tuple[str, ...], ...]] = {
+        "colour": (("shape",), ("place",)),
+        "shape": (("colour",), ("place",)),
+        "place": (("shape",), ("colour", "shape")),
+    }
     for kind, keys in ((kind, keys) for kind, options in clues.items() for keys in options):
         for thing in scene.things:
             noun = tuple((key, getattr(thing, key)) for key in keys)

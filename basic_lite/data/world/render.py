@@ -172,7 +172,8 @@ def _paint(canvas: Image.Image, mask: Image.Image, colour: tuple[int, int, int],
 
 
 def _shade(colour: tuple[int, int, int], rng: random.Random, spread: int) -> tuple[int, int, int]:
-    return tuple(min(255, max(0, c + rng.randint(-spread, spread))) for c in colour)
+    red, green, blue = (min(255, max(0, c + rng.randint(-spread, spread))) for c in colour)
+    return red, green, blue
 
 
 def _background(texture: str, rng: random.Random) -> Image.Image:

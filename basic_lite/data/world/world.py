@@ -10,7 +10,7 @@ from pathlib import Path
 from basic_lite import files
 from basic_lite.data.world import parts
 from basic_lite.data.world.dataset import World, world_in, write_world
-from basic_lite.data.world.lexicon import is_meaningful
+from basic_lite.data.world.lexicon import Language, is_meaningful
 from basic_lite.data.world.render import Picture
 from basic_lite.data.world.scenes import Scene, sample_scene
 
@@ -43,7 +43,8 @@ def questions_beside(run: Path, benchmark: str, say: Callable[[str], None]) -> P
     Raises:
         ValueError: If the world has none of that benchmark.
     """
-    language = {"mmbench": "en", "mmbench-cn": "zh"}.get(benchmark)
+    languages: dict[str, Language] = {"mmbench": "en", "mmbench-cn": "zh"}
+    language = languages.get(benchmark)
     if language is None:
         raise ValueError(
             f"the embedded world asks mmbench and mmbench-cn, not {benchmark}; to ask it of the tiny model "

@@ -13,7 +13,7 @@ from basic_lite.evaluation.files import Source, find_optional, locate_images, re
 from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.rules import score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import listed, tsv_table
+from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
 
 STYLES = {"llava": SHORT, "lmms": "Answer the question with a single word."}
 _TOLERANCE = 0.05
@@ -61,7 +61,7 @@ def listed_first(answer: Any) -> str:
 
 
 def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_optional(source, "ChartQA_TEST.tsv")
+    tsv = find_tsv(source, "ChartQA_TEST.tsv")
     if tsv is not None:
         for row in tsv_table(source, tsv, ("question", "answer", "split"), "ChartQA"):
             answer = listed_first(row["answer"])

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, find_optional, main_file, table_rows
+from basic_lite.evaluation.files import Source, main_file, table_rows
 from basic_lite.evaluation.question import LETTER, Question
 from basic_lite.evaluation.rules import Rule, by_letter, options_prompt, score_each
 from basic_lite.evaluation.statistics import Score, value_of
-from basic_lite.evaluation.tsv import choices_in, tsv_table
+from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
 STYLES = {"llava": 128}
 WEIGHTS = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
@@ -65,8 +65,8 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
     names = ("CV-Bench-2D.tsv", "CV-Bench-3D.tsv")
-    paths = [path for path in (find_optional(source, name) for name in names) if path is not None]
-    for path in paths or [main_file(source, "CV-Bench TSV", *names)]:
+    paths = [path for path in (find_tsv(source, name) for name in names) if path is not None]
+    for path in dict.fromkeys(paths or [main_file(source, "CV-Bench TSV", *names)]):
         for row in tsv_table(source, path, ("question", "A", "B", "answer", "source"), "CV-Bench"):
             options = choices_in(row)
             yield {

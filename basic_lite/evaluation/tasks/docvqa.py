@@ -14,7 +14,6 @@ from typing import Any
 from basic_lite.evaluation.benchmark import Benchmark, Predictions
 from basic_lite.evaluation.files import (
     Source,
-    find_optional,
     locate_images,
     main_file,
     read_list,
@@ -24,7 +23,7 @@ from basic_lite.evaluation.files import (
 from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.rules import score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import listed, tsv_table
+from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
 
 STYLES = {"llava": SHORT, "lmms": SHORT}  # the same in both
 _THRESHOLD = 0.5
@@ -79,7 +78,7 @@ def _table_rows(source: Source, config: str) -> Iterator[dict[str, Any]]:
 
 
 def _file_rows(source: Source, config: str, tsv: str, patterns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    table = find_optional(source, tsv) if source.split == "val" else None
+    table = find_tsv(source, tsv) if source.split == "val" else None
     if table is not None:
         for row in tsv_table(source, table, ("question", "answer"), config):
             yield {**row, "id": row["index"], "answers": listed(str(row["answer"]))}

@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.files import (
     Source,
+    find_optional,
     locate_images,
     main_file,
     open_table,
+    read_json_lines,
     read_keyed,
     table_rows,
     write_rows,
 )
 from basic_lite.evaluation.question import SHORT, Question, StoredImage
 from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
+_LLAVA = "llava_gqa_testdev_balanced.jsonl"
+_OFFICIAL = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
 _NEEDS = ("question", "imageId", "answer", "isBalanced", "types")
 
 
@@ -43,7 +49,7 @@ def _question(row: Mapping[str, Any], style: str) -> Question | None:
         fields={
             "structural": structural,
             "semantic": row["types"]["semantic"],
-            "kind": "open" if structural == "query" else "binary",
+            "kind": structural and ("open" if structural == "query" else "binary"),
             "words": str(len(row["question"].split())),
             "steps": str(_steps(row.get("semantic") or [])),
         },
@@ -57,9 +63,41 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
     return sum(not any(name in step for name in final) for step in steps)
 
 
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a file that does not say of what kind a question is."""
+    return {"isBalanced": True, "types": {"structural": "", "semantic": ""}, "answer": None, **row}
+
+
+def _llava_rows(source: Source, path: Path) -> list[dict[str, Any]]:
+    """Read LLaVA's questions, which have no answers: they end in a submission."""
+    rows = read_json_lines(path, ("question_id", "image", "text"))
+    images = locate_images(
+        source, {row["question_id"]: row["image"] for row in rows}, ("images", "../images")
+    )
+    return [
+        _plain(
+            {
+                "id": row["question_id"],
+                "question": row["text"].removesuffix(f"\n{SHORT}"),
+                "imageId": row["image"].rpartition(".")[0],
+                "image": images[row["question_id"]],
+            }
+        )
+        for row in rows
+    ]
+
+
 def _file_rows(source: Source) -> list[dict[str, Any]]:
-    patterns = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
-    path = main_file(source, "GQA questions", *patterns)
+    tsv = find_tsv(source, "GQA_TestDev_Balanced.tsv")
+    if tsv is not None:
+        rows = tsv_table(source, tsv, ("question", "answer"), "GQA")
+        return [_plain({**row, "id": row["index"], "imageId": row["picture"]}) for row in rows]
+    asked = find_optional(source, _LLAVA)
+    if asked is not None and Path(source.data) in (asked, source.folder):
+        if find_optional(source, *_OFFICIAL) is None:
+            return _llava_rows(source, asked)
+        source = replace(source, data=source.folder)  # the same questions, with their answers
+    path = main_file(source, "GQA questions", *_OFFICIAL)
     content = read_keyed(path, _NEEDS)
     names = {identity: f"{row['imageId']}.jpg" for identity, row in content.items()}
     images = locate_images(source, names, ("images", "../images"))

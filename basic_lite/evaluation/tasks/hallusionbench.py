@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, find_optional, locate_images, main_file, read_list, table_rows
+from basic_lite.evaluation.files import Source, locate_images, main_file, read_list, table_rows
 from basic_lite.evaluation.open_answers import without_punctuation
 from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.rules import score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import tsv_table
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
 STYLES = {"llava": 128}
 SCORERS = ("yes_no_vlmevalkit", "yes_no_original")
@@ -90,7 +90,7 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_optional(source, "HallusionBench.tsv") if source.split == "image" else None
+    tsv = find_tsv(source, "HallusionBench.tsv") if source.split == "image" else None
     if tsv is not None:
         for row in tsv_table(
             source, tsv, ("question", "answer", "category", "l2-category"), "HallusionBench"

@@ -15,6 +15,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.files import AGAIN, Source, read_text, table_rows
 from basic_lite.evaluation.question import SHORT, Id, Question
 from basic_lite.evaluation.statistics import Score, mean_by, score_of, value_of
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 from basic_lite.files import write_text
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
@@ -45,12 +46,26 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
     )
 
 
+def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
+    """Read VLMEvalKit's table: rows about one picture share its image path."""
+    for row in tsv_table(source, path, ("question", "answer", "category", "image_path"), "MME"):
+        yield {**row, "id": row["index"], "picture": row["image_path"]}
+
+
 def _folder_rows(source: Source) -> Iterator[dict[str, Any]]:
-    categories = [name for name in (*PERCEPTION, *COGNITION) if (source.folder / name).is_dir()]
+    tsv = find_tsv(source, "MME.tsv")
+    if tsv is not None:
+        yield from _tsv_rows(source, tsv)
+        return
+    names = (*PERCEPTION, *COGNITION)
+    # The archive unpacks into MME_Benchmark_release_version, and that once more into MME_Benchmark.
+    places = (source.folder, *sorted(source.folder.glob("*/")), *sorted(source.folder.glob("*/*/")))
+    root = next((place for place in places if any((place / name).is_dir() for name in names)), source.folder)
+    categories = [name for name in names if (root / name).is_dir()]
     if not categories:
         raise ValueError(f"{source.data} has no MME categories: looked for folders such as {PERCEPTION[0]}.")
     for category in categories:
-        folder = source.folder / category
+        folder = root / category
         asked, pictures = folder / "questions_answers_YN", folder / "images"
         asked, pictures = (asked, pictures) if asked.is_dir() else (folder, folder)
         files = {path.stem: path for path in pictures.iterdir() if path.suffix.lower() in _PICTURES}

@@ -17,9 +17,17 @@ from statistics import mean, pstdev
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_keyed, table_rows
+from basic_lite.evaluation.files import (
+    Source,
+    find_optional,
+    locate_images,
+    main_file,
+    read_keyed,
+    table_rows,
+)
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, score_of
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 from basic_lite.files import write_text
 
 # MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
@@ -146,6 +154,18 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
+    if find_optional(source, "mm-vet-v2.json") and not find_optional(source, "mm-vet.json"):
+        raise ValueError(
+            f"{source.data} holds MM-Vet v2, whose questions go with several pictures: its first version "
+            "(mm-vet.json, 218 questions) is asked here."
+        )
+    tsv = find_tsv(source, "MMVet.tsv")
+    if tsv is not None:
+        rows = tsv_table(source, tsv, ("question", "answer", "category"), "MM-Vet")
+        return [
+            {**row, "id": row["index"], "capability": str(row["category"]).replace(" ", "").split(",")}
+            for row in rows
+        ]
     path = main_file(source, "MM-Vet questions", "mm-vet.json")
     content = read_keyed(path, ("imagename", "question", "answer", "capability"))
     names = {identity: row["imagename"] for identity, row in content.items()}

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, find_optional, locate_images, main_file, read_list, table_rows
+from basic_lite.evaluation.files import Source, locate_images, main_file, read_list, table_rows
 from basic_lite.evaluation.question import Question
 from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import listed, tsv_table
+from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
 
 STYLES = {"llava": 128}
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
@@ -63,7 +63,7 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_optional(source, "OCRBench.tsv")
+    tsv = find_tsv(source, "OCRBench.tsv")
     if tsv is not None:
         for row in tsv_table(source, tsv, ("question", "answer", "category"), "OCRBench"):
             answers = listed(str(row["answer"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.files import Source, find_optional, locate_images, read_json_lines, table_rows
 from basic_lite.evaluation.question import SHORT, Id, Question
 from basic_lite.evaluation.statistics import Score, score_of, value_of
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
 STYLES = {"llava": 128, "lmms": 128}  # the same in both
 SCORERS = ("pope_llava", "pope_lmms")
-_LABELS = "coco_pope_*.json"
+_KINDS = ("random", "popular", "adversarial")
 
 
 def _question(row: Mapping[str, Any], style: str) -> Question:
@@ -35,24 +37,46 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
     )
 
 
-def _label_files(source: Source) -> dict[str, list[dict[str, Any]]]:
+def _wanted(source: Source, category: str) -> bool:
+    return source.split in ("test", category)
+
+
+def _label_files(source: Source, prefix: str) -> dict[str, list[dict[str, Any]]]:
     """Return category -> its labelled rows, from JSON lines in files named .json."""
+    pattern = f"{prefix}_pope_*.json"
     data = Path(source.data)
-    if data.is_file() and data.match(_LABELS):
+    if data.is_file() and data.match(pattern):
         paths = [data]
     else:
-        paths = sorted({*source.folder.glob(_LABELS), *source.folder.glob(f"*/{_LABELS}")})
+        paths = sorted({*source.folder.glob(pattern), *source.folder.glob(f"*/{pattern}")})
     if not paths:
-        raise ValueError(f"{source.data} has no POPE labels: looked for {_LABELS}.")
+        raise ValueError(f"{source.data} has no POPE labels: looked for {pattern}, POPE.tsv.")
     labels = {}
     for path in paths:
         rows = read_json_lines(path, ("question_id", "image", "text", "label"))
-        labels[path.stem.removeprefix("coco_pope_")] = rows
-    return labels
+        labels[path.stem.removeprefix(f"{prefix}_pope_")] = rows
+    return {category: rows for category, rows in labels.items() if _wanted(source, category)}
 
 
-def _file_rows(source: Source) -> list[dict[str, Any]]:
-    labels = _label_files(source)
+def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
+    """Read VLMEvalKit's table, in which a question of several categories stands once."""
+    for row in tsv_table(source, path, ("question", "answer", "category"), "POPE"):
+        for category in str(row["category"]).split(","):
+            if _wanted(source, category.strip()):
+                yield {
+                    **row,
+                    "id": f"{category.strip()}/{row['index']}",
+                    "category": category.strip(),
+                    "label": str(row["answer"]).lower().strip(),
+                    "question": str(row["question"]).replace(" Please answer yes or no.", "").strip(),
+                }
+
+
+def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
+    tsv = find_tsv(source, "POPE.tsv") if prefix == "coco" else None
+    if tsv is not None:
+        return list(_tsv_rows(source, tsv))
+    labels = _label_files(source, prefix)
     asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
     rows = []
     if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
@@ -68,7 +92,9 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
             ]
     else:
         rows = _paired_by_position(asked, labels)
-    images = locate_images(source, {row["id"]: row["image"] for row in rows}, ("val2014", "images"))
+    images = locate_images(
+        source, {row["id"]: row["image"] for row in rows}, ("val2014", "images", f"{prefix}_images")
+    )
     return [{**row, "picture": row["image"], "image": images[row["id"]]} for row in rows]
 
 
@@ -102,8 +128,25 @@ def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]])
     return rows
 
 
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for row in table_rows(source, None, "test", ("question_id", "question", "answer", "category")):
+def _all_splits(source: Source, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Read the split test, or the three of the folder `Full`, which hold the same rows."""
+    try:
+        yield from table_rows(source, None, "test", needs)
+        return
+    except ValueError:
+        if not any(Path(source.data).glob(f"**/{_KINDS[0]}-*.parquet")):
+            raise
+    for split in _KINDS:
+        yield from table_rows(source, None, split, needs)
+
+
+def _table_rows(source: Source, prefix: str) -> Iterator[dict[str, Any]]:
+    if prefix != "coco":
+        raise ValueError(f"POPE's data sets hold COCO's questions: give --data with {prefix}_pope_*.json.")
+    needs = ("question_id", "question", "answer", "category")
+    for row in _all_splits(source, needs):
+        if not _wanted(source, row["category"]):
+            continue
         yield {
             "id": f"{row['category']}/{row['question_id']}",
             "question": row["question"].strip(),
@@ -167,16 +210,29 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     )
 
 
-BENCHMARK = Benchmark(
-    name="pope",
-    hub="lmms-lab/POPE",
-    split="test",
-    sizes={"test": (9_000, 8_910)},
-    styles=STYLES,
-    scorers=SCORERS,
-    published=published(85.9, 85.9, 86.4, 86.7),
-    measured_on="mean F1 of the three categories",
-    rows=(_table_rows, _file_rows),
-    question=_question,
-    score=score,
+_SIZES = {"test": (9_000, 8_910), **dict.fromkeys(_KINDS, (3_000,)), "random": (3_000, 2_910)}
+
+
+def _benchmark(name: str, prefix: str, **more: Any) -> Benchmark:
+    return Benchmark(
+        name=name,
+        hub="lmms-lab/POPE",
+        split="test",
+        sizes=_SIZES,
+        styles=STYLES,
+        scorers=SCORERS,
+        rows=(partial(_table_rows, prefix=prefix), partial(_file_rows, prefix=prefix)),
+        question=_question,
+        score=score,
+        **more,
+    )
+
+
+_COCO = (published(85.9, 85.9, 86.4, 86.7), "mean F1 of the three categories")
+BENCHMARKS = (
+    _benchmark(
+        "pope", "coco", published=_COCO[0], measured_on=_COCO[1], of_size=dict.fromkeys((9_000, 8_910), _COCO)
+    ),
+    _benchmark("pope-gqa", "gqa"),
+    _benchmark("pope-aokvqa", "aokvqa"),
 )

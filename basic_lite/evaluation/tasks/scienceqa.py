@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
@@ -26,6 +27,7 @@ from basic_lite.evaluation.files import (
 )
 from basic_lite.evaluation.question import LETTER, Question
 from basic_lite.evaluation.statistics import Score, by_field, percent, score_of
+from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
 _LETTERS = "ABCDE"
 _NEEDS = ("question", "choices", "answer", "hint")
@@ -68,7 +70,20 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
     )
 
 
+def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
+    """Read VLMEvalKit's table of the questions with a picture."""
+    if not source.split.endswith("-img"):
+        raise ValueError(f"{path} holds the questions with a picture: use --split {source.split}-img.")
+    for row in tsv_table(source, path, ("question", "A", "B", "answer"), "ScienceQA"):
+        answer = _LETTERS.index(str(row["answer"]))
+        more = {"choices": list(choices_in(row).values()), "hint": row.get("hint") or "", "has_image": True}
+        yield {**row, **more, "id": row["index"], "answer": answer}
+
+
 def _file_rows(source: Source) -> list[dict[str, Any]]:
+    tsv = find_tsv(source, f"ScienceQA_{source.split.removesuffix('-img').upper()}.tsv")
+    if tsv is not None:
+        return list(_tsv_rows(source, tsv))
     split = source.split.removesuffix("-img")
     problems_path = main_file(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
     splits_path = find(source, "ScienceQA splits", "pid_splits.json", "sqa_pid_splits.json")

@@ -24,6 +24,7 @@ from basic_lite.evaluation.files import (
 )
 from basic_lite.evaluation.question import LETTER, Id, Question
 from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 from basic_lite.files import write_text
 
 STYLES = {"llava": 128, "lmms": 128}  # the same in both
@@ -32,6 +33,9 @@ EQUAL: dict[str, Callable[[str, str], bool]] = {
     "first_character": lambda prediction, letter: prediction.strip()[:1] == letter,  # lmms-eval
 }
 SCORERS = (*EQUAL, "exact_matching")
+ALL = 19_242
+"""Questions that LLaVA-1.5's 58.6 was measured on. The 17,990 of the Hugging Face rows have fewer videos."""
+
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 _NEEDS = ("question_id", "question", "answer", "data_type", "question_type_id", *_CHOICES)
 _TYPES = (
@@ -63,7 +67,28 @@ def _wanted(source: Source, row: Mapping[str, Any]) -> bool:
     return source.split == "test" or row["data_type"] == source.split
 
 
+def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
+    """Read VLMEvalKit's table, which holds the questions about images alone."""
+    if source.split != "image":
+        raise ValueError(f"{path} holds the questions about images: use --split image.")
+    for row in tsv_table(source, path, ("question", "A", "B", "C", "D", "answer", "category"), "SEED-Bench"):
+        name = str(row["category"]).replace("_", " ").lower()
+        kinds = [number for number, kind in enumerate(_TYPES, start=1) if kind.lower() == name]
+        yield {
+            **row,
+            **{choice: row[letter] for choice, letter in zip(_CHOICES, "ABCD", strict=True)},
+            "id": row["index"],
+            "question_id": row["index"],
+            "data_id": row["picture"],
+            "data_type": "image",
+            "question_type_id": kinds[0] if kinds else 0,
+        }
+
+
 def _file_rows(source: Source) -> list[dict[str, Any]]:
+    tsv = find_tsv(source, "SEEDBench_IMG.tsv")
+    if tsv is not None:
+        return list(_tsv_rows(source, tsv))
     path = main_file(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
     rows = read_list(path, "questions", (*_NEEDS, "data_id"))
     rows = [{**row, "id": str(row["question_id"])} for row in rows if _wanted(source, row)]
@@ -137,11 +162,15 @@ BENCHMARK = Benchmark(
     name="seed",
     hub="lmms-lab/SEED-Bench",
     split="test",
-    sizes={"test": (17_990,), "image": (14_233,), "video": (3_757,)},
+    sizes={"test": (17_990, ALL), "image": (14_233,), "video": (3_757, 5_009)},
     styles=STYLES,
     scorers=SCORERS,
     published=published(58.6, 61.6, 60.1, 61.3),
-    measured_on="images and videos",
+    measured_on="all 19,242 questions, images and videos",
+    of_size={
+        ALL: (published(58.6, 61.6, 60.1, 61.3), "all 19,242 questions, images and videos"),
+        14_233: ({"LLaVA-1.5-7B": 66.1}, "the 14,233 questions about images"),
+    },
     rows=(_table_rows, _file_rows),
     question=_question,
     score=score,

@@ -7,22 +7,27 @@ LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
 from basic_lite.evaluation.files import (
     Source,
     find,
+    find_optional,
     locate_images,
     main_file,
+    read_json_lines,
     read_list,
     table_rows,
 )
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question
 from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
 
 SCORERS = ("vqa_m4c", "vqa_official_on_m4c", "vqa_official", "vqa_lmms")
+_BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
 
 
@@ -31,7 +36,7 @@ def _first_upper(text: str) -> str:
 
 
 def _with_tokens(question: str, row: Mapping[str, Any]) -> str:
-    return f"{question}\nReference OCR token: {', '.join(row['ocr_tokens'])}\n{SHORT}"
+    return f"{question}\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}\n{SHORT}"
 
 
 STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], bool]] = {
@@ -60,7 +65,31 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
     )
 
 
+def _tsv_rows(source: Source, path: Path) -> list[dict[str, Any]]:
+    """Read VLMEvalKit's table, which has no OCR tokens.
+
+    Raises:
+        ValueError: If the prompt needs them.
+    """
+    if STYLES[source.style][1]:
+        raise ValueError(
+            f"{path} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
+        )
+    return [
+        {
+            **row,
+            "question_id": row["index"],
+            "image_id": row["picture"],
+            "answers": listed(str(row["answer"])),
+        }
+        for row in tsv_table(source, path, ("question", "answer"), "TextVQA")
+    ]
+
+
 def _file_rows(source: Source) -> list[dict[str, Any]]:
+    tsv = find_tsv(source, "TextVQA_VAL.tsv") if source.split == "val" else None
+    if tsv is not None:
+        return _tsv_rows(source, tsv)
     split = source.split
     path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
     rows = read_list(path, "data", _NEEDS)
@@ -75,6 +104,12 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
 
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
     """Return picture -> OCR tokens."""
+    asked = find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
+    if asked is not None:
+        rows = read_json_lines(asked, ("image", "text"))
+        tokens = {str(row["image"]).rpartition(".")[0]: _named(row["text"]) for row in rows}
+        _check_tokens(asked, tokens, pictures)
+        return tokens
     path = find(
         source,
         "OCR tokens, which LLaVA's prompt needs (or use --prompt-style llava_no_ocr)",
@@ -84,12 +119,22 @@ def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
     tokens = {
         row["image_id"]: row["ocr_tokens"] for row in read_list(path, "data", ("image_id", "ocr_tokens"))
     }
+    _check_tokens(path, tokens, pictures)
+    return tokens
+
+
+def _named(text: str) -> list[str]:
+    """Return the tokens that one of LLaVA's prompts names."""
+    named = text.rpartition(_BEFORE_TOKENS)[2].partition("\n")[0]
+    return named.split(", ") if named else []
+
+
+def _check_tokens(path: Path, tokens: Mapping[str, list[str]], pictures: set[str]) -> None:
     absent = sorted(pictures - set(tokens))
     if absent:
         raise ValueError(
             f"{path} lacks the tokens of {len(absent)} pictures (first: {absent[0]}): it is of another split."
         )
-    return tokens
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 
 def questions(source):
-    return pope.BENCHMARK.read(Source(source, "test", with_images=False))
+    return pope.BENCHMARKS[0].read(Source(source, "test", with_images=False))
 
 
 def lines(path, rows):
@@ -28,7 +28,7 @@ def test_llavas_questions_get_the_labels_at_their_places(folder):
         },
         [f"val2014/{NAME}"],
     )
-    first, second = pope.BENCHMARK.read(Source(data, "test"))
+    first, second = pope.BENCHMARKS[0].read(Source(data, "test"))
     assert first.text == f"Is there a dog in the image?\n{SHORT}"
     assert (first.id, first.answer, second.answer, first.category) == (1, "no", "yes", "random")
     assert first.image == data / "val2014" / NAME

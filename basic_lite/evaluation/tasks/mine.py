@@ -1,0 +1,134 @@
+"""A set of your own: pictures, questions and answers in JSON, JSON lines, a TSV or the layout of `datasets`.
+
+A row has `question` and `answer` (or `answers`), and may have `image` (a file beside the data), `choices` (a
+list, or letter to text), `category` and `id`. The answer of a choice is its letter or its words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.files import (
+    Source,
+    locate_images,
+    main_file,
+    read_json_lines,
+    read_list,
+    table_rows,
+)
+from basic_lite.evaluation.question import SHORT, Id, Question
+from basic_lite.evaluation.rules import Rule, by_letter, options_prompt, score_each
+from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.tasks.docvqa import anls
+from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
+
+STYLES = {"llava": True, "as_written": False}
+"""Style -> whether LLaVA-1.5's request for a word or a letter follows the question."""
+
+_FOLDERS = (".", "images", "pictures")
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+RULES: dict[str, Rule] = {
+    "equal": lambda text, question: float(_plain(text) in map(_plain, question.answers)),
+    "contains": lambda text, question: float(any(_plain(a) in _plain(text) for a in question.answers)),
+    "anls": anls,
+}
+"""Rules for short answers; a choice is read by `exact_matching` under each of them."""
+
+_choice = by_letter("exact_matching")
+
+
+def _choices(row: Mapping[str, Any]) -> dict[str, str]:
+    given = row.get("choices") or row.get("options") or choices_in(dict(row))
+    if isinstance(given, Mapping):
+        return {str(letter): str(text) for letter, text in given.items() if text is not None}
+    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) > len(OPTIONS):
+        raise ValueError(
+            f"Question {row['id']}: choices must be a list of at most {len(OPTIONS)}, got {given!r}."
+        )
+    return dict(zip(OPTIONS, map(str, given), strict=False))
+
+
+def _question(row: Mapping[str, Any], style: str) -> Question:
+    choices, asked = _choices(row), str(row["question"]).strip()
+    given = row.get("answers") if row.get("answer") is None else row["answer"]
+    answers = [] if given is None else [str(a) for a in (given if isinstance(given, list) else [given])]
+    letter = None
+    if choices and answers:
+        said = answers[0].strip()
+        by_words = [name for name, text in choices.items() if text == said]
+        letter = said if said in choices else by_words[0] if len(by_words) == 1 else None
+        if letter is None:
+            raise ValueError(
+                f"Question {row['id']}: answer {said!r} is none of its choices {', '.join(choices)}."
+            )
+    text = options_prompt(asked, choices) if choices else f"{asked}\n{SHORT}"
+    return Question(
+        id=row["id"],
+        text=text if STYLES[style] else asked,
+        image=row["image"],
+        max_new_tokens=128,
+        answer=letter,
+        answers=() if choices else tuple(answers),
+        choices=choices,
+        category=str(row.get("category") or ""),
+        picture=row.get("picture"),
+        fields={"category": str(row.get("category") or "")},
+    )
+
+
+def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
+    split = "test" if source.split == "all" else source.split
+    for number, row in enumerate(table_rows(source, None, split, ("question",))):
+        yield {**row, "id": row.get("id") or str(number)}
+
+
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    tsv = find_tsv(source, "*.tsv")
+    if tsv is not None:
+        for row in tsv_table(source, tsv, ("question", "answer"), "question"):
+            yield {**row, "id": row["index"]}
+        return
+    path = main_file(source, "questions", "*.jsonl", "*.json")
+    lines = path.suffix == ".jsonl"
+    rows = read_json_lines(path, ("question",)) if lines else read_list(path, None, ("question",))
+    if not rows:
+        raise ValueError(f"{path} holds no question.")
+    rows = [{**row, "id": row.get("id", str(number))} for number, row in enumerate(rows)]
+    names: dict[Id, str | None] = {row["id"]: row.get("image") for row in rows}
+    first = next((name for name in names.values() if name), "")
+    folder = source.images or source.folder
+    places = sorted(_FOLDERS, key=lambda place: not (Path(folder) / place / first).is_file())
+    images = locate_images(source, names, places)
+    for row in rows:
+        yield {**row, "picture": row.get("image"), "image": images[row["id"]]}
+
+
+def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
+    """Score choices by letter and short answers by the rule that was chosen, by category."""
+
+    def rule(text: str, question: Question) -> float | None:
+        return (_choice if question.choices else RULES[scorer])(text, question)
+
+    whole = scorer != "anls" or all(question.choices for question in questions)
+    return score_each(questions, predictions, scorer, rule, ("category",), right_wrong=whole)
+
+
+BENCHMARK = Benchmark(
+    name="mine",
+    hub="",
+    split="all",
+    sizes={"all": (), "train": (), "val": (), "validation": (), "test": ()},
+    styles=STYLES,
+    scorers=tuple(RULES),
+    rows=(_table_rows, _file_rows),
+    question=_question,
+    score=score,
+)

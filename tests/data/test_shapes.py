@@ -1,0 +1,362 @@
+"""Rows as people have them: what each shape becomes, and what is said of it."""
+
+import base64
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from basic_lite.recipes.data import app
+from command import data_check
+from data.made_rows import known_fault, row
+from PIL import Image
+from typer.testing import CliRunner
+
+from basic_lite.data.archives import archives_in, open_archive
+from basic_lite.data.checks import check_data, check_rows, unfit_findings
+from basic_lite.data.conversation import IGNORE_INDEX
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.findings import note_lines
+from basic_lite.data.pictures import load_image
+from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.tokenise import check_vocabulary
+
+HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cup."}
+CHAT = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cup."}]
+EXPECTED = [("user", "<image>\nWhat?"), ("assistant", "A cup.")]
+
+
+@pytest.fixture(autouse=True)
+def _pictures(tmp_path: Path, picture: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_archive.cache_clear()
+    archives_in.cache_clear()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    for number in range(2):
+        picture(20 + number, 10).save(tmp_path / f"{number}.png")
+
+
+def png(image: Image.Image) -> bytes:
+    whole = io.BytesIO()
+    image.save(whole, "PNG")
+    return whole.getvalue()
+
+
+def parts(*contents: object) -> list[dict]:
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+TEXT = {"type": "text", "text": "What?"}
+SHAPES: dict[str, tuple[dict, list]] = {
+    "ShareGPT with images": ({"images": ["0.png"], "conversations": [HUMAN, GPT]}, EXPECTED),
+    "chat messages": ({"images": ["0.png"], "messages": CHAT}, EXPECTED),
+    "parts, pictures in a column": (
+        {"images": ["0.png"], "messages": parts([{"type": "image"}, TEXT], "A cup.")},
+        EXPECTED,
+    ),
+    "parts that hold the path": (
+        {
+            "messages": parts(
+                [{"type": "image", "image": "0.png"}, TEXT], [{"type": "text", "text": "A cup."}]
+            )
+        },
+        EXPECTED,
+    ),
+    "parts as OpenAI writes them": (
+        {"messages": parts([TEXT, {"type": "image_url", "image_url": {"url": "0.png"}}], "A cup.")},
+        EXPECTED,
+    ),
+    "query and response": ({"query": "<image>What?", "response": "A cup.", "images": ["0.png"]}, EXPECTED),
+    "history": (
+        {"query": "And?", "response": "B", "history": [["<image>What?", "A cup."]], "image": "0.png"},
+        [*EXPECTED, ("user", "And?"), ("assistant", "B")],
+    ),
+    "a path in a mapping": ({"images": [{"path": "0.png", "bytes": None}], "messages": CHAT}, EXPECTED),
+    "a system turn": (
+        {"image": "0.png", "messages": [{"role": "system", "content": "Be brief."}, *CHAT]},
+        [("user", "<image>\nBe brief.\n\nWhat?"), EXPECTED[1]],
+    ),
+    "a system column": (
+        {"image": "0.png", "system": "Be brief.", "conversations": [HUMAN, GPT]},
+        [("user", "<image>\nBe brief.\n\nWhat?"), EXPECTED[1]],
+    ),
+    "a picture in a later question": (
+        {"images": ["0.png", "1.png"], "messages": CHAT + parts("And <image>", "A hat.")},
+        [*EXPECTED, ("user", "<image>\nAnd"), ("assistant", "A hat.")],
+    ),
+    "names of pictures": (
+        {"images": ["0.png", "1.png"], "messages": parts("Image-1: <image>\nImage-2: <image>\nBoth?", "Yes")},
+        [("user", "Image-1: <image>\nImage-2: <image>\nBoth?"), ("assistant", "Yes")],
+    ),
+    "a literal placeholder in an answer": (
+        {"image": "0.png", "messages": parts("<image>What?", "The tag <image>.")},
+        [("user", "<image>\nWhat?"), ("assistant", "The tag <image>.")],
+    ),
+    "caption and picture": ({"image": "0.png", "caption": "A cup."}, [("user", "<image>"), EXPECTED[1]]),
+    "a caption row with chat roles": ({"image_path": "0.png", "conversations": CHAT}, EXPECTED),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_shape_and_its_conversion(shape: str, tmp_path: Path, write_rows: Callable) -> None:
+    stored, turns = SHAPES[shape]
+    rows = open_rows(write_rows([stored], "rows.jsonl"), tmp_path)
+    sample = rows[0]
+    assert sample.turns == turns
+    widths = [load_image(image).width for image in sample.images]
+    assert widths == [20, 21][: sum(text.count("<image>") for _, text in turns[::2])]
+    assert check_data(rows) == []
+    assert (
+        CliRunner()
+        .invoke(app, ["convert", str(rows.path), str(tmp_path / "out"), "--images", str(tmp_path)])
+        .exit_code
+        == 0
+    )
+    again = open_rows(tmp_path / "out" / "rows.jsonl", tmp_path)[0]
+    assert again.turns == turns
+    assert [image.name for image in again.images] == [image.name for image in sample.images]
+
+
+def test_pictures_inside_a_row(tmp_path: Path, write_rows: Callable, picture: Callable) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png(picture(9, 7))).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    rows = open_rows(write_rows([{"messages": parts([part, TEXT], "A cup.")}]), tmp_path)
+    assert load_image(rows[0].images[0]).size == (9, 7)
+    result = CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")])
+    assert result.stdout.startswith("1 rows in ")
+    again = open_rows(tmp_path / "out" / "rows.jsonl")
+    assert load_image(again[0].images[0]).size == (9, 7)
+    assert CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exit_code == 2
+
+
+NOTED: dict[str, tuple[dict, str]] = {
+    "no placeholder": (row("a", "What?", "A cup.", image="0.png"), "no_placeholder"),
+    "image_path, no placeholder": ({"image_path": "0.png", **row("a", "What?", "A cup.")}, "no_placeholder"),
+    "starts with an answer": ({"image": "0.png", "conversations": [GPT, HUMAN, GPT]}, "dropped_turn"),
+    "half a weight": ({"image": "0.png", "conversations": [HUMAN, {**GPT, "weight": 0.5}]}, "weight_ignored"),
+}
+
+
+@pytest.mark.parametrize("shape", NOTED)
+def test_what_is_done_otherwise_is_said(shape: str, tmp_path: Path, write_rows: Callable) -> None:
+    stored, code = NOTED[shape]
+    rows = open_rows(write_rows([stored, stored]), tmp_path)
+    assert rows[0].turns == EXPECTED
+    findings = [finding for finding in check_data(rows) if finding.code != "duplicate_id"]
+    assert [(finding.row, finding.code) for finding in findings] == [(0, code), (1, code)]
+    assert len(note_lines(rows)) == 1
+    assert note_lines(rows)[0].startswith("2 rows: ")
+    assert check_rows(rows) == []
+    assert rows.usable.all()
+
+
+REFUSED: dict[str, tuple[dict, str]] = {
+    "a video column": ({"video": "a.mp4", **row("a", "What?", "A cup.")}, "unsupported_media"),
+    "a video line": (row("a", "<video>\nWhat?", "A cup."), "unsupported_media"),
+    "a video part": (
+        {"messages": parts([{"type": "video", "video": "a.mp4"}, TEXT], "A")},
+        "unsupported_media",
+    ),
+    "weight 0": ({"weight": 0, **row("a", "Hi", "Ho")}, "no_supervision"),
+    "train false": ({"train": False, **row("a", "Hi", "Ho")}, "no_supervision"),
+    "no answer with loss": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {**GPT, "train": False}]},
+        "no_supervision",
+    ),
+    "two numbers of pictures": (
+        {"image": "0.png", "images": ["0.png", "1.png"], "messages": CHAT},
+        "malformed_row",
+    ),
+    "fewer placeholders": ({"images": ["0.png", "1.png"], "messages": CHAT}, "placeholder_mismatch"),
+    "a tool turn": ({"messages": [*CHAT, {"role": "tool", "content": "{}"}]}, "bad_roles"),
+    "no base64": ({"image": "data:image/png;base64,!!", "messages": CHAT}, "undecodable_image"),
+}
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_what_cannot_be_honoured_is_a_finding(shape: str, tmp_path: Path, write_rows: Callable) -> None:
+    stored, code = REFUSED[shape]
+    rows = open_rows(write_rows([stored, {"image": "0.png", "messages": CHAT}]), tmp_path)
+    assert [known_fault(rows, 0), known_fault(rows, 1)] == [code, None]
+    assert [(finding.row, finding.code) for finding in check_rows(rows)] == [(0, code)]
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_an_answer_without_loss(key: str, tmp_path: Path, write_rows: Callable, tokenizer: object) -> None:
+    turns = parts("One?", "Alpha", "Two?", "Beta")
+    turns[1][key] = 0 if key == "weight" else False
+    turns[3][key] = 1 if key == "weight" else True
+    rows = open_rows(write_rows([{"messages": [{"role": "system", "content": "Sys."}, *turns]}]))
+    encoded = TextEncoder("chatml", tokenizer, 999, 4, None)(rows[0])
+    learned = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert tokenizer.decode(learned) == "Beta<|im_end|>"
+    assert "Alpha<|im_end|>" in tokenizer.decode(encoded.input_ids)
+    assert CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exit_code == 0
+    assert open_rows(tmp_path / "out" / "rows.jsonl")[0].silent == {1}
+
+
+def held(rows: Rows) -> list[tuple[str, int]]:
+    assert check_data(rows) == []
+    return [(sample.id, load_image(sample.images[0]).width) for sample in rows]
+
+
+ROWS = [{"id": str(i), "image": f"{i}.png", "conversations": [HUMAN, GPT]} for i in range(2)]
+BOTH = [("0", 20), ("1", 21)]
+
+
+def test_files_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"version": "1", "data": ROWS, "more": {"x": [1]}}))
+    assert held(open_rows(tmp_path / "a.json")) == BOTH
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(stored) + "\n" for stored in ROWS)
+    assert held(open_rows(tmp_path / "b.jsonl.gz")) == BOTH
+    (tmp_path / "c.json.gz").write_bytes(gzip.compress(json.dumps(ROWS).encode())[:-20])
+    with pytest.raises(ValueError, match=r"c\.json\.gz cannot be unpacked") as caught:
+        open_rows(tmp_path / "c.json.gz")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "1.jsonl").write_text(json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1]))
+    (tmp_path / "many" / "2.json").write_text(json.dumps(ROWS[1], indent=1))  # one row, over several lines
+    for _ in range(2):  # built, then loaded
+        rows = open_rows(tmp_path / "many", tmp_path)
+        assert held_ids(rows) == ["0", "1", "1"]
+    (tmp_path / "many" / "3.json").write_text(json.dumps(ROWS))
+    assert held_ids(open_rows(tmp_path / "many", tmp_path)) == ["0", "1", "1", "0", "1"]
+
+
+def held_ids(rows: Rows) -> list[str]:
+    return [sample.id for sample in rows]
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_webdataset_shards(suffix: str, tmp_path: Path, picture: Callable) -> None:
+    (tmp_path / "shards").mkdir()
+    chat = {"conversations": [HUMAN, GPT], "image": "elsewhere.jpg"}
+    write_tar(
+        tmp_path / "shards" / f"0.{suffix}",
+        {
+            "d/0001.json": json.dumps(chat).encode(),
+            "d/0001.png": png(picture(20, 10)),
+            "d/0002.seg.png": png(picture(21, 10)),
+            "d/0002.txt": b"A cup.\n",
+        },
+    )
+    write_tar(
+        tmp_path / "shards" / f"1.{suffix}",
+        {"x.json": b'{"id": 7, "caption": "C"}', "x.png": png(picture(22, 9))},
+    )
+    rows = open_rows(tmp_path / "shards")
+    assert held(rows) == [("0001", 20), ("0002", 21), ("7", 22)]
+    assert [sample.turns for sample in rows][:2] == [EXPECTED, [("user", "<image>"), EXPECTED[1]]]
+    assert data_check(tmp_path / "shards")[0] == 0
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "shards"), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert held(open_rows(tmp_path / "out" / "rows.jsonl")) == held(rows)
+    (tmp_path / "none.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match="no tar of samples"):
+        open_rows(tmp_path / "none.tar")
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages", "texts"])
+@pytest.mark.parametrize("pictures", ["images", "image"])
+def test_parquet_with_pictures_beside_any_layout(
+    column: str, pictures: str, tmp_path: Path, picture: Callable
+) -> None:
+    turns = {
+        "conversations": [HUMAN, GPT],
+        "messages": CHAT,
+        "texts": [{"user": "What?", "assistant": "A cup."}],
+    }
+    stored = [{pictures: [picture(9, 7)] if pictures == "images" else picture(9, 7), column: turns[column]}]
+    kind = datasets.List(datasets.Image()) if pictures == "images" else datasets.Image()
+    made = datasets.Dataset.from_list(stored).cast_column(pictures, kind)
+    made.to_parquet(tmp_path / "a.parquet")
+    rows = open_rows(tmp_path / "a.parquet")
+    assert check_data(rows) == []
+    assert rows[0].turns == EXPECTED
+    assert load_image(rows[0].images[0]).size == (9, 7)
+    assert data_check(tmp_path / "a.parquet")[0] == 0
+
+
+@pytest.mark.parametrize("archive", ["p.zip", "p.tar", "p.tar.gz"])
+@pytest.mark.parametrize("name", ["0.png", "train/0.png", "images/train/0.png"])
+def test_folders_that_an_archive_starts_with(
+    archive: str, name: str, tmp_path: Path, write_rows: Callable, picture: Callable
+) -> None:
+    (tmp_path / "packed").mkdir()
+    path = tmp_path / "packed" / archive
+    files = {f"images/train/{i}.png": png(picture(30 + i, 10)) for i in range(2)} | {"__MACOSX/._0.png": b""}
+    if archive.endswith(".zip"):
+        with zipfile.ZipFile(path, "w") as packed:
+            for inside, data in files.items():
+                packed.writestr(inside, data)
+    else:
+        write_tar(path, files)
+    rows = open_rows(write_rows([row("a", "<image>", "x", image=name)]), path)
+    assert held(rows) == [("a", 30)]
+
+
+@pytest.mark.parametrize(
+    "name", ["sub\\a b.PNG", "sub/a b.png", "sub/a%20b.PNG", "sub/a b", "sub/a b.PNG \n", " sub\\a%20b.png"]
+)
+def test_other_names_of_a_picture(name: str, tmp_path: Path, write_rows: Callable, picture: Callable) -> None:
+    (tmp_path / "sub").mkdir()
+    picture(33, 10).save(tmp_path / "sub" / "a b.PNG")
+    rows = open_rows(write_rows([row("a", "<image>", "x", image=name)]), tmp_path)
+    assert load_image(rows[0].images[0]).width == 33
+    for depth in ("present", "decode"):
+        findings = check_data(rows, pictures=depth)
+        assert [(finding.code, "'sub/a b.PNG'" in finding.detail) for finding in findings] == [
+            ("other_name", True)
+        ]
+    assert check_rows(rows) == []
+    CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out"), "--images", str(tmp_path)])
+    assert json.loads((tmp_path / "out" / "rows.jsonl").read_text())["image"] == "sub/a b.PNG"
+
+
+def test_the_nearest_name_is_told(tmp_path: Path, write_rows: Callable, picture: Callable) -> None:
+    (tmp_path / "sub").mkdir()
+    picture(9, 9).save(tmp_path / "sub" / "COCO_000000000009.jpg")
+    rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/000000000009.jpg")]), tmp_path)
+    assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/COCO_000000000009.jpg'")
+
+
+def test_rows_whose_pictures_do_not_fit_are_left_out_by_check_and_training(
+    tmp_path: Path, write_rows: Callable, tokenizer: object
+) -> None:
+    pictures = {"images": ["0.png"] * 4}
+    late = CHAT + parts("b" * 300 + "<image>", "B", "<image>", "C", "<image>", "D")
+    data = [
+        {**pictures, "messages": parts("<image>" * 4, "A" * 300)},  # only its text is cut
+        {**pictures, "messages": late},
+        {"images": ["0.png"], "messages": CHAT},
+    ]
+    rows = open_rows(write_rows(data), tmp_path)
+    encoder = TextEncoder("chatml", tokenizer, 999, 40, 250)
+    assert [(finding.row, finding.code) for finding in unfit_findings(rows, encoder)] == [
+        (1, "no_supervision")
+    ]
+    for counting in (encoder, None):
+        findings = check_data(rows, pictures=None, encoder=counting, max_length=250, tokens_per_image=40)
+        assert [finding.row for finding in findings if finding.code == "no_supervision"] == [1]
+    encoded = encoder(rows[0])
+    assert (len(encoded.input_ids), encoded.input_ids.count(999)) == (250, 160)
+
+
+def test_ids_beyond_the_embedding_matrix(tokenizer: object) -> None:
+    check_vocabulary(tokenizer, len(tokenizer))
+    with pytest.raises(ValueError, match=r"1 tokens beyond the 257 rows .*'<\|im_start\|>' is 257"):
+        check_vocabulary(tokenizer, 257)

@@ -1,0 +1,149 @@
+"""A set of your own, a fixed sample of any set, and choices that are answered by likelihood."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+import torch
+from command import make_world, run
+from tiny import tiny_assembled
+
+from basic_lite.evaluation import answer
+from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.table import BENCHMARKS, load, sample
+from basic_lite.models.generate import one_row, prompt_ids
+
+ROWS = [
+    {
+        "image": "a.png",
+        "question": "Which colour?",
+        "choices": ["red", "blue"],
+        "answer": "blue",
+        "category": "x",
+    },
+    {"image": "a.png", "question": "Which now?", "choices": {"A": "red", "B": "blue"}, "answer": "A"},
+    {"image": "b.png", "question": "What word?", "answers": ["Stop", "halt"], "id": "w"},
+    {"question": "Without a picture?", "answer": 7},
+]
+
+
+@pytest.fixture
+def own(tmp_path, png):
+    for folder in ("lines", "lines/images", "list"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "lines/images" / name).write_bytes(png())
+        (tmp_path / "list" / name).write_bytes(png())
+    (tmp_path / "lines/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "list/mine.json").write_text(json.dumps(ROWS))
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", ["lines", "lines/mine.jsonl", "list", "list/mine.json"])
+def test_own_questions_are_read_and_scored(own, data):
+    questions = load("mine", own / data)
+    assert [q.open_image() is not None for q in questions] == [True, True, True, False]
+    assert [q.answer for q in questions] == ["B", "A", None, None]
+    assert [q.id for q in questions] == ["0", "1", "w", "3"]
+    assert questions[0].text == (
+        "Which colour?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
+    )
+    assert questions[2].text == "What word?\nAnswer the question using a single word or phrase."
+    assert load("mine", own / data, prompt_style="as_written")[2].text == "What word?"
+    given = {"0": "B", "1": "blue", "w": " HALT.", "3": "it is 7"}
+    row = BENCHMARKS["mine"]
+    assert row.score(questions, given, "equal").value == 50
+    assert row.score(questions, given, "contains").value == 75
+    assert row.score(questions, given, "equal").n_clusters == 3  # two about one picture, two alone
+    assert row.score(questions, given, "equal").breakdown["category"] == {"x": 100}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "?", "choices": ["a", "b"], "answer": "c"}, "answer 'c' is none of its choices A, B"),
+        ({"question": "?", "choices": "ab", "answer": "a"}, "choices must be a list"),
+        ({"answer": "a"}, "lacks question; it has answer"),
+        ({"question": "?", "image": "no.png", "answer": "a"}, "1 of 1 pictures are missing"),
+    ],
+)
+def test_a_row_that_is_none_is_said_in_one_line(tmp_path, row, message):
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message) as error:
+        load("mine", tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="mine has no data of its own: give a file or folder with --data"):
+        load("mine")
+
+
+def test_a_sample_is_fixed_nested_and_stratified():
+    rows = [
+        Question(n, "?", None, 1, category="big" if n % 10 else "small", picture=n // 2) for n in range(200)
+    ]
+    drawn = {size: [q.id for q in sample(rows, lambda q: q.id, size)] for size in (10, 50, 200, 999)}
+    assert Counter(rows[n].category for n in drawn[50]) == {"big": 45, "small": 5}
+    assert Counter(rows[n].category for n in drawn[10]) == {"big": 9, "small": 1}
+    assert set(drawn[10]) < set(drawn[50])
+    assert drawn[200] == drawn[999] == list(range(200))
+    assert drawn[50] != list(range(50))
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert {q.id for q in sample(shuffled, lambda q: q.id, 50)} == set(drawn[50])
+    pairs = sample(rows, lambda q: q.picture, 7)
+    assert len(pairs) == 14
+    assert len({q.picture for q in pairs}) == 7
+
+
+def texts(path):
+    return {row["question_id"]: row["text"] for row in map(json.loads, path.read_text().splitlines())}
+
+
+def choices(count=6):
+    words = "what is the brand of this camera near two red doors".split()
+    letters = {"A": "red", "B": "blue", "C": "green"}
+    asked = [Question(n, " ".join(words[: 1 + n]), None, 4, choices=letters) for n in range(count)]
+    return [*asked, Question("open", "what is it", None, 4)]
+
+
+def test_the_likeliest_letter_is_that_of_a_single_forward_pass(tmp_path):
+    """Whatever the batch; a question without choices is answered in words."""
+    assembled, asked = tiny_assembled("llama", bits=16), choices()
+    assembled.model.float()
+    given = {}
+    for size in (1, 4):
+        path = tmp_path / f"{size}.jsonl"
+        assert answer.generate(assembled, asked, path, batch_size=size, by_likelihood=True) == 0
+        given[size] = texts(path)
+    assert given[1] == given[4]
+    space = assembled.tokenizer(" A", add_special_tokens=False).input_ids
+    for question in asked[:-1]:
+        ids = prompt_ids(assembled, [("user", question.text)])
+        with torch.inference_mode():
+            logits = assembled.model(**one_row(assembled.model, ids)).logits[0, -1]
+        start = {x: answer._letter_token(assembled, question, ids, x) for x in "ABC"}
+        assert given[1][question.id] == max(start, key=lambda x: float(logits[start[x]]))
+        assert start["A"] in space
+    answer.generate(assembled, asked, tmp_path / "text.jsonl")
+    words = texts(tmp_path / "text.jsonl")
+    assert words["open"] == given[1]["open"]
+    assert words != given[1]
+
+
+def test_likelihood_on_the_command_line_for_a_run_and_its_folder(trained, own):
+    make_world(trained)
+    base = ("eval", "mmbench", "--data", "bench.tsv", "--any-size", "--answer-by", "likelihood")
+    run("export", "runs/stage1", "likely", "--device", "cpu", cwd=trained)
+    run(*base, "--run", "runs/stage1", "--out", "a", cwd=trained)
+    run(*base, "--model", "likely", "--out", "b", cwd=trained)
+    told = [json.loads((trained / name / "results.json").read_text()) for name in ("a", "b")]
+    assert told[0]["run"]["decoding"] == told[1]["run"]["decoding"] == "likelihood of letters"
+    of_run, of_folder = (texts(trained / name / "predictions.jsonl") for name in ("a", "b"))
+    assert of_run == of_folder
+    assert set(of_run.values()) <= set("ABCD")
+    mixed = run(*base[:-2], "--run", "runs/stage1", "--out", "a", cwd=trained, expect=2)
+    assert "made with another answer_by" in mixed.stderr
+    done = run("eval", "mine", "--data", own / "lines", "--run", "runs/stage1", "--out", "m", cwd=trained)
+    assert "no mine number" not in done.stdout
+    assert json.loads((trained / "m/results.json").read_text())["n"] == 4
