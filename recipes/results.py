@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from basic_lite.recipes import options as o
+
+from basic_lite.training import settings as o
 
 
 def main(
