@@ -31,6 +31,7 @@ from basic_lite.method.losses import column_blocks, log_softmax_, project
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind
 from basic_lite.models.llava import for_inference
 from basic_lite.models.parts import embedding_of, layers_of, parts_of
+from basic_lite.models.tower import passing_through
 
 # Text alone through a decoder: what its first layer received, and what each layer made of it.
 
@@ -133,7 +134,7 @@ def states_of(
     hooks = [layers_of(decoder)[number - 1].register_forward_hook(keep(number)) for number in wanted]
     idle = [] if whole else [*layers_of(decoder)[wanted[-1] if wanted else 0 :], decoder.norm]
     try:
-        with _at_rest(decoder), _idle(idle):
+        with _at_rest(decoder), passing_through(idle):
             for part in rows.split(max(batch // rows.shape[1], 1)):
                 part = part.to(device)
                 received = decoder.get_input_embeddings()(part)
@@ -160,22 +161,6 @@ def _at_rest(decoder: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-@contextmanager
-def _idle(modules: list[nn.Module]) -> Iterator[None]:
-    """Let modules pass their input through, inside the block."""
-    for module in modules:
-        module.forward = _pass_through
-    try:
-        yield
-    finally:
-        for module in modules:
-            del module.forward  # the class's own shows again
-
-
-def _pass_through(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-    return hidden_states
 
 
 # How vectors read against the vocabulary: whose row is nearest, and how sharply.

@@ -181,14 +181,21 @@ def up_to_the_features(tower: Any, layer: int | list[int]) -> Iterator[None]:
         idle = [*layers[needed:], *(norm for norm in norms if norm is not None)]
         if isinstance(getattr(tower, "head", None), nn.Module):
             idle.append(tower.head)
-    for module in idle:
+    with passing_through(idle):
+        yield
+
+
+@contextmanager
+def passing_through(modules: list[nn.Module]) -> Iterator[None]:
+    """Let modules pass their input through, inside the block."""
+    for module in modules:
         module.forward = _pass_through
     try:
         yield
     finally:
-        for module in idle:
+        for module in modules:
             del module.forward  # the class's own shows again
 
 
-def _pass_through(states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-    return states
+def _pass_through(hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    return hidden_states

@@ -1,4 +1,4 @@
-"""Whatever runs a model runs on a GPU: found without one, by what `pretended_gpu` knows of every tensor."""
+"""Whatever runs a model runs on a GPU: shown without one, by what `pretended_gpu` knows of every tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ ONCE = (
     *("a step that runs out of memory is split", "two steps of a gemma", "two steps of a phi3"),
     *("BasicSupervision in a loop of one's own, translated target", "fit_target for a loop of one's own"),
     *("eval mmbench --run lora-4bit", "chat lora-4bit", "export lora-4bit --base dequantised"),
-    *("analyze tokens --against", "ablate: what a run of the embedded world is measured by"),
+    *("analyze tokens --against", "analyze premise --bits 4"),
+    "ablate: what a run of the embedded world is measured by",
     *("bench step --against (of a tiny model)", "bench generate"),
 )
 """Every command once; the other checks are further options of these."""

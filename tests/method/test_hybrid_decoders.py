@@ -31,7 +31,7 @@ def hybrid(monkeypatch):
             linear_key_head_dim=8,
             linear_value_head_dim=8,
         )
-        monkeypatch.setitem(tiny.DECODERS, "qwen3.5", lambda: config)
+        monkeypatch.setitem(tiny.ALL_DECODERS, "qwen3.5", lambda: config)
         return tiny_llava("qwen3.5").eval()
 
     return made
