@@ -330,7 +330,7 @@ def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampli
         max_new_tokens: of an answer.
         sampling: what the page's controls start with.
     """
-    import gradio
+    import gradio  # pyright: ignore[reportMissingImports]
 
     lock = threading.Lock()
 
@@ -425,8 +425,8 @@ def serve(
     Raises:
         ValueError: If the port is taken.
     """
-    import gradio
-    from starlette.middleware import Middleware  # gradio's own server
+    import gradio  # pyright: ignore[reportMissingImports]
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]  # gradio has it
 
     made = page(assembled, title, max_new_tokens, sampling)
     fonts = ["system-ui", "sans-serif"]  # the theme's own would be fetched from the network

@@ -111,7 +111,7 @@ def _export(
     run: Path,
     out: Path,
     to: str,
-    base: str | None,
+    base: Literal["bf16", "dequantised"] | None,
     dtype: str | None,
     shard_gib: float,
     device: str,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from basic_lite.data.world import parts
 from basic_lite.export import configs, parity
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
-from basic_lite.export.folder import Plan
+from basic_lite.export.folder import Plan, release
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import Adapters
 from basic_lite.models import checkpoint
@@ -52,7 +53,7 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
         draft.mkdir()
         tell("writing adapters and projector")
         _write(assembled, manifest, wanted, draft)
-        assembled.model = None
+        release(assembled)
         tell("reading them back with PEFT")
         from peft import PeftModel
 
@@ -71,7 +72,7 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
     return content
 
 
-def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: object) -> None:
+def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: Path) -> None:
     """Write the files; adapters and projector stay in fp32, as they were trained."""
     adapters = Adapters(wanted.run)
     tensors = {

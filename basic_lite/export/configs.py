@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PretrainedConfig
 
@@ -23,7 +25,8 @@ _PASSING = (
 
 def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
     """Return `config.json`."""
-    config, name = assembled.model.config, str(dtype).removeprefix("torch.")
+    config: Any = assembled.model.config
+    name = str(dtype).removeprefix("torch.")
     stops = stop_ids(assembled.template, assembled.tokenizer)
     text = _text_config(assembled) | {
         "pad_token_id": assembled.pad_token_id,
@@ -56,7 +59,8 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
 def _text_config(assembled: Assembled) -> dict:
     """Return the LLM's own file, with the rotary base under its old name as well."""
     own, _ = PretrainedConfig.get_config_dict(parts.located(assembled.sources.llm))
-    live = assembled.model.config.text_config.to_dict()
+    config: Any = assembled.model.config
+    live = config.text_config.to_dict()
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act")
     text = {key: live[key] for key in sizes if live.get(key) is not None} | own
@@ -113,11 +117,12 @@ def preprocessor_config(assembled: Assembled) -> dict:
 
 def processor_config(assembled: Assembled) -> dict:
     """Return `processor_config.json`, flat; a tower's class token counts as additional."""
-    vision = assembled.model.config.vision_config
+    config: Any = assembled.model.config
+    vision = config.vision_config
     return {
         "processor_class": "LlavaProcessor",
         "image_token": image_word(assembled),
         "patch_size": vision.patch_size,
         "num_additional_image_tokens": zoo.TOWER_FAMILIES[vision.model_type].prefix_tokens,
-        "vision_feature_select_strategy": assembled.model.config.vision_feature_select_strategy,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
     }

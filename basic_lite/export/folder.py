@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from basic_lite import files
 from basic_lite.export import card, configs
@@ -61,7 +63,7 @@ class Plan:
 def plan(
     run: Path,
     out: Path,
-    base: str | None,
+    base: Base | None,
     dtype: str | None,
     device: str,
     shard_bytes: int,
@@ -165,7 +167,7 @@ def ask(wanted: Plan) -> Asked:
     if (
         wanted.base == "bf16"
     ):  # the same adapters on the base that the export will hold: only rounding differs
-        _release(assembled)
+        release(assembled)
         assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
         live, known = known, export_parity.ask_run(assembled, along=known)
         to_run = export_parity.compare_logits(known, live)
@@ -175,7 +177,7 @@ def ask(wanted: Plan) -> Asked:
                 f"{to_run['gap']:.3g}, at most {export_parity.BASE_LIMIT:g}); export with --base dequantised"
             )
     tower = _tower(assembled)
-    _release(assembled)
+    release(assembled)
     return Asked(assembled, known, to_run, tower)
 
 
@@ -220,8 +222,9 @@ def write_folder(
     files.write_json(folder / "chat_template.json", {"chat_template": template})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_tokenizer(assembled, folder, template)
-    tied = assembled.model.config.tie_word_embeddings
-    entries = chain(decoder_entries(wanted, manifest, tied), projector_entries(wanted, manifest), tower)
+    config: Any = assembled.model.config
+    decoder = decoder_entries(wanted, manifest, config.tie_word_embeddings)
+    entries = chain(decoder, projector_entries(wanted, manifest), tower)
     write_shards(entries, folder, wanted.dtype, wanted.shard_bytes)
 
 
@@ -306,7 +309,7 @@ def _tower(assembled: Assembled) -> list[Entry]:
     ]
 
 
-def _release(assembled: Assembled) -> None:
+def release(assembled: Assembled) -> None:
     """Free the run's weights; configuration, tokenizer and ids stay."""
     assembled.model = _Configured(assembled.model.config)
     gc.collect()
@@ -314,10 +317,11 @@ def _release(assembled: Assembled) -> None:
         torch.cuda.empty_cache()
 
 
-class _Configured:
+class _Configured(nn.Module):
     """What is left of a model whose weights were freed."""
 
-    def __init__(self, config: object) -> None:
+    def __init__(self, config: Any) -> None:
+        super().__init__()
         self.config = config
 
 

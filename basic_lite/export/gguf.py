@@ -59,7 +59,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
     with files.complete(wanted.out) as draft:
         draft.mkdir()
         text, pictures = f"model-{wanted.quantise}.gguf", f"mmproj-{_picture_format(wanted)}.gguf"
-        config = assembled.model.config
+        config: Any = assembled.model.config
         template = chat_template(assembled.template)
         tell(f"writing {text}")
         decoder = list(hf.decoder_entries(wanted, manifest, config.tie_word_embeddings))
@@ -230,7 +230,7 @@ def _rotary_factors(text: Any, names: gguf.TensorNameMap) -> Iterator[Entry]:
 
 def picture_writer(assembled: Assembled, quantise: str) -> gguf.GGUFWriter:
     """Return a writer that has the tower's sizes and image settings."""
-    config = assembled.model.config
+    config: Any = assembled.model.config
     vision = config.vision_config
     transform = assembled.transform("pad")
     layers = layers_read(config)

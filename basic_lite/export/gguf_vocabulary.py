@@ -70,12 +70,13 @@ class Vocabulary:
     space_prefix: bool
 
 
-def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, rows: int, stop: int) -> Vocabulary:
     """Translate a tokenizer.
 
     Args:
         tokenizer: a fast one.
         rows: of the embeddings; those that no token has are filled with unused ones.
+        stop: id of a special token.
 
     Raises:
         ValueError: If llama.cpp has no such tokenizer.
@@ -93,7 +94,8 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
     if not sentencepiece:
-        merges = [" ".join(pair) for pair in pairs]
+        # llama.cpp reads no list without an entry: two special tokens are a pair that no text has.
+        merges = [" ".join(pair) for pair in pairs] or [f"{tokens[stop]} {tokens[stop]}"]
         return Vocabulary("gpt2", pre_tokenizer_of(backend), tokens, types, [], merges, False)
     rank: dict[str, int] = {}
     for number, pair in enumerate(pairs):
@@ -139,8 +141,9 @@ def write_vocabulary(writer: GGUFWriter, assembled: Assembled, template: str, ro
         template: Jinja.
         rows: of the embeddings.
     """
-    tokenizer = assembled.tokenizer
-    vocabulary = vocabulary_of(tokenizer, rows)
+    tokenizer: Any = assembled.tokenizer
+    stop = stop_ids(assembled.template, tokenizer)[0]
+    vocabulary = vocabulary_of(tokenizer, rows, stop)
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -157,7 +160,7 @@ def write_vocabulary(writer: GGUFWriter, assembled: Assembled, template: str, ro
     writer.add_add_bos_token(adds_bos or (assembled.template.needs_bos and bos is not None))
     writer.add_add_eos_token(False)
     # The turn's end, whatever the LLM's own EOS: servers stop at this token.
-    writer.add_eos_token_id(stop_ids(assembled.template, tokenizer)[0])
+    writer.add_eos_token_id(stop)
     writer.add_pad_token_id(assembled.pad_token_id)
     if tokenizer.unk_token_id is not None:
         writer.add_unk_token_id(tokenizer.unk_token_id)

@@ -81,7 +81,7 @@ def pictures() -> list[Image.Image]:
 
 @torch.inference_mode()
 def ask(
-    model: torch.nn.Module,
+    model: Any,
     ids: list[int],
     pixels: torch.Tensor | None,
     stops: list[int],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.files import write_json
@@ -30,7 +31,9 @@ def write_tokenizer(assembled: Assembled, folder: Path, template: str) -> None:
         folder: exists.
         template: Jinja, for readers that look for it here.
     """
-    tokenizer, word = assembled.tokenizer, image_word(assembled)
+    tokenizer: Any = assembled.tokenizer
+    config: Any = assembled.model.config
+    word = image_word(assembled)
     specification = json.loads(tokenizer.backend_tokenizer.to_str())
     specification |= {"truncation": None, "padding": None}
     _rename(specification, assembled.image_token_id, word)
@@ -47,7 +50,7 @@ def write_tokenizer(assembled: Assembled, folder: Path, template: str) -> None:
         special["bos_token"] = tokenizer.bos_token
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != assembled.image_token_id:
         special["unk_token"] = tokenizer.unk_token
-    longest = assembled.model.config.text_config.max_position_embeddings
+    longest = config.text_config.max_position_embeddings
     added = {str(t.pop("id")): t for t in json.loads(json.dumps(specification["added_tokens"]))}
     content = {
         # A family's own class rebuilds the rules of tokenizer.json by its own lights; this one reads them.
@@ -71,7 +74,8 @@ def write_tokenizer(assembled: Assembled, folder: Path, template: str) -> None:
 
 
 def _word(assembled: Assembled, number: int) -> str:
-    word = assembled.tokenizer.convert_ids_to_tokens(number)
+    tokenizer: Any = assembled.tokenizer
+    word = tokenizer.convert_ids_to_tokens(number)
     return IMAGE if word is None else word  # a padded row of the embeddings, which no token has
 
 

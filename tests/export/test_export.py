@@ -13,7 +13,7 @@ from tiny import ALL_DECODERS, DECODERS, MORE_DECODERS, llm_folder
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
-from basic_lite.export import chat_template, folder, parity, weights
+from basic_lite.export import folder, parity, weights
 
 PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")] + [("llama", "dinov2")]
 
@@ -118,7 +118,7 @@ def test_a_folder_that_is_not_the_run_never_gets_its_name(tmp_path, monkeypatch,
             folder, "decoder_entries", lambda *a: (e for e in entries(*a) if "lm_head" not in e.name)
         )
     elif fault == "template":
-        monkeypatch.setattr(chat_template, "chat_template", lambda template: "{{ messages[0]['content'] }}")
+        monkeypatch.setattr(folder, "chat_template", lambda template: "{{ messages[0]['content'] }}")
     else:
         projector = folder.projector_entries
         monkeypatch.setattr(

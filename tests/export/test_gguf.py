@@ -134,6 +134,7 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
     assert keys[f"{architecture}.attention.layer_norm_rms_epsilon"] == pytest.approx(text.rms_norm_eps)
     assert len(keys["tokenizer.ggml.tokens"]) == 320 == len(tensors["token_embd.weight"])
     assert keys["tokenizer.ggml.tokens"][4] == "<|im_start|>"
+    assert keys["tokenizer.ggml.merges"] == ["<|im_end|> <|im_end|>"]  # none would not be loaded
 
     keys, tensors = read(tmp_path / "out/mmproj-f32.gguf")
     for name, tensor in tensors.items():
@@ -363,7 +364,7 @@ def as_llama_cpp(text: str, found: vocabulary.Vocabulary) -> list[int]:
 
 def test_scores_make_the_ids_of_training():
     tokenizer = sentencepiece_tokenizer()
-    found = vocabulary.vocabulary_of(tokenizer, 350)
+    found = vocabulary.vocabulary_of(tokenizer, 350, 2)
     assert (found.model, found.space_prefix) == ("llama", True)
     assert len(found.tokens) == len(found.scores) == len(found.types) == 350
     assert found.tokens[349] == "[PAD349]"
@@ -390,7 +391,7 @@ def byte_level(rule: dict):
 
 @pytest.mark.parametrize("name", sorted(vocabulary.PRE_TOKENIZERS))
 def test_the_rule_that_splits_texts_is_found_by_what_it_does(name):
-    found = vocabulary.vocabulary_of(byte_level(vocabulary.PRE_TOKENIZERS[name]), 900)
+    found = vocabulary.vocabulary_of(byte_level(vocabulary.PRE_TOKENIZERS[name]), 900, 0)
     assert found.pre == name
     assert found.model == "gpt2"
     assert all(pair.count(" ") == 1 for pair in found.merges)
@@ -400,7 +401,7 @@ def test_a_rule_that_llama_cpp_lacks_is_refused():
     rule = {"type": "Split", "pattern": {"String": "o"}, "behavior": "Isolated", "invert": False}
     both = {"type": "Sequence", "pretokenizers": [rule, vocabulary.PRE_TOKENIZERS["gpt-2"]]}
     with pytest.raises(ValueError, match="a rule that is none of gpt-2, smollm, llama-bpe, qwen2"):
-        vocabulary.vocabulary_of(byte_level(both), 900)
+        vocabulary.vocabulary_of(byte_level(both), 900, 0)
 
 
 # -- Ollama
