@@ -109,6 +109,8 @@ def _notes(config: Any, wanted: hf.Plan) -> list[str]:
         f"llama.cpp: llama-mtmd-cli -m {wanted.out}/model-{wanted.quantise}.gguf --mmproj "
         f"{wanted.out}/mmproj-{_picture_format(wanted)}.gguf --image FILE -p TEXT --temp 0",
         f"Ollama: ollama create NAME -f {wanted.out}/Modelfile",
+        "compare an answer about a picture with `basic-lite chat` before you rely on it: with a tiny random "
+        "model llama.cpp read the text as the run does and the picture not",
     ]
     if text.model_type == "gemma" and not wanted.old_gemma:
         lines.append(
