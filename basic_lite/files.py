@@ -19,10 +19,13 @@ from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 from basic_lite.console import rank_and_count
 

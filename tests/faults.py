@@ -282,7 +282,7 @@ FAULTS = [
     Fault(
         "resume: optimizer state cut off",
         GO_ON,
-        "checkpoint-2/optimizer.pt is not what the run wrote",
+        "checkpoint-2/optimizer.pt is damaged",
         inject=cut("runs/stopped/checkpoint-2/optimizer.pt"),
         **BEFORE,
     ),
@@ -302,7 +302,7 @@ FAULTS = [
     Fault(
         "resume: two bytes of Adam's moments flipped",
         GO_ON,
-        "optimizer.pt is not what the run wrote",
+        "optimizer.pt is damaged",
         inject=flipped("runs/stopped/checkpoint-2/optimizer.pt"),
         **BEFORE,
     ),

@@ -122,7 +122,7 @@ def test_processes_of_one_run_do_not_refuse_each_other(tmp_path, monkeypatch):
 
 def test_a_child_waits_for_the_one_that_its_killed_parent_left(tmp_path):
     process = holding(tmp_path)
-    child = "from basic_lite import children; from pathlib import Path\n"
+    child = "from basic_lite.experiments import processes; from pathlib import Path\n"
     child += f"with processes.begin(Path({str(tmp_path)!r}), 1): pass"
     second = subprocess.Popen([sys.executable, "-c", child])
     with pytest.raises(subprocess.TimeoutExpired):

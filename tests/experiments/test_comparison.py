@@ -24,14 +24,3 @@ def test_a_folder_belongs_to_one_set_up(tmp_path):
     (tmp_path / "else/file").touch()
     with pytest.raises(ValueError, match="holds no ablation"):
         comparison.claim(tmp_path / "else", {})
-
-
-def test_two_ablations_do_not_work_in_one_folder(tmp_path):
-    with (
-        comparison.held(tmp_path),
-        pytest.raises(ValueError, match="another ablation is at work"),
-        comparison.held(tmp_path),
-    ):
-        pass
-    with comparison.held(tmp_path):
-        pass

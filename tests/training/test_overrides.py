@@ -18,6 +18,7 @@ PRIVATE = {
 """Methods that the Trainer promises to nobody: no public hook is called at these moments."""
 
 PUBLIC = {
+    "train": ["self", "resume_from_checkpoint=None", "trial=None", "ignore_keys_for_eval=None"],
     "get_train_dataloader": ["self"],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "compute_loss": ["self", "model", "inputs", "return_outputs=False", "num_items_in_batch=None"],

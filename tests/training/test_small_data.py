@@ -95,8 +95,8 @@ def test_own_pictures_go_through_both_stages(count, batch, steps, pictures, tmp_
     for stage in ("stage1", "stage2"):
         log = log_of(tmp_path / "runs" / stage)
         assert [row["step"] for row in log] == list(range(1, steps + 1))
-        tenth = steps // 10
-        begin, end = (sum(row["lm"] for row in part) / tenth for part in (log[:tenth], log[-tenth:]))
+        half = steps // 2  # rows differ, and so do their losses: a few steps alone say little
+        begin, end = (sum(row["lm"] for row in part) / half for part in (log[:half], log[-half:]))
         assert end < begin, stage
         assert files.read_manifest(tmp_path / "runs" / stage)["training"]["global_batch"] == batch
     adapter = load_file(tmp_path / "runs/stage2/adapter_model.safetensors")

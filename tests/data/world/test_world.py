@@ -8,7 +8,7 @@ import sys
 DRAW = """
 import sys
 from pathlib import Path
-from basic_lite.demo import world
+from basic_lite.data.world import world
 world.SCALE = {"captions": 32, "conversations": 32, "questions": 7}
 while not Path("go").exists():
     pass
