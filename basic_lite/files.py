@@ -347,6 +347,7 @@ def load_table(
 
 def save_table(places: list[Path], meta: Mapping[str, str], columns: Mapping[str, np.ndarray]) -> Path | None:
     """Save a table at the first place that can be written; return it, or `None` if there is none."""
+    import numpy as np
     from safetensors.numpy import save_file
 
     for place in places:
