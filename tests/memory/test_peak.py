@@ -104,7 +104,8 @@ DEFAULT = (
 def test_the_peak_is_predicted(point, measured):
     step = step_at(point)[1]
     weights = sum(static_parts(step).values())
-    # In stage 2 the groups of adapters let go of more than the plan believes: 185 MB of a 7B's step.
+    # Stage 2 as it was before adapters ran in groups: the plan of what passes is 185 MB off for a 7B (475
+    # against 290), and why is not traced. A bound this wide only catches gross mistakes.
     whole, passing = (0.08, 0.7) if "stage 2" in point else (0.05, 0.12)
     assert allocated(step) == pytest.approx(measured[point], rel=whole)
     assert allocated(step) - weights == pytest.approx(measured[point] - weights, rel=passing)
