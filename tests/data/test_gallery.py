@@ -1,10 +1,9 @@
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from data.deadly_jobs import start_deadly
 from data.made_rows import row
 from data.planted_mix import write_mix
 
@@ -121,22 +120,11 @@ def test_a_sample_is_spread_over_the_rows(
     assert looked_at == ["0.png", "49.png", "99.png", "149.png", "199.png"]
 
 
-class _Deadly(checks._Looker):
-    def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> tuple:
-        if picture == 70:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().look(picture, row, place, status, stamp)
-
-
-def _deadly_start(rows: Rows, depth: str) -> None:
-    checks._looker = _Deadly(rows, depth)
-
-
 def test_a_decoder_that_ends_its_process(
     write_rows: Callable, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make(write_rows, picture, tmp_path)
-    monkeypatch.setattr(checks, "_start", _deadly_start)
+    monkeypatch.setattr(checks, "_start", start_deadly)
     findings = check_pictures(rows, workers=2)
     assert {finding.code for finding in findings} == {"undecodable_image"}
     assert {finding.detail for finding in findings} == {"decoding it ends the process"}

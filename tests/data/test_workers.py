@@ -10,17 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+from data.deadly_jobs import double
 
 from basic_lite.data.workers import in_processes, shared_heap
-
-
-def double(job: int) -> int:
-    if job < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if job == 1000:
-        raise TimeoutError("from the work itself")
-    time.sleep(0.01)
-    return 2 * job
 
 
 def test_results_come_in_order() -> None:

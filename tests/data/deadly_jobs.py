@@ -1,0 +1,30 @@
+"""Jobs for worker processes, which import what they do by its module's name: a test module has none there."""
+
+import os
+import signal
+import time
+
+from basic_lite.data import checks
+from basic_lite.data.readers import Rows
+
+
+def double(job: int) -> int:
+    """Twice `job`; -1 kills the process, 1000 raises."""
+    if job < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == 1000:
+        raise TimeoutError("from the work itself")
+    time.sleep(0.01)
+    return 2 * job
+
+
+class _Deadly(checks._Looker):
+    def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> tuple:
+        if picture == 70:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().look(picture, row, place, status, stamp)
+
+
+def start_deadly(rows: Rows, depth: str) -> None:
+    """Start of a worker whose decoder takes the process down at picture 70."""
+    checks._looker = _Deadly(rows, depth)
