@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
