@@ -16,18 +16,18 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
-    locate_images,
     main_file,
     read_keyed,
     table_rows,
+    with_pictures,
 )
-from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.question import Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of
-from basic_lite.evaluation.tsv import find_tsv, tsv_table
+from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
 
 # MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
@@ -136,20 +136,17 @@ STYLES: dict[str, Callable[[str], str]] = {
     "lmms": lambda question: f"{_THINK}\n\n{question}",
 }
 SCORERS = ("unjudged", "proxy_substring")
-MAX_NEW_TOKENS = 1024
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     capabilities = sorted(row["capability"])
-    return Question(
-        id=row["id"],
-        text=STYLES[style](row["question"]),
-        image=row["image"],
-        max_new_tokens=MAX_NEW_TOKENS,
+    return question_of(
+        {**row, "capability": capabilities, "capability_set": "+".join(capabilities)},
+        STYLES[style](row["question"]),
+        max_new_tokens=1024,
         answer=row["answer"],
-        category="+".join(capabilities),
-        picture=row["picture"],
-        fields={"question": row["question"], "capability": capabilities},
+        category="capability_set",
+        fields=("question", "capability"),
     )
 
 
@@ -159,21 +156,25 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
             f"{source.data} holds MM-Vet v2, whose questions go with several pictures: its first version "
             "(mm-vet.json, 218 questions) is asked here."
         )
-    tsv = find_tsv(source, "MMVet.tsv")
-    if tsv is not None:
-        rows = tsv_table(source, tsv, ("question", "answer", "category"), "MM-Vet")
-        return [
-            {**row, "id": row["index"], "capability": str(row["category"]).replace(" ", "").split(",")}
-            for row in rows
-        ]
+    return [
+        {**row, "capability": str(row["category"]).replace(" ", "").split(",")} if "index" in row else row
+        for row in _tsv_or_json_rows(source)
+    ]
+
+
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "MM-Vet questions", "mm-vet.json")
     content = read_keyed(path, ("imagename", "question", "answer", "capability"))
-    names = {identity: row["imagename"] for identity, row in content.items()}
-    images = locate_images(source, names, ("images", "."))
-    return [
-        {**row, "id": identity, "picture": row["imagename"], "image": images[identity]}
-        for identity, row in content.items()
+    names = ({"picture": row["imagename"], "file": row["imagename"]} for row in content.values())
+    rows = [
+        {**row, "id": identity, **name} for (identity, row), name in zip(content.items(), names, strict=True)
     ]
+    return with_pictures(source, rows, ("images", "."))
+
+
+_tsv_or_json_rows = tsv_reader(
+    "MM-Vet", ("MMVet.tsv",), ("question", "answer", "category"), otherwise=_json_rows
+)
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
@@ -285,12 +286,10 @@ def write_judge_prompts(
 BENCHMARK = Benchmark(
     name="mmvet",
     hub="lmms-lab/MMVet",
-    split="test",
     sizes={"test": (218,)},
     styles=STYLES,
     scorers=SCORERS,
-    published=published(31.1, 36.1, 30.2, 38.3, basic=33.8),
-    measured_on="judged by gpt-4-0613",
+    published=published(31.1, 36.1, 30.2, 38.3, basic=33.8, on="judged by gpt-4-0613"),
     rows=(_table_rows, _file_rows),
     question=_question,
     score=score,
