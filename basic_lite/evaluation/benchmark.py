@@ -9,6 +9,7 @@ from typing import Any
 
 from basic_lite.evaluation import files
 from basic_lite.evaluation.files import Reader, Source
+from basic_lite.evaluation.judge import Grading
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.rules import Scoring
 
@@ -45,6 +46,7 @@ class Benchmark:
         question: `(row, style) -> question`, or `None` for a row that is not asked.
         score: `(questions, predictions, scorer) -> score`.
         styles: Prompt style -> whatever its rendering needs, often the most tokens; the first is LLaVA's.
+        grading: How a judge grades, where only one can score; `None` elsewhere.
         export: `(questions, predictions, path) -> path`; `None` where nothing is handed in.
         submission: Name of the file that `export` writes (MME: folder).
         all_asked: `source -> ids` that a submission must hold, where these are more than the split's.
@@ -64,6 +66,7 @@ class Benchmark:
     question: Callable[[Row, str], Question | None]
     score: Scoring
     styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": 128})
+    grading: Grading | None = None
     export: Callable[[Sequence[Question], Predictions, Path], Path] | None = None
     submission: str = "submission.json"
     all_asked: Callable[[Source], Sequence[Id] | None] = lambda source: None

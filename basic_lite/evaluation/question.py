@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,43 @@ class StoredImage:
         return source if isinstance(source, bytes) else source.read_bytes()
 
 
-ImageSource = Path | bytes | StoredImage | None
+@dataclass(frozen=True)
+class Grid:
+    """Several pictures of one question, put together and numbered where a model takes one picture.
+
+    The geometry is that of MM-Vet v2's `v2/inference/utils.py`: as many columns as rows or one more, cells of
+    the largest width and height with 20 and 30 pixels more, white between, the number above each.
+    """
+
+    pictures: tuple[Path | bytes | StoredImage, ...]
+
+    def source(self) -> bytes:
+        """Return the grid as PNG."""
+        from PIL import Image, ImageDraw
+
+        from basic_lite.data.pictures import open_picture
+
+        sources = (
+            picture.source() if isinstance(picture, StoredImage) else picture for picture in self.pictures
+        )
+        opened = [open_picture(source, str(number)) for number, source in enumerate(sources, start=1)]
+        columns = math.ceil(math.sqrt(len(opened)))
+        width = max(picture.width for picture in opened) + 20
+        height = max(picture.height for picture in opened) + 30
+        grid = Image.new("RGB", (columns * width, math.ceil(len(opened) / columns) * height), "white")
+        draw = ImageDraw.Draw(grid)
+        for number, picture in enumerate(opened):
+            row, column = divmod(number, columns)
+            left = column * width + (width - picture.width) // 2
+            top = row * height + (height - picture.height - 10) // 2
+            grid.paste(picture, (left, top + 20))
+            draw.text((left + picture.width // 2, top), str(number + 1), fill="black")
+        buffer = BytesIO()
+        grid.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+ImageSource = Path | bytes | StoredImage | Grid | None
 
 
 @dataclass(frozen=True)
@@ -90,8 +128,8 @@ class Question:
         from basic_lite.data.pictures import open_picture
         from basic_lite.data.rows import RowFault
 
-        source = self.image.source() if isinstance(self.image, StoredImage) else self.image
         try:
+            source = self.image.source() if isinstance(self.image, StoredImage | Grid) else self.image
             return open_picture(source, str(source) if isinstance(source, Path) else str(self.id))
         except RowFault as fault:
             remedy = ": check the image folder" if fault.code == "missing_image" else ""

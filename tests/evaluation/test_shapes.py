@@ -190,7 +190,7 @@ def test_seeds_figures_belong_to_the_set_that_they_were_measured_on():
 
 def test_mmvet_v2_is_named(tmp_path):
     (tmp_path / "mm-vet-v2.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds MM-Vet v2, whose questions go with several pictures"):
+    with pytest.raises(ValueError, match=r"holds MM-Vet v2: ask mmvet-v2"):
         load("mmvet", tmp_path, limit=9)
 
 

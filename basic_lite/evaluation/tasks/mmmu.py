@@ -85,12 +85,11 @@ def right(text: str, question: Question) -> float | None:
         return None if letter is None else float(letter == question.answer)
     true = [form for answer in question.answers for form in _forms(answer)]
     words = [form for form in true if isinstance(form, str)]
-    return float(
-        any(
-            form in true if isinstance(form, float) else any(word in form for word in words)
-            for form in _said(text)
-        )
-    )
+
+    def matches(form: str | float) -> bool:
+        return any(word in form for word in words) if isinstance(form, str) else form in true
+
+    return float(any(map(matches, _said(text))))
 
 
 def _question(row: Row, style: str) -> Question | None:
