@@ -92,7 +92,9 @@ def counted_alike(anchor: float, planned: Step, recompute: bool) -> float:
 @pytest.mark.parametrize(("name", "kind", "recompute", "optimizer", "rows", "anchor"), CASES)
 def test_a_peak_is_near_its_anchor(name, kind, recompute, optimizer, rows, anchor):
     planned = step(name, kind, recompute, optimizer, rows)
-    if kind == "stage2 --lora":  # with 8-bit moments theirs trains bf16; with fp32 ones ours keeps bf16 copies
+    if (
+        kind == "stage2 --lora"
+    ):  # with 8-bit moments theirs trains bf16; with fp32 ones ours keeps bf16 copies
         bytes_more = 4 if optimizer == "paged-adamw-8bit" else 2
         anchor += bytes_more * planned.decoder.adapter_parameters(planned.held.rank) / 1e9
     ours, alike = needed(planned) / 1e9, counted_alike(anchor, planned, recompute)
@@ -131,7 +133,9 @@ ON_A_CARD = [
 def test_a_peak_is_near_what_a_card_said(kind, rows, recompute, optimizer, mib):
     planned = replace(step("vicuna-7b", kind, recompute > 0, optimizer, rows), accumulates=False)
     ours = allocated(planned) - narrow_bytes(planned.decoder, planned.held)
-    print(f"{kind}, {recompute} recomputed: {ours / 2**20:.0f} against {mib} MiB, {ours / 2**20 / mib - 1:+.1%}")
+    print(
+        f"{kind}, {recompute} recomputed: {ours / 2**20:.0f} against {mib} MiB, {ours / 2**20 / mib - 1:+.1%}"
+    )
     assert ours == pytest.approx(mib * 2**20, rel=0.05)
 
 
