@@ -32,6 +32,7 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
 from basic_lite.training.callbacks import AtStart, Clock, FirstStep, StepProgress
 from basic_lite.training.settings import Settings
+from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
 
 WARMUP: float = 0.03
@@ -53,7 +54,7 @@ class Prepared:
         passes: how an optimizer step's rows are put through the model.
         args: what transformers' Trainer is told.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
     """
 
     assembled: Assembled
@@ -66,7 +67,7 @@ class Prepared:
     passes: checks.Passes
     args: TrainingArguments
     resume: Path | None
-    start: Path | None
+    start: Start | None
 
 
 def assemble(
@@ -105,7 +106,7 @@ def prepare(
     memory: dict[str, object],
     console: Console,
     resume: Path | None = None,
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> Prepared:
     """Make all that training needs but the target, and begin the run's folder.
 
@@ -117,7 +118,7 @@ def prepare(
         memory: what is predicted, for the manifest.
         console: where it is said what a resumed run does otherwise.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
 
     Raises:
         ValueError: If a resumed run would be another one.
@@ -144,7 +145,7 @@ def prepare(
     then = None if resume is None else files.read_manifest(resume)
     passes = checks.Passes.of(settings, then)
     manifest = _manifest(assembled, settings, rows)
-    manifest |= {"from": start and _origin(start), "memory": memory, "passes": asdict(passes)}
+    manifest |= {"from": start and start.origin, "memory": memory, "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume)
         manifest["resumed"] = then.get("resumed", [])
@@ -225,7 +226,7 @@ def teach(prepared: Prepared, console: Console) -> TargetSpace:
     made, settings, rows = prepared.assembled, prepared.settings, prepared.rows
     with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
         space = teacher.target_space(
-            made, settings, rows, console, resume=prepared.resume, start=prepared.start
+            made, settings, rows, console, resume=prepared.resume, start=prepared.start and prepared.start.run
         )
         prepared.manifest.update(teacher.findings(made, settings, rows, space, console, prepared.resume))
     return space
@@ -331,10 +332,6 @@ def _rows_line(counts: dict[str, int], settings: Settings) -> str:
         f"bad ones left out, {counts['replaced']:,} more replaced"
         + (f" (see {bad_log})" if bad_log.exists() else "")
     )
-
-
-def _origin(start: Path) -> dict[str, str]:
-    return {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
 
 
 def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
