@@ -176,7 +176,7 @@ def inference_table(rows: Sequence[InferenceRow]) -> Table:
         weights = (sum(size for name, size in row.parts.items() if name not in passing) for row in ours)
         table.add_row("weights", *(f"{size:.2f}" for size in weights))
         for name in passing:
-            table.add_row(name, *(f"{row.parts[name]:.2f}" for row in ours))
+            table.add_row(name, *(f"{row.parts.get(name, 0):.2f}" for row in ours))
         title = f"{use} in {first.bits} bits"
         table.add_row(title, *(f"{row.peak_gb:.2f}" if row.batch else "-" for row in ours), style="bold")
         counts = (str(row.batch or "-") for row in ours)
