@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-Row, Result = TypeVar("Row"), TypeVar("Result")
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 _BYTES_PER_TUNED = 16
 """fp32 weight, gradient and two Adam moments per trained parameter."""

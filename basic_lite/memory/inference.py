@@ -42,7 +42,7 @@ class Inference:
 
     decoder: DecoderSize
     tower: TowerSize
-    bits: zoo.Bits = 4
+    bits: int = 4
     rank: int = zoo.RANK
     width: int = 2
     batch: int = 1
@@ -186,7 +186,8 @@ def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, defa
         decoder, tower = DecoderSize.of(config.text_config), TowerSize.of(config.vision_config)
     except ValueError:
         return default, ""
-    bits = 4 if any(type(module).__name__ == "Linear4bit" for module in weights.modules()) else 16
+    packed = any(type(module).__name__ == "Linear4bit" for module in weights.modules())
+    bits = 4 if packed else 16
     rank = max((p.shape[0] for name, p in weights.named_parameters() if ".lora_A." in name), default=0)
     text = max(prompt - tower.tokens - 1, 1)
     plan = Inference(decoder, tower, bits, rank, batch=LARGEST_BATCH, text=text, new=new)
@@ -199,7 +200,7 @@ def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, defa
     )
 
 
-def bits_for(run: Path, use: Use, device: str) -> tuple[zoo.Bits, str]:
+def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
     """Choose the bits in which a run is loaded: its own, or 4 where these do not fit a GPU.
 
     A decoder that was trained as a whole stays as it is. Other bits are another model: an evaluation keeps
@@ -233,7 +234,7 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[zoo.Bits, str]:
     adapter = run / ADAPTER
     rank = json.loads(adapter.read_text(encoding="utf-8"))["r"] if adapter.is_file() else 0
     width = 4 if sources.dtype == torch.float32 else 2
-    settings = {"rank": rank, "width": width} | SETTINGS[use] | {"batch": 1}
+    settings: dict[str, Any] = {"rank": rank, "width": width} | SETTINGS[use] | {"batch": 1}
     plan = Inference(decoder, tower, sources.bits, **settings)
     free = available_bytes(device)
     smaller = replace(plan, bits=4)
@@ -247,10 +248,10 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[zoo.Bits, str]:
 def host_bytes(plan: Inference) -> float:
     """Return what an export takes of the machine's memory: a shard, the tower, one matrix with its adapter.
 
-    The matrix is the product of its adapter in fp32, to which the base's is added.
+    The matrix is the product of its adapter in fp32, to which the base's is added, and is then narrowed.
     """
     largest = max(linear.parameters for linear in plan.decoder.linears)
-    return SHARD_BYTES + plan.width * plan.tower.parameters + 4 * largest
+    return SHARD_BYTES + plan.width * plan.tower.parameters + (4 + plan.width) * largest
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,20 @@ def test_the_largest_batch_that_fits_is_taken():
         assert needed(replace(plan, batch=size)) <= budget < needed(replace(plan, batch=2 * size))
 
 
+def test_an_export_takes_of_the_machine_what_was_measured():
+    """`tests/export/merge_memory.py` at a 7B's widths: 0.27 GB beyond the shard."""
+    plan = Inference(published_decoder("vicuna-7b"), CLIP, **inference.SETTINGS["export"])
+    beyond = inference.host_bytes(plan) - inference.SHARD_BYTES - 2 * CLIP.parameters
+    assert beyond / 1e9 == pytest.approx(0.27, abs=0.01)
+
+
 def test_a_plan_of_one_model_answers_what_its_uses_need(tmp_path):
     lines = run("plan", "--model", "mistral-7b", "--gpu", 24, "--json", cwd=tmp_path).stdout.splitlines()
     rows = {row["use"]: row for row in map(json.loads, lines) if "use" in row}
     assert list(rows) == ["evaluate", "chat", "export"]
     assert rows["evaluate"]["cache_mb_per_prompt"] == round(961 * 32 * 2 * 1024 * 2 / 1e6, 1)
     assert [row["bits"] for row in rows.values()] == [4, 4, 16]
-    assert rows["export"]["host_gb"] == pytest.approx(2.147 + 0.607 + 4 * 4096 * 14336 / 1e9, abs=0.01)
+    assert rows["export"]["host_gb"] == pytest.approx(2.147 + 0.607 + 6 * 4096 * 14336 / 1e9, abs=0.01)
     for row in rows.values():
         assert row["peak_gb"] == pytest.approx(sum(row["parts"].values()), abs=0.002)
     shown = run("plan", "--model", "mistral-7b", "--gpu", 12, cwd=tmp_path).stdout
