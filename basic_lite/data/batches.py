@@ -11,8 +11,6 @@ import torch
 from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.data.layout import layout_of
 
-# The order of the rows of an epoch, as plain functions of the seed.
-
 ORDER: int = 2
 """Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's.)"""
 

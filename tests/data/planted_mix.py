@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basic_lite.data.rows import CODES
+
 WORDS = (
     "the a of on in to with and is are there what which how many color red blue left right man woman "
     "person holding standing near table street image picture shows likely because shortest answer "
@@ -32,16 +34,7 @@ SOURCES = (  # share of the mix, exchanges, words of an answer, folder; None: te
     (0.075, (1, 5), (60, 150), None),
 )
 PICTURE_FAULTS = ("missing_image", "undecodable_image", "wrong_suffix", "oversized_image")
-TEXT_FAULTS = (
-    "placeholder_mismatch",
-    "bad_roles",
-    "empty_answer",
-    "no_supervision",
-    "too_long",
-    "duplicate_id",
-    "path_outside_root",
-    "malformed_row",
-)
+TEXT_FAULTS = (*CODES[CODES.index("placeholder_mismatch") : CODES.index("oversized_image")], "malformed_row")
 
 
 def mix_rows(count: int, pictures: int, seed: int = 0) -> Iterator[dict[str, Any]]:
