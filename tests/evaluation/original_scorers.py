@@ -540,6 +540,122 @@ ORIGINALS: dict[str, tuple[Callable[[], Verdict], list[str], list[Any], str]] = 
 }
 
 
+def table(name: str) -> list[dict[str, Any]]:
+    """Return 120 answered questions, in the groups that a benchmark's value is made of."""
+    chance, rows = random.Random(name), []
+    for number in range(120):
+        truth = chance.choice(list(OPTIONS) if name in ("mmbench", "cv_bench") else ["yes", "no"])
+        answers = LETTERS if name in ("mmbench", "cv_bench") else YES_NO
+        given = truth if chance.random() < 0.7 else chance.choice(answers)
+        rows.append({"number": number, "answer": truth, "given": given, "group": number % 3})
+    return rows
+
+
+def pope_value(rows: list[dict[str, Any]]) -> list[float]:
+    judge, values = load("LLaVA/llava/eval/eval_pope.py").eval_pope, []
+    with tempfile.TemporaryDirectory() as folder:
+        for group in range(3):
+            here = [row for row in rows if row["group"] == group]
+            labels, out = Path(folder) / "l.json", io.StringIO()
+            labels.write_text("".join(json.dumps({"label": row["answer"]}) + "\n" for row in here))
+            with contextlib.redirect_stdout(out):
+                judge([{"text": row["given"]} for row in here], str(labels))
+            values.append(100 * float(out.getvalue().split("F1 score: ")[1].split()[0]))
+    return [sum(values) / 3]
+
+
+def mme_value(rows: list[dict[str, Any]]) -> list[float]:
+    with absent():
+        module = load(f"{LMMS}/tasks/mme/utils.py")
+    results = []
+    for row in rows:
+        asked = {"category": ("existence", "color", "OCR")[row["number"] // 40], "answer": row["answer"]}
+        made = module.mme_process_results({**asked, "question_id": row["number"] // 2}, [row["given"]])
+        results.append(made["mme_perception_score"])
+    return [module.mme_aggregate_results(results)]
+
+
+def hallusion_index(row: dict[str, Any]) -> str:
+    number = row["number"]
+    return f"hallusion_{('VD', 'VS')[number % 2]}_map_{number // 12}_{number // 4 % 3}_{number % 4}"
+
+
+def hallusionbench_value(rows: list[dict[str, Any]]) -> list[float]:
+    import pandas
+
+    with absent(**SMP):
+        sys.modules["vlmeval.smp"].load = sys.modules["vlmeval.smp"].d2df = None
+        module = load(f"{KIT}/dataset/utils/yorn.py")
+    scores = [module.YOrN_Extraction(row["given"]).lower() == row["answer"] for row in rows]
+    data = {"index": [hallusion_index(row) for row in rows], "score": scores, "l2-category": "map"}
+    module.load = lambda file: pandas.DataFrame(data)
+    overall = module.Hallusion_rating("x").iloc[0]
+    return [float(overall[name]) for name in ("aAcc", "fAcc", "qAcc")]
+
+
+def mmbench_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = {"category": "c", "l2-category": "l"}
+    return [
+        {**OPTIONS, **names, "index": row["number"] // 2 + 1_000_000 * (row["number"] % 2)}
+        | {"answer": row["answer"], "prediction": row["given"]}
+        for row in rows
+    ]
+
+
+def mmbench_value(rows: list[dict[str, Any]]) -> list[float]:
+    with absent(**MCQ):
+        module = load(f"{LMMS}/tasks/mmbench/mmbench_evals.py")
+        return [100 * float(module.MMBench_Evaluator().eval_result(mmbench_rows(rows), "static")[0])]
+
+
+def cv_bench_value(rows: list[dict[str, Any]]) -> list[float]:
+    module = load(f"{LMMS}/tasks/cv_bench/utils.py")
+    sources = ("ADE20K", "COCO", "Omni3D")
+    made = [
+        module.cv_bench_process_results(
+            {**CV, "answer": f"({row['answer']})", "source": sources[row["group"]]}, [row["given"]]
+        )["cv_bench_acc"]
+        for row in rows
+    ]
+    return [100 * module.cv_bench_default_aggregate_results(made)]
+
+
+def llava_bench_value(rows: list[dict[str, Any]]) -> list[float]:
+    """Return LLaVA's summary of reviews, which it rounds to a tenth."""
+    with tempfile.TemporaryDirectory() as folder:
+        reviews = Path(folder) / "r.jsonl"
+        lines = [{"question_id": row["number"], "tuple": grades(row)} for row in rows]
+        reviews.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        printed = run_script("LLaVA/llava/eval/summarize_gpt_review.py", {"files": str(reviews)})
+    return [float(word) for word in printed.split("all ")[1].split()[:3]]
+
+
+def grades(row: dict[str, Any]) -> list[float]:
+    """Return a pair of grades for a row, GPT-4's and the model's."""
+    return [6 + row["number"] % 5, 1 + row["number"] % 8]
+
+
+# Benchmark -> its value, and other numbers, over `table(name)`.
+VALUES: dict[str, Callable[[list[dict[str, Any]]], list[float]]] = {
+    "pope": pope_value,
+    "mme": mme_value,
+    "hallusionbench": hallusionbench_value,
+    "mmbench": mmbench_value,
+    "cv_bench": cv_bench_value,
+    "llava_bench": llava_bench_value,
+}
+
+
+def value(name: str) -> list[float]:
+    """Return the original's value over the table of that name.
+
+    Raises:
+        FileNotFoundError: If its checkout is not there.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return VALUES[name](table(name))
+
+
 def verdicts(name: str) -> list[list[Any]]:
     """Return the original's verdict on every answer (row) for every reference (column).
 
@@ -571,8 +687,9 @@ if __name__ == "__main__":
         )
 
     lines = (f"{dumped(name)}:{dumped(row)}" for name, row in content.items())
+    values = dumped({name: value(name) for name in VALUES})
     Path(sys.argv[1]).write_text(
-        f'{{"answers":{json.dumps(ANSWERS, ensure_ascii=False)},\n"originals":{{\n'
+        f'{{"values":{values},\n"answers":{dumped(ANSWERS)},\n"originals":{{\n'
         + ",\n".join(lines)
         + "\n}}\n",
         encoding="utf-8",
