@@ -40,8 +40,8 @@ def main(
         typer.Argument(
             help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, pope-gqa, "
             "pope-aokvqa, mme, seed, mmstar, mmmu, ai2d, realworldqa, hallusionbench, cv-bench, mmvp, "
-            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the paper's "
-            "eight); or mine, with --data."
+            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the "
+            "paper's eight); or mine, with --data."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
