@@ -21,8 +21,8 @@ def main(
     plan: Annotated[
         str,
         typer.Argument(
-            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; or "
-            "architecture, which trains nothing."
+            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; data, "
+            "rate or patches (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
@@ -40,7 +40,7 @@ def main(
     ),
     variants: Annotated[
         str | None,
-        o.option(help="Only these variants, separated by semicolons.", default="all", panel=HERE),
+        o.option(help="Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
         int, o.option(help="Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))

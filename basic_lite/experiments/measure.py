@@ -194,14 +194,18 @@ class Inspection:
     views: list[View] = field(default_factory=list)
 
     def measures(self) -> list[Measure]:
-        """Return its figures, each over the scenes."""
+        """Return its figures, each over the scenes; without patches that can be judged, no true tokens."""
         over = "held-out scenes"
-        counts, shown = [100.0 * count for count in self.meaningful], [float(count) for count in self.shown]
-        return [
+        measures = [
             Measure("caption_loss", "caption loss", "nats per token", "lower", over, self.caption_loss),
             Measure("cosine", "cosine to the target", "", "higher", over, self.cosine),
-            Measure("meaningful", "true nearest tokens", "%", "higher", over, counts, shown, 1),
         ]
+        if any(self.shown):
+            counts = [100.0 * count for count in self.meaningful]
+            shown = [float(count) for count in self.shown]
+            name = "true nearest tokens"
+            measures.append(Measure("meaningful", name, "%", "higher", over, counts, shown, 1))
+        return measures
 
 
 def inspection_path(run: Path, step: str) -> Path:
@@ -250,7 +254,9 @@ def inspect_model(
         importance = result.refinement.importance.view(shape).tolist()
         for (scene, picture), ids, weights in zip(shown, nearest, importance, strict=True):
             tokens = [words[token] for token in ids]
-            verdicts = meaningful(scene, picture, tokens)
+            # A drawing says what its own 8 x 8 patches show; another --image-size has others.
+            judged = len(tokens) == len(picture.thing)
+            verdicts = meaningful(scene, picture, tokens) if judged else [None] * len(tokens)
             inspection.shown.append(sum(verdict is not None for verdict in verdicts))
             inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
             if len(inspection.views) < views:
@@ -384,15 +390,31 @@ def measure(
         assembled = assemble(Sources.named("tiny", bits=16, dtype=torch.float32), device, seed)
     else:
         assembled = load_run(folder / step, device)[0]
-    if signs is not None:
-        label = "held-out scenes with signs"
-        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": sys.maxsize, "label": label}
-        rows["words"] = WORDS
-    if world is None:
-        return rows_of_file(assembled, **rows)
+    if world is None or signs is not None:
+        return measure_model(assembled, seed, signs=signs, rows=rows)
     inspection = inspect_model(assembled, held_out_scenes(scenes, seed))
     write_json(inspection_path(folder, step), asdict(inspection))
     return inspection.measures()
+
+
+def measure_model(
+    assembled: Assembled,
+    seed: int,
+    *,
+    world: str | None = None,
+    scenes: int = 0,
+    signs: str | None = None,
+    rows: dict | None = None,
+) -> list[Measure]:
+    """Measure a model on held-out scenes (with signs or without) or rows of a file, as `measure` says."""
+    if signs is not None:
+        label = "held-out scenes with signs"
+        count = scenes or sys.maxsize
+        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": count, "label": label}
+        return rows_of_file(assembled, **rows, words=WORDS)
+    if rows is not None:
+        return rows_of_file(assembled, **rows)
+    return inspect_model(assembled, held_out_scenes(scenes, seed), views=0).measures()
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:

@@ -213,24 +213,27 @@ def for_terminal(table: DifferenceTable) -> Table:
     return made
 
 
-def write_markdown(table: DifferenceTable, path: Path, command: str) -> None:
-    """Write the table for a README, with what its intervals are and the command that made it."""
-    lines = _markdown(["variant", *(measure.heading for measure in table.measures)])
+def write_markdown(table: DifferenceTable, path: Path, command: str, notes: Sequence[str] = ()) -> None:
+    """Write the table for a README, with what its intervals are, `notes` and the command that made it."""
+    rows = []
     for variant, row in table.cells.items():
         cells = [f"{number(row[m.name].mean, m)} {change(row[m.name], m)}".strip() for m in table.measures]
-        lines.append(_line([f"**{variant}**" if variant == table.baseline else variant, *cells]))
-    _write_lines(path, [*lines, "", table.how_sure, f"`{command}`"])
+        rows.append([f"**{variant}**" if variant == table.baseline else variant, *cells])
+    heads = ["variant", *(measure.heading for measure in table.measures)]
+    write_rows(path, heads, rows, after=["", table.how_sure, *notes, f"`{command}`"])
 
 
-def _markdown(heads: Sequence[str]) -> list[str]:
-    return [_line(heads), "|---" * len(heads) + "|"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_rows(
+    path: Path,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> None:
+    """Write a Markdown table with lines before and after it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    lines = [*before, lines[0], "|---" * len(heads) + "|", *lines[1:], *after]
     with complete(path) as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -293,9 +296,8 @@ def side_by_side(table: DifferenceTable, title: str) -> Table:
 
 def write_side_by_side(table: DifferenceTable, path: Path) -> None:
     """Write a row for each measure of two variants, for a README."""
-    heads = _pair_heads(table)
-    lines = _markdown(heads)
+    heads, rows = _pair_heads(table), []
     for group, members in groupby(pairs(table), lambda pair: pair.group):
-        lines.append(_line([f"**{group}**", *[""] * (len(heads) - 1)]))
-        lines += [_line([text.strip() for text in pair.texts(len(table.seeds) > 1)]) for pair in members]
-    _write_lines(path, lines)
+        rows.append([f"**{group}**", *[""] * (len(heads) - 1)])
+        rows += [[text.strip() for text in pair.texts(len(table.seeds) > 1)] for pair in members]
+    write_rows(path, heads, rows)

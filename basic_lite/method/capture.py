@@ -18,7 +18,7 @@ from transformers import LlavaModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
-from basic_lite.method.targets import RAW, TargetKind, TargetSpace
+from basic_lite.method.targets import INDIVIDUAL, RAW, TargetKind, TargetSpace
 from basic_lite.method.types import Importance, Intervention, Refinement, Weighting
 from basic_lite.models.parts import layers_of, parts_of
 
@@ -111,7 +111,7 @@ class capture:
             weighting: see `layer_weights`.
             importance: `"attention"` (the paper; the mean over those of the k layers that attend) or
                 `"uniform"` (`1 / P` for each patch of an image).
-            target: `"raw"` (the paper), or a space that was fitted on text.
+            target: `"raw"` (the paper), `"individual"`, or a space that was fitted on text.
 
         Raises:
             ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
@@ -225,7 +225,7 @@ class capture:
             if self.intervention.states is not None:
                 states = self.intervention.states(index, states)
             self.space = self.space.to(states.device)
-            states = self.space.bring(index, states)
+            states = self.space.bring(index, states, self._layout.images)
             if self._target is None:
                 self._target = states.mul_(self.weights[index])
             else:
@@ -284,6 +284,8 @@ class capture:
             importance = self._target.new_full(
                 (len(layout.patch),), layout.images / max(len(layout.patch), 1)
             )
+        if self.space.kind == INDIVIDUAL and layout.images == 1:
+            importance = torch.zeros_like(importance)  # it adds nothing to a mean that is its own
         refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
         if self.intervention.refinement is not None:
             given = self._received | {"layout": layout, "rows": self._rows}

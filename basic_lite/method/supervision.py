@@ -54,7 +54,7 @@ class BasicSupervision:
             das_weight: weight of the directional alignment; 0 switches it off.
             sds_weight: weight of the semantic distribution; 0 switches it off.
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
-            target: `"raw"` (the paper), or what `fit_target` returned.
+            target: `"raw"` (the paper), `"individual"`, or what `fit_target` returned.
 
         Raises:
             ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
