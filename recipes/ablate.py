@@ -115,6 +115,7 @@ def main(
             f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
         )
         return
+    asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
     asked = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
@@ -125,9 +126,7 @@ def main(
         quick=quick,
         measured_on=measure_data,
         measured_rows=measure_rows,
-        benchmark=benchmark,
-        benchmark_data=eval_data,
-        benchmark_images=eval_images,
+        benchmarks={benchmark: asked_on} if benchmark else {},
         text_patches=text_patches,
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
     )

@@ -32,9 +32,8 @@ from basic_lite.models.checkpoint import identity
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.tower import vision_config
 
-# What all runs in an ablation's folder share, written beside them and compared before any is added.
-
 SETUP: str = "ablation.json"
+"""What all runs of an ablation's folder share, written beside them and compared before any is added."""
 
 
 def fingerprints(sources: Sources) -> dict[str, object]:
@@ -86,8 +85,6 @@ def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
-
-# The embedded world's files for an ablation: one world for each seed, no more of it than is needed.
 
 SCENES: int = 200
 """Held-out scenes that a run is measured on."""
@@ -154,9 +151,7 @@ class Comparison:
         quick: a smaller embedded world.
         measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
         measured_rows: how many of its rows.
-        benchmark: to score every run on.
-        benchmark_data: its data.
-        benchmark_images: its pictures.
+        benchmarks: to score every run on, with `data` and `images` of each.
         text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only variants to run; empty for all.
     """
@@ -170,9 +165,7 @@ class Comparison:
     quick: bool
     measured_on: Path | None
     measured_rows: int
-    benchmark: str | None
-    benchmark_data: Path | None
-    benchmark_images: Path | None
+    benchmarks: Mapping[str, Mapping[str, str | None]]
     text_patches: Path | None
     chosen: Sequence[str]
 
@@ -276,8 +269,7 @@ class Comparison:
             content["stage2"] = _plain(self.stage2)
         if self.text_patches is not None:
             content["text patches"] = str(self.text_patches)
-        if self.benchmark is not None:
-            content[f"{self.benchmark} data"] = str(self.benchmark_data)
+        content |= {f"{name} data": str(where["data"]) for name, where in self.benchmarks.items()}
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
         return content
@@ -294,8 +286,7 @@ class Comparison:
             for stage in given:
                 own = {"data": str(world / f"{stage}.json"), "images": str(world)}
                 given[stage] = {"workers": 0} | given[stage] | own
-        if self.benchmark is not None:
-            steps.append(self.benchmark)
+        steps += self.benchmarks
         measured = self._measured(world)
         along = {"along": self._along(measured, seed)}
         kind = "signs" if self.plan.signs and world is not None else "runs"
@@ -310,21 +301,18 @@ class Comparison:
         return runs
 
     def _measured(self, world: Path | None) -> dict[str, object]:
-        """Return what `measure.measure` is told."""
+        """Return the arguments of `measure.measure`."""
         if world is None:
-            told: dict[str, object] = {"rows": self._measured_rows()}
+            arguments: dict[str, object] = {"rows": self._measured_rows()}
         elif self.plan.signs:
-            told = {"signs": str(world)}
+            arguments = {"signs": str(world)}
         else:
-            told = {"world": str(world), "scenes": self._scenes}
-        if self.benchmark is not None:
-            where = {"data": self.benchmark_data, "images": self.benchmark_images}
-            told["benchmarks"] = {self.benchmark: {name: path and str(path) for name, path in where.items()}}
-        return told
+            arguments = {"world": str(world), "scenes": self._scenes}
+        return arguments | ({"benchmarks": self.benchmarks} if self.benchmarks else {})
 
     @staticmethod
     def _along(measured: Mapping[str, Any], seed: int) -> str:
-        """Return what `curves.callbacks` is told: the same measures on fewer samples."""
+        """Return the same for `curves.callbacks`, as JSON: on fewer samples."""
         fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
         if "rows" in measured:
             rows = measured["rows"]
@@ -341,7 +329,7 @@ class Comparison:
         return SCENES // (2 if self.quick else 1)
 
     def _measured_rows(self) -> dict[str, object]:
-        """Return what `measure.rows_of_file` is told."""
+        """Return the arguments of `measure.rows_of_file`."""
         data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
         if data is None:
             raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")

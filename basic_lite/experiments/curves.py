@@ -335,6 +335,6 @@ def as_dict(curves: Curves) -> dict[str, object]:
 def savings_as_dict(curves: Curves, baseline: str) -> dict[str, object]:
     """Return for JSON what every variant needs for what the baseline can do after each of its points."""
     return {
-        variant: {key: [one.as_dict() for one in made] for key, made in of.items()}
+        variant: {key: [saving.as_dict() for saving in made] for key, made in of.items()}
         for variant, of in all_savings(curves, baseline).items()
     }

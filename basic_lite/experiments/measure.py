@@ -375,7 +375,7 @@ def measure(
         world: folder of the embedded world that the run was trained in.
         scenes: how many held-out scenes to show it there.
         signs: folder of a world of scenes with signs that it was trained in.
-        rows: without a world, what `rows_of_file` is told.
+        rows: without a world, the arguments of `rows_of_file`.
         benchmarks: name -> `data` and `images` of a benchmark.
     """
     if step == QUESTIONS:
@@ -439,7 +439,7 @@ def of_questions(
         if chosen := [question for question in every if kinds[question] == kind]:
             measures.append(replace(_right(kind, f"  {kind}", shares, chosen), detail=True))
     group = f"in {LANGUAGE_NAMES[language]}"
-    return [replace(one, name=f"{one.name}_{language}", group=group) for one in measures]
+    return [replace(measure, name=f"{measure.name}_{language}", group=group) for measure in measures]
 
 
 def _right(name: str, label: str, shares: Mapping, chosen: Sequence) -> Measure:

@@ -243,7 +243,9 @@ def _scene(scene: Scene, views: Mapping[str, View]) -> dict[str, object]:
     """Return a scene with its tokens, view by view, and where the caption of the last one looks."""
     importance = list(views.values())[-1].importance
     return {
-        "name": ", ".join(f"{one.size} {one.colour} {one.shape}, {one.place}" for one in scene.things),
+        "name": ", ".join(
+            f"{thing.size} {thing.colour} {thing.shape}, {thing.place}" for thing in scene.things
+        ),
         "picture": pages.picture(enlarged(scene)),
         "views": {title: {"tokens": _tokens(view), "note": _count(view)} for title, view in views.items()},
         "importance": [value / max(importance) for value in importance],

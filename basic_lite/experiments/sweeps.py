@@ -125,7 +125,9 @@ class Sweep:
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON, every seed's figure included."""
-        levels = [{"level": one.name, "place": one.place, **one.table.as_dict()} for one in self.levels]
+        levels = [
+            {"level": level.name, "place": level.place, **level.table.as_dict()} for level in self.levels
+        ]
         return {"plan": self.plan, "asks": self.asks, "axis": self.axis, "levels": levels}
 
 

@@ -133,7 +133,7 @@ def _cell(variant: str, head: Measure, own: Sequence[Measure], base: Sequence[Me
     each = [measure.mean for measure in own]
     if base is None:
         return Cell(variant, head.name, mean(each), each)
-    differences = [one - other.mean for one, other in zip(each, base, strict=True)]
+    differences = [value - other.mean for value, other in zip(each, base, strict=True)]
     over_seeds = student_interval(differences) if len(differences) > 1 else None
     over_units = paired_interval(own, base) if head.over else None  # what is measured once has no units
     difference, verdict = mean(differences), "open"
@@ -154,9 +154,9 @@ def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int =
         seed: of the resamples.
     """
     cells = []
-    for run, (one, other) in enumerate(zip(own, base, strict=True)):
-        of = [1.0] * len(one.values) if one.of is None else one.of
-        cells += [(run, *unit) for unit in zip(one.values, other.values, of, strict=True)]
+    for run, (mine, other) in enumerate(zip(own, base, strict=True)):
+        of = [1.0] * len(mine.values) if mine.of is None else mine.of
+        cells += [(run, *unit) for unit in zip(mine.values, other.values, of, strict=True)]
     outcomes, counts = resample(cells, lambda cell: cell[0], seed=seed)
     table = np.asarray(outcomes, dtype=float)
     total = np.zeros(len(counts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -126,8 +127,9 @@ def test_a_measured_training_is_the_same_and_a_resumed_one_has_the_same_curve(tm
     alone = inspect_model(load_run(tmp_path / "measured", "cpu")[0], held_out_scenes(5, 3)).measures()
     for ours, theirs in zip(points[-1].measures, alone, strict=True):
         assert (ours.name, ours.values) == (theirs.name, pytest.approx(theirs.values, abs=1e-5))
-    # A run that was killed after its checkpoint at step 4 and measured step 6 without saving it.
+    # A run that was killed after its checkpoint at step 4, when step 6 was measured and not yet saved.
     folder = tmp_path / "measured"
+    shutil.rmtree(folder / "checkpoint-6")
     for path in ("projector.safetensors", "manifest.json"):
         (folder / path).unlink()
     run(*words, "--out", "measured", "--along", along, "--resume", cwd=tmp_path)
