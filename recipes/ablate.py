@@ -76,6 +76,18 @@ def main(
         Path | None, o.option(help="The benchmark's data, as --data in eval.", panel=HERE)
     ] = None,
     eval_images: Annotated[Path | None, o.option(help="The benchmark's pictures.", panel=HERE)] = None,
+    answer_by: Annotated[
+        str,
+        o.option(
+            help="Its answers: text, or of a choice the letter of highest likelihood.",
+            panel=HERE,
+            callback=o.among(("text", "likelihood")),
+        ),
+    ] = "text",
+    tune: Annotated[
+        bool,
+        o.option("--tune", help="First choose the learning rate, on plain alone, first seed.", panel=HERE),
+    ] = False,
     text_patches: Annotated[
         Path | None,
         o.option(help="Where your pictures hold text, JSON: row id to patches.", default="none", panel=HERE),
@@ -116,6 +128,7 @@ def main(
         )
         return
     asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
+    asked_on["answer_by"] = answer_by
     asked = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
@@ -130,7 +143,10 @@ def main(
         text_patches=text_patches,
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
     )
-    asked.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+    console = quiet_console()
+    if tune and not dry_run:
+        asked = asked.tuned(console, first.main, jobs, overwrite)
+    asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
 
 
 OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")

@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,16 @@ from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
 from basic_lite.experiments import curves, measure, processes, report, sweeps
-from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Plan, Usual, Variant, at_level, variants_for
+from basic_lite.experiments.plans import (
+    METHOD,
+    NOT_ON_TEXT,
+    TUNE,
+    Plan,
+    Usual,
+    Variant,
+    at_level,
+    variants_for,
+)
 from basic_lite.experiments.table import for_terminal, tabulate, write_markdown
 from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
@@ -151,7 +160,7 @@ class Comparison:
         quick: a smaller embedded world.
         measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
         measured_rows: how many of its rows.
-        benchmarks: to score every run on, with `data` and `images` of each.
+        benchmarks: to score every run on, with `data`, `images` and `answer_by` of each.
         text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only variants to run; empty for all.
     """
@@ -207,6 +216,45 @@ class Comparison:
             claim(self.out, self._setup())
             self._train(todo, jobs, console)
             self._report(variants, console)
+
+    def tuned(
+        self,
+        console: Console,
+        check: Callable[..., None],
+        jobs: int | None = None,
+        overwrite: bool = False,
+    ) -> Comparison:
+        """Return the same at the learning rate that suits plain best by its final caption loss.
+
+        Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
+        the folder of the comparison, and are not repeated.
+
+        Args:
+            console: as of `run`.
+            check: as of `run`.
+            jobs: as of `run`.
+            overwrite: as of `run`.
+
+        Raises:
+            ValueError: As `run`, or if a learning rate is given or the plan varies it.
+        """
+        if self.plan.name == "rate" or self.stage1.get("learning_rate") is not None:
+            raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
+        out = self.out.with_name(f"{self.out.name}-tune")
+        tries = replace(self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=[])
+        tries.run(console, check, jobs, overwrite)
+        losses = {}
+        for run in tries._runs(tries._variants(), self.seeds[0]):
+            (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
+            losses[read_manifest(run.folder / "stage1")["training"]["learning_rate"]] = loss
+        rate = min(losses, key=lambda tried: losses[tried])
+        ends = rate in (min(losses), max(losses))
+        console.print(
+            f"Learning rate {rate:g}: of {', '.join(f'{tried:g}' for tried in sorted(losses))} the one that "
+            f"gives plain the lowest caption loss{' (at an end of what was tried)' if ends else ''}.",
+            highlight=False,
+        )
+        return replace(self, stage1={**self.stage1, "learning_rate": rate})
 
     def _check_plan(self) -> None:
         if self.plan.name == "data" and not self._embedded:
@@ -269,7 +317,10 @@ class Comparison:
             content["stage2"] = _plain(self.stage2)
         if self.text_patches is not None:
             content["text patches"] = str(self.text_patches)
-        content |= {f"{name} data": str(where["data"]) for name, where in self.benchmarks.items()}
+        for name, where in self.benchmarks.items():
+            content[f"{name} data"] = str(where["data"])
+            if where["answer_by"] != "text":
+                content[f"{name} answers"] = where["answer_by"]
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
         return content

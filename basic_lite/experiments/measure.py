@@ -376,7 +376,7 @@ def measure(
         scenes: how many held-out scenes to show it there.
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
-        benchmarks: name -> `data` and `images` of a benchmark.
+        benchmarks: name -> `data`, `images` and `answer_by` of a benchmark.
     """
     if step == QUESTIONS:
         last, files = max(folder.glob("stage?")), world_in(Path(world)).mmbench
@@ -456,10 +456,13 @@ def shares_right(questions: Sequence[Question], answers: Path) -> dict[int, floa
     return {base: sum(hits) / len(hits) for base, hits in right.items()}
 
 
-def _evaluated(run: Path, name: str, data: str | None, images: str | None) -> Evaluation:
+def _evaluated(
+    run: Path, name: str, data: str | None, images: str | None, answer_by: str = "text"
+) -> Evaluation:
     """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
     root = None if images is None else Path(images)
-    evaluation = Evaluation(run, name, run / "eval" / name, data=data, images=root, any_size=True)
+    out = run / "eval" / name
+    evaluation = Evaluation(run, name, out, data=data, images=root, any_size=True, answer_by=answer_by)
     questions = evaluation.questions(with_images=True)
     evaluation.generate(
         questions,

@@ -154,6 +154,14 @@ _DATA = Plan.sweep("data", "How many samples does it take?", _of("amount", "1/16
 _RATE = Plan.sweep("rate", "At which learning rate?", _of("learning_rate", "1/10", "1/3", "1", "3", "10"))
 _PATCHES = Plan.sweep("patches", "At which image size?", _of("image_size", "1/2", "3/4", "1", "3/2"))
 
+TUNE = Plan(
+    "tune",
+    "Which learning rate suits plain?",
+    {level: {**PLAIN, **options} for level, options in _RATE.levels.items()},
+    baseline="1",
+)
+"""What `--tune` runs before another plan."""
+
 DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
 """Both variants of `basic-lite demo`, which has a report of its own."""
 
@@ -232,7 +240,7 @@ class Usual:
         if option == "image_size":
             return {option: max(round(value * self.image_size / self.patch), 1) * self.patch}
         if option == "learning_rate":
-            return {option: float(f"{float(value) * self.learning_rate:.6g}")}
+            return {option: float(f"{float(value) * self.learning_rate:.3g}")}
         assert option == "amount", option
         if self.max_steps is not None:
             return {"max_steps": max(round(value * self.max_steps), 1)}
