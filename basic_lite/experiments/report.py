@@ -76,19 +76,21 @@ def _colours(curves: Curves, baseline: str) -> dict[str, str]:
 def _mark(axes: Axes, saved: Saving, colour: str) -> None:
     """Show how much earlier a variant is where the baseline ends."""
     low, high = saved.interval
-    end = min(high, saved.base_samples)
-    axes.plot([low, end], [saved.goal] * 2, color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
-    axes.plot([saved.samples], [saved.goal], "o", color=colour, markersize=8.5, zorder=5)
+    ends = [low, min(high, saved.base_samples)]
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.12 * (top - bottom), top)  # room for the words
+    axes.plot(ends, [saved.goal] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt")
+    axes.plot([saved.samples], [saved.goal], "D", color=colour, markersize=8, zorder=5)
     axes.annotate(
         f"{saved.samples:,.0f} samples\ninstead of {saved.base_samples:,}",
         (saved.samples, saved.goal),
-        xytext=(-8, -9),
+        xytext=(-14, -4),
         textcoords="offset points",
         ha="right",
         va="top",
-        fontsize=9.5,
+        fontsize=10,
+        fontweight="bold",
         color=colour,
-        annotation_clip=False,
     )
 
 

@@ -119,8 +119,8 @@ class Sweep:
         best = max(self.levels, key=lambda level: sign * (level.pair(measure.name).other.difference or 0.0))
         text = change(best.pair(measure.name).other, best.pair(measure.name).measure)
         return (
-            f"{measure.heading}: {', '.join(parts)} ({self.axis}). The difference that is most in BASIC's "
-            f"favour is {text}, at {best.label}."
+            f"{measure.heading[0].upper()}{measure.heading[1:]}: {', '.join(parts)} ({self.axis}). "
+            f"BASIC's best difference is {text}, at {best.label}."
         )
 
     def as_dict(self) -> dict[str, object]:
