@@ -28,11 +28,7 @@ def main(
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
     data: Annotated[
         Path | None,
-        o.option(
-            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
-            default="with tiny the embedded world, else the published set",
-            panel="Data",
-        ),
+        o.option(help="As in stage1.", default="with tiny the embedded world", panel="Data"),
     ] = None,
     images: o.ImagesOption = None,
     out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
@@ -48,12 +44,7 @@ def main(
     seed: Annotated[int, o.option(help="The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
         int | None,
-        o.option(
-            help="Runs at a time.",
-            default="cores and free memory; 1 on a GPU",
-            panel=HERE,
-            callback=o.within(1),
-        ),
+        o.option(help="Runs at a time.", default="what fits; 1 on a GPU", panel=HERE, callback=o.within(1)),
     ] = None,
     quick: Annotated[
         bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)

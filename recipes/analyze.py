@@ -35,11 +35,7 @@ def premise(
     ] = False,
     text: Annotated[
         Path | None,
-        o.option(
-            help="Captions as LLaVA JSON or any training data, or plain text.",
-            default="shipped",
-            panel="Data",
-        ),
+        o.option(help="Training data or plain text to read.", default="shipped captions", panel="Data"),
     ] = None,
     tokens: Annotated[
         int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
