@@ -319,12 +319,41 @@ def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Savin
 
 
 def sentences(curves: Curves, baseline: str, measure: str = "caption_loss") -> list[str]:
-    """Say for every variant after how many samples it has reached the baseline's final caption loss."""
-    return [
-        sentence(of[measure][-1], curves[variant][measure], baseline)
-        for variant, of in all_savings(curves, baseline).items()
-        if measure in of
-    ]
+    """Say when every variant has reached the baseline's final caption loss, and what it saves before."""
+    said = []
+    for variant, of in all_savings(curves, baseline).items():
+        if measure in of:
+            said.append(sentence(of[measure][-1], curves[variant][measure], baseline))
+            said[-1] += way_sentence(of[measure], baseline)
+    return said
+
+
+def lead_of(made: Sequence[Saving]) -> Saving | None:
+    """Return the largest saving that is beyond noise, or `None`.
+
+    One that was reached before the first point was measured has no known size, and is left out.
+    """
+    first = made[0].base_samples
+    ahead = [s for s in made if s.samples > first and s.interval[1] < s.base_samples]
+    return max(ahead, key=lambda saving: saving.base_samples - saving.samples, default=None)
+
+
+def headline_of(made: Sequence[Saving]) -> Saving | None:
+    """Return the saving that a plot marks: at the baseline's end, or the largest if that is not reached."""
+    return made[-1] if np.isfinite(made[-1].samples) else lead_of(made)
+
+
+def way_sentence(made: Sequence[Saving], base: str) -> str:
+    """Say what a variant saves on the way to the end."""
+    best = lead_of(made[:-1])
+    if best is None:
+        return " On the way there it needs no fewer samples beyond noise."
+    low, high = best.interval
+    return (
+        f" On the way, what {base} can do after {best.base_samples:,} samples it can do after "
+        f"{best.samples:,.0f}, {best.samples / best.base_samples:.0%} of them ({low:,.0f} to {high:,.0f}), "
+        "its largest lead."
+    )
 
 
 def as_dict(curves: Curves) -> dict[str, object]:

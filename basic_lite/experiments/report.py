@@ -17,7 +17,7 @@ from basic_lite.data.world.questions import KINDS
 from basic_lite.data.world.render import enlarged
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments.curves import Curves, Saving, all_savings, band, read, sentences
+from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of, read, sentences
 from basic_lite.experiments.demo import curves_of_demos, folder_of, seconds_of
 from basic_lite.experiments.measure import BEFORE, LANGUAGE_NAMES, Inspection, Measure, View, read_inspection
 from basic_lite.experiments.plans import DEMO
@@ -80,6 +80,7 @@ def _mark(axes: Axes, saved: Saving, colour: str) -> None:
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom - 0.12 * (top - bottom), top)  # room for the words
     axes.plot(ends, [saved.goal] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt")
+    axes.plot([saved.samples, saved.base_samples], [saved.goal] * 2, color=colour, linewidth=1.2)
     axes.plot([saved.samples], [saved.goal], "D", color=colour, markersize=8, zorder=5)
     axes.annotate(
         f"{saved.samples:,.0f} samples\ninstead of {saved.base_samples:,}",
@@ -186,7 +187,7 @@ def write_demo(demo: Path, table: DifferenceTable) -> Path:
         demo / "report.html",
         "experiments/demo.html",
         lead=_lead(compared, before),
-        curves=curve_plot(curves, DEMO.baseline, saved[-1]) if saved else None,
+        curves=curve_plot(curves, DEMO.baseline, headline_of(saved)) if saved else None,
         headline=sentences(curves, DEMO.baseline),
         savings=saved,
         samples=lambda count: f"{count:,.0f}" if np.isfinite(count) else "never",
@@ -348,7 +349,11 @@ def write_ablation(
         path: of the HTML file.
         command: that made them.
     """
-    drawn = curve_plot(curves, table.baseline) if curves.get(table.baseline) else None
+    saved = [
+        of["caption_loss"] for of in all_savings(curves, table.baseline).values() if "caption_loss" in of
+    ]
+    marked = headline_of(saved[0]) if len(saved) == 1 else None  # of several variants none is the one
+    drawn = curve_plot(curves, table.baseline, marked) if curves.get(table.baseline) else None
     values = {"table": table, "plot": dots(table), "command": command, "curves": drawn, "said": said}
     return pages.write(path, "experiments/ablation.html", number=number, change=change, **values)
 

@@ -13,7 +13,18 @@ from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 
 from basic_lite.data.world.world import held_out_scenes
 from basic_lite.experiments import curves
-from basic_lite.experiments.curves import Curve, curves_of, samples_until, savings, sentence, steps_of
+from basic_lite.experiments.curves import (
+    Curve,
+    curves_of,
+    headline_of,
+    lead_of,
+    samples_until,
+    savings,
+    sentence,
+    sentences,
+    steps_of,
+    way_sentence,
+)
 from basic_lite.experiments.measure import Measure, inspect_model
 from basic_lite.models.checkpoint import load_run
 
@@ -64,6 +75,26 @@ def test_savings_compare_with_every_point_of_the_baseline():
         "BASIC reaches plain's final caption loss (1.000, after 400 samples) after 200, 50% of them "
         "(95 % interval 200 to 200)."
     )
+
+
+def test_what_is_saved_on_the_way_is_said_beside_an_end_that_is_not_reached():
+    """Ahead at the second point, level at the first, behind at the end; a saving of unknown size is none."""
+    base = curve([[4.0] * 5, [3.0] * 5, [2.0] * 5])
+    own = curve([[4.0] * 5, [2.5] * 5, [2.1] * 5])
+    made = savings("BASIC", own, base)
+    lead = lead_of(made)
+    assert (lead.base_samples, lead.samples) == (200, pytest.approx(100 * 2 ** (1 / 1.5)))
+    assert headline_of(made) is lead
+    (said,) = sentences({"plain": {"caption_loss": base}, "BASIC": {"caption_loss": own}}, "plain")
+    assert "BASIC does not reach plain's final caption loss (2.000" in said
+    assert "what plain can do after 200 samples it can do after 159, 79% of them (159 to 159)" in said
+    behind = curve([[5.0] * 5, [4.0] * 5, [1.9] * 5])
+    made = savings("BASIC", behind, base)
+    assert lead_of(made[:-1]) is None
+    assert headline_of(made) is made[-1]
+    assert way_sentence(made, "plain") == " On the way there it needs no fewer samples beyond noise."
+    at_once = savings("BASIC", curve([[2.0] * 5] * 3), curve([[4.0] * 5, [3.0] * 5, [1.0] * 5]))
+    assert headline_of(at_once) is None
 
 
 def test_what_is_never_reached_is_said_so():
