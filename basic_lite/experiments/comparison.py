@@ -227,13 +227,7 @@ class Comparison:
         """Return the same at the learning rate that suits plain best by its final caption loss.
 
         Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
-        the folder of the comparison, and are not repeated.
-
-        Args:
-            console: as of `run`.
-            check: as of `run`.
-            jobs: as of `run`.
-            overwrite: as of `run`.
+        the folder of the comparison, and are not repeated. The arguments are those of `run`.
 
         Raises:
             ValueError: As `run`, or if a learning rate is given or the plan varies it.

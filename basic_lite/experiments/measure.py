@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -356,15 +356,7 @@ def _one_image(refinement: Refinement, image: int) -> Refinement:
 
 
 def measure(
-    folder: Path,
-    step: str,
-    seed: int,
-    *,
-    world: str | None = None,
-    scenes: int = 0,
-    signs: str | None = None,
-    rows: dict | None = None,
-    benchmarks: dict | None = None,
+    folder: Path, step: str, seed: int, *, benchmarks: Mapping[str, dict] | None = None, **where: Any
 ) -> list[Measure]:
     """Measure what a step of a run has left.
 
@@ -372,16 +364,13 @@ def measure(
         folder: of the run.
         step: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
         seed: of the run, and of the scenes that are shown.
-        world: folder of the embedded world that the run was trained in.
-        scenes: how many held-out scenes to show it there.
-        signs: folder of a world of scenes with signs that it was trained in.
-        rows: without a world, the arguments of `rows_of_file`.
         benchmarks: name -> `data`, `images` and `answer_by` of a benchmark.
+        where: as `measure_model`.
     """
     if step == QUESTIONS:
-        last, files = max(folder.glob("stage?")), world_in(Path(world)).mmbench
+        last, files = max(folder.glob("stage?")), world_in(Path(where["world"])).mmbench
         return [m for language in LANGUAGE_NAMES for m in _answers(last, language, files[language])]
-    if step in (benchmarks or {}):
+    if benchmarks and step in benchmarks:
         evaluation = _evaluated(max(folder.glob("stage?")), step, **benchmarks[step])
         shares = load_score(evaluation.out / "score.json").items
         return [_right(step, f"{step}, right answers", shares, list(shares))]
@@ -390,9 +379,9 @@ def measure(
         assembled = assemble(Sources.named("tiny", bits=16, dtype=torch.float32), device, seed)
     else:
         assembled = load_run(folder / step, device)[0]
-    if world is None or signs is not None:
-        return measure_model(assembled, seed, signs=signs, rows=rows)
-    inspection = inspect_model(assembled, held_out_scenes(scenes, seed))
+    if where.get("world") is None:
+        return measure_model(assembled, seed, **where)
+    inspection = inspect_model(assembled, held_out_scenes(where["scenes"], seed))
     write_json(inspection_path(folder, step), asdict(inspection))
     return inspection.measures()
 
@@ -406,7 +395,16 @@ def measure_model(
     signs: str | None = None,
     rows: dict | None = None,
 ) -> list[Measure]:
-    """Measure a model on held-out scenes (with signs or without) or rows of a file, as `measure` says."""
+    """Measure a model.
+
+    Args:
+        assembled: the model.
+        seed: of the scenes.
+        world: folder of the embedded world that it was trained in.
+        scenes: how many held-out scenes to show it there; with signs 0 shows all.
+        signs: folder of a world of scenes with signs that it was trained in.
+        rows: without a world, the arguments of `rows_of_file`.
+    """
     if signs is not None:
         label = "held-out scenes with signs"
         count = scenes or sys.maxsize
@@ -414,6 +412,7 @@ def measure_model(
         return rows_of_file(assembled, **rows, words=WORDS)
     if rows is not None:
         return rows_of_file(assembled, **rows)
+    assert world is not None, "there is something to measure on"
     return inspect_model(assembled, held_out_scenes(scenes, seed), views=0).measures()
 
 

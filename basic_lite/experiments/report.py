@@ -363,7 +363,7 @@ def write_ablation(
 
 def sweep_plot(sweep: Sweep) -> str:
     """Return plain and BASIC over the levels, and below their difference with its interval, as SVG."""
-    keys = [m.name for m in sweep.measures if m.better is not None and not m.name.startswith("cosine")][:3]
+    keys = [measure.name for measure in sweep.judged][:3]
     places = [level.place for level in sweep.levels]
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     grid = figure.subplots(2, len(keys), squeeze=False, sharex=True, height_ratios=(3, 2))

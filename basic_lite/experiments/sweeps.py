@@ -14,6 +14,7 @@ from basic_lite.experiments.table import (
     DifferenceTable,
     Pair,
     change,
+    coloured,
     number,
     pairs,
     tabulate,
@@ -90,37 +91,32 @@ class Sweep:
         return [m for m in self.levels[-1].table.measures if m.name in set.intersection(*shared)]
 
     @property
-    def sentences(self) -> list[str]:
-        """Say where BASIC helped, a sentence or two for each measure that has a better side.
+    def judged(self) -> list[Measure]:
+        """The measures that have a better side; not the cosine to the target, on which BASIC is trained."""
+        return [m for m in self.measures if m.better is not None and m.name.split("_stage")[0] != "cosine"]
 
-        The cosine to the target is left out: BASIC is trained on it.
-        """
-        return [
-            self._said(m) for m in self.measures if m.better is not None and not m.name.startswith("cosine")
-        ]
+    @property
+    def sentences(self) -> list[str]:
+        """Say where BASIC helped, two sentences for each measure that has a better side."""
+        return [self._said(measure) for measure in self.judged]
 
     def _said(self, measure: Measure) -> str:
-        by_verdict = {verdict: [] for verdict in ("better", "worse", "open")}
-        for level in self.levels:
-            by_verdict[level.pair(measure.name).other.verdict].append(level)
+        cells = {level.label: level.pair(measure.name).other for level in self.levels}
         words = {
-            "better": "BASIC is ahead of plain at",
-            "worse": "behind it at",
-            "open": "within noise of it at",
+            "better": "ahead of plain at",
+            "worse": "behind plain at",
+            "open": "within noise of plain at",
         }
         parts = [
-            f"{words[verdict]} {_listed([level.label for level in levels])}"
-            for verdict, levels in by_verdict.items()
-            if levels
+            f"{what} {_listed([label for label, cell in cells.items() if cell.verdict == verdict])}"
+            for verdict, what in words.items()
+            if verdict in {cell.verdict for cell in cells.values()}
         ]
-        if not by_verdict["better"]:
-            parts[0] = f"BASIC is {parts[0]}"
         sign = 1 if measure.better == "higher" else -1
-        best = max(self.levels, key=lambda level: sign * (level.pair(measure.name).other.difference or 0.0))
-        text = change(best.pair(measure.name).other, best.pair(measure.name).measure)
+        best = max(cells, key=lambda label: sign * (cells[label].difference or 0.0))
         return (
-            f"{measure.heading[0].upper()}{measure.heading[1:]}: {', '.join(parts)} ({self.axis}). "
-            f"BASIC's best difference is {text}, at {best.label}."
+            f"{measure.heading[0].upper()}{measure.heading[1:]}: BASIC is {', '.join(parts)} ({self.axis}). "
+            f"Its best difference is {change(cells[best], measure)}, at {best}."
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -183,15 +179,19 @@ def table_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 
 def for_terminal(sweep: Sweep) -> Table:
-    """Return a row for each level."""
-    heads, rows = table_rows(sweep)
-    seeds = sweep.levels[0].table.seeds
-    title = f"{sweep.plan}: {sweep.asks} {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    made = Table(*heads, title=title, title_justify="left")
-    for column in made.columns:
-        column.justify = "right"
-    for row in rows:
-        made.add_row(*row)
+    """Return a row for each level: plain, BASIC and the difference by each measure that has a better side."""
+    seeds = len(sweep.levels[0].table.seeds)
+    title = f"{sweep.plan}: {sweep.asks} {seeds} seed{'s' if seeds > 1 else ''}"
+    made = Table(sweep.axis, title=title, title_justify="left")
+    for measure in sweep.judged:
+        made.add_column(f"{measure.heading}\nplain, BASIC", justify="right")
+    for level in sweep.levels:
+        cells = [level.label]
+        for measure in sweep.judged:
+            base, other = level.pair(measure.name).base, level.pair(measure.name).other
+            means = f"{number(base.mean, measure)}, {number(other.mean, measure)}"
+            cells.append(f"{means}\n{coloured(change(other, measure), other)}")
+        made.add_row(*cells)
     return made
 
 

@@ -192,7 +192,8 @@ def change(cell: Cell, measure: Measure) -> str:
 _COLOURS = {"better": "green", "worse": "red"}
 
 
-def _coloured(text: str, cell: Cell) -> str:
+def coloured(text: str, cell: Cell) -> str:
+    """Return a text in the colour of a cell's verdict, for a terminal."""
     return f"[{_COLOURS[cell.verdict]}]{text}[/]" if cell.verdict in _COLOURS else text
 
 
@@ -207,7 +208,7 @@ def for_terminal(table: DifferenceTable) -> Table:
         for measure in table.measures:
             cell = row[measure.name]
             changed = change(cell, measure)
-            more = f"\n{_coloured(changed, cell)}" if changed else ""
+            more = f"\n{coloured(changed, cell)}" if changed else ""
             shown.append(number(cell.mean, measure) + more)
         made.add_row(f"{variant}\n(baseline)" if variant == table.baseline else variant, *shown)
     return made
@@ -289,7 +290,7 @@ def side_by_side(table: DifferenceTable, title: str) -> Table:
         made.add_row(f"[bold]{group}[/bold]")
         for pair in members:
             texts = pair.texts(len(table.seeds) > 1)
-            texts[3] = _coloured(texts[3], pair.other)
+            texts[3] = coloured(texts[3], pair.other)
             made.add_row(*texts)
     return made
 

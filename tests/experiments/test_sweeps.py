@@ -38,8 +38,8 @@ def test_levels_ascend_and_the_sentence_follows_the_verdicts(sweep):
     assert [level.pair("caption_loss").other.verdict for level in sweep.levels] == ["better", "worse", "open"]
     (said,) = sweep.sentences
     assert said.startswith(
-        "Caption loss (nats): BASIC is ahead of plain at 600, behind it at 1,200, within noise of it at "
-        "2,400 (samples seen in stage 1). BASIC's best difference is -0.300 (-0.3"
+        "Caption loss (nats): BASIC is ahead of plain at 600, behind plain at 1,200, within noise "
+        "of plain at 2,400 (samples seen in stage 1). Its best difference is -0.300 (-0.3"
     )
     assert said.endswith(", at 600.")
 
