@@ -24,9 +24,9 @@ def licence_of(source: str) -> str | None:
     readme = Path(source) / "README.md"
     if readme.is_file():
         head = readme.read_text(encoding="utf-8", errors="replace")[:4000]
-        found = re.search(r"^license:\s*(\S+)\s*$", head, re.MULTILINE)
-        if found and head.startswith("---"):
-            return found.group(1)
+        licence = re.search(r"^license:\s*(\S+)\s*$", head, re.MULTILINE)
+        if licence and head.startswith("---"):
+            return licence.group(1)
     return _LICENCES.get(source)
 
 
@@ -100,20 +100,20 @@ def _losses(run: Path) -> list[str]:
 
 def _results(run: Path) -> list[str]:
     lines = ["## Evaluation", ""]
-    found = []
+    rows = []
     for path in sorted((run / "eval").glob("*/results.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         published = (result.get("run") or {}).get("published_size")
         note = "" if published else "not the published set: no number of this benchmark"
         value = result.get("value")
         shown = f"{value:.2f}" if isinstance(value, (int, float)) else "not scored"
-        found.append(
+        rows.append(
             f"| {result['benchmark']} | {result.get('split')} | {result.get('metric')} | {shown} | "
             f"{result['n']} | {result.get('scorer')} | {note} |"
         )
-    if not found:
+    if not rows:
         return [*lines, "None was found in the run.", ""]
-    return [*lines, "| benchmark | split | metric | value | n | scorer | |", "|---" * 7 + "|", *found, ""]
+    return [*lines, "| benchmark | split | metric | value | n | scorer | |", "|---" * 7 + "|", *rows, ""]
 
 
 def _export(export: dict) -> list[str]:
