@@ -22,11 +22,10 @@ from basic_lite import files
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.memory.available import peak_mib
-from basic_lite.method.capture import Importance, Weighting
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
-from basic_lite.method.types import Window
+from basic_lite.method.types import Importance, Weighting, Window
 from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.training import distributed, liger, optimizers
