@@ -350,21 +350,24 @@ def train(
 
     # What would end the run late: a full disk, a save that fails, a log with steps that are done again.
     checks.check_disk(settings.out, model, settings.run.newest + settings.run.keeps_best)
+    ended = None
     if resume is not None:
-        done = int(resume.name.split("-")[1])
-        if _history(resume).is_over(
-            validation.stop_after
-        ):  # killed between that checkpoint and its last word
-            prepared.args.max_steps = done
-        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
+        then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+        over = History.of(then.log_history).is_over(validation.stop_after)
+        ended = then if over or then.global_step >= then.max_steps else None
+        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", then.global_step)))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
 
     # All steps, or those before a signal.
     begun, since = trainable.Beginning(model), time.monotonic()
     try:
-        with trainer.stop_on_signals(), shared_heap():
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if resume is not None and ended is not None:  # killed after its last checkpoint: no step is left
+            trainer.load_weights(resume)
+            trainer.state = ended
+        else:
+            with trainer.stop_on_signals(), shared_heap():
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.close()
     seconds = time.monotonic() - since
@@ -396,11 +399,6 @@ def train(
     if line := _rows_line(counts, settings):
         console.print(line, highlight=False)
     return finished
-
-
-def _history(checkpoint: Path) -> History:
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return History.of(state.log_history)
 
 
 def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:

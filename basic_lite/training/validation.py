@@ -245,8 +245,12 @@ class Validator:
         for_inference(model)
         try:
             sums = self._sums(model, wrapped, accelerator, on_device, rows_at_once, sharded)
-            answering = self.samples and (sharded or accelerator.is_main_process)
-            samples = self._answers(accelerator.unwrap_model(model)) if answering else []
+            answering = sharded or accelerator.is_main_process
+            # A cache holds two vectors of a token and layer, where recomputation keeps one.
+            size = max(rows_at_once // 2, 1)
+            parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size) if answering]
+            inner = accelerator.unwrap_model(model)
+            samples = [sample for part in parts for sample in self._answers(inner, part)]
         finally:
             model.train()
         figures = {name: sums[name] / sums[of] for name, of in _OVER.items() if sums[of]}
@@ -331,10 +335,10 @@ class Validator:
             words.append(self._words.of(words_of(said)))
         return _Batch(self._collate(items), words) if items else None
 
-    def _answers(self, model: Any) -> list[dict[str, str]]:
-        """Let the model answer the first turn of the sample rows, greedily."""
+    def _answers(self, model: Any, numbers: Sequence[int]) -> list[dict[str, str]]:
+        """Let the model answer the first turn of some rows, greedily."""
         items, truths, names = [], [], []
-        for number in self.samples:
+        for number in numbers:
             try:
                 sample = self.held_out.rows[number]
                 item, _ = self._encode(sample, number)
