@@ -19,7 +19,7 @@ from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
-from basic_lite.data.dataset import SupervisedRows, TextEncoder
+from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.findings import note_lines, read_bad_rows, write_bad_rows
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
@@ -163,13 +163,7 @@ def prepare(
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
-        text = TextEncoder(
-            template,
-            assembled.tokenizer,
-            assembled.image_token_id,
-            assembled.tokens_per_image,
-            settings.data.max_length,
-        )
+        text = assembled.text_encoder(template, settings.data.max_length)
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
         for line in note_lines(rows):

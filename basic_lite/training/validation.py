@@ -17,7 +17,7 @@ from torch import nn
 from basic_lite.data.batches import Collator, permuted
 from basic_lite.data.checks import check_rows
 from basic_lite.data.conversation import IGNORE_INDEX, stop_ids
-from basic_lite.data.dataset import RowEncoder, TextEncoder
+from basic_lite.data.dataset import RowEncoder
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import RowFault
@@ -191,13 +191,7 @@ class Validator:
         self.numbers: list[int] = usable[np.argsort(-lengths, kind="stable")].tolist()
         pictured = usable[held_out.rows.has_image[usable]]
         self.samples: list[int] = pictured[: settings.validation.val_samples].tolist()
-        text = TextEncoder(
-            template,
-            assembled.tokenizer,
-            assembled.image_token_id,
-            assembled.tokens_per_image,
-            settings.data.max_length,
-        )
+        text = assembled.text_encoder(template, settings.data.max_length)
         self._encode, self._collate = RowEncoder(text, transform), assembled.collator()
         self._collate_prompts = Collator(
             pad_token_id=assembled.pad_token_id,

@@ -20,6 +20,7 @@ from basic_lite import files
 from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
+from basic_lite.export.card import model_card
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.generate import greedily, one_row, until_stop
@@ -280,6 +281,22 @@ def test_a_run_killed_when_it_was_to_stop_takes_no_further_step(world, tmp_path,
     assert before["weights"] == after["weights"]
     assert before["validation"] == after["validation"]
     assert [row["step"] for row in measured(out)] == [0, 2, 4]
+
+
+def test_the_model_card_has_the_measurements(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    lines = (whole[0] / "log.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["samples"] = [{"id": "a|b", "answer": "two\nlines", "true": "red"}]
+    (tmp_path / "run/log.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    export = dict.fromkeys(("base", "dtype", "tensors", "parity", "parity_to_quantised_run", "old_gemma"))
+    export |= {"to": "hf", "tensor_gap": 0.0}
+    card = model_card(tmp_path / "run", files.read_manifest(whole[0]), export)
+    losses, validation = card.split("## Losses")[1].split("## Validation: rows that were not trained on")
+    assert f"| 6 | {log_of(whole[0])[-2]['loss']:.4f} |" in losses
+    figures = " | ".join(f"{last[f'val_{n}']:.4f}" for n in "loss lm das sds cosine named".split())
+    assert f"| 6 | {figures} |" in validation
+    assert "| a\\|b | two lines | red |" in validation
 
 
 def test_history_is_that_of_the_formula():
