@@ -5,20 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from basic_lite.training import settings as o
-from basic_lite.training.settings import Data, Memory, Method, Model, Run, Schedule, Validation
 
 
 @o.command
 def main(
     *,
-    model: Model,
-    data: Data,
-    method: Method,
-    memory: Memory,
+    model: o.Model,
+    data: o.Data,
+    method: o.Method,
+    memory: o.Memory,
     out: o.OutOption = Path("runs/stage1"),
-    schedule: Schedule,
-    validation: Validation,
-    run: Run,
+    schedule: o.Schedule,
+    validation: o.Validation,
+    run: o.Run,
 ) -> None:
     """Align a projector: everything else is frozen, the decoder in 4 bits.
 

@@ -5,16 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from basic_lite.training import settings as o
-from basic_lite.training.settings import (
-    Adapters,
-    Data,
-    Memory,
-    Method,
-    PartsOfStage1,
-    Run,
-    Schedule,
-    Validation,
-)
 
 
 @o.command
@@ -22,17 +12,17 @@ def main(
     *,
     lora: o.LoraOption = False,
     start: o.StartOption = Path("runs/stage1"),
-    adapters: Adapters,
-    parts: PartsOfStage1,
-    data: Data,
-    method: Method,
-    memory: Memory,
+    adapters: o.Adapters,
+    parts: o.PartsOfStage1,
+    data: o.Data,
+    method: o.Method,
+    memory: o.Memory,
     optimizer: o.OptimizerOption = None,
     out: o.OutOption = Path("runs/stage2"),
-    schedule: Schedule,
+    schedule: o.Schedule,
     projector_learning_rate: o.ProjectorRateOption = None,
-    validation: Validation,
-    run: Run,
+    validation: o.Validation,
+    run: o.Run,
 ) -> None:
     """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
 
@@ -69,14 +59,9 @@ def main(
     method = replace(method, target=method.target or first["method"].get("target"))
     lora_adapters = plan.adapters_of(adapters, sources.llm) if lora else None
     given = (data, method, memory, schedule, run)
+    own = {"lora": lora, "projector_learning_rate": projector_learning_rate, "optimizer": optimizer}
     settings = plan.resolve(
-        *(2, sources.llm, device, *given),
-        validation=validation,
-        out=out,
-        shards=shards,
-        lora=lora,
-        projector_learning_rate=projector_learning_rate,
-        optimizer=optimizer,
+        2, sources.llm, device, *given, validation=validation, out=out, shards=shards, **own
     )
 
     # 2. Check what can be checked before any weight is read.
