@@ -35,7 +35,7 @@ def main(
 
     from basic_lite.console import quiet_console
     from basic_lite.data.templates import TEMPLATES
-    from basic_lite.experiments import interventions
+    from basic_lite.experiments import curves, interventions
     from basic_lite.models import devices, trainable
     from basic_lite.training import checks, plan
     from basic_lite.training import run as training
@@ -71,9 +71,15 @@ def main(
         clock.mark("models")
 
         # 6. Fit the target, see whether the teacher can teach, and train.
-        make = partial(interventions.make, method.intervention)
+        make, along = (
+            partial(interventions.make, method.intervention),
+            curves.callbacks(run.along, assembled, out),
+        )
         finished = training.run_stage(
-            assembled, decided, TEMPLATES["plain"], console, clock, resume=resume, intervene=make
+            *(assembled, decided, TEMPLATES["plain"], console, clock),
+            resume=resume,
+            intervene=make,
+            callbacks=curves.callbacks(run.along, assembled, out),
         )
     if finished:
         console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

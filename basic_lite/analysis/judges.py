@@ -28,10 +28,8 @@ def units(text: str, content: bool = False) -> Counter[str]:
         text: any.
         content: only words that say something.
     """
-    found: Counter[str] = Counter()
-    for word in words_of(text):
-        found.update(list(word) if is_han(word) else [word])
-    return Counter({word: n for word, n in found.items() if is_content(word)}) if content else found
+    counts = Counter(unit for word in words_of(text) for unit in (word if is_han(word) else [word]))
+    return Counter({word: n for word, n in counts.items() if is_content(word)}) if content else counts
 
 
 def token_f1(text: str, reference: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerState, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
+from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
 from basic_lite.data.dataset import SupervisedRows
-from basic_lite.data.findings import note_lines, read_bad_rows, write_bad_rows
+from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
@@ -114,6 +115,7 @@ def run_stage(
     resume: Path | None,
     start: Path | None = None,
     intervene: Callable[..., Intervention | None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
     """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
 
@@ -126,7 +128,7 @@ def run_stage(
     prepared = prepare(assembled, decided, template, console, resume, start)
     space = teach(prepared, console)
     clock.mark("teacher")
-    finished = train(prepared, space, console, clock, intervene)
+    finished = train(prepared, space, console, clock, intervene, callbacks)
     if not finished:
         out = prepared.settings.out
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
@@ -160,13 +162,13 @@ def prepare(
     # The same rows in the same order as before, whatever a check would find today.
     bad_log = settings.out / checks.BAD_ROWS
     if resume is not None:
-        lines = read_bad_rows(bad_log)
+        lines = findings.read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
         text = assembled.text_encoder(template, settings.data.max_length)
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
-        for line in note_lines(rows):
+        for line in findings.note_lines(rows):
             console.print(line, highlight=False, soft_wrap=True)
 
     # The manifest of this run, compared with that of the run that it goes on with.
@@ -187,7 +189,7 @@ def prepare(
     if resume is None and rank == 0:
         checks.clear(settings.out)
         if rows.faults:
-            write_bad_rows(bad_log, rows.faults)
+            findings.write_bad_rows(bad_log, rows.faults)
     write_into(settings.out)
 
     # The rows as the model takes them, and which of them go together.
@@ -202,8 +204,13 @@ def prepare(
         usable=rows.usable,
     )
     accumulation = settings.global_batch // passes.loaded
+    lengths = rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length)
+    if settings.group:  # counted once for these data and this tokenizer, a minute or two for 665k rows
+        with findings.passes(console) as shown:
+            workers, progress = max(settings.data.processes, 1), partial(shown, "words")
+            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
     batches = Batches(
-        rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length),
+        lengths,
         rows.has_image,
         batch_size=passes.loaded // ranks,
         order_rows=passes.order_rows,
@@ -278,6 +285,7 @@ def train(
     console: Console,
     clock: Clock,
     intervene: Callable[..., Intervention | None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -287,6 +295,7 @@ def train(
         console: where progress goes.
         clock: counts the seconds since the command; says them after the first step.
         intervene: makes what an experiment does to the teacher, once the model's parts are known.
+        callbacks: what else looks on, such as an experiment's measuring; called before a step is saved.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -324,7 +333,7 @@ def train(
         keeps_best=settings.run.keeps_best,
         train_dataset=prepared.dataset,
         data_collator=prepared.assembled.collator(),
-        callbacks=[progress, FirstStep(clock, console), *measuring],
+        callbacks=[progress, FirstStep(clock, console), *measuring, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:

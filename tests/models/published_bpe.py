@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from models.published_weights import (
     JUNK,
     TEXT,
@@ -21,16 +22,7 @@ from models.published_weights import (
     write_weights,
 )
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    Olmo2Config,
-    Phi3Config,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
-)
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 TEMPLATES = Path(__file__).parents[1] / "fixtures" / "templates"
 CODE = "raise SystemExit('the code of a repository was run')\n"
@@ -140,7 +132,7 @@ def _llama3(pieces: int, tied: bool) -> Layout:
     rope = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0}
     rope |= {"original_max_position_embeddings": 256}
     return Layout(
-        lambda **sizes: LlamaConfig(**sizes | {"tie_word_embeddings": tied}),
+        lambda **sizes: transformers.LlamaConfig(**sizes | {"tie_word_embeddings": tied}),
         "llama3_1",
         (
             *("<|begin_of_text|>", "<|end_of_text|>"),
@@ -190,7 +182,7 @@ def _qwen(
 def _smollm2() -> Layout:
     """SmolLM2: one tied file, special tokens in front, ONNX files beside it."""
     return Layout(
-        lambda **sizes: LlamaConfig(**sizes | {"tie_word_embeddings": True}),
+        lambda **sizes: transformers.LlamaConfig(**sizes | {"tie_word_embeddings": True}),
         "smollm2",
         (
             *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>"),
@@ -207,7 +199,7 @@ def _smollm2() -> Layout:
 
 def _olmo2(pieces: int) -> Layout:
     return Layout(
-        Olmo2Config,
+        transformers.Olmo2Config,
         "olmo2",
         ("<|endoftext|>", "<|pad|>"),
         _settings("GPT2Tokenizer", "<|endoftext|>", "<|endoftext|>", "<|pad|>"),
@@ -219,7 +211,7 @@ def _olmo2(pieces: int) -> Layout:
 
 
 _SMOLLM3 = Layout(
-    lambda **sizes: SmolLM3Config(**sizes | {"tie_word_embeddings": True}),
+    lambda **sizes: transformers.SmolLM3Config(**sizes | {"tie_word_embeddings": True}),
     "smollm3",
     (
         *("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_2|>", "<|im_start|>"),
@@ -235,7 +227,9 @@ _SMOLLM3 = Layout(
     more={"rope_theta": 5e6},
 )
 _PHI4 = Layout(
-    lambda **sizes: Phi3Config(**sizes | {"tie_word_embeddings": True}, partial_rotary_factor=0.5),
+    lambda **sizes: transformers.Phi3Config(
+        **sizes | {"tie_word_embeddings": True}, partial_rotary_factor=0.5
+    ),
     "phi4_mini",
     (
         *("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "<|system|>", "<|endofprompt|>"),
@@ -257,14 +251,14 @@ LAYOUTS: dict[str, Layout] = {
     "meta-llama/Llama-3.2-1B-Instruct": _llama3(1, tied=True),
     "meta-llama/Llama-3.2-3B-Instruct": _llama3(2, tied=True),
     "meta-llama/Llama-3.1-8B-Instruct": _llama3(4, tied=False),
-    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(Qwen2Config, "qwen2_5", 1, tied=True),
-    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(Qwen2Config, "qwen2_5", 1, tied=True),
-    "Qwen/Qwen2.5-3B-Instruct": _qwen(Qwen2Config, "qwen2_5", 2, tied=True),
-    "Qwen/Qwen2.5-7B-Instruct": _qwen(Qwen2Config, "qwen2_5", 4, tied=False),
-    "Qwen/Qwen3-0.6B": _qwen(Qwen3Config, "qwen3", 1, tied=True, plain=("<think>", "</think>")),
-    "Qwen/Qwen3-1.7B": _qwen(Qwen3Config, "qwen3", 2, tied=True, plain=("<think>", "</think>")),
-    "Qwen/Qwen3-4B": _qwen(Qwen3Config, "qwen3", 3, tied=True, plain=("<think>", "</think>")),
-    "Qwen/Qwen3-8B": _qwen(Qwen3Config, "qwen3", 5, tied=False, plain=("<think>", "</think>")),
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen(transformers.Qwen2Config, "qwen2_5", 1, tied=True),
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen(transformers.Qwen2Config, "qwen2_5", 1, tied=True),
+    "Qwen/Qwen2.5-3B-Instruct": _qwen(transformers.Qwen2Config, "qwen2_5", 2, tied=True),
+    "Qwen/Qwen2.5-7B-Instruct": _qwen(transformers.Qwen2Config, "qwen2_5", 4, tied=False),
+    "Qwen/Qwen3-0.6B": _qwen(transformers.Qwen3Config, "qwen3", 1, tied=True, plain=("<think>", "</think>")),
+    "Qwen/Qwen3-1.7B": _qwen(transformers.Qwen3Config, "qwen3", 2, tied=True, plain=("<think>", "</think>")),
+    "Qwen/Qwen3-4B": _qwen(transformers.Qwen3Config, "qwen3", 3, tied=True, plain=("<think>", "</think>")),
+    "Qwen/Qwen3-8B": _qwen(transformers.Qwen3Config, "qwen3", 5, tied=False, plain=("<think>", "</think>")),
     "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _smollm2(),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(),
