@@ -71,10 +71,7 @@ def main(
         clock.mark("models")
 
         # 6. Fit the target, see whether the teacher can teach, and train.
-        make, along = (
-            partial(interventions.make, method.intervention),
-            curves.callbacks(run.along, assembled, out),
-        )
+        make = partial(interventions.make, method.intervention)
         finished = training.run_stage(
             *(assembled, decided, TEMPLATES["plain"], console, clock),
             resume=resume,
