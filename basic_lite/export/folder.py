@@ -272,13 +272,13 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
 def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
     """List the projector's four tensors."""
     if (wanted.run / files.ADAPTER).is_file():
-        found = Adapters(wanted.run).projector()
+        entries = Adapters(wanted.run).projector()
     else:
-        found = entries_of(wanted.run / files.PROJECTOR)
+        entries = entries_of(wanted.run / files.PROJECTOR)
     # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
     config = read_config(manifest["sources"]["llm"], "language model")
     scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
-    for entry in found:
+    for entry in entries:
         yield _times(entry, 1 / scale) if scale != 1.0 and ".linear_2." in entry.name else entry
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from basic_lite.data import conversation, templates
 from basic_lite.data.batches import Collator
-from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.tokenise import check_vocabulary
@@ -200,6 +200,10 @@ class Assembled:
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
         return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+
+    def text_encoder(self, template: templates.Template, max_length: int | None) -> TextEncoder:
+        """Return what makes ids and labels of a row, of at most `max_length` tokens."""
+        return TextEncoder(template, self.tokenizer, self.image_token_id, self.tokens_per_image, max_length)
 
     def supervised(
         self, rows: Rows, template: templates.Template, transform: ImageTransform, **limits: Any
