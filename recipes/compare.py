@@ -32,7 +32,7 @@ def main(
     from basic_lite.console import command_console
     from basic_lite.evaluation import predictions, show, table
     from basic_lite.evaluation.compare import compare
-    from basic_lite.evaluation.run import Evaluation
+    from basic_lite.evaluation.run import Candidate, Evaluation
     from basic_lite.evaluation.show import comparison_table, read_results
     from basic_lite.evaluation.statistics import load_score
 
@@ -53,7 +53,7 @@ def main(
                 f"{folders[1]}/results.json is of an older version: eval --step score makes it anew"
             )
         evaluation = Evaluation(
-            run=run_b,
+            candidate=Candidate(run_b),
             name=name,
             out=folders[1],
             data=content["run"]["data"],

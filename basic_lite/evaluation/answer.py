@@ -7,14 +7,16 @@ and never sees the model.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.evaluation import predictions
+from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.files import complete, write_json
@@ -51,11 +53,16 @@ def generate(
     max_batches: int | None = None,
     by_likelihood: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    processes: Processes = ALONE,
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
 
     Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
     equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
+
+    Several processes answer neighbouring batches at the same time, and the first writes them in order: the
+    file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
+    kill, in whatever number, ends with the same bytes.
 
     Args:
         assembled: the model.
@@ -66,6 +73,7 @@ def generate(
         max_batches: stop after this many; `None` for all.
         by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
+        processes: of this command; each has the model and all questions.
 
     Returns:
         How many questions of the benchmark are still without answer.
@@ -75,29 +83,43 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    done = answered(path, questions)
-    advance(len(done))
+    done = processes.first(lambda: answered(path, questions))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
     written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
     chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
     batches = [
         part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
-    ]
+    ][:max_batches]
     left = len(prompts)
     for_inference(assembled.model)
+    own = _with_pixels(assembled, batches[processes.rank :: processes.count])
+
+    def answer_next() -> list[str]:
+        batch, pixels = next(own, ([], None))
+        if not batch:  # in the last round there may be fewer batches than processes
+            return []
+        choose = by_likelihood and batch[0][0].choices
+        texts = (_choose if choose else _answer)(assembled, batch, pixels)
+        rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
+        return [predictions.to_line(row) for row in rows]
+
+    with closing(own):
+        for _ in range(0, len(batches), processes.count):
+            lines = [line for part in processes.gather(answer_next) for line in part]
+            processes.first(lambda lines=lines: _append(path, lines))
+            left -= len(lines)
+            advance(len(lines))
+    return left
+
+
+def _append(path: Path, lines: list[str]) -> None:
+    """Add lines to a file so that they survive a kill, and the machine's too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for batch, pixels in _with_pixels(assembled, batches[:max_batches]):
-            choose = by_likelihood and batch[0][0].choices
-            texts = (_choose if choose else _answer)(assembled, batch, pixels)
-            rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
-            file.write("".join(map(predictions.to_line, rows)))
-            file.flush()
-            os.fsync(file.fileno())
-            left -= len(batch)
-            advance(len(batch))
-    return left
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 Batch = list[tuple[Question, list[int]]]
@@ -110,7 +132,7 @@ def _prompt(assembled: Model, question: Question) -> list[int]:
     return prompt_ids(assembled, [("user", text)])
 
 
-def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, torch.Tensor | None]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
