@@ -120,6 +120,14 @@ def main(
             help="Which hidden states of the tower are its features.", default="the run's", panel=o.MODEL
         ),
     ] = None,
+    template: Annotated[
+        str | None,
+        o.option(
+            help="Words around a --model's questions: vicuna_v1, chatml, ...",
+            default="its chat template",
+            panel=o.MODEL,
+        ),
+    ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRunOption = False,
 ) -> None:
@@ -172,8 +180,8 @@ def main(
                 )
             step = "score" if step == "all" else step
         of_run = model is None and answers is None
-        candidate = Candidate(run if of_run else None, model, answers, image_size, tower_layer)
-        candidate.identity  # noqa: B018 (a missing run is said before the data is read)
+        candidate = Candidate(run if of_run else None, model, answers, image_size, tower_layer, template)
+        candidate.identity, candidate.settings  # noqa: B018 (errors come before the data is read)
         embedded = of_run and data is None and is_embedded(read_manifest(run)["sources"]["llm"])
         if embedded:
             console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
 from basic_lite.evaluation.question import Id, Question
@@ -31,6 +32,7 @@ class Candidate:
         given: file of answers.
         image_size: side of the tower's input in pixels; `None` takes the run's.
         tower_layer: which hidden states of the tower are its features; `None` takes the run's.
+        template: words around a model's questions, of `templates.TEMPLATES`; `None` takes its own.
     """
 
     run: Path | None = None
@@ -38,6 +40,7 @@ class Candidate:
     given: Path | None = None
     image_size: int | None = None
     tower_layer: int | None = None
+    template: str | None = None
 
     def __str__(self) -> str:
         """Return the run, model or file as results name it."""
@@ -60,16 +63,20 @@ class Candidate:
         return file_hash(self.run / MANIFEST)
 
     @cached_property
-    def settings(self) -> dict[str, int]:
-        """What decides a run's answers besides its files.
+    def settings(self) -> dict[str, int | str]:
+        """What decides the answers besides the files of the run or model.
 
         Raises:
-            ValueError: If a model is to be changed.
+            ValueError: If a model is to be changed as only a run can be, or a run as only a model can be.
         """
         if self.run is None:
             if self.image_size is not None or self.tower_layer is not None:
                 raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
-            return {}
+            if self.template not in (None, *TEMPLATES):
+                raise ValueError(f"no template is named {self.template!r}; known: {', '.join(TEMPLATES)}")
+            return {} if self.template is None else {"template": self.template}
+        if self.template is not None:
+            raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
         manifest = read_manifest(self.run)
         return {
             "image_size": manifest["image_size"] if self.image_size is None else self.image_size,
@@ -88,7 +95,7 @@ class Candidate:
         if self.run is not None:
             return load_run(self.run, choose_device(), **self.settings)[0]
         assert self.model is not None
-        return hf_llava.load(self.model, choose_device())
+        return hf_llava.load(self.model, choose_device(), self.template)
 
     def load(self) -> None:
         """Load the model, where that has not been done.
