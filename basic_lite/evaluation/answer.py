@@ -6,6 +6,7 @@ and never sees the model.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.evaluation import predictions
@@ -22,6 +24,7 @@ from basic_lite.evaluation.question import Question
 from basic_lite.files import complete, write_json
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
 
@@ -99,8 +102,7 @@ def generate(
         batch, pixels = next(own, ([], None))
         if not batch:  # in the last round there may be fewer batches than processes
             return []
-        choose = by_likelihood and batch[0][0].choices
-        texts = (_choose if choose else _answer)(assembled, batch, pixels)
+        texts = _as_alone(assembled, batch, pixels, bool(by_likelihood and batch[0][0].choices))
         rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
         return [predictions.to_line(row) for row in rows]
 
@@ -150,26 +152,64 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[
             yield batch, torch.stack(pixels) if pixels else None
 
 
-@torch.inference_mode()
-def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
-    """Decode one batch greedily.
+NEAR: float = 1e-3
+"""Logits in fp32 that are further apart keep their order in every batch, whose sums round by some 1e-5."""
+
+
+def _as_alone(assembled: Model, batch: Batch, pixels: torch.Tensor | None, choose: bool) -> list[str]:
+    """Answer one batch as each of its questions is answered alone.
+
+    How a matrix product rounds depends on the size of the batch, so where two tokens are all but equally
+    likely it may decide between them. In fp32 such a question is asked again by itself: its answer is then
+    the same in every batch. In bf16 that rounding is everywhere, and is left as it is.
 
     Args:
         assembled: the model.
         batch: `B` prompts.
         pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
+        choose: answer with the likeliest letter instead of in words.
     """
-    model = assembled.model
+    ask = _choose if choose else _answer
+    texts, gaps = ask(assembled, batch, pixels)
+    if len(batch) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
+        pictures = iter(() if pixels is None else pixels)
+        for row, (question, ids) in enumerate(batch):
+            picture = None if question.image is None else next(pictures)[None]
+            if gaps[row] < NEAR:
+                texts[row] = ask(assembled, [(question, ids)], picture)[0][0]
+    return texts
+
+
+class _Gaps(LogitsProcessor):
+    """Keeps at every step how far the two likeliest tokens of each row are apart."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        first, second = scores.topk(2).values.unbind(-1)
+        self.steps.append(first - second)
+        return scores
+
+
+@torch.inference_mode()
+def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tuple[list[str], list[float]]:
+    """Decode one batch greedily; return the texts, and the smallest gap on the way to each."""
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
-    inputs = _padded(assembled, batch, pixels)
+    inputs, gaps = _padded(assembled, batch, pixels), _Gaps()
     longest = inputs["input_ids"].shape[1]
-    produced = model.generate(
+    produced = assembled.model.generate(
         **inputs,
-        **greedily(stops, assembled.pad_token_id, batch[0][0].max_new_tokens),
+        **greedily(stops, assembled.pad_token_id, max(question.max_new_tokens for question, _ in batch)),
+        logits_processor=LogitsProcessorList([gaps]),
     )
-    decode = assembled.tokenizer.decode
-    ids = (until_stop(row, stops) for row in produced[:, longest:].tolist())
-    return [decode(row, skip_special_tokens=True).strip() for row in ids]
+    rows = [
+        until_stop(row, stops)[: question.max_new_tokens]
+        for (question, _), row in zip(batch, produced[:, longest:].tolist(), strict=True)
+    ]
+    steps = torch.stack(gaps.steps)  # one row for each token; what ends an answer was decided too
+    nearest = [steps[: len(ids) + 1, row].min().item() for row, ids in enumerate(rows)]
+    return [assembled.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
 
 
 def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -185,15 +225,15 @@ def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict
 
 
 @torch.inference_mode()
-def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
-    """Answer each choice with the letter whose first token is likeliest; arguments as of `_answer`."""
+def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tuple[list[str], list[float]]:
+    """Answer each choice with the letter whose first token is likeliest; returns as `_answer`."""
     produced = assembled.model.generate(
         **_padded(assembled, batch, pixels),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,
         return_dict_in_generate=True,
     )
-    answers = []
+    answers, gaps = [], []
     for (question, ids), logits in zip(batch, produced.logits[0].float(), strict=True):
         tokens = {letter: _letter_token(assembled, question, ids, letter) for letter in question.choices}
         if len(set(tokens.values())) < len(tokens):
@@ -201,8 +241,10 @@ def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list
                 f"Question {question.id}: this tokenizer begins several of its letters alike, so their "
                 "likelihoods cannot be compared: leave --answer-by likelihood out."
             )
-        answers.append(max(tokens, key=lambda letter: float(logits[tokens[letter]])))
-    return answers
+        likely = logits[list(tokens.values())].sort(descending=True, stable=True)
+        answers.append(list(tokens)[int(likely.indices[0])])
+        gaps.append(float(likely.values[0] - likely.values[1]) if len(tokens) > 1 else math.inf)
+    return answers, gaps
 
 
 def _letter_token(assembled: Model, question: Question, ids: list[int], letter: str) -> int:
@@ -225,7 +267,7 @@ def answer_one(assembled: Model, question: Question) -> str:
     for_inference(assembled.model)
     picture = question.open_image()
     pixels = None if picture is None else assembled.transform("pad")(picture)[None]
-    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0]
+    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0][0]
 
 
 def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:

@@ -110,10 +110,11 @@ class Suite:
                 )
         ready = [pair for pair in ready if pair[0].name not in self.failures]
         total, before = sum(len(questions) for _, questions in ready), sum(done.values())
-        if self.asks and before < total:  # one model for all; without it none can go on
+        asking = self.asks and before < total
+        if asking:  # one model for all: without it none can go on
             silence_libraries()
             self.team.gather(ready[0][0].candidate.load)
-        with self._bar(total, before) if self.asks else nullcontext() as advance_in:
+        with self._bar(total, before) if asking else nullcontext() as advance_in:
             for evaluation, questions in ready:
                 left = 0
                 with self._or_left_out(evaluation.name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,36 @@ def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
         answer.generate(assembled, list(reversed(order)), path, batch_size=10 - size)
         assert answers(path) == first
     assert {question.id: answer.answer_one(assembled, question) for question in asked} == first
+
+
+@pytest.mark.parametrize("by_likelihood", [False, True])
+def test_what_rounding_would_decide_is_decided_alike_in_every_batch(tmp_path, by_likelihood):
+    """All tokens have a twin that is as likely but for rounding, which differs from batch to batch."""
+    assembled, choices = tiny_assembled("llama", bits=16), {letter: letter for letter in "ABCD"}
+    asked = [replace(question, choices=choices if by_likelihood else {}) for question in questions(24)]
+    assembled.model.float()
+    head = assembled.model.lm_head.weight.data
+    head[: len(head) // 2] = head[len(head) // 2 :][: len(head) // 2]
+    for letter in "BCD":
+        head[assembled.tokenizer.convert_tokens_to_ids(letter)] = head[
+            assembled.tokenizer.convert_tokens_to_ids("A")
+        ]
+    head += 1e-7 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+    given = []
+    for size in (1, 2, 5, 16):
+        path, order = tmp_path / f"{size}.jsonl", random.Random(size).sample(asked, len(asked))
+        answer.generate(assembled, order, path, batch_size=size, by_likelihood=by_likelihood)
+        given.append(answers(path))
+    assert given[0] == given[1] == given[2] == given[3]
+    assert len(set(given[0].values())) > 1
+
+
+def test_an_answer_keeps_its_own_length_in_a_batch(tmp_path):
+    assembled, asked = tiny_assembled("llama"), questions(4)
+    asked = [replace(question, max_new_tokens=1 + 2 * question.id) for question in asked]
+    for size in (1, 4):
+        answer.generate(assembled, asked, tmp_path / f"{size}.jsonl", batch_size=size)
+    assert answers(tmp_path / "4.jsonl") == answers(tmp_path / "1.jsonl")
 
 
 def test_the_picture_matters(tmp_path):
