@@ -33,7 +33,6 @@ def main(
     from basic_lite.evaluation import predictions, show, table
     from basic_lite.evaluation.compare import compare
     from basic_lite.evaluation.run import Candidate, Evaluation
-    from basic_lite.evaluation.show import comparison_table, read_results
     from basic_lite.evaluation.statistics import load_score
 
     console = command_console()
@@ -44,10 +43,10 @@ def main(
     for name in chosen:
         folders = [run / "eval" / name for run in (run_a, run_b)]
         result = compare(*(load_score(folder / "score.json") for folder in folders))
-        console.print(comparison_table(name, result, run_a, run_b))
+        console.print(show.comparison_table(name, result, run_a, run_b))
         if not page:
             continue
-        content = read_results(folders[1] / "results.json")
+        content = show.read_results(folders[1] / "results.json")
         if "data" not in content["run"]:
             raise ValueError(
                 f"{folders[1]}/results.json is of an older version: eval --step score makes it anew"
@@ -64,9 +63,9 @@ def main(
             any_size=content["run"].get("any_size", not content["run"]["published_size"]),
         )
         questions = evaluation.questions(with_images=True)
-        answers = [predictions.read(folder / "predictions.jsonl", questions) for folder in folders]
-        path = (out or run_b / "compare") / f"{name}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        names = str(run_a), str(run_b)
-        show.write_page(result, name, questions, (answers[0], answers[1]), path, names)
+        answers = {
+            str(run): predictions.read(folder / "predictions.jsonl", questions)
+            for run, folder in zip((run_a, run_b), folders, strict=True)
+        }
+        path = show.write_page(result, name, questions, answers, (out or run_b / "compare") / f"{name}.html")
         console.print(f"{len(result.flipped)} flipped questions in {path}", highlight=False)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from html import escape
-from io import BytesIO, StringIO
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from basic_lite import pages
 from basic_lite.evaluation.compare import Comparison
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.table import BENCHMARKS, name_of
-from basic_lite.files import one_line, versions, write_text
+from basic_lite.evaluation.table import BENCHMARKS
+from basic_lite.files import one_line, versions
+
+_LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
@@ -158,15 +159,17 @@ def _measured(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str, ...], str]:
-    """Return what was measured -> a short name, which says no more than tells two columns apart."""
-    measured = list(dict.fromkeys(_measured(content) for contents in have.values() for content in contents))
+    """Return what was measured -> a name that says no more than distinguishes two columns."""
+    measured = sorted({_measured(content) for contents in have.values() for content in contents})
     names = {}
-    for one in sorted(measured):
-        others = [other for other in measured if other[0] == one[0] and other != one]
-        told = [a for place, a in enumerate(one[1:], start=1) if any(other[place] != a for other in others)]
-        if one[5] != "whole" and one[5] not in told:
-            told.append(one[5])
-        names[one] = "\n".join((one[0], *told))
+    for key in measured:
+        others = [other for other in measured if other[0] == key[0]]
+        differing = [
+            part for part, *rest in zip(key[1:], *(o[1:] for o in others), strict=True) if {*rest} != {part}
+        ]
+        if key[5] != "whole" and key[5] not in differing:
+            differing.append(key[5])
+        names[key] = "\n".join((key[0], *differing))
     return names
 
 
@@ -182,7 +185,7 @@ def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         column.justify = "right"
     for run, contents in have.items():
         cells = {_measured(content): _cell(content) for content in contents}
-        table.add_row(run, *(cells.get(one, "") for one in columns))
+        table.add_row(run, *(cells.get(key, "") for key in columns))
     table.caption = (
         "± half of the 95 % interval; whether two runs differ says compare, which pairs their answers"
     )
@@ -208,9 +211,6 @@ def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             low, high = content["interval_95"] or (None, None)
             out.writerow([run, *(content[name] for name in names), low, high, *more])
     return text.getvalue()
-
-
-# The content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
 
 def results(
@@ -261,78 +261,46 @@ def results(
     }
 
 
-# A page of the questions whose answers changed between two runs, with their pictures, for a browser.
-
-_STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; }
-td, th { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd; }
-article { display: flex; gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; }
-img { max-width: 20em; max-height: 20em; } pre { white-space: pre-wrap; font: inherit; margin: 0; }
-.gained h3 { color: #17692e; } .lost h3 { color: #a11c1c; }
-"""
-_LONGEST_SIDE = 480
-
-
-def _thumbnail(question: Question) -> str:
-    """Return an image tag with the picture inside, so that the page is one file."""
-    picture = question.open_image()
-    if picture is None:
-        return ""
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def _article(
-    kind: str,
-    unit: Id,
-    rows: Sequence[Question],
-    answers: tuple[Mapping[Id, str], Mapping[Id, str]],
-    names: tuple[str, str],
-) -> str:
-    """Return one flipped question: picture, wording, reference and both answers; rotations follow."""
-    asked = []
-    for question in rows:
-        reference = question.answer if question.answer is not None else ", ".join(question.answers)
-        cells = [("Question", question.text), ("Reference", reference)]
-        cells += [
-            (name, given.get(question.id, "(none)")) for name, given in zip(names, answers, strict=True)
-        ]
-        lines = "".join(f"<tr><th>{escape(k)}</th><td><pre>{escape(v)}</pre></td></tr>" for k, v in cells)
-        asked.append(f"<table>{lines}</table>")
-    heading = f"{escape(str(unit))}: {kind}"
-    texts = f"<div><h3>{heading}</h3>{''.join(asked)}</div>"
-    return f'<article class="{kind}">{_thumbnail(rows[0])}{texts}</article>'
-
-
 def write_page(
     comparison: Comparison,
     benchmark: str,
     questions: Sequence[Question],
-    answers: tuple[Mapping[Id, str], Mapping[Id, str]],
+    answers: Mapping[str, Mapping[Id, str]],
     path: Path,
-    names: tuple[str, str] = ("A", "B"),
     most: int = 200,
 ) -> Path:
-    """Write the flipped questions of a comparison as one HTML file.
+    """Write the questions whose answers flipped, with pictures, rotations and both answers, as one HTML file.
 
     Args:
         comparison: Of the two runs.
         benchmark: Its name in the table.
         questions: What was asked.
-        answers: Question id -> answer, of either run.
+        answers: Name of a run -> question id -> answer.
         path: The file to write.
-        names: What to call the runs.
         most: How many lost, and how many gained questions to show at most.
     """
-    unit = BENCHMARKS[name_of(benchmark)].unit
-    by_unit: dict[Id, list[Question]] = defaultdict(list)
+    unit = BENCHMARKS[benchmark].unit
+    by_unit: dict[Hashable, list[Question]] = defaultdict(list)
     for question in questions:
-        by_unit[question.id].append(question)
-        if unit(question) != question.id:  # a base question of MMBench stands for its rotations
-            by_unit[unit(question)].append(question)  # type: ignore[index]
+        for name in {question.id, unit(question)}:  # a base question of MMBench stands for its rotations
+            by_unit[name].append(question)
+
+    def flip(name: Id) -> dict[str, Any]:
+        rows = by_unit[name]
+        image = rows[0].open_image()
+        return {
+            "unit": name,
+            "picture": None if image is None else pages.picture(image, _LONGEST_SIDE),
+            "asked": [
+                (
+                    ("Question", row.text),
+                    ("Reference", row.answer if row.answer is not None else ", ".join(row.answers)),
+                    *((run, given.get(row.id, "(none)")) for run, given in answers.items()),
+                )
+                for row in rows
+            ],
+        }
+
     low, high = comparison.interval
     summary = [
         (f"{comparison.metric} ({comparison.scorer})", f"{comparison.a:.2f} / {comparison.b:.2f}"),
@@ -341,16 +309,7 @@ def write_page(
     ]
     if comparison.p_value is not None:
         summary.append((f"{test_name(comparison)}, exact", f"p = {comparison.p_value:.3g}"))
-    head = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in summary)
-    title = f"{escape(name_of(benchmark))}: {escape(names[0])} / {escape(names[1])}"
-    articles = []
-    for kind, flips in (("lost", comparison.lost), ("gained", comparison.gained)):
-        if len(flips) > most:
-            articles.append(f"<p>{most} of {len(flips)} {kind} questions are shown.</p>")
-        articles += [_article(kind, flip, by_unit[flip], answers, names) for flip in flips[:most]]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table>{head}</table>{''.join(articles)}"
-        "</body></html>\n"
-    )
-    return write_text(path, page)
+    flips = {"lost": comparison.lost, "gained": comparison.gained}
+    kinds = [(kind, len(names), [flip(name) for name in names[:most]]) for kind, names in flips.items()]
+    values = {"benchmark": benchmark, "names": list(answers), "summary": summary, "kinds": kinds}
+    return pages.write(path, "evaluation/flipped.html", **values)
