@@ -21,29 +21,11 @@ from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
-from basic_lite.files import complete, write_json
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
-
-
-def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
-    """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
-
-    Raises:
-        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
-    """
-    if not path.is_file():
-        return set()
-    answers = predictions.read(path, questions, drop_cut_end=True)
-    content = path.read_bytes()
-    if not content or content.endswith(b"\n"):
-        return set(answers)
-    with complete(path) as draft:
-        draft.write_bytes(content[: content.rfind(b"\n") + 1])
-    return set(predictions.read(path, questions))
 
 
 def generate(
@@ -86,7 +68,7 @@ def generate(
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    done = processes.first(lambda: answered(path, questions))
+    done = processes.first(lambda: predictions.answered(path, questions))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
     written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
@@ -268,29 +250,3 @@ def answer_one(assembled: Model, question: Question) -> str:
     picture = question.open_image()
     pixels = None if picture is None else assembled.transform("pad")(picture)[None]
     return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0][0]
-
-
-def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
-    """Make sure that a prediction file is continued under the conditions it was begun with.
-
-    Args:
-        path: prediction file; the conditions stand beside it.
-        conditions: checkpoint, benchmark, prompts, decoding.
-        overwrite: start the file again.
-
-    Raises:
-        ValueError: If the file was made under other conditions; nothing is overwritten.
-    """
-    beside = predictions.conditions_file(path)
-    if overwrite:
-        path.unlink(missing_ok=True)
-    elif path.is_file():
-        then = predictions.conditions_of(path)
-        differing = [key for key in (conditions | then) if then.get(key) != conditions.get(key)]
-        if differing:
-            raise ValueError(
-                f"{path} holds answers made with another {', '.join(differing)}; start again with "
-                "--overwrite, or choose another --out"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(beside, conditions)

@@ -209,8 +209,6 @@ class Evaluation:
             ValueError: If a file of the run has changed, the answers that are there were made under other
                 conditions, or the benchmark has no choices to compare.
         """
-        from basic_lite.evaluation import answer
-
         if self.candidate.run is not None:
             check_files(self.candidate.run, "weights")
         conditions: dict[str, object] = {
@@ -224,8 +222,8 @@ class Evaluation:
             if not any(question.choices for question in questions):
                 raise ValueError(f"{self.name} has no choices to compare: leave --answer-by likelihood out")
             conditions["answer_by"] = self.answer_by
-        answer.claim_predictions(self.answers, conditions, overwrite)
-        return len(answer.answered(self.answers, questions))
+        predictions.claim(self.answers, conditions, overwrite)
+        return len(predictions.answered(self.answers, questions))
 
     def generate(self, questions: list[Question], **settings: Any) -> int:
         """Answer what is not answered yet, and return how many questions are left.

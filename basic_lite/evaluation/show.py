@@ -24,29 +24,22 @@ _LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
-    """Make a table of one benchmark's results.
-
-    Args:
-        content: of `results.json`.
-    """
+    """Make a table of one benchmark's `results.json`."""
     title = f"{content['benchmark']} {content['split']}, {content['metric']}, scorer {content['scorer']}"
     table = Table("", "", title=title, title_justify="left", show_header=False, min_width=60)
     table.columns[1].justify = "right"
     if content["value"] is not None:
         low, high = content["interval_95"] or (None, None)
-        sure = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
-        table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{sure}")
+        interval = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
+        table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{interval}")
         if content.get("clusters"):  # results of older versions did not say
             table.add_row("independent units (pictures) in the interval", f"{content['clusters']:,}")
-    counted = f"{content['n']:,}" + (f" (--limit {content['limit']})" if content["limit"] else "")
-    table.add_row("prompts", counted)
+    limit = f" (--limit {content['limit']})" if content["limit"] else ""
+    table.add_row("prompts", f"{content['n']:,}{limit}")
     for name, value in content["figures"].items():
-        shown = f"{value:.2f}" if isinstance(value, float) else value
-        if isinstance(value, Mapping):
-            shown = "  ".join(
-                f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
-            )
-        table.add_row(name.replace("_", " "), str(shown))
+        several = value.items() if isinstance(value, Mapping) else [("", value)]
+        shown = (f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in several)
+        table.add_row(name.replace("_", " "), "  ".join(shown).strip())
     table.add_row("answers without a readable option or value", str(content["parse_failures"]))
     if content["missing_predictions"]:
         table.add_row("[red]questions without an answer[/red]", str(content["missing_predictions"]))
@@ -57,35 +50,44 @@ def results_table(content: Mapping[str, Any]) -> Table:
     for note in content["notes"]:
         table.add_section()
         table.add_row(note, "")
-    values = content["published"]["values"]
-    if values and content["run"].get("published_size", True):
+    if content["published"]["values"] and _is_whole(content):
         table.add_section()
         table.add_row(f"published, on {content['published']['measured_on']}", "")
-        for model, value in values.items():
+        for model, value in content["published"]["values"].items():
             table.add_row(f"  {model}", f"{value:.1f}")
+    return table
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether results are of all rows of a published split; those of older versions do not say."""
+    return content["run"].get("published_size", True)
+
+
+def _plain_table(heads: Sequence[str], padding: int | tuple[int, int] = 0) -> Table:
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=padding)
+    for column in table.columns[1:]:
+        column.justify = "right"
     return table
 
 
 def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
     """Make one table of several benchmarks, with the published figures beside each value."""
     models = list(dict.fromkeys(m for content in contents for m in content["published"]["values"]))
-    # A terminal has 80 columns: names of models stand on several short lines.
+    # A terminal has 80 columns: names of models are broken into several short lines.
     heads = [model.replace("-", "\n").replace(" ", "\n") for model in models]
-    table = Table("benchmark, split", "value", "95 % interval", *heads, box=box.SIMPLE_HEAD, padding=0)
+    table = _plain_table(("benchmark, split", "value", "95 % interval", *heads))
     for column in table.columns:
         column.no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
     for content in contents:
         value, interval = content["value"], content["interval_95"]
-        note = "" if content["run"].get("published_size", True) else " *"
-        row = [f"{content['benchmark']} {content['split']}{note}"]
-        row.append("none" if value is None else f"{value:.2f}")
-        row.append("" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
         figures = content["published"]["values"]
-        row += [f"{figures[model]:.1f}" if model in figures else "" for model in models]
-        table.add_row(*row)
-    if any(not content["run"].get("published_size", True) for content in contents):
+        table.add_row(
+            f"{content['benchmark']} {content['split']}{'' if _is_whole(content) else ' *'}",
+            "none" if value is None else f"{value:.2f}",
+            "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
+            *(f"{figures[model]:.1f}" if model in figures else "" for model in models),
+        )
+    if not all(map(_is_whole, contents)):
         table.caption = "* not the published rows: not comparable with the figures beside it"
     return table
 
@@ -134,7 +136,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Return the results that lie in a run, in `RUN/eval/NAME` or in `RUN/NAME`, in order of name.
+    """Return the results in a run's folder, `RUN/eval/NAME` or `RUN/NAME`, in order of name.
 
     Args:
         run: Run folder, or what `eval --out` named.
@@ -151,11 +153,10 @@ def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[st
 
 
 def _measured(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what two values must have in common to stand in one column."""
-    part = "whole" if content["run"].get("published_size", True) else f"{content['n']:,} rows"
-    decoding = str(content["run"].get("decoding", "greedy"))
+    """Return what two values must have in common to share a column."""
+    part = "whole" if _is_whole(content) else f"{content['n']:,} rows"
     names = ("benchmark", "split", "scorer", "prompt_style", "metric")
-    return (*(str(content[name]) for name in names), part, decoding)
+    return (*(str(content[name]) for name in names), part, str(content["run"].get("decoding", "greedy")))
 
 
 def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str, ...], str]:
@@ -180,9 +181,7 @@ def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         have: run -> contents of its `results.json`.
     """
     columns = _columns(have)
-    table = Table("run", *columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _plain_table(("run", *columns.values()), padding=(0, 1))
     for run, contents in have.items():
         cells = {_measured(content): _cell(content) for content in contents}
         table.add_row(run, *(cells.get(key, "") for key in columns))
@@ -203,13 +202,14 @@ def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the same as comma-separated values, a line for each run and benchmark."""
     text = StringIO()
     names = ("benchmark", "split", "metric", "scorer", "prompt_style", "n", "value")
-    out = csv.writer(text)
-    out.writerow(["run", *names, "low_95", "high_95", "decoding", "published_size"])
+    more = ("decoding", "published_size")
+    rows = csv.writer(text)
+    rows.writerow(["run", *names, "low_95", "high_95", *more])
     for run, contents in have.items():
         for content in contents:
-            more = content["run"].get("decoding"), content["run"].get("published_size")
-            low, high = content["interval_95"] or (None, None)
-            out.writerow([run, *(content[name] for name in names), low, high, *more])
+            interval = content["interval_95"] or (None, None)
+            facts = (content["run"].get(name) for name in more)
+            rows.writerow([run, *(content[name] for name in names), *interval, *facts])
     return text.getvalue()
 
 
@@ -224,7 +224,7 @@ def results(
     limit: int | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `results.json`.
+    """Return the content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
     Args:
         score: What the scorer returned.
@@ -234,7 +234,7 @@ def results(
         prompt_style: Name of the prompts.
         manifest_hash: Of the checkpoint's manifest; `None` for predictions of unknown origin.
         limit: The `--limit`, if one was given; such a value is not the benchmark's.
-        run: Anything else worth keeping, such as decoding settings.
+        run: How the answers were made.
     """
     interval = score.interval()
     values, measured_on = BENCHMARKS[benchmark].figures(n)

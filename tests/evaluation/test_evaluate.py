@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tiny import DECODERS, tiny_assembled
 
-from basic_lite.evaluation import answer
+from basic_lite.evaluation import answer, predictions
 from basic_lite.evaluation.question import Question
 
 
@@ -39,9 +39,9 @@ def questions(count: int = 7) -> list[Question]:
 
 def answers(path) -> dict[int, str]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {row["question_id"]: row["text"] for row in rows}
-    assert len(found) == len(rows), "a question was answered twice"
-    return found
+    texts = {row["question_id"]: row["text"] for row in rows}
+    assert len(texts) == len(rows), "a question was answered twice"
+    return texts
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -139,10 +139,10 @@ def test_predictions_of_another_benchmark_are_refused_and_kept(tmp_path):
 
 def test_other_conditions_are_refused(tmp_path):
     path = tmp_path / "p.jsonl"
-    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    predictions.claim(path, {"run": "a"}, overwrite=False)
     path.write_text("{}\n")
-    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    predictions.claim(path, {"run": "a"}, overwrite=False)
     with pytest.raises(ValueError, match="another run; start again with --overwrite"):
-        answer.claim_predictions(path, {"run": "b"}, overwrite=False)
-    answer.claim_predictions(path, {"run": "b"}, overwrite=True)
+        predictions.claim(path, {"run": "b"}, overwrite=False)
+    predictions.claim(path, {"run": "b"}, overwrite=True)
     assert not path.exists()
