@@ -42,7 +42,8 @@ def main(
         raise ValueError(f"{run_a} and {run_b} have no benchmark in common; run `basic-lite eval` on both")
     for name in chosen:
         folders = [run / "eval" / name for run in (run_a, run_b)]
-        result = compare(*(load_score(folder / "score.json") for folder in folders))
+        a, b = (load_score(folder / "score.json") for folder in folders)
+        result = compare(a, b)
         console.print(show.comparison_table(name, result, run_a, run_b))
         if not page:
             continue

@@ -181,7 +181,7 @@ def main(
             step = "score" if step == "all" else step
         of_run = model is None and answers is None
         candidate = Candidate(run if of_run else None, model, answers, image_size, tower_layer, template)
-        candidate.identity, candidate.settings  # noqa: B018 (errors come before the data is read)
+        candidate.check()
         embedded = of_run and data is None and is_embedded(read_manifest(run)["sources"]["llm"])
         if embedded:
             console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")

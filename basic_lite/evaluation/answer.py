@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -179,8 +180,10 @@ def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tupl
     """Decode one batch greedily; return the texts, and the smallest gap on the way to each."""
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
     inputs, gaps = _padded(assembled, batch, pixels), _Gaps()
+    model: Any = assembled.model
+    tokenizer: Any = assembled.tokenizer
     longest = inputs["input_ids"].shape[1]
-    produced = assembled.model.generate(
+    produced = model.generate(
         **inputs,
         **greedily(stops, assembled.pad_token_id, max(question.max_new_tokens for question, _ in batch)),
         logits_processor=LogitsProcessorList([gaps]),
@@ -191,7 +194,7 @@ def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tupl
     ]
     steps = torch.stack(gaps.steps)  # one row for each token; what ends an answer was decided too
     nearest = [steps[: len(ids) + 1, row].min().item() for row, ids in enumerate(rows)]
-    return [assembled.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
 
 
 def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -209,7 +212,8 @@ def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict
 @torch.inference_mode()
 def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tuple[list[str], list[float]]:
     """Answer each choice with the letter whose first token is likeliest; returns as `_answer`."""
-    produced = assembled.model.generate(
+    model: Any = assembled.model
+    produced = model.generate(
         **_padded(assembled, batch, pixels),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,

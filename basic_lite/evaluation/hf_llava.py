@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from basic_lite.data.conversation import IMAGE, stop_ids
-from basic_lite.data.pictures import ImageTransform
+from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
@@ -48,7 +48,7 @@ class HfLlava:
     stops: list[int]
     template: Template | None = None
 
-    def transform(self, aspect: str) -> ImageTransform:
+    def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation; see `Assembled.transform`."""
         return ImageTransform.from_processor(self.processor.image_processor.to_dict(), aspect=aspect)
 
@@ -141,7 +141,7 @@ def load(source: str, device: torch.device | str = "cpu", template: str | None =
         processor = AutoProcessor.from_pretrained(source)
         if not isinstance(processor, LlavaProcessor):
             raise ValueError(f"its {type(processor).__name__} cuts pictures in another way than LLaVA-1.5's")
-        model, loaded = LlavaForConditionalGeneration.from_pretrained(
+        model, loaded = LlavaForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             source, dtype=dtype, device_map={"": device}, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:

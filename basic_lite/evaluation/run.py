@@ -46,6 +46,14 @@ class Candidate:
         """Return the run, model or file as results name it."""
         return str(self.model or self.run or self.given)
 
+    def check(self) -> None:
+        """Look for the run or model, before any data is read.
+
+        Raises:
+            ValueError: If it is not there, or cannot be asked in the way it is to be.
+        """
+        _ = self.identity, self.settings
+
     @cached_property
     def identity(self) -> str | None:
         """What distinguishes the run or model from others; `None` for answers whose maker is not known.
@@ -63,7 +71,7 @@ class Candidate:
         return file_hash(self.run / MANIFEST)
 
     @cached_property
-    def settings(self) -> dict[str, int | str]:
+    def settings(self) -> dict[str, Any]:
         """What decides the answers besides the files of the run or model.
 
         Raises:
@@ -103,7 +111,7 @@ class Candidate:
         Raises:
             ValueError: If it cannot be loaded, or a file of the run has changed.
         """
-        self.loaded  # noqa: B018
+        _ = self.loaded
 
 
 @dataclass(frozen=True)
