@@ -9,6 +9,9 @@ import typer
 
 from basic_lite.training import settings as o
 
+_JUDGE = "Judge (MM-Vet, LLaVA-Bench)"
+_ADDRESS = "OpenAI-style address that questions and answers are sent to; key in BASIC_LITE_JUDGE_KEY."
+
 
 def home_of(run: Path, model: str | None, answers: Path | None, out: Path | None) -> Path:
     """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers.
@@ -36,8 +39,8 @@ def main(
         typer.Argument(
             help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, pope-gqa, "
             "pope-aokvqa, mme, seed, mmstar, mmmu, ai2d, realworldqa, hallusionbench, cv-bench, mmvp, "
-            "chartqa, ocrbench, docvqa, infovqa; several with commas; all (the paper's eight); or mine, with "
-            "--data."
+            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the "
+            "paper's eight); or mine, with --data."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
@@ -80,9 +83,15 @@ def main(
         str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
     ] = None,
     judge_scores: Annotated[
-        Path | None, o.option(help="MM-Vet: a judge's grades, JSON.", panel="Data")
+        Path | None,
+        o.option("--grades", "--judge-scores", help="A judge's grades: JSON, JSON lines.", panel=_JUDGE),
     ] = None,
-    judge: Annotated[str | None, o.option(help="MM-Vet: who graded.", panel="Data")] = None,
+    judge: Annotated[str | None, o.option(help="Model that grades, or graded.", panel=_JUDGE)] = None,
+    judge_url: Annotated[str | None, o.option(help=_ADDRESS, default="ask nobody", panel=_JUDGE)] = None,
+    judge_prompt: Annotated[
+        Path | None,
+        o.option(help="The judge's rule: a text file, or MM-Vet's mm-vet_evaluator.py.", panel=_JUDGE),
+    ] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"],
         o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
@@ -152,6 +161,8 @@ def main(
 
       basic-lite eval pope --predictions answers.jsonl
 
+      basic-lite eval mmvet --judge gpt-4-0613 --judge-url https://api.openai.com/v1
+
       basic-lite eval mine --data questions.jsonl --answer-by likelihood
 
       accelerate launch --num_processes 2 -m basic_lite eval all     (two GPUs share the questions)
@@ -188,6 +199,7 @@ def main(
 
         def evaluation(name: str) -> Evaluation:
             source = str(Path(data) / name) if data and several else data
+            judging = not several or table.BENCHMARKS[name].grading is not None
             return Evaluation(
                 candidate=candidate,
                 name=name,
@@ -199,8 +211,10 @@ def main(
                 scorer=scorer,
                 limit=limit,
                 any_size=any_size or embedded,
-                judge=judge,
+                judge=judge if judging else None,
                 judge_scores=judge_scores,
+                judge_url=judge_url if judging else None,
+                judge_prompt=judge_prompt,
                 answer_by=answer_by,
             )
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ class Suite:
     team: Processes = ALONE
     failures: dict[str, str] = field(default_factory=dict)
     results: list[dict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bar = progress_bar(self.console)
 
     @property
     def asks(self) -> bool:
@@ -114,17 +118,34 @@ class Suite:
         if asking:  # one model for all: without it none can go on
             silence_libraries()
             self.team.gather(ready[0][0].candidate.load)
-        with self._bar(total, before) if asking else nullcontext() as advance_in:
+        elif self.asks and ready:
+            self.console.print(f"{before}/{total} are answered; --overwrite asks again", highlight=False)
+        begun, answered = time.monotonic(), 0
+        task = self.bar.add_task("", total=total, completed=before, note="", visible=asking)
+
+        def speed() -> str:
+            return f"{answered / (time.monotonic() - begun):.1f} answers/s"
+
+        def advance(count: int) -> None:
+            nonlocal answered
+            answered += count
+            self.bar.update(task, advance=count, note=speed())
+
+        judged = any(evaluation.judge_url for evaluation, _ in ready)
+        with self.bar if asking or judged else nullcontext():
             for evaluation, questions in ready:
                 left = 0
                 with self._or_left_out(evaluation.name):
-                    if advance_in is not None and done[evaluation.name] < len(questions):
+                    if asking and done[evaluation.name] < len(questions):
                         write_into(evaluation.out)
+                        self.bar.update(task, description=evaluation.name)
                         left = evaluation.generate(
-                            questions, advance=advance_in(evaluation.name), processes=self.team, **settings
+                            questions, advance=advance, processes=self.team, **settings
                         )
                     if self.team.rank == 0:
                         self._finish(evaluation, questions, left)
+        if answered:
+            self.console.print(f"{answered:,} answers, {speed()}", highlight=False)
 
     def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
         """Score or export the answers that are there."""
@@ -134,7 +155,9 @@ class Suite:
             self.console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
         labelled = evaluation.has_labels(questions)
         if self.step == "score" or (self.step == "all" and labelled):
-            self.results.append(evaluation.score(questions))
+            name, total = f"grades of {evaluation.judge}", len(questions)
+            grades = self.bar.add_task(name, total=total, note="", visible=evaluation.judge_url is not None)
+            self.results.append(evaluation.score(questions, partial(self.bar.advance, grades)))
             self.console.print(results_table(self.results[-1]))
             self.console.print(f"Results in {evaluation.out / 'results.json'}")
         if self.step == "all" and not labelled:
@@ -142,29 +165,6 @@ class Suite:
         if self.step == "export" or (self.step == "all" and not labelled and not left):
             for path in evaluation.export(questions):
                 self.console.print(f"Written: {path}")
-
-    @contextmanager
-    def _bar(self, total: int, before: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
-        """Show one bar for all questions, with answers per second; yields benchmark's name -> its advance."""
-        begun, answered = time.monotonic(), 0
-        with progress_bar(self.console) as shown:
-            task = shown.add_task("", total=total, completed=before, note="")
-
-            def speed() -> str:
-                return f"{answered / (time.monotonic() - begun):.1f} answers/s"
-
-            def of(name: str) -> Callable[[int], None]:
-                def advance(count: int) -> None:
-                    nonlocal answered
-                    answered += count
-                    shown.update(task, advance=count, note=speed())
-
-                shown.update(task, description=name)
-                return advance
-
-            yield of
-        if answered:
-            self.console.print(f"{answered:,} answers, {speed()}", highlight=False)
 
     @contextmanager
     def _or_left_out(self, name: str) -> Iterator[None]:
