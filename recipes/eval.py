@@ -98,10 +98,7 @@ def main(
     ] = "all",
     out: Annotated[
         Path | None,
-        o.option(
-            help="Folder of predictions and results.",
-            default="RUN/eval/BENCHMARK; runs/NAME/eval/BENCHMARK of a model",
-        ),
+        o.option(help="Folder of predictions and results.", default="RUN/eval/NAME; a model's in runs/"),
     ] = None,
     answer_by: Annotated[
         Literal["text", "likelihood"],
@@ -131,11 +128,7 @@ def main(
     ] = None,
     template: Annotated[
         str | None,
-        o.option(
-            help="Words around a --model's questions: vicuna_v1, chatml, ...",
-            default="its chat template",
-            panel=o.MODEL,
-        ),
+        o.option(help="Words around a --model's questions, as vicuna_v1.", default="its own", panel=o.MODEL),
     ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRunOption = False,

@@ -1,7 +1,7 @@
 """Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
 
-Answers go to a JSONL file, one line each, in the order in which they are made; scoring reads that file
-and never sees the model.
+Answers go to a JSONL file, a line each, the longest prompts first; scoring reads that file and never sees
+the model.
 """
 
 from __future__ import annotations

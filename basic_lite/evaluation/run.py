@@ -86,11 +86,10 @@ class Candidate:
         if self.template is not None:
             raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
         manifest = read_manifest(self.run)
+        layer = manifest["sources"]["tower_layer"]
         return {
             "image_size": manifest["image_size"] if self.image_size is None else self.image_size,
-            "tower_layer": manifest["sources"]["tower_layer"]
-            if self.tower_layer is None
-            else self.tower_layer,
+            "tower_layer": layer if self.tower_layer is None else self.tower_layer,
         }
 
     @cached_property
@@ -214,7 +213,7 @@ class Evaluation:
         return questions
 
     def submitted_ids(self) -> Sequence[Id] | None:
-        """Return the ids that the server wants where these are more than the split's, else `None`.
+        """Return the ids that the server expects where these are more than the split's, else `None`.
 
         Raises:
             ValueError: If the list of them cannot be read.
@@ -271,7 +270,7 @@ class Evaluation:
         )
 
     def take_given(self, questions: list[Question]) -> None:
-        """Put the file of answers where a run's own would stand, after a look whether it belongs here.
+        """Copy the file of answers to where a run's own are, if it belongs to this benchmark.
 
         Raises:
             ValueError: If it is missing, damaged or of another benchmark.

@@ -109,7 +109,7 @@ def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) ->
         table.add_row(f"{test_name(result)}, exact", "", "", f"p = {result.p_value:.3g}")
     table.add_section()
     for category, row in result.categories.items():
-        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.difference:+.2f}")
+        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.b - row.a:+.2f}")
     if not result.knows_pictures:
         table.caption = (
             "Scored by a version that did not keep which questions share a picture: interval and p take them "
