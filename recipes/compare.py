@@ -16,9 +16,7 @@ def main(
     benchmark: Annotated[
         str | None, o.option(help="Only this one.", default="every benchmark that both have")
     ] = None,
-    page: Annotated[
-        bool, o.option("--page/--no-page", help="Write the flipped questions with their pictures, as HTML.")
-    ] = True,
+    page: Annotated[bool, o.option("--page/--no-page", help="An HTML page of flipped questions.")] = True,
     out: Annotated[Path | None, o.option(help="Folder of the pages.", default="RUN_B/compare")] = None,
 ) -> None:
     """Pair the answers of two runs by question: difference, 95 % interval, p value, categories, flips.

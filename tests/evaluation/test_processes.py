@@ -89,7 +89,7 @@ def test_a_death_ends_both_and_any_number_goes_on_to_the_same_bytes(asked, alone
         while lines(answers(asked / out)) < 6 and all(process.poll() is None for process in started):
             time.sleep(0.005)
         started[dies].send_signal(signal.SIGKILL)
-        said = started[1 - dies].communicate(timeout=60)[0]
+        said = started[1 - dies].communicate(timeout=300)[0]
         assert started[1 - dies].returncode == 1, said
         assert "error: another of the 2 processes of this command has ended; the same command" in said
         assert "Traceback" not in said
@@ -112,12 +112,12 @@ def test_what_one_process_cannot_do_is_said_once(asked):
     (asked / "broken/mine/2.png").write_bytes(b"no picture")
     shutil.copytree(asked / "data/mine", asked / "broken/mmstar")
     named = [word if word != "mine" else "mmstar,mine" for word in ask("list", "--data", "broken")]
-    first, second = (process.communicate(timeout=100)[0] for process in launch(named, asked))
+    first, second = (process.communicate(timeout=300)[0] for process in launch(named, asked))
     assert "2 of 2 benchmarks were left out: mmstar: " in first
     assert first.count("Picture of question q2") == 2  # at once, and at the end
     assert second == ""
     started = launch(ask("none", "--run", "nowhere"), asked)
-    first, second = (process.communicate(timeout=100)[0] for process in started)
+    first, second = (process.communicate(timeout=300)[0] for process in started)
     assert (
         first == "error: nowhere holds no run (no manifest.json); run the stage before, or name its folder\n"
     )
