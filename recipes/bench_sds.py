@@ -21,7 +21,7 @@ def sds(
     ] = None,
     out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
 ) -> None:
-    """Time L_sds, its three matrix products, Liger's fused divergence and the naive code, in turn.
+    """Time L_sds, its three matrix products, Liger's and TRL's divergences and the naive code, in turn.
 
     Examples:
 

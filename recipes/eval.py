@@ -105,8 +105,13 @@ def main(
         o.option(help="likelihood: of a choice, the letter that is likeliest to come next."),
     ] = "text",
     batch_size: Annotated[
-        int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
-    ] = 16,
+        int | None,
+        o.option(
+            help="Prompts per batch; answers do not depend on it.",
+            default="what the card holds, up to 32; 16 without one",
+            callback=o.within(1),
+        ),
+    ] = None,
     max_steps: Annotated[
         int,
         o.option(help="Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1)),

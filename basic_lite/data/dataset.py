@@ -20,8 +20,6 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.rows import RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 
-# A row as the model takes it: ids and labels, then pixels.
-
 
 @dataclass(frozen=True)
 class TextEncoder:

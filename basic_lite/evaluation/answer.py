@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,16 @@ from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
+from basic_lite.memory.available import Halves
+from basic_lite.memory.inference import batch_for
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
+
+DEFAULT_BATCH: int = 16
+"""Prompts per batch without a GPU."""
 
 
 def generate(
@@ -34,17 +40,19 @@ def generate(
     questions: Sequence[Question],
     path: Path,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = 16,
     model_id: str = "basic-lite",
     max_batches: int | None = None,
     by_likelihood: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    say: Callable[[str], None] = lambda line: None,
     processes: Processes = ALONE,
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
 
     Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
-    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
+    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once, and the
+    batch is answered in halves.
 
     Several processes answer neighbouring batches at the same time, and the first writes them in order: the
     file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
@@ -54,11 +62,12 @@ def generate(
         assembled: the model.
         questions: of one benchmark.
         path: prediction file, appended to.
-        batch_size: prompts per batch.
+        batch_size: prompts per batch; `None` for as many as the card has room for.
         model_id: written into every line.
         max_batches: stop after this many; `None` for all.
         by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
+        say: called with a line about the batch size that was chosen.
         processes: of this command; each has the model and all questions.
 
     Returns:
@@ -67,17 +76,26 @@ def generate(
     Raises:
         ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     done = processes.first(lambda: predictions.answered(path, questions))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
+    if batch_size is None:
+        longest = max((len(ids) for _, ids in prompts), default=1)
+        new = max((question.max_new_tokens for question, _ in prompts), default=1)
+        model = assembled.model  # of several cards the first decides: all take batches from one list
+        batch_size, line = processes.first(
+            lambda: batch_for(model.config, model, longest, new, DEFAULT_BATCH)
+        )
+        if line and prompts:
+            say(line)
     written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
     chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
     batches = [
         part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
     ][:max_batches]
-    left = len(prompts)
+    left, halves = len(prompts), Halves()
     for_inference(assembled.model)
     own = _with_pixels(assembled, batches[processes.rank :: processes.count])
 
@@ -85,7 +103,8 @@ def generate(
         batch, pixels = next(own, ([], None))
         if not batch:  # in the last round there may be fewer batches than processes
             return []
-        texts = _as_alone(assembled, batch, pixels, bool(by_likelihood and batch[0][0].choices))
+        ask = _choose if by_likelihood and batch[0][0].choices else _answer
+        texts = halves(partial(_as_alone, assembled, ask), _rows(batch, pixels))
         rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
         return [predictions.to_line(row) for row in rows]
 
@@ -108,6 +127,22 @@ def _append(path: Path, lines: list[str]) -> None:
 
 
 Batch = list[tuple[Question, list[int]]]
+Row = tuple[tuple[Question, list[int]], torch.Tensor | None]
+
+
+def _rows(batch: Batch, pixels: torch.Tensor | None) -> list[Row]:
+    """Return each prompt with its picture, `(3, h, w)`."""
+    pictures = iter(() if pixels is None else pixels)
+    return [(pair, None if pair[0].image is None else next(pictures)) for pair in batch]
+
+
+Ask = Callable[["Model", Batch, "torch.Tensor | None"], tuple[list[str], list[float]]]
+
+
+def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
+    """Ask some prompts of a batch."""
+    pixels = [picture for _, picture in rows if picture is not None]
+    return ask(assembled, [pair for pair, _ in rows], torch.stack(pixels) if pixels else None)
 
 
 def _prompt(assembled: Model, question: Question) -> list[int]:
@@ -139,27 +174,18 @@ NEAR: float = 1e-3
 """Logits in fp32 that are further apart keep their order in every batch, whose sums round by some 1e-5."""
 
 
-def _as_alone(assembled: Model, batch: Batch, pixels: torch.Tensor | None, choose: bool) -> list[str]:
-    """Answer one batch as each of its questions is answered alone.
+def _as_alone(assembled: Model, ask: Ask, rows: list[Row]) -> list[str]:
+    """Answer some prompts at once as each of them is answered alone.
 
     How a matrix product rounds depends on the size of the batch, so where two tokens are all but equally
     likely it may decide between them. In fp32 such a question is asked again by itself: its answer is then
     the same in every batch. In bf16 that rounding is everywhere, and is left as it is.
-
-    Args:
-        assembled: the model.
-        batch: `B` prompts.
-        pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
-        choose: answer with the likeliest letter instead of in words.
     """
-    ask = _choose if choose else _answer
-    texts, gaps = ask(assembled, batch, pixels)
-    if len(batch) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
-        pictures = iter(() if pixels is None else pixels)
-        for row, (question, ids) in enumerate(batch):
-            picture = None if question.image is None else next(pictures)[None]
-            if gaps[row] < NEAR:
-                texts[row] = ask(assembled, [(question, ids)], picture)[0][0]
+    texts, gaps = _ask_rows(assembled, ask, rows)
+    if len(rows) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
+        for place, gap in enumerate(gaps):
+            if gap < NEAR:
+                texts[place] = _ask_rows(assembled, ask, [rows[place]])[0][0]
     return texts
 
 

@@ -13,6 +13,7 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
+from basic_lite.evaluation.distributed import Processes
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
@@ -47,12 +48,18 @@ class Candidate:
         return str(self.model or self.run or self.given)
 
     def check(self) -> None:
-        """Look for the run or model, before any data is read.
+        """Look for the run or model and at what is to be changed in it, before any data is read.
 
         Raises:
             ValueError: If it is not there, or cannot be asked in the way it is to be.
         """
-        _ = self.identity, self.settings
+        if self.run is not None and self.template is not None:
+            raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
+        if self.run is None and (self.image_size is not None or self.tower_layer is not None):
+            raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
+        if self.template not in (None, *TEMPLATES):
+            raise ValueError(f"no template is named {self.template!r}; known: {', '.join(TEMPLATES)}")
+        _ = self.identity
 
     @cached_property
     def identity(self) -> str | None:
@@ -72,25 +79,35 @@ class Candidate:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What decides the answers besides the files of the run or model.
-
-        Raises:
-            ValueError: If a model is to be changed as only a run can be, or a run as only a model can be.
-        """
+        """What decides the answers besides the files of the run or model."""
         if self.run is None:
-            if self.image_size is not None or self.tower_layer is not None:
-                raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
-            if self.template not in (None, *TEMPLATES):
-                raise ValueError(f"no template is named {self.template!r}; known: {', '.join(TEMPLATES)}")
             return {} if self.template is None else {"template": self.template}
-        if self.template is not None:
-            raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
         manifest = read_manifest(self.run)
-        layer = manifest["sources"]["tower_layer"]
-        return {
+        layer, bits = manifest["sources"]["tower_layer"], self._bits[0]
+        settings = {
             "image_size": manifest["image_size"] if self.image_size is None else self.image_size,
             "tower_layer": layer if self.tower_layer is None else self.tower_layer,
         }
+        # Other bits are another model: its answers are kept apart.
+        return settings | ({} if bits == manifest["sources"]["bits"] else {"bits": bits})
+
+    @cached_property
+    def _bits(self) -> tuple[int, str]:
+        from basic_lite.memory.inference import bits_for
+        from basic_lite.models.devices import choose_device
+
+        assert self.run is not None
+        return bits_for(self.run, "evaluate", choose_device())
+
+    def settle(self, processes: Processes, say: Callable[[str], None]) -> None:
+        """Let the first process decide for all what depends on a card's memory, and say what it decided.
+
+        Raises:
+            ValueError: If the run's parts cannot be read.
+        """
+        self.__dict__["settings"] = processes.first(lambda: self.settings)
+        if "bits" in self.settings:
+            say(self._bits[1])
 
     @cached_property
     def loaded(self) -> Model:

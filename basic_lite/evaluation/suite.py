@@ -107,6 +107,9 @@ class Suite:
 
     def _answer_and_score(self, ready: list[Asked], overwrite: bool, settings: dict[str, Any]) -> None:
         done: dict[str, int] = {}
+        say = partial(self.console.print, highlight=False, soft_wrap=True)
+        if self.asks and ready:
+            ready[0][0].candidate.settle(self.team, say)
         for evaluation, questions in ready if self.asks else ():
             with self._or_left_out(evaluation.name):
                 done[evaluation.name] = self.team.first(
@@ -140,7 +143,7 @@ class Suite:
                         write_into(evaluation.out)
                         self.bar.update(task, description=evaluation.name)
                         left = evaluation.generate(
-                            questions, advance=advance, processes=self.team, **settings
+                            questions, advance=advance, say=say, processes=self.team, **settings
                         )
                     if self.team.rank == 0:
                         self._finish(evaluation, questions, left)

@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from basic_lite.data import conversation, templates
 from basic_lite.data.batches import Collator
@@ -27,27 +26,9 @@ from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
 from basic_lite.models.parts import parts_of
+from basic_lite.models.projector import Projector
 from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
 from basic_lite.models.zoo import Bits
-
-# LLaVA's projector as it is trained here.
-
-
-class Projector(LlavaMultiModalProjector):
-    """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
-
-    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
-    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
-    among the text.
-    """
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
-        with torch.autocast(image_features.device.type, enabled=False):
-            return super().forward(image_features.to(self.linear_1.weight.dtype))
-
-
-# Which vocabulary rows mark a patch and fill a batch; none is ever added.
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
 _RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
@@ -87,9 +68,6 @@ def find_pad_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, want
     candidates: list[Any] = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
     candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
     return next(c for c in candidates if c is not None and c != image_token_id)
-
-
-# What must hold of an assembled model, whatever it was made of.
 
 
 def check_quantisation(model: nn.Module) -> None:

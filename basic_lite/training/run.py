@@ -15,10 +15,11 @@ from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
+from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
-from basic_lite.data.findings import note_lines, read_bad_rows, write_bad_rows
+from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
@@ -125,7 +126,7 @@ def prepare(
     # The same rows in the same order as before, whatever a check would find today.
     bad_log = settings.out / checks.BAD_ROWS
     if resume is not None:
-        lines = read_bad_rows(bad_log)
+        lines = findings.read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
         text = TextEncoder(
@@ -137,7 +138,7 @@ def prepare(
         )
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
-        for line in note_lines(rows):
+        for line in findings.note_lines(rows):
             console.print(line, highlight=False, soft_wrap=True)
 
     # The manifest of this run, compared with that of the run that it goes on with.
@@ -158,7 +159,7 @@ def prepare(
     if resume is None and rank == 0:
         checks.clear(settings.out)
         if rows.faults:
-            write_bad_rows(bad_log, rows.faults)
+            findings.write_bad_rows(bad_log, rows.faults)
     write_into(settings.out)
 
     # The rows as the model takes them, and which of them go together.
@@ -174,8 +175,13 @@ def prepare(
         usable=usable,
     )
     accumulation = settings.global_batch // passes.loaded
+    lengths = rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length)
+    if settings.group:  # counted once for these data and this tokenizer, a minute or two for 665k rows
+        with findings.passes(console) as shown:
+            workers, progress = max(settings.data.processes, 1), partial(shown, "words")
+            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
     batches = Batches(
-        rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length),
+        lengths,
         rows.has_image,
         batch_size=passes.loaded // ranks,
         order_rows=passes.order_rows,

@@ -446,7 +446,8 @@ class Memory:
         bool,
         option(
             "--fused-kernels/--no-fused-kernels",
-            help="On a GPU, Liger's norms, MLPs and rotary embedding.",
+            help="On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
+            "made of bf16 ones.",
             panel=MEMORY,
         ),
     ] = True
