@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
@@ -243,6 +243,7 @@ def train(
     console: Console,
     clock: Clock,
     intervene: Callable[..., Intervention | None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -252,6 +253,7 @@ def train(
         console: where progress goes.
         clock: counts the seconds since the command; says them after the first step.
         intervene: makes what an experiment does to the teacher, once the model's parts are known.
+        callbacks: what else looks on, such as an experiment's measuring; called before a step is saved.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -280,7 +282,7 @@ def train(
         manifest=prepared.manifest,
         train_dataset=prepared.dataset,
         data_collator=prepared.assembled.collator(),
-        callbacks=[progress, FirstStep(clock, console)],
+        callbacks=[progress, FirstStep(clock, console), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:
