@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,13 +51,9 @@ def safetensors_folder(
 
 
 def _converted(source: str, folder: Path, files: list[Path], say: quantised.Say) -> Path:
-    root, needed = quantised.root(), sum(path.stat().st_size for path in files)
+    needed = sum(path.stat().st_size for path in files)
     pickled = f"{source!r} is published as {files[0].name}, which is converted to safetensors once"
-    if root is None:
-        raise ValueError(
-            f"{pickled}, in a cache that ${quantised.VARIABLE} switches off: set it to a folder with "
-            f"{needed / 1e9:.1f} GB free, or unset it"
-        )
+    root = quantised.root_for(pickled, needed)
     if Path(source).is_dir():
         base: dict[str, object] = {"place": str(folder.resolve()), "files": quantised.states_of(files)}
     else:
@@ -67,20 +64,9 @@ def _converted(source: str, folder: Path, files: list[Path], say: quantised.Say)
         "converted": repository.SAFETENSORS,
     }
     copy = quantised.copy_in(root / "converted", source, made_of)
+    copy.make(pickled, needed, partial(_convert, files), say)
     try:
-        with locked(copy.path, wait=True):  # other processes read what this one converts
-            if not copy.whole:
-                free = shutil.disk_usage(copy.path.parent).free
-                if free < needed + quantised.SPARE_BYTES:
-                    raise ValueError(
-                        f"{pickled}: that needs {needed / 1e9:.1f} GB and 1 GB to spare, "
-                        f"{free / 1e9:.1f} GB are free in {copy.path.parent} (${quantised.VARIABLE} moves it)"
-                    )
-                say(f"{pickled} ({needed / 1e9:.1f} GB in {copy.path})")
-                with complete(copy.path) as draft:
-                    _convert(files, draft)
-                    copy.stamp(draft)
-                copy.tidy()
+        with locked(copy.path, wait=True):
             for name in repository.CONFIGS:  # they may change while the weights stay
                 _follow(folder / name, copy.path / name)
     except OSError as error:

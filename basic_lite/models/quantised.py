@@ -62,6 +62,21 @@ def root() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "basic-lite"
 
 
+def root_for(what: str, needed: int) -> Path:
+    """Return `root()` for something that cannot be done without it.
+
+    Raises:
+        ValueError: If copies are switched off.
+    """
+    folder = root()
+    if folder is None:
+        raise ValueError(
+            f"{what}, in a cache that ${VARIABLE} switches off: set it to a folder with "
+            f"{needed / 1e9:.1f} GB free, or unset it"
+        )
+    return folder
+
+
 @dataclass(frozen=True)
 class Copy:
     """One decoder's pre-quantised copy, there or not.
@@ -134,6 +149,36 @@ class Copy:
         finally:
             model.generation_config, model.config.dtype = answers, dtype
         self.tidy()
+
+    def make(self, what: str, needed: int, write: Callable[[Path], object], say: Say) -> None:
+        """Write what a start cannot do without, unless it is there; other processes wait for it.
+
+        Args:
+            what: is done, for a line and for errors.
+            needed: bytes on disk.
+            write: fills the new folder.
+            say: takes the line.
+
+        Raises:
+            ValueError: If there is no room, or it cannot be written.
+        """
+        try:
+            with locked(self.path, wait=True):
+                if self.whole:
+                    return
+                free = shutil.disk_usage(self.path.parent).free
+                if free < needed + SPARE_BYTES:
+                    raise ValueError(
+                        f"{what}: that needs {needed / 1e9:.1f} GB and 1 GB to spare, "
+                        f"{free / 1e9:.1f} GB are free in {self.path.parent} (${VARIABLE} moves it)"
+                    )
+                say(f"{what} ({needed / 1e9:.1f} GB in {self.path})")
+                with complete(self.path) as draft:
+                    write(draft)
+                    self.stamp(draft)
+                self.tidy()
+        except OSError as error:
+            raise ValueError(f"{what}, and that failed ({one_line(error)})") from error
 
     def stamp(self, draft: Path) -> None:
         """Write into its unfinished folder what it was made of, and the sizes of its files."""

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from basic_lite.data.world import parts
-from basic_lite.files import complete, locked, one_line, write_json
+from basic_lite.files import write_json
 from basic_lite.models import converted, quantised, repository, zoo
 
 LANGUAGE, VISION, PROJECTOR = "language_model", "vision_tower", "multi_modal_projector"
@@ -144,38 +145,15 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     if not Path(parts.located(source)).is_dir():
         folder = _with_small_files(source, folder)
     config, files = _config(source), repository.weight_files(folder)
-    root, needed = quantised.root(), sum(path.stat().st_size for path in files)
+    needed = sum(path.stat().st_size for path in files)
     what = f"the parts of {source!r} are written apart once"
-    if root is None:
-        raise ValueError(
-            f"{what}, in a cache that ${quantised.VARIABLE} switches off: set it to a folder with "
-            f"{needed / 1e9:.1f} GB free, or unset it"
-        )
     base: dict[str, object] = {"place": source, "revision": folder.name}
     if Path(source).is_dir():
-        base = {
-            "place": str(Path(source).resolve()),
-            "files": quantised.states_of([*files, folder / "config.json"]),
-        }
-    copy = quantised.copy_in(
-        root / "unpacked", source, {"format": quantised.FORMAT, "base": base, "unpacked": 1}
-    )
-    try:
-        with locked(copy.path, wait=True):
-            if not copy.whole:
-                free = shutil.disk_usage(copy.path.parent).free
-                if free < needed + quantised.SPARE_BYTES:
-                    raise ValueError(
-                        f"{what}: that needs {needed / 1e9:.1f} GB and 1 GB to spare, {free / 1e9:.1f} GB "
-                        f"are free in {copy.path.parent} (${quantised.VARIABLE} moves it)"
-                    )
-                say(f"{what} ({needed / 1e9:.1f} GB in {copy.path})")
-                with complete(copy.path) as draft:
-                    _write(folder, config, files, draft)
-                    copy.stamp(draft)
-                copy.tidy()
-    except OSError as error:
-        raise ValueError(f"{what}, and that failed ({one_line(error)})") from error
+        states = quantised.states_of([*files, folder / "config.json"])
+        base = {"place": str(Path(source).resolve()), "files": states}
+    made_of = {"format": quantised.FORMAT, "base": base, "unpacked": 1}
+    copy = quantised.copy_in(quantised.root_for(what, needed) / "unpacked", source, made_of)
+    copy.make(what, needed, partial(_write, folder, config, files), say)
     return Unpacked(copy.path, config, source)
 
 

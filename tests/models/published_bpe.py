@@ -12,16 +12,9 @@ from typing import Any
 
 import torch
 import transformers
-from models.published_weights import (
-    JUNK,
-    TEXT,
-    added_token,
-    state_of,
-    write_config,
-    write_json,
-    write_weights,
-)
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from models import published_weights as written
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 TEMPLATES = Path(__file__).parents[1] / "fixtures" / "templates"
@@ -72,14 +65,16 @@ class Layout:
         bos, pad = (ids.get(self.settings[key] or "") for key in ("bos_token", "pad_token"))
         stops = [ids[token] for token in self.stops]
         size = {"vocab_size": 16 * -(-max(ids.values()) // 16) + 16}  # padded, as all of these are
-        config = self.config(**TEXT | size, bos_token_id=bos, eos_token_id=stops[0], pad_token_id=pad)
+        config = self.config(**written.TEXT | size, bos_token_id=bos, eos_token_id=stops[0], pad_token_id=pad)
         model = AutoModelForCausalLM.from_config(config)
-        write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", self.pieces)
-        write_config(folder, model, "bfloat16", **self.more)
-        write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stops})
+        written.write_weights(
+            folder, written.state_of(model, torch.bfloat16), "model.safetensors", self.pieces
+        )
+        written.write_config(folder, model, "bfloat16", **self.more)
+        written.write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stops})
         for name in (*self.others, *self.code):
             (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(CODE.encode() if name in self.code else JUNK)
+            (folder / name).write_bytes(CODE.encode() if name in self.code else written.JUNK)
 
     def _write_tokenizer(self, folder: Path) -> dict[str, int]:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -87,7 +82,7 @@ class Layout:
         words = [*alphabet, *("".join(pair) for pair in merges)]
         words = [*self.special, *words] if self.first else words
         vocabulary = {token: number for number, token in enumerate(words)}
-        backend = Tokenizer(models.BPE(vocabulary, merges))
+        backend = Tokenizer(BPE(vocabulary, merges))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens([AddedToken(token, normalized=False) for token in self.special])
@@ -100,11 +95,11 @@ class Layout:
         backend.save(str(folder / "tokenizer.json"))
         known = backend.get_vocab()
         if self.lists:
-            write_json(folder / "vocab.json", vocabulary)
+            written.write_json(folder / "vocab.json", vocabulary)
             pairs = "\n".join(" ".join(pair) for pair in merges)
             (folder / "merges.txt").write_text(f"#version: 0.2\n{pairs}\n")
         added = {
-            str(known[token]): added_token(token, special=token in self.special)
+            str(known[token]): written.added_token(token, special=token in self.special)
             for token in (*self.special, *self.plain)
         }
         settings = {"added_tokens_decoder": added, "clean_up_tokenization_spaces": False} | self.settings
@@ -113,12 +108,12 @@ class Layout:
             (folder / "chat_template.jinja").write_text(chat)
         else:
             settings["chat_template"] = chat
-        write_json(folder / "tokenizer_config.json", settings)
+        written.write_json(folder / "tokenizer_config.json", settings)
         if self.maps:
             named = {key: value for key, value in self.settings.items() if key.endswith("_token") and value}
-            write_json(
+            written.write_json(
                 folder / "special_tokens_map.json",
-                {key: added_token(value) for key, value in named.items()},
+                {key: written.added_token(value) for key, value in named.items()},
             )
         return known
 
