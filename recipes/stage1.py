@@ -46,7 +46,7 @@ def main(
 
     # 1. Resolve the parts, the files, and every option that was left out.
     shards, device = checks.shards_asked_for(), devices.choose_device()
-    sources = plan.sources_of(model, device)
+    sources = plan.sources_of(model, device, partial(console.print, highlight=False, soft_wrap=True))
     data = checks.training_files(1, sources.llm, data, out, console, draw=not run.dry_run)
     given = (data, method, memory, schedule, run)
     settings = plan.resolve(1, sources.llm, device, *given, validation=validation, out=out, shards=shards)

@@ -26,7 +26,8 @@ def main(
 ) -> None:
     """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
 
-    Starts from what stage 1 left, with its models. Defaults are LLaVA-1.5's and the paper's.
+    Starts from what stage 1 left, with its models; from a finished stage 2; or from a LLaVA of transformers.
+    Defaults are LLaVA-1.5's and the paper's.
 
     Examples:
 
@@ -34,30 +35,33 @@ def main(
 
       basic-lite stage2 --lora --data instruct.json --images pictures --start runs/stage1
 
+      basic-lite stage2 --lora --data instruct.json --start llava-hf/llava-1.5-7b-hf
+
       basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
     """
     from dataclasses import replace
     from functools import partial
 
-    from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.experiments import interventions
     from basic_lite.models import checkpoint, devices, trainable
     from basic_lite.training import checks, plan
     from basic_lite.training import run as training
+    from basic_lite.training import start as starts
     from basic_lite.training.callbacks import Clock
 
     clock, console = Clock(), quiet_console()
     clock.mark("imports")
 
-    # 1. Resolve the parts from stage 1, the files, and every option that was left out.
+    # 1. Resolve the parts from what it starts with, the files, and every option that was left out.
     shards, device = checks.shards_asked_for(whole_decoder=not lora), devices.choose_device()
-    first = checks.finished_stage1(start)
+    begin = starts.find(start, lora, device, partial(console.print, highlight=False, soft_wrap=True))
+    first = begin.manifest
     sources = plan.sources_of_stage2(first, parts, lora)
     checkpoint.check_parts(sources, first)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
     method = replace(method, target=method.target or first["method"].get("target"))
-    lora_adapters = plan.adapters_of(adapters, sources.llm) if lora else None
+    lora_adapters = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm)) if lora else None
     given = (data, method, memory, schedule, run)
     own = {"lora": lora, "projector_learning_rate": projector_learning_rate, "optimizer": optimizer}
     settings = plan.resolve(
@@ -78,27 +82,28 @@ def main(
         return
     with checks.claimed(out, run.resume, run.overwrite) as resume:
         # 4. Look through the rows, and at the run to start from or to go on with.
-        if resume is None:  # a run that goes on takes nothing from stage 1 any more
-            files.check_files(start, "weights")
+        if resume is None:  # a run that goes on takes nothing from its start any more
+            begin.check()
         checks.check_before_loading(sources, decided, resume, console)
         clock.mark("settings and data")
 
-        # 5. Assemble with stage 1's projector; train adapters or the whole decoder, and the projector.
+        # 5. Assemble with what the start has learnt; train adapters or the whole decoder, and the projector.
         assembled = training.assemble(sources, decided.settings, device, parts.quantised_copy, console)
         checkpoint.check_identity(assembled, first)
-        checkpoint.load_projector(assembled.model, start / files.PROJECTOR)
+        begin.load(assembled)
         if lora_adapters is not None:
             trainable.train_adapters(assembled, lora_adapters, run.seed)
+            begin.load_adapters(assembled)
         else:
             trainable.train_everything(assembled)
         if decided.settings.projector_learning_rate == 0:
             training.freeze_projector(assembled, decided.settings, console)
         clock.mark("models")
 
-        # 6. Take over stage 1's target, or fit it, and train.
+        # 6. Take over the start's target, or fit it, and train.
         make = partial(interventions.make, method.intervention)
         finished = training.run_stage(
-            assembled, decided, assembled.template, console, clock, resume=resume, start=start, intervene=make
+            assembled, decided, assembled.template, console, clock, resume=resume, start=begin, intervene=make
         )
     if finished and lora:
         line = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft"

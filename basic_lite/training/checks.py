@@ -279,18 +279,6 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
     return replace(data, data=drawn.stage1 if stage == 1 else drawn.stage2, images=drawn.images)
 
 
-def finished_stage1(start: Path) -> dict:
-    """Return the manifest of the run that stage 2 starts from.
-
-    Raises:
-        ValueError: If there is none, or it is not finished.
-    """
-    manifest = files.read_manifest(start)
-    if manifest["stage"] != 1 or not manifest["finished"]:
-        raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
-    return manifest
-
-
 @dataclass(frozen=True)
 class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it.

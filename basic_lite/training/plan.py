@@ -17,7 +17,7 @@ from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
-from basic_lite.models import checkpoint, devices, trainable, zoo
+from basic_lite.models import checkpoint, devices, quantised, trainable, unpacked, zoo
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.tower import vision_config
 from basic_lite.training.settings import (
@@ -38,8 +38,13 @@ FEWEST_STEPS: int = 50
 """Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
 
 
-def sources_of(model: Model, device: str) -> Sources:
+def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent) -> Sources:
     """Return stage 1's parts.
+
+    Args:
+        model: as given; of a vision-language model the decoder is taken.
+        device: `"cuda"` or `"cpu"`.
+        say: takes a line if it is taken out.
 
     Raises:
         ValueError: If a name is unknown, or the device lacks the precision.
@@ -47,7 +52,7 @@ def sources_of(model: Model, device: str) -> Sources:
     return Sources.named(
         model.model,
         model.tower,
-        model.llm,
+        None if model.llm is None else unpacked.language_model(model.llm, say),
         template=model.template,
         image_token=model.image_token,
         bits=zoo.bits_of(model.model, model.llm) if model.bits is None else model.bits,

@@ -35,6 +35,7 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
 from basic_lite.training.callbacks import AtStart, Clock, FirstStep, Measurements, StepProgress
 from basic_lite.training.settings import Settings
+from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
 from basic_lite.training.validation import HeldOut, History, Validator
 
@@ -59,7 +60,7 @@ class Prepared:
         passes: how an optimizer step's rows are put through the model.
         args: what transformers' Trainer is told.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
     """
 
     assembled: Assembled
@@ -74,7 +75,7 @@ class Prepared:
     passes: checks.Passes
     args: TrainingArguments
     resume: Path | None
-    start: Path | None
+    start: Start | None
 
 
 def assemble(
@@ -113,7 +114,7 @@ def run_stage(
     clock: Clock,
     *,
     resume: Path | None,
-    start: Path | None = None,
+    start: Start | None = None,
     intervene: Callable[..., Intervention | None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
@@ -141,7 +142,7 @@ def prepare(
     template: Template,
     console: Console,
     resume: Path | None = None,
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> Prepared:
     """Make all that training needs but the target, and begin the run's folder.
 
@@ -151,7 +152,7 @@ def prepare(
         template: `plain` in stage 1, the LLM's own in stage 2.
         console: where it is said what a resumed run does otherwise.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
 
     Raises:
         ValueError: If a resumed run would be another one.
@@ -175,7 +176,7 @@ def prepare(
     then = None if resume is None else files.read_manifest(resume)
     passes = checks.Passes.of(settings, then)
     manifest = _manifest(assembled, settings, rows, decided.held_out)
-    manifest |= {"from": start and _origin(start), "memory": decided.memory.json(), "passes": asdict(passes)}
+    manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume)
         manifest["resumed"] = then.get("resumed", [])
@@ -273,7 +274,7 @@ def teach(prepared: Prepared, console: Console) -> TargetSpace:
     made, settings, rows = prepared.assembled, prepared.settings, prepared.rows
     with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
         space = teacher.target_space(
-            made, settings, rows, console, resume=prepared.resume, start=prepared.start
+            made, settings, rows, console, resume=prepared.resume, start=prepared.start and prepared.start.run
         )
         prepared.manifest.update(teacher.findings(made, settings, rows, space, console, prepared.resume))
     return space
@@ -434,10 +435,6 @@ def _rows_line(counts: dict[str, int], settings: Settings) -> str:
         f"bad ones left out, {counts['replaced']:,} more replaced"
         + (f" (see {bad_log})" if bad_log.exists() else "")
     )
-
-
-def _origin(start: Path) -> dict[str, str]:
-    return {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
 
 
 def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:

@@ -631,7 +631,9 @@ OutOption = Annotated[Path, option(help="Run folder.")]
 LoraOption = Annotated[
     bool, option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
 ]
-StartOption = Annotated[Path, option(help="Run of stage 1 to start from.")]
+StartOption = Annotated[
+    Path, option(help="Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
+]
 OptimizerOption = Annotated[
     Optimizer | None,
     option(
