@@ -127,7 +127,7 @@ def test_an_interval_is_that_of_a_bootstrap_over_seeds_and_units():
     random = np.random.default_rng(5)
     ends = np.array([[4.0], [2.0], [1.0]])
     base = curve(*(ends + random.normal(0, 0.3, (3, 6)) for _ in range(3)))
-    own = curve(*(0.8 * ends + random.normal(0, 0.3, (3, 6)) for _ in range(3)))
+    own = curve(*(share * ends + random.normal(0, 0.3, (3, 6)) for share in (0.5, 0.7, 0.9)))
     needed = []
     for _ in range(4000):
         mean = {"own": np.zeros(3), "base": np.zeros(3)}
