@@ -106,12 +106,12 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
     found = []
     if encoder.max_length is None:
         return found
-    images = rows.index.images.astype(np.int64) * encoder.tokens_per_image
+    images = encoder.image_tokens(rows)
     most = 2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images
     for row in np.flatnonzero(rows.usable & (images > 0) & (most > encoder.max_length)).tolist():
         sample = rows[row]
         try:
-            encoder(sample)
+            encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
             found.append(Finding(row, sample.id, fault.code, fault.detail))
     return found

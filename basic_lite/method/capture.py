@@ -14,13 +14,13 @@ from typing import get_args
 
 import torch
 from torch import nn
-from transformers import LlavaModel, PretrainedConfig, PreTrainedModel
+from transformers import LlavaModel, LlavaNextModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
 from basic_lite.method.targets import RAW, TargetKind, TargetSpace
 from basic_lite.method.types import Importance, Intervention, Refinement, Weighting
-from basic_lite.models.parts import layers_of, parts_of
+from basic_lite.models.parts import layers_of, parts_of, tiling_of
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
@@ -110,7 +110,7 @@ class capture:
             layers: k; `None` means half of the decoder's layers.
             weighting: see `layer_weights`.
             importance: `"attention"` (the paper; the mean over those of the k layers that attend) or
-                `"uniform"` (`1 / P` for each patch of an image).
+                `"uniform"` (`1 / P` for each of an image's own P patches).
             target: `"raw"` (the paper), or a space that was fitted on text.
 
         Raises:
@@ -176,7 +176,7 @@ class capture:
         self._stack.close()
         self._given = self._at_hand = None
 
-    def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
+    def _start(self, llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> None:
         """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
         self._attended: list[int] = []
@@ -192,8 +192,13 @@ class capture:
                     "BASIC needs input_ids to find the patches; inputs_embeds alone do not show them"
                 )
             else:
-                mask = kwargs.get("attention_mask")
-                layout = layout_of(input_ids, mask, llava.config.image_token_id, len(pixels))
+                mask, tiling = kwargs.get("attention_mask"), tiling_of(llava)
+                blocks, images = None, len(pixels)
+                if tiling is not None:
+                    blocks = tiling.blocks(kwargs.get("image_sizes", args[2] if len(args) > 2 else ()))
+                    images = len(blocks)
+                token = llava.config.image_token_id
+                layout = layout_of(input_ids, mask, token, images, blocks=blocks)
         self._layout = layout if layout is not None and layout.images else None
 
     def _receive(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -261,7 +266,7 @@ class capture:
         if total is not None:
             self._attention = total if self._attention is None else self._attention.add_(total)
 
-    def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
+    def _finish(self, llava: LlavaModel | LlavaNextModel, args: tuple, output: object) -> None:
         # From here on nothing counts: a checkpointed layer may run again before the block is closed.
         layout, self._layout = self._layout, None
         if layout is None:
@@ -281,9 +286,7 @@ class capture:
                 seen = self._attention.flatten()[layout.patch]
             importance = seen / (len(self._attending) * layout.text_after[layout.image])
         else:
-            importance = self._target.new_full(
-                (len(layout.patch),), layout.images / max(len(layout.patch), 1)
-            )
+            importance = layout.patch_count.to(self._target.dtype).reciprocal()[layout.image]
         refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
         if self.intervention.refinement is not None:
             given = self._received | {"layout": layout, "rows": self._rows}

@@ -1,7 +1,12 @@
-"""Put a vision tower, a projector and a decoder together as one standard `LlavaForConditionalGeneration`."""
+"""Put a vision tower, a projector and a decoder together as one LLaVA of transformers.
+
+A standard `LlavaForConditionalGeneration`; with tiles a `LlavaNextForConditionalGeneration`, of which one
+vector is held elsewhere (see `NewlineProjector`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,6 +16,9 @@ from transformers import (
     AutoConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +30,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
+from basic_lite.data.tiles import TiledTransform, Tiling
 from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
@@ -45,6 +54,28 @@ class Projector(LlavaMultiModalProjector):
         """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
         with torch.autocast(image_features.device.type, enabled=False):
             return super().forward(image_features.to(self.linear_1.weight.dtype))
+
+
+class NewlineProjector(Projector):
+    """The projector of a model with tiles: it also holds the newline vector, `image_newline` `(D,)`.
+
+    A standard LLaVA-NeXT has it beside the projector, where PEFT neither trains nor saves a bare parameter.
+    Here whatever trains, copies, saves or loads the projector does so with the newline; an export moves it
+    back.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as large as LLaVA-NeXT's own
+
+
+class _TiledModel(LlavaNextModel):
+    """LLaVA-NeXT whose newline is the projector's."""
+
+    @property
+    def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.multi_modal_projector.image_newline
 
 
 # Which vocabulary rows mark a patch and fill a batch; none is ever added.
@@ -105,7 +136,7 @@ def check_quantisation(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_embedding_path(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Assert that the first layer receives the same from ids and from their embeddings: nothing is rescaled.
 
     Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained
@@ -148,6 +179,7 @@ class Sources:
         dtype: of activations, embeddings, head, and of the weights that are not quantised.
         image_size: side of the tower's input; `None` takes the tower's own.
         tower_layer: which hidden states are its features.
+        tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
     """
 
     llm: str
@@ -159,15 +191,18 @@ class Sources:
     dtype: torch.dtype = torch.bfloat16
     image_size: int | None = None
     tower_layer: int = -2
+    tiles: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a number of bits that there is no format for.
+        """Refuse a number of bits that there is no format for, and no tiles at all.
 
         Raises:
-            ValueError: If `bits` is not 4, 8 or 16.
+            ValueError: If `bits` is not 4, 8 or 16, or `tiles` is below 1.
         """
         if self.bits not in get_args(Bits):
             raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
+        if self.tiles < 1:
+            raise ValueError(f"tiles must be 1 (the picture alone) or more, got {self.tiles}")
 
     @classmethod
     def named(cls, model: str, tower: str | None = None, llm: str | None = None, **settings: Any) -> Sources:
@@ -203,9 +238,10 @@ class Assembled:
         image_size: side of the tower's input in pixels.
         image_token_id: id that marks a patch.
         pad_token_id: id that fills a batch.
-        tokens_per_image: patches per image.
+        tokens_per_image: patches of an image in one square; with tiles, of the whole picture, the first one.
         family: the decoder's family.
         sources: where it came from.
+        tiling: grids of tiles; `None` for one square per picture.
     """
 
     model: nn.Module
@@ -218,10 +254,27 @@ class Assembled:
     tokens_per_image: int
     family: zoo.Family
     sources: Sources
+    tiling: Tiling | None = None
 
     def transform(self, aspect: Aspect) -> ImageTransform:
-        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
-        return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation.
+
+        With tiles it is LLaVA-NeXT's everywhere, which cuts nothing off and pads with black.
+        """
+        transform = ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+        return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
+
+    def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
+        """Return the tokens of an image, or with tiles those of images of these heights and widths."""
+        if self.tiling is None:
+            return self.tokens_per_image
+        return [block.tokens for block in self.tiling.blocks(sizes)]
+
+    def longest(self, max_length: int) -> int:
+        """Return the most tokens of a row: those of tiles come on top, as far as its positions go."""
+        if self.tiling is None:
+            return max_length
+        return longest_with(self.tiling, max_length, parts_of(self.model).decoder.config)
 
     def supervised(
         self, rows: Rows, template: templates.Template, transform: ImageTransform, **limits: Any
@@ -234,12 +287,50 @@ class Assembled:
             transform=transform,
             image_token_id=self.image_token_id,
             tokens_per_image=self.tokens_per_image,
+            tiling=self.tiling,
             **limits,
         )
 
     def collator(self) -> Collator:
         """Return what makes batches of such rows."""
-        return Collator(pad_token_id=self.pad_token_id, image_token_id=self.image_token_id)
+        ids = {"pad_token_id": self.pad_token_id, "image_token_id": self.image_token_id}
+        return Collator(**ids, tiling=self.tiling)
+
+
+def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
+    """Return the grids of tiles that a model will have; `None` for one square per picture.
+
+    Args:
+        sources: its parts.
+        tower: configuration of the vision tower; nothing is loaded.
+
+    Raises:
+        ValueError: If the tower's pictures are not square, or LLaVA-NeXT could not tell their size.
+    """
+    if sources.tiles == 1:
+        return None
+    for name in ("image_size", "patch_size"):
+        if not isinstance(getattr(tower, name), int):
+            raise ValueError(
+                f"--tiles takes a tower of square pictures and patches; {sources.tower} has "
+                f"{name} {getattr(tower, name)}: take another --tower, or leave --tiles out"
+            )
+    native = native_size(read_processor(sources.tower, tower), tower)
+    size = native if sources.image_size is None else sources.image_size
+    family = zoo.tower_family_of(tower.model_type, sources.tower)
+    if family.any_size and size != tower.image_size:
+        # LLaVA-NeXT counts patches by the configuration, which such a tower's position table depends on.
+        raise ValueError(
+            f"with --tiles a tower of this kind works at its own size: add --image-size {tower.image_size} "
+            f"(it would be {size})"
+        )
+    return Tiling.up_to(sources.tiles, size, tower.patch_size)
+
+
+def longest_with(tiling: Tiling, max_length: int, decoder: PretrainedConfig) -> int:
+    """Return `max_length` and the tokens of the most tiles, at most the decoder's positions."""
+    most = getattr(decoder, "max_position_embeddings", None) or 1 << 30
+    return max(max_length, min(max_length + tiling.largest().tokens - tiling.across**2, most))
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
@@ -290,6 +381,7 @@ def assemble(
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     check_tower_layer(sources.tower_layer, tower_config)
+    tiling = tiling_for(sources, tower_config)
 
     tokenizer = repository.read_tokenizer(sources.llm)
     name = sources.template or conversation.choose_template(tokenizer, family.template, say)
@@ -304,7 +396,12 @@ def assemble(
     tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size) ** 2
-    config = LlavaConfig(
+    kind, grids, projecting = LlavaForConditionalGeneration, {}, Projector
+    if tiling is not None:
+        kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
+        grids = {"image_grid_pinpoints": tiling.pinpoints}
+    config = (LlavaConfig if tiling is None else LlavaNextConfig)(
+        **grids,
         text_config=causal.config,
         vision_config=tower.config,
         image_token_index=image_token_id,
@@ -316,9 +413,12 @@ def assemble(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = Projector(config).float()  # torch's own initialisation of linear layers, as LLaVA's
+        projector = projecting(config).float()  # torch's own initialisation of linear layers, as LLaVA's
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = kind(config)
+    if tiling is not None:
+        del model.model.image_newline
+        model.model.__class__ = _TiledModel
     model.model.vision_tower = tower
     model.model.multi_modal_projector = projector.to(device)
     model.model.language_model = causal.model
@@ -333,9 +433,8 @@ def assemble(
     model.train()
     check_quantisation(model)
     check_embedding_path(model, tokenizer)
-    return Assembled(
-        model, tokenizer, template, processor, size, image_token_id, pad_token_id, tokens, family, sources
-    )
+    ids = image_token_id, pad_token_id, tokens
+    return Assembled(model, tokenizer, template, processor, size, *ids, family, sources, tiling)
 
 
 def for_inference(model: nn.Module) -> None:
