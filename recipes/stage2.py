@@ -78,6 +78,7 @@ def main(
     settings, rows = decided.settings, decided.rows
     checks.check_optimizer(settings.optimizer, lora, shards)
     shown = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
+    shown |= {"tiles": sources.tiles} if sources.tiles > 1 else {}
     rank = None if lora_adapters is None else lora_adapters.rank
     decided.print(console, **shown, device=device, optimizer_steps=decided.steps, rank=rank)
     if run.dry_run or rows is None:

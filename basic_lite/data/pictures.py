@@ -164,6 +164,13 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     return load_image(ImageRef(name, data=source))
 
 
+def picture_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
+    """Return height and width of a picture that no row names, without decoding it; see `open_picture`."""
+    data = read_file(source) if isinstance(source, Path) else source
+    width, height = open_header(data, name or (source.name if isinstance(source, Path) else "")).size
+    return height, width
+
+
 def decode(data: bytes, name: str) -> Image.Image:
     """Decode a picture's bytes to RGB; see `load_image`."""
     return decoded(open_header(data, name), name)

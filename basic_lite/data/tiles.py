@@ -17,7 +17,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
 if TYPE_CHECKING:
-    from basic_lite.data.index import Progress
     from basic_lite.data.readers import Rows
 
 Size = tuple[int, int]
@@ -151,7 +149,7 @@ def _block(tiling: Tiling, size: Size) -> Block:
     height, width = size
     # The border of the enlarged picture in whole patches, half of it cut from either side: what an odd one
     # leaves over stays. The operations are LLaVA-NeXT's, one by one: another order of roundings would count
-    # another number of image tokens for some sizes. A thin picture may leave no line, or lines without a patch.
+    # another number of image tokens for some sizes. Of a thin picture lines without a patch may be left, or none.
     if width / height > columns / rows:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
     else:
@@ -206,7 +204,7 @@ def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
 # The sizes of a data set's pictures, which say how long its rows are: read from the files' headers, and kept.
 
 
-def picture_sizes(rows: Rows, *, workers: int = 1, progress: Progress | None = None) -> np.ndarray:
+def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
     """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
 
     Every picture is opened once, none decoded, and the table is kept where the index is. A picture that
@@ -215,7 +213,6 @@ def picture_sizes(rows: Rows, *, workers: int = 1, progress: Progress | None = N
     Args:
         rows: from `open_rows`.
         workers: processes that read.
-        progress: called with what is being done, how much of it, and of how much.
     """
     root = hashlib.sha256(str(rows.images).encode("utf-8", "surrogateescape")).hexdigest()
     key = {"format": "1", "rows": rows.sha256, "images": root}
@@ -226,12 +223,7 @@ def picture_sizes(rows: Rows, *, workers: int = 1, progress: Progress | None = N
         return loaded[1]["size"]
     numbers = np.flatnonzero(rows.index.images)
     jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
-    found: list[np.ndarray] = []
-    for done in _measured(jobs, rows, workers):
-        found.append(done)
-        if progress is not None:
-            progress("reading the pictures' sizes", sum(map(len, found)), count)
-    sizes = np.concatenate([np.zeros((0, 2), np.int32), *found])
+    sizes = np.concatenate([np.zeros((0, 2), np.int32), *_measured(jobs, rows, workers)])
     save_table(places, key, {"size": sizes})
     return sizes
 
@@ -288,8 +280,3 @@ def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.nd
     ends = np.cumsum(images, dtype=np.int64)
     total = np.concatenate([[0], np.cumsum(each)])
     return total[ends] - total[ends - images]
-
-
-def parts(counts: Sequence[int]) -> list[slice]:
-    """Return where each of several runs of these lengths stands among all, one after another."""
-    return [slice(start, stop) for start, stop in pairwise(accumulate(counts, initial=0))]

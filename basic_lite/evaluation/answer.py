@@ -10,10 +10,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from basic_lite.data.conversation import IMAGE, encode
+from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
@@ -88,9 +90,9 @@ def generate(
     for_inference(assembled.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for batch, pixels in _with_pixels(assembled, batches[:max_batches]):
+        for batch, pixels, sizes in _with_pixels(assembled, batches[:max_batches]):
             choose = by_likelihood and batch[0][0].choices
-            texts = (_choose if choose else _answer)(assembled, batch, pixels)
+            texts = (_choose if choose else _answer)(assembled, batch, pixels, sizes)
             rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
             file.write("".join(map(predictions.to_line, rows)))
             file.flush()
@@ -107,16 +109,24 @@ def _prompt(assembled: Model, question: Question) -> list[int]:
     if isinstance(assembled, HfLlava):
         return assembled.prompt_ids(question.text, pictured=question.image is not None)
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
-    return prompt_ids(assembled, [("user", text)])
+    return prompt_ids(assembled, [("user", text)], _sizes(assembled, question))
 
 
-def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[Batch, torch.Tensor | None]]:
+def _sizes(assembled: Assembled, question: Question) -> list[Size]:
+    """Return the size of a question's picture, where tiles go by it."""
+    size = None if assembled.tiling is None else question.image_size()
+    return [] if size is None else [size]
+
+
+def _with_pixels(
+    assembled: Model, batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, torch.Tensor | None, list[Size]]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
-    def load(question: Question) -> torch.Tensor | None:
+    def load(question: Question) -> tuple[torch.Tensor, Size] | None:
         picture = question.open_image()
-        return None if picture is None else transform(picture)
+        return None if picture is None else (transform(picture), (picture.height, picture.width))
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         ahead = [[pool.submit(load, question) for question, _ in batch] for batch in batches[:2]]
@@ -124,22 +134,25 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[B
             loaded = [future.result() for future in ahead.pop(0)]
             if number + 2 < len(batches):
                 ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
-            pixels = [tensor for tensor in loaded if tensor is not None]
-            yield batch, torch.stack(pixels) if pixels else None
+            shown = [pair for pair in loaded if pair is not None]
+            yield batch, packed([pixels for pixels, _ in shown]), [size for _, size in shown]
 
 
 @torch.inference_mode()
-def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
+def _answer(
+    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size] = ()
+) -> list[str]:
     """Decode one batch greedily.
 
     Args:
         assembled: the model.
         batch: `B` prompts.
-        pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture.
+        pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture; with tiles all squares.
+        sizes: height and width of the pictures.
     """
     model = assembled.model
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
-    inputs = _padded(assembled, batch, pixels)
+    inputs = _padded(assembled, batch, pixels, sizes)
     longest = inputs["input_ids"].shape[1]
     produced = model.generate(
         **inputs,
@@ -150,7 +163,9 @@ def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list
     return [decode(row, skip_special_tokens=True).strip() for row in ids]
 
 
-def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _padded(
+    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size]
+) -> dict[str, Any]:
     """Return the model's inputs, prompts padded on the left to the longest."""
     longest = max(len(ids) for _, ids in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
@@ -158,15 +173,17 @@ def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
-    batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels}
+    batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": sizes}
     return forward_inputs(assembled.model, batched, assembled.transform("pad"))
 
 
 @torch.inference_mode()
-def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> list[str]:
+def _choose(
+    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size] = ()
+) -> list[str]:
     """Answer each choice with the letter whose first token is likeliest; arguments as of `_answer`."""
     produced = assembled.model.generate(
-        **_padded(assembled, batch, pixels),
+        **_padded(assembled, batch, pixels, sizes),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,
         return_dict_in_generate=True,
@@ -193,7 +210,7 @@ def _letter_token(assembled: Model, question: Question, ids: list[int], letter: 
         assembled.tokenizer,
         [("user", text), ("assistant", letter)],
         image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
+        tokens_per_image=assembled.image_tokens(_sizes(assembled, question)),
     )
     return int(encoded.input_ids[len(ids)])
 
@@ -202,8 +219,10 @@ def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
     picture = question.open_image()
-    pixels = None if picture is None else assembled.transform("pad")(picture)[None]
-    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0]
+    pixels, sizes = [], []
+    if picture is not None:
+        pixels, sizes = [assembled.transform("pad")(picture)], [(picture.height, picture.width)]
+    return _answer(assembled, [(question, _prompt(assembled, question))], packed(pixels), sizes)[0]
 
 
 def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,11 +88,28 @@ class Question:
         if self.image is None:
             return None
         from basic_lite.data.pictures import open_picture
+
+        return self._opened(open_picture)
+
+    def image_size(self) -> tuple[int, int] | None:
+        """Return the picture's height and width, not decoded; `None` for a text-only question.
+
+        Raises:
+            ValueError: If the file is missing, too large, or no picture.
+        """
+        if self.image is None:
+            return None
+        from basic_lite.data.pictures import picture_size
+
+        return self._opened(picture_size)
+
+    def _opened(self, read: Callable[[Path | bytes, str], Any]) -> Any:
         from basic_lite.data.rows import RowFault
 
+        assert self.image is not None
         source = self.image.source() if isinstance(self.image, StoredImage) else self.image
         try:
-            return open_picture(source, str(source) if isinstance(source, Path) else str(self.id))
+            return read(source, str(source) if isinstance(source, Path) else str(self.id))
         except RowFault as fault:
             remedy = ": check the image folder" if fault.code == "missing_image" else ""
             raise ValueError(f"Picture of question {self.id}: {fault}{remedy}.") from None

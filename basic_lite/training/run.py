@@ -23,6 +23,7 @@ from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
+from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.capture import supervised_layers
 from basic_lite.method.targets import TargetSpace
@@ -124,18 +125,22 @@ def prepare(
         ValueError: If a resumed run would be another one.
     """
     # The same rows in the same order as before, whatever a check would find today.
-    bad_log = settings.out / checks.BAD_ROWS
+    bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
+    if assembled.tiling is not None and rows.sizes is None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1))
+    text = TextEncoder(
+        template,
+        assembled.tokenizer,
+        assembled.image_token_id,
+        assembled.tokens_per_image,
+        longest,
+        assembled.tiling,
+    )
     if resume is not None:
         lines = read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
-        text = TextEncoder(
-            template,
-            assembled.tokenizer,
-            assembled.image_token_id,
-            assembled.tokens_per_image,
-            settings.data.max_length,
-        )
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
         for line in note_lines(rows):
@@ -169,14 +174,14 @@ def prepare(
         rows,
         template,
         transform,
-        max_length=settings.data.max_length,
+        max_length=longest,
         bad_budget=settings.data.bad_budget,
         bad_log=bad_log,
         usable=usable,
     )
     accumulation = settings.global_batch // passes.loaded
     batches = Batches(
-        rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length),
+        rows.batch_lengths(text.image_tokens(rows), longest),
         rows.has_image,
         batch_size=passes.loaded // ranks,
         order_rows=passes.order_rows,
@@ -318,17 +323,17 @@ def train(
     if finished:
         trainer.manifest = prepared.manifest | {"finished": True, "rows": counts}
         trainer.save_model()
-    if line := _rows_line(counts, settings):
+    if line := _rows_line(counts, settings, prepared.assembled.longest(settings.data.max_length)):
         console.print(line, highlight=False)
     return finished
 
 
-def _rows_line(counts: dict[str, int], settings: Settings) -> str:
+def _rows_line(counts: dict[str, int], settings: Settings, longest: int) -> str:
     if not (counts["replaced"] or counts["truncated"] or counts["left_out"]):
         return ""
     bad_log = settings.out / checks.BAD_ROWS
     return (
-        f"{counts['truncated']:,} rows were cut to {settings.data.max_length} tokens, {counts['left_out']:,} "
+        f"{counts['truncated']:,} rows were cut to {longest} tokens, {counts['left_out']:,} "
         f"bad ones left out, {counts['replaced']:,} more replaced"
         + (f" (see {bad_log})" if bad_log.exists() else "")
     )

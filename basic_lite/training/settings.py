@@ -172,6 +172,14 @@ ImageSizeOption = Annotated[
         callback=within(1),
     ),
 ]
+TilesOption = Annotated[
+    int,
+    option(
+        help="Most tiles of a picture beside its whole, as LLaVA-NeXT: 4 for text and small things; 1 is off.",
+        panel=MODEL,
+        callback=within(1, 64),
+    ),
+]
 ImagesOption = Annotated[
     Path | None,
     option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
@@ -268,6 +276,7 @@ class Model:
     bits: BitsOption = None
     precision: PrecisionOption = "auto"
     image_size: ImageSizeOption = None
+    tiles: TilesOption = 1
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -327,7 +336,12 @@ class Data:
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
-        int, option(help="Most tokens of a row; longer answers are cut.", panel=DATA, callback=within(1))
+        int,
+        option(
+            help="Most tokens of a row, those of --tiles apart; longer answers are cut.",
+            panel=DATA,
+            callback=within(1),
+        ),
     ] = 2048
     bad_budget: Annotated[
         float,
