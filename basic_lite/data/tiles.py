@@ -149,7 +149,7 @@ def _block(tiling: Tiling, size: Size) -> Block:
     height, width = size
     # The border of the enlarged picture in whole patches, half of it cut from either side: what an odd one
     # leaves over stays. The operations are LLaVA-NeXT's, one by one: another order of roundings would count
-    # another number of image tokens for some sizes. Of a thin picture lines without a patch may be left, or none.
+    # another number of image tokens for some sizes. A thin picture may leave lines without a patch, or none.
     if width / height > columns / rows:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
     else:

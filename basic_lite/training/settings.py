@@ -175,7 +175,7 @@ ImageSizeOption = Annotated[
 TilesOption = Annotated[
     int,
     option(
-        help="Most tiles of a picture beside its whole, as LLaVA-NeXT: 4 for text and small things; 1 is off.",
+        help="Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
         panel=MODEL,
         callback=within(1, 64),
     ),

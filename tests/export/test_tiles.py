@@ -1,4 +1,4 @@
-"""A run with tiles is exported as a standard LLaVA-NeXT, and transformers' own class says what the run says."""
+"""A run with tiles is exported as a standard LLaVA-NeXT: transformers' own class says what the run says."""
 
 from __future__ import annotations
 
