@@ -10,6 +10,9 @@ from rich.markup import escape
 
 from basic_lite.training import settings as o
 
+_JUDGE = "Judge (MM-Vet, LLaVA-Bench)"
+_ADDRESS = "OpenAI-style address that questions and answers are sent to; key in BASIC_LITE_JUDGE_KEY."
+
 
 def home_of(run: Path, model: str | None, answers: Path | None, out: Path | None) -> Path:
     """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers.
@@ -37,8 +40,8 @@ def main(
         typer.Argument(
             help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, pope-gqa, "
             "pope-aokvqa, mme, seed, mmstar, mmmu, ai2d, realworldqa, hallusionbench, cv-bench, mmvp, "
-            "chartqa, ocrbench, docvqa, infovqa; several with commas; all (the paper's eight); or mine, with "
-            "--data."
+            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the paper's "
+            "eight); or mine, with --data."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
@@ -81,9 +84,15 @@ def main(
         str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
     ] = None,
     judge_scores: Annotated[
-        Path | None, o.option(help="MM-Vet: a judge's grades, JSON.", panel="Data")
+        Path | None,
+        o.option("--grades", "--judge-scores", help="A judge's grades: JSON, JSON lines.", panel=_JUDGE),
     ] = None,
-    judge: Annotated[str | None, o.option(help="MM-Vet: who graded.", panel="Data")] = None,
+    judge: Annotated[str | None, o.option(help="Model that grades, or graded.", panel=_JUDGE)] = None,
+    judge_url: Annotated[str | None, o.option(help=_ADDRESS, default="ask nobody", panel=_JUDGE)] = None,
+    judge_prompt: Annotated[
+        Path | None,
+        o.option(help="The judge's rule: a text file, or MM-Vet's mm-vet_evaluator.py.", panel=_JUDGE),
+    ] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"],
         o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
@@ -145,6 +154,8 @@ def main(
 
       basic-lite eval pope --predictions answers.jsonl
 
+      basic-lite eval mmvet --judge gpt-4-0613 --judge-url https://api.openai.com/v1
+
       basic-lite eval mine --data questions.jsonl --answer-by likelihood
     """
     from contextlib import nullcontext
@@ -188,6 +199,7 @@ def main(
         source = str(Path(data) / name) if data and several else data
         if embedded:
             source = str(questions_beside(run, name, console.print))
+        judging = not several or table.BENCHMARKS[name].grading is not None
         evaluation = Evaluation(
             run=run if of_run else None,
             model=model,
@@ -201,8 +213,10 @@ def main(
             scorer=scorer,
             limit=limit,
             any_size=any_size or embedded,
-            judge=judge,
+            judge=judge if judging else None,
             judge_scores=judge_scores,
+            judge_url=judge_url if judging else None,
+            judge_prompt=judge_prompt,
             answer_by=answer_by,
         )
         evaluation.identity  # noqa: B018 (a missing run is said before the data is read)
@@ -250,7 +264,17 @@ def main(
                         )
                 labelled = evaluation.has_labels(questions)
                 if step == "score" or (step == "all" and labelled):
-                    results.append(evaluation.score(questions))
+                    if judge_url is None:
+                        results.append(evaluation.score(questions))
+                    else:
+                        with progress_bar(console) as shown:
+                            task = shown.add_task(f"grades of {judge}", total=len(questions), note="")
+                            results.append(
+                                evaluation.score(
+                                    questions,
+                                    lambda count, task=task, shown=shown: shown.advance(task, count),
+                                )
+                            )
                     console.print(results_table(results[-1]))
                     console.print(f"Results in {evaluation.out / 'results.json'}")
                 if step == "all" and not labelled:

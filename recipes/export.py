@@ -42,11 +42,19 @@ def main(
         bool,
         o.option(
             "--old-gemma",
-            help="For readers that scale Gemma's image features (transformers before 5.4, old llama.cpp).",
+            help="For readers that scale Gemma's image features (transformers before 5.4).",
         ),
     ] = False,
     quantise: Annotated[
         str | None, o.option(help="Format of GGUF: f16, bf16, f32 or q8_0.", default="f16")
+    ] = None,
+    class_token: Annotated[
+        Literal["first", "last"] | None,
+        o.option(
+            help="GGUF of a CLIP tower: where the reader puts its class token (llama.cpp since May 2025: "
+            "last).",
+            default="last",
+        ),
     ] = None,
     check: Annotated[
         bool, o.option("--check", help="Open an exported folder again, and say what it holds.")
@@ -89,7 +97,7 @@ def main(
     if out is None:
         inspection.kind_of(folder)
     else:
-        _export(run, out, to, base, dtype, shard_gib, device, old_gemma, quantise, console)
+        _export(run, out, to, base, dtype, shard_gib, device, old_gemma, quantise, class_token, console)
     if check:
         for line in inspection.inspect(folder, device):
             console.print(line, highlight=False, soft_wrap=True)
@@ -117,6 +125,7 @@ def _export(
     device: str,
     old_gemma: bool,
     quantise: str | None,
+    class_token: str | None,
     console: Console,
 ) -> None:
     """Write the folder."""
@@ -125,7 +134,7 @@ def _export(
 
     with files.held(out, beside=True):
         plan, manifest = folder.plan(
-            run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to, quantise
+            run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to, quantise, class_token
         )
         make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
         if make is None:

@@ -214,7 +214,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def step_peak(name: str, step: Step, folder: str) -> int:
-    """Run the real trainer's optimizer steps of two micro-batches, twice, and return the most bytes held.
+    """Run two optimizer steps of the real trainer, and return the most bytes held.
 
     Args:
         name: of a published decoder, with as many layers as `step.decoder` says.
@@ -226,19 +226,17 @@ def step_peak(name: str, step: Step, folder: str) -> int:
     ids = ids.expand(step.micro_batch, -1).contiguous()
     labels = ids.masked_fill(ids < 10, -100)
     layout = layout_of(ids, None, 3, step.micro_batch, labels)
-    side, rows = step.tower.image_size, step.micro_batch
+    side, rows, passes = step.tower.image_size, step.micro_batch, 2 if step.accumulates else 1
     pixels = torch.zeros(rows, 3, side, side, dtype=torch.uint8)
     half = (0.5, 0.5, 0.5)
     with fake_gpu() as mode:
         live = LiveBytes()
         model = fake_model(name, step.held, step.decoder.depth).model
-        for tensor in tensors_of(model):
-            live.add(tensor.detach())  # a deep copy of a fake tensor has a storage that none of its views has
         recompute_layers(parts_of(model).decoder, step.recompute)
         args = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=rows,
-            gradient_accumulation_steps=2,
+            gradient_accumulation_steps=passes,
             max_steps=2,
             bf16=step.held.half,
             use_cpu=True,
@@ -251,18 +249,21 @@ def step_peak(name: str, step: Step, folder: str) -> int:
         trainer = BasicTrainer(model, args, objective=objective, transform=transform, train_dataset=[0])
         for group in trainer.create_optimizer().param_groups:
             group.update(fused=True, foreach=False)  # as on a GPU
-        trainer.current_gradient_accumulation_steps = 2
+        trainer.current_gradient_accumulation_steps = passes
         wrapped = trainer.accelerator.prepare_model(model)  # which is where autocast comes from
+        # Not before: the trainer lays the packed weights of grouped layers out anew, in other storages.
+        for tensor in tensors_of(model):
+            live.add(tensor.detach())  # a deep copy of a fake tensor has a storage that none of its views has
         with live:
             for _ in range(2):
-                for _ in range(2):
+                for _ in range(passes):
                     batch = {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
                     batch = {key: mode.from_tensor(value) for key, value in batch.items()}
                     batch |= {
                         "layout": layout._map(mode.from_tensor),
                         "pixel_values": mode.from_tensor(pixels),
                     }
-                    trainer.training_step(wrapped, batch, Window(2 * rows * step.text, 2 * rows))
+                    trainer.training_step(wrapped, batch, Window(passes * rows * step.text, passes * rows))
                 trainer.optimizer.step()
                 model.zero_grad()
         return live.peak

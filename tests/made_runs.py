@@ -45,10 +45,18 @@ def write_run(assembled, out: Path, manifest: dict) -> None:
 
 
 def export(
-    run: Path, out: Path, base=None, dtype=None, shard=2**30, to="hf", old_gemma=False, quantise=None
+    run: Path,
+    out: Path,
+    base=None,
+    dtype=None,
+    shard=2**30,
+    to="hf",
+    old_gemma=False,
+    quantise=None,
+    class_token=None,
 ) -> dict:
     """Export a run as the command does."""
-    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise)
+    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise, class_token)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
     if make is None:
         from basic_lite.export.gguf import export_gguf as make

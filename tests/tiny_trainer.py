@@ -64,6 +64,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "prune_last_layer",
         "optimizer_name",
         "fused_kernels",
+        "grouped_adapters",
         "sharded",
     }
     mine = {key: settings.pop(key) for key in list(settings) if key in keys}

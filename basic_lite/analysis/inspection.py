@@ -20,8 +20,9 @@ from basic_lite.analysis.samples import Sample
 from basic_lite.data.conversation import encode, encode_prompt
 from basic_lite.data.templates import Template
 from basic_lite.data.tiles import Size
-from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
 from basic_lite.method.fit import match_tokens
+from basic_lite.method.targets import layer_weights, supervised_layers
+from basic_lite.method.types import Weighting
 from basic_lite.models.generate import tower_pixels
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of

@@ -22,7 +22,7 @@ from basic_lite.data.world.render import Picture, enlarged, render
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
 from basic_lite.files import PROJECTOR, check_files, file_hash, read_manifest
-from basic_lite.method.capture import Weighting
+from basic_lite.method.types import Weighting
 from basic_lite.models.checkpoint import check_identity, load_run, sources_of
 from basic_lite.models.llava import Assembled, assemble
 

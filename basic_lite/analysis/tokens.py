@@ -14,7 +14,7 @@ from basic_lite.analysis.judges import end_tokens, token_texts, words_of
 from basic_lite.analysis.samples import Sample, Samples, Subject, each, method_of
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import versions
-from basic_lite.method.capture import supervised_layers
+from basic_lite.method.targets import supervised_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
 

@@ -17,8 +17,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
-from basic_lite.method.capture import layer_weights, supervised_layers
 from basic_lite.method.objective import Objective
+from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import layers_of, parts_of

@@ -73,9 +73,10 @@ def open_dataset(
         elif on_disk:
             opened = datasets.load_from_disk(str(path))
             if isinstance(opened, datasets.DatasetDict):
-                if (split or "train") not in opened:
-                    raise ValueError(f"it has no split {split or 'train'}, only {', '.join(opened)}")
-                opened = opened[split or "train"]
+                split = split or "train"
+                if split not in opened:
+                    raise ValueError(f"it has no split {split}, only {', '.join(map(str, opened))}")
+                opened = opened[split]
             opened = opened.to_iterable_dataset() if streaming else opened
         else:
             opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=streaming)
@@ -125,7 +126,7 @@ def index_dataset(
         dataset: from `open_dataset`.
         places: where the index may be kept.
         key: what tells this data set from another.
-        progress: told how far a new index is.
+        progress: called while a new index is built.
 
     Returns:
         The index; `offset` and `size` are 0, and no two pictures count as the same.
@@ -216,13 +217,15 @@ def _undecoded(feature: Any) -> Any:
 def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[str, np.ndarray]:
     """Return by column, `(rows,)` int64: how many pictures each row has, from the table's own lengths."""
     import pyarrow as pa
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
-    found: dict[str, np.ndarray] = {}
+    pc: Any = pyarrow.compute  # which makes its functions when it is imported
+    by_column: dict[str, np.ndarray] = {}
+    batch: Any
     for column in columns:
         if column not in dataset.column_names:
             continue
-        counts = found[column] = np.zeros(len(dataset), np.int64)
+        counts = by_column[column] = np.zeros(len(dataset), np.int64)
         values = dataset.select_columns([column]).with_format("arrow")
         at = 0
         for batch in values.iter(batch_size=1000):
@@ -236,7 +239,7 @@ def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[
                 lengths = pc.cast(pc.is_valid(part), "int64")
             counts[at : at + len(part)] += lengths.to_numpy(zero_copy_only=False)
             at += len(part)
-    return found
+    return by_column
 
 
 def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
@@ -268,12 +271,9 @@ class Fetch:
         return self.dataset[row]
 
 
-# The published training sets, for a stage that is told no data.
-
-
 @dataclass(frozen=True)
 class Published:
-    """Where a published annotation file is, and how its pictures come.
+    """A published training set, for a stage without `--data`.
 
     Attributes:
         repository: data set on the hub.
@@ -331,11 +331,11 @@ def fetch(stage: int, data: Path | None, images: Path | None) -> tuple[Path, Pat
     if row.images is None and images is None:
         raise ValueError(f"stage {stage} needs pictures that no single download holds: give {row.remedy}")
     try:
-        found = Path(hf_hub_download(row.repository, row.annotations, repo_type="dataset"))
-        if images is None:
+        annotations = Path(hf_hub_download(row.repository, row.annotations, repo_type="dataset"))
+        if images is None and row.images is not None:
             images = Path(hf_hub_download(row.repository, row.images, repo_type="dataset"))
     except Exception as error:  # the hub's client raises many types, none of them common
         raise ValueError(
             f"no hub answers for {row.repository} ({type(error).__name__}): give {row.remedy}"
         ) from error
-    return found, images
+    return annotations, images

@@ -130,17 +130,25 @@ def specification(backend: Any) -> dict[str, Any]:
     return json.loads(backend.to_str()) | {"truncation": None, "padding": None}
 
 
-def check_vocabulary(tokenizer: Any, rows: int) -> None:
-    """See that each of a tokenizer's ids has a row in the embedding matrix.
+def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
+    """See that each id that a row of data may get has a row in the embedding matrix.
+
+    A special token that nothing here writes may lie beyond: Gemma 3's text models come with the picture token
+    of their larger siblings, and data that spell it stay text.
 
     Args:
         tokenizer: of the LLM.
+        template: of the conversations.
         rows: of the matrix.
 
     Raises:
         ValueError: If one has none, as after adding a padding token to the tokenizer alone.
     """
-    beyond = sorted((number, text) for text, number in tokenizer.get_vocab().items() if number >= rows)
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    unused = special - {*named, *template.special()}
+    known = tokenizer.get_vocab()
+    beyond = sorted((known[text], text) for text in known.keys() - unused if known[text] >= rows)
     if beyond:
         number, text = beyond[0]
         raise ValueError(

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.files import Source
+from basic_lite.evaluation.files import Reader, Source
+from basic_lite.evaluation.judge import Grading
 from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.rules import Scoring
 
 Predictions = Mapping[Id, str]
 Row = Mapping[str, Any]
+Figures = tuple[Mapping[str, float], str]
+"""Model -> published figure in per cent (MME: perception points), and what these were measured on."""
 
 
-def published(*llava: float, basic: float | None = None) -> dict[str, float]:
-    """Return model -> published figure.
+def published(*llava: float, on: str, basic: float | None = None) -> Figures:
+    """Return published figures.
 
     Args:
         llava: LLaVA-1.5-7B, LLaVA-1.5-13B and their LoRA versions, from LLaVA `docs/MODEL_ZOO.md`.
+        on: What they were measured on; another split or scorer is not comparable.
         basic: BASIC-7B, from the paper (ICCV 2025), where it has one.
     """
     models = ("LLaVA-1.5-7B", "LLaVA-1.5-13B", "LLaVA-1.5-7B LoRA", "LLaVA-1.5-13B LoRA")
-    return dict(zip(models, llava, strict=True)) | ({} if basic is None else {"BASIC-7B": basic})
+    values = dict(zip(models, llava, strict=True))
+    return values | ({} if basic is None else {"BASIC-7B": basic}), on
 
 
 @dataclass(frozen=True)
@@ -34,56 +39,56 @@ class Benchmark:
     Attributes:
         name: On the command line.
         hub: Data set on the hub that holds it.
-        split: The split that is asked unless another is named.
-        sizes: Split -> the numbers of rows that published versions have; none where any number will do.
-        styles: Prompt style -> whatever its rendering needs; the first is LLaVA's.
+        sizes: Split -> the numbers of rows that published versions have; none where any number will do. The
+            first split is asked unless another is named.
         scorers: Scoring rules; the first gives the number that LLaVA reports.
-        rows: Two readers `source -> rows`: of the layout of `datasets`, and of the original files.
+        rows: Readers of the layout of `datasets` and of the original files; each row has an `"id"`.
         question: `(row, style) -> question`, or `None` for a row that is not asked.
         score: `(questions, predictions, scorer) -> score`.
+        styles: Prompt style -> whatever its rendering needs, often the most tokens; the first is LLaVA's.
+        grading: How a judge grades, where only one can score; `None` elsewhere.
         export: `(questions, predictions, path) -> path`; `None` where nothing is handed in.
         submission: Name of the file that `export` writes (MME: folder).
         all_asked: `source -> ids` that a submission must hold, where these are more than the split's.
-        key: Name of the id in a row.
         unit: What a limit counts: a question, with all its rotations, or a picture with all its questions.
         units: Number of rows -> number of units, where these differ.
         check: `(questions, where)` raises ValueError where data that is no published split is not whole.
         aliases: Other names on the command line.
-        published: Model -> published figure, in per cent (MME: perception points).
-        measured_on: What those were measured on; another split or scorer is not comparable.
-        of_size: Number of rows -> published figures and what they were measured on, where sizes differ in it.
+        published: Published figures.
+        of_size: Number of rows -> published figures, where sizes differ in them.
     """
 
     name: str
     hub: str
-    split: str
     sizes: Mapping[str, tuple[int, ...]]
-    styles: Mapping[str, Any]
     scorers: tuple[str, ...]
-    rows: tuple[Callable[[Source], Iterable[Row]], Callable[[Source], Iterable[Row]]]
+    rows: tuple[Reader, Reader]
     question: Callable[[Row, str], Question | None]
-    score: Callable[[Sequence[Question], Predictions, str], Score]
+    score: Scoring
+    styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": 128})
+    grading: Grading | None = None
     export: Callable[[Sequence[Question], Predictions, Path], Path] | None = None
     submission: str = "submission.json"
     all_asked: Callable[[Source], Sequence[Id] | None] = lambda source: None
-    key: str = "id"
     unit: Callable[[Question], Hashable] = lambda question: question.id
     units: Mapping[int, int] = field(default_factory=dict)
     check: Callable[[Sequence[Question], str], None] = lambda questions, where: None
     aliases: tuple[str, ...] = ()
-    published: Mapping[str, float] = field(default_factory=dict)
-    measured_on: str = ""
-    of_size: Mapping[int, tuple[Mapping[str, float], str]] = field(default_factory=dict)
+    published: Figures = ({}, "")
+    of_size: Mapping[int, Figures] = field(default_factory=dict)
 
-    def figures(self, rows: int) -> tuple[Mapping[str, float], str]:
+    @property
+    def split(self) -> str:
+        """The split that is asked unless another is named."""
+        return next(iter(self.sizes))
+
+    def figures(self, rows: int) -> Figures:
         """Return the published figures that a set of so many rows compares with, and what they are of.
 
         A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
         """
         whole = any(rows in sizes for sizes in self.sizes.values())
-        return self.of_size.get(
-            rows, ({}, "") if self.of_size and whole else (self.published, self.measured_on)
-        )
+        return self.of_size.get(rows, ({}, "") if self.of_size and whole else self.published)
 
     def read(self, source: Source, style: str = "llava") -> list[Question]:
         """Read the questions of a split, each with an id of its own.
@@ -98,7 +103,7 @@ class Benchmark:
         source = replace(source, style=style)
         from_table, from_files = self.rows
         rows = list(from_table(source) if files.is_table(source) else from_files(source))
-        files.unique((row[self.key] for row in rows), str(source.data))
+        files.unique((row["id"] for row in rows), str(source.data))
         questions = (self.question(row, style) for row in rows)
         return [question for question in questions if question is not None]
 

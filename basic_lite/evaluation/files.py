@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,13 @@ class Source:
 
     @property
     def folder(self) -> Path:
-        """Return the folder that holds the data."""
+        """The folder that holds the data."""
         path = Path(self.data)
         return path if path.is_dir() else path.parent
+
+
+Reader = Callable[[Source], Iterable[dict[str, Any]]]
+"""`source -> rows` of a benchmark."""
 
 
 def hub_id(data: str | Path) -> str | None:
@@ -117,6 +121,34 @@ def table_rows(
             row["image"] = StoredImage(opened, number, pictured) if pictured and counts[number] else None
             yield row
             number += 1
+
+
+def table_reader(
+    *needs: str,
+    key: str | None = None,
+    config: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    image: str = "image",
+    **names: str,
+) -> Reader:
+    """Return a reader of the layout of `datasets`; its rows get an `"id"`.
+
+    Args:
+        needs: Columns that must be there.
+        key: Column of the id; `None` takes the row's number.
+        config: Name of the configuration, where the data set has several.
+        splits: Split -> its name on the hub, where that is another.
+        image: The image column.
+        names: Name in the rows -> column that it is a copy of.
+    """
+
+    def read(source: Source) -> Iterator[dict[str, Any]]:
+        split = (splits or {}).get(source.split, source.split)
+        for number, row in enumerate(table_rows(source, config, split, needs, image)):
+            copies = {name: row.get(column) for name, column in names.items()}
+            yield {**row, "id": row[key] if key else str(number), **copies}
+
+    return read
 
 
 _BEGINNINGS = (
@@ -347,6 +379,15 @@ def locate_images(
             "them there, or give the folder with --images."
         )
     return paths
+
+
+def with_pictures(
+    source: Source, rows: Iterable[dict[str, Any]], folders: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Return rows with `"image"` the file that their `"file"` names; see `locate_images`."""
+    rows = list(rows)
+    images = locate_images(source, {row["id"]: row["file"] for row in rows}, folders)
+    return [{**row, "image": images[row["id"]]} for row in rows]
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,43 @@ class StoredImage:
         return source if isinstance(source, bytes) else source.read_bytes()
 
 
-ImageSource = Path | bytes | StoredImage | None
+@dataclass(frozen=True)
+class Grid:
+    """Several pictures of one question, put together and numbered where a model takes one picture.
+
+    The geometry is that of MM-Vet v2's `v2/inference/utils.py`: as many columns as rows or one more, cells of
+    the largest width and height with 20 and 30 pixels more, white between, the number above each.
+    """
+
+    pictures: tuple[Path | bytes | StoredImage, ...]
+
+    def source(self) -> bytes:
+        """Return the grid as PNG."""
+        from PIL import Image, ImageDraw
+
+        from basic_lite.data.pictures import open_picture
+
+        sources = (
+            picture.source() if isinstance(picture, StoredImage) else picture for picture in self.pictures
+        )
+        opened = [open_picture(source, str(number)) for number, source in enumerate(sources, start=1)]
+        columns = math.ceil(math.sqrt(len(opened)))
+        width = max(picture.width for picture in opened) + 20
+        height = max(picture.height for picture in opened) + 30
+        grid = Image.new("RGB", (columns * width, math.ceil(len(opened) / columns) * height), "white")
+        draw = ImageDraw.Draw(grid)
+        for number, picture in enumerate(opened):
+            row, column = divmod(number, columns)
+            left = column * width + (width - picture.width) // 2
+            top = row * height + (height - picture.height - 10) // 2
+            grid.paste(picture, (left, top + 20))
+            draw.text((left + picture.width // 2, top), str(number + 1), fill="black")
+        buffer = BytesIO()
+        grid.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+ImageSource = Path | bytes | StoredImage | Grid | None
 
 
 @dataclass(frozen=True)
@@ -54,10 +92,10 @@ class Question:
         text: The user turn without the image token; generation puts it, and a newline, before the text.
         image: A file, encoded bytes, a cell of a data set, or `None` for a text-only question.
         max_new_tokens: Length limit of the benchmark's published decoding.
+        category: What the results are broken down by.
         answer: The reference answer or letter; `None` where labels are not public.
         answers: All human answers, where there are several.
         choices: Letter -> text, for multiple choice.
-        category: What the results are broken down by.
         picture: What tells the picture from others. Answers about one picture are no independent draws: they
             are resampled together. `None` where the benchmark asks once about each picture.
         fields: What only this benchmark's scorer or export needs, under the names of its files.
@@ -67,10 +105,10 @@ class Question:
     text: str
     image: ImageSource
     max_new_tokens: int
+    category: str = ""
     answer: str | None = None
     answers: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
-    category: str = ""
     picture: Id | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -107,17 +145,40 @@ class Question:
         from basic_lite.data.rows import RowFault
 
         assert self.image is not None
-        source = self.image.source() if isinstance(self.image, StoredImage) else self.image
         try:
+            source = self.image.source() if isinstance(self.image, StoredImage | Grid) else self.image
             return read(source, str(source) if isinstance(source, Path) else str(self.id))
         except RowFault as fault:
             remedy = ": check the image folder" if fault.code == "missing_image" else ""
             raise ValueError(f"Picture of question {self.id}: {fault}{remedy}.") from None
 
 
-# The request that ends a question, as LLaVA-1.5 was trained to read it.
-#
-# Source: LLaVA `docs/Evaluation.md` and the question files of its `eval.zip`.
+def question_of(
+    row: Mapping[str, Any], text: str, *, category: str = "", fields: Iterable[str] = (), **more: Any
+) -> Question:
+    """Make the question of a row that has `"id"`, `"image"` and, where it is known, `"picture"`.
+
+    Args:
+        row: As a reader yields it.
+        text: The user turn.
+        category: Name in the row of what the results are broken down by.
+        fields: Names in the row of what the scorer or export needs.
+        more: Other attributes of `Question`; answers are at most 128 tokens long unless it says so.
+    """
+    made: dict[str, Any] = {
+        "max_new_tokens": 128,
+        "category": str(row.get(category) or ""),
+        "picture": row.get("picture"),
+        "fields": {name: row.get(name) for name in fields},
+    }
+    return Question(id=row["id"], text=text, image=row["image"], **(made | more))
+
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
+"""The requests that end a question, as LLaVA-1.5 was trained to read them (LLaVA `docs/Evaluation.md`)."""
+
+
+def options_prompt(question: str, choices: Mapping[str, str]) -> str:
+    """Return LLaVA-1.5's words for a choice: the question, an option a line, the request for a letter."""
+    return "\n".join([question, *(f"{letter}. {text}" for letter, text in choices.items()), LETTER])

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from basic_lite.evaluation.choices import extract_option
-from basic_lite.evaluation.question import LETTER, Id, Question
+from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, by_field, score_of
 
 Rule = Callable[[str, Question], float | None]
 """`(answer, question) -> share right`; `None` where nothing can be read from the answer."""
+
+Scoring = Callable[[Sequence[Question], Mapping[Id, str], str], Score]
+"""`(questions, predictions, scorer) -> score`."""
 
 
 def score_each(
@@ -38,16 +41,23 @@ def score_each(
     return score_of(questions, predictions, items, scorer=scorer, groupings=by_field(*groupings), **made)
 
 
-def by_letter(method: str) -> Rule:
-    """Return the rule that reads an option by a method of `choices` and compares it with the answer."""
+def scored_by(rules: Mapping[str, Rule], *groupings: str, **more: Any) -> Scoring:
+    """Return the scoring of a benchmark whose value is the mean over its questions; see `score_each`."""
+    return lambda questions, predictions, scorer: score_each(
+        questions, predictions, scorer, rules[scorer], groupings, **more
+    )
+
+
+def compared(read: Callable[[str, Question], str | None]) -> Rule:
+    """Return the rule that reads a letter or word from an answer and compares it with the reference."""
 
     def rule(text: str, question: Question) -> float | None:
-        letter = extract_option(text, question.choices, method)
-        return None if letter is None else float(letter == question.answer)
+        said = read(text, question)
+        return None if said is None else float(said == question.answer)
 
     return rule
 
 
-def options_prompt(question: str, choices: Mapping[str, str]) -> str:
-    """Return LLaVA-1.5's words for a choice: the question, an option a line, the request for a letter."""
-    return "\n".join([question, *(f"{letter}. {text}" for letter, text in choices.items()), LETTER])
+def by_letter(method: str) -> Rule:
+    """Return the rule that reads an option by a method of `choices` and compares it with the reference."""
+    return compared(lambda text, question: extract_option(text, question.choices, method))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
-from basic_lite.evaluation.statistics import save_score
-from basic_lite.evaluation.tasks import mmvet
+from basic_lite.evaluation.statistics import Score, save_score
 from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json, write_text
 
 
@@ -32,8 +32,10 @@ class Evaluation:
         scorer: scoring rule; `None` takes LLaVA's.
         limit: ask this many questions alone.
         any_size: take all questions of another number than the published one.
-        judge: who graded `judge_scores` (MM-Vet).
-        judge_scores: a judge's grades (MM-Vet).
+        judge: who grades, or graded `judge_scores`.
+        judge_scores: a judge's grades.
+        judge_url: OpenAI-style address that the judge is asked at; `None` asks nobody.
+        judge_prompt: file of the judge's rule or table, in place of the benchmark's.
         model: folder or hub id of a LLaVA of transformers, instead of a run.
         given: file of answers, instead of a run or model.
         answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
@@ -51,6 +53,8 @@ class Evaluation:
     any_size: bool = False
     judge: str | None = None
     judge_scores: Path | None = None
+    judge_url: str | None = None
+    judge_prompt: Path | None = None
     model: str | None = None
     given: Path | None = None
     answer_by: str = "text"
@@ -95,11 +99,23 @@ class Evaluation:
         """Check what was asked for, before any data is read.
 
         Raises:
-            ValueError: If the benchmark has no such scoring rule, or takes no judge's grades.
+            ValueError: If the benchmark has no such scoring rule or takes no judge's grades, or the judge has
+                no name or address.
         """
         table.scorer_of(self.name, self.scorer)
-        if self.judge_scores is not None and self.name != "mmvet":
-            raise ValueError(f"--judge-scores are for mmvet; {self.name} is scored by its own rule")
+        if self.judge_scores is None and self.judge_url is None:
+            if self.judge is not None:
+                raise ValueError("--judge names who grades: say where with --judge-url, or give --grades")
+            return
+        if self.benchmark.grading is None:
+            judged = ", ".join(name for name, row in table.BENCHMARKS.items() if row.grading)
+            raise ValueError(f"a judge is for {judged}; {self.name} is scored by its own rule")
+        if not self.judge or not self.judge.strip():
+            raise ValueError("scores of different judges do not compare: name the judge with --judge")
+        if self.judge_url is not None:
+            judges.Judge(self.judge, self.judge_url).address  # noqa: B018 (refuses what is no address)
+        if self.judge_prompt is not None:
+            judges.read_rule(self.judge_prompt)
 
     def has_labels(self, questions: list[Question]) -> bool:
         """Whether there is something to score; without, a benchmark with a server ends in its submission."""
@@ -211,15 +227,21 @@ class Evaluation:
         rows = (predictions.record(q, answers[q.id], self.who) for q in questions if q.id in answers)
         write_text(self.answers, "".join(map(predictions.to_line, rows)))
 
-    def score(self, questions: list[Question]) -> dict:
+    def score(self, questions: list[Question], advance: Callable[[int], None] = lambda count: None) -> dict:
         """Score the prediction file; write and return the content of `results.json`.
 
+        Args:
+            questions: what was asked.
+            advance: called with 1 for each grade of a judge.
+
         Raises:
-            ValueError: If the predictions are missing, damaged or of another benchmark.
+            ValueError: If the predictions are missing, damaged or of another benchmark, or a judge does not
+                grade them.
         """
         given = self._given(questions)
-        if self.judge_scores is not None:
-            score = mmvet.judged(questions, given, self.judge_scores, self.judge)
+        grading = self.benchmark.grading
+        if grading is not None and (self.judge_scores is not None or self.judge_url is not None):
+            score = self._judged(grading, questions, given, advance)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
         content = results(
@@ -244,7 +266,7 @@ class Evaluation:
         return content
 
     def export(self, questions: list[Question]) -> list[Path]:
-        """Write what is handed in: the server's file, and for MM-Vet the judge's prompts.
+        """Write what is handed in: the server's file, and where a judge scores the messages to it.
 
         Raises:
             ValueError: If nothing is handed in for this benchmark.
@@ -257,10 +279,30 @@ class Evaluation:
             asked = {question.id: question for question in questions}
             questions = [asked.get(identity) or Question(identity, "", None, 0) for identity in ids]
         written = [row.export(questions, given, self.out / row.submission)]
-        if self.name == "mmvet":
-            prompts = self.out / "mmvet_judge_prompts.jsonl"
-            written.append(mmvet.write_judge_prompts(questions, given, prompts))
+        if row.grading is not None:
+            prompts = self.out / f"{self.name}_judge_prompts.jsonl"
+            rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
+            written.append(judges.write_prompts(row.grading, questions, given, prompts, rule))
         return written
+
+    def _judged(
+        self,
+        grading: judges.Grading,
+        questions: list[Question],
+        given: predictions.Predictions,
+        advance: Callable[[int], None],
+    ) -> Score:
+        """Score by the grades of a file, or by those that the judge gives now."""
+        assert self.judge is not None  # `check_options`
+        if self.judge_scores is not None:
+            grades = judges.read_grades(self.judge_scores, questions, grading)
+            return grading.score(questions, given, grades, self.judge)
+        assert self.judge_url is not None
+        rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
+        judge = judges.Judge(self.judge, self.judge_url, rule)
+        grades = judges.ask(grading, questions, given, judge, self.out / "grades.jsonl", advance)
+        score = grading.score(questions, given, grades, self.judge)
+        return replace(score, notes=(*score.notes, grading.note)) if grading.note and rule is None else score
 
     def _was_by_likelihood(self) -> bool:
         return predictions.conditions_of(self.answers).get("answer_by") == "likelihood"

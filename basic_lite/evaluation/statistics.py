@@ -184,12 +184,19 @@ def weighted_groups(cells: Sequence[tuple[str, float, float]], counts: np.ndarra
     return total / weights
 
 
+def ratio_of_means(cells: Sequence[tuple[str, float, float]], counts: np.ndarray) -> np.ndarray:
+    """Return 100 x the mean grade of a model / that of its reference, from `(group, reference, model)`."""
+    reference, model = (np.array([cell[place] for cell in cells], dtype=float) for place in (1, 2))
+    return 100 * _shares(counts @ model, counts @ reference)
+
+
 STATISTICS: dict[str, Statistic] = {
     "mean": mean_of,
     "pooled_f1": pooled_f1,
     "mean_f1": mean_f1,
     "pair_points": pair_points,
     "weighted_groups": weighted_groups,
+    "ratio_of_means": ratio_of_means,
 }
 
 

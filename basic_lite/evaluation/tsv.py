@@ -10,24 +10,24 @@ import base64
 import binascii
 import csv
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.files import AGAIN, Source, find_optional, unique
+from basic_lite.evaluation.files import AGAIN, Reader, Source, find_optional, main_file, unique
 
 LONGEST_INDEX = 64
 """A shorter image cell names the row that holds the picture."""
 
 OPTIONS = "ABCDEFGHI"
 
-# What pandas reads as missing, also inside quotes: an option that is literally "None" is lost, as in LLaVA.
 PANDAS_NA = frozenset(
     [
         *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
         *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
     ]
 )
+"""What pandas reads as missing, also inside quotes: an option that is "None" is lost, as in LLaVA."""
 
 
 def tsv_rows(
@@ -112,9 +112,31 @@ def listed(cell: str) -> list[str]:
     return [cell]
 
 
-def choices_in(row: dict[str, Any]) -> dict[str, str]:
+def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
     """Return letter -> text of the options that a row has."""
     return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}
+
+
+def picture_holders(cells: Mapping[str, str | None], where: str) -> dict[str, str]:
+    """Return row -> the row that holds its picture, which rows with a short image cell name.
+
+    Args:
+        cells: Index of a row -> its image cell.
+        where: The file, for errors.
+
+    Raises:
+        ValueError: If a cell is neither a picture nor the index of a row that leads to one.
+    """
+    holders: dict[str, str] = {}
+    for index, cell in cells.items():
+        holder, seen = index, set[str]()
+        while 0 < len(cells.get(holder) or "") <= LONGEST_INDEX and holder not in seen:
+            seen.add(holder)
+            holder = str(cells[holder]).strip()
+        if len(cells.get(holder) or "") <= LONGEST_INDEX:
+            raise ValueError(f"{where} row {index}: its image cell {cell!r} leads to no picture: {AGAIN}.")
+        holders[index] = holder
+    return holders
 
 
 def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> Iterator[dict[str, Any]]:
@@ -131,18 +153,43 @@ def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> It
     """
     rows = tsv_rows(path, ("index", *needs, "image"), what)
     unique((str(row["index"]) for row in rows), str(path))
-    cells = {str(row["index"]): str(row["image"] or "") for row in rows}
+    cells = {str(row["index"]): row["image"] or "" for row in rows}
+    holders = picture_holders(cells, str(path))
     decoded: dict[str, bytes] = {}
     for row in rows:
-        index = holder = str(row["index"])
-        seen: set[str] = set()
-        while 0 < len(cells.get(holder, "")) <= LONGEST_INDEX and holder not in seen:
-            seen.add(holder)
-            holder = cells[holder]
-        if len(cells.get(holder, "")) <= LONGEST_INDEX:
-            raise ValueError(
-                f"{path} row {index}: its image cell {cells[index]!r} leads to no picture: {AGAIN}."
-            )
+        index = str(row["index"])
+        holder = holders[index]
         if source.with_images and holder not in decoded:
             decoded[holder] = picture_of(listed(cells[holder])[0], f"{path} row {holder}")
         yield {**row, "index": index, "picture": holder, "image": decoded.get(holder)}
+
+
+def tsv_reader(
+    what: str,
+    patterns: Sequence[str],
+    needs: Iterable[str],
+    *,
+    split: str | None = None,
+    otherwise: Reader | None = None,
+    **names: str,
+) -> Reader:
+    """Return a reader of one of VLMEvalKit's tables; the row's index is its `"id"`.
+
+    Args:
+        what: The benchmark, for errors.
+        patterns: Names of the table.
+        needs: Columns that must be there, besides the index and the picture.
+        split: The one split that the table holds; `None` where there are no others.
+        otherwise: Reader of the original files, where there is no such table.
+        names: Name in the rows -> column that it is a copy of.
+    """
+
+    def read(source: Source) -> Iterator[dict[str, Any]]:
+        path = find_tsv(source, *patterns) if split in (None, source.split) else None
+        if path is None and otherwise:
+            yield from otherwise(source)
+            return
+        for row in tsv_table(source, path or main_file(source, f"{what} TSV", *patterns), needs, what):
+            yield {**row, "id": row["index"], **{name: row[column] for name, column in names.items()}}
+
+    return read

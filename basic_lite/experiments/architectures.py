@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel, CLIPVisionConfig, LlavaConfig, L
 from transformers.utils import logging
 
 from basic_lite.files import complete, versions, write_json
-from basic_lite.method.capture import Importance, capture
+from basic_lite.method.supervision import BasicSupervision
+from basic_lite.method.types import Importance
 from basic_lite.models import zoo
 
 PLAN: str = "architecture"
@@ -181,7 +182,7 @@ def _ran(text: object) -> str:
 def _captured(text: object, importance: Importance) -> str:
     try:
         model = _llava(text)
-        with capture(model, 2, importance=importance) as seen:
+        with BasicSupervision(model, 2, importance=importance) as seen:
             model(**_batch())
     except Exception as error:
         return _line(error)

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
-from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
-from basic_lite.method.types import Intervention, Refinement
+from basic_lite.method.targets import layer_weights, supervised_layers
+from basic_lite.method.types import Intervention, Refinement, Weighting
 from basic_lite.models import converted, repository
 from basic_lite.models.parts import Parts, parts_of
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import get_args
 
-from basic_lite.method.capture import Importance, Weighting
 from basic_lite.method.targets import RAW, TargetKind
+from basic_lite.method.types import Importance, Weighting
 
 Options = Mapping[str, object]
 """Options of `stage1` by name."""

@@ -134,7 +134,6 @@ def _export(export: dict) -> list[str]:
         content["gap to the quantised run"] = (
             f"{quantised['gap']:.2g}, {quantised['equal_texts']} of {quantised['texts']} answers equal"
         )
-    if export["old_gemma"]:
-        content["readers"] = "only those that multiply image features by sqrt(D): transformers before 5.4, "
-        content["readers"] += "older llama.cpp"
+    if export["old_gemma"] and export["to"] == "hf":
+        content["readers"] = "only those that multiply image features by sqrt(D): transformers before 5.4"
     return _table("Export", content)

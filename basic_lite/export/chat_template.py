@@ -22,19 +22,37 @@ def system_places(template: Template) -> tuple[str, str] | None:
     return before, after
 
 
-def chat_template(template: Template) -> str:
+_MEDIA = (
+    "{% set found = namespace(pictures='', text='') %}{% for piece in message['content'].split('<__media') %}"
+    "{% if loop.first %}{% set found.text = piece %}"
+    "{% elif '__>' in piece %}{% set halves = piece.split('__>', 1) %}"
+    "{% set found.pictures = found.pictures + '<__media' + halves[0] + '__>\\n' %}"
+    "{% set found.text = found.text + halves[1] %}"
+    "{% else %}{% set found.text = found.text + '<__media' + piece %}{% endif %}{% endfor %}"
+    "{% set text = found.pictures + found.text %}"
+)
+"""llama.cpp gives a template one string instead of parts: `<__media__>` (or `<__media_ID__>`) stands for a
+picture, without the newline that follows a picture in training."""
+
+
+def chat_template(template: Template, markers: bool = False) -> str:
     """Write a row of `conversation.TEMPLATES` as Jinja.
 
     `apply_chat_template(messages)` is `conversation.render` of the same turns. A message's content is a
     string, in which `<image>` marks a picture, or a list of parts; pictures come first, one per line, as
     in training. A system message stands where the template's own stood; where the family has none, it
     is the first paragraph of the next user message.
+
+    Args:
+        template: of the run.
+        markers: a string's media markers are llama.cpp's, and are moved to its start like other pictures.
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")
     answer = "text.lstrip()" if template.header.endswith("\n") else "text"
     ending = _quoted(after + template.end + template.after)
     default = f"{{{{ {_quoted(template.system)} }}}}" if template.system else ""
+    string = _MEDIA if markers else "{% set text = message['content'] %}"
     places = system_places(template)
     if places is None:
         system = "{% set seen.first = seen.first + text + '\\n\\n' %}"
@@ -49,7 +67,7 @@ def chat_template(template: Template) -> str:
     return (
         "{% set seen = namespace(first='', user=false) %}"
         "{% for message in messages %}"
-        "{% if message['content'] is string %}{% set text = message['content'] %}{% else %}"
+        f"{{% if message['content'] is string %}}{string}{{% else %}}"
         "{% set found = namespace(pictures='', text='') %}{% for part in message['content'] %}"
         "{% if part['type'] == 'image' or part['type'] == 'image_url' %}"
         f"{{% set found.pictures = found.pictures + {_quoted(IMAGE)} + '\\n' %}}"

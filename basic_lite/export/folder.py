@@ -48,6 +48,8 @@ class Plan:
         shard_bytes: most bytes of one file.
         old_gemma: divide the projector by Gemma's embedding scale, for readers that multiply everything.
         quantise: format of the matrices in GGUF files; `None` for other layouts.
+        class_token: where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None`
+            for other layouts and towers.
     """
 
     run: Path
@@ -58,6 +60,7 @@ class Plan:
     shard_bytes: int = 2 * 2**30
     old_gemma: bool = False
     quantise: str | None = None
+    class_token: str | None = None
 
 
 def plan(
@@ -70,6 +73,7 @@ def plan(
     old_gemma: bool = False,
     to: str = "hf",
     quantise: str | None = None,
+    class_token: str | None = None,
 ) -> tuple[Plan, dict]:
     """Resolve and check what is exported; returns it with the run's manifest.
 
@@ -93,8 +97,10 @@ def plan(
     if dtype is not None and dtype not in known:
         raise ValueError(f"--dtype must be bf16, fp16 or fp32, got {dtype!r}")
     chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
-    if old_gemma and not _is_gemma(manifest):
+    gemma = _is_gemma(manifest)
+    if old_gemma and not gemma:
         raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
+    old_gemma |= gemma and to == "gguf"  # llama.cpp multiplies whatever enters a Gemma decoder
     if to != "peft":
         _check_tower(manifest)
     if manifest["sources"].get("tiles", 1) > 1 and to != "hf":
@@ -107,13 +113,18 @@ def plan(
         quantise = quantise or "f16"
         decoder = read_config(manifest["sources"]["llm"], "language model").model_type
         check_gguf(decoder, vision.model_type, vision.hidden_act, quantise, dtype)
-    elif quantise is not None:
-        raise ValueError(f"--quantise is for --to gguf, not --to {to}")
+        has_class = vision.model_type == "clip_vision_model"
+        if class_token and not has_class:
+            raise ValueError(f"--class-token is for CLIP towers; {manifest['sources']['tower']} is none")
+        class_token = (class_token or "last") if has_class else None
+    elif quantise is not None or class_token is not None:
+        option = "--quantise" if quantise else "--class-token"
+        raise ValueError(f"{option} is for --to gguf, not --to {to}")
     if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it")
-    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma, quantise), manifest
+    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma, quantise, class_token), manifest
 
 
 def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:

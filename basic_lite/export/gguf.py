@@ -1,9 +1,9 @@
 """`--to gguf`: text model and picture projector as llama.cpp and Ollama load them.
 
-Two files: `model-FORMAT.gguf` is the decoder, `mmproj-*.gguf` the vision tower up to the layer whose states
-are used, and the projector. Names come from the `gguf` package's own tables; what those do not say (the order
-of rotary dimensions, Gemma's norms, which layers are read) stands here. Sources: llama.cpp's `conversion/`
-for text models, `tools/mtmd/clip.cpp` (0024aa74) and `tools/mtmd/models/llava.cpp` (623ea2ba) for pictures.
+Two files: `model-FORMAT.gguf` is the decoder, `mmproj-*.gguf` the vision tower and the projector. Names come
+from the `gguf` package's own tables; what those do not say (the order of rotary dimensions, Gemma's norms,
+which layers are read, where the class token stands) is decided here. Sources: llama.cpp's `conversion/` for
+text models, `tools/mtmd/clip.cpp` and `tools/mtmd/models/llava.cpp` (0c1e5709) for pictures.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
         draft.mkdir()
         text, pictures = f"model-{wanted.quantise}.gguf", f"mmproj-{_picture_format(wanted)}.gguf"
         config: Any = assembled.model.config
-        template = chat_template(assembled.template)
+        template = chat_template(assembled.template, markers=True)
         tell(f"writing {text}")
         decoder = list(hf.decoder_entries(wanted, manifest, config.tie_word_embeddings))
         rows = next(e.shape[0] for e in decoder if e.name.endswith("embed_tokens.weight"))
@@ -68,9 +68,9 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
         write_vocabulary(writer, assembled, template, rows)
         gaps = _write(writer, text_tensors(decoder, config.text_config), draft / text, wanted.quantise)
         tell(f"writing {pictures}")
-        writer = picture_writer(assembled, _picture_format(wanted))
+        writer = picture_writer(assembled, _picture_format(wanted), wanted.class_token)
         projector = hf.projector_entries(wanted, manifest)
-        seen = picture_tensors([*asked.tower, *projector], config)
+        seen = picture_tensors([*asked.tower, *projector], config, wanted.class_token)
         gaps |= _write(writer, seen, draft / pictures, _picture_format(wanted))
         (draft / "Modelfile").write_text(modelfile(assembled.template, text, pictures), encoding="utf-8")
         content = {
@@ -80,6 +80,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
             "base": wanted.base or "as trained",
             "dtype": wanted.quantise,
             "old_gemma": wanted.old_gemma,
+            "class_token": wanted.class_token,
             "tensors": len(gaps),
             "tensor_gap": max(gaps.values()),
             "parity_to_quantised_run": asked.to_run,
@@ -109,13 +110,18 @@ def _notes(config: Any, wanted: hf.Plan) -> list[str]:
         f"llama.cpp: llama-mtmd-cli -m {wanted.out}/model-{wanted.quantise}.gguf --mmproj "
         f"{wanted.out}/mmproj-{_picture_format(wanted)}.gguf --image FILE -p TEXT --temp 0",
         f"Ollama: ollama create NAME -f {wanted.out}/Modelfile",
-        "compare an answer about a picture with `basic-lite chat` before you rely on it: with a tiny random "
-        "model llama.cpp read the text as the run does and the picture not",
     ]
-    if text.model_type == "gemma" and not wanted.old_gemma:
+    if wanted.class_token == "last":
         lines.append(
-            "older releases of llama.cpp multiply Gemma's picture embeddings by sqrt(D), newer ones its "
-            "words alone: answers that ignore the picture call for --old-gemma"
+            "the projector file is for llama.cpp's releases since May 2025, which put a CLIP tower's class "
+            "token after the patches (its issue 25814): they lose a picture's first patch, the others are "
+            "the run's. For a llama.cpp without that fault export with --class-token first"
+        )
+    elif wanted.class_token == "first":
+        lines.append(
+            "the projector file is for a llama.cpp that puts a CLIP tower's class token before the patches; "
+            "releases since May 2025 do not (its issue 25814) and would misread every patch: for them export "
+            "with --class-token last"
         )
     window = getattr(text, "sliding_window", None)
     if window and window < text.max_position_embeddings:
@@ -230,12 +236,11 @@ def _rotary_factors(text: Any, names: gguf.TensorNameMap) -> Iterator[Entry]:
         yield Entry(f"{name}.weight", tuple(tensor.shape), lambda tensor=tensor: tensor)
 
 
-def picture_writer(assembled: Assembled, quantise: str) -> gguf.GGUFWriter:
+def picture_writer(assembled: Assembled, quantise: str, class_token: str | None) -> gguf.GGUFWriter:
     """Return a writer that has the tower's sizes and image settings."""
     config: Any = assembled.model.config
     vision = config.vision_config
     transform = assembled.transform("pad")
-    layers = layers_read(config)
     writer = gguf.GGUFWriter(None, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_name(Path(assembled.sources.tower).name)
@@ -249,14 +254,15 @@ def picture_writer(assembled: Assembled, quantise: str) -> gguf.GGUFWriter:
     writer.add_vision_patch_size(vision.patch_size)
     writer.add_vision_embedding_length(vision.hidden_size)
     writer.add_vision_feed_forward_length(vision.intermediate_size)
-    writer.add_vision_block_count(layers)
+    writer.add_vision_block_count(layers_written(config))
     writer.add_vision_head_count(vision.num_attention_heads)
     writer.add_vision_attention_layernorm_eps(vision.layer_norm_eps)
     writer.add_vision_use_gelu(vision.hidden_act != "quick_gelu")
     writer.add_vision_image_mean(list(transform.mean))
     writer.add_vision_image_std(list(transform.std))
-    # Said outright: without it a reader takes the last but one of the layers that the file has.
-    writer.add_array("clip.vision.feature_layer", [layers])
+    writer.add_array("clip.vision.feature_layer", [layers_read(config)])
+    if class_token is not None:
+        writer.add_string("basic_lite.class_token", class_token)
     return writer
 
 
@@ -266,16 +272,33 @@ def layers_read(config: Any) -> int:
     return layer if layer >= 0 else config.vision_config.num_hidden_layers + layer + 1
 
 
-def picture_tensors(entries: list[Entry], config: Any) -> Iterator[Entry]:
-    """List the tower up to the layer that is read, and the projector, under llama.cpp's names.
+def layers_written(config: Any) -> int:
+    """Return how many of the tower's layers the file has.
 
-    What lies behind that layer stays out, its last norm above all: a reader applies the norm if it is there.
+    One more than is used where the tower has it: readers that do not know `feature_layer` (before March 2025)
+    take the last but one of a file's layers.
+    """
+    return min(layers_read(config) + 1, config.vision_config.num_hidden_layers)
+
+
+def picture_tensors(entries: list[Entry], config: Any, class_token: str | None) -> Iterator[Entry]:
+    """List the tower and the projector under llama.cpp's names.
+
+    The tower's last norm stays out: a reader applies it if it is there.
+
+    A CLIP tower computes on the class token and then the patches, and its states 1 to N are the picture.
+    llama.cpp since its change 13321 (May 2025) appends the class token and leaves the rest as it was: each
+    patch gets the position of its left neighbour, the first patch is dropped, and the class token's state
+    ends the picture (its issue 25814). Attention knows no order, so with the rows of the positions moved
+    along (`"last"`) the states of such a reader are right, and a picture is its patches 2 to N and the class
+    token.
 
     Args:
         entries: of tower and projector, under the names of an exported folder.
         config: of the run's LLaVA.
+        class_token: where the reader puts it, `"first"` or `"last"`; `None` for a tower without.
     """
-    layers = layers_read(config)
+    layers = layers_written(config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
     projector = {"linear_1": "mm.0", "linear_2": "mm.2"}  # the numbers that LLaVA's own layers had
     for entry in entries:
@@ -289,7 +312,11 @@ def picture_tensors(entries: list[Entry], config: Any) -> Iterator[Entry]:
             continue
         name = names.get_name(entry.name, try_suffixes=(".weight", ".bias"))
         assert name is not None, f"{entry.name} has no name in GGUF"
-        yield Entry(name, entry.shape, entry.read)
+        read = entry.read
+        if name == "v.position_embd.weight" and class_token == "last":
+            yield Entry(name, entry.shape, lambda read=read: read().roll(-1, 0))
+        else:
+            yield Entry(name, entry.shape, read)
 
 
 def format_of(entry: Entry, quantise: str) -> gguf.GGMLQuantizationType:

@@ -45,6 +45,7 @@ class Step:
         rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
         shards: processes over which the decoder's layers are cut.
         maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
+        accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
     """
 
     decoder: DecoderSize
@@ -58,6 +59,7 @@ class Step:
     rows_per_chunk: int | None = None
     shards: int = 1
     maps: int = 0
+    accumulates: bool = True
 
     @property
     def tokens(self) -> int:
@@ -82,9 +84,10 @@ class Step:
 
 
 def static_parts(step: Step) -> dict[str, float]:
-    """Bytes that are there from the second optimizer step on: weights, gradients, moments.
+    """Bytes that are there from the second optimizer step on: weights, moments and waiting gradients.
 
-    Gradients are counted as always there: from the second micro-batch of a step on, they are.
+    From the second micro-batch of an optimizer step on, gradients are always there. Where there is no second
+    one, they come while the layers' activations go (see `_gradients`).
     """
     decoder, held = step.decoder, step.held
     linear, scales = decoder.depth * decoder.linear_parameters, 0.0
@@ -102,7 +105,10 @@ def static_parts(step: Step) -> dict[str, float]:
         trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
-    tuned = trained * (4 + moments) if held.training == "decoder" else trained * (8 + moments)
+    waiting = 4 if step.accumulates else 0
+    tuned = trained * (moments + waiting)
+    if held.training == "adapters":
+        tuned += 4 * trained
     if step.shards == 1 and step.optimizer == "adamw":
         tuned += narrow_bytes(decoder, held)
     layers = weights + tables * decoder.norm_parameters
@@ -115,7 +121,7 @@ def static_parts(step: Step) -> dict[str, float]:
         **({"layers at work": whole} if whole else {}),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": held.width * step.tower.parameters,
-        "projector": 16 * projector,  # fp32: weights, gradients, two moments
+        "projector": (12 + waiting) * projector,  # fp32: weights, two moments, gradients
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
@@ -169,6 +175,7 @@ def _moments(step: Step) -> list[dict[str, float]]:
     decoder's backward pass.
     """
     decoder, held, tokens = step.decoder, step.held, step.tokens
+    depth = decoder.depth
     state = step.patches * decoder.width
     embeddings, projector = _embeddings(step), _projector(step)
     around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
@@ -178,28 +185,42 @@ def _moments(step: Step) -> list[dict[str, float]]:
     moments = [
         {"activations": _tower(step)},
         {"activations": around + kept + behind, "head and losses": _head(step)},
-        {"activations": around + kept + incoming + _working(step, step.rows)},
+        {"activations": around + kept + incoming + _working(step, step.rows)} | _gradients(step, 1),
     ]
     input_bytes = tokens * checkpoint_bytes(decoder, held)
-    if step.recompute < decoder.depth - 1:  # backward in the layer before the last
+    if step.recompute < depth - 1:  # backward in the layer before the last
         before = kept - _last(step)
         moments.append({"activations": around + before + incoming + _working(step, tokens)})
-    if step.recompute:
-        inputs = min(step.recompute, decoder.depth - 1) * input_bytes
-        again = _whole(step) + incoming + _again(step, tokens)
-        moments.append({"activations": around + inputs + again})
-    if step.recompute == decoder.depth:
-        again = _last(step) + incoming + _again(step, step.rows)
-        moments.append({"activations": around + kept + again})
+        moments[-1] |= _gradients(step, 2)
+    # What Liger's first norm keeps is the input that is kept anyway.
+    own = input_bytes if held.fused else 0
+    for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
+        again = _whole(step) - own + incoming + _again(step, tokens)
+        moments.append({"activations": around + layer * input_bytes + again})
+        moments[-1] |= _gradients(step, depth - layer + 1)
+    if step.recompute == depth:
+        again = _last(step) - own + incoming + _again(step, step.rows)
+        moments.append({"activations": around + kept + again} | _gradients(step, 1))
     if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
         table = 4 * decoder.vocabulary * decoder.width
         moments.append(
             {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
+            | _gradients(step, depth)
         )
     if step.basic:
         rest = incoming + projector + 4 * state
-        moments.append({"activations": rest, "head and losses": _terms(step)})
+        moments.append({"activations": rest, "head and losses": _terms(step)} | _gradients(step, depth))
     return moments
+
+
+def _gradients(step: Step, layers: int) -> dict[str, float]:
+    """Gradients of the last `layers` layers, where none wait from an earlier micro-batch."""
+    if step.accumulates or step.held.training == "projector":
+        return {}
+    decoder, held = step.decoder, step.held
+    adapters = decoder.adapter_parameters(held.rank)
+    trained = decoder.depth * decoder.linear_parameters if held.training == "decoder" else adapters
+    return {"gradients": 4 * trained * layers / decoder.depth / step.shards}
 
 
 def _tower(step: Step) -> float:
@@ -247,14 +268,37 @@ def _terms(step: Step) -> float:
 
 
 def _working(step: Step, tokens: int) -> float:
-    """What backward through one layer holds beyond what the layer kept: the MLP's gradients, mostly."""
+    """What backward through one layer holds beyond what the layer kept: in its MLP, where it holds most."""
     decoder, held = step.decoder, step.held
     largest = max(linear.parameters for linear in decoder.linears)
     unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
     inner = held.width * tokens * decoder.inner
+    if held.training == "adapters" and held.bits != 8:
+        return _working_in_groups(step, tokens)
     if held.fused:  # the gate's and up's gradients are written over what was kept
         return max(2 * inner if decoder.joined else 0, inner + unpacked)
     return max(3 * inner, 2 * inner + unpacked)
+
+
+def _working_in_groups(step: Step, tokens: int) -> float:
+    """As `_working`, with `models.adapters`: of each group the masks, as many gradients, and their sum.
+
+    A group's weights are unpacked together, twice those of one layer for gate and up; its masks are drawn
+    anew and multiply what comes back through each adapter before it is added to the input's gradient.
+    """
+    decoder, held = step.decoder, step.held
+    weight = held.width if held.bits == 4 else 0
+    inner, state = held.width * tokens * decoder.inner, held.width * tokens * decoder.width
+    masked = 2 if held.dropout > 0 else 0
+    down = (1 + masked) * inner + weight * decoder.width * decoder.inner
+    # The product that the down projection kept is gone by now, and unfused all that the activation kept.
+    before = (1 if held.fused else 4) * inner
+    gradients = 0 if held.fused and not decoder.joined else 2 * inner
+    members = 1 if decoder.joined else 2
+    gate_and_up = gradients - before + (1 + masked * members) * state
+    gate_and_up += weight * 2 * decoder.width * decoder.inner
+    activation = 0 if held.fused else 2 * inner  # gradients of both factors and of the product, which is gone
+    return max(down, gate_and_up, activation)
 
 
 def _again(step: Step, tokens: int) -> float:

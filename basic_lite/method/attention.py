@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from basic_lite.data.layout import Layout
+from basic_lite.models.parts import layers_of
 
 NAME: str = "basic_sdpa"
 """The attention implementation's name in a decoder's configuration."""
@@ -56,6 +57,35 @@ def install(decoder: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, basic_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     decoder.set_attn_implementation(NAME)
+
+
+def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
+    """Return the indices of those of layers 1..k whose attention says which patches the text looks at.
+
+    Hybrid decoders attend in some layers alone: Qwen3.5 in every fourth, with a linear recurrence in
+    between that has no weights per patch.
+
+    Args:
+        decoder: the language model.
+        k: number of supervised layers.
+
+    Raises:
+        ValueError: If none of them attends; says what to do.
+    """
+    kinds = getattr(decoder.config, "layer_types", None) or []
+    # The name alone does not tell: MiniMax calls its linear recurrence `self_attn` as well.
+    attending = [
+        index
+        for index, layer in enumerate(layers_of(decoder))
+        if hasattr(layer, "self_attn") and kinds[index : index + 1] != ["linear_attention"]
+    ]
+    if not attending or attending[0] >= k:
+        larger = f"supervise at least {attending[0] + 1} layers (layers), or " if attending else ""
+        raise ValueError(
+            f"none of the supervised layers 1 to {k} of this {type(decoder).__name__} attends, so nothing "
+            f'says which patches the text looks at; {larger}weight all patches alike (importance="uniform")'
+        )
+    return [index for index in attending if index < k]
 
 
 @contextmanager

@@ -25,15 +25,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from basic_lite.method.capture import supervised_layers
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import column_blocks, log_softmax_, project
-from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind
+from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind, supervised_layers
 from basic_lite.models.llava import for_inference
 from basic_lite.models.parts import embedding_of, layers_of, parts_of
 from basic_lite.models.tower import passing_through
-
-# Text alone through a decoder: what its first layer received, and what each layer made of it.
 
 LENGTH: int = 128
 """Tokens of a row; shorter where there is little text, so that some rows can be held out."""
@@ -163,12 +160,9 @@ def _at_rest(decoder: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# How vectors read against the vocabulary: whose row is nearest, and how sharply.
-
-
 @dataclass(frozen=True)
 class Reading:
-    """One number per vector.
+    """How vectors read against the vocabulary: whose row is nearest, and how sharply; a number per vector.
 
     Attributes:
         own: `(n,)` bool, whether the nearest row by cosine is the vector's own token.
@@ -448,8 +442,6 @@ def _quality(
         result.append(Quality(own.mean().item(), cosine.mean().item(), *rare))
     return result
 
-
-# The vocabulary token that a visual embedding or a hidden state is nearest to.
 
 ROWS: int = 1024
 """Vectors per matrix product."""

@@ -20,10 +20,6 @@ from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.types import LossTerm, Refinement
 
-# Products with a matrix as tall as the vocabulary, into buffers that are already there.
-#
-# Sums are fp32 whatever the inputs: on CUDA by the product itself, on a CPU by widening a block at a time.
-
 _BLOCK_ELEMENTS: dict[str, int] = {"cpu": 1 << 20, "cuda": 1 << 22}
 """Elements of one column block, which bounds every temporary: 4 MB in fp32 stay in a CPU's cache, 16 MB are
 enough work for a GPU to hide the launches of its kernels."""
@@ -52,7 +48,7 @@ def log_softmax_(logits: torch.Tensor) -> None:
 
 
 def _accumulates_in_fp32(matrix: torch.Tensor) -> bool:
-    """Say whether `mm(out_dtype=float32)` exists: low-precision inputs, fp32 result, on CUDA alone."""
+    """Whether `mm(out_dtype=float32)` exists: low-precision inputs, fp32 result, on CUDA alone."""
     return matrix.is_cuda and matrix.dtype in (torch.bfloat16, torch.float16) and torch.__version__ >= "2.8"
 
 
@@ -205,7 +201,26 @@ def semantic_distribution(
     return LossTerm("sds", total, refinement.images)
 
 
-class _SemanticDistribution(Function):
+class _GradientsMade(Function):
+    """A function whose forward pass makes the gradients of its first inputs, where they are wanted."""
+
+    @staticmethod
+    def keep(ctx: Any, *made: tuple[torch.Tensor | None, torch.dtype]) -> None:
+        """Keep gradients for `backward`, each with the dtype of its input."""
+        ctx.save_for_backward(*(gradient for gradient, _ in made))
+        ctx.dtypes = [dtype for _, dtype in made]
+
+    @staticmethod
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        gradients = [None if g is None else (g * upstream).to(dtype) for g, dtype in kept]
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
+
+
+class _SemanticDistribution(_GradientsMade):
     """Row-chunked KL whose gradient is made in the forward pass (three matrix products per chunk)."""
 
     @staticmethod
@@ -238,20 +253,11 @@ class _SemanticDistribution(Function):
                 # The weight multiplies the product, not q - p, where a tiny weight would lose bits.
                 multiply(difference, embedding, gradient[part], spare=log_p)
                 gradient[part] *= weight[:, None]
-        ctx.save_for_backward(gradient)
-        ctx.dtype = initial.dtype
+        _GradientsMade.keep(ctx, (gradient, initial.dtype))
         return total
 
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None, None, None
 
-
-class _LinearCrossEntropy(Function):
+class _LinearCrossEntropy(_GradientsMade):
     """Row-chunked head and cross-entropy; gradients (of a trained head too) made in the forward pass."""
 
     @staticmethod
@@ -280,17 +286,8 @@ class _LinearCrossEntropy(Function):
                 to_weight.addmm_(logits.T, hidden[part].to(precision))
             if to_hidden is not None:
                 multiply(logits, weight, to_hidden[part])
-        ctx.save_for_backward(to_hidden, to_weight)
-        ctx.dtypes = hidden.dtype, weight.dtype
+        _GradientsMade.keep(ctx, (to_hidden, hidden.dtype), (to_weight, weight.dtype))
         return total
-
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in gradients), None, None
 
 
 def _row_kernel(logits: torch.Tensor) -> Callable | None:

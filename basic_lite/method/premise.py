@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from basic_lite.method.capture import Weighting, layer_weights, supervised_layers
 from basic_lite.method.fit import (
     ENOUGH,
     Reading,
@@ -28,7 +27,8 @@ from basic_lite.method.fit import (
     tokens_for,
 )
 from basic_lite.method.losses import next_token
-from basic_lite.method.targets import TargetKind, TargetSpace
+from basic_lite.method.targets import TargetKind, TargetSpace, layer_weights, supervised_layers
+from basic_lite.method.types import Weighting
 from basic_lite.models.parts import embedding_of
 
 LARGEST: int = 3
@@ -75,10 +75,6 @@ class Measured:
     unigram: float
     layers: dict[int, Figures]
     targets: dict[TargetKind, dict[int, Figures]]
-
-    def json(self) -> dict[str, object]:
-        """Return it for JSON."""
-        return asdict(self)
 
 
 class _Tally:
@@ -190,8 +186,6 @@ def unigram_loss(counted: torch.Tensor, ids: torch.Tensor, vocabulary: int) -> f
     return min(float(-likelihood.log()[ids.flatten().cpu()].mean()), math.log(vocabulary))
 
 
-# What the figures mean for a training, in words.
-
 HOLDS: float = 0.5
 """Share of tokens nearest to their own row from which a target is called one that speaks of its token."""
 
@@ -210,7 +204,7 @@ class Verdict:
             that does), `"fails"` (no target that was tried does), `"untrained"` (the model does not know this
             text: nothing to learn).
         words: the same in a sentence or two.
-        target: the recommended kind; `None` where there is none.
+        target: the recommended kind, if any.
         layers: the recommended k.
     """
 
@@ -218,10 +212,6 @@ class Verdict:
     words: str
     target: TargetKind | None
     layers: int | None
-
-    def json(self) -> dict[str, object]:
-        """Return it for JSON."""
-        return asdict(self)
 
 
 def judge(measured: Measured, tried: bool = True) -> Verdict:
@@ -288,8 +278,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-# Examine a decoder on text: in full for `analyze premise`, and at a glance before a training.
-
 READ: int = 512
 """Held-out tokens that are read against the vocabulary: shares have a standard error of 2 points at most."""
 
@@ -313,7 +301,7 @@ class Examined:
 
     def json(self) -> dict[str, object]:
         """Return it for JSON."""
-        return {"verdict": self.verdict.json(), **self.measured.json(), "translation": self.fit or None}
+        return {"verdict": asdict(self.verdict), **asdict(self.measured), "translation": self.fit or None}
 
 
 def examine(

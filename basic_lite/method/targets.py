@@ -1,9 +1,9 @@
-"""In which space the states of layers 1..k become the target: raw, centred, or translated.
+"""The target: how the states of layers 1..k are weighted, and in which space (raw, centred, translated).
 
 `v` and `v^` are compared in the space that the first decoder layer receives, which is the embedding
 module's output: for Gemma rows of `E` times sqrt(D). The paper takes the states as they are and so assumes
 that they live there. Where they do not, they can be brought there by an affine map per layer, fitted on text
-(see `translation`).
+(`method/fit.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,50 @@ from typing import get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import PretrainedConfig
 
 from basic_lite.files import one_line
 from basic_lite.method.losses import multiply
-from basic_lite.method.types import TargetKind
+from basic_lite.method.types import TargetKind, Weighting
 
 RAW: TargetKind = "raw"
 """The paper's target, and the default."""
+
+
+def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
+    """Return k: `layers`, or half of the decoder's layers.
+
+    Raises:
+        ValueError: If `layers` is not between 1 and the number of layers.
+    """
+    depth = config.num_hidden_layers
+    if layers is None:
+        return max(depth // 2, 1)
+    if not 1 <= layers <= depth:
+        raise ValueError(f"layers must be between 1 and {depth} for this decoder, got {layers}")
+    return layers
+
+
+def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
+    """Return the weights of layers 1..k in the target, which sum to 1 (paper: `w_l = l^2 / sum of squares`).
+
+    Args:
+        k: number of supervised layers.
+        weighting: `"quadratic"` (the paper), `"linear"`, `"constant"`, or `"decreasing"`, which is quadratic
+            with the first layer heaviest.
+
+    Raises:
+        ValueError: If `weighting` is none of these.
+    """
+    raw = {
+        "quadratic": [float(layer**2) for layer in range(1, k + 1)],
+        "linear": [float(layer) for layer in range(1, k + 1)],
+        "constant": [1.0] * k,
+        "decreasing": [float(layer**2) for layer in range(k, 0, -1)],
+    }
+    if weighting not in raw:
+        raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {weighting!r}")
+    return [weight / sum(raw[weighting]) for weight in raw[weighting]]
 
 
 def check_kind(kind: str) -> None:

@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from bitsandbytes import functional as bnb
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 SHARED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of linear layers that a decoder layer gives the same input."""
@@ -45,7 +45,7 @@ ADAPTER = "default"
 class Base:
     """The frozen weights of a group's layers, dequantised together where they are in 4 bits."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
         self.layers = list(layers)
         self.sizes = [layer.out_features for layer in self.layers]
         self.biases = [layer.bias for layer in self.layers]
@@ -57,8 +57,7 @@ class Base:
         """Return each layer's `(O, D)` weights in `dtype`."""
         if not isinstance(self.layers[0], Linear4bit):
             return [layer.weight.to(dtype) for layer in self.layers]
-        if self._packed is None:
-            self._packed = self._pack()
+        self._packed = self._packed or self._pack()
         packed, state, offsets = self._packed
         if packed is None:
             whole = [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in self.layers]
@@ -66,12 +65,11 @@ class Base:
         if offsets is not None:  # the scales are quantised themselves: 256 of them share one, plus an offset
             scales = bnb.dequantize_blockwise(state.absmax, state.state2)
             scales = scales.view(-1, state.state2.blocksize).add_(offsets[:, None]).flatten()
-            state = _with_scales(state, scales)
-        whole = bnb.dequantize_4bit(packed, state)
-        return whole.to(dtype).split(self.sizes)
+            state = _like(state, scales, state.shape)
+        return bnb.dequantize_4bit(packed, state).to(dtype).split(self.sizes)
 
     def _pack(self) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
-        """Lay the layers' 4-bit weights and scales behind one another; the layers keep views of them.
+        """Lay the layers' 4-bit weights and scales one after another; the layers keep views of them.
 
         Not possible where a layer's end is no end of a block: then each is dequantised by itself.
         """
@@ -93,44 +91,26 @@ class Base:
             layer.weight.data = packed[starts[0] : ends[0]].view(layer.weight.shape)
             state.absmax = scales[starts[1] : ends[1]]
             starts = ends
-        whole = bnb.QuantState(
-            absmax=scales,
-            shape=torch.Size((sum(self.sizes), first.shape[1])),
-            dtype=first.dtype,
-            blocksize=first.blocksize,
-            code=first.code,
-            quant_type=first.quant_type,
-        )
+        whole = _like(first, scales, torch.Size((sum(self.sizes), first.shape[1])))
         if not first.nested:
             return packed, whole, None
-        whole.state2 = bnb.QuantState(
-            absmax=_joined([s.state2.absmax for s in states]),
-            blocksize=first.state2.blocksize,
-            code=first.state2.code,
-            dtype=first.state2.dtype,
-        )
+        whole.state2 = _like(first.state2, _joined([s.state2.absmax for s in states]))
         size = first.state2.blocksize
-        offsets = [s.offset.expand(s.absmax.numel() // size) for s in states]
-        return packed, whole, torch.cat(offsets)
+        return packed, whole, torch.cat([s.offset.expand(s.absmax.numel() // size) for s in states])
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
-def _state_of(layer: Linear4bit) -> Any:
+def _state_of(layer: Any) -> Any:
     return getattr(layer.weight, "quant_state", None) or layer.quant_state
 
 
-def _with_scales(state: Any, scales: torch.Tensor) -> Any:
-    return bnb.QuantState(
-        absmax=scales,
-        shape=state.shape,
-        dtype=state.dtype,
-        blocksize=state.blocksize,
-        code=state.code,
-        quant_type=state.quant_type,
-    )
+def _like(state: Any, scales: torch.Tensor, shape: torch.Size | None = None) -> Any:
+    """Return a quantisation state with other scales, which are not quantised themselves."""
+    kept = {name: getattr(state, name) for name in ("code", "blocksize", "quant_type", "dtype")}
+    return bnb.QuantState(absmax=scales, shape=shape, **kept)
 
 
 class Seeds:
@@ -156,13 +136,15 @@ class Group:
         number: of the group in its decoder layer.
     """
 
-    def __init__(self, layers: Sequence[LoraLayer], seeds: Seeds, number: int, keep_narrow: bool) -> None:
+    def __init__(self, layers: Sequence[Any], seeds: Seeds, number: int, keep_narrow: bool) -> None:
         self.layers, self.seeds, self.number = list(layers), seeds, number
         self.keep_narrow = keep_narrow
         self.base = Base([layer.get_base_layer() for layer in layers])
         self.dropout = _dropout_of(layers[0])
         self.scaling: float = layers[0].scaling[ADAPTER]
-        self.pairs = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers]
+        self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
+            (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers
+        ]
         self.parameters = [weight for pair in self.pairs for weight in pair]
         self._firsts: torch.Tensor | None = None
         self._seconds: list[torch.Tensor] = []
@@ -191,21 +173,19 @@ class Group:
         if dtype == first.dtype:  # nothing to narrow, so nothing to keep
             with torch.no_grad():
                 return torch.stack([a for a, _ in self.pairs]), [b.detach() for _, b in self.pairs]
-        if self._firsts is None or self._firsts.dtype != dtype or not self.keep_narrow:
-            self._firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
-            self._seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
+        firsts, seconds = self._firsts, self._seconds
+        if firsts is None or firsts.dtype != dtype:
+            firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
+            seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
             self._versions = None
         versions = [weight._version for weight in self.parameters]
         if self._versions != versions:
             with torch.no_grad():
-                torch._foreach_copy_(
-                    [*self._firsts, *self._seconds], [a for a, _ in self.pairs] + [b for _, b in self.pairs]
-                )
+                _copy([*firsts, *seconds], [a for a, _ in self.pairs] + [b for _, b in self.pairs])
             self._versions = versions
-        copies = self._firsts, self._seconds
-        if not self.keep_narrow:
-            self._firsts = None
-        return copies
+        if self.keep_narrow:
+            self._firsts, self._seconds = firsts, seconds
+        return firsts, seconds
 
     def forget(self) -> None:
         """The weights have changed, whatever their version says."""
@@ -233,7 +213,7 @@ class Group:
         new = [firsts, *seconds]
         if all(weight.grad is None for weight in self.parameters):
             wide = [torch.empty_like(gradient, dtype=first.dtype) for gradient in new]
-            torch._foreach_copy_(wide, new)
+            _copy(wide, new)
             self._gradient = wide[0]
             for (a, b), to_a, to_b in zip(self.pairs, wide[0], wide[1:], strict=True):
                 a.grad, b.grad = to_a, to_b
@@ -241,7 +221,8 @@ class Group:
             a.grad is not None and a.grad.data_ptr() == part.data_ptr() and b.grad is not None
             for (a, b), part in zip(self.pairs, ours, strict=True)
         ):
-            torch._foreach_add_([ours, *(b.grad for _, b in self.pairs)], new)
+            seconds_so_far: list[Any] = [b.grad for _, b in self.pairs]
+            torch._foreach_add_([ours, *seconds_so_far], new)  # pyright: ignore[reportPrivateImportUsage]
         else:  # somebody else has put gradients there
             for (a, b), to_a, to_b in zip(self.pairs, firsts, seconds, strict=True):
                 for weight, gradient in ((a, to_a), (b, to_b)):
@@ -254,7 +235,7 @@ class _Together(Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: torch.Tensor, group: Group, seed: int, *parameters: torch.Tensor
+        ctx: Any, x: torch.Tensor, group: Group, seed: int, *parameters: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -280,8 +261,10 @@ class _Together(Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         flat, inner = ctx.saved_tensors
         group: Group = ctx.group
         scale = group.scaling / (1 - group.dropout)
@@ -302,17 +285,18 @@ class _Together(Function):
             del seen
             to_x = None
             if ctx.needs_input_grad[0]:
-                for g, weight in zip(given, group.base.weights(flat.dtype), strict=True):
-                    to_x = g @ weight if to_x is None else to_x.addmm_(g, weight)
+                weights = group.base.weights(flat.dtype)
+                total = given[0] @ weights[0]
+                for g, weight in zip(given[1:], weights[1:], strict=True):
+                    total.addmm_(g, weight)
                 if mask is None:
                     width = inner.shape[-1] * len(firsts)
                     joined = to_inner.transpose(0, 1).reshape(-1, width)
-                    to_x.addmm_(joined, firsts.view(width, -1), alpha=scale)
+                    total.addmm_(joined, firsts.view(width, -1), alpha=scale)
                 else:
-                    through = torch.bmm(to_inner, firsts)
-                    for part, kept in zip(through, mask, strict=True):
-                        to_x.addcmul_(part, kept, value=scale)
-                to_x = to_x.view(ctx.shape).to(ctx.dtype)
+                    for part, kept in zip(torch.bmm(to_inner, firsts), mask, strict=True):
+                        total.addcmul_(part, kept, value=scale)
+                to_x = total.view(ctx.shape).to(ctx.dtype)
             group.add(to_firsts, to_seconds)
         return to_x, None, None, *[None] * len(group.parameters)
 
@@ -328,12 +312,16 @@ def _generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device)
 
 
-def _dropout_of(layer: LoraLayer) -> float:
+def _copy(targets: list[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    torch._foreach_copy_(targets, list(sources))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _dropout_of(layer: Any) -> float:
     kept = layer.lora_dropout[ADAPTER]
     return kept.p if isinstance(kept, nn.Dropout) else getattr(layer.lora_A[ADAPTER], "dropout", 0.0)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: Any) -> bool:
     """Whether a PEFT layer is LoRA and nothing else, over a base that is known here."""
     base = layer.get_base_layer()
     known = type(base) is nn.Linear or isinstance(base, Linear4bit)
@@ -341,8 +329,10 @@ def _is_plain(layer: nn.Module) -> bool:
     return known and alone and layer.lora_B[ADAPTER].bias is None
 
 
-class _Grouped:
+class _Grouped(nn.Module):
     """In front of a PEFT layer's own class: training runs through the group, all else as PEFT has it."""
+
+    _group: tuple[Group, int]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         half = x.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(x.device.type)
@@ -361,7 +351,7 @@ class _Grouped:
 
 
 @cache
-def _grouped(kind: type[nn.Module]) -> type[nn.Module]:
+def _grouped(kind: type[nn.Module]) -> type[Any]:
     return type(kind.__name__, (_Grouped, kind), {"__module__": __name__})
 
 
@@ -379,7 +369,7 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
         The groups; empty where a layer is no plain LoRA (8 bits, DoRA, several adapters).
     """
     decoder_layers = list(decoder_layers)
-    adapted = [
+    adapted: list[dict[str, Any]] = [
         {name.rsplit(".", 1)[-1]: m for name, m in layer.named_modules() if isinstance(m, LoraLayer)}
         for layer in decoder_layers
     ]

@@ -389,7 +389,7 @@ def assemble(
         raise ValueError(f"no template is named {name!r}; known: {', '.join(templates.TEMPLATES)}")
     template = templates.TEMPLATES[name]
     conversation.check_tokenizer(template, tokenizer)
-    check_vocabulary(tokenizer, llm_config.vocab_size)
+    check_vocabulary(tokenizer, template, llm_config.vocab_size)
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -151,7 +151,8 @@ class FirstStep(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """What came before is preparation."""
-        self.clock.mark("preparation")
+        if self.clock is not None:
+            self.clock.mark("preparation")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -193,7 +194,7 @@ class StepProgress(TrainerCallback):
         """Show `title` on `console`."""
         self.console, self.title = console, title
         self.progress: Progress | None = None
-        self.task = None
+        self.task = TaskID(0)  # of `progress`, which has one
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

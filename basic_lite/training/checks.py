@@ -25,7 +25,7 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
-from basic_lite.method.capture import supervised_layers
+from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
 from basic_lite.models.llava import Sources, read_config, tiling_for

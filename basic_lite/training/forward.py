@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,24 +82,22 @@ class Forward:
         layout: Layout = inputs["layout"]
         parts, objective, supervision = self.parts, self.objective, self.supervision
         embeds = parts.llava.get_input_embeddings()(inputs["input_ids"])
-        features, self.deferral = self._features(inputs), None
+        features, initial, self.deferral = self._features(inputs), None, None
         if features is not None:
             if deferred and objective.active and features.requires_grad:
                 note = partial(self.metrics.add, window=window)
                 self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
                 features = self.deferral.hold(features, embeds.dtype, layout.kept)
+                initial = features.detach()
+                initial = initial if layout.kept is None else initial.index_select(0, layout.kept)
             embeds = _put_among(embeds, features.to(embeds.dtype), layout)
         if self._always_backward and torch.is_grad_enabled() and not embeds.requires_grad:
             embeds.requires_grad_()
         if self._nothing is None:
             self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
         if watched:
-            initial = None
-            if self.deferral is not None:
-                initial = features.detach()
-                initial = initial if layout.kept is None else initial.index_select(0, layout.kept)
             supervision.use(layout, initial, inputs.get("rows"))
-        del features
+        del features, initial
         mask = None if layout.right_padded else inputs["attention_mask"]
         masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()
         # Through the outer model, which is where autocast and DDP live, but without its (B, S, V)
@@ -122,7 +121,8 @@ class Forward:
         if self.deferral is None and objective.active:
             terms += supervision.terms.values()
         weights = objective.weights
-        loss = sum(weights[term.name] * term.total / window.items(term.name) for term in terms)
+        first, *others = (weights[term.name] * term.total / window.items(term.name) for term in terms)
+        loss = sum(others, start=first)
         idle = self._always_backward and not layout.images and not self._trains_layers
         if torch.is_grad_enabled() and (idle or not loss.requires_grad):
             # Text only, and nothing but the projector is trained.
@@ -143,14 +143,11 @@ class Forward:
         """
         embedding = self.parts.embedding
         if self.rows_per_chunk is None and embedding.is_cuda:
-            budget = (
-                unraised_bytes(embedding.device) - 12 * count * embedding.shape[1]
-            )  # three (N, D) in fp32
+            three_in_fp32 = 12 * count * embedding.shape[1]  # (N, D) each
+            budget = unraised_bytes(embedding.device) - three_in_fp32
             self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
         if self.objective.sds_weight:
-            used = (
-                rows_in_chunk(count, len(embedding)) if self.rows_per_chunk is None else self.rows_per_chunk
-            )
+            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
             self.chunk = max(self.chunk, min(used, count))
         return self.rows_per_chunk
 
@@ -161,8 +158,8 @@ class Forward:
         llava = self.parts.llava
         sizes = {name: inputs[name] for name in ("image_sizes",) if name in inputs}
         with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
-            found = llava.get_image_features(inputs["pixel_values"], **sizes).pooler_output
-        return torch.cat(list(found))
+            outputs: Any = llava.get_image_features(inputs["pixel_values"], **sizes)
+        return torch.cat(list(outputs.pooler_output))
 
 
 def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,13 +79,13 @@ class FiniteGuard:
         Raises:
             Diverged: If the third step in a row was skipped.
         """
-        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+        inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
         norm = torch.as_tensor(norm).detach().float()
         bad = (~torch.isfinite(norm)).float()
-        if optimizer.defaults.get("fused"):
-            optimizer.found_inf = bad  # the kernel reads it and leaves everything alone
+        if inner.defaults.get("fused"):
+            inner.found_inf = bad  # the kernel reads it and leaves everything alone
         elif bool(bad):
-            optimizer.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
+            inner.zero_grad(set_to_none=True)  # Adam passes over what has no gradient
         values = torch.stack([bad, norm, *(terms[name].detach().float() for name in terms)])
         arrived = None
         if values.is_cuda:

@@ -11,7 +11,7 @@ NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
 
 
 def check_name(name: str) -> None:
-    """Refuse an optimizer that there is none of.
+    """Refuse an unknown optimizer.
 
     Raises:
         ValueError: If `name` is not among `NAMES`.
@@ -57,15 +57,14 @@ def make(
             "--optimizer paged-adamw-8bit is for adapters (stage 2 with --lora); what is trained here stays "
             "with adamw"
         )
-    from bitsandbytes import optim
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+    from bitsandbytes.optim.optimizer import GlobalOptimManager
 
-    kind = (
-        optim.PagedAdamW8bit if args.device.type == "cuda" else optim.AdamW8bit
-    )  # a CPU has nothing to page to
+    kind = PagedAdamW8bit if args.device.type == "cuda" else AdamW8bit  # a CPU has nothing to page to
     optimizer = kind(groups, **settings)
     # bitsandbytes keeps such choices by `id(parameter)` in one manager for the whole process, and it outlives
     # the parameters: adapters of a later run got the ids, so the fp32 moments, of an earlier run's projector.
-    optimizer.mng = optim.GlobalOptimManager.__new__(optim.GlobalOptimManager)
+    optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
     optimizer.mng.initialize()
     optimizer.mng.override_config(projector, "optim_bits", 32)
     return optimizer

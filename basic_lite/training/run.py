@@ -25,8 +25,7 @@ from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
 from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
-from basic_lite.method.capture import supervised_layers
-from basic_lite.method.targets import TargetSpace
+from basic_lite.method.targets import TargetSpace, supervised_layers
 from basic_lite.method.types import Intervention, Unmoved
 from basic_lite.models import checkpoint, devices, llava, trainable
 from basic_lite.models.llava import Assembled, Sources

@@ -10,10 +10,9 @@ from rich.console import Console
 from basic_lite import files
 from basic_lite.console import rank_and_count
 from basic_lite.data.readers import Rows, answers_of
-from basic_lite.method.capture import supervised_layers
 from basic_lite.method.fit import fit_target
 from basic_lite.method.premise import PARTLY, glance
-from basic_lite.method.targets import RAW, TargetSpace
+from basic_lite.method.targets import RAW, TargetSpace, supervised_layers
 from basic_lite.models import checkpoint
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of

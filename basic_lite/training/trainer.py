@@ -9,31 +9,28 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import AutocastKwargs
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainingArguments
 
 from basic_lite import files
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.memory.available import peak_mib
-from basic_lite.method.capture import Importance, Weighting
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
-from basic_lite.method.types import Window
+from basic_lite.method.types import Importance, Weighting, Window
 from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.training import distributed, liger, optimizers
 from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
 from basic_lite.training.forward import Forward
 from basic_lite.training.guards import FiniteGuard, Splitter
-
-# Checkpoints that are whole or not there, around what `transformers.Trainer` writes into them.
 
 
 class SavingTrainer(Trainer):
@@ -44,6 +41,15 @@ class SavingTrainer(Trainer):
     """
 
     manifest: dict | None = None
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_dataset: Dataset
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
 
     def before_saving(self) -> None:
         """Do what must be known before a checkpoint may be written; raises if it may not."""
@@ -82,7 +88,7 @@ class SavingTrainer(Trainer):
         """Write the trained weights and the manifest to `output_dir`."""
         whole = distributed.gather(self.model, self.args.should_save)
         if self.args.should_save:
-            self.save_weights(Path(output_dir or self.args.output_dir), whole)
+            self.save_weights(Path(output_dir) if output_dir else self.folder, whole)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the Trainer write into a draft folder and rename it when it is complete.
@@ -90,7 +96,7 @@ class SavingTrainer(Trainer):
         A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
         """
         self.before_saving()
-        out, main = Path(self.args.output_dir), self.is_world_process_zero()
+        out, main = self.folder, self.is_world_process_zero()
         name = f"checkpoint-{self.state.global_step}"
         parts = out / f".{name}.parts"
         with files.complete(out / name) if main else nullcontext() as draft:
@@ -105,7 +111,7 @@ class SavingTrainer(Trainer):
                 with moments, files.write_errors(out / name):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
-                if main:
+                if draft is not None:
                     _add_state(parts / name)
                     (parts / name).rename(draft)
             finally:
@@ -149,7 +155,10 @@ def _add_state(folder: Path) -> None:
 class ShardedArguments(TrainingArguments):
     """Arguments of a run whose model the Trainer must not move to the device in one piece."""
 
-    place_model_on_device = False
+    @property
+    def place_model_on_device(self) -> bool:
+        """Whether it does."""
+        return False
 
 
 class BasicTrainer(SavingTrainer):
@@ -212,7 +221,7 @@ class BasicTrainer(SavingTrainer):
         # Ours to clip, where processes have joined their gradients and the guard sees the norm.
         self.max_grad_norm, args.max_grad_norm = args.max_grad_norm, 0.0
         if sharded:
-            if args.place_model_on_device is not False:
+            if args.place_model_on_device:
                 raise ValueError(
                     "sharded=True places the model layer by layer; pass args as ShardedArguments"
                 )
@@ -220,7 +229,8 @@ class BasicTrainer(SavingTrainer):
         super().__init__(model, args, **kwargs)
         # Every trained weight is narrowed once a pass. Autocast would keep the copies until the forward pass
         # ends, also those of layers that will run again: 1 GB for a 13B's adapters, 13 GB for a whole 7B.
-        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        accelerator: Any = self.accelerator
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
         # The loss below is already divided by the whole step's counts; two names for that, old and new.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.objective = objective or Objective()
@@ -258,7 +268,7 @@ class BasicTrainer(SavingTrainer):
         self._logged_chunk = 0
         self.splitter = Splitter(self.model, self.metrics)
         self.add_callback(GradientCheck(args))
-        self.guard = FiniteGuard(Path(args.output_dir), self._ids, args.process_index)
+        self.guard = FiniteGuard(self.folder, self._ids, args.process_index)
         self._stopper = Stopper()
         if args.world_size > 1:
             distributed.keep_unwrapped(self.accelerator)
@@ -292,8 +302,8 @@ class BasicTrainer(SavingTrainer):
         window = self._window(batches)
         if self.args.world_size > 1:  # a signal may have reached one process alone; all stop at the same step
             counts = [window.text_tokens, window.images, int(self._stopper.requested)]
-            total = self.accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-            *counts, stopping = (int(count) for count in total)
+            total = cast(torch.Tensor, self.accelerator.reduce(torch.tensor(counts, device=device), "sum"))
+            *counts, stopping = (int(count) for count in total.tolist())
             window, self._stopper.agreed = Window(*counts), stopping > 0
         self.metrics.rows += sum(b["layout"].rows for b in batches)
         self.splitter.begin()
@@ -303,7 +313,7 @@ class BasicTrainer(SavingTrainer):
     @staticmethod
     def _window(batches: list[dict]) -> Window:
         layouts = [batch["layout"] for batch in batches]
-        return Window(sum(len(one.targets) for one in layouts), sum(one.images for one in layouts))
+        return Window(sum(len(x.targets) for x in layouts), sum(x.images for x in layouts))
 
     def _layout(self, batch: dict) -> Layout:
         pixels, parts, blocks = batch.get("pixel_values"), parts_of(self.model), None
@@ -360,14 +370,17 @@ class BasicTrainer(SavingTrainer):
         return self.splitter.run(inputs, lambda part: self._train(model, part, window))
 
     def _train(self, model: nn.Module, inputs: dict, window: Window | None) -> torch.Tensor:
+        counts: Any = window  # which the Trainer hands to `compute_loss`
         try:
-            loss = super().training_step(model, inputs, window)
+            loss = super().training_step(model, inputs, counts)
         except torch.OutOfMemoryError:
             for group in self.groups:  # outputs that wait for a layer which did not run any more
                 group.release()
             raise
         deferral, self.forward.deferral = self.forward.deferral, None
-        loss = loss if deferral is None else loss + deferral.value * self.args.world_size
+        if deferral is not None:
+            assert deferral.value is not None, "no gradient arrived at the visual embeddings"
+            loss = loss + deferral.value * self.args.world_size
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
@@ -460,7 +473,7 @@ class BasicTrainer(SavingTrainer):
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             if self.is_world_process_zero():
                 row = line_of(logs, self.state.global_step, self.state.max_steps)
-                with (Path(self.args.output_dir) / "log.jsonl").open("a", encoding="utf-8") as handle:
+                with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
                     handle.write(json.dumps(row) + "\n")
         super().log(logs, *args, **kwargs)
 

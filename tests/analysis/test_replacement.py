@@ -11,8 +11,8 @@ from basic_lite.analysis import replacement
 from basic_lite.analysis.inspection import watch_layers
 from basic_lite.data.conversation import encode, encode_prompt, stop_ids
 from basic_lite.data.templates import TEMPLATES
-from basic_lite.method.capture import layer_weights
 from basic_lite.method.fit import match_tokens
+from basic_lite.method.targets import layer_weights
 from basic_lite.models.llava import for_inference
 from basic_lite.models.parts import parts_of
 

@@ -1,6 +1,7 @@
 """Rows as people have them: what each shape becomes, and what is said of it."""
 
 import base64
+import copy
 import gzip
 import io
 import json
@@ -24,7 +25,8 @@ from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.findings import note_lines
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import Rows, open_rows
-from basic_lite.data.tokenise import check_vocabulary
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.tokenise import check_vocabulary, encoder_of
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cup."}
 CHAT = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cup."}]
@@ -357,6 +359,21 @@ def test_rows_whose_pictures_do_not_fit_are_left_out_by_check_and_training(
 
 
 def test_ids_beyond_the_embedding_matrix(tokenizer: object) -> None:
-    check_vocabulary(tokenizer, len(tokenizer))
+    chatml = TEMPLATES["chatml"]
+    check_vocabulary(tokenizer, chatml, len(tokenizer))
     with pytest.raises(ValueError, match=r"1 tokens beyond the 257 rows .*'<\|im_start\|>' is 257"):
-        check_vocabulary(tokenizer, 257)
+        check_vocabulary(tokenizer, chatml, 257)
+
+
+def test_a_special_token_that_nothing_writes_may_lie_beyond_the_matrix(tokenizer: object) -> None:
+    """Gemma 3's text models have a picture token without a row; a pad token needs one."""
+    larger, chatml = copy.deepcopy(tokenizer), TEMPLATES["chatml"]
+    rows = len(larger)
+    larger.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    assert larger.convert_tokens_to_ids("<image_soft_token>") == rows
+    check_vocabulary(larger, chatml, rows)
+    encoder = encoder_of(chatml, larger, 999)
+    assert max(encoder.ids("", "a <image_soft_token> in a text")) < rows
+    larger.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(ValueError, match=r"1 tokens beyond .*'\[PAD\]' is "):
+        check_vocabulary(larger, chatml, rows)

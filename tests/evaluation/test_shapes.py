@@ -124,7 +124,7 @@ def test_mmbench_version_1_1_is_found_and_compared_with_nothing(tmp_path, fixtur
         assert load(name, folder, limit=99, with_images=False)
         row = BENCHMARKS[name]
         assert row.figures(4_876) == ({}, "")
-        assert row.figures(4_329)[0] == row.published
+        assert row.figures(4_329) == row.published
         row.check_size("dev", load(name, folder, limit=1, with_images=False)[:1] * 4_876)
 
 
@@ -181,18 +181,16 @@ def test_popes_folder_of_full_splits_alone(parquet, png, tmp_path):
 def test_seeds_figures_belong_to_the_set_that_they_were_measured_on():
     row = BENCHMARKS["seed"]
     assert row.sizes["test"] == (17_990, 19_242)
-    assert row.figures(19_242) == (
-        published(58.6, 61.6, 60.1, 61.3),
-        "all 19,242 questions, images and videos",
-    )
+    measured_on = "all 19,242 questions, images and videos"
+    assert row.figures(19_242) == published(58.6, 61.6, 60.1, 61.3, on=measured_on)
     assert row.figures(14_233)[0] == {"LLaVA-1.5-7B": 66.1}
     assert row.figures(17_990) == ({}, "")
-    assert row.figures(100)[0] == row.published  # of a part, which is marked as not comparable
+    assert row.figures(100) == row.published  # of a part, which is marked as not comparable
 
 
 def test_mmvet_v2_is_named(tmp_path):
     (tmp_path / "mm-vet-v2.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds MM-Vet v2, whose questions go with several pictures"):
+    with pytest.raises(ValueError, match=r"holds MM-Vet v2: ask mmvet-v2"):
         load("mmvet", tmp_path, limit=9)
 
 

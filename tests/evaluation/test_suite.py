@@ -125,7 +125,7 @@ def test_mmvet_takes_a_named_judges_grades_and_no_others(benchmarks, trained):
         cwd=trained,
         expect=2,
     )
-    assert "--judge-scores are for mmvet" in refused.stderr
+    assert "a judge is for llava-bench, mmvet, mmvet-v2; gqa is scored" in refused.stderr
 
 
 def test_batched_and_single_answers_are_measured_and_equal(trained):

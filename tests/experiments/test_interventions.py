@@ -13,7 +13,7 @@ from tiny import PATCHES, llm_folder, tiny_batch, tiny_llava
 from basic_lite import BasicSupervision
 from basic_lite.data.layout import layout_of
 from basic_lite.experiments.interventions import check, make, parse, resolve
-from basic_lite.method.capture import layer_weights
+from basic_lite.method.targets import layer_weights
 from basic_lite.method.types import Refinement
 from basic_lite.models.parts import parts_of
 

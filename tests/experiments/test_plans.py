@@ -11,8 +11,7 @@ from basic_lite.recipes.ablate import defaults_of, forwarded
 
 from basic_lite.experiments.interventions import parse
 from basic_lite.experiments.plans import METHOD, PLANS, plan_named, variants_for
-from basic_lite.method.capture import layer_weights
-from basic_lite.method.targets import check_kind
+from basic_lite.method.targets import check_kind, layer_weights
 from basic_lite.training.settings import Method, Settings
 
 DEFAULTS = defaults_of(stage1.main)

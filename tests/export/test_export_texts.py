@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jinja
 import pytest
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from made_runs import export, made_run
 from tiny import tiny_assembled
 
@@ -28,15 +28,8 @@ CONVERSATIONS = [
 ]
 
 
-def fill(template, messages, generate: bool) -> str:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(words: str) -> None:
-        raise ValueError(words)
-
-    environment.globals["raise_exception"] = raise_exception
-    compiled = environment.from_string(chat_template(TEMPLATES[template]))
-    return compiled.render(messages=messages, add_generation_prompt=generate, eos_token="?", bos_token="?")
+def fill(template: str, messages: list[dict], generate: bool) -> str:
+    return jinja.fill(chat_template(TEMPLATES[template]), messages, generate)
 
 
 def take_the_name_away(own) -> None:

@@ -38,6 +38,31 @@ POINTS = {
         replace(LORA, fused=True),
         {"text": 824, "micro_batch": 4, "recompute": 3},
     ),
+    "7B, stage 2, nothing recomputed, fused": (
+        "vicuna-7b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 1, "recompute": 0},
+    ),
+    "7B, stage 2, all, fused, one micro-batch": (
+        "vicuna-7b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 4, "recompute": 3, "accumulates": False},
+    ),
+    "7B, stage 2, 16 bits, all, fused": (
+        "vicuna-7b",
+        replace(LORA, bits=16, fused=True),
+        {"text": 824, "micro_batch": 2, "recompute": 3},
+    ),
+    "7B, stage 2, one of three, no dropout": (
+        "vicuna-7b",
+        replace(LORA, dropout=0.0),
+        {"text": 824, "micro_batch": 2, "recompute": 1},
+    ),
+    "Phi-3, stage 2, all, fused": (
+        "phi3-mini",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 4, "recompute": 3},
+    ),
     "Phi-3, stage 1, all, fused": ("phi3-mini", FUSED, {"recompute": 3, "micro_batch": 8}),
     "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
 }

@@ -104,11 +104,8 @@ DEFAULT = (
 def test_the_peak_is_predicted(point, measured):
     step = step_at(point)[1]
     weights = sum(static_parts(step).values())
-    # Stage 2 as it was before adapters ran in groups: the plan of what passes is 185 MB off for a 7B (475
-    # against 290), and why is not traced. A bound this wide only catches gross mistakes.
-    whole, passing = (0.08, 0.7) if "stage 2" in point else (0.05, 0.12)
-    assert allocated(step) == pytest.approx(measured[point], rel=whole)
-    assert allocated(step) - weights == pytest.approx(measured[point] - weights, rel=passing)
+    assert allocated(step) == pytest.approx(measured[point], rel=0.05)
+    assert allocated(step) - weights == pytest.approx(measured[point] - weights, rel=0.12)
 
 
 def test_cut_layers_are_counted_once_over_the_processes_and_two_more_are_whole():

@@ -6,23 +6,32 @@ They lie in a hub's cache, so that the hub's own client finds them by name witho
 from __future__ import annotations
 
 import io
-import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import sentencepiece
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
-from tiny import TOWER_SIZES, write_tokenizer
+from models.published_bpe import LAYOUTS, TEMPLATES
+from models.published_weights import (
+    JUNK,
+    TEXT,
+    added_token,
+    state_of,
+    write_config,
+    write_json,
+    write_weights,
+)
+from tiny import TOWER_SIZES
 from transformers import (
     AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
     LlamaConfig,
@@ -37,19 +46,7 @@ from transformers import (
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-JUNK = b"not to be opened"
-VOCABULARY = 420
 
-_TEXT = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-}
 _READER = {
     "vocab_size": 20,
     "hidden_size": 16,
@@ -60,7 +57,7 @@ _READER = {
 
 
 @lru_cache
-def sentencepiece_model(gemma: bool = False) -> bytes:
+def sentencepiece_model(gemma: bool = False, control: tuple[str, ...] = ()) -> bytes:
     """Train a sentencepiece model as Llama's and Mistral's, or as Gemma's, are: BPE with byte fallback."""
     words = "the cat sat on a mat red green blue what is it colour user assistant polite answers".split()
     draw = random.Random(0)
@@ -71,7 +68,7 @@ def sentencepiece_model(gemma: bool = False) -> bytes:
         pieces = ["<mask>", "<unused0>", "<start_of_turn>", "<end_of_turn>", "\n", "\n\n"]
         own |= {"user_defined_symbols": pieces}
     else:
-        own = {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2}
+        own = {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2, "control_symbols": list(control)}
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -90,15 +87,6 @@ def sentencepiece_model(gemma: bool = False) -> bytes:
     return written.getvalue()
 
 
-def _added(text: str, marked: bool = False, **more: object) -> dict:
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    return ({"__type": "AddedToken"} if marked else {}) | {"content": text} | flags | more
-
-
-def write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content))
-
-
 def write_llama_tokenizer(folder: Path, legacy: bool | None, **more: object) -> None:
     """Write `tokenizer.model` with its two JSON files, as they were written by transformers 4.3x."""
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
@@ -112,11 +100,11 @@ def write_llama_tokenizer(folder: Path, legacy: bool | None, **more: object) -> 
         "padding_side": "right",
         "sp_model_kwargs": {},
         "tokenizer_class": "LlamaTokenizer",
-    } | {key: _added(text, marked=True) for key, text in named.items()}
+    } | {key: added_token(text, marked=True) for key, text in named.items()}
     if legacy is not None:
         config["legacy"] = legacy
     write_json(folder / "tokenizer_config.json", config | more)
-    tokens = {key: _added(text) for key, text in named.items()} | {"pad_token": "<unk>"}
+    tokens = {key: added_token(text) for key, text in named.items()} | {"pad_token": "<unk>"}
     write_json(folder / "special_tokens_map.json", tokens)
 
 
@@ -125,48 +113,15 @@ def _with_fast_tokenizer(folder: Path) -> None:
     AutoTokenizer.from_pretrained(folder).backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def write_weights(folder: Path, state: dict[str, torch.Tensor], form: str, pieces: int) -> None:
-    """Write weights whole or in shards of about equal size, pickled or as safetensors."""
-    stem, suffix = form.split(".")
-    save = torch.save if suffix == "bin" else lambda shard, path: save_file(shard, path, {"format": "pt"})
-    state = {name: tensor.detach().clone() for name, tensor in state.items()}
-    if pieces == 1:
-        save(state, folder / form)
-        return
-    total = sum(tensor.nbytes for tensor in state.values())
-    split = split_torch_state_dict_into_shards(
-        state, filename_pattern=f"{stem}{{suffix}}.{suffix}", max_shard_size=total // pieces + 4096
-    )
-    assert len(split.filename_to_tensors) > 1
-    for name, keys in split.filename_to_tensors.items():
-        save({key: state[key] for key in keys}, folder / name)
-    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-    write_json(folder / f"{form}.index.json", index)
-
-
-def _write_config(folder: Path, model: PreTrainedModel, dtype: str, **more: object) -> None:
-    config = model.config.to_dict()
-    for key in ("dtype", "_name_or_path"):
-        config.pop(key, None)
-    write_json(folder / "config.json", config | {"torch_dtype": dtype} | more)
-
-
-def _state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    if model.config.get_text_config().tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
-
-
 def vicuna(folder: Path) -> None:
     """Two pickles in fp16 with old buffers, a sentencepiece model alone, odd generation settings."""
-    model = LlamaForCausalLM(LlamaConfig(**_TEXT, rms_norm_eps=1e-5))
-    state = _state(model, torch.float16)
+    model = LlamaForCausalLM(LlamaConfig(**TEXT, rms_norm_eps=1e-5))
+    state = state_of(model, torch.float16)
     for layer in range(4):
         state[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     write_weights(folder, state, "pytorch_model.bin", 2)
     more = {"_name_or_path": "vicuna-7b-v1.5", "pretraining_tp": 1, "rope_scaling": None}
-    _write_config(folder, model, "float16", pad_token_id=0, rope_theta=10000.0, **more)
+    write_config(folder, model, "float16", pad_token_id=0, rope_theta=10000.0, **more)
     settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 4096}
     write_json(
         folder / "generation_config.json",
@@ -175,30 +130,36 @@ def vicuna(folder: Path) -> None:
     write_llama_tokenizer(folder, legacy=False)
 
 
-def gemma(folder: Path) -> None:
-    """Two safetensors in bf16, tied; `tokenizer.json` and `tokenizer.model`, and a GGUF file."""
-    model = GemmaForCausalLM(
-        GemmaConfig(**_TEXT, head_dim=12, pad_token_id=0, bos_token_id=2, eos_token_id=1)
-    )
-    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 2)
-    _write_config(folder, model, "bfloat16", hidden_act="gelu", hidden_activation=None)
-    settings = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "_from_model_config": True}
-    write_json(folder / "generation_config.json", settings)
+def _write_gemma_tokenizer(folder: Path, more: Mapping[str, int] = {}) -> None:
     (folder / "tokenizer.model").write_bytes(sentencepiece_model(gemma=True))
     named = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
     turns = ["<start_of_turn>", "<end_of_turn>"]
     processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(gemma=True))
     added = {
-        str(processor.piece_to_id(text)): _added(text, special=True) for text in [*named.values(), *turns]
+        str(processor.piece_to_id(text)): added_token(text, special=True)
+        for text in [*named.values(), *turns]
     }
-    added[str(processor.piece_to_id("<unused0>"))] = _added("<unused0>", special=False)
+    added[str(processor.piece_to_id("<unused0>"))] = added_token("<unused0>", special=False)
+    added |= {str(number): added_token(text, special=True) for text, number in more.items()}
     config = named | {"added_tokens_decoder": added, "additional_special_tokens": turns}
     config |= {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "GemmaTokenizer"}
     config |= {"legacy": None, "clean_up_tokenization_spaces": False, "sp_model_kwargs": {}}
     write_json(folder / "tokenizer_config.json", config)
     _with_fast_tokenizer(folder)
-    tokens = {key: _added(text) for key, text in named.items()} | {"additional_special_tokens": turns}
+    tokens = {key: added_token(text) for key, text in named.items()} | {"additional_special_tokens": turns}
     write_json(folder / "special_tokens_map.json", tokens)
+    if more:
+        write_json(folder / "added_tokens.json", more)
+
+
+def gemma(folder: Path) -> None:
+    """Two safetensors in bf16, tied; `tokenizer.json` and `tokenizer.model`, and a GGUF file."""
+    model = GemmaForCausalLM(GemmaConfig(**TEXT, head_dim=12, pad_token_id=0, bos_token_id=2, eos_token_id=1))
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 2)
+    write_config(folder, model, "bfloat16", hidden_act="gelu", hidden_activation=None)
+    settings = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "_from_model_config": True}
+    write_json(folder / "generation_config.json", settings)
+    _write_gemma_tokenizer(folder)
     (folder / "gemma-2b-it.gguf").write_bytes(JUNK)
 
 
@@ -207,19 +168,19 @@ def phi3(folder: Path) -> None:
     names = ("<|endoftext|>", "<|assistant|>", "<|placeholder1|>", "<|system|>", "<|end|>", "<|user|>")
     ids = {text: 340 + number for number, text in enumerate(names)}
     end = ids["<|endoftext|>"]
-    model = Phi3ForCausalLM(Phi3Config(**_TEXT, pad_token_id=end, bos_token_id=1, eos_token_id=end))
-    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 2)
+    model = Phi3ForCausalLM(Phi3Config(**TEXT, pad_token_id=end, bos_token_id=1, eos_token_id=end))
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 2)
     code = {"AutoConfig": "configuration_phi3.Phi3Config"}
     code |= {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
-    _write_config(folder, model, "bfloat16", auto_map=code, rope_scaling=None, rope_theta=10000.0)
+    write_config(folder, model, "bfloat16", auto_map=code, rope_scaling=None, rope_theta=10000.0)
     for name in ("configuration_phi3.py", "modeling_phi3.py", "sample_finetune.py"):
         (folder / name).write_text("raise SystemExit('the code of a repository was run')\n")
     stops = [end, ids["<|assistant|>"], ids["<|end|>"]]
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": stops})
-    added = {"0": _added("<unk>", special=True), "1": _added("<s>", special=True)}
-    added["2"] = _added("</s>", special=False, rstrip=True)
+    added = {"0": added_token("<unk>", special=True), "1": added_token("<s>", special=True)}
+    added["2"] = added_token("</s>", special=False, rstrip=True)
     for text, number in ids.items():
-        added[str(number)] = _added(text, special=True, rstrip=text != "<|endoftext|>")
+        added[str(number)] = added_token(text, special=True, rstrip=text != "<|endoftext|>")
     tokens = {"bos_token": "<s>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     tokens |= {"unk_token": "<unk>"}
     own = tokens | {"added_tokens_decoder": added, "add_bos_token": False}
@@ -231,9 +192,9 @@ def phi3(folder: Path) -> None:
 
 def mistral(folder: Path) -> None:
     """Safetensors and pickles side by side, Mistral's own files too: only the safetensors may be opened."""
-    model = MistralForCausalLM(MistralConfig(**_TEXT, sliding_window=None))
-    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 3)
-    _write_config(folder, model, "bfloat16", rope_theta=1e6)
+    model = MistralForCausalLM(MistralConfig(**TEXT, sliding_window=None))
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 3)
+    write_config(folder, model, "bfloat16", rope_theta=1e6)
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     for name in ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"):
         (folder / name).write_bytes(JUNK)
@@ -248,12 +209,43 @@ def mistral(folder: Path) -> None:
     _with_fast_tokenizer(folder)
 
 
-def smollm(folder: Path) -> None:
-    """One tied safetensors file and a byte-level tokenizer with ChatML's tokens."""
-    model = LlamaForCausalLM(LlamaConfig(**_TEXT | {"tie_word_embeddings": True}))
-    write_weights(folder, _state(model, torch.bfloat16), "model.safetensors", 1)
-    _write_config(folder, model, "bfloat16")
-    write_tokenizer(folder)
+def mistral_v3(folder: Path) -> None:
+    """Mistral 0.3: control tokens of its own in the tokenizer, the weights a second time in one file."""
+    control = ("[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]")
+    model = MistralForCausalLM(MistralConfig(**TEXT, sliding_window=None))
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 3)
+    write_config(folder, model, "bfloat16", rope_theta=1e6)
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    (folder / "consolidated.safetensors").write_bytes(JUNK)
+    write_json(folder / "params.json", {"dim": 4096})
+    added = {
+        str(number): added_token(text, special=True)
+        for number, text in enumerate(("<unk>", "<s>", "</s>", *control))
+    }
+    chat = (TEMPLATES / "mistral_v3.jinja").read_text()
+    write_llama_tokenizer(folder, legacy=False, added_tokens_decoder=added, chat_template=chat)
+    for name in ("tokenizer.model", "tokenizer.model.v3"):
+        (folder / name).write_bytes(sentencepiece_model(control=control))
+    _with_fast_tokenizer(folder)
+
+
+def gemma3(folder: Path) -> None:
+    """One tied file; a tokenizer with one id more than the matrix has rows: its picture token, never used."""
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **TEXT | {"vocab_size": 340, "tie_word_embeddings": True},
+            head_dim=12,
+            sliding_window=32,
+            layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=1,
+        )
+    )
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 1)
+    write_config(folder, model, "bfloat16", eos_token_id=[1, 106], architectures=["Gemma3ForCausalLM"])
+    _write_gemma_tokenizer(folder, {"<image_soft_token>": 340})
+    write_json(folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 1], "top_k": 64})
 
 
 def _write_eyes(folder: Path, model: PreTrainedModel, form: str, **settings: object) -> None:
@@ -263,7 +255,7 @@ def _write_eyes(folder: Path, model: PreTrainedModel, form: str, **settings: obj
             f"{half}_model.embeddings.position_ids": torch.arange(9)[None] for half in ("vision", "text")
         }
     write_weights(folder, state, form, 1)
-    _write_config(folder, model, "float32")
+    write_config(folder, model, "float32")
     shared = {"do_normalize": True, "do_resize": True, "resample": 3}
     shared |= {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
     write_json(folder / "preprocessor_config.json", shared | settings)
@@ -280,6 +272,15 @@ def clip(folder: Path) -> None:
     }
     _write_eyes(folder, model, "pytorch_model.bin", **old)
     (folder / "tf_model.h5").write_bytes(JUNK)
+
+
+def clip_both_forms(folder: Path) -> None:
+    """CLIP-L at 224: both forms, TensorFlow's and JAX's files; only the safetensors may be opened."""
+    model = CLIPModel(CLIPConfig(text_config=_READER, vision_config=TOWER_SIZES, projection_dim=8))
+    crop = {"crop_size": {"height": 24, "width": 24}, "size": {"shortest_edge": 24}, "do_center_crop": True}
+    _write_eyes(folder, model, "model.safetensors", **crop, feature_extractor_type="CLIPFeatureExtractor")
+    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"):
+        (folder / name).write_bytes(JUNK)
 
 
 def siglip(folder: Path) -> None:
@@ -304,9 +305,17 @@ PUBLISHED: dict[str, Callable[[Path], None]] = {
     "google/gemma-2b-it": gemma,
     "microsoft/Phi-3-mini-4k-instruct": phi3,
     "mistralai/Mistral-7B-Instruct-v0.2": mistral,
-    "HuggingFaceTB/SmolLM2-360M-Instruct": smollm,
+    "mistralai/Mistral-7B-Instruct-v0.3": mistral_v3,
+    "google/gemma-3-270m-it": gemma3,
+    "google/gemma-3-1b-it": gemma3,
+    **{hub_id: layout.write for hub_id, layout in LAYOUTS.items()},
     "openai/clip-vit-large-patch14-336": clip,
+    "openai/clip-vit-large-patch14": clip_both_forms,
     "google/siglip-so400m-patch14-384": siglip,
+    "google/siglip-base-patch16-224": siglip,
+    "google/siglip2-base-patch16-224": siglip,
+    "google/siglip2-so400m-patch14-384": siglip,
+    "google/siglip2-so400m-patch16-512": siglip,
     "facebook/dinov2-large": dinov2,
 }
 

@@ -69,8 +69,10 @@ def test_stage_one_ends_with_the_same_losses(world, tmp_path, micro):
     ours, theirs = log_of(tmp_path / "other"), log_of(tmp_path / "whole")
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [1, 2, 3, 4, 5]
     for mine, other in zip(ours, theirs, strict=True):
+        # A step's passes are added up in another order, and two more steps carry that on: within four fp32
+        # roundings, whatever the size of a loss (one is 1e-6 of the 11 that they begin with).
         for key in ("loss", "lm", "das", "sds"):
-            assert mine[key] == pytest.approx(other[key], rel=1e-6, abs=1e-6), key
+            assert mine[key] == pytest.approx(other[key], rel=2**-21, abs=0), key
         assert mine.get("micro_batch") == (micro if mine["step"] > 2 else None)
     manifest = json.loads((tmp_path / "other/manifest.json").read_text())
     assert manifest["passes"]["order_rows"] == 2

@@ -5,15 +5,13 @@ Sources: ChartQA (arXiv 2203.10244, end of section 5.1), lmms-eval `tasks/chartq
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, find_optional, locate_images, read_list, table_rows
-from basic_lite.evaluation.question import SHORT, Question
-from basic_lite.evaluation.rules import score_each
-from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
+from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.files import Source, find_optional, read_list, table_reader, with_pictures
+from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.rules import scored_by
+from basic_lite.evaluation.tsv import listed, tsv_reader
 
 STYLES = {"llava": SHORT, "lmms": "Answer the question with a single word."}
 _TOLERANCE = 0.05
@@ -36,71 +34,50 @@ def relaxed(text: str, question: Question) -> float:
     return float(text.lower() == answer.lower())
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    half = "human" if "human" in str(row["half"]) else "augmented"
-    return Question(
-        id=row["id"],
-        text=f"{row['question']}\n{STYLES[style]}",
-        image=row["image"],
-        max_new_tokens=128,
-        answer=str(row["answer"]),
-        category=half,
-        picture=row.get("picture"),
-        fields={"half": half},
-    )
-
-
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(table_rows(source, None, "test", ("question", "answer", "type"))):
-        yield {**row, "id": str(number), "half": row["type"], "answer": listed_first(row["answer"])}
-
-
-def listed_first(answer: Any) -> str:
+def _first(answer: Any) -> str:
     """Return the one answer of a cell, whether it is a list, a list in words, or the answer itself."""
     return str(answer[0]) if isinstance(answer, list) else listed(str(answer))[0]
 
 
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_tsv(source, "ChartQA_TEST.tsv")
-    if tsv is not None:
-        for row in tsv_table(source, tsv, ("question", "answer", "split"), "ChartQA"):
-            answer = listed_first(row["answer"])
-            yield {**row, "id": row["index"], "half": row["split"], "answer": answer}
-        return
+def _question(row: Row, style: str) -> Question:
+    half = "human" if "human" in str(row["half"]) else "augmented"
+    asked = {**row, "half": half}
+    text = f"{row['question']}\n{STYLES[style]}"
+    return question_of(asked, text, answer=_first(row["answer"]), category="half", fields=("half",))
+
+
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     files = {half: find_optional(source, name) for half, name in _HALVES.items()}
     if not any(files.values()):
         raise ValueError(
             f"{source.data} has no ChartQA: looked for ChartQA_TEST.tsv, {', '.join(_HALVES.values())}."
         )
-    rows = [
-        {**row, "id": f"{half}/{number}", "half": half}
-        for half, path in files.items()
-        for number, row in enumerate(read_list(path, None, ("imgname", "query", "label")) if path else [])
-    ]
-    images = locate_images(source, {row["id"]: row["imgname"] for row in rows}, ("png", "test/png", "images"))
-    for row in rows:
-        yield {
-            **row,
-            "question": row["query"],
-            "answer": row["label"],
-            "picture": row["imgname"],
-            "image": images[row["id"]],
-        }
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score by relaxed accuracy, by the half with human and the one with augmented questions."""
-    return score_each(questions, predictions, scorer, relaxed, ("half",), metric="relaxed accuracy")
+    rows = []
+    for half, path in files.items():
+        for number, row in enumerate(read_list(path, None, ("imgname", "query", "label")) if path else []):
+            asked = {"id": f"{half}/{number}", "half": half, "question": row["query"]}
+            rows.append(
+                {**asked, "answer": [row["label"]], "picture": row["imgname"], "file": row["imgname"]}
+            )
+    return with_pictures(source, rows, ("png", "test/png", "images"))
 
 
 BENCHMARK = Benchmark(
     name="chartqa",
     hub="lmms-lab/ChartQA",
-    split="test",
     sizes={"test": (2_500,)},
+    rows=(
+        table_reader("question", "answer", "type", half="type"),
+        tsv_reader(
+            "ChartQA",
+            ("ChartQA_TEST.tsv",),
+            ("question", "answer", "split"),
+            otherwise=_json_rows,
+            half="split",
+        ),
+    ),
+    question=_question,
     styles=STYLES,
     scorers=("relaxed",),
-    rows=(_table_rows, _file_rows),
-    question=_question,
-    score=score,
+    score=scored_by({"relaxed": relaxed}, "half", metric="relaxed accuracy"),
 )

@@ -6,24 +6,22 @@ Sources: the challenge's `infographicsvqa_eval.py` (ANLS with threshold 0.5), lm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
 from basic_lite.evaluation.files import (
     Source,
-    locate_images,
     main_file,
     read_list,
     table_rows,
+    with_pictures,
     write_rows,
 )
-from basic_lite.evaluation.question import SHORT, Question
-from basic_lite.evaluation.rules import score_each
-from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
+from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.rules import scored_by
+from basic_lite.evaluation.tsv import listed, tsv_reader
 
 STYLES = {"llava": SHORT, "lmms": SHORT}  # the same in both
 _THRESHOLD = 0.5
@@ -54,58 +52,17 @@ def anls(text: str, question: Question) -> float:
     return best if best >= _THRESHOLD else 0.0
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    kinds = row.get("question_types") or row.get("answer_type") or []
-    kind = str(kinds[0]) if isinstance(kinds, list) and kinds else ""
-    return Question(
-        id=row["id"],
-        text=f"{row['question']}\n{STYLES[style]}",
-        image=row["image"],
-        max_new_tokens=128,
-        answers=tuple(map(str, row.get("answers") or ())),
-        category=kind,
-        picture=row.get("picture"),
-        fields={"kind": kind},
+def _question(row: Row, style: str) -> Question:
+    kinds = row.get("question_types") or row.get("answer_type")
+    asked = {**row, "kind": str(kinds[0]) if isinstance(kinds, list) and kinds else ""}
+    given = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
+    return question_of(
+        asked,
+        f"{row['question']}\n{STYLES[style]}",
+        answers=tuple(map(str, given)),
+        category="kind",
+        fields=("kind",),
     )
-
-
-def _table_rows(source: Source, config: str) -> Iterator[dict[str, Any]]:
-    split = {"val": "validation"}.get(source.split, source.split)
-    for row in table_rows(source, config, split, ("questionId", "question", "answers")):
-        page = f"{row.get('ucsf_document_id')}/{row.get('ucsf_document_page_no')}"
-        picture = page if row.get("ucsf_document_id") else row.get("image_url")
-        yield {**row, "id": str(row["questionId"]), "picture": picture}
-
-
-def _file_rows(source: Source, config: str, tsv: str, patterns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    table = find_tsv(source, tsv) if source.split == "val" else None
-    if table is not None:
-        for row in tsv_table(source, table, ("question", "answer"), config):
-            yield {**row, "id": row["index"], "answers": listed(str(row["answer"]))}
-        return
-    names = [pattern.format(source.split) for pattern in patterns]
-    path = main_file(source, f"{config} questions", *names, tsv)
-    rows = read_list(path, "data", ("questionId", "question"))
-    files = {
-        str(row["questionId"]): Path(row.get("image") or row.get("image_local_name") or "?").name
-        for row in rows
-    }
-    folders = (
-        "documents",
-        "images",
-        "spdocvqa_images",
-        "infographicsvqa_images",
-        f"{source.split}/documents",
-    )
-    images = locate_images(source, files, folders)
-    for row in rows:
-        name = str(row["questionId"])
-        yield {**row, "id": name, "picture": files[name], "image": images[name]}
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score by ANLS, by kind of question where the data names it."""
-    return score_each(questions, predictions, scorer, anls, ("kind",), metric="ANLS", right_wrong=False)
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
@@ -115,19 +72,37 @@ def export(questions: Sequence[Question], predictions: Predictions, path: Path) 
     )
 
 
-def _benchmark(name: str, config: str, tsv: str, patterns: tuple[str, ...], **more: Any) -> Benchmark:
+def _benchmark(name: str, config: str, tsv: str, patterns: Sequence[str], **more: Any) -> Benchmark:
+    def from_table(source: Source) -> Iterator[dict[str, Any]]:
+        split = {"val": "validation"}.get(source.split, source.split)
+        for row in table_rows(source, config, split, ("questionId", "question", "answers")):
+            page = f"{row.get('ucsf_document_id')}/{row.get('ucsf_document_page_no')}"
+            picture = page if row.get("ucsf_document_id") else row.get("image_url")
+            yield {**row, "id": str(row["questionId"]), "picture": picture}
+
+    def from_json(source: Source) -> list[dict[str, Any]]:
+        names = [pattern.format(source.split) for pattern in patterns]
+        rows = read_list(
+            main_file(source, f"{config} questions", *names, tsv), "data", ("questionId", "question")
+        )
+        for row in rows:
+            row["id"] = str(row["questionId"])
+            row["file"] = Path(row.get("image") or row.get("image_local_name") or "?").name
+            row["picture"] = row["file"]
+        folders = ("documents", "images", "spdocvqa_images", "infographicsvqa_images")
+        return with_pictures(source, rows, (*folders, f"{source.split}/documents"))
+
     return Benchmark(
         name=name,
         hub="lmms-lab/DocVQA",
-        split="val",
-        styles=STYLES,
-        scorers=("anls",),
         rows=(
-            partial(_table_rows, config=config),
-            partial(_file_rows, config=config, tsv=tsv, patterns=patterns),
+            from_table,
+            tsv_reader(config, (tsv,), ("question", "answer"), split="val", otherwise=from_json),
         ),
         question=_question,
-        score=score,
+        styles=STYLES,
+        scorers=("anls",),
+        score=scored_by({"anls": anls}, "kind", metric="ANLS", right_wrong=False),
         export=export,
         **more,
     )

@@ -12,47 +12,49 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
-    locate_images,
     main_file,
     open_table,
     read_json_lines,
     read_keyed,
     table_rows,
+    with_pictures,
     write_rows,
 )
-from basic_lite.evaluation.question import SHORT, Question, StoredImage
-from basic_lite.evaluation.statistics import Score, by_field, score_of
-from basic_lite.evaluation.tsv import find_tsv, tsv_table
+from basic_lite.evaluation.question import SHORT, Question, StoredImage, question_of
+from basic_lite.evaluation.rules import Rule, scored_by
+from basic_lite.evaluation.tsv import tsv_reader
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
 _LLAVA = "llava_gqa_testdev_balanced.jsonl"
 _OFFICIAL = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
+_FOLDERS = ("images", "../images")
 _NEEDS = ("question", "imageId", "answer", "isBalanced", "types")
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question | None:
-    if not row["isBalanced"]:
+def _question(row: Row, style: str) -> Question | None:
+    if not row.get("isBalanced", True):
         return None
-    structural = row["types"]["structural"]
-    return Question(
-        id=row["id"],
-        text=f"{row['question']}\n{SHORT}",
-        image=row["image"],
+    kinds = row.get("types") or {"structural": "", "semantic": ""}  # of a file that does not say
+    structural = kinds["structural"]
+    groups = {
+        "structural": structural,
+        "semantic": kinds["semantic"],
+        "kind": structural and ("open" if structural == "query" else "binary"),
+        "words": str(len(row["question"].split())),
+        "steps": str(_steps(row.get("semantic") or [])),
+    }
+    return question_of(
+        {**row, **groups},
+        f"{row['question']}\n{SHORT}",
         max_new_tokens=STYLES[style],
-        answer=row["answer"],
-        category=structural,
-        picture=row["imageId"],
-        fields={
-            "structural": structural,
-            "semantic": row["types"]["semantic"],
-            "kind": structural and ("open" if structural == "query" else "binary"),
-            "words": str(len(row["question"].split())),
-            "steps": str(_steps(row.get("semantic") or [])),
-        },
+        answer=row.get("answer"),
+        category="structural",
+        picture=row.get("imageId", row.get("picture")),
+        fields=groups,
     )
 
 
@@ -63,45 +65,24 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
     return sum(not any(name in step for name in final) for step in steps)
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of a file that does not say of what kind a question is."""
-    return {"isBalanced": True, "types": {"structural": "", "semantic": ""}, "answer": None, **row}
-
-
-def _llava_rows(source: Source, path: Path) -> list[dict[str, Any]]:
-    """Read LLaVA's questions, which have no answers: they end in a submission."""
-    rows = read_json_lines(path, ("question_id", "image", "text"))
-    images = locate_images(
-        source, {row["question_id"]: row["image"] for row in rows}, ("images", "../images")
-    )
-    return [
-        _plain(
-            {
-                "id": row["question_id"],
-                "question": row["text"].removesuffix(f"\n{SHORT}"),
-                "imageId": row["image"].rpartition(".")[0],
-                "image": images[row["question_id"]],
-            }
-        )
-        for row in rows
-    ]
-
-
-def _file_rows(source: Source) -> list[dict[str, Any]]:
-    tsv = find_tsv(source, "GQA_TestDev_Balanced.tsv")
-    if tsv is not None:
-        rows = tsv_table(source, tsv, ("question", "answer"), "GQA")
-        return [_plain({**row, "id": row["index"], "imageId": row["picture"]}) for row in rows]
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     asked = find_optional(source, _LLAVA)
     if asked is not None and Path(source.data) in (asked, source.folder):
-        if find_optional(source, *_OFFICIAL) is None:
-            return _llava_rows(source, asked)
+        if find_optional(source, *_OFFICIAL) is None:  # no answers: they end in a submission
+            rows = [
+                {
+                    "id": row["question_id"],
+                    "question": row["text"].removesuffix(f"\n{SHORT}"),
+                    "imageId": row["image"].rpartition(".")[0],
+                    "file": row["image"],
+                }
+                for row in read_json_lines(asked, ("question_id", "image", "text"))
+            ]
+            return with_pictures(source, rows, _FOLDERS)
         source = replace(source, data=source.folder)  # the same questions, with their answers
-    path = main_file(source, "GQA questions", *_OFFICIAL)
-    content = read_keyed(path, _NEEDS)
-    names = {identity: f"{row['imageId']}.jpg" for identity, row in content.items()}
-    images = locate_images(source, names, ("images", "../images"))
-    return [{**row, "id": identity, "image": images[identity]} for identity, row in content.items()]
+    content = read_keyed(main_file(source, "GQA questions", *_OFFICIAL), _NEEDS)
+    rows = [{**row, "id": name, "file": f"{row['imageId']}.jpg"} for name, row in content.items()]
+    return with_pictures(source, rows, _FOLDERS)
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
@@ -118,10 +99,6 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
         yield {**row, "image": images.get(row["imageId"])}
 
 
-# Equality with the one answer. Sources: LLaVA `scripts/convert_gqa_for_eval.py` followed by GQA's `eval.py`,
-# lmms-eval `api/metrics.py` (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit
-# `dataset/utils/vqa_eval.py` (`accuracy`).
-
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -134,24 +111,21 @@ def _lmms(text: str) -> str:
     return text.lower().translate(_NO_PUNCTUATION)
 
 
-EQUAL: dict[str, Callable[[str, str], bool]] = {
-    "gqa_llava": lambda prediction, answer: submitted(prediction) == answer,
-    "gqa_lmms": lambda prediction, answer: _lmms(prediction) == _lmms(answer),
-    "gqa_vlmevalkit": lambda prediction, answer: prediction.strip().lower() == answer.strip().lower(),
+def _equal(read_answer: Callable[[str], str], read_truth: Callable[[str], str]) -> Rule:
+    """Return the rule of equality; an empty answer says nothing."""
+    return lambda text, question: (
+        float(read_answer(text) == read_truth(str(question.answer))) if text.strip() else None
+    )
+
+
+RULES = {
+    "gqa_llava": _equal(submitted, str),
+    "gqa_lmms": _equal(_lmms, _lmms),
+    "gqa_vlmevalkit": _equal(lambda text: text.strip().lower(), lambda text: text.strip().lower()),
 }
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score by equality with the one answer, by kind, structure, meaning, words and reasoning steps."""
-    equal = EQUAL[scorer]
-    items = {
-        question.id: float(
-            question.id in predictions and equal(predictions[question.id], str(question.answer))
-        )
-        for question in questions
-    }
-    groupings = by_field("kind", "structural", "semantic", "words", "steps")
-    return score_of(questions, predictions, items, scorer=scorer, groupings=groupings, right_wrong=True)
+"""Equality with the one answer. Sources: LLaVA `scripts/convert_gqa_for_eval.py` followed by GQA's `eval.py`,
+lmms-eval `api/metrics.py` (`exact_match` with `ignore_case`, `ignore_punctuation`), VLMEvalKit
+`dataset/utils/vqa_eval.py` (`accuracy`)."""
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
@@ -166,14 +140,15 @@ def export(questions: Sequence[Question], predictions: Predictions, path: Path) 
 BENCHMARK = Benchmark(
     name="gqa",
     hub="lmms-lab/GQA",
-    split="testdev",
     sizes={"testdev": (12_578,)},
-    styles=STYLES,
-    scorers=tuple(EQUAL),
-    published=published(62.0, 63.3, 63.0, 63.3, basic=63.5),
-    measured_on="testdev balanced",
-    rows=(_table_rows, _file_rows),
+    rows=(
+        _table_rows,
+        tsv_reader("GQA", ("GQA_TestDev_Balanced.tsv",), ("question", "answer"), otherwise=_json_rows),
+    ),
     question=_question,
-    score=score,
+    styles=STYLES,
+    scorers=tuple(RULES),
+    score=scored_by(RULES, "kind", "structural", "semantic", "words", "steps"),
+    published=published(62.0, 63.3, 63.0, 63.3, basic=63.5, on="testdev balanced"),
     export=export,
 )

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_list, table_rows
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.files import Source, main_file, read_list, table_rows, with_pictures
 from basic_lite.evaluation.open_answers import without_punctuation
-from basic_lite.evaluation.question import SHORT, Question
-from basic_lite.evaluation.rules import score_each
+from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.rules import compared, score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import find_tsv, tsv_table
+from basic_lite.evaluation.tsv import tsv_reader
 
-STYLES = {"llava": 128}
-SCORERS = ("yes_no_vlmevalkit", "yes_no_original")
 _NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer")
 
 
@@ -36,45 +35,51 @@ def _blind(question: Question) -> bool:
     return question.fields["category"] == "VS" and question.fields["figure"] == "0"
 
 
+_agrees = compared(lambda text, question: yes_or_no(text))
+
+
 def _original(text: str, question: Question) -> float | None:
     """Take an unclear answer for right where there is no picture to know it from."""
-    said = yes_or_no(text)
-    if said is None:
-        return 1.0 if _blind(question) else None
-    return float(said == question.answer)
+    agrees = _agrees(text, question)
+    return 1.0 if agrees is None and _blind(question) else agrees
 
 
-def _vlmevalkit(text: str, question: Question) -> float | None:
-    said = yes_or_no(text)
-    return None if said is None else float(said == question.answer)
+RULES = {"yes_no_vlmevalkit": _agrees, "yes_no_original": _original}
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
+    if "l2-category" in row:  # VLMEvalKit's table, whose index names set, figure and question
+        parts = str(row["index"]).split("_")
+        if len(parts) < 6:
+            raise ValueError(
+                f"HallusionBench's row {row['index']}: the index does not name set, figure and question."
+            )
+        named = dict(zip(("set_id", "figure_id", "question_id"), parts[3:6], strict=True))
+        row = {**row, **named, "subcategory": row["l2-category"], "gt_answer": row["answer"]}
     truth = {"1": "yes", "0": "no"}.get(str(row["gt_answer"]), str(row["gt_answer"]).lower())
     if truth not in ("yes", "no"):
         raise ValueError(
             f"HallusionBench's question {row['id']} has answer {row['gt_answer']!r}, not 0 or 1."
         )
     group = f"{row['subcategory']}_{row['set_id']}"
-    return Question(
-        id=row["id"],
-        text=f"{row['question']}\n{SHORT}",
-        image=row["image"],
-        max_new_tokens=STYLES[style],
+    groups = {
+        "category": str(row["category"]),
+        "subcategory": str(row["subcategory"]),
+        "figure": str(row["figure_id"]),
+        "by_figure": f"{group}_{row['figure_id']}",
+        "by_question": f"{group}_{row['question_id']}",
+    }
+    return question_of(
+        {**row, **groups},
+        f"{row['question']}\n{SHORT}",
         answer=truth,
-        category=str(row["subcategory"]),
+        category="subcategory",
         picture=f"{row['category']}_{group}",  # the edited picture of a set is no independent draw either
-        fields={
-            "category": str(row["category"]),
-            "subcategory": str(row["subcategory"]),
-            "figure": str(row["figure_id"]),
-            "by_figure": f"{group}_{row['figure_id']}",
-            "by_question": f"{group}_{row['question_id']}",
-        },
+        fields=groups,
     )
 
 
-def _identity(row: Mapping[str, Any]) -> str:
+def _identity(row: Row) -> str:
     return "_".join(
         str(row[name]) for name in ("category", "subcategory", "set_id", "figure_id", "question_id")
     )
@@ -89,36 +94,18 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
         yield {**row, "id": _identity(row)}
 
 
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_tsv(source, "HallusionBench.tsv") if source.split == "image" else None
-    if tsv is not None:
-        for row in tsv_table(
-            source, tsv, ("question", "answer", "category", "l2-category"), "HallusionBench"
-        ):
-            parts = str(row["index"]).split("_")
-            if len(parts) < 6:
-                raise ValueError(
-                    f"{tsv} row {row['index']}: the index does not name set, figure and question."
-                )
-            yield {
-                **row,
-                "id": row["index"],
-                "subcategory": row["l2-category"],
-                "gt_answer": row["answer"],
-                **dict(zip(("set_id", "figure_id", "question_id"), parts[3:6], strict=True)),
-            }
-        return
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "HallusionBench", "HallusionBench.json", "HallusionBench.tsv")
-    rows = [{**row, "id": _identity(row)} for row in read_list(path, None, (*_NEEDS, "filename"))]
-    rows = [row for row in rows if source.split == "all" or row["filename"]]
-    names = {
-        row["id"]: row["filename"]
-        and str(row["filename"]).removeprefix("./hallusion_bench/").removeprefix("./")
-        for row in rows
-    }
-    images = locate_images(source, names, ("hallusion_bench", "images", "."))
-    for row in rows:
-        yield {**row, "image": images[row["id"]]}
+    rows = [
+        {
+            **row,
+            "id": _identity(row),
+            "file": (row["filename"] or "").removeprefix("./").removeprefix("hallusion_bench/") or None,
+        }
+        for row in read_list(path, None, (*_NEEDS, "filename"))
+        if source.split == "all" or row["filename"]
+    ]
+    return with_pictures(source, rows, ("hallusion_bench", "images", "."))
 
 
 def _all_right(groups: Mapping[str, Sequence[float]]) -> float:
@@ -132,8 +119,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     them apart and leaves out questions without a picture from the share of figures.
     """
     original = scorer == "yes_no_original"
-    rule = _original if original else _vlmevalkit
-    each = score_each(questions, predictions, scorer, rule)
+    each = score_each(questions, predictions, scorer, RULES[scorer], ("category", "subcategory"))
     figures: dict[str, list[float]] = defaultdict(list)
     pairs: dict[str, list[float]] = defaultdict(list)
     for question in questions:
@@ -143,19 +129,23 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         pairs[prefix + question.fields["by_question"]].append(each.items[question.id])
     values = {"fAcc": _all_right(figures), "qAcc": _all_right(pairs)}
     values["mean_of_aAcc_fAcc_qAcc"] = (float(each.value or 0) + values["fAcc"] + values["qAcc"]) / 3
-    groupings = ("category", "subcategory")
-    return score_each(questions, predictions, scorer, rule, groupings, metric="aAcc", figures=values)
+    return replace(each, metric="aAcc", figures=values)
 
 
 BENCHMARK = Benchmark(
     name="hallusionbench",
     hub="lmms-lab/HallusionBench",
-    split="image",
     sizes={"image": (951,), "all": (1_129,)},
-    styles=STYLES,
-    scorers=SCORERS,
-    rows=(_table_rows, _file_rows),
+    rows=(
+        _table_rows,
+        tsv_reader(
+            *("HallusionBench", ("HallusionBench.tsv",), ("question", "answer", "category", "l2-category")),
+            split="image",
+            otherwise=_json_rows,
+        ),
+    ),
     question=_question,
+    scorers=tuple(RULES),
     score=score,
     aliases=("hallusion-bench",),
 )

@@ -10,20 +10,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
 from basic_lite.evaluation.files import (
     Source,
-    locate_images,
     main_file,
     read_json_lines,
     read_list,
     table_rows,
+    with_pictures,
 )
-from basic_lite.evaluation.question import SHORT, Id, Question
-from basic_lite.evaluation.rules import Rule, by_letter, options_prompt, score_each
+from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
+from basic_lite.evaluation.rules import Rule, by_letter, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tasks.docvqa import anls
-from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
+from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
 
 STYLES = {"llava": True, "as_written": False}
 """Style -> whether LLaVA-1.5's request for a word or a letter follows the question."""
@@ -45,8 +45,8 @@ RULES: dict[str, Rule] = {
 _choice = by_letter("exact_matching")
 
 
-def _choices(row: Mapping[str, Any]) -> dict[str, str]:
-    given = row.get("choices") or row.get("options") or choices_in(dict(row))
+def _choices(row: Row) -> dict[str, str]:
+    given = row.get("choices") or row.get("options") or choices_in(row)
     if isinstance(given, Mapping):
         return {str(letter): str(text) for letter, text in given.items() if text is not None}
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) > len(OPTIONS):
@@ -56,7 +56,7 @@ def _choices(row: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(OPTIONS, map(str, given), strict=False))
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     choices, asked = _choices(row), str(row["question"]).strip()
     given = row.get("answers") if row.get("answer") is None else row["answer"]
     answers = [] if given is None else [str(a) for a in (given if isinstance(given, list) else [given])]
@@ -70,17 +70,14 @@ def _question(row: Mapping[str, Any], style: str) -> Question:
                 f"Question {row['id']}: answer {said!r} is none of its choices {', '.join(choices)}."
             )
     text = options_prompt(asked, choices) if choices else f"{asked}\n{SHORT}"
-    return Question(
-        id=row["id"],
-        text=text if STYLES[style] else asked,
-        image=row["image"],
-        max_new_tokens=128,
+    return question_of(
+        {**row, "category": str(row.get("category") or "")},
+        text if STYLES[style] else asked,
         answer=letter,
         answers=() if choices else tuple(answers),
         choices=choices,
-        category=str(row.get("category") or ""),
-        picture=row.get("picture"),
-        fields={"category": str(row.get("category") or "")},
+        category="category",
+        fields=("category",),
     )
 
 
@@ -90,25 +87,20 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
         yield {**row, "id": row.get("id") or str(number)}
 
 
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_tsv(source, "*.tsv")
-    if tsv is not None:
-        for row in tsv_table(source, tsv, ("question", "answer"), "question"):
-            yield {**row, "id": row["index"]}
-        return
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "questions", "*.jsonl", "*.json")
     lines = path.suffix == ".jsonl"
     rows = read_json_lines(path, ("question",)) if lines else read_list(path, None, ("question",))
     if not rows:
         raise ValueError(f"{path} holds no question.")
-    rows = [{**row, "id": row.get("id", str(number))} for number, row in enumerate(rows)]
-    names: dict[Id, str | None] = {row["id"]: row.get("image") for row in rows}
-    first = next((name for name in names.values() if name), "")
+    rows = [
+        {**row, "id": row.get("id", str(number)), "picture": row.get("image"), "file": row.get("image")}
+        for number, row in enumerate(rows)
+    ]
+    first = next((row["file"] for row in rows if row["file"]), "")
     folder = source.images or source.folder
     places = sorted(_FOLDERS, key=lambda place: not (Path(folder) / place / first).is_file())
-    images = locate_images(source, names, places)
-    for row in rows:
-        yield {**row, "picture": row.get("image"), "image": images[row["id"]]}
+    return with_pictures(source, rows, places)
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -121,14 +113,15 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return score_each(questions, predictions, scorer, rule, ("category",), right_wrong=whole)
 
 
+_file_rows = tsv_reader("question", ("*.tsv",), ("question", "answer"), otherwise=_json_rows)
+
 BENCHMARK = Benchmark(
     name="mine",
     hub="",
-    split="all",
     sizes={"all": (), "train": (), "val": (), "validation": (), "test": ()},
-    styles=STYLES,
-    scorers=tuple(RULES),
     rows=(_table_rows, _file_rows),
     question=_question,
+    styles=STYLES,
+    scorers=tuple(RULES),
     score=score,
 )

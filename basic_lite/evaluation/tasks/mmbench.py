@@ -15,21 +15,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.choices import METHODS, resolve_option
 from basic_lite.evaluation.files import Source, main_file, table_rows, unique
-from basic_lite.evaluation.question import LETTER, Question
+from basic_lite.evaluation.question import LETTER, Question, question_of
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import LONGEST_INDEX, PANDAS_NA, picture_of, tsv_rows
+from basic_lite.evaluation.tsv import PANDAS_NA, picture_holders, picture_of, tsv_rows
 from basic_lite.files import complete
 
 LETTER_CN = "请直接回答选项字母。"
 LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
-
-# MMBench's circular accuracy: a question counts only if every rotation of its options is answered rightly.
-#
-# Source: VLMEvalKit `dataset/utils/multiple_choice.py` (`mcq_circular_eval`, `report_acc`) and lmms-eval
-# `tasks/mmbench/mmbench_evals.py`; both agree on the grouping and differ in the extraction alone.
 
 ROTATION = 1_000_000
 """Rotation k of question i has index `i + k * ROTATION`."""
@@ -102,7 +97,10 @@ def _by(name: str, base: Mapping[int, Mapping[str, Any]], hits: Mapping[int, boo
 def circular_accuracy(
     rows: Iterable[Mapping[str, Any]], predictions: Mapping[int, str], method: str, *, normalise: bool = False
 ) -> CircularAccuracy:
-    """Score MMBench rows.
+    """Score MMBench rows: a question counts only if every rotation of its options is answered rightly.
+
+    Source: VLMEvalKit `dataset/utils/multiple_choice.py` (`mcq_circular_eval`, `report_acc`) and lmms-eval
+    `tasks/mmbench/mmbench_evals.py`; both agree on the grouping and differ in the extraction alone.
 
     Args:
         rows: One mapping per row with `index`, `A` to `D`, `answer`, `category` and `l2-category`.
@@ -179,42 +177,9 @@ def normalise_cn(prediction: str) -> str:
     return unicodedata.normalize("NFKC", prediction).translate(_CN_MARKS).strip()
 
 
-# The columns of an MMBench TSV, read as LLaVA's pandas call reads them, but all as text.
-#
-# Source: LLaVA `llava/eval/model_vqa_mmbench.py`; the image cell that names another row is VLMEvalKit's.
-
 COLUMNS = ("index", "question", "A", "B", "C", "D", "image")
 LABELS = ("answer", "category")
 OPTIONAL = ("hint", "source", "l2-category", "comment", "split")
-
-
-def image_cells(cells: Mapping[int, str | None]) -> dict[int, int]:
-    """Return row -> the row that holds its picture, which rows with a short image cell point at.
-
-    Raises:
-        ValueError: If a cell is neither a picture nor the index of a row that leads to one.
-    """
-    holders: dict[int, int] = {}
-
-    def holder(index: int, via: int, seen: tuple[int, ...] = ()) -> int:
-        if index in seen or is_missing(cells.get(index)):
-            raise ValueError(
-                f"MMBench row {via}: its image cell points at row {index}, which holds no picture: the file "
-                "is damaged or cut off."
-            )
-        if index not in holders:
-            cell = str(cells[index]).strip()
-            if len(cell) > LONGEST_INDEX:
-                holders[index] = index
-            elif cell.isdigit():
-                holders[index] = holder(int(cell), index, (*seen, index))
-            else:
-                raise ValueError(
-                    f"MMBench row {index}: image cell {cell!r} is neither base64 nor a row index."
-                )
-        return holders[index]
-
-    return {index: holder(index, index) for index in cells}
 
 
 def row_index(row: Mapping[str, Any]) -> int:
@@ -226,12 +191,6 @@ def row_index(row: Mapping[str, Any]) -> int:
     except (KeyError, TypeError, ValueError):
         pass
     raise ValueError(f"MMBench row index {row.get('index')!r} is no whole number.")
-
-
-# MMBench's prompts: LLaVA's, lmms-eval's and VLMEvalKit's.
-#
-# Sources: LLaVA `llava/eval/model_vqa_mmbench.py`, lmms-eval `tasks/mmbench/en_utils.py` and
-# `mmbench_cn.yaml`, VLMEvalKit `dataset/image_mcq.py` and `vlm/llava/llava.py`.
 
 
 def _options_until_gap(row: Mapping[str, Any]) -> Iterator[str]:
@@ -292,32 +251,33 @@ PROMPTS: dict[str, Callable[[Mapping[str, Any], str], str]] = {
     "vlmevalkit": vlmevalkit_prompt,
     "vlmevalkit_llava": vlmevalkit_llava_prompt,
 }
+"""Sources: LLaVA `llava/eval/model_vqa_mmbench.py`, lmms-eval `tasks/mmbench/en_utils.py` and
+`mmbench_cn.yaml`, VLMEvalKit `dataset/image_mcq.py` and `vlm/llava/llava.py`."""
 
-MAX_NEW_TOKENS = 1024
+_SERVER = "dev, scored by the server, which asked a GPT where matching failed"
+_ENGLISH = published(64.3, 67.7, 66.1, 68.5, basic=68.8, on=_SERVER)
+_CHINESE = published(58.3, 63.6, 58.9, 61.5, basic=62.1, on=_SERVER)
 V1_1 = 4_876
 """Rows of version 1.1's dev split, of other questions than version 1.0's: no figure of that compares."""
 
-_SERVER = "dev, scored by the server, which asked a GPT where matching failed"
 SCORERS = tuple(METHODS)
 _SUBMITTED = ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
 NORMALISE_CN = "_normalise_cn"
-_COLUMNS = tuple(name for name in (*COLUMNS, *LABELS, *OPTIONAL) if name != "image")
+_COLUMNS = tuple(name for name in (*COLUMNS, *LABELS, *OPTIONAL) if name not in ("index", "image"))
 
 
-def _question(row: Mapping[str, Any], style: str, language: str) -> Question:
+def _question(row: Row, style: str, language: str) -> Question:
     """Make a question; the row itself (without its picture) is `Question.fields`, for the scorer."""
     cells = {name: None if is_missing(row.get(name)) else str(row[name]) for name in _COLUMNS}
-    fields: dict[str, Any] = {**cells, "index": row["index"]}
-    return Question(
-        id=row["index"],
-        text=PROMPTS[style](fields, language),
-        image=row["image"],
-        max_new_tokens=MAX_NEW_TOKENS,
+    row = {**row, **cells}
+    return question_of(
+        row,
+        PROMPTS[style](row, language),
+        max_new_tokens=1024,
         answer=cells["answer"],
-        choices=choices_of(fields),
-        category=cells["category"] or "",
-        picture=row["picture"],
-        fields=fields,
+        choices=choices_of(row),
+        category="category",
+        fields=("index", *_COLUMNS),
     )
 
 
@@ -337,8 +297,8 @@ def _file_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
     rows = tsv_rows(path, needs, "MMBench", missing=PANDAS_NA)
     indices = [row_index(row) for row in rows]
     unique(indices, str(path))
-    cells = {index: row["image"] for index, row in zip(indices, rows, strict=True)}
-    holders = image_cells(cells)
+    cells = {str(index): row["image"] for index, row in zip(indices, rows, strict=True)}
+    holders = picture_holders(cells, "MMBench")
     encoded = {holder: "".join(str(cells[holder]).split()) for holder in set(holders.values())}
     # Two rows may hold the same picture twice, without a pointer.
     names = {holder: sha256(cell.encode()).hexdigest()[:16] for holder, cell in encoded.items()}
@@ -348,8 +308,8 @@ def _file_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
         if source.with_images
     }
     for index, row in zip(indices, rows, strict=True):
-        holder = holders[index]
-        yield {**row, "index": index, "picture": names[holder], "image": decoded.get(holder)}
+        holder = holders[str(index)]
+        yield {**row, "id": index, "index": index, "picture": names[holder], "image": decoded.get(holder)}
 
 
 def _table_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
@@ -359,7 +319,7 @@ def _table_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
         # The rows do not name their pictures, and reading all to tell them apart takes long: rotations count
         # as one about the same picture anyway, as they are one question.
         index = row_index(lowered)
-        yield {**lowered, "index": index, "picture": None}
+        yield {**lowered, "id": index, "index": index, "picture": None}
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -468,43 +428,39 @@ def check_rotations(questions: Sequence[Question], where: str) -> None:
             )
 
 
-def _benchmark(name: str, language: str, **more: Any) -> Benchmark:
+def _benchmark(language: str, **more: Any) -> Benchmark:
     return Benchmark(
-        name=name,
         hub="lmms-lab/MMBench",
-        split="dev",
-        styles=PROMPTS,
         rows=(partial(_table_rows, language=language), partial(_file_rows, language=language)),
         question=partial(_question, language=language),
+        styles=PROMPTS,
         score=score,
         export=export,
         submission="submission.xlsx",
-        key="index",
         unit=rotations_of,
         units={4_329: 1_164, 4_377: 1_164},
         check=check_rotations,
-        measured_on=_SERVER,
         **more,
     )
 
 
 BENCHMARKS = (
     _benchmark(
-        "mmbench",
         "en",
+        name="mmbench",
         sizes={"dev": (4_329, 4_377, V1_1), "test": (6_666, 6_718)},
-        of_size={rows: (published(64.3, 67.7, 66.1, 68.5, basic=68.8), _SERVER) for rows in (4_329, 4_377)},
         scorers=SCORERS,
+        published=_ENGLISH,
+        of_size={4_329: _ENGLISH, 4_377: _ENGLISH},
         aliases=("mmbench-en", "mmb"),
-        published=published(64.3, 67.7, 66.1, 68.5, basic=68.8),
     ),
     _benchmark(
-        "mmbench-cn",
         "cn",
+        name="mmbench-cn",
         sizes={"dev": (4_329, V1_1), "test": (6_666,)},
-        of_size={4_329: (published(58.3, 63.6, 58.9, 61.5, basic=62.1), _SERVER)},
         scorers=(*SCORERS, *(f"{name}{NORMALISE_CN}" for name in SCORERS)),
+        published=_CHINESE,
+        of_size={4_329: _CHINESE},
         aliases=("mmb-cn",),
-        published=published(58.3, 63.6, 58.9, 61.5, basic=62.1),
     ),
 )

@@ -7,19 +7,20 @@ Sources: MME's `calculation.py`, LLaVA `scripts/v1_5/eval/mme.sh` and `convert_a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import AGAIN, Source, read_text, table_rows
-from basic_lite.evaluation.question import SHORT, Id, Question
-from basic_lite.evaluation.statistics import Score, mean_by, score_of, value_of
-from basic_lite.evaluation.tsv import find_tsv, tsv_table
+from basic_lite.evaluation.question import SHORT, Id, Question, question_of
+from basic_lite.evaluation.rules import Rule, compared, score_each
+from basic_lite.evaluation.statistics import Score, mean_by, value_of
+from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
-SCORERS = ("mme_official", "mme_lmms")
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -29,34 +30,21 @@ _REQUEST = " Please answer yes or no."
 _PICTURES = (".jpg", ".png", ".jpeg")
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    if row["answer"].lower() not in ("yes", "no"):
-        raise ValueError(
-            f"The answer of MME's question {row['id']} is {row['answer']!r}, neither yes nor no."
-        )
-    return Question(
-        id=row["id"],
-        text=f"{row['question'].strip().replace(_REQUEST, '')}\n{SHORT}",
-        image=row["image"],
+def _question(row: Row, style: str) -> Question:
+    truth = row["answer"].strip()
+    if truth.lower() not in ("yes", "no"):
+        raise ValueError(f"The answer of MME's question {row['id']} is {truth!r}, neither yes nor no.")
+    return question_of(
+        {**row, "answer": truth},
+        f"{row['question'].strip().replace(_REQUEST, '')}\n{SHORT}",
         max_new_tokens=STYLES[style],
-        answer=row["answer"].lower(),
-        category=row["category"],
-        picture=row["picture"],
-        fields={name: row[name] for name in ("question", "answer")},
+        answer=truth.lower(),
+        category="category",
+        fields=("question", "answer"),
     )
 
 
-def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
-    """Read VLMEvalKit's table: rows about one picture share its image path."""
-    for row in tsv_table(source, path, ("question", "answer", "category", "image_path"), "MME"):
-        yield {**row, "id": row["index"], "picture": row["image_path"]}
-
-
 def _folder_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_tsv(source, "MME.tsv")
-    if tsv is not None:
-        yield from _tsv_rows(source, tsv)
-        return
     names = (*PERCEPTION, *COGNITION)
     # The archive unpacks into MME_Benchmark_release_version, and that once more into MME_Benchmark.
     places = (source.folder, *sorted(source.folder.glob("*/")), *sorted(source.folder.glob("*/*/")))
@@ -94,19 +82,24 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     for row in table_rows(source, None, "test", ("question_id", "question", "answer", "category")):
         picture = row["question_id"]
         asked[picture] += 1
-        identity = f"{picture}/{asked[picture]}"
-        yield {**row, "id": identity, "picture": picture, "answer": row["answer"].strip()}
+        yield {**row, "id": f"{picture}/{asked[picture]}", "picture": picture}
 
 
-def yes_or_no(text: str, scorer: str) -> str:
-    """Return `"yes"`, `"no"` or `"other"`: which of the words stands in the first four characters."""
+def yes_or_no(text: str, scorer: str) -> str | None:
+    """Return which of the two words stands in the first four characters, `None` for neither."""
     lowered = text.lower()
     if scorer == "mme_lmms":
         lowered = lowered.strip().replace(".", "")
         if lowered in ("y", "n"):
             return "yes" if lowered == "y" else "no"
     start = lowered[:4]
-    return "yes" if "yes" in start else "no" if "no" in start else "other"
+    return "yes" if "yes" in start else "no" if "no" in start else None
+
+
+RULES: dict[str, Rule] = {
+    name: compared(lambda text, question, name=name: yes_or_no(text, name))
+    for name in ("mme_official", "mme_lmms")
+}
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -114,13 +107,12 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
     The value is the sum over perception; where only cognition was asked, over that.
     """
-    said = {item: yes_or_no(text, scorer) for item, text in predictions.items()}
-    items = {question.id: float(said.get(question.id) == question.answer) for question in questions}
+    each = score_each(questions, predictions, scorer, RULES[scorer])
     pictures: dict[Id, tuple[str, int, int]] = {}
     for question in questions:
         assert question.picture is not None
         category, right, asked = pictures.get(question.picture, (question.category, 0, 0))
-        pictures[question.picture] = (category, right + int(items[question.id]), asked + 1)
+        pictures[question.picture] = (category, right + int(each.items[question.id]), asked + 1)
 
     def points(names: Sequence[str]) -> float:
         return value_of((cell for cell in pictures.values() if cell[0] in names), "pair_points")
@@ -128,22 +120,17 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     by_id = {question.id: question.category for question in questions}
     present = sorted(set(by_id.values()))
     measured = [name for name in present if name in PERCEPTION] or present
-    return score_of(
-        questions,
-        predictions,
-        items,
+    return replace(
+        each,
         metric="perception points" if measured[0] in PERCEPTION else "cognition points",
-        scorer=scorer,
         value=points(measured),
         cells={picture: cell for picture, cell in pictures.items() if cell[0] in measured},
         statistic="pair_points",
-        right_wrong=True,
         breakdown={
             "points": {name: points([name]) for name in present},
-            "accuracy": mean_by(items, by_id.get),
+            "accuracy": mean_by(each.items, by_id.get),
         },
         figures={"perception": points(PERCEPTION), "cognition": points(COGNITION)},
-        unparsed=sum(answer == "other" for answer in said.values()),
     )
 
 
@@ -160,18 +147,22 @@ def export(questions: Sequence[Question], predictions: Predictions, path: Path) 
     return path
 
 
+_file_rows = tsv_reader(  # rows about one picture share its path
+    *("MME", ("MME.tsv",), ("question", "answer", "category", "image_path")),
+    otherwise=_folder_rows,
+    picture="image_path",
+)
+
 BENCHMARK = Benchmark(
     name="mme",
     hub="lmms-lab/MME",
-    split="test",
     sizes={"test": (2_374,)},
-    styles=STYLES,
-    scorers=SCORERS,
-    published=published(1510.7, 1531.3, 1476.9, 1541.7),
-    measured_on="perception points",
-    rows=(_table_rows, _folder_rows),
+    rows=(_table_rows, _file_rows),
     question=_question,
+    styles=STYLES,
+    scorers=tuple(RULES),
     score=score,
+    published=published(1510.7, 1531.3, 1476.9, 1541.7, on="perception points"),
     export=export,
     submission="submission",
     unit=lambda question: question.picture,

@@ -8,15 +8,15 @@ questions that have more. MMMU guesses at random where it reads no letter: here 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, main_file, table_rows
-from basic_lite.evaluation.question import LETTER, SHORT, Question
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.files import table_reader
+from basic_lite.evaluation.question import LETTER, SHORT, Question, question_of
 from basic_lite.evaluation.rules import score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import choices_in, listed, tsv_table
+from basic_lite.evaluation.tsv import OPTIONS, choices_in, listed, tsv_reader
 
 STYLES = {"llava": "({}) {}", "lmms": "{}. {}"}
 _PICTURE = re.compile(r"<image \d>")
@@ -84,67 +84,66 @@ def right(text: str, question: Question) -> float | None:
         letter = chosen(text, question.choices)
         return None if letter is None else float(letter == question.answer)
     true = [form for answer in question.answers for form in _forms(answer)]
-    for form in _said(text):
-        if form in true if isinstance(form, float) else any(isinstance(t, str) and t in form for t in true):
-            return 1.0
-    return 0.0
+    words = [form for form in true if isinstance(form, str)]
+
+    def matches(form: str | float) -> bool:
+        return any(word in form for word in words) if isinstance(form, str) else form in true
+
+    return float(any(map(matches, _said(text))))
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    choices = row["choices"]
+def _question(row: Row, style: str) -> Question | None:
+    if "index" in row:  # VLMEvalKit's table, which holds the dev split too
+        if row["split"] != "validation":
+            return None
+        choices = choices_in(row) if len(choices_in(row)) > 1 else {}
+        subject = row["category"]
+    else:
+        choice = row["question_type"] == "multiple-choice"
+        choices = dict(zip(OPTIONS, listed(str(row["options"])), strict=False)) if choice else {}
+        subject = str(row["id"]).removeprefix("validation_").rpartition("_")[0]
     options = "\n".join(STYLES[style].format(letter, text) for letter, text in choices.items())
     words = [str(row["question"]), *([options] if options else [])]
     text = ("\n\n" if style == "llava" else "\n").join(words)
     answers = listed(str(row["answer"]))
-    return Question(
-        id=row["id"],
-        text=f"{text}\n\n{LETTER if choices else SHORT}",
-        image=row["image"],
-        max_new_tokens=128,
+    groups = {
+        "subject": str(subject),
+        "kind": "choice" if choices else "open",
+        "pictures": len(set(_PICTURE.findall(f"{row['question']} {options}"))),
+    }
+    return question_of(
+        {**row, **groups},
+        f"{text}\n\n{LETTER if choices else SHORT}",
         answer=answers[0] if choices else None,
         answers=() if choices else tuple(answers),
         choices=choices,
-        category=str(row["subject"]),
-        picture=row.get("picture"),
-        fields={
-            "subject": str(row["subject"]),
-            "kind": "choice" if choices else "open",
-            "pictures": len(set(_PICTURE.findall(f"{row['question']} {options}"))),
-        },
+        category="subject",
+        fields=groups,
     )
-
-
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ("id", "question", "options", "answer", "question_type")
-    for row in table_rows(source, None, "validation", needs, image="image_1"):
-        options = listed(str(row["options"])) if row["question_type"] == "multiple-choice" else []
-        subject = str(row["id"]).removeprefix("validation_").rpartition("_")[0]
-        yield {**row, "choices": dict(zip("ABCDEFGHI", options, strict=False)), "subject": subject}
-
-
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    path = main_file(source, "MMMU TSV", "MMMU_DEV_VAL.tsv")
-    for row in tsv_table(source, path, ("question", "A", "B", "answer", "category", "split"), "MMMU"):
-        if row["split"] == "validation":
-            choices = choices_in(row) if len(choices_in(row)) > 1 else {}
-            yield {**row, "id": row["index"], "choices": choices, "subject": row["category"]}
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score choices and open answers, by subject."""
+    each = score_each(questions, predictions, scorer, right, ("kind", "subject"))
     several = sum(question.fields["pictures"] > 1 for question in questions)
-    figures = {"several_pictures": several}
-    return score_each(questions, predictions, scorer, right, ("kind", "subject"), figures=figures)
+    return replace(each, figures={"several_pictures": several})
 
 
 BENCHMARK = Benchmark(
     name="mmmu",
     hub="lmms-lab/MMMU",
-    split="val",
     sizes={"val": (900,)},
+    rows=(
+        table_reader(
+            *("id", "question", "options", "answer", "question_type"),
+            key="id",
+            splits={"val": "validation"},
+            image="image_1",
+        ),
+        tsv_reader("MMMU", ("MMMU_DEV_VAL.tsv",), ("question", "A", "B", "answer", "category", "split")),
+    ),
+    question=_question,
     styles=STYLES,
     scorers=("mmmu",),
-    rows=(_table_rows, _file_rows),
-    question=_question,
     score=score,
 )

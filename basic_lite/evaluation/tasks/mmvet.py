@@ -1,38 +1,41 @@
-"""MM-Vet: the released JSON and the Hugging Face rows; the score is a judge's, who must be named.
+"""MM-Vet and MM-Vet v2: the released JSON, the Hugging Face rows, VLMEvalKit's TSV; the score is a judge's.
 
-Sources: MM-Vet `mm-vet_evaluator.py`, LLaVA `scripts/convert_mmvet_for_eval.py`, lmms-eval `tasks/mmvet`.
+Questions of version 2 have pictures between their words. LLaVA-1.5 takes one picture, so several are put into
+one numbered grid, as MM-Vet v2's scripts do for models of one picture; the words say "(image 2)" where the
+second belongs, which is ours. Sources: MM-Vet `mm-vet_evaluator.py`, `v2/mm-vet-v2_evaluator.py`,
+`v2/inference/utils.py` (the grid), LLaVA `scripts/convert_mmvet_for_eval.py`, lmms-eval `tasks/mmvet`,
+`tasks/mmvetv2` (columns of the hub's rows).
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
     locate_images,
     main_file,
+    open_table,
     read_keyed,
     table_rows,
+    with_pictures,
 )
-from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
+from basic_lite.evaluation.question import Grid, Id, Question, StoredImage, question_of
 from basic_lite.evaluation.statistics import Score, score_of
-from basic_lite.evaluation.tsv import find_tsv, tsv_table
+from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
-
-# MM-Vet without its judge: the prompts to hand out, the grades to take back, and a proxy named as one.
-#
-# Source: MM-Vet `mm-vet_evaluator.py`. A judge gets a table of graded examples; the answer is its last row.
 
 OWN_TABLE = """\
 Grade the prediction against the ground truth with a number from 0.0 (wrong) to 1.0 (right), in steps of \
@@ -48,70 +51,21 @@ Which two numbers solve it? | 4 <AND> -4 | 4 or -4 | 1.0
 What is parked there? | lorry <OR> truck | a truck | 1.0
 What is the dog doing? | It runs after a red ball on the beach. | The dog plays with a ball. | 0.6
 """
-"""Our own examples, for judges of your own; a published MM-Vet score needs MM-Vet's table (`read_table`)."""
+"""Our own examples; a published score needs MM-Vet's, which `judge.read_rule` takes from its script."""
 
 
-def read_table(path: str | Path) -> str:
-    """Return the judge's table of examples from MM-Vet's `mm-vet_evaluator.py`, or from a text file.
-
-    Raises:
-        ValueError: If the file is missing or the script assigns no text to `prompt`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        if Path(path).suffix != ".py":
-            return text
-        for node in ast.parse(text).body:
-            names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
-            if (
-                "prompt" in names
-                and isinstance(node.value, ast.Constant)
-                and isinstance(node.value.value, str)
-            ):
-                return node.value.value
-    except (OSError, SyntaxError, UnicodeDecodeError):
-        pass
-    raise ValueError(f"{path} holds no judge prompt: give MM-Vet's mm-vet_evaluator.py or a text file.")
+def judge_prompt(question: Question, prediction: str, table: str) -> str:
+    """Return the message that a judge of version 1 gets: the answer is the table's last row."""
+    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return f"{table}\n" + " | ".join([question.fields["question"], answer, prediction, ""])
 
 
-def judge_prompt(question: str, answer: str, prediction: str, table: str = OWN_TABLE) -> str:
-    """Return the one message that a judge gets; it ends where the grade belongs."""
-    spaced = answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return f"{table}\n" + " | ".join([question, spaced, prediction, ""])
-
-
-def read_grades(path: str | Path, ids: Sequence[str]) -> dict[str, list[float]]:
-    """Read a judge's grades: `{id: grade}`, or MM-Vet's own file `{id: {"score": [grade per run]}}`.
-
-    Returns:
-        Id -> grades, one per run and the same number for all.
-
-    Raises:
-        ValueError: If an id is missing or unknown, or a grade is no number in [0, 1].
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ValueError(f"{path} is no JSON file: give the judge's grades as {{id: grade}}.") from None
-    if not isinstance(content, Mapping) or set(content) != set(ids):
-        odd = sorted(set(content) ^ set(ids)) if isinstance(content, Mapping) else list(ids)
-        raise ValueError(
-            f"{path} does not grade exactly the questions asked: {len(odd)} ids differ (first: {odd[0]})."
-        )
-    grades = {}
-    for identity, given in content.items():
-        runs = given.get("score") if isinstance(given, Mapping) else [given]
-        if not isinstance(runs, list) or not runs or not all(_is_grade(grade) for grade in runs):
-            raise ValueError(f"{path}: the grade of {identity} is {given!r}, which is no number from 0 to 1.")
-        grades[identity] = [float(grade) for grade in runs]
-    if len({len(runs) for runs in grades.values()}) > 1:
-        raise ValueError(f"{path} has questions with different numbers of runs: grade all as often.")
-    return grades
-
-
-def _is_grade(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and 0 <= value <= 1
+def judge_prompt_v2(question: Question, prediction: str, table: str) -> str:
+    """Return the message of version 2: pictures are `<image>`, and a row of the table is one line."""
+    asked = "".join("<image>" if name else words for words, name in parts_of(question.fields["question"]))
+    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    cells = [text.replace("\n", "<br>") for text in (asked, answer, prediction)]
+    return f"{table}| " + " | ".join([*cells, ""])
 
 
 def proxy_substring(prediction: str, answer: str) -> float:
@@ -136,77 +90,92 @@ STYLES: dict[str, Callable[[str], str]] = {
     "lmms": lambda question: f"{_THINK}\n\n{question}",
 }
 SCORERS = ("unjudged", "proxy_substring")
-MAX_NEW_TOKENS = 1024
+_NEEDS = ("question", "answer", "capability")
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    capabilities = sorted(row["capability"])
-    return Question(
-        id=row["id"],
-        text=STYLES[style](row["question"]),
-        image=row["image"],
-        max_new_tokens=MAX_NEW_TOKENS,
+def parts_of(question: str) -> list[tuple[str, str]]:
+    """Return the words and pictures of a question of version 2 in order, as `(words, "")` and `("", name)`.
+
+    A picture stands between two `<IMG>` by its file, or in the hub's rows as `<image_3>`, its column.
+    """
+    parts = []
+    for text in re.sub(r"<(image_\d+)>", r"<IMG>\1.png<IMG>", question).split("<IMG>"):
+        is_picture = text.strip().endswith((".jpg", ".jpeg", ".png"))
+        parts.append(("", text.strip()) if is_picture else (text, ""))
+    return parts
+
+
+def _question(row: Row, style: str) -> Question:
+    capabilities = row["capability"]
+    if isinstance(capabilities, str):
+        capabilities = capabilities.replace(" ", "").split(",")
+    pictures, text = 0, ""
+    for words, name in parts_of(row["question"]) if "pictures" in row else [(row["question"], "")]:
+        pictures += bool(name)
+        text += f"(image {pictures})" if name and row["pictures"] > 1 else words
+    return question_of(
+        {**row, "capability": sorted(capabilities), "capability_set": "+".join(sorted(capabilities))},
+        STYLES[style](text),
+        max_new_tokens=1024,
         answer=row["answer"],
-        category="+".join(capabilities),
-        picture=row["picture"],
-        fields={"question": row["question"], "capability": capabilities},
+        category="capability_set",
+        fields=("question", "capability"),
     )
 
 
-def _file_rows(source: Source) -> list[dict[str, Any]]:
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     if find_optional(source, "mm-vet-v2.json") and not find_optional(source, "mm-vet.json"):
-        raise ValueError(
-            f"{source.data} holds MM-Vet v2, whose questions go with several pictures: its first version "
-            "(mm-vet.json, 218 questions) is asked here."
-        )
-    tsv = find_tsv(source, "MMVet.tsv")
-    if tsv is not None:
-        rows = tsv_table(source, tsv, ("question", "answer", "category"), "MM-Vet")
-        return [
-            {**row, "id": row["index"], "capability": str(row["category"]).replace(" ", "").split(",")}
-            for row in rows
-        ]
-    path = main_file(source, "MM-Vet questions", "mm-vet.json")
-    content = read_keyed(path, ("imagename", "question", "answer", "capability"))
-    names = {identity: row["imagename"] for identity, row in content.items()}
-    images = locate_images(source, names, ("images", "."))
-    return [
-        {**row, "id": identity, "picture": row["imagename"], "image": images[identity]}
+        raise ValueError(f"{source.data} holds MM-Vet v2: ask mmvet-v2.")
+    content = read_keyed(main_file(source, "MM-Vet questions", "mm-vet.json"), ("imagename", *_NEEDS))
+    rows = [
+        {**row, "id": identity, "picture": row["imagename"], "file": row["imagename"]}
         for identity, row in content.items()
     ]
+    return with_pictures(source, rows, ("images", "."))
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ("question_id", "question", "answer", "capability")
-    for row in table_rows(replace(source, with_images=True), None, "test", needs):
+    for row in table_rows(replace(source, with_images=True), None, "test", ("question_id", *_NEEDS)):
         # The rows do not name their pictures, of which some have two questions.
         picture = None if row["image"] is None else hashlib.sha256(row["image"].read()).hexdigest()[:16]
         image = row["image"] if source.with_images else None
-        capability = row["capability"].split(",")
-        yield {**row, "id": row["question_id"], "capability": capability, "picture": picture, "image": image}
+        yield {**row, "id": row["question_id"], "picture": picture, "image": image}
 
 
-def _score(
-    questions: Sequence[Question], predictions: Predictions, items: Mapping[Id, float], **more: Any
-) -> Score:
-    """Average grades over all questions, each capability and each set of capabilities."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for question in questions:
-        for capability in question.fields["capability"]:
-            groups[capability].append(100 * items[question.id])
-    score = score_of(
-        questions,
-        predictions,
-        items,
-        groupings={"capability_set": lambda question: question.category},
-        **more,
-    )
-    by_capability = {name: mean(groups[name]) for name in sorted(groups)}
-    return replace(score, breakdown={"capability": by_capability, **score.breakdown})
+def _json_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
+    content = read_keyed(main_file(source, "MM-Vet v2 questions", "mm-vet-v2.json"), _NEEDS)
+    names = {key: [name for _, name in parts_of(row["question"]) if name] for key, row in content.items()}
+    every: dict[Id, str | None] = {name: name for several in names.values() for name in several}
+    files = locate_images(source, every, ("images", "."))
+    for identity, row in content.items():
+        pictures = [files[name] for name in names[identity]]
+        yield {**row, "id": identity, "pictures": len(pictures), "image": _one(pictures)}
+
+
+def _table_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
+    table = open_table(source, None, "test")
+    needs = ["id", *_NEEDS]
+    missing = [name for name in needs if name not in table.column_names]
+    if missing:
+        has = ", ".join(table.column_names)
+        raise ValueError(f"{source.data} split test lacks column {', '.join(missing)}; it has {has}.")
+    for number, row in enumerate(table.select_columns(needs)):
+        names = [name.removesuffix(".png") for _, name in parts_of(row["question"]) if name]
+        unknown = [name for name in names if name not in table.column_names]
+        if unknown:
+            raise ValueError(f"{source.data}: question {row['id']} has no picture in column {unknown[0]}.")
+        pictures = [StoredImage(table, number, name) for name in names] if source.with_images else []
+        yield {**row, "pictures": len(names), "image": _one(pictures)}
+
+
+def _one(pictures: Sequence[Any]) -> Any:
+    """Return one picture as it is, several as a grid; `None` for none."""
+    given = [picture for picture in pictures if picture is not None]
+    return Grid(tuple(given)) if len(given) > 1 else given[0] if given else None
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Return a score without value, or the substring proxy; `judged` gives the benchmark's number.
+    """Return a score without value, or the substring proxy; a judge gives the benchmark's number.
 
     Raises:
         ValueError: If the scorer is unknown.
@@ -215,36 +184,32 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
         note = "proxy, not MM-Vet: compare it only with itself"
         metric = "share of expected words, a proxy and not MM-Vet"
-        return _score(questions, predictions, items, metric=metric, scorer=scorer, notes=(note,))
+        return _by_capability(questions, predictions, items, metric=metric, scorer=scorer, notes=(note,))
     if scorer == "unjudged":
-        note = "no judge, no MM-Vet score: hand the judge prompts to one and give its grades and its name"
-        return score_of(
-            questions, predictions, {}, metric="MM-Vet score", scorer=scorer, value=None, notes=(note,)
-        )
+        return unjudged(questions, predictions, scorer, "MM-Vet score")
     raise ValueError(f"Unknown MM-Vet scorer {scorer!r}: use one of {', '.join(SCORERS)}, or give grades.")
 
 
-def judged(
-    questions: Sequence[Question], predictions: Predictions, grades: str | Path, judge: str | None
+def _by_capability(
+    questions: Sequence[Question], predictions: Predictions, items: Mapping[Id, float], **more: Any
 ) -> Score:
-    """Return the MM-Vet score that a named judge gave.
+    """Average grades over all questions, each capability and each set of capabilities."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for question in questions:
+        for capability in question.fields["capability"]:
+            groups[capability].append(100 * items[question.id])
+    sets = {"capability_set": lambda question: question.category}
+    score = score_of(questions, predictions, items, groupings=sets, **more)
+    by_capability = {name: mean(groups[name]) for name in sorted(groups)}
+    return replace(score, breakdown={"capability": by_capability, **score.breakdown})
 
-    Args:
-        questions: What was asked.
-        predictions: Question id -> answer, for the counts.
-        grades: The judge's grades, see `read_grades`; several runs are averaged.
-        judge: Who graded, such as `gpt-4-0613`.
 
-    Raises:
-        ValueError: If the judge has no name, or the grades do not fit the questions.
-    """
-    if not judge or not judge.strip():
-        raise ValueError("MM-Vet scores of different judges do not compare: name the judge with --judge.")
-    runs = read_grades(grades, [str(question.id) for question in questions])
+def graded(questions: Sequence[Question], predictions: Predictions, grades: Grades, judge: str) -> Score:
+    """Return the score that a judge gave; several runs are averaged."""
+    runs: dict[str, list[float]] = {identity: [float(g) for g in of] for identity, of in grades.items()}  # type: ignore[arg-type]
     items = {question.id: mean(runs[str(question.id)]) for question in questions}
-    count = len(next(iter(runs.values())))
-    totals = [100 * mean(run[number] for run in runs.values()) for number in range(count)]
-    return _score(
+    totals = [100 * mean(run) for run in zip(*runs.values(), strict=True)]
+    return _by_capability(
         questions,
         predictions,
         items,
@@ -260,40 +225,45 @@ def export(questions: Sequence[Question], predictions: Predictions, path: Path) 
     return write_text(path, json.dumps(answers, ensure_ascii=False, indent=4))
 
 
-def write_judge_prompts(
-    questions: Sequence[Question],
-    predictions: Predictions,
-    path: Path,
-    table: str = OWN_TABLE,
-) -> Path:
-    """Write a JSON line `{id, prompt}` per question, for a judge.
-
-    Args:
-        questions: What was asked.
-        predictions: Question id -> answer.
-        path: The file to write.
-        table: The judge's examples; `read_table` takes MM-Vet's own from its script.
-    """
-    lines = []
-    for question in questions:
-        answer = predictions.get(question.id, "")
-        prompt = judge_prompt(question.fields["question"], str(question.answer), answer, table)
-        lines.append(json.dumps({"id": question.id, "prompt": prompt}, ensure_ascii=False) + "\n")
-    return write_text(path, "".join(lines))
+def _grading(prompt: Callable[[Question, str, str], str], again: str) -> Grading:
+    return Grading(
+        prompt=prompt,
+        read=lambda reply: float(reply.split(" ")[0].strip()),
+        valid=partial(number_in, low=0, high=1),
+        what="a number from 0 to 1",
+        score=graded,
+        rule=OWN_TABLE,
+        note="graded by our own examples, not MM-Vet's: give --judge-prompt with its evaluator's script",
+        again=f"{again}Predict the correctness of the answer (digit): ",
+    )
 
 
-BENCHMARK = Benchmark(
-    name="mmvet",
-    hub="lmms-lab/MMVet",
-    split="test",
-    sizes={"test": (218,)},
-    styles=STYLES,
-    scorers=SCORERS,
-    published=published(31.1, 36.1, 30.2, 38.3, basic=33.8),
-    measured_on="judged by gpt-4-0613",
-    rows=(_table_rows, _file_rows),
-    question=_question,
-    score=score,
-    export=export,
-    aliases=("mm-vet",),
+_benchmark = partial(
+    Benchmark, question=_question, styles=STYLES, scorers=SCORERS, score=score, export=export
+)
+BENCHMARKS = (
+    _benchmark(
+        name="mmvet",
+        hub="lmms-lab/MMVet",
+        sizes={"test": (218,)},
+        rows=(
+            _table_rows,
+            tsv_reader(
+                *("MM-Vet", ("MMVet.tsv",), ("question", "answer", "category")),
+                otherwise=_json_rows,
+                capability="category",
+            ),
+        ),
+        published=published(31.1, 36.1, 30.2, 38.3, basic=33.8, on="judged by gpt-4-0613"),
+        grading=_grading(judge_prompt, "\n"),
+        aliases=("mm-vet",),
+    ),
+    _benchmark(
+        name="mmvet-v2",
+        hub="whyu/mm-vet-v2",
+        sizes={"test": (517,)},
+        rows=(_table_rows_v2, _json_rows_v2),
+        grading=_grading(judge_prompt_v2, "\n\n"),
+        aliases=("mm-vet-v2", "mmvetv2"),
+    ),
 )

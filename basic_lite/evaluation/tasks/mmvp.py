@@ -11,16 +11,15 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, locate_images, main_file, require, table_rows
-from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.rules import options_prompt, score_each
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.files import Source, main_file, require, table_reader, with_pictures
+from basic_lite.evaluation.question import Id, Question, options_prompt, question_of
+from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, percent
 
-STYLES = {"llava": 128}
 CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
 """Index, from 1 -> the label that the picture shows."""
 
@@ -47,53 +46,43 @@ def letter_of(text: str) -> str | None:
     return text[0].upper() if text[:1].upper() in ("A", "B") else None
 
 
-def _right(text: str, question: Question) -> float | None:
-    letter = letter_of(text)
-    return None if letter is None else float(letter == question.answer)
-
-
-def _right_corrected(text: str, question: Question) -> float | None:
+def _corrected(text: str, question: Question) -> float | None:
     letter = letter_of(text)
     true = CORRECTED.get(int(question.id), question.answer)
     return None if letter is None else float(letter == true)
 
 
-RULES = {"mmvp": _right, "mmvp_corrected": _right_corrected}
+RULES: dict[str, Rule] = {
+    "mmvp": compared(lambda text, question: letter_of(text)),
+    "mmvp_corrected": _corrected,
+}
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     number = int(row["Index"])
     options = {letter.upper(): text.strip() for letter, text in _OPTION.findall(str(row["Options"]))}
     letter = str(row["Correct Answer"]).strip().strip("()").upper()
     if set(options) != {"A", "B"} or letter not in options:
         raise ValueError(f"MMVP's question {number} has options {row['Options']!r} and answer {letter!r}.")
-    return Question(
-        id=number,
-        text=options_prompt(str(row["Question"]).strip(), options),
-        image=row["image"],
-        max_new_tokens=STYLES[style],
+    pair = (number + 1) // 2
+    return question_of(
+        {**row, "id": number, "pair": pair},
+        options_prompt(str(row["Question"]).strip(), options),
         answer=letter,
         choices=options,
-        picture=f"pair {(number + 1) // 2}",
-        fields={"pair": (number + 1) // 2},
+        picture=f"pair {pair}",
+        fields=("pair",),
     )
 
 
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for row in table_rows(source, None, "test", _COLUMNS):
-        yield {**row, "id": int(row["Index"])}
-
-
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+def _csv_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "MMVP questions", "Questions.csv")
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     for number, row in enumerate(rows, start=2):
         require(row, _COLUMNS, f"{path} row {number}")
-    names: dict[Id, str | None] = {int(row["Index"]): f"{row['Index']}.jpg" for row in rows}
-    images = locate_images(source, names, ("MMVP Images", "images"))
-    for row in rows:
-        yield {**row, "id": int(row["Index"]), "image": images[int(row["Index"])]}
+    rows = [{**row, "id": row["Index"], "file": f"{row['Index']}.jpg"} for row in rows]
+    return with_pictures(source, rows, ("MMVP Images", "images"))
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -120,12 +109,10 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 BENCHMARK = Benchmark(
     name="mmvp",
     hub="lmms-lab-eval/MMVP",
-    split="test",
     sizes={"test": (300,)},
-    styles=STYLES,
-    scorers=tuple(RULES),
-    rows=(_table_rows, _file_rows),
+    rows=(table_reader(*_COLUMNS, key="Index"), _csv_rows),
     question=_question,
+    scorers=tuple(RULES),
     score=score,
     unit=lambda question: question.fields["pair"],
 )

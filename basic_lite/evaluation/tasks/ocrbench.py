@@ -5,17 +5,17 @@ Sources: MultimodalOCR `OCRBench/example.py`, lmms-eval `tasks/ocrbench/utils.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, locate_images, main_file, read_list, table_rows
-from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.files import Source, main_file, read_list, table_reader, with_pictures
+from basic_lite.evaluation.question import Question, question_of
 from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
+from basic_lite.evaluation.tsv import listed, tsv_reader
 
-STYLES = {"llava": 128}
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 
 
@@ -37,69 +37,49 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    kind = str(row["kind"])
-    return Question(
-        id=row["id"],
-        text=str(row["question"]).strip(),
-        image=row["image"],
-        max_new_tokens=STYLES[style],
-        answers=tuple(map(str, row["answers"])),
-        category=kind,
-        picture=row.get("picture"),
-        fields={"kind": kind, "formula": kind in _FORMULAS or row.get("dataset") in _FORMULAS},
+def _question(row: Row, style: str) -> Question:
+    kind, answer = str(row["kind"]), row["answer"]
+    if not isinstance(answer, list):
+        answer = listed(str(answer)) if "index" in row else [answer]
+    formula = kind in _FORMULAS or row.get("dataset") in _FORMULAS
+    return question_of(
+        {**row, "kind": kind, "formula": formula},
+        str(row["question"]).strip(),
+        answers=tuple(map(str, answer)),
+        category="kind",
+        fields=("kind", "formula"),
     )
 
 
-def _answers(answer: Any) -> list[str]:
-    return answer if isinstance(answer, list) else [str(answer)]
-
-
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    needs = ("dataset", "question", "question_type", "answer")
-    for number, row in enumerate(table_rows(source, None, "test", needs)):
-        answers = _answers(row["answer"])
-        yield {**row, "id": str(number), "kind": row["question_type"], "answers": answers}
-
-
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    tsv = find_tsv(source, "OCRBench.tsv")
-    if tsv is not None:
-        for row in tsv_table(source, tsv, ("question", "answer", "category"), "OCRBench"):
-            answers = listed(str(row["answer"]))
-            yield {**row, "id": row["index"], "kind": row["category"], "answers": answers}
-        return
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "OCRBench questions", "OCRBench.json", "FullTest.json", "OCRBench.tsv")
-    rows = read_list(path, None, ("image_path", "question", "answers", "type"))
-    files = {str(number): row["image_path"] for number, row in enumerate(rows)}
-    images = locate_images(source, files, ("OCRBench_Images", "images"))
-    for number, row in enumerate(rows):
-        yield {
-            **row,
-            "id": str(number),
-            "kind": row["type"],
-            "dataset": row.get("dataset_name"),
-            "answers": _answers(row["answers"]),
-            "picture": row["image_path"],
-            "image": images[str(number)],
-        }
+    rows = []
+    for number, row in enumerate(read_list(path, None, ("image_path", "question", "answers", "type"))):
+        asked = {"id": str(number), "kind": row["type"], "dataset": row.get("dataset_name")}
+        picture = row["image_path"]
+        rows.append({**row, **asked, "answer": row["answers"], "picture": picture, "file": picture})
+    return with_pictures(source, rows, ("OCRBench_Images", "images"))
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score by whether an answer occurs; the figures hold the points that are usually reported."""
-    made = score_each(questions, predictions, scorer, RULES[scorer], ("kind",))
-    made_points: dict[str, Any] = {"points": int(sum(made.items.values())), "of": len(questions)}
-    return score_each(questions, predictions, scorer, RULES[scorer], ("kind",), figures=made_points)
+    each = score_each(questions, predictions, scorer, RULES[scorer], ("kind",))
+    return replace(each, figures={"points": int(sum(each.items.values())), "of": len(questions)})
 
 
 BENCHMARK = Benchmark(
     name="ocrbench",
     hub="echo840/OCRBench",
-    split="test",
     sizes={"test": (1_000,)},
-    styles=STYLES,
-    scorers=tuple(RULES),
-    rows=(_table_rows, _file_rows),
+    rows=(
+        table_reader("dataset", "question", "question_type", "answer", kind="question_type"),
+        tsv_reader(
+            *("OCRBench", ("OCRBench.tsv",), ("question", "answer", "category")),
+            otherwise=_json_rows,
+            kind="category",
+        ),
+    ),
     question=_question,
+    scorers=tuple(RULES),
     score=score,
 )

@@ -8,33 +8,24 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
-from basic_lite.evaluation.files import Source, find_optional, locate_images, read_json_lines, table_rows
-from basic_lite.evaluation.question import SHORT, Id, Question
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.files import Source, find_optional, read_json_lines, table_rows, with_pictures
+from basic_lite.evaluation.question import SHORT, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
 STYLES = {"llava": 128, "lmms": 128}  # the same in both
-SCORERS = ("pope_llava", "pope_lmms")
 _KINDS = ("random", "popular", "adversarial")
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     if row["label"] not in ("yes", "no"):
         raise ValueError(f"The label of POPE's question {row['id']} is {row['label']!r}, neither yes nor no.")
-    return Question(
-        id=row["id"],
-        text=f"{row['question']}\n{SHORT}",
-        image=row["image"],
-        max_new_tokens=STYLES[style],
-        answer=row["label"],
-        category=row["category"],
-        picture=row["picture"],
-    )
+    text = f"{row['question']}\n{SHORT}"
+    return question_of(row, text, max_new_tokens=STYLES[style], answer=row["label"], category="category")
 
 
 def _wanted(source: Source, category: str) -> bool:
@@ -78,24 +69,16 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
         return list(_tsv_rows(source, tsv))
     labels = _label_files(source, prefix)
     asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
-    rows = []
     if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
-        for category, labelled in labels.items():
-            rows += [
-                {
-                    **row,
-                    "id": f"{category}/{row['question_id']}",
-                    "category": category,
-                    "question": row["text"],
-                }
-                for row in labelled
-            ]
+        rows = [
+            {**row, "id": f"{category}/{row['question_id']}", "category": category, "question": row["text"]}
+            for category, labelled in labels.items()
+            for row in labelled
+        ]
     else:
         rows = _paired_by_position(asked, labels)
-    images = locate_images(
-        source, {row["id"]: row["image"] for row in rows}, ("val2014", "images", f"{prefix}_images")
-    )
-    return [{**row, "picture": row["image"], "image": images[row["id"]]} for row in rows]
+    rows = [{**row, "picture": row["image"], "file": row["image"]} for row in rows]
+    return with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
 
 
 def _thing(question: str) -> str:
@@ -143,18 +126,15 @@ def _all_splits(source: Source, needs: tuple[str, ...]) -> Iterator[dict[str, An
 def _table_rows(source: Source, prefix: str) -> Iterator[dict[str, Any]]:
     if prefix != "coco":
         raise ValueError(f"POPE's data sets hold COCO's questions: give --data with {prefix}_pope_*.json.")
-    needs = ("question_id", "question", "answer", "category")
-    for row in _all_splits(source, needs):
-        if not _wanted(source, row["category"]):
-            continue
-        yield {
-            "id": f"{row['category']}/{row['question_id']}",
-            "question": row["question"].strip(),
-            "image": row["image"],
-            "picture": row.get("image_source"),
-            "label": row["answer"].lower().strip(),
-            "category": row["category"],
-        }
+    for row in _all_splits(source, ("question_id", "question", "answer", "category")):
+        if _wanted(source, row["category"]):
+            yield {
+                **row,
+                "id": f"{row['category']}/{row['question_id']}",
+                "question": row["question"].strip(),
+                "picture": row.get("image_source"),
+                "label": row["answer"].lower().strip(),
+            }
 
 
 def yes_or_no(text: str, scorer: str) -> str:
@@ -213,26 +193,22 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 _SIZES = {"test": (9_000, 8_910), **dict.fromkeys(_KINDS, (3_000,)), "random": (3_000, 2_910)}
 
 
-def _benchmark(name: str, prefix: str, **more: Any) -> Benchmark:
+def _benchmark(prefix: str, **more: Any) -> Benchmark:
     return Benchmark(
-        name=name,
         hub="lmms-lab/POPE",
-        split="test",
         sizes=_SIZES,
-        styles=STYLES,
-        scorers=SCORERS,
-        rows=(partial(_table_rows, prefix=prefix), partial(_file_rows, prefix=prefix)),
+        rows=(lambda source: _table_rows(source, prefix), lambda source: _file_rows(source, prefix)),
         question=_question,
+        styles=STYLES,
+        scorers=("pope_llava", "pope_lmms"),
         score=score,
         **more,
     )
 
 
-_COCO = (published(85.9, 85.9, 86.4, 86.7), "mean F1 of the three categories")
+_COCO = published(85.9, 85.9, 86.4, 86.7, on="mean F1 of the three categories")
 BENCHMARKS = (
-    _benchmark(
-        "pope", "coco", published=_COCO[0], measured_on=_COCO[1], of_size=dict.fromkeys((9_000, 8_910), _COCO)
-    ),
-    _benchmark("pope-gqa", "gqa"),
-    _benchmark("pope-aokvqa", "aokvqa"),
+    _benchmark("coco", name="pope", published=_COCO, of_size=dict.fromkeys((9_000, 8_910), _COCO)),
+    _benchmark("gqa", name="pope-gqa"),
+    _benchmark("aokvqa", name="pope-aokvqa"),
 )

@@ -5,17 +5,11 @@ Source: lmms-eval `tasks/realworldqa/utils.py` (`realworldqa_process_results`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-
-from basic_lite.evaluation.benchmark import Benchmark, Predictions
-from basic_lite.evaluation.files import Source, main_file, table_rows
-from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.rules import options_prompt, score_each
-from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import choices_in, tsv_table
-
-STYLES = {"llava": 128}
+from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.files import table_reader
+from basic_lite.evaluation.question import Question, options_prompt, question_of
+from basic_lite.evaluation.rules import scored_by
+from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
 
 def equal(text: str, question: Question) -> float:
@@ -23,44 +17,23 @@ def equal(text: str, question: Question) -> float:
     return float(text.lower().strip().rstrip(".") == str(question.answer).lower().strip())
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     choices, asked = choices_in(row), str(row["question"]).strip()
-    return Question(
-        id=row["id"],
-        text=options_prompt(asked, choices) if choices else asked,
-        image=row["image"],
-        max_new_tokens=STYLES[style],
-        answer=str(row["answer"]),
-        choices=choices,
-        category="choice" if str(row["answer"]).strip().upper() in "ABCD" else "short answer",
-        picture=row.get("picture"),
-    )
-
-
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(table_rows(source, None, "test", ("question", "answer"))):
-        yield {**row, "id": str(number)}
-
-
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    path = main_file(source, "RealWorldQA TSV", "RealWorldQA.tsv")
-    for row in tsv_table(source, path, ("question", "answer"), "RealWorldQA"):
-        yield {**row, "id": row["index"]}
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score by equality."""
-    return score_each(questions, predictions, scorer, equal)
+    kind = "choice" if str(row["answer"]).strip().upper() in "ABCD" else "short answer"
+    text = options_prompt(asked, choices) if choices else asked
+    answer = str(row["answer"])
+    return question_of({**row, "kind": kind}, text, answer=answer, choices=choices, category="kind")
 
 
 BENCHMARK = Benchmark(
     name="realworldqa",
     hub="lmms-lab/RealWorldQA",
-    split="test",
     sizes={"test": (765,)},
-    styles=STYLES,
-    scorers=("realworldqa",),
-    rows=(_table_rows, _file_rows),
+    rows=(
+        table_reader("question", "answer"),
+        tsv_reader("RealWorldQA", ("RealWorldQA.tsv",), ("question", "answer")),
+    ),
     question=_question,
-    score=score,
+    scorers=("realworldqa",),
+    score=scored_by({"realworldqa": equal}),
 )

@@ -7,25 +7,24 @@ lmms-eval `tasks/scienceqa`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
-from basic_lite.evaluation.choices import extract_option
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find,
     find_optional,
-    locate_images,
     main_file,
     read_json,
     read_list,
     require,
     table_rows,
+    with_pictures,
 )
-from basic_lite.evaluation.question import LETTER, Question
+from basic_lite.evaluation.question import LETTER, Question, question_of
+from basic_lite.evaluation.rules import by_letter, score_each
 from basic_lite.evaluation.statistics import Score, by_field, percent, score_of
 from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
@@ -34,57 +33,58 @@ _NEEDS = ("question", "choices", "answer", "hint")
 _GROUPS = ("subject", "topic", "grade", "task")
 
 
-def _lines(row: Mapping[str, Any]) -> str:
+def _lines(row: Row) -> str:
     """Return context (if there is any), question and lettered options, one a line."""
     context = [f"Context: {row['hint']}"] if row["hint"] else []
     options = [f"{letter}. {text}" for letter, text in zip(_LETTERS, row["choices"], strict=False)]
     return "\n".join([*context, row["question"], *options])
 
 
-def _script_lines(row: Mapping[str, Any]) -> str:
+def _script_lines(row: Row) -> str:
     """Return what LLaVA's conversion script writes for CQM: options on one line, "N/A" without context."""
     options = " ".join(f"({letter}) {text}" for letter, text in zip(_LETTERS, row["choices"], strict=False))
     text = f"Context: {row['hint'].strip() or 'N/A'}\nQuestion: {row['question']}\nOptions: {options}"
     return text.replace("  ", " ").strip()
 
 
-STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], int]] = {
+STYLES: dict[str, tuple[Callable[[Row], str], int]] = {
     "llava": (_lines, 1024),
     "llava_script": (_script_lines, 1024),
     "lmms": (_lines, 16),  # the same words; lmms-eval lets the model write less
 }
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
+def _question(row: Row, style: str) -> Question:
     """Make a question; LLaVA's own question file, where it lies beside the problems, has the last word."""
     render, max_new_tokens = STYLES[style]
-    return Question(
-        id=row["id"],
-        text=f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
-        image=row["image"],
+    return question_of(
+        row,
+        f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
         max_new_tokens=max_new_tokens,
         answer=_LETTERS[row["answer"]],
         choices=dict(zip(_LETTERS, row["choices"], strict=False)),
-        category=row.get("subject") or "",
-        fields={"has_image": row["has_image"], **{name: row.get(name) for name in _GROUPS}},
+        category="subject",
+        picture=None,
+        fields=("has_image", *_GROUPS),
     )
 
 
-def _tsv_rows(source: Source, path: Path) -> Iterator[dict[str, Any]]:
-    """Read VLMEvalKit's table of the questions with a picture."""
-    if not source.split.endswith("-img"):
-        raise ValueError(f"{path} holds the questions with a picture: use --split {source.split}-img.")
-    for row in tsv_table(source, path, ("question", "A", "B", "answer"), "ScienceQA"):
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    """Read the official files, or VLMEvalKit's table of the questions with a picture."""
+    split = source.split.removesuffix("-img")
+    tsv = find_tsv(source, f"ScienceQA_{split.upper()}.tsv")
+    if tsv is None:
+        yield from _json_rows(source, split)
+        return
+    if source.split == split:
+        raise ValueError(f"{tsv} holds the questions with a picture: use --split {split}-img.")
+    for row in tsv_table(source, tsv, ("question", "A", "B", "answer"), "ScienceQA"):
         answer = _LETTERS.index(str(row["answer"]))
         more = {"choices": list(choices_in(row).values()), "hint": row.get("hint") or "", "has_image": True}
         yield {**row, **more, "id": row["index"], "answer": answer}
 
 
-def _file_rows(source: Source) -> list[dict[str, Any]]:
-    tsv = find_tsv(source, f"ScienceQA_{source.split.removesuffix('-img').upper()}.tsv")
-    if tsv is not None:
-        return list(_tsv_rows(source, tsv))
-    split = source.split.removesuffix("-img")
+def _json_rows(source: Source, split: str) -> list[dict[str, Any]]:
     problems_path = main_file(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
     splits_path = find(source, "ScienceQA splits", "pid_splits.json", "sqa_pid_splits.json")
     problems, splits = read_json(problems_path), read_json(splits_path)
@@ -94,17 +94,16 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
         raise ValueError(
             f"{problems_path} lacks {len(absent)} problems of split {split} (first: {absent[0]})."
         )
+    texts = _llava_texts(source) if split == "test" else {}
     rows = []
     for identity in splits[split]:
         row = problems[identity]
         require(row, (*_NEEDS, "image"), f"{problems_path} problem {identity}")
-        rows.append({**row, "id": identity, "has_image": bool(row["image"]), "llava": None})
-    if source.split.endswith("-img"):
-        rows = [row for row in rows if row["has_image"]]
-    names = {row["id"]: f"{row['id']}/{row['image']}" if row["image"] else None for row in rows}
-    images = locate_images(source, names, (f"images/{split}", split, "images"))
-    texts = _llava_texts(source) if split == "test" else {}
-    return [{**row, "image": images[row["id"]], "llava": texts.get(row["id"])} for row in rows]
+        if row["image"] or source.split == split:
+            file = f"{identity}/{row['image']}" if row["image"] else None
+            asked = {"id": identity, "has_image": bool(row["image"]), "llava": texts.get(identity)}
+            rows.append({**row, **asked, "file": file})
+    return with_pictures(source, rows, (f"images/{split}", split, "images"))
 
 
 def _llava_texts(source: Source) -> dict[str, str]:
@@ -131,12 +130,8 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score letters; the value is over the questions with a picture, unless there are none."""
-    letters = {
-        question.id: extract_option(predictions[question.id], question.choices, scorer)
-        for question in questions
-        if question.id in predictions
-    }
-    right = {question.id: float(letters.get(question.id) == question.answer) for question in questions}
+    each = score_each(questions, predictions, scorer, by_letter(scorer))
+    right = each.items
     with_picture = {q.id: right[q.id] for q in questions if q.fields["has_image"]}
     return score_of(
         questions,
@@ -147,21 +142,19 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         right_wrong=True,
         groupings=by_field(*_GROUPS),
         figures={"accuracy_all": percent(right), "n_all": len(right), "n_with_picture": len(with_picture)},
-        unparsed=sum(letter is None for letter in letters.values()),
+        unparsed=each.unparsed,
     )
 
 
 BENCHMARK = Benchmark(
     name="scienceqa",
     hub="lmms-lab/ScienceQA",
-    split="test-img",
     sizes={"test-img": (2_017,), "test": (4_241,), "val-img": (2_097,), "val": (4_241,)},
-    styles=STYLES,
-    scorers=("llava_sqa", "lmms_sqa", "exact_matching"),
-    published=published(66.8, 71.6, 68.4, 71.2, basic=70.6),
-    measured_on="test, questions with a picture",
     rows=(_table_rows, _file_rows),
     question=_question,
+    styles=STYLES,
+    scorers=("llava_sqa", "lmms_sqa", "exact_matching"),
     score=score,
+    published=published(66.8, 71.6, 68.4, 71.2, basic=70.6, on="test, questions with a picture"),
     aliases=("sqa", "scienceqa-img"),
 )

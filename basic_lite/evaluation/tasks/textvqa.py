@@ -6,27 +6,26 @@ LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find,
     find_optional,
-    locate_images,
     main_file,
     read_json_lines,
     read_list,
-    table_rows,
+    table_reader,
+    with_pictures,
 )
 from basic_lite.evaluation.open_answers import export_answers, soft_score
-from basic_lite.evaluation.question import SHORT, Question
-from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_table
+from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.tsv import find_tsv, listed, tsv_reader
 
-SCORERS = ("vqa_m4c", "vqa_official_on_m4c", "vqa_official", "vqa_lmms")
 _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
 
@@ -35,11 +34,11 @@ def _first_upper(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _with_tokens(question: str, row: Mapping[str, Any]) -> str:
+def _with_tokens(question: str, row: Row) -> str:
     return f"{question}\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}\n{SHORT}"
 
 
-STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], bool]] = {
+STYLES: dict[str, tuple[Callable[[Row], str], bool]] = {
     "llava": (lambda row: _with_tokens(_first_upper(row["question"]), row), True),
     "llava_no_ocr": (lambda row: f"{_first_upper(row['question'])}\n{SHORT}", False),
     # lmms-eval's `capitalize` puts all further letters in lower case.
@@ -48,58 +47,45 @@ STYLES: dict[str, tuple[Callable[[Mapping[str, Any]], str], bool]] = {
 }
 """Style -> its words, and whether they need the OCR tokens."""
 
-MAX_NEW_TOKENS = 128
 
-
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    image_class = (row.get("image_classes") or [""])[0]
-    return Question(
-        id=row["question_id"],
-        text=STYLES[style][0](row),
-        image=row["image"],
-        max_new_tokens=MAX_NEW_TOKENS,
-        answers=tuple(row.get("answers") or ()),
-        category=image_class,
+def _question(row: Row, style: str) -> Question:
+    answers = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
+    return question_of(
+        {**row, "image_class": (row.get("image_classes") or [""])[0]},
+        STYLES[style][0](row),
+        answers=tuple(answers),
+        category="image_class",
         picture=row["image_id"],
-        fields={"image_class": image_class},
+        fields=("image_class",),
     )
-
-
-def _tsv_rows(source: Source, path: Path) -> list[dict[str, Any]]:
-    """Read VLMEvalKit's table, which has no OCR tokens.
-
-    Raises:
-        ValueError: If the prompt needs them.
-    """
-    if STYLES[source.style][1]:
-        raise ValueError(
-            f"{path} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
-        )
-    return [
-        {
-            **row,
-            "question_id": row["index"],
-            "image_id": row["picture"],
-            "answers": listed(str(row["answer"])),
-        }
-        for row in tsv_table(source, path, ("question", "answer"), "TextVQA")
-    ]
 
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     tsv = find_tsv(source, "TextVQA_VAL.tsv") if source.split == "val" else None
-    if tsv is not None:
-        return _tsv_rows(source, tsv)
+    if tsv is not None and STYLES[source.style][1]:
+        raise ValueError(
+            f"{tsv} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
+        )
+    return list(_tsv_or_json_rows(source))
+
+
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     split = source.split
     path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
     rows = read_list(path, "data", _NEEDS)
     tokens = _tokens(source, {row["image_id"] for row in rows}) if STYLES[source.style][1] else {}
-    names = {row["question_id"]: f"{row['image_id']}.jpg" for row in rows}
-    images = locate_images(source, names, ("test_images" if split == "test" else "train_images", "images"))
-    return [
-        {**row, "image": images[row["question_id"]], "ocr_tokens": tokens.get(row["image_id"], [])}
-        for row in rows
-    ]
+    for row in rows:
+        row |= {"id": row["question_id"], "file": f"{row['image_id']}.jpg"}
+        row["ocr_tokens"] = tokens.get(row["image_id"], [])
+    return with_pictures(source, rows, ("test_images" if split == "test" else "train_images", "images"))
+
+
+_tsv_or_json_rows = tsv_reader(
+    *("TextVQA", ("TextVQA_VAL.tsv",), ("question", "answer")),
+    split="val",
+    otherwise=_json_rows,
+    image_id="picture",
+)
 
 
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
@@ -137,29 +123,20 @@ def _check_tokens(path: Path, tokens: Mapping[str, list[str]], pictures: set[str
         )
 
 
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    split = {"val": "validation"}.get(source.split, source.split)
+def _table_rows(source: Source) -> Iterable[dict[str, Any]]:
     tokens = ("ocr_tokens",) if STYLES[source.style][1] else ()
-    return table_rows(source, None, split, (*_NEEDS, *tokens))
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score answers over the human answers, by class of the picture."""
-    return soft_score(questions, predictions, scorer, ("image_class",))
+    return table_reader(*_NEEDS, *tokens, key="question_id", splits={"val": "validation"})(source)
 
 
 BENCHMARK = Benchmark(
     name="textvqa",
     hub="lmms-lab/textvqa",
-    split="val",
     sizes={"val": (5_000,), "test": (5_734,)},
-    styles=STYLES,
-    scorers=SCORERS,
-    published=published(58.2, 61.3, 58.2, 60.2),
-    measured_on="val, with OCR tokens in the prompt",
     rows=(_table_rows, _file_rows),
     question=_question,
-    score=score,
+    styles=STYLES,
+    scorers=("vqa_m4c", "vqa_official_on_m4c", "vqa_official", "vqa_lmms"),
+    score=partial(soft_score, groupings=("image_class",)),
+    published=published(58.2, 61.3, 58.2, 60.2, on="val, with OCR tokens in the prompt"),
     export=export_answers,
-    key="question_id",
 )

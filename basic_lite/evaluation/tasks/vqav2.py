@@ -6,60 +6,50 @@ lmms-eval `tasks/vqav2`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find,
     find_optional,
     is_table,
-    locate_images,
     main_file,
     read_json_lines,
     read_list,
+    table_reader,
     table_rows,
+    with_pictures,
 )
 from basic_lite.evaluation.open_answers import export_answers, soft_score
-from basic_lite.evaluation.question import SHORT, Id, Question
-from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.question import SHORT, Id, Question, question_of
 
 STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
-SCORERS = ("vqa_official_on_m4c", "vqa_official", "vqa_lmms", "vqa_m4c")
-_SPLITS = {
-    "val": ("val2014", "validation"),
-    "test-dev": ("test-dev2015", "testdev"),
-    "test": ("test2015", "test"),
-}
+_SUBSETS = {"val": "val2014", "test-dev": "test-dev2015", "test": "test2015"}
 _NOTE = (
     "val2014 overlaps with the train2017 pictures of the LLaVA-1.5 instruction mix and is no test-dev "
     "number: compare it only with other val numbers"
 )
 
 
-def _question(row: Mapping[str, Any], style: str) -> Question:
-    return Question(
-        id=row["question_id"],
-        text=f"{row['question']}\n{SHORT}",
-        image=row["image"],
+def _question(row: Row, style: str) -> Question:
+    return question_of(
+        row,
+        f"{row['question']}\n{SHORT}",
         max_new_tokens=STYLES[style],
         answer=row.get("multiple_choice_answer"),
         answers=tuple(answer["answer"] for answer in row.get("answers") or ()),
-        category=row.get("answer_type") or "",
+        category="answer_type",
         picture=row["image_id"],
-        fields={name: row.get(name) for name in ("answer_type", "question_type")},
+        fields=("answer_type", "question_type"),
     )
-
-
-def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    return table_rows(source, None, _SPLITS[source.split][1], ("question_id", "question", "image_id"))
 
 
 def _asked(source: Source, split: str) -> list[dict[str, Any]]:
     """Return the questions of a split, from LLaVA's question file or the official one."""
-    subset = _SPLITS[split][0]
+    subset = _SUBSETS[split]
     lines = None if split == "val" else find_optional(source, f"llava_vqav2_mscoco_{subset}.jsonl")
     if lines is None:
         patterns = (f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json")
@@ -79,7 +69,7 @@ def _asked(source: Source, split: str) -> list[dict[str, Any]]:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     asked = _asked(source, source.split)
-    labels = _annotations(source, _SPLITS["val"][0]) if source.split == "val" else {}
+    labels = _annotations(source) if source.split == "val" else {}
     unlabelled = [row["question_id"] for row in asked if labels and row["question_id"] not in labels]
     if unlabelled:
         raise ValueError(
@@ -87,11 +77,12 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
             "two files do not belong together."
         )
     year = "COCO_val2014" if source.split == "val" else "COCO_test2015"
-    names = {row["question_id"]: row.get("file") or f"{year}_{row['image_id']:012d}.jpg" for row in asked}
-    images = locate_images(source, names, (year.removeprefix("COCO_"), "images"))
-    return [
-        {**labels.get(row["question_id"], {}), **row, "image": images[row["question_id"]]} for row in asked
+    rows = [
+        {"file": f"{year}_{row['image_id']:012d}.jpg", **labels.get(row["question_id"], {}), **row}
+        | {"id": row["question_id"]}
+        for row in asked
     ]
+    return with_pictures(source, rows, (year.removeprefix("COCO_"), "images"))
 
 
 def _all_asked(source: Source) -> list[Id] | None:
@@ -113,30 +104,29 @@ def _all_asked(source: Source) -> list[Id] | None:
         ) from None
 
 
-def _annotations(source: Source, subset: str) -> dict[int, dict[str, Any]]:
-    path = find(source, "VQAv2 annotations", f"v2_mscoco_{subset}_annotations.json", "vqav2_annotations.json")
+def _annotations(source: Source) -> dict[int, dict[str, Any]]:
+    path = find(source, "VQAv2 annotations", "v2_mscoco_val2014_annotations.json", "vqav2_annotations.json")
     needs = ("question_id", "answers", "answer_type", "question_type")
     return {row["question_id"]: row for row in read_list(path, "annotations", needs)}
-
-
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score answers over the human answers, by answer type and question type."""
-    return soft_score(questions, predictions, scorer, ("answer_type", "question_type"), (_NOTE,))
 
 
 BENCHMARK = Benchmark(
     name="vqav2",
     hub="lmms-lab/VQAv2",
-    split="val",
     sizes={"val": (214_354,), "test-dev": (107_394,), "test": (447_793,)},
-    styles=STYLES,
-    scorers=SCORERS,
-    published=published(78.5, 80.0, 79.1, 80.0, basic=79.2),
-    measured_on="test-dev, scored by the server",
-    rows=(_table_rows, _file_rows),
+    rows=(
+        table_reader(
+            *("question_id", "question", "image_id"),
+            key="question_id",
+            splits={"val": "validation", "test-dev": "testdev"},
+        ),
+        _file_rows,
+    ),
     question=_question,
-    score=score,
+    styles=STYLES,
+    scorers=("vqa_official_on_m4c", "vqa_official", "vqa_lmms", "vqa_m4c"),
+    score=partial(soft_score, groupings=("answer_type", "question_type"), notes=(_NOTE,)),
+    published=published(78.5, 80.0, 79.1, 80.0, basic=79.2, on="test-dev, scored by the server"),
     export=export_answers,
     all_asked=_all_asked,
-    key="question_id",
 )

@@ -38,7 +38,9 @@ def test_prompt_and_record(folder):
     ],
 )
 def test_scores_of_the_fixture(fixtures, answers, scorer, right):
-    result = gqa.score(questions(fixtures), dict(zip((FIRST, SECOND), answers, strict=True)), scorer)
+    result = gqa.BENCHMARK.score(
+        questions(fixtures), dict(zip((FIRST, SECOND), answers, strict=True)), scorer
+    )
     assert list(result.items.values()) == right
     assert result.value == 50.0 * sum(right)
     assert result.breakdown["kind"] == {"binary": 100.0 * right[0], "open": 100.0 * right[1]}

@@ -52,53 +52,11 @@ def test_points(folder):
     assert value_of(result.outcomes.values(), result.statistic) == result.value  # cognition is left out
 
 
-@pytest.mark.parametrize(
-    ("text", "official", "lmms"),
-    [
-        ("Yes", "yes", "yes"),
-        ("no.", "no", "no"),
-        ("Yes, it is", "yes", "yes"),
-        ("None", "no", "no"),
-        ("I know", "other", "other"),
-        ("", "other", "other"),
-        ("y", "other", "yes"),
-        ("   yes", "other", "yes"),
-    ],
-)
-def test_an_answer_is_read_from_its_start(text, official, lmms):
-    assert mme.yes_or_no(text, "mme_official") == official
-    assert mme.yes_or_no(text, "mme_lmms") == lmms
+READ = {"Yes": "yes yes", "no.": "no no", "Yes, it is": "yes yes", "None": "no no", "I know": "None None"}
+READ |= {"": "None None", "y": "None yes", "   yes": "None yes"}
 
 
-def test_submission_has_a_file_per_category(folder, tmp_path):
-    asked = mme.BENCHMARK.read(Source(make(folder), "test", with_images=False))
-    path = mme.export(asked, {"count/a.png/1": "Yes\tsir"}, tmp_path / "out")
-    assert sorted(file.name for file in path.iterdir()) == ["artwork.txt", "code_reasoning.txt", "count.txt"]
-    rows = (path / "count.txt").read_text().splitlines()
-    assert rows[0] == "a.png\tAre there 2? Please answer yes or no.\tYes\tYes sir"
-    assert len(rows) == 4
-
-
-def test_parquet(parquet, png):
-    row = {"question_id": "count/a.png", "category": "count", "image": {"bytes": png(), "path": None}}
-    rows = [
-        {**row, "question": "Are there 2? Please answer yes or no.", "answer": "Yes"},
-        {**row, "question": "Are there 3? Please answer yes or no.", "answer": "No"},
-    ]
-    asked = mme.BENCHMARK.read(Source(parquet(rows), "test"))
-    assert [(q.id, q.text, q.answer) for q in asked] == [
-        ("count/a.png/1", f"Are there 2?\n{SHORT}", "yes"),
-        ("count/a.png/2", f"Are there 3?\n{SHORT}", "no"),
-    ]
-
-
-def test_damage_is_refused_in_one_line(folder):
-    root = make(folder)
-    (root / "count" / "a.txt").write_text("Are there 2?\n")
-    with pytest.raises(ValueError, match=r"a.txt line 1 has no answer"):
-        mme.BENCHMARK.read(Source(root, "test"))
-    (root / "count" / "a.png").unlink()
-    with pytest.raises(ValueError, match="asks about a picture"):
-        mme.BENCHMARK.read(Source(root, "test"))
-    with pytest.raises(ValueError, match="has no MME categories"):
-        mme.BENCHMARK.read(Source(root / "count", "test"))
+@pytest.mark.parametrize("text", READ)
+def test_an_answer_is_read_from_its_start(text):
+    read = [mme.yes_or_no(text, scorer) for scorer in mme.RULES]
+    assert " ".join(map(str, read)) == READ[text]

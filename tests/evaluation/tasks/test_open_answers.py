@@ -43,7 +43,7 @@ def test_vqav2_prompt_and_record(folder):
     ],
 )
 def test_vqav2_scores_of_the_fixture(fixtures, answers, scorer, each, overall):
-    result = vqav2.score(vqa_questions(fixtures), dict(zip(IDS, answers, strict=True)), scorer)
+    result = vqav2.BENCHMARK.score(vqa_questions(fixtures), dict(zip(IDS, answers, strict=True)), scorer)
     assert [100 * result.items[identity] for identity in IDS] == pytest.approx(each)
     assert round(result.value, 2) == overall
     assert result.breakdown["answer_type"]["yes/no"] == pytest.approx(each[0])
@@ -52,11 +52,11 @@ def test_vqav2_scores_of_the_fixture(fixtures, answers, scorer, each, overall):
 
 
 def test_vqav2_default_scorer_is_what_llava_submits(fixtures):
-    assert vqav2.SCORERS[0] == "vqa_official_on_m4c"
+    assert vqav2.BENCHMARK.scorers[0] == "vqa_official_on_m4c"
 
 
 def test_vqav2_missing_and_empty_answers_are_counted(fixtures):
-    result = vqav2.score(vqa_questions(fixtures), {101000: "yes", 101001: " "}, "vqa_lmms")
+    result = vqav2.BENCHMARK.score(vqa_questions(fixtures), {101000: "yes", 101001: " "}, "vqa_lmms")
     assert (result.missing, result.unparsed) == (1, 1)
     assert result.value == pytest.approx(100 / 3)
 
@@ -82,7 +82,7 @@ def test_vqav2_test_questions_come_from_llavas_file_too(folder, png):
     assert question.image == data / "test2015" / "COCO_test2015_000000262144.jpg"
     assert question.answers == ()
     with pytest.raises(ValueError, match="no public labels"):
-        vqav2.score([question], {262144000: "yes"}, "vqa_official")
+        vqav2.BENCHMARK.score([question], {262144000: "yes"}, "vqa_official")
 
 
 def test_vqav2_from_parquet_equals_the_files(fixtures, parquet, png):
@@ -145,7 +145,7 @@ def test_textvqa_lmms_lowers_what_llava_keeps():
     ],
 )
 def test_textvqa_scores_of_the_fixture(fixtures, answers, each, value):
-    result = textvqa.score(
+    result = textvqa.BENCHMARK.score(
         textvqa_questions(fixtures), dict(zip((50001, 50002), answers, strict=True)), "vqa_m4c"
     )
     assert list(result.items.values()) == pytest.approx(each)
@@ -163,7 +163,7 @@ def test_textvqa_tells_questions_about_one_picture_apart(folder, fixtures):
     (data / "TextVQA_0.5.1_val.json").write_text(json.dumps(content))
     questions = textvqa.BENCHMARK.read(Source(data, "val"))
     assert [question.id for question in questions] == [50001, 50002]
-    assert textvqa.score(questions, {50001: "cola", 50002: "40"}, "vqa_m4c").value == 100.0
+    assert textvqa.BENCHMARK.score(questions, {50001: "cola", 50002: "40"}, "vqa_m4c").value == 100.0
 
 
 def test_textvqa_without_tokens_says_what_to_do(folder):

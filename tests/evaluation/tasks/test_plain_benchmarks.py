@@ -229,7 +229,7 @@ def test_letters_as_mmstar_mmvp_cvbench_and_mmmu_read_them():
             assert (mmvp.letter_of(text) or "") == mmvp_reference(text)
             match = re.match(r"[\(\s]*([A-Z])[\)\.\s]*", text.strip(), flags=re.IGNORECASE)
             known = match.group(1).upper() == letter if match else None
-            assert cvbench.first_letter(text, row) == known
+            assert cvbench.RULES["cv_bench"](text, row) == known
             assert mmmu.chosen(text, OPTIONS) == mmmu_choice_reference(text, OPTIONS)
             hits["mmstar"] += mmstar.starts_with(text, row)
             hits["mmvp"] += mmvp.letter_of(text) == letter
@@ -326,17 +326,20 @@ def test_cvbench_weighs_its_sources_and_mmvp_counts_pairs():
     assert mmvp.CORRECTED == {99: "B", 100: "A", 279: "B", 280: "A"}
 
 
-TABLES = {  # name -> (TSV, Parquet), each of three rows
-    "mmstar": ("MMStar.tsv", "index question A B C D answer category l2_category"),
-    "ai2d": ("AI2D_TEST.tsv", "index question A B C D answer category"),
-    "realworldqa": ("RealWorldQA.tsv", "index question A B C D answer"),
-    "chartqa": ("ChartQA_TEST.tsv", "index question answer split"),
-    "docvqa": ("DocVQA_VAL.tsv", "index question answer"),
-    "infovqa": ("InfoVQA_VAL.tsv", "index question answer"),
-    "ocrbench": ("OCRBench.tsv", "index question answer category"),
-    "cv-bench": ("CV-Bench-2D.tsv", "index question A B answer source category"),
-    "hallusionbench": ("HallusionBench.tsv", "index question answer category l2-category"),
-    "mmmu": ("MMMU_DEV_VAL.tsv", "index question A B C D answer category split"),
+TABLES = {  # name -> the file, and its columns besides index, question, answer and image
+    line.split()[0]: line.split()[1:]
+    for line in """
+        mmstar MMStar.tsv A B C D category l2_category
+        ai2d AI2D_TEST.tsv A B C D category
+        realworldqa RealWorldQA.tsv A B C D
+        chartqa ChartQA_TEST.tsv split
+        docvqa DocVQA_VAL.tsv
+        infovqa InfoVQA_VAL.tsv
+        ocrbench OCRBench.tsv category
+        cv-bench CV-Bench-2D.tsv A B source category
+        hallusionbench HallusionBench.tsv category l2-category
+        mmmu MMMU_DEV_VAL.tsv A B C D category split
+    """.strip().splitlines()
 }
 CELLS = {
     "A": "red",
@@ -359,7 +362,7 @@ OWN = {
 
 
 def write_tsv(path, name, png):
-    columns = TABLES[name][1].split()
+    columns = ["index", "question", "answer", *TABLES[name][1:]]
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, delimiter="\t")
         out.writerow([*columns, "image"])

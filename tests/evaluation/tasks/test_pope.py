@@ -16,6 +16,10 @@ def questions(source):
     return pope.BENCHMARKS[0].read(Source(source, "test", with_images=False))
 
 
+def label(number, what, answer):
+    return {"question_id": number, "image": NAME, "text": f"Is there {what}?", "label": answer}
+
+
 def lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -36,10 +40,7 @@ def test_llavas_questions_get_the_labels_at_their_places(folder):
 
 def test_labels_out_of_place_are_refused(folder):
     data = folder({"pope_questions.jsonl": "llava_pope_test.jsonl"})
-    rows = [
-        {"question_id": 2, "image": NAME, "text": "Is there a kettle in the image?", "label": "yes"},
-        {"question_id": 1, "image": NAME, "text": "Is there a dog in the image?", "label": "no"},
-    ]
+    rows = [label(2, "a kettle in the image", "yes"), label(1, "a dog in the image", "no")]
     lines(data / "coco_pope_random.json", rows)
     with pytest.raises(ValueError, match="question 1 of random is not the one at its place"):
         questions(data)
@@ -50,20 +51,14 @@ def test_labels_out_of_place_are_refused(folder):
 
 def test_labels_may_word_the_question_as_older_releases_did(folder):
     data = folder({"pope_questions.jsonl": "llava_pope_test.jsonl"})
-    rows = [
-        {"question_id": 1, "image": NAME, "text": "Is there an dog in the imange?", "label": "no"},
-        {"question_id": 2, "image": NAME, "text": "Is there a kettle in the imange?", "label": "yes"},
-    ]
+    rows = [label(1, "an dog in the imange", "no"), label(2, "a kettle in the imange", "yes")]
     lines(data / "coco_pope_random.json", rows)
     assert [question.answer for question in questions(data)] == ["no", "yes"]
 
 
 def test_label_files_alone_are_asked_too(folder):
     data = folder({"coco_pope_random.json": "coco_pope_random.json"})
-    lines(
-        data / "coco_pope_popular.json",
-        [{"question_id": 1, "image": NAME, "text": "Is there a cup in the image?", "label": "yes"}],
-    )
+    lines(data / "coco_pope_popular.json", [label(1, "a cup in the image", "yes")])
     assert [question.id for question in questions(data)] == ["popular/1", "random/1", "random/2"]
 
 

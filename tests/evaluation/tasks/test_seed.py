@@ -58,7 +58,9 @@ def test_without_that_file_pictures_alone_can_be_asked(data):
     ],
 )
 def test_scores(data, answers, scorer, value, unparsed):
-    result = seed.score(seed.BENCHMARK.read(Source(data, "test", with_images=False)), answers, scorer)
+    result = seed.BENCHMARK.score(
+        seed.BENCHMARK.read(Source(data, "test", with_images=False)), answers, scorer
+    )
     assert (result.value, result.unparsed) == (value, unparsed)
     assert set(result.breakdown["data_type"]) == {"image", "video"}
 

@@ -10,7 +10,7 @@ from tiny import IMAGE_TOKEN, PATCHES, tiny_batch, tiny_llava
 from basic_lite import BasicSupervision
 from basic_lite.data.layout import layout_of
 from basic_lite.method import attention
-from basic_lite.method.capture import layer_weights
+from basic_lite.method.targets import layer_weights
 
 
 @pytest.mark.parametrize(
