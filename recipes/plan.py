@@ -19,6 +19,7 @@ def main(
     ] = None,
     image_size: o.ImageSizeOption = None,
     tiles: o.TilesOption = 1,
+    pool: o.PoolOption = 1,
     gpu: Annotated[
         float | None,
         o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
@@ -51,7 +52,7 @@ def main(
     from basic_lite.memory import choice, sizes, speed, tables
 
     models = sizes.decoders_named(model, llm)
-    towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles)
+    towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
     console, remedies = Console(), []
     for kind in tables.kinds_of(stage):

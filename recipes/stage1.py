@@ -58,7 +58,8 @@ def main(
     # 3. Plan: the rows decide the global batch, the card the micro-batch.
     decided = plan.decide(settings, sources, device, memory, schedule, console, name=model.llm or model.model)
     parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
-    parts |= {"tiles": sources.tiles} if sources.tiles > 1 else {}
+    resolution = {"tiles": sources.tiles, "pool": sources.pool}
+    parts |= {name: value for name, value in resolution.items() if value > 1}
     decided.print(console, **parts, optimizer_steps=decided.steps)
     settings, rows = decided.settings, decided.rows
     if run.dry_run or rows is None:

@@ -78,7 +78,8 @@ def main(
     settings, rows = decided.settings, decided.rows
     checks.check_optimizer(settings.optimizer, lora, shards)
     shown = {"start": start, "llm": sources.llm, "tower": sources.tower, "bits": sources.bits}
-    shown |= {"tiles": sources.tiles} if sources.tiles > 1 else {}
+    resolution = {"tiles": sources.tiles, "pool": sources.pool}
+    shown |= {name: value for name, value in resolution.items() if value > 1}
     rank = None if lora_adapters is None else lora_adapters.rank
     decided.print(console, **shown, device=device, optimizer_steps=decided.steps, rank=rank)
     if run.dry_run or rows is None:

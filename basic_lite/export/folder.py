@@ -103,6 +103,11 @@ def plan(
     old_gemma |= gemma and to == "gguf"  # llama.cpp multiplies whatever enters a Gemma decoder
     if to != "peft":
         _check_tower(manifest)
+    if manifest["sources"].get("pool", 1) > 1:
+        raise ValueError(
+            f"{run} joins patches in front of its projector (--pool), for which transformers has no standard "
+            "LLaVA class: nothing can be exported; chat and eval read the run itself"
+        )
     if manifest["sources"].get("tiles", 1) > 1 and to != "hf":
         raise ValueError(
             f"{run} was trained with tiles, which --to {to} cannot hold; --to hf writes a standard LLaVA-NeXT"

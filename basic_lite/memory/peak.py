@@ -246,7 +246,7 @@ def _embeddings(step: Step) -> float:
 
 def _projector(step: Step) -> float:
     """What the projector keeps in fp32: its input and both sides of its GELU; and its narrowed output."""
-    width = 4 * (step.tower.width + 2 * step.decoder.width) + step.held.width * step.decoder.width
+    width = 4 * (step.tower.features + 2 * step.decoder.width) + step.held.width * step.decoder.width
     return _pixels(step) + step.patches * width
 
 

@@ -182,6 +182,7 @@ class TowerSize:
         head: SigLIP's pooling head, which is loaded although nothing uses it.
         registers: tokens between class token and patches.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone.
+        pool: side of the squares of patches that become one visual embedding each.
     """
 
     family: str
@@ -193,6 +194,7 @@ class TowerSize:
     head: bool = False
     registers: int = 0
     tiles: int = 1
+    pool: int = 1
 
     @classmethod
     def of(
@@ -220,12 +222,12 @@ class TowerSize:
     @cached_property
     def _image(self) -> tuple[int, int, int]:
         """Tokens, patches and squares per image; with tiles, of the image that takes most."""
-        patches = (self.image_size // self.patch_size) ** 2
+        patches = (self.image_size // self.patch_size // self.pool) ** 2
         if self.tiles == 1:
             return patches, patches, 1
         from basic_lite.data.tiles import Tiling  # transformers with it, which a plan else does without
 
-        block = Tiling.up_to(self.tiles, self.image_size, self.patch_size).largest()
+        block = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool).largest()
         return block.tokens, block.patches, block.squares
 
     @property
@@ -235,8 +237,13 @@ class TowerSize:
 
     @property
     def patches(self) -> int:
-        """P: patches per image."""
+        """P: visual embeddings per image, newlines apart."""
         return self._image[1]
+
+    @property
+    def features(self) -> int:
+        """Numbers that the projector takes for one visual embedding."""
+        return self.width * self.pool**2
 
     @property
     def squares(self) -> int:
@@ -275,7 +282,7 @@ class TowerSize:
 
 def projector_parameters(tower: TowerSize, decoder: DecoderSize) -> int:
     """Weights and biases of LLaVA's two-layer projector."""
-    return tower.width * decoder.width + decoder.width + decoder.width**2 + decoder.width
+    return tower.features * decoder.width + decoder.width + decoder.width**2 + decoder.width
 
 
 def published_decoder(name: str) -> DecoderSize:
@@ -310,7 +317,7 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
 
 
 def towers_named(
-    tower: str | None, image_size: int | None, every: bool, tiles: int = 1
+    tower: str | None, image_size: int | None, every: bool, tiles: int = 1, pool: int = 1
 ) -> list[tuple[str, TowerSize]]:
     """Return name and sizes of one tower, or of all that are known by name.
 
@@ -319,6 +326,7 @@ def towers_named(
         image_size: side of the input in pixels; `None` for the tower's own.
         every: the two of the published runs where none is asked for.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone.
+        pool: side of the squares of patches that become one visual embedding each.
 
     Raises:
         ValueError: If the configuration cannot be read.
@@ -328,7 +336,7 @@ def towers_named(
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
         config = TOWERS.get(name) or _config(source, "vision tower")
-        found.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles)))
+        found.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
     return found
 
 

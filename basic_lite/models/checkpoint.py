@@ -93,8 +93,9 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
 def named(sources: Sources) -> dict[str, Any]:
     """Return where the parts come from as a manifest says it; `sources_of` reads it."""
     settings = asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
-    if sources.tiles == 1:
-        del settings["tiles"]  # of a run without tiles nothing is said, as before there were any
+    for name in ("tiles", "pool"):
+        if settings[name] == 1:
+            del settings[name]  # of a run without them nothing is said, as before there were any
     return settings
 
 

@@ -6,6 +6,7 @@ vector is held elsewhere (see `NewlineProjector`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -48,12 +49,33 @@ class Projector(LlavaMultiModalProjector):
     The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
     trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
     among the text.
+
+    Attributes:
+        pool: patches along the side of a square of them that becomes one visual embedding; its features stand
+            side by side in front of the first layer, which is the wider for it.
     """
 
+    def __init__(self, config: Any, pool: int = 1) -> None:
+        super().__init__(config)
+        self.pool = pool
+        if pool > 1:
+            width, bias = self.linear_1.in_features * pool**2, self.linear_1.bias is not None
+            self.linear_1 = nn.Linear(width, self.linear_1.out_features, bias=bias)
+
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        """Map `(I, P * pool**2, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        if self.pool > 1:
+            image_features = side_by_side(image_features, self.pool)
         with torch.autocast(image_features.device.type, enabled=False):
             return super().forward(image_features.to(self.linear_1.weight.dtype))
+
+
+def side_by_side(features: torch.Tensor, pool: int) -> torch.Tensor:
+    """Join squares of patches: `(I, P, width)` to `(I, P / pool**2, width * pool**2)`, both row by row."""
+    images, patches, width = features.shape
+    across = round(patches**0.5) // pool
+    squares = features.view(images, across, pool, across, pool, width).transpose(2, 3)
+    return squares.reshape(images, across * across, pool * pool * width)
 
 
 class NewlineProjector(Projector):
@@ -64,8 +86,8 @@ class NewlineProjector(Projector):
     back.
     """
 
-    def __init__(self, config: Any) -> None:
-        super().__init__(config)
+    def __init__(self, config: Any, pool: int = 1) -> None:
+        super().__init__(config, pool)
         width = config.text_config.hidden_size
         self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as large as LLaVA-NeXT's own
 
@@ -180,6 +202,7 @@ class Sources:
         image_size: side of the tower's input; `None` takes the tower's own.
         tower_layer: which hidden states are its features.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
+        pool: side of the squares of patches that become one visual embedding each; 1 for every patch its own.
     """
 
     llm: str
@@ -192,13 +215,16 @@ class Sources:
     image_size: int | None = None
     tower_layer: int = -2
     tiles: int = 1
+    pool: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a number of bits that there is no format for, and no tiles at all.
+        """Refuse a number of bits that there is no format for, and no tiles or patches at all.
 
         Raises:
-            ValueError: If `bits` is not 4, 8 or 16, or `tiles` is below 1.
+            ValueError: If `bits` is not 4, 8 or 16, or `tiles` or `pool` is below 1.
         """
+        if self.pool < 1:
+            raise ValueError(f"pool must be 1 (every patch by itself) or more, got {self.pool}")
         if self.bits not in get_args(Bits):
             raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
         if self.tiles < 1:
@@ -324,13 +350,43 @@ def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
             f"with --tiles a tower of this kind works at its own size: add --image-size {tower.image_size} "
             f"(it would be {size})"
         )
-    return Tiling.up_to(sources.tiles, size, tower.patch_size)
+    return Tiling.up_to(sources.tiles, size, tower.patch_size * sources.pool)
+
+
+def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
+    """See that a tower's patches can be joined as `sources.pool` asks; nothing is loaded.
+
+    Raises:
+        ValueError: If some would be left over.
+    """
+    if sources.pool == 1:
+        return
+    native = native_size(read_processor(sources.tower, tower), tower)
+    size = native if sources.image_size is None else sources.image_size
+    across = size // tower.patch_size
+    if across % sources.pool or across < sources.pool:
+        more = tower.patch_size * -(-max(across, 1) // sources.pool) * sources.pool
+        raise ValueError(
+            f"--pool {sources.pool} joins {sources.pool} x {sources.pool} patches, and {sources.tower} has "
+            f"{across} a side at {size} pixels: add --image-size {more}, or leave --pool out"
+        )
 
 
 def longest_with(tiling: Tiling, max_length: int, decoder: PretrainedConfig) -> int:
-    """Return `max_length` and the tokens of the most tiles, at most the decoder's positions."""
+    """Return `max_length` and the tokens of the most tiles, at most the decoder's positions.
+
+    Raises:
+        ValueError: If those do not suffice for a picture.
+    """
     most = getattr(decoder, "max_position_embeddings", None) or 1 << 30
-    return max(max_length, min(max_length + tiling.largest().tokens - tiling.across**2, most))
+    largest = tiling.largest().tokens
+    if largest >= most:
+        tiles = max(rows * columns for rows, columns in tiling.grids)
+        raise ValueError(
+            f"a picture of --tiles {tiles} takes up to {largest:,} tokens, and the decoder was made for "
+            f"{most:,}: take fewer tiles, or --pool 2"
+        )
+    return max(max_length, min(max_length + largest - tiling.across**2, most))
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
@@ -381,6 +437,7 @@ def assemble(
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     check_tower_layer(sources.tower_layer, tower_config)
+    check_pool(sources, tower_config)
     tiling = tiling_for(sources, tower_config)
 
     tokenizer = repository.read_tokenizer(sources.llm)
@@ -395,7 +452,9 @@ def assemble(
 
     tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
-    tokens = (size // tower_config.patch_size) ** 2
+    tokens = (size // tower_config.patch_size // sources.pool) ** 2
+    vision = copy.deepcopy(tower.config) if sources.pool > 1 else tower.config
+    vision.patch_size *= sources.pool  # by which LLaVA-NeXT lays the projector's output out
     kind, grids, projecting = LlavaForConditionalGeneration, {}, Projector
     if tiling is not None:
         kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
@@ -403,7 +462,7 @@ def assemble(
     config = (LlavaConfig if tiling is None else LlavaNextConfig)(
         **grids,
         text_config=causal.config,
-        vision_config=tower.config,
+        vision_config=vision,
         image_token_index=image_token_id,
         image_seq_length=tokens,
         vision_feature_layer=sources.tower_layer,
@@ -413,7 +472,9 @@ def assemble(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = projecting(config).float()  # torch's own initialisation of linear layers, as LLaVA's
+        projector = projecting(
+            config, sources.pool
+        ).float()  # torch's own initialisation of linear layers, as LLaVA's
     with torch.device("meta"):
         model = kind(config)
     if tiling is not None:

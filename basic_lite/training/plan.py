@@ -53,6 +53,7 @@ def sources_of(model: Model, device: str) -> Sources:
         image_size=model.image_size,
         tower_layer=model.tower_layer,
         tiles=model.tiles,
+        pool=model.pool,
     )
 
 
@@ -318,7 +319,8 @@ def step_of(
     kind, adapters = kind_of(settings), adapters or trainable.Adapters()
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
-    tower = replace(TowerSize.of(config, sources.image_size, sources.tower), tiles=sources.tiles)
+    tower = TowerSize.of(config, sources.image_size, sources.tower)
+    tower = replace(tower, tiles=sources.tiles, pool=sources.pool)
     tiling, longest = tiling_for(sources, config), settings.data.max_length
     if tiling is not None:
         tower = replace(tower, image_size=tiling.side)

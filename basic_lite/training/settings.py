@@ -180,6 +180,14 @@ TilesOption = Annotated[
         callback=within(1, 64),
     ),
 ]
+PoolOption = Annotated[
+    int,
+    option(
+        help="2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
+        panel=MODEL,
+        callback=among((1, 2)),
+    ),
+]
 ImagesOption = Annotated[
     Path | None,
     option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
@@ -277,6 +285,7 @@ class Model:
     precision: PrecisionOption = "auto"
     image_size: ImageSizeOption = None
     tiles: TilesOption = 1
+    pool: PoolOption = 1
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2

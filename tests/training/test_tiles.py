@@ -210,6 +210,11 @@ def test_a_tower_of_any_size_works_at_its_own(sized, tmp_path):
     assert "with --tiles a tower of this kind works at its own size: add --image-size 24" in refused
 
 
+def test_more_tokens_than_the_decoder_has_positions_are_refused(sized, tmp_path):
+    refused = run(*stage1(sized, "--tiles", 16), cwd=tmp_path, expect=2).stderr
+    assert "a picture of --tiles 16 takes up to 165 tokens, and the decoder was made for 128" in refused
+
+
 def test_no_tiles_at_all_are_refused():
     with pytest.raises(ValueError, match="tiles must be 1"):
         Sources("llm", "tower", tiles=0)
