@@ -120,13 +120,17 @@ def test_a_benchmark_in_any_batch_gets_the_same_answers(sized, trained, short_an
     run(*base, "--answer-by", "likelihood", "--limit", 1, "--out", folder / "letters", cwd=folder)
 
 
-def test_a_chat_shows_pictures_of_different_grids(sized, trained):
+def test_a_chat_shows_pictures_of_different_grids(sized, trained, monkeypatch):
     assembled, _ = load_run(trained[0] / "runs/stage2")
+    rows, real = [], chat.one_row
+    monkeypatch.setattr(chat, "one_row", lambda *given: rows.append(real(*given)) or rows[-1])
     talk = chat.Chat(assembled, max_new_tokens=3)
     talk.show(sized / "0.png")
     talk.show(sized / "2.png")
     assert isinstance("".join(talk.say("What differs?")), str)
     assert [len(picture.pixels) for picture in talk.shown] == [3, 5]
+    assert rows[0]["image_sizes"].tolist() == [[24, 48], [47, 52]]
+    assert int((rows[0]["input_ids"] == assembled.image_token_id).sum()) == (9 + 3 * 7) + (9 + 6 * 7)
 
 
 def test_an_analysis_matches_every_patch_and_no_newline(sized, trained):
