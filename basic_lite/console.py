@@ -68,12 +68,6 @@ def progress_bar(console: Console, *, transient: bool = False) -> Progress:
     )
 
 
-# Messages of other libraries: kept off the terminal, and written into the run's folder.
-#
-# A command prints what its user can act on. Libraries speak through their own loggers, through handlers of
-# their own on standard error, and through Python's warnings; inside `aside` all of these end in one file.
-# Nothing is configured at import time: who uses the package without its commands hears everything as usual.
-
 OTHER_LOG: str = "other.log"
 """What other libraries said, in the folder that a command writes."""
 
@@ -125,7 +119,12 @@ class _Logger(logging.Logger):
 
 @contextmanager
 def aside() -> Iterator[None]:
-    """Keep messages of other libraries off the terminal inside the block; `basic_lite`'s own stay there."""
+    """Keep messages of other libraries off the terminal inside the block; `basic_lite`'s own stay there.
+
+    Libraries speak through their own loggers, through handlers of their own on standard error, and through
+    Python's warnings; all of these end in `OTHER_LOG`. Nothing is configured at import: without a command,
+    the package's users hear everything as usual.
+    """
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
     handler, own, made = _Aside(), logging.StreamHandler(), logging.getLoggerClass()
     taken = []

@@ -129,12 +129,10 @@ def one_line(error: BaseException, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-# What stands in a run's folder, as far as it can be read without torch.
-#
-# Nothing is ever guessed from a path or a name: `manifest.json` says which LLM, tower, template, stage, k,
-# embedding convention and data a folder belongs to. Scorers and checks read it in milliseconds.
-
 MANIFEST: str = "manifest.json"
+"""Says which LLM, tower, template, stage, k, embedding convention and data a run folder belongs to: nothing
+is guessed from a path or a name."""
+
 PROJECTOR: str = "projector.safetensors"
 ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
@@ -306,11 +304,8 @@ def check_archives(checkpoint: Path) -> None:
             )
 
 
-# Columns of numbers about a file, kept beside it or in the user's cache.
-
-
 def table_places(path: Path, kind: str) -> list[Path]:
-    """Return where a table about `path` may be kept, best first: beside it, else in the user's cache."""
+    """Return where columns of numbers about `path` may be kept: beside it, else in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "basic_lite"
     name = hashlib.sha256(str(path.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     beside = [path.with_name(f"{path.name}.{kind}")] if path.exists() else []  # a hub id is no path
@@ -365,10 +360,6 @@ def save_table(places: list[Path], meta: Mapping[str, str], columns: Mapping[str
     return None
 
 
-# One command at a time writes a run folder; a second one is refused, and its error names the first.
-#
-# The lock is the kernel's (`filelock`): it is released when its process dies, however that happens.
-
 LOCK: str = ".lock"
 HOLDER: str = ".lock.json"
 """What is locked, and who holds it: a file of its own, since Windows lets nobody read a locked one."""
@@ -382,8 +373,9 @@ Workers that a training process forked notice its death within five seconds.
 
 @contextmanager
 def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[None]:
-    """Keep other commands from writing a folder until the block ends.
+    """Keep other commands from writing a folder until the block ends; their error names this one.
 
+    The kernel releases the lock when its process dies, however that happens.
     Of the processes of one run (`accelerate launch`) the first holds the lock for all. The lock lies inside
     the folder, so that it is the same one wherever the folder is mounted.
 
@@ -485,7 +477,7 @@ def _read(holder: Path) -> dict:
 
 
 def _runs(other: dict) -> bool:
-    """Return whether a holder can be alive; a killed one may have left its name behind."""
+    """Return whether a holder can be alive; a killed one may have left its name."""
     if not other:
         return False  # it is about to write its name, or to let go
     if other["host"] != socket.gethostname():

@@ -21,18 +21,14 @@ def main(
     plan: Annotated[
         str,
         typer.Argument(
-            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; or "
-            "architecture, which trains nothing."
+            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; data, "
+            "rate or patches (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
     data: Annotated[
         Path | None,
-        o.option(
-            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
-            default="with tiny the embedded world, else the published set",
-            panel="Data",
-        ),
+        o.option(help="As in stage1.", default="with tiny the embedded world", panel="Data"),
     ] = None,
     images: o.ImagesOption = None,
     out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
@@ -40,7 +36,7 @@ def main(
     ),
     variants: Annotated[
         str | None,
-        o.option(help="Only these variants, separated by semicolons.", default="all", panel=HERE),
+        o.option(help="Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
         int, o.option(help="Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
@@ -48,12 +44,7 @@ def main(
     seed: Annotated[int, o.option(help="The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
         int | None,
-        o.option(
-            help="Runs at a time.",
-            default="cores and free memory; 1 on a GPU",
-            panel=HERE,
-            callback=o.within(1),
-        ),
+        o.option(help="Runs at a time.", default="what fits; 1 on a GPU", panel=HERE, callback=o.within(1)),
     ] = None,
     quick: Annotated[
         bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)
@@ -76,6 +67,18 @@ def main(
         Path | None, o.option(help="The benchmark's data, as --data in eval.", panel=HERE)
     ] = None,
     eval_images: Annotated[Path | None, o.option(help="The benchmark's pictures.", panel=HERE)] = None,
+    answer_by: Annotated[
+        str,
+        o.option(
+            help="Its answers: text, or of a choice the letter of highest likelihood.",
+            panel=HERE,
+            callback=o.among(("text", "likelihood")),
+        ),
+    ] = "text",
+    tune: Annotated[
+        bool,
+        o.option("--tune", help="First choose the learning rate, on plain alone, first seed.", panel=HERE),
+    ] = False,
     text_patches: Annotated[
         Path | None,
         o.option(help="Where your pictures hold text, JSON: row id to patches.", default="none", panel=HERE),
@@ -115,6 +118,8 @@ def main(
             f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
         )
         return
+    asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
+    asked_on["answer_by"] = answer_by
     asked = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
@@ -125,13 +130,14 @@ def main(
         quick=quick,
         measured_on=measure_data,
         measured_rows=measure_rows,
-        benchmark=benchmark,
-        benchmark_data=eval_data,
-        benchmark_images=eval_images,
+        benchmarks={benchmark: asked_on} if benchmark else {},
         text_patches=text_patches,
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
     )
-    asked.run(quiet_console(), check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+    console = quiet_console()
+    if tune and not dry_run:
+        asked = asked.tuned(console, first.main, jobs, overwrite)
+    asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
 
 
 OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")

@@ -19,7 +19,14 @@ def premise(
         str,
         o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models), or tiny.", panel=o.MODEL),
     ] = "vicuna-7b",
-    llm: o.LlmOption = None,
+    llm: Annotated[
+        list[str] | None,
+        o.option(
+            help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder. Several: a line each.",
+            default="that of --model",
+            panel=o.MODEL,
+        ),
+    ] = None,
     bits: o.BitsOption = None,
     precision: o.PrecisionOption = "auto",
     random_weights: Annotated[
@@ -28,11 +35,7 @@ def premise(
     ] = False,
     text: Annotated[
         Path | None,
-        o.option(
-            help="Captions as LLaVA JSON or any training data, or plain text.",
-            default="shipped",
-            panel="Data",
-        ),
+        o.option(help="Training data or plain text to read.", default="shipped captions", panel="Data"),
     ] = None,
     tokens: Annotated[
         int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
@@ -40,7 +43,12 @@ def premise(
     layers: o.LayersOption = None,
     weighting: o.WeightingOption = "quadratic",
     out: Annotated[
-        Path | None, o.option(help="JSON file for the figures; a page with a plot beside it.", default="none")
+        Path | None,
+        o.option(help="JSON file for one LLM's figures; a page with a plot beside it.", default="none"),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        o.option(help="JSON Lines file that each LLM's figures are appended to.", default="none"),
     ] = None,
 ) -> None:
     """Test on text whether the states of layers 1..k still name their tokens, and which --target to use.
@@ -57,34 +65,48 @@ def premise(
 
       basic-lite analyze premise --llm ./my-llm --bits 16 --text captions.json --out premise.json
 
+      basic-lite analyze premise --llm ./one --llm ./other --json premises.jsonl
+
       basic-lite analyze premise --model tiny --random-weights
     """
     from basic_lite.analysis import premise as premise_page
     from basic_lite.console import quiet_console
     from basic_lite.files import write_json
-    from basic_lite.method.premise import examine
     from basic_lite.models import devices, llava, zoo
 
     console = quiet_console()
     device = devices.choose_device()
-    sources = llava.Sources.named(
-        model,
-        llm=llm,
-        bits=zoo.bits_of(model, llm) if bits is None else bits,
-        dtype=devices.choose_dtype(precision, device),
-    )
-    texts = premise_page.texts_of(text, sources.llm)
-    causal, tokenizer = premise_page.load(sources, device, random_weights)
-    result = examine(
-        causal.model,
-        causal.lm_head,
-        tokenizer,
-        texts,
-        layers=layers,
-        weighting=weighting,
-        read=tokens,
-        progress=lambda line: console.print(f"[dim]{line}[/dim]", highlight=False),
-    )
+    dtype = devices.choose_dtype(precision, device)
+    if out is not None and len(llm or []) > 1:
+        raise ValueError("--out is the page of one LLM; --json FILE takes the figures of several")
+    chosen = [
+        llava.Sources.named(
+            model, llm=one, bits=zoo.bits_of(model, one) if bits is None else bits, dtype=dtype
+        )
+        for one in (llm or [None])
+    ]
+    asked = premise_page.Asked(text, tokens, layers, weighting, random_weights)
+    premise_page.check([sources.llm for sources in chosen], json)
+    results, failed = {}, []
+    for sources, name in zip(chosen, llm or [model], strict=True):
+        try:
+            result = premise_page.run(
+                sources, device, asked, lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)
+            )
+        except ValueError as error:
+            if len(chosen) == 1:
+                raise
+            failed.append(f"{name}: {error}")
+            continue
+        results[name] = result
+        if json is not None:
+            premise_page.append(json, premise_page.record(name, sources, asked, result))
+    if len(chosen) > 1:
+        console.print(premise_page.overview(results))
+        if failed:
+            count = f"{len(failed)} of {len(chosen)}"
+            raise ValueError(f"{count} LLMs could not be examined, first {failed[0]}")
+        return
     console.print(premise_page.table(result))
     console.print(premise_page.summary(result), highlight=False)
     console.print(result.verdict.words, style="bold", highlight=False)
@@ -93,15 +115,9 @@ def premise(
         advice = f"Worth a try: --target {result.verdict.target} --layers {result.verdict.layers}"
         console.print(f"{advice}; basic-lite ablate target compares it with others", highlight=False)
     if out is not None:
-        named = f"{llm or model}{' with random weights' if random_weights else ''}"
-        settings = {
-            "model": named,
-            "bits": 16 if random_weights else sources.bits,
-            "text": str(text or "shipped"),
-            "weighting": weighting,
-        }
-        write_json(out, settings | result.json())
-        premise_page.write_page(out.with_suffix(".html"), result, named)
+        content = premise_page.record(name, sources, asked, result)
+        write_json(out, content)
+        premise_page.write_page(out.with_suffix(".html"), result, content["model"])
         console.print(f"{out} and {out.with_suffix('.html')}", highlight=False)
 
 

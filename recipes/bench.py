@@ -166,13 +166,13 @@ def host(
     }
     table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
     for recompute in (False, True):
-        found = {name: [] for name in kinds}
+        layers = {name: [] for name in kinds}
         for _ in range(rounds):
             for name, settings in kinds.items():
-                found[name].append(measure(model, recompute=recompute, steps=steps, **settings))
-        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in found.items()}
+                layers[name].append(measure(model, recompute=recompute, steps=steps, **settings))
+        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in layers.items()}
         theirs = seconds["stage 2, BASIC, adapters as PEFT runs them"]
-        for name, each in found.items():
+        for name, each in layers.items():
             share = f"{seconds[name] / theirs:.2f}" if name.startswith("stage 2") else ""
             cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
             table.add_row(name, "yes" if recompute else "no", *cells)

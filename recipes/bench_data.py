@@ -26,17 +26,28 @@ def main(
         float, o.option(help="How long the model computes on a batch.", callback=o.within(0))
     ] = 200,
     steps: Annotated[int, typer.Option(help="Batches to measure.", callback=o.within(1))] = 50,
+    tokenizer: Annotated[
+        str | None,
+        o.option(help="Tokenizer, name or folder, whose lengths the padding is for.", default="letters"),
+    ] = None,
 ) -> None:
-    """Measure how fast this machine prepares batches, and how long a training would wait for them.
+    """Measure how fast this machine prepares batches, how long a training would wait, and what is padding.
+
+    Without data of your own the padding is that of rows of LLaVA-665k's shape.
 
     Examples:
 
       basic-lite bench data
 
       basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
+
+      basic-lite bench data --tokenizer lmsys/vicuna-7b-v1.5
     """
     from basic_lite.bench.data import measure_data
+    from basic_lite.bench.padding import measure_padding
     from basic_lite.console import quiet_console
+    from basic_lite.data.conversation import choose_template
+    from basic_lite.models.repository import read_tokenizer
 
     console = quiet_console()
     facts = measure_data(
@@ -49,5 +60,10 @@ def main(
         step_seconds=step_ms / 1000,
         steps=steps,
     )
-    for line in facts.lines():
+    reader = None if tokenizer is None else read_tokenizer(tokenizer)
+    template = "vicuna_v1" if reader is None else choose_template(reader)
+    padding = measure_padding(
+        annotations, tokenizer=reader, template=template, tokens_per_image=tokens_per_image
+    )
+    for line in [*facts.lines(), *padding.lines()]:
         console.print(line, highlight=False, soft_wrap=True)

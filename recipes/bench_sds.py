@@ -17,11 +17,11 @@ def sds(
     repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", callback=o.within(1))] = 10,
     cap: Annotated[
         float | None,
-        o.option(help="Emulate a card of so many GiB.", default="the card's", callback=o.within(above=0)),
+        o.option(help="Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
     out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
 ) -> None:
-    """Time L_sds, its three matrix products, Liger's fused divergence and the naive code, in turn.
+    """Time L_sds, its three matrix products, Liger's and TRL's divergences and the naive code, in turn.
 
     Examples:
 
@@ -41,7 +41,7 @@ def sds(
     device = devices.choose_device()
     emulate_card(cap, device)
     dtype = devices.choose_dtype(precision, device)
-    found = measure_sds(rows, width, vocabulary, device, dtype, repeats)
-    console.print(markdown(found), highlight=False, soft_wrap=True)
+    results = measure_sds(rows, width, vocabulary, device, dtype, repeats)
+    console.print(markdown(results), highlight=False, soft_wrap=True)
     if out is not None:
-        write_json(out, {"rows": rows, "width": width, "vocabulary": vocabulary, "results": found})
+        write_json(out, {"rows": rows, "width": width, "vocabulary": vocabulary, "results": results})

@@ -52,6 +52,7 @@ def main(
     from basic_lite import chat as conversation
     from basic_lite.chat import HELP, Chat, Sampling, converse
     from basic_lite.console import quiet_console
+    from basic_lite.memory.inference import bits_for
     from basic_lite.models import checkpoint, devices
 
     console = quiet_console()
@@ -61,7 +62,11 @@ def main(
     if web:
         conversation.check_gradio()
     sampling = Sampling(temperature, top_p, seed)
-    assembled, manifest = checkpoint.load_run(run, devices.choose_device())
+    device = devices.choose_device()
+    bits, line = bits_for(run, "chat", device)
+    if line:
+        console.print(line, highlight=False, soft_wrap=True)
+    assembled, manifest = checkpoint.load_run(run, device, bits=bits)
     title = f"{manifest['sources']['llm']} with {manifest['sources']['tower']}"
     if web:
         console.print(f"{title}: http://{conversation.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)

@@ -40,7 +40,7 @@ def main(
     from basic_lite.console import quiet_console
     from basic_lite.data.workers import cores
     from basic_lite.data.world.world import world_at
-    from basic_lite.experiments import demo, processes, report, table
+    from basic_lite.experiments import curves, demo, processes, report, table
     from basic_lite.files import write_json
     from basic_lite.models.devices import choose_device
 
@@ -71,16 +71,21 @@ def main(
             minutes, rest = divmod(round(demo.seconds_of(folder)), 60)
             title = f"plain against BASIC, embedded world, seed {number}, {minutes} min {rest} s"
             console.print(table.side_by_side(results, title))
+            for line in curves.sentences(demo.curves_of_demos([folder]), results.baseline):
+                console.print(line, style="bold", highlight=False)
             page = report.write_demo(folder, results)
             console.print(f"Report: {page}   figures: {folder / 'summary.json'}", highlight=False)
         if seeds > 1:
             results = demo.compare(list(folders), list(folders.values()))
-            write_json(out / "seeds.json", {"seeds": results.seeds, "columns": demo.columns(results)})
+            content = {"seeds": results.seeds, "columns": demo.columns(results)}
+            write_json(out / "seeds.json", content | demo.curve_figures(list(folders)))
             table.write_side_by_side(results, out / "seeds.md")
             console.print(table.side_by_side(results, "means over seeds"))
-            console.print(
-                f"Figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}", highlight=False
-            )
+            page = report.write_demos(list(folders), results, out / "seeds.html")
+            for line in curves.sentences(demo.curves_of_demos(list(folders)), results.baseline):
+                console.print(line, style="bold", highlight=False)
+            where = f"figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}"
+            console.print(f"Report: {page}   {where}", highlight=False)
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:

@@ -40,8 +40,8 @@ def main(
         typer.Argument(
             help="mmbench, mmbench-cn, vqav2, gqa, scienceqa, textvqa, mmvet, vizwiz, pope, pope-gqa, "
             "pope-aokvqa, mme, seed, mmstar, mmmu, ai2d, realworldqa, hallusionbench, cv-bench, mmvp, "
-            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the paper's "
-            "eight); or mine, with --data."
+            "chartqa, ocrbench, docvqa, infovqa, mmvet-v2, llava-bench; several with commas; all (the "
+            "paper's eight); or mine, with --data."
         ),
     ],
     run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
@@ -109,8 +109,13 @@ def main(
         o.option(help="likelihood: of a choice, the letter that is likeliest to come next."),
     ] = "text",
     batch_size: Annotated[
-        int, o.option(help="Prompts per batch; answers do not depend on it.", callback=o.within(1))
-    ] = 16,
+        int | None,
+        o.option(
+            help="Prompts per batch; answers do not depend on it.",
+            default="what the card holds, up to 32; 16 without one",
+            callback=o.within(1),
+        ),
+    ] = None,
     max_steps: Annotated[
         int,
         o.option(help="Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1)),
@@ -256,6 +261,7 @@ def main(
                             overwrite=overwrite,
                             image_size=image_size,
                             tower_layer=tower_layer,
+                            say=lambda line: console.print(line, highlight=False, soft_wrap=True),
                             advance=lambda count, task=task, shown=shown: shown.advance(task, count),
                         )
                     if left:

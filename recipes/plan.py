@@ -35,6 +35,8 @@ def main(
 ) -> None:
     """Predict memory and time of each stage, and what fits a card. Loads and downloads nothing.
 
+    Of one model also what evaluation, chat and export need, and how many prompts a card answers at once.
+
     Examples:
 
       basic-lite plan
@@ -49,7 +51,7 @@ def main(
 
     from rich.console import Console
 
-    from basic_lite.memory import choice, sizes, speed, tables
+    from basic_lite.memory import choice, inference, sizes, speed, tables
 
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
@@ -72,6 +74,14 @@ def main(
         for row in too_large.values():
             others = tables.fitting(kind, row, towers[0], rank=rank, text=text, basic=basic)
             remedies.append(tables.remedy(row, others))
+    for named in towers if len(models) == 1 and stage is None else []:
+        uses = [
+            inference.row_of(use, models[0], named, gib, rank) for use in inference.SETTINGS for gib in cards
+        ]
+        if json:
+            print(*(encoder.dumps(row.json()) for row in uses), sep="\n")
+        else:
+            console.print(tables.inference_table(uses), "")
     if json:
         return
     if len(models) > 1:

@@ -34,7 +34,7 @@ def main(
 
     from basic_lite.console import quiet_console
     from basic_lite.data.templates import TEMPLATES
-    from basic_lite.experiments import interventions
+    from basic_lite.experiments import curves, interventions
     from basic_lite.models import devices, trainable
     from basic_lite.training import checks, plan
     from basic_lite.training import run as training
@@ -84,7 +84,8 @@ def main(
 
         # 7. Train.
         intervene = partial(interventions.make, method.intervention)
-        finished = training.train(prepared, space, console, clock, intervene)
+        measuring = curves.callbacks(run.along, assembled, out)
+        finished = training.train(prepared, space, console, clock, intervene, measuring)
     if not finished:
         console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
         return

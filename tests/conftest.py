@@ -7,12 +7,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once
 os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who runs the tests
 
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from basic_lite.data.world.scenes import Scene, sample_scene
 
 # A gate that fails by chance fails somebody else's change; `--hypothesis-profile default` draws anew.
 settings.register_profile("same", derandomize=True)
@@ -55,3 +58,15 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     greedily = answer.greedily
     monkeypatch.setattr(answer, "greedily", lambda stops, pad, most: greedily(stops, pad, min(most, 16)))
+
+
+@pytest.fixture(scope="session")
+def training_scenes() -> list[Scene]:
+    rng = random.Random(5)
+    return [sample_scene(rng) for _ in range(150)]
+
+
+@pytest.fixture(scope="session")
+def held_out_scenes() -> list[Scene]:
+    rng = random.Random(6)
+    return [sample_scene(rng, held_out=True) for _ in range(150)]

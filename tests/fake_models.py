@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 
 import bitsandbytes as bnb
 import pytest
@@ -24,11 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import TrainingArguments
-from transformers.models.gemma import modeling_gemma
-from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
-from transformers.models.phi3 import modeling_phi3
+from transformers import PretrainedConfig, TrainingArguments
 from triton.runtime.jit import KernelInterface
 
 from basic_lite.bench import synthetic
@@ -39,7 +36,7 @@ from basic_lite.memory.peak import Step
 from basic_lite.method import losses
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import Window
-from basic_lite.models import trainable
+from basic_lite.models import trainable, zoo
 from basic_lite.models.adapters import group_adapters
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
@@ -47,7 +44,12 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training import liger
 from basic_lite.training.trainer import BasicTrainer
 
-_MODELING = (modeling_llama, modeling_gemma, modeling_mistral, modeling_phi3)
+_MODELING = [
+    import_module(
+        f"transformers.models.{family.removesuffix('_text')}.modeling_{family.removesuffix('_text')}"
+    )
+    for family in zoo.FAMILIES
+]
 
 
 class _Product(MatMul4Bit):
@@ -131,8 +133,7 @@ def _in_place(changed: dict[int, tuple[nn.Parameter, nn.Parameter]]):
 @contextmanager
 def fake_gpu() -> Iterator[FakeTensorMode]:
     """Fake tensors, and torch's choices as on a GPU."""
-    enabled = torch.is_autocast_enabled
-
+    enabled, layer_norm = torch.is_autocast_enabled, F.layer_norm
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True) as mode:
         patch.setattr(nn.Module, "_apply", _in_place({}))
         # PEFT asks without a device, which means the GPU's.
@@ -142,6 +143,15 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
             "dropout",
             lambda x, p=0.5, training=True, inplace=False: (
                 torch.native_dropout(x, p, training)[0] if p and training else x
+            ),
+        )
+        patch.setattr(  # autocast widens its input on a GPU
+            F,
+            "layer_norm",
+            lambda x, *args, **kwargs: layer_norm(
+                x.float() if enabled("cpu") else x,
+                *(a.float() if enabled("cpu") and isinstance(a, torch.Tensor) else a for a in args),
+                **kwargs,
             ),
         )
         patch.setitem(losses._BLOCK_ELEMENTS, "cpu", losses._BLOCK_ELEMENTS["cuda"])
@@ -154,10 +164,12 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
                 vars(module).update(names)
 
 
-def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
-    """Build a model of real size as a stage trains it; only inside `fake_gpu`."""
+def fake_model(
+    name: str, held: Held, layers: int | None = None, text: PretrainedConfig | None = None
+) -> Assembled:
+    """Build a model of real size, or of `text`, as a stage trains it; only inside `fake_gpu`."""
     dtype = torch.bfloat16 if held.half else torch.float32
-    assembled = synthetic.random_model(name, bits=16, dtype=dtype, device="cpu", layers=layers)
+    assembled = synthetic.random_model(name, bits=16, dtype=dtype, device="cpu", layers=layers, text=text)
     assembled.sources = replace(assembled.sources, bits=held.bits)
     if held.bits == 4:
         _pack(parts_of(assembled.model).decoder.layers, dtype)
@@ -168,10 +180,10 @@ def fake_model(name: str, held: Held, layers: int | None = None) -> Assembled:
         assert group_adapters(parts_of(assembled.model).decoder.layers)
     else:
         trainable.train_everything(assembled)
-    if held.fused:
-        decoder = parts_of(assembled.model).decoder
-        patch, pieces = liger.patch_of(decoder)
-        patch(model=decoder, **pieces)
+    found = liger.patch_of(parts_of(assembled.model).decoder) if held.fused else None
+    if found is not None:
+        patch, pieces = found
+        patch(model=parts_of(assembled.model).decoder, **pieces)
     return assembled
 
 

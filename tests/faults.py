@@ -255,43 +255,38 @@ def no_weights_read() -> contextlib.AbstractContextManager:
 
 BEFORE = {"during": lambda lab: no_weights_read()}
 MANIFEST = "runs/stopped/checkpoint-2/manifest.json"
+
+
+def refused(name: str, says: str, inject: Callable[[Path], None]) -> Fault:
+    """A stopped run that `--resume` refuses before it reads a weight."""
+    return Fault(f"resume: {name}", GO_ON, says, inject=inject, **BEFORE)
+
+
 FAULTS = [
     # What is resumed is what was started.
-    Fault(
-        "resume: data changed", GO_ON, "another data", inject=rows(lambda r: r[0].update(id="x")), **BEFORE
-    ),
+    refused("data changed", "another data", rows(lambda r: r[0].update(id="x"))),
     Fault("resume: other learning rate", [*GO_ON, "--learning-rate", "0.5"], "another training", **BEFORE),
     Fault("resume: other seed", [*GO_ON, "--seed", "9"], "another training", **BEFORE),
     Fault("resume: other template", [*GO_ON, "--template", "gemma_instruct"], "another sources", **BEFORE),
     Fault("resume: other bits", [*GO_ON, "--bits", "4"], "another sources", **BEFORE),
-    Fault(
-        "resume: LLM replaced", GO_ON, "another llm", inject=edit("llm/config.json", rope_theta=5.0), **BEFORE
-    ),
-    Fault("resume: tower replaced", GO_ON, "another tower", inject=edit("tower/config.json", x=1), **BEFORE),
-    Fault(
-        "resume: other embedding convention",
-        GO_ON,
+    refused("LLM replaced", "another llm", edit("llm/config.json", rope_theta=5.0)),
+    refused("tower replaced", "another tower", edit("tower/config.json", x=1)),
+    refused(
+        "other embedding convention",
         "another embedding convention",
-        inject=edit(MANIFEST, method__embedding_space="scaled"),
-        **BEFORE,
+        edit(MANIFEST, method__embedding_space="scaled"),
     ),
-    Fault(
-        "resume: manifest of a newer version", GO_ON, "format 9", inject=edit(MANIFEST, format=9), **BEFORE
-    ),
-    Fault("resume: manifest cut off", GO_ON, "cannot be read", inject=cut(MANIFEST), **BEFORE),
-    Fault(
-        "resume: optimizer state cut off",
-        GO_ON,
+    refused("manifest of a newer version", "format 9", edit(MANIFEST, format=9)),
+    refused("manifest cut off", "cannot be read", cut(MANIFEST)),
+    refused(
+        "optimizer state cut off",
         "checkpoint-2/optimizer.pt is damaged",
-        inject=cut("runs/stopped/checkpoint-2/optimizer.pt"),
-        **BEFORE,
+        cut("runs/stopped/checkpoint-2/optimizer.pt"),
     ),
-    Fault(
-        "resume: a byte of the optimizer state of an older run has changed",
-        GO_ON,
+    refused(
+        "a byte of the optimizer state of an older run has changed",
         "optimizer.pt is damaged",
-        inject=old("runs/stopped/checkpoint-2", flipped("runs/stopped/checkpoint-2/optimizer.pt")),
-        **BEFORE,
+        old("runs/stopped/checkpoint-2", flipped("runs/stopped/checkpoint-2/optimizer.pt")),
     ),
     Fault(
         "resume: optimizer state cut off, no hashes",
@@ -299,26 +294,20 @@ FAULTS = [
         "remove checkpoint-2, and --resume goes on from the one before",
         inject=old("runs/stopped/checkpoint-2", cut("runs/stopped/checkpoint-2/optimizer.pt")),
     ),
-    Fault(
-        "resume: two bytes of Adam's moments flipped",
-        GO_ON,
+    refused(
+        "two bytes of Adam's moments flipped",
         "optimizer.pt is damaged",
-        inject=flipped("runs/stopped/checkpoint-2/optimizer.pt"),
-        **BEFORE,
+        flipped("runs/stopped/checkpoint-2/optimizer.pt"),
     ),
-    Fault(
-        "resume: two bytes of the projector flipped",
-        GO_ON,
+    refused(
+        "two bytes of the projector flipped",
         "remove runs/stopped/checkpoint-2, and --resume goes on from the checkpoint before",
-        inject=flipped("runs/stopped/checkpoint-2/projector.safetensors"),
-        **BEFORE,
+        flipped("runs/stopped/checkpoint-2/projector.safetensors"),
     ),
-    Fault(
-        "resume: the projector is missing",
-        GO_ON,
+    refused(
+        "the projector is missing",
         "checkpoint-2/projector.safetensors is missing",
-        inject=gone("runs/stopped/checkpoint-2/projector.safetensors"),
-        **BEFORE,
+        gone("runs/stopped/checkpoint-2/projector.safetensors"),
     ),
     Fault(
         "resume: projector cut off, no hashes",

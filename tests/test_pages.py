@@ -25,7 +25,7 @@ def test_text_is_escaped_and_a_plot_is_not(tmp_path):
         for name, values in (("none", [1.0, 2.0, 3.0]), (HOSTILE, [2.0, 3.0, 4.5]))
     }
     table = tabulate("plan", HOSTILE, "none", [0], measured)
-    write_ablation(table, tmp_path / "page.html", f"basic-lite {HOSTILE}")
+    write_ablation(table, {}, [], tmp_path / "page.html", f"basic-lite {HOSTILE}")
     page = (tmp_path / "page.html").read_text()
     assert "<b>&'" not in page
     assert "</script>" not in page

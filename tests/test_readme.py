@@ -12,7 +12,8 @@ import typer
 from basic_lite.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("basic_lite/*/*.md")))]
+PAGES = ["README.md", "recipes/README.md"]
+PAGES += [str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("basic_lite/*/*.md"))]
 TEXT = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 
 

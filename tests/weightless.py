@@ -18,8 +18,8 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import Window
 from basic_lite.models.devices import recompute_layers
-from basic_lite.models.llava import Projector
 from basic_lite.models.parts import parts_of
+from basic_lite.models.projector import Projector
 from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 

@@ -28,8 +28,6 @@ from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import up_to_the_features
 
-# The nearest tokens of one picture's patches after every decoder layer; the states are dropped at once.
-
 
 @dataclass
 class LayerMatches:
@@ -98,8 +96,6 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
             stack.callback(hook.remove)
         yield seen
 
-
-# The results of one model: matches at every depth, and the replacement test.
 
 FEWEST: int = 8
 """With fewer captions it is not reported how much survives."""
@@ -173,20 +169,20 @@ class ModelResults:
 
     def loss(self, kind: str) -> float | None:
         """Return the mean caption loss with `kind` in the picture's place; `None` where it was not tried."""
-        return _mean([one.losses[kind] for one in self.pictures if kind in one.losses])
+        return _mean([picture.losses[kind] for picture in self.pictures if kind in picture.losses])
 
     def loss_by_layer(self) -> dict[str, float]:
         """Return the mean caption loss with the tokens matched at each of some depths."""
-        names = dict.fromkeys(name for one in self.pictures for name in one.by_layer)
+        names = dict.fromkeys(name for picture in self.pictures for name in picture.by_layer)
         return {
-            name: _mean([one.by_layer[name] for one in self.pictures if name in one.by_layer])
+            name: _mean([picture.by_layer[name] for picture in self.pictures if name in picture.by_layer])
             for name in names
         }
 
     @property
     def tried(self) -> bool:
         """Whether anything stood in for a picture: a caption to lose, or a text to compare."""
-        return any(one.losses or one.texts for one in self.pictures)
+        return any(picture.losses or picture.texts for picture in self.pictures)
 
     def floor(self) -> float | None:
         """Return the lower of the losses with another picture and with a blank one."""
@@ -206,7 +202,11 @@ class ModelResults:
         if own is None or kept is None or floor is None:
             return None
         best = replacement.BLANK if self.loss(replacement.BLANK) == floor else replacement.SHUFFLED
-        gains = [one.losses[best] - one.losses[replacement.ORIGINAL] for one in self.pictures if one.losses]
+        gains = [
+            picture.losses[best] - picture.losses[replacement.ORIGINAL]
+            for picture in self.pictures
+            if picture.losses
+        ]
         if len(gains) < FEWEST or floor - own <= 2 * stdev(gains) / len(gains) ** 0.5:
             return None
         return (floor - kept) / (floor - own)
@@ -219,11 +219,15 @@ class ModelResults:
             caption's content words that the text has. Means over pictures.
         """
         own = replacement.ORIGINAL
-        both = [one for one in self.pictures if kind in one.texts]
-        kept = [content_kept(one.texts[kind], one.texts[own]) for one in both]
-        caption = [content_kept(one.texts[kind], one.caption) for one in both if one.caption is not None]
+        both = [picture for picture in self.pictures if kind in picture.texts]
+        kept = [content_kept(picture.texts[kind], picture.texts[own]) for picture in both]
+        caption = [
+            content_kept(picture.texts[kind], picture.caption)
+            for picture in both
+            if picture.caption is not None
+        ]
         return {
-            "token_f1": _mean([token_f1(one.texts[kind], one.texts[own]) for one in both]),
+            "token_f1": _mean([token_f1(picture.texts[kind], picture.texts[own]) for picture in both]),
             "content_kept": _mean([share for share in kept if share is not None]),
             "caption_said": _mean([share for share in caption if share is not None]),
         }

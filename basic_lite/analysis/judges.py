@@ -74,10 +74,8 @@ def units(text: str, content: bool = False) -> Counter[str]:
         text: any.
         content: only words that say something.
     """
-    found: Counter[str] = Counter()
-    for word in words_of(text):
-        found.update(list(word) if is_han(word) else [word])
-    return Counter({word: n for word, n in found.items() if is_content(word)}) if content else found
+    counts = Counter(unit for word in words_of(text) for unit in (word if is_han(word) else [word]))
+    return Counter({word: n for word, n in counts.items() if is_content(word)}) if content else counts
 
 
 def token_f1(text: str, reference: str) -> float:
@@ -124,13 +122,13 @@ class WordTokens:
 
     def of(self, words: Iterable[str]) -> frozenset[int]:
         """Return the ids of all tokens that stand for one of the words."""
-        found: set[int] = set()
+        tokens: set[int] = set()
         for word in {word for word in words if is_content(word)}:
-            found.update(self._named.get(word, ()))
+            tokens.update(self._named.get(word, ()))
             for written in (word, f" {word}"):
                 pieces = self._tokenizer(written, add_special_tokens=False).input_ids
-                found.update(piece for piece in pieces if self._counts(self._texts[piece]))
-        return frozenset(found)
+                tokens.update(piece for piece in pieces if self._counts(self._texts[piece]))
+        return frozenset(tokens)
 
     @staticmethod
     def _counts(piece: str) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -19,7 +22,9 @@ from basic_lite.data.world import parts
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.scenes import sample_scene
-from basic_lite.method.premise import Examined, Figures
+from basic_lite.files import complete, one_line, versions
+from basic_lite.method.premise import Examined, Figures, examine
+from basic_lite.method.types import Weighting
 from basic_lite.models import repository, zoo
 from basic_lite.models.llava import Sources, load_decoder_alone, read_config
 
@@ -90,17 +95,19 @@ def plot(result: Examined) -> str:
     fitted = range(1, len(maps) + 1)
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     own, cosine, constant, entropy = figure.subplots(1, 4)
-    own.plot(layers, [100 * one.own for one in figures], color="#d1495b", label="raw")
-    cosine.plot(layers, [one.cosine for one in figures], color="#d1495b")
+    own.plot(layers, [100 * layer.own for layer in figures], color="#d1495b", label="raw")
+    cosine.plot(layers, [layer.cosine for layer in figures], color="#d1495b")
     if maps:
-        own.plot(fitted, [100 * one["own"] for one in maps], color="#1b7f5c", label="translated")
-        cosine.plot(fitted, [one["cosine"] for one in maps], color="#1b7f5c")
+        own.plot(fitted, [100 * layer["own"] for layer in maps], color="#1b7f5c", label="translated")
+        cosine.plot(fitted, [layer["cosine"] for layer in maps], color="#1b7f5c")
     own.set_ylim(-3, 103)
     cosine.set_ylim(-0.25, 1.03)
-    constant.plot(layers, [100 * one.common for one in figures], color="#30638e", label="common mean")
-    constant.plot(layers, [100 * one.energy for one in figures], color="#edae49", label="three coordinates")
+    constant.plot(layers, [100 * layer.common for layer in figures], color="#30638e", label="common mean")
+    constant.plot(
+        layers, [100 * layer.energy for layer in figures], color="#edae49", label="three coordinates"
+    )
     constant.set_ylim(-3, 103)
-    entropy.plot(layers, [one.entropy for one in figures], color="#30638e", label="softmax(h Eᵀ)")
+    entropy.plot(layers, [layer.entropy for layer in figures], color="#30638e", label="softmax(h Eᵀ)")
     entropy.axhline(math.log(measured.vocabulary), color="#555", linewidth=0.8, linestyle=":", label="log V")
     entropy.set_ylim(bottom=0)
     titles = ("own token nearest, %", "cosine to own embedding", "share of the states, %", "entropy, nats")
@@ -126,7 +133,97 @@ def write_page(path: Path, result: Examined, model: str) -> None:
     pages.write(path, "analysis/premise.html", **values)
 
 
-# What `analyze premise` runs on: a language model without a tower, and text.
+# What `analyze premise` does: a language model without a tower, and text; one LLM or several in one table.
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of every LLM.
+
+    Attributes:
+        text: file of text; `None` for what is shipped.
+        tokens: held-out tokens to read.
+        layers: the largest k; `None` for half.
+        weighting: of layers 1..k.
+        random_weights: take the configuration alone.
+    """
+
+    text: Path | None
+    tokens: int
+    layers: int | None
+    weighting: Weighting
+    random_weights: bool
+
+
+def check(llms: Sequence[str], records: Path | None) -> None:
+    """Look at what a user can have wrong, before any weight is read.
+
+    Args:
+        llms: names, hub ids or folders.
+        records: the file that figures are to be appended to.
+
+    Raises:
+        ValueError: In one line, if an LLM is missing or of no supported family, or the file is no JSON Lines.
+    """
+    for llm in llms:
+        zoo.family_of(read_config(llm, "language model").model_type, llm)
+    if records is not None and records.is_file():
+        try:
+            for line in records.read_text(encoding="utf-8").splitlines():
+                json.loads(line)["model"]
+        except (ValueError, KeyError, TypeError) as error:
+            reason = one_line(error, 80)
+            raise ValueError(f"--json {records} holds something else than such figures: {reason}") from error
+
+
+def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], None]) -> Examined:
+    """Load a language model and examine it.
+
+    Raises:
+        ValueError: In one line, if it cannot be loaded or the text cannot be read.
+    """
+    texts = texts_of(asked.text, sources.llm)
+    causal, tokenizer = load(sources, device, asked.random_weights)
+    parts = (causal.model, causal.lm_head, tokenizer)
+    options = {"layers": asked.layers, "weighting": asked.weighting, "read": asked.tokens}
+    return examine(*parts, texts, **options, progress=progress)
+
+
+def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[str, Any]:
+    """Return everything that is known of an examination, for JSON."""
+    return {
+        "model": f"{name}{' with random weights' if asked.random_weights else ''}",
+        "bits": 16 if asked.random_weights else sources.bits,
+        "text": str(asked.text or "shipped"),
+        "weighting": asked.weighting,
+        "model_type": read_config(sources.llm, "language model").model_type,
+        **result.json(),
+        "versions": versions(),
+    }
+
+
+def append(path: Path, content: Mapping[str, Any]) -> None:
+    """Add a line of JSON to a file, whole or not at all."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    with complete(path) as draft:
+        draft.write_text(f"{before}{json.dumps(content)}\n", encoding="utf-8")
+
+
+def overview(results: Mapping[str, Examined]) -> Table:
+    """Return a line for each LLM: the weighted target at the largest k, and the verdict."""
+    heads = ("LLM", "k", "nats: model / frequencies", "own token nearest, raw %", "centred", "translated")
+    made = Table(*heads, "cosine", "premise", "--target", box=None, header_style="dim", padding=(0, 1))
+    for name, result in results.items():
+        measured, verdict, targets = result.measured, result.verdict, result.measured.targets
+        k = max(targets["raw"])
+        own = [
+            f"{100 * targets[kind][k].own:.1f}" if k in targets.get(kind, {}) else ""
+            for kind in ("raw", "centred", "translated")
+        ]
+        nats, cosine = f"{measured.loss:.2f} / {measured.unigram:.2f}", f"{targets['raw'][k].cosine:.2f}"
+        made.add_row(name, str(k), nats, *own, cosine, verdict.case, verdict.target or "none")
+    return made
+
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 """Plain English sentences of the kind that captions are, the default text."""

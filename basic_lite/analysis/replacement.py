@@ -85,7 +85,7 @@ def put_in(assembled: Assembled, input_ids: list[int], patches: list[torch.Tenso
     ids = torch.tensor(input_ids, device=embed.weight.device)
     places = (ids == assembled.image_token_id).nonzero().squeeze(1)
     text = embed(ids)
-    return torch.stack([text.index_copy(0, places, one.to(text.dtype)) for one in patches])
+    return torch.stack([text.index_copy(0, places, own.to(text.dtype)) for own in patches])
 
 
 def loss_of(assembled: Assembled, embeds: torch.Tensor, labels: list[int]) -> list[float]:

@@ -19,8 +19,6 @@ from basic_lite.analysis.inspection import DepthResults, ModelResults
 from basic_lite.analysis.judges import shown
 from basic_lite.analysis.tokens import Analysis
 
-# Curves over the decoder's depth, as SVG.
-
 COLOURS: dict[str, str] = {"before": "#b3b9c3", "plain": "#4b5563", "BASIC": "#d1495b"}
 """Of each kind of model."""
 
@@ -44,7 +42,7 @@ def depth_curves(analysis: Analysis) -> str:
         panels.append(("patches whose nearest token means something, %", _meaningful))
     panels.append(("patches nearest to an end token, %", _ends))
     panels.append(("cosine of the state to the initial embedding", _cosine))
-    if any(one.loss_by_layer() for one in analysis.results):
+    if any(result.loss_by_layer() for result in analysis.results):
         panels.append(("caption loss, tokens matched there in the picture's place", _losses))
     columns = 3 if len(panels) == 3 else 2
     rows = -(-len(panels) // columns)
@@ -53,9 +51,9 @@ def depth_curves(analysis: Analysis) -> str:
     names, last = colours(analysis), len(analysis.results[0].depths) - 2
     for axes, (title, draw) in zip(places, panels, strict=False):
         axes.axvspan(0.5, analysis.layers + 0.5, color="#f2efe6", linewidth=0, zorder=0)
-        for subject, one, colour in zip(analysis.subjects, analysis.results, names, strict=True):
+        for subject, result, colour in zip(analysis.subjects, analysis.results, names, strict=True):
             style = {"color": colour, "linewidth": 1.8, "label": subject.label}
-            draw(axes, one, style | ({"linestyle": "--"} if subject.kind == "before" else {}))
+            draw(axes, result, style | ({"linestyle": "--"} if subject.kind == "before" else {}))
         axes.set_title(title, fontsize=10, loc="left")
         ticks = _ticks(last, analysis.layers)
         axes.set_xticks(ticks, ["initial" if tick == 0 else str(tick) for tick in ticks])
@@ -73,22 +71,24 @@ def _ticks(last: int, k: int) -> list[int]:
     """Return some depths, the first, k and the last among them, none so close to one of these as to touch."""
     step = max(1, round(last / 8))
     kept = {0, k, last}
-    return sorted(kept | {at for at in range(0, last, step) if all(abs(at - one) >= step for one in kept)})
+    return sorted(
+        kept | {at for at in range(0, last, step) if all(abs(at - fixed) >= step for fixed in kept)}
+    )
 
 
-def _meaningful(axes: Axes, one: ModelResults, style: dict) -> None:
-    shares = [depth.meaningful_share for depth in one.depths[:-1]]
+def _meaningful(axes: Axes, result: ModelResults, style: dict) -> None:
+    shares = [depth.meaningful_share for depth in result.depths[:-1]]
     axes.plot([None if share is None else 100 * share for share in shares], **style)
     axes.set_ylim(-3, 103)
 
 
-def _ends(axes: Axes, one: ModelResults, style: dict) -> None:
-    axes.plot([100 * depth.end_share for depth in one.depths[:-1]], **style)
+def _ends(axes: Axes, result: ModelResults, style: dict) -> None:
+    axes.plot([100 * depth.end_share for depth in result.depths[:-1]], **style)
     axes.set_ylim(-3, 103)
 
 
-def _cosine(axes: Axes, one: ModelResults, style: dict) -> None:
-    depths = [depth.cosine for depth in one.depths[:-1]]
+def _cosine(axes: Axes, result: ModelResults, style: dict) -> None:
+    depths = [depth.cosine for depth in result.depths[:-1]]
     axes.fill_between(
         range(len(depths)),
         [depth["q1"] for depth in depths],
@@ -100,11 +100,11 @@ def _cosine(axes: Axes, one: ModelResults, style: dict) -> None:
     axes.plot([depth["mean"] for depth in depths], **style)
 
 
-def _losses(axes: Axes, one: ModelResults, style: dict) -> None:
-    by_layer = one.loss_by_layer()
+def _losses(axes: Axes, result: ModelResults, style: dict) -> None:
+    by_layer = result.loss_by_layer()
     places = [0 if name == "initial" else int(name) for name in by_layer]
     axes.plot(places, list(by_layer.values()), marker="o", markersize=4, **style)
-    own = one.loss(replacement.ORIGINAL)
+    own = result.loss(replacement.ORIGINAL)
     if own is not None:
         axes.axhline(own, color=style["color"], linewidth=0.9, linestyle=":")
 
@@ -136,32 +136,34 @@ def lead(analysis: Analysis) -> list[str]:
     ]
     pairs = list(zip(analysis.subjects, analysis.results, strict=True))
     if analysis.judged_by is not None:
-        shares = [f"{subject.label}: {_percent(one.depths[0].meaningful_share)}" for subject, one in pairs]
+        shares = [
+            f"{subject.label}: {_percent(result.depths[0].meaningful_share)}" for subject, result in pairs
+        ]
         parts.append(f"Initial embeddings whose nearest token means something: {'; '.join(shares)}.")
-    ends = [f"{subject.label}: {_percent(one.depths[-2].end_share)}" for subject, one in pairs]
+    ends = [f"{subject.label}: {_percent(result.depths[-2].end_share)}" for subject, result in pairs]
     parts.append(f"States that the last layer leaves nearest to an end token: {'; '.join(ends)}.")
-    left = [(subject.label, one.survives(replacement.DIRECTION)) for subject, one in pairs]
-    told = [f"{label}: {_left(share)}" for label, share in left if share is not None]
-    if told:
+    left = [(subject.label, result.survives(replacement.DIRECTION)) for subject, result in pairs]
+    shown_left = [f"{label}: {_left(share)}" for label, share in left if share is not None]
+    if shown_left:
         parts.append(
             "Of what the picture adds to the caption's likelihood, above a blank or another picture, this is "
-            f"left when each patch is replaced by its nearest token: {'; '.join(told)}."
+            f"left when each patch is replaced by its nearest token: {'; '.join(shown_left)}."
         )
     return parts
 
 
 def _stand_ins(analysis: Analysis) -> list[tuple[str, str, list[tuple[str, list[str]]]]]:
     """Return a row for each kind of stand-in; none where none was tried."""
-    if not any(one.tried for one in analysis.results):
+    if not any(result.tried for result in analysis.results):
         return []
     return [
-        (kind, meaning, [_stand_in(one, kind) for one in analysis.results])
+        (kind, meaning, [_stand_in(result, kind) for result in analysis.results])
         for kind, meaning in replacement.KINDS.items()
     ]
 
 
-def _stand_in(one: ModelResults, kind: str) -> tuple[str, list[str]]:
-    loss, left, texts = one.loss(kind), one.survives(kind), one.overlap(kind)
+def _stand_in(result: ModelResults, kind: str) -> tuple[str, list[str]]:
+    loss, left, texts = result.loss(kind), result.survives(kind), result.overlap(kind)
     notes = [] if left is None or kind == replacement.ORIGINAL else [f"{_left(left)} left"]
     if texts["content_kept"] is not None and kind != replacement.ORIGINAL:
         notes.append(f"text: {_percent(texts['content_kept'])} of words kept")
@@ -176,7 +178,7 @@ def _common(analysis: Analysis) -> list[tuple[str, list[list[tuple[str, bool, st
     for place in sorted(
         {0, max(analysis.layers // 2, 1), analysis.layers, len(analysis.results[0].depths) - 2}
     ):
-        depths = [one.depths[place] for one in analysis.results]
+        depths = [result.depths[place] for result in analysis.results]
         cells = [
             [
                 (shown(analysis.texts[token]), token in analysis.ends, f"{100 * count / depth.patches:.0f}")
@@ -191,7 +193,7 @@ def _common(analysis: Analysis) -> list[tuple[str, list[list[tuple[str, bool, st
 def _depths(analysis: Analysis) -> list[tuple[str, list[str]]]:
     """Return every figure at every depth, four for each model."""
     rows = []
-    for depths in zip(*(one.depths for one in analysis.results), strict=True):
+    for depths in zip(*(result.depths for result in analysis.results), strict=True):
         cells = []
         for depth in depths:
             cells += [_percent(depth.meaningful_share), _percent(depth.end_share)]
@@ -207,13 +209,13 @@ def _data(analysis: Analysis) -> dict[str, object]:
     for number, picture in enumerate(analysis.prepared):
         sample = analysis.samples.chosen[number]
         views = []
-        for one in analysis.results:
-            rows, verdicts = one.views[number]
+        for result in analysis.results:
+            rows, verdicts = result.views[number]
             ids = [[place.setdefault(token, len(place)) for token in row] for row in rows]
             judged = 0 if verdicts is None else sum(value is not None for value in verdicts[0])
             views.append({"ids": ids, "kinds": _kinds(analysis, rows, verdicts), "judged": judged})
         texts = [
-            [kind, *(one.pictures[number].texts[kind] for one in analysis.results)]
+            [kind, *(result.pictures[number].texts[kind] for result in analysis.results)]
             for kind in _SHOWN_TEXTS
             if kind in analysis.results[0].pictures[number].texts
         ]
@@ -295,7 +297,7 @@ def depth_table(analysis: Analysis) -> Group:
         mark = " = k" if name == str(analysis.layers) else ""
         table.add_row(
             f"{name}{mark}",
-            *(_row(_figures(one.depths[place])[-len(measures) :]) for one in analysis.results),
+            *(_row(_figures(result.depths[place])[-len(measures) :]) for result in analysis.results),
         )
     return Group(Text(_title(analysis)), table)
 
@@ -305,8 +307,8 @@ def common_table(analysis: Analysis) -> Group:
     table = _table("depth", analysis, [])
     for place in sorted({0, analysis.layers, len(analysis.results[0].depths) - 2}):
         cells = [
-            Text(" ".join(shown(analysis.texts[token]) for token, _ in one.depths[place].common[:8]))
-            for one in analysis.results
+            Text(" ".join(shown(analysis.texts[token]) for token, _ in result.depths[place].common[:8]))
+            for result in analysis.results
         ]
         table.add_row(analysis.results[0].depths[place].name, *cells)
     return Group("Most frequent matches", table)
@@ -317,17 +319,17 @@ def replacement_table(analysis: Analysis) -> Group:
     title = (
         "In the picture's place: caption loss (nats per token), how much of the picture's\nuse for it is left"
     )
-    texts = any(one.texts for one in analysis.results[0].pictures)
+    texts = any(picture.texts for picture in analysis.results[0].pictures)
     measures = ["loss", "left", "kept%"] if texts else ["loss", "left"]
     if texts:
         title += ", and how many content words of the greedy text are kept"
     table = _table("", analysis, measures)
     for kind in replacement.KINDS:
         cells = []
-        for one in analysis.results:
-            left = "" if kind == replacement.ORIGINAL else _number(one.survives(kind), "{:.2f}")
-            kept = _share_percent(one.overlap(kind)["content_kept"])
-            cells.append(_row([_number(one.loss(kind), "{:.3f}"), left, kept][: len(measures)]))
+        for result in analysis.results:
+            left = "" if kind == replacement.ORIGINAL else _number(result.survives(kind), "{:.2f}")
+            kept = _share_percent(result.overlap(kind)["content_kept"])
+            cells.append(_row([_number(result.loss(kind), "{:.3f}"), left, kept][: len(measures)]))
         table.add_row(kind, *cells)
     return Group(title, table)
 

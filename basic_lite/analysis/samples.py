@@ -84,7 +84,7 @@ def choose_samples(images: Path | None, captions: Path | None, limit: int, seed:
         images: folder of pictures; the folder of a drawn world stands for held-out scenes of that world, and
             `None` for held-out scenes of the world of `seed`.
         captions: LLaVA JSON or JSONL that says what pictures of the folder show.
-        limit: at most so many.
+        limit: how many at most.
         seed: of the scenes where `images` is `None`.
 
     Raises:

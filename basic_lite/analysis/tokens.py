@@ -82,7 +82,9 @@ class Analysis:
         for row, depth in zip(content["depths"], results.depths, strict=True):
             row |= {"meaningful_share": depth.meaningful_share, "end_share": depth.end_share}
             row["common"] = [[self.texts[token], count] for token, count in depth.common]
-        tried = [kind for kind in replacement.KINDS if any(kind in one.texts for one in results.pictures)]
+        tried = [
+            kind for kind in replacement.KINDS if any(kind in picture.texts for picture in results.pictures)
+        ]
         return {
             "label": subject.label,
             "run": str(subject.folder),
@@ -121,7 +123,7 @@ def analyse(
         words: file of words that mean something; before all other judges.
         views: pictures to keep in full.
         max_new_tokens: longest greedy text of the replacement test; 0 generates none.
-        advance: told whose picture is done.
+        advance: called with the model's label after each picture.
     """
     listed = None if words is None else judges.read_words(words)
     method, results, shared = method_of(chosen), [], None
@@ -129,7 +131,7 @@ def analyse(
         if shared is None:
             shared = _Shared(assembled, samples, listed)
             aspect = chosen[-1].manifest["training"].get("aspect", "pad")
-            prepared = [_as_received(assembled, one, aspect) for one in samples.chosen[:views]]
+            prepared = [_as_received(assembled, sample, aspect) for sample in samples.chosen[:views]]
         plan = InspectionSettings(
             TEMPLATES["plain"] if subject.manifest["stage"] == 1 else assembled.template,
             aspect,
@@ -163,9 +165,9 @@ class _Shared:
         elif self.judged_by == "world":
             self.judges = [judges.by_truth(*sample.scene, self.texts) for sample in samples.chosen]
         else:
-            find = judges.WordTokens(assembled.tokenizer, self.texts)
+            named = judges.WordTokens(assembled.tokenizer, self.texts)
             lists = [words or words_of(sample.caption) for sample in samples.chosen]
-            self.judges = [judges.by_words(find.of(one)) for one in lists]
+            self.judges = [judges.by_words(named.of(listed)) for listed in lists]
 
 
 def _as_received(assembled: Assembled, sample: Sample, aspect: str) -> Image.Image:

@@ -24,8 +24,6 @@ from basic_lite.data.readers import open_rows
 from basic_lite.data.rows import ImageRef
 from basic_lite.data.workers import shared_heap
 
-# What a process takes of the machine's memory, told apart by whose it is.
-
 
 @dataclass(frozen=True)
 class Footprint:

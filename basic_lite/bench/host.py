@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +113,7 @@ def measure(
         grouped: adapters that share an input run together; without, as PEFT runs them.
         steps: timed ones.
     """
-    run = _step_of(name, stage, recompute, basic, grouped)
-    few, many = run(FEW, steps), run(MANY, steps)
+    few, many = (_train(name, layers, stage, recompute, basic, grouped, steps) for layers in (FEW, MANY))
     between = MANY - FEW
     names = {key: (count - few[1][key]) / between for key, count in many[1].items()}
     names = {key: value for key, value in sorted(names.items(), key=lambda item: -item[1]) if value > 0}
@@ -123,42 +121,36 @@ def measure(
     return Layer(operations, (many[0] - few[0]) / between, names)
 
 
-def _step_of(
-    name: str, stage: int, recompute: bool, basic: bool, grouped: bool
-) -> Callable[[int, int], tuple[float, Counter[str]]]:
-    def run(layers: int, steps: int) -> tuple[float, Counter[str]]:
-        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        vision |= {"num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-        assembled = synthetic.random_model(
-            name, bits=4, dtype=torch.bfloat16, device="cpu", layers=layers, text=tiny(name), vision=vision
+def _train(
+    name: str, layers: int, stage: int, recompute: bool, basic: bool, grouped: bool, steps: int
+) -> tuple[float, Counter[str]]:
+    """Return the processor time of a step of a tiny decoder, and the operations of one."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    assembled = synthetic.random_model(
+        name, bits=4, dtype=torch.bfloat16, device="cpu", layers=layers, text=tiny(name), vision=vision
+    )
+    if stage == 1:
+        train_projector(assembled)
+    else:
+        train_adapters(assembled, Adapters(8, 16, 0.05))
+    set_recomputed(assembled, None if recompute else 0)
+    warm = 2
+    watch, count = _Watch(warm, steps), warm + steps + 1
+    vocabulary = parts_of(assembled.model).decoder.config.vocab_size
+    rows = synthetic.RandomRows(count, assembled.tokens_per_image, 16, vocabulary, assembled.image_size)
+    half = (0.5, 0.5, 0.5)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = BasicTrainer(
+            assembled.model,
+            arguments_of(assembled, scratch, 1, count, logging_steps=10**6),
+            objective=Objective() if basic else Objective(0, 0),
+            transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
+            grouped_adapters=grouped,
+            train_dataset=rows,
+            data_collator=assembled.collator(),
+            callbacks=[watch],
         )
-        if stage == 1:
-            train_projector(assembled)
-        else:
-            train_adapters(assembled, Adapters(8, 16, 0.05))
-        set_recomputed(assembled, None if recompute else 0)
-        watch, warm = _Watch(2, steps), 2
-        rows = synthetic.RandomRows(
-            warm + steps + 1,
-            assembled.tokens_per_image,
-            16,
-            parts_of(assembled.model).decoder.config.vocab_size,
-            assembled.image_size,
-        )
-        half = (0.5, 0.5, 0.5)
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = BasicTrainer(
-                assembled.model,
-                arguments_of(assembled, scratch, 1, warm + steps + 1, logging_steps=10**6),
-                objective=Objective() if basic else Objective(0, 0),
-                transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
-                grouped_adapters=grouped,
-                train_dataset=rows,
-                data_collator=assembled.collator(),
-                callbacks=[watch],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return statistics.median(watch.seconds), watch.count.names
-
-    return run
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return statistics.median(watch.seconds), watch.count.names

@@ -1,20 +1,24 @@
-"""Measure `L_sds` beside its three matrix products, Liger's fused divergence and the naive code, in turn."""
+"""Measure `L_sds` beside its three products, Liger's and TRL's divergences and the naive code, in turn."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch.autograd import Function
 
+from basic_lite.files import one_line
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
 Facts = dict[str, Any]
+
+LIGER, TRL = "liger fused JSD", "trl chunked divergence"
 
 
 class _RowWeight(Function):
@@ -81,13 +85,34 @@ def measure_sds(
         total.backward()
 
     runs: dict[str, Callable[[], None]] = {"three products": products, "L_sds": ours, "naive": naive}
-    if device == "cuda":
-        runs["liger fused JSD"] = liger
+
+    def trl() -> None:
+        trl_divergence(seen, embedding).backward()
+
+    others = {LIGER: liger, TRL: trl}
+    missing = dict.fromkeys(others, "its kernels need a GPU") if device != "cuda" else {}
+    if TRL not in missing and find_spec("trl") is None:
+        missing[TRL] = "pip install 'trl>=1.16' brings it"
+    runs |= {name: run for name, run in others.items() if name not in missing}
     measured = _in_turn(runs, initial, device, repeats)
-    if device != "cuda":
-        measured.append({"name": "liger fused JSD", "why not": "its kernels need a GPU"})
+    measured += [{"name": name, "why not": reason} for name, reason in missing.items()]
     base = next(row["ms"] for row in measured if row["name"] == "three products")
     return [row | ({"ratio": round(row["ms"] / base, 3)} if "ms" in row else {}) for row in measured]
+
+
+def trl_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
+    """Return `L_sds` by TRL's tiles over the vocabulary: five products, bounded memory, bf16 logits.
+
+    Raises:
+        ImportError: If there is no TRL of 1.16 or later.
+    """
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
+
+    teacher = seen.target.to(embedding.dtype)
+    # Student and teacher, each with its head and bias; 0.0 is KL(teacher || student).
+    given = seen.initial, embedding, None, teacher, embedding, None, 0.0
+    divergence, _entropy = ChunkedDivergenceFunction.apply(*given)
+    return (seen.importance * divergence).sum()
 
 
 def _in_turn(
@@ -110,6 +135,9 @@ def _in_turn(
                 run()
             except torch.OutOfMemoryError:
                 failed[name] = "out of memory"
+                continue
+            except ImportError as error:  # an older TRL has no such module
+                failed[name] = one_line(error)
                 continue
             if device == "cuda":
                 torch.cuda.synchronize()

@@ -17,8 +17,9 @@ from transformers import (
 
 from basic_lite.data import templates
 from basic_lite.models import zoo
-from basic_lite.models.llava import Assembled, Projector, Sources, check_quantisation
+from basic_lite.models.llava import Assembled, Sources, check_quantisation
 from basic_lite.models.parts import layers_of, parts_of
+from basic_lite.models.projector import Projector
 
 DECODERS: dict[str, PretrainedConfig] = {
     name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()

@@ -1,4 +1,4 @@
-"""Pictures inside zip and tar files, read in place.
+"""Where a row's picture is (in a folder, the row, a zip or a tar, never outside), and its bytes.
 
 558,128 entries of LLaVA-Pretrain's images.zip as Python objects take 0.4 GB in every process, so their
 places are kept as columns: 34 bytes an entry, found by the hash of the name.
@@ -60,12 +60,12 @@ class Archive:
         stat = path.stat()
         key = {"format": "2", "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
         places = table_places(path, "index")
-        found = load_table(places, key, COLUMNS)
-        if found is None:
+        kept = load_table(places, key, COLUMNS)
+        if kept is None:
             self.folder, self.columns = _entries(self.path)
             save_table(places, {**key, "folder": self.folder}, self.columns)
         else:
-            self.folder, self.columns = found[0]["folder"], found[1]
+            self.folder, self.columns = kept[0]["folder"], kept[1]
 
     def __len__(self) -> int:
         return len(self.columns["name_hash"])
@@ -106,15 +106,10 @@ class Archive:
         offset, kept, size = (int(self.columns[column][entry]) for column in ("offset", "kept", "size"))
         method = int(self.columns["method"][entry])
         if method not in (STORED, DEFLATED, RAW):
-            reason = (
-                "it is encrypted"
-                if method == SEALED
-                else f"it is packed by method {method}; 0 and 8 are read"
-            )
-            raise self._damage(name, reason)
-        with open(
-            self.path, "rb"
-        ) as file:  # opened each time: workers share nothing, a thousand shards are fine
+            packed = f"it is packed by method {method}; 0 and 8 are read"
+            raise self._damage(name, "it is encrypted" if method == SEALED else packed)
+        # Opened each time: workers share nothing, and a thousand shards are no thousand open files.
+        with open(self.path, "rb") as file:
             file.seek(offset)
             if method == RAW:
                 data = file.read(size)
@@ -232,8 +227,6 @@ def _inside(name: str) -> str | None:
     return None if leaves else plain
 
 
-# Where a row's picture is: in a folder, in an archive, or in the row; and never outside.
-
 MAX_BYTES: int = 256 << 20
 """Largest picture file that is read."""
 
@@ -294,12 +287,12 @@ def locate(ref: ImageRef) -> Stored:
         raise fault
     if ref.root is None:
         raise RowFault("missing_image", f"image {shown(ref.name)}: no image folder was given")
-    found = _find(ref, ref.root)
-    if found is not None:
-        return found
+    stored = _find(ref, ref.root)
+    if stored is not None:
+        return stored
     for name in other_names(ref.name):
-        if path_fault(name) is None and (found := _find(replace(ref, name=name), ref.root)) is not None:
-            return replace(found, name=name)
+        if path_fault(name) is None and (stored := _find(replace(ref, name=name), ref.root)) is not None:
+            return replace(stored, name=name)
     raise RowFault("missing_image", f"image {shown(ref.name)} is not under {ref.root}")
 
 
@@ -361,21 +354,21 @@ def read_file(path: Path) -> bytes:
         RowFault: `missing_image` or `oversized_image`.
     """
     root = str(path.parent)
-    found = _file(ImageRef(path.name, root=root, follow_links=True), root)
-    if found is None:
+    stored = _file(ImageRef(path.name, root=root, follow_links=True), root)
+    if stored is None:
         raise RowFault("missing_image", f"image {shown(str(path))} does not exist")
-    return read_stored(found, path.name)
+    return read_stored(stored, path.name)
 
 
-def read_stored(found: Stored, name: str) -> bytes:
-    """Read what `locate` found; see `read_bytes`."""
-    if found.size > MAX_BYTES:
+def read_stored(stored: Stored, name: str) -> bytes:
+    """Read what `locate` returned; see `read_bytes`."""
+    if stored.size > MAX_BYTES:
         raise RowFault(
             "oversized_image",
-            f"image {shown(name)} has {found.size:,} bytes; at most {MAX_BYTES:,} are read",
+            f"image {shown(name)} has {stored.size:,} bytes; at most {MAX_BYTES:,} are read",
         )
     try:
-        return found.read()
+        return stored.read()
     except OSError as error:
         raise RowFault("missing_image", f"image {shown(name)} cannot be read: {one_line(error)}") from None
 
@@ -390,7 +383,7 @@ def _file(ref: ImageRef, root: str) -> Stored | None:
                     "path_outside_root",
                     f"image {shown(ref.name)} leaves {ref.root} by a link; --follow-links allows it",
                 )
-        found = os.stat(path)
+        state = os.stat(path)
     except RowFault:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -399,9 +392,9 @@ def _file(ref: ImageRef, root: str) -> Stored | None:
         raise RowFault(
             "missing_image", f"image {shown(ref.name)} cannot be read: {one_line(error)}"
         ) from None
-    if not stat.S_ISREG(found.st_mode):  # a pipe would hang, a folder cannot be read
+    if not stat.S_ISREG(state.st_mode):  # a pipe would hang, a folder cannot be read
         raise RowFault("missing_image", f"image {shown(ref.name)} is no file under {ref.root}")
-    return Stored(found.st_size, hash((found.st_size, found.st_mtime_ns)), Path(path).read_bytes)
+    return Stored(state.st_size, hash((state.st_size, state.st_mtime_ns)), Path(path).read_bytes)
 
 
 def _packed(ref: ImageRef, root: str) -> Stored | None:
@@ -411,9 +404,9 @@ def _packed(ref: ImageRef, root: str) -> Stored | None:
         archives = archives_in(folder)
         if not ref.follow_links:
             archives = tuple(path for path in archives if os.path.realpath(path).startswith(root + os.sep))
-        found = _entry(archives, "/".join(parts[depth:]))
-        if found is not None:
-            return found
+        stored = _entry(archives, "/".join(parts[depth:]))
+        if stored is not None:
+            return stored
         folder = os.path.join(folder, parts[depth])
     return None
 

@@ -12,13 +12,12 @@ from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.data.layout import layout_of
 from basic_lite.data.tiles import Tiling, packed
 
-# The order of the rows of an epoch, as plain functions of the seed.
+ORDER: int = 3
+"""Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's; 2
+had smaller pools, and lengths estimated from letters.)"""
 
-ORDER: int = 2
-"""Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's.)"""
-
-POOL: int = 16
-"""Batches that are sorted by length together, at least: enough to save padding, few enough to stay random."""
+POOL: int = 64
+"""Batches that are sorted by length together, at least; what that saves is in `basic_lite/data/README.md`."""
 
 
 def permuted(count: int, *key: int) -> np.ndarray:
@@ -46,9 +45,10 @@ def batch_order(
     """Return the batches of one epoch; every row is in exactly one.
 
     With `group`, rows of each modality are shuffled, cut into pools of whole optimizer steps, sorted by
-    length inside the pool and cut into batches; the batches of a pool, then the steps, are shuffled.
-    Steps that are not full come last, so that the full ones stay of one modality. The batch with the
-    most padded tokens comes first either way: if memory does not suffice, the first step shows it.
+    length inside the pool and cut into batches. The batches are dealt to the pool's steps, so that each step
+    has short and long ones as the pool has them; then the steps are shuffled. Steps that are not full come
+    last, so that the full ones stay of one modality. The batch with the most padded tokens comes first either
+    way: if memory does not suffice, the first step shows it.
 
     Args:
         lengths: `(rows,)` tokens of each row.
@@ -75,10 +75,14 @@ def batch_order(
             rows = rows[permuted(len(rows), seed, epoch, int(kind))]
             for number, pooled in enumerate(_cut(rows, pool)):
                 batches = _cut(pooled[np.argsort(-lengths[pooled], kind="stable")], batch_size)
-                short = batches[len(pooled) // batch_size :]  # at most one; it stays the pool's last
-                whole = permuted(len(batches) - len(short), seed, epoch, int(kind), number)
-                for step in _cut([*(batches[i] for i in whole), *short], accumulation):
-                    (full if sum(map(len, step)) == batch_size * accumulation else rest).append(step)
+                whole = len(pooled) // batch_size  # at most one batch is not, the pool's last
+                steps, chance = whole // accumulation, permuted(whole, seed, epoch, int(kind), number)
+                dealt = np.sort(chance[: steps * accumulation])  # which batches, longest first
+                # Of each `steps` batches of about one length every step gets one, by chance which.
+                shuffled = np.lexsort((chance[dealt], np.arange(len(dealt)) // max(steps, 1)))
+                full += [[batches[i] for i in dealt[shuffled[step::steps]]] for step in range(steps)]
+                left = [batches[i] for i in np.sort(chance[len(dealt) :])] + batches[whole:]
+                rest += _cut(left, accumulation)
         full = [full[i] for i in permuted(len(full), seed, epoch, 2)]
     _largest_first(full, rest, lengths)
     return [batch for step in full + rest for batch in step]

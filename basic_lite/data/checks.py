@@ -23,8 +23,6 @@ from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, normal_
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
-# Which rows are too long: estimated from their letters, or counted by the tokenizer of the LLM.
-
 LENGTH_CHUNK: int = 128
 """Rows that one process counts at a time."""
 
@@ -40,21 +38,21 @@ def estimated_findings(rows: Rows, *, max_length: int, tokens_per_image: int) ->
         max_length: most tokens of a row, images included.
         tokens_per_image: tokens that an image takes.
     """
-    tokens, found = rows.batch_lengths(tokens_per_image), []
+    tokens, findings = rows.batch_lengths(tokens_per_image), []
     for row in np.flatnonzero(tokens > max_length).tolist():
         raw = rows.raw(row)
         length = f"about {int(tokens[row]):,} tokens (estimated)"
-        found.append(_too_long(row, raw.id, length, len(raw.images), tokens_per_image, max_length))
+        findings.append(_too_long(row, raw.id, length, len(raw.images), tokens_per_image, max_length))
         try:
             turns = normal_form(raw).turns
         except RowFault:
-            continue  # found by its text
+            continue  # `text_findings` has it
         pictured = [place for place, (_, text) in enumerate(turns[::2]) if IMAGE in text]
         before = estimated_length(turns[: 2 * max(pictured, default=0) + 1])
         if before + len(raw.images) * tokens_per_image > max_length:
             detail = f"{length}: its pictures, or its first question, do not fit into {max_length:,}"
-            found.append(Finding(row, raw.id, "no_supervision", detail))
-    return found
+            findings.append(Finding(row, raw.id, "no_supervision", detail))
+    return findings
 
 
 def counted_findings(
@@ -76,21 +74,19 @@ def counted_findings(
         progress: called with the rows done and their number.
     """
     assert encoder.max_length is not None
-    images = rows.index.images.astype(np.int64) * encoder.tokens_per_image
-    most = 2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images
-    todo = np.flatnonzero(rows.usable & (most > encoder.max_length))
-    jobs = [
-        part.tolist()
-        for part in np.split(todo, np.arange(LENGTH_CHUNK, len(todo), LENGTH_CHUNK))
-        if len(part)
-    ]
-    found, done = [], 0
-    for number, findings in enumerate(_counted(jobs, rows, encoder, workers)):
-        found += findings
-        done += len(jobs[number])
+    todo = np.flatnonzero(_may_exceed(rows, encoder, encoder.max_length))
+    jobs = [todo[at : at + LENGTH_CHUNK].tolist() for at in range(0, len(todo), LENGTH_CHUNK)]
+    if workers == 1 or len(jobs) < 4:
+        counted = map(_Counter(rows, encoder), jobs)
+    else:
+        counted = in_processes(_Counter, jobs, workers, rows, encoder)
+    findings, done = [], 0
+    for job, found in zip(jobs, counted, strict=True):
+        findings += found
+        done += len(job)
         if progress is not None:
             progress(done, len(todo))
-    return found
+    return findings
 
 
 def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
@@ -103,18 +99,22 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
         rows: from `open_rows`.
         encoder: of the training.
     """
-    found = []
+    findings = []
     if encoder.max_length is None:
-        return found
-    images = encoder.image_tokens(rows)
-    most = 2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images
-    for row in np.flatnonzero(rows.usable & (images > 0) & (most > encoder.max_length)).tolist():
+        return findings
+    for row in np.flatnonzero(rows.has_image & _may_exceed(rows, encoder, encoder.max_length)).tolist():
         sample = rows[row]
         try:
             encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
-            found.append(Finding(row, sample.id, fault.code, fault.detail))
-    return found
+            findings.append(Finding(row, sample.id, fault.code, fault.detail))
+    return findings
+
+
+def _may_exceed(rows: Rows, encoder: TextEncoder, length: int) -> np.ndarray:
+    """Return `(rows,)` bool, the usable rows that are not certain to fit: their texts may be of signs."""
+    images = encoder.image_tokens(rows)
+    return rows.usable & (2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images > length)
 
 
 def _too_long(row: int, name: str, length: str, images: int, tokens_per_image: int, fit: int) -> Finding:
@@ -146,32 +146,6 @@ class _Counter:
             yield Finding(row, sample.id, fault.code, fault.detail)
 
 
-_counter: _Counter
-
-
-def _start_lengths(rows: Rows, encoder: TextEncoder) -> None:
-    global _counter
-    _counter = _Counter(rows, encoder)
-
-
-def _count(numbers: list[int]) -> list[Finding]:
-    return _counter(numbers)
-
-
-def _counted(
-    jobs: list[list[int]], rows: Rows, encoder: TextEncoder, workers: int
-) -> Iterator[list[Finding]]:
-    if workers == 1 or len(jobs) < 4:
-        yield from map(_Counter(rows, encoder), jobs)
-    else:
-        yield from in_processes(_count, jobs, workers, _start_lengths, rows, encoder)
-
-
-# Every picture of a data set, looked at once, in parallel, and remembered.
-#
-# What is found is kept beside the annotations with each file's size and time, so a check that was stopped
-# goes on where it was, and one that is run again looks only at what has changed.
-
 GOOD: int = 255
 """Status of a picture that was decoded; 0 is unknown, others are 1 + the place in `CODES`."""
 
@@ -182,7 +156,10 @@ COLUMNS: dict[str, type[np.generic]] = {"status": np.uint8, "stamp": np.int64}
 
 @dataclass
 class Pictures:
-    """The different pictures of some rows.
+    """The different pictures of some rows, and what is known of each.
+
+    It is kept beside the annotations with each file's size and time, so that a check that was stopped goes on
+    where it was, and one that is run again looks only at what has changed.
 
     Attributes:
         rows: the rows.
@@ -207,26 +184,17 @@ class Pictures:
         _, first, inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
         row_of = np.repeat(np.arange(len(counts)), counts)
         place_of = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        made = cls(
-            rows,
-            inverse,
-            row_of[first],
-            place_of[first],
-            np.zeros(len(first), np.uint8),
-            np.zeros(len(first), np.int64),
-        )
-        found = load_table(table_places(rows.path, "pictures"), made._key(), COLUMNS)
-        if found is not None and len(found[1]["status"]) == len(first):
-            made.status, made.stamp = found[1]["status"].copy(), found[1]["stamp"].copy()
+        unknown = np.zeros(len(first), np.uint8), np.zeros(len(first), np.int64)
+        made = cls(rows, inverse, row_of[first], place_of[first], *unknown)
+        known = load_table(table_places(rows.path, "pictures"), made._key(), COLUMNS)
+        if known is not None and len(known[1]["status"]) == len(first):
+            made.status, made.stamp = known[1]["status"].copy(), known[1]["stamp"].copy()
         return made
 
     def save(self) -> None:
         """Keep what is known beside the annotations."""
-        save_table(
-            table_places(self.rows.path, "pictures"),
-            self._key(),
-            {"status": self.status, "stamp": self.stamp},
-        )
+        columns = {"status": self.status, "stamp": self.stamp}
+        save_table(table_places(self.rows.path, "pictures"), self._key(), columns)
 
     def _key(self) -> dict[str, str]:
         root = "" if self.rows.images is None else os.path.realpath(self.rows.images)
@@ -237,11 +205,10 @@ class Pictures:
         faulty = np.isin(self.inverse, list(details))
         counts = self.rows.index.images.astype(np.int64)
         row_of = np.repeat(np.arange(len(counts)), counts)
-        found = []
-        for row, picture in zip(row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True):
-            code = CODES[int(self.status[picture]) - 1]
-            found.append(Finding(row, self.rows.raw(row).id, code, details[picture]))
-        return found
+        return [
+            Finding(row, self.rows.raw(row).id, CODES[int(self.status[picture]) - 1], details[picture])
+            for row, picture in zip(row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True)
+        ]
 
 
 def check_pictures(
@@ -268,20 +235,9 @@ def check_pictures(
     todo = np.argsort(pictures.row, kind="stable")  # in the order of the file, which is that of the folders
     if sample is not None and sample < len(todo):
         todo = todo[np.linspace(0, len(todo) - 1, sample).astype(np.int64)]
-    jobs = [
-        [
-            (
-                int(i),
-                int(pictures.row[i]),
-                int(pictures.place[i]),
-                int(pictures.status[i]),
-                int(pictures.stamp[i]),
-            )
-            for i in part
-        ]
-        for part in np.split(todo, np.arange(CHUNK, len(todo), CHUNK))
-        if len(part)
-    ]
+    known = (todo, pictures.row[todo], pictures.place[todo], pictures.status[todo], pictures.stamp[todo])
+    each = list(zip(*(column.tolist() for column in known), strict=True))
+    jobs = [each[at : at + CHUNK] for at in range(0, len(each), CHUNK)]
     details: dict[int, str] = {}
     done, saved = 0, time.monotonic()
     try:
@@ -303,20 +259,15 @@ def check_pictures(
 
 
 def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
-    """Tell the first missing pictures' nearest names: the user sees at once what all have in common."""
-    told = 0
-    for place, finding in enumerate(findings):
-        if finding.code == "missing_image" and told < 3:
-            told += 1
-            names = [rows.image_ref(image) for image in rows.raw(finding.row).images]
-            near = next(
-                (near for ref in names if shown(ref.name) in finding.detail and (near := nearest_name(ref))),
-                "",
-            )
-            if near:
-                findings[place] = replace(
-                    finding, detail=f"{finding.detail}; the nearest name there is {shown(near)}"
-                )
+    """Add the nearest names to the first missing pictures: the user sees at once what all have in common."""
+    missing = [place for place, finding in enumerate(findings) if finding.code == "missing_image"]
+    for place in missing[:3]:
+        finding = findings[place]
+        refs = [rows.image_ref(image) for image in rows.raw(finding.row).images]
+        near = [nearest_name(ref) for ref in refs if shown(ref.name) in finding.detail]
+        if any(near):
+            name = shown(next(filter(None, near)))
+            findings[place] = replace(finding, detail=f"{finding.detail}; the nearest name there is {name}")
     return findings
 
 
@@ -358,18 +309,6 @@ class _Looker:
         return picture, GOOD if self.depth == "decode" else 0, stamp, ""
 
 
-_looker: _Looker
-
-
-def _start(rows: Rows, depth: Depth) -> None:
-    global _looker
-    _looker = _Looker(rows, depth)
-
-
-def _look(jobs: list[Job]) -> list[Result]:
-    return _looker(jobs)
-
-
 def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Iterator[list[Result]]:
     if workers == 1 or len(jobs) < 2:
         yield from map(_Looker(rows, depth), jobs)
@@ -377,7 +316,7 @@ def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Itera
     done = 0
     while done < len(jobs):
         try:
-            for results in in_processes(_look, jobs[done:], workers, _start, rows, depth):
+            for results in in_processes(_Looker, jobs[done:], workers, rows, depth):
                 done += 1
                 yield results
         except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
@@ -390,7 +329,7 @@ def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[
     done = 0
     while done < len(pictures):
         try:
-            for results in in_processes(_look, [[job] for job in pictures[done:]], 1, _start, rows, depth):
+            for results in in_processes(_Looker, [[job] for job in pictures[done:]], 1, rows, depth):
                 done += 1
                 yield results
         except BrokenProcessPool:
@@ -420,20 +359,20 @@ def check_data(
         stage: 1 takes only rows of one image and its caption.
         encoder: counts tokens, with the two limits above; `None` estimates them.
         workers: processes to do it.
-        progress: told what is being done, how much of it is done, and of how much.
+        progress: called with what is being done, how much of it is done, and of how much.
 
     Returns:
         The findings, by row.
     """
-    found = _stage_findings(rows, stage) + note_findings(rows)
+    findings = _stage_findings(rows, stage) + note_findings(rows)
     if encoder is None:
-        found += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
+        findings += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
     else:
-        found += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
+        findings += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
     if pictures is not None:
-        looked = partial(progress, "images")
-        found += check_pictures(rows, depth=pictures, workers=workers, progress=looked)
-    return in_order(found)
+        images = partial(progress, "images")
+        findings += check_pictures(rows, depth=pictures, workers=workers, progress=images)
+    return in_order(findings)
 
 
 def check_rows(
@@ -457,11 +396,11 @@ def check_rows(
     Returns:
         What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
     """
-    found = _stage_findings(rows, stage)
-    found += check_pictures(rows, depth="present", sample=images)
-    found += check_pictures(rows, depth="decode", sample=decoded)
-    found += known_bad_pictures(rows)
-    return in_order(finding for finding in found if finding.code not in STILL_TRAINS)
+    findings = _stage_findings(rows, stage)
+    findings += check_pictures(rows, depth="present", sample=images)
+    findings += check_pictures(rows, depth="decode", sample=decoded)
+    findings += known_bad_pictures(rows)
+    return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
 
 
 def _stage_findings(rows: Rows, stage: int) -> list[Finding]:

@@ -95,10 +95,10 @@ def segments(
     if not system:
         add(template.system, special)
     elif template.system_turn:
-        before, behind = template.system_turn.split("{}")
+        before, after = template.system_turn.split("{}")
         add(before, special)
         add(system, None)
-        add(behind, special)
+        add(after, special)
     elif not template.caption:  # a family without system role
         turns[0] = ("user", f"{system}\n\n{turns[0][1]}")
     header, footer = template.user.split("{}")
@@ -252,7 +252,7 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
 
 _PROBE: list[Turn] = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
 _DATE = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}")
-# What base models without a chat template still tell: the first row whose tokens are all there.
+# Base models have no chat template but its tokens: the first row whose tokens are all there.
 _TOKENS: tuple[tuple[str, set[str]], ...] = (
     ("chatml", {"<|im_start|>"}),
     ("gemma_instruct", {"<start_of_turn>"}),

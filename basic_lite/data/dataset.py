@@ -21,8 +21,6 @@ from basic_lite.data.rows import RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Tiling, image_tokens
 
-# A row as the model takes it: ids and labels, then pixels.
-
 
 @dataclass(frozen=True)
 class TextEncoder:

@@ -1,4 +1,4 @@
-"""What is wrong with the texts of rows: one finding per row and fault."""
+"""What is wrong with the texts of rows, one finding per row and fault, and the reports of a check."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def text_findings(rows: Rows) -> list[Finding]:
     Returns:
         The findings, by row.
     """
-    found = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
-    return in_order(found + _duplicates(rows))
+    faulty = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
+    return in_order(faulty + _duplicates(rows))
 
 
 NOTED: dict[str, str] = {
@@ -58,21 +58,22 @@ NAMED: int = 100
 
 def note_findings(rows: Rows) -> list[Finding]:
     """Return what is done otherwise than rows say, though they train; see `ROW_NOTES`."""
-    found = []
-    for place, code in enumerate(ROW_NOTES):
-        noted = np.flatnonzero((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).tolist()
+    findings = []
+    for code, noted in _noted(rows).items():
         names = [rows.raw(row).id for row in noted[:NAMED]] + [""] * len(noted[NAMED:])
-        found += [Finding(row, name, code, NOTED[code]) for row, name in zip(noted, names, strict=True)]
-    return found
+        findings += [Finding(row, name, code, NOTED[code]) for row, name in zip(noted, names, strict=True)]
+    return findings
 
 
 def note_lines(rows: Rows) -> list[str]:
     """Return a line for each kind of note, with its count, for the start of a training."""
-    counts = {
-        code: int(((rows.index.fault == 0) & (rows.index.notes >> place & 1 == 1)).sum())
-        for place, code in enumerate(ROW_NOTES)
-    }
-    return [f"{count:,} rows: {NOTED[code]}." for code, count in counts.items() if count]
+    return [f"{len(noted):,} rows: {NOTED[code]}." for code, noted in _noted(rows).items() if noted]
+
+
+def _noted(rows: Rows) -> dict[str, list[int]]:
+    """Return by code of a note the rows without fault that have it."""
+    notes = np.where(rows.index.fault == 0, rows.index.notes, 0)
+    return {code: np.flatnonzero(notes >> place & 1).tolist() for place, code in enumerate(ROW_NOTES)}
 
 
 def caption_findings(rows: Rows) -> list[Finding]:
@@ -88,12 +89,12 @@ def caption_findings(rows: Rows) -> list[Finding]:
     """
     columns = rows.index
     odd = (columns.fault == 0) & ((columns.images != 1) | (columns.turns != 2))
-    found = []
+    findings = []
     for row in np.flatnonzero(odd).tolist():
         fault = caption_fault(int(columns.images[row]), int(columns.turns[row]))
         assert fault is not None, row
-        found.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
-    return found
+        findings.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
+    return findings
 
 
 def in_order(findings: Iterable[Finding]) -> list[Finding]:
@@ -126,9 +127,6 @@ def _duplicates(rows: Rows) -> list[Finding]:
         Finding(row, rows.raw(row).id, "duplicate_id", f"row {original} has the same id")
         for row, original in zip(order[again].tolist(), first[again].tolist(), strict=True)
     ]
-
-
-# What a check leaves behind: a report, the rows that training leaves out, and a table for a person.
 
 
 def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:

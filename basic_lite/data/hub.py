@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basic_lite.data.index import COLUMNS, FORMAT, Index, Progress, describe, undescribed
-from basic_lite.data.rows import RowFault, read_row, text_hash
+from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress
+from basic_lite.data.rows import RowFault, read_row
 from basic_lite.files import load_table, one_line, save_table, table_places
 
 if TYPE_CHECKING:
@@ -132,31 +132,20 @@ def index_dataset(
         The index; `offset` and `size` are 0, and no two pictures count as the same.
     """
     key = {"format": FORMAT, **key}
-    found = load_table(places, key, COLUMNS)
-    if found is not None:
-        return Index(found[0]["sha256"], (0,), **found[1])
+    kept = load_table(places, key, COLUMNS)
+    if kept is not None:
+        return Index(kept[0]["sha256"], (0,), **kept[1])
     counts = picture_counts(dataset)
     texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
-    columns: dict[str, list[int]] = {
-        name: [] for name in ("tokens", "turns", "notes", "fault", "id_hash", "images")
-    }
-    digest = hashlib.sha256()
-    for number, row in enumerate(texts):
-        images, name = 0, ""
-        try:
-            raw = read_row({**dict(row), **_stand_ins(counts, number)}, stored=True)
-            images, name, described = len(raw.images), raw.id, describe(raw)
-            digest.update(repr((name, images, raw.turns)).encode("utf-8", "backslashreplace"))
-        except RowFault as error:
-            described = undescribed(error)
-            digest.update(error.detail.encode("utf-8", "backslashreplace"))
-        for column, value in (described | {"images": images, "id_hash": text_hash(name)}).items():
-            columns[column].append(value)
+    columns, digest = Columns(), hashlib.sha256()
+    for number, stored in enumerate(texts):
+        row = columns.add(lambda: read_row({**dict(stored), **_stand_ins(counts, number)}, stored=True))  # noqa: B023
+        seen = row.detail if isinstance(row, RowFault) else repr((row.id, len(row.images), row.turns))
+        digest.update(seen.encode("utf-8", "backslashreplace"))
         if progress is not None and number % 1000 == 0:
             progress("reading rows", number, len(texts))
-    nothing, pictures = np.zeros(len(texts), np.int64), np.arange(1, sum(columns["images"]) + 1)
-    arrays = {"offset": nothing, "size": nothing, "image_hash": pictures, **columns}
-    made = {name: np.array(arrays[name], kind) for name, kind in COLUMNS.items()}
+    columns.values["image_hash"] = list(range(1, sum(columns.values["images"]) + 1))
+    made = columns.arrays()
     save_table(places, {**key, "sha256": digest.hexdigest()}, made)
     return Index(digest.hexdigest(), (0,), **made)
 

@@ -37,8 +37,6 @@ from basic_lite.data.rows import (
 from basic_lite.data.workers import in_processes
 from basic_lite.files import file_hash, load_table, one_line, save_table, table_places
 
-# Where each row of a JSON array or of a JSONL file starts and ends, found without parsing it.
-
 BLOCK: int = 1 << 24
 """Bytes looked at together: 16 MiB keeps the masks of one block near 100 MiB."""
 
@@ -185,7 +183,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "image_hash": np.uint64,
 }
 MOST_TURNS: int = 2**16 - 1
-"""What a column can count to; rows with more say so many."""
+"""What a column can count to; rows with more turns are entered with this number."""
 
 CHUNK: int = 1 << 23
 """Bytes of rows that one worker describes at a time."""
@@ -266,22 +264,45 @@ def _refuse_constant(name: str) -> None:
     raise RowFault("malformed_row", f"{name} is no JSON value")
 
 
-def describe(raw: RawRow) -> dict[str, int]:
-    """Return a row's columns that follow from its text: `tokens`, `turns`, `fault` and `notes`."""
-    described = {"tokens": estimated_length(raw.turns), "turns": 0, "notes": 0}
-    try:
-        normal = normal_form(raw)
-        described["turns"] = min(len(normal.turns), MOST_TURNS)
-        described["notes"] = sum(1 << ROW_NOTES.index(note) for note in normal.notes)
-        fault = next(filter(None, map(path_fault, raw.images)), None)
-    except RowFault as error:
-        fault = error
-    return {**described, "fault": 0 if fault is None else CODES.index(fault.code) + 1}
+class Columns:
+    """Columns of an index, filled row by row."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, list[int]] = {name: [] for name in COLUMNS}
 
-def undescribed(fault: RowFault) -> dict[str, int]:
-    """Return the same columns of a row that cannot be read at all."""
-    return {"tokens": 0, "turns": 0, "notes": 0, "fault": CODES.index(fault.code) + 1}
+    def add(self, read: Callable[[], RawRow], offset: int = 0, size: int = 0) -> RawRow | RowFault:
+        """Describe a row, but for the hashes of its images.
+
+        Args:
+            read: reads the row; may raise `RowFault`.
+            offset: its first byte.
+            size: its bytes.
+
+        Returns:
+            The row, or what keeps it from being read.
+        """
+        described: dict[str, int] = dict.fromkeys(("tokens", "turns", "notes", "images", "id_hash"), 0)
+        row = fault = None
+        try:
+            row = read()
+            described |= {"tokens": estimated_length(row.turns), "images": len(row.images)}
+            described["id_hash"] = text_hash(row.id)
+            normal = normal_form(row)
+            described["turns"] = min(len(normal.turns), MOST_TURNS)
+            described["notes"] = sum(1 << ROW_NOTES.index(note) for note in normal.notes)
+            fault = next(filter(None, map(path_fault, row.images)), None)
+        except RowFault as error:
+            fault = error
+        described["fault"] = 0 if fault is None else CODES.index(fault.code) + 1
+        for column, value in (described | {"offset": offset, "size": size}).items():
+            self.values[column].append(value)
+        result = fault if row is None else row
+        assert result is not None
+        return result
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the columns as `Index` holds them."""
+        return {name: np.array(self.values[name], kind) for name, kind in COLUMNS.items()}
 
 
 def open_index(
@@ -392,7 +413,7 @@ def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) ->
 
 def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
     path, spans, keep_blank = job
-    columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+    columns = Columns()
     with open(path, "rb") as file:
         file.seek(int(spans[0, 0]))
         data = file.read(int(spans[-1].sum() - spans[0, 0]))
@@ -401,22 +422,16 @@ def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
         line = data[first : first + size].strip()
         if not line and not keep_blank:
             continue
-        images, name = [], ""
-        try:
-            raw = read_row(parse_row(line))
-            images, name, described = raw.images, raw.id, describe(raw)
-        except RowFault as fault:
-            described = undescribed(fault)
-        described |= {"offset": offset, "size": size, "images": len(images), "id_hash": text_hash(name)}
-        for column, value in described.items():
-            columns[column].append(value)
-        columns["image_hash"] += [text_hash(image) for image in images]
-    return {name: np.array(columns[name], kind) for name, kind in COLUMNS.items()}
+        row = columns.add(lambda line=line: read_row(parse_row(line)), offset, size)
+        if isinstance(row, RawRow):
+            columns.values["image_hash"] += [text_hash(image) for image in row.images]
+    return columns.arrays()
 
-
-# WebDataset shards: tar files in which the members of one sample share their name up to its first dot.
 
 SHARDS: tuple[str, ...] = (".tar", ".tar.gz", ".tgz")
+"""WebDataset's: tar files in which the members of one sample share their name up to its first dot."""
+
+TEXT_SUFFIXES: tuple[str, ...] = (".json", ".txt", ".caption")
 
 
 def shard_row(chunk: bytes) -> dict[str, Any]:
@@ -462,21 +477,15 @@ def shard_columns(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: If it is no tar.
     """
-    columns: dict[str, list[int]] = {name: [] for name in COLUMNS}
+    columns = Columns()
 
     def describe_sample(members: dict[str, bytes], start: int, end: int) -> None:
-        if not any(name.endswith((".json", ".txt", ".caption")) for name in members):
+        if not any(name.endswith(TEXT_SUFFIXES) for name in members):
             return
-        images, name = 0, ""
-        try:
-            raw = read_row(_sample(members), stored=True)
-            images, name, described = len(raw.images), raw.id, describe(raw)
-        except RowFault as fault:
-            described = undescribed(fault)
-        described |= {"offset": start, "size": end - start, "images": images, "id_hash": text_hash(name)}
-        for column, value in described.items():
-            columns[column].append(value)
-        columns["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in range(images)]
+        row = columns.add(lambda: read_row(_sample(members), stored=True), start, end - start)
+        if isinstance(row, RawRow):
+            places = range(len(row.images))
+            columns.values["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in places]
 
     members: dict[str, bytes] = {}
     sample, start, end = "", 0, 0
@@ -492,12 +501,11 @@ def shard_columns(path: Path) -> dict[str, np.ndarray]:
                     if members:
                         describe_sample(members, start, end)
                     members, sample, start = {}, stem, member.offset
-                text = member.name.endswith((".json", ".txt", ".caption"))
-                file = archive.extractfile(member) if text else None
+                file = archive.extractfile(member) if member.name.endswith(TEXT_SUFFIXES) else None
                 members[member.name] = b"" if file is None else file.read()
                 end = member.offset_data + -(-member.size // 512) * 512
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"{path} is no tar of samples: {one_line(error)}") from None
     if members:
         describe_sample(members, start, end)
-    return {name: np.array(columns[name], kind) for name, kind in COLUMNS.items()}
+    return columns.arrays()

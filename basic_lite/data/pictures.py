@@ -298,16 +298,14 @@ def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return a picture's EXIF orientation, 1 where there is none that can be read."""
+    """Return a picture's EXIF orientation, 1 where none can be read."""
     try:
         with _silence():
-            found = image.getexif().get(0x0112, 1)
+            orientation = image.getexif().get(0x0112, 1)
     except Exception:  # as of the pixels: hostile bytes
         return 1
-    return found if isinstance(found, int) and found in range(1, 9) else 1
+    return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
-
-# Pictures: from bytes of any quality to what a vision tower takes.
 
 Aspect = Literal["pad", "crop", "squash"]
 
@@ -327,12 +325,9 @@ STRIP: int = 512
 class ImageTransform:
     """From a picture to the square of pixels that a vision tower takes, as its own processor makes it.
 
-        crop:    resize the shortest edge to `size`, cut `size x size` out of the middle        (LLaVA stage
-            1)
-        pad:     `expand2square` with the mean colour, resize to `size x size`                   (LLaVA stage
-            2, evaluation)
-        squash:  resize to `size x size`, whatever the aspect                                    (SigLIP's
-            own way)
+        crop:    resize the shortest edge to `size`, cut `size x size` out of the middle  (LLaVA's stage 1)
+        pad:     `expand2square` with the mean colour, resize to `size x size`  (LLaVA's stage 2, evaluation)
+        squash:  resize to `size x size`, whatever the aspect  (SigLIP's own way)
 
     Pixels stay uint8 until they are on the device: a quarter of the bytes to copy, and `normalise` is free
     there.

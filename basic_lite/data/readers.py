@@ -35,7 +35,7 @@ class Rows:
     Holds the index, some 40 bytes a row, and nothing of the rows themselves; may be sent to workers.
 
     Attributes:
-        faults: what checks found wrong with rows, which are then not `usable`; nothing at first.
+        faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
         sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
 
     Args:
@@ -57,12 +57,8 @@ class Rows:
         follow_links: bool = False,
         stored: bool = False,
     ) -> None:
-        self.path = path
-        self.index = index
-        self.images = images
-        self._fetch = fetch
-        self.follow_links = follow_links
-        self.stored = stored
+        self.path, self.index, self._fetch = path, index, fetch
+        self.images, self.follow_links, self.stored = images, follow_links, stored
         self.faults: Sequence[Finding] = ()
         self.sizes: np.ndarray | None = None
         self._ends: np.ndarray | None = None
@@ -211,7 +207,7 @@ def open_rows(
         follow_links: whether links in the image folder may lead out of it.
         min_rating: leave out rows that FineVision rates lower in anything.
         workers: processes for the pass over a JSON file that has no index yet.
-        progress: told how far that pass is.
+        progress: called during that pass.
 
     Returns:
         The rows; `len(rows)`, `rows[i]` is a `Sample`.
@@ -278,11 +274,8 @@ def image_root(images: str | Path) -> Path:
     return root
 
 
-# The text of training rows alone, for what is fitted or measured without a picture.
-
-
 def answers_of(rows: Rows) -> Iterator[str]:
-    """Yield what the assistant says in the usable rows, in a mixed order that is always the same."""
+    """Yield what the assistant says in the usable rows, in a shuffled order that is always the same."""
     for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.usable)):
         try:
             turns = rows[int(row)].turns

@@ -184,7 +184,7 @@ def normal_form(raw: RawRow) -> NormalForm:
     every LLM has a place for one.
 
     Args:
-        raw: what the layout's reader found.
+        raw: what the layout's reader made of the row.
 
     Raises:
         RowFault: `bad_roles`, `empty_answer`, `no_supervision` or `placeholder_mismatch`.
@@ -229,9 +229,6 @@ def normal_form(raw: RawRow) -> NormalForm:
     return NormalForm(raw.images, turns, frozenset(silent & answers), frozenset(notes))
 
 
-# Texts that strangers wrote, for messages and for comparison.
-
-
 def shown(value: object, limit: int = 80) -> str:
     """Return `value` as it appears in a message: quoted, one line, at most `limit` characters."""
     text = value if isinstance(value, str) else repr(value)
@@ -246,11 +243,6 @@ def text_hash(text: str | bytes) -> int:
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
 
-
-# Layouts of published rows: one function each, from the row as stored to a `RawRow`.
-#
-# To add a layout, write such a function and enter it in `LAYOUTS` with the columns that tell it from the
-# others.
 
 MAX_IMAGES: int = 4096
 """Most images of one row."""
@@ -407,7 +399,7 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
     "query": query_response,
     "caption": caption_row,
 }
-"""The column that gives a layout away, and its reader."""
+"""The column that tells a layout from the others, and its reader from the row as stored to a `RawRow`."""
 
 _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 

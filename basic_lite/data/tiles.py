@@ -223,7 +223,11 @@ def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
         return loaded[1]["size"]
     numbers = np.flatnonzero(rows.index.images)
     jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
-    sizes = np.concatenate([np.zeros((0, 2), np.int32), *_measured(jobs, rows, workers)])
+    if workers > 1 and len(jobs) > 3:
+        measured = in_processes(_Measuring, jobs, workers, rows)
+    else:
+        measured = map(_Measuring(rows), jobs)
+    sizes = np.concatenate([np.zeros((0, 2), np.int32), *measured])
     save_table(places, key, {"size": sizes})
     return sizes
 
@@ -231,16 +235,16 @@ def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
 _CHUNK = 256
 """Rows that one worker measures at a time."""
 
-_rows: Any = None
 
+class _Measuring:
+    """Measures the pictures of runs of rows; one in every process."""
 
-def _start(rows: Rows) -> None:
-    global _rows
-    _rows = rows
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
 
-
-def _measure(numbers: list[int]) -> np.ndarray:
-    return np.array([size for row in numbers for size in _sizes_of(_rows, row)], np.int32).reshape(-1, 2)
+    def __call__(self, numbers: list[int]) -> np.ndarray:
+        sizes = [size for row in numbers for size in _sizes_of(self.rows, row)]
+        return np.array(sizes, np.int32).reshape(-1, 2)
 
 
 def _sizes_of(rows: Rows, row: int) -> Iterator[Size]:
@@ -256,14 +260,6 @@ def _sizes_of(rows: Rows, row: int) -> Iterator[Size]:
             yield height, width
         except (RowFault, IndexError):
             yield 0, 0
-
-
-def _measured(jobs: list[list[int]], rows: Rows, workers: int) -> Iterator[np.ndarray]:
-    if workers > 1 and len(jobs) > 1:
-        yield from in_processes(_measure, jobs, workers, _start, rows)
-        return
-    _start(rows)
-    yield from map(_measure, jobs)
 
 
 def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.ndarray:

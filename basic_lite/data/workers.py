@@ -34,24 +34,18 @@ def shared_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def in_processes(
-    work: Callable[[Any], Any],
-    jobs: Sequence[Any],
-    workers: int,
-    start: Callable[..., None] | None = None,
-    *given: Any,
-) -> Iterator[Any]:
+def in_processes(work: Callable[..., Any], jobs: Sequence[Any], workers: int, *given: Any) -> Iterator[Any]:
     """Yield `work(job)` for every job, in order.
 
     Processes are spawned, not forked: the caller may hold threads or a GPU. Only the caller hears an
     interrupt; the processes finish what they are at.
 
     Args:
-        work: done in another process; a function of a module.
+        work: done in another process; a function or class of a module.
         jobs: what to do it with.
         workers: how many processes.
-        start: called once in each of them.
-        given: what it is called with.
+        given: what large things the work needs: each process then calls `work(*given)` once, and does
+            with jobs what that returns.
 
     Yields:
         The results. `BrokenProcessPool` after the n-th means that a later job took its process down, most
@@ -60,7 +54,7 @@ def in_processes(
     Raises:
         RuntimeError: If processes cannot be started at all.
     """
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start, given) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work, given)) as pool:
         with _deaf():
             ready = pool.submit(os.getpid)
         try:
@@ -71,8 +65,20 @@ def in_processes(
                 "or use one worker"
             ) from None
         with _deaf():
-            results = pool.map(work, jobs)  # it cancels what is left where this generator is closed
+            results = pool.map(_do, jobs)  # it cancels what is left where this generator is closed
         yield from results
+
+
+_work: Callable[[Any], Any]
+
+
+def _begin(work: Callable[..., Any], given: tuple) -> None:
+    global _work
+    _work = work(*given) if given else work
+
+
+def _do(job: Any) -> Any:
+    return _work(job)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ from basic_lite.evaluation import predictions
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.files import complete, write_json
+from basic_lite.memory.available import Halves
+from basic_lite.memory.inference import batch_for
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
 
 Model = Assembled | HfLlava
+
+DEFAULT_BATCH: int = 16
+"""Prompts per batch without a GPU."""
 
 
 def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
@@ -48,26 +54,29 @@ def generate(
     questions: Sequence[Question],
     path: Path,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = 16,
     model_id: str = "basic-lite",
     max_batches: int | None = None,
     by_likelihood: bool = False,
     advance: Callable[[int], None] = lambda count: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
 
     Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
-    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once.
+    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once, and the
+    batch is answered in halves.
 
     Args:
         assembled: the model.
         questions: of one benchmark.
         path: prediction file, appended to.
-        batch_size: prompts per batch.
+        batch_size: prompts per batch; `None` for as many as the card has room for.
         model_id: written into every line.
         max_batches: stop after this many; `None` for all.
         by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
+        say: called with a line about the batch size that was chosen.
 
     Returns:
         How many questions of the benchmark are still without answer.
@@ -75,24 +84,30 @@ def generate(
     Raises:
         ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     done = answered(path, questions)
     advance(len(done))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
+    if batch_size is None:
+        longest = max((len(ids) for _, ids in prompts), default=1)
+        new = max((question.max_new_tokens for question, _ in prompts), default=1)
+        batch_size, line = batch_for(assembled.model.config, assembled.model, longest, new, DEFAULT_BATCH)
+        if line and prompts:
+            say(line)
     written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
     chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
     batches = [
         part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
     ]
-    left = len(prompts)
+    left, halves = len(prompts), Halves()
     for_inference(assembled.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for batch, pixels, sizes in _with_pixels(assembled, batches[:max_batches]):
-            choose = by_likelihood and batch[0][0].choices
-            texts = (_choose if choose else _answer)(assembled, batch, pixels, sizes)
+        for batch, pictures in _with_pixels(assembled, batches[:max_batches]):
+            ask = _choose if by_likelihood and batch[0][0].choices else _answer
+            texts = halves(partial(_ask_rows, assembled, ask), list(zip(batch, pictures, strict=True)))
             rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
             file.write("".join(map(predictions.to_line, rows)))
             file.flush()
@@ -103,6 +118,16 @@ def generate(
 
 
 Batch = list[tuple[Question, list[int]]]
+Shown = tuple[torch.Tensor, Size]
+"""A picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width."""
+Row = tuple[tuple[Question, list[int]], Shown | None]
+
+
+def _ask_rows(assembled: Model, ask: Callable[..., list[str]], rows: list[Row]) -> list[str]:
+    """Ask some prompts of a batch."""
+    shown = [picture for _, picture in rows if picture is not None]
+    pixels, sizes = packed([pixels for pixels, _ in shown]), [size for _, size in shown]
+    return ask(assembled, [pair for pair, _ in rows], pixels, sizes)
 
 
 def _prompt(assembled: Model, question: Question) -> list[int]:
@@ -118,13 +143,11 @@ def _sizes(assembled: Assembled, question: Question) -> list[Size]:
     return [] if size is None else [size]
 
 
-def _with_pixels(
-    assembled: Model, batches: Sequence[Batch]
-) -> Iterator[tuple[Batch, torch.Tensor | None, list[Size]]]:
+def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Shown | None]]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
-    def load(question: Question) -> tuple[torch.Tensor, Size] | None:
+    def load(question: Question) -> Shown | None:
         picture = question.open_image()
         return None if picture is None else (transform(picture), (picture.height, picture.width))
 
@@ -134,8 +157,7 @@ def _with_pixels(
             loaded = [future.result() for future in ahead.pop(0)]
             if number + 2 < len(batches):
                 ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
-            shown = [pair for pair in loaded if pair is not None]
-            yield batch, packed([pixels for pixels, _ in shown]), [size for _, size in shown]
+            yield batch, loaded
 
 
 @torch.inference_mode()

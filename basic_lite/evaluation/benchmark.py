@@ -53,6 +53,7 @@ class Benchmark:
         unit: What a limit counts: a question, with all its rotations, or a picture with all its questions.
         units: Number of rows -> number of units, where these differ.
         check: `(questions, where)` raises ValueError where data that is no published split is not whole.
+        programs: Scoring rule -> the Python package and the program that it needs, where it needs more.
         aliases: Other names on the command line.
         published: Published figures.
         of_size: Number of rows -> published figures, where sizes differ in them.
@@ -73,6 +74,7 @@ class Benchmark:
     unit: Callable[[Question], Hashable] = lambda question: question.id
     units: Mapping[int, int] = field(default_factory=dict)
     check: Callable[[Sequence[Question], str], None] = lambda questions, where: None
+    programs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     published: Figures = ({}, "")
     of_size: Mapping[int, Figures] = field(default_factory=dict)

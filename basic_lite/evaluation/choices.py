@@ -96,7 +96,7 @@ _ANSWER_PHRASES = (
 )
 
 
-def _lmms_last_resort(prediction: str, letters: Sequence[str]) -> str | None:
+def lmms_mcq(prediction: str, letters: Sequence[str]) -> str | None:
     """Search the letters in ever weaker surroundings: the strongest wins, then the latest position."""
     text = prediction.strip()
     for mark in ",.!?;:'\"":
@@ -129,7 +129,7 @@ def _lmms_static(prediction: str, choices: Mapping[str, str]) -> Extraction:
     inferred = _lmms_can_infer(prediction, choices)
     if inferred[0]:
         return inferred
-    letter = _lmms_last_resort(prediction, list(choices))
+    letter = lmms_mcq(prediction, list(choices))
     return (letter, "letter") if letter else _UNPARSED
 
 

@@ -159,12 +159,13 @@ class Evaluation:
         questions: list[Question],
         *,
         device: str,
-        batch_size: int,
+        batch_size: int | None,
         max_batches: int | None,
         overwrite: bool,
         image_size: int | None,
         tower_layer: int | None,
         advance: Callable[[int], None],
+        say: Callable[[str], None] = lambda line: None,
     ) -> int:
         """Answer what is not answered yet, and return how many questions are left.
 
@@ -173,6 +174,7 @@ class Evaluation:
                 conditions.
         """
         from basic_lite.evaluation import answer, hf_llava
+        from basic_lite.memory.inference import bits_for
         from basic_lite.models.checkpoint import load_run
 
         changes: dict[str, object] = {}
@@ -183,6 +185,10 @@ class Evaluation:
                 "image_size": manifest["image_size"] if image_size is None else image_size,
                 "tower_layer": manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
             }
+            bits, line = bits_for(self.run, "evaluate", device)
+            if bits != manifest["sources"]["bits"]:  # another model: its answers are kept apart
+                changes["bits"] = bits
+                say(line)
         elif image_size is not None or tower_layer is not None:
             raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
         conditions = {
@@ -214,6 +220,7 @@ class Evaluation:
             max_batches=max_batches,
             by_likelihood=self.answer_by == "likelihood",
             advance=advance,
+            say=say,
         )
 
     def take_given(self, questions: list[Question]) -> None:

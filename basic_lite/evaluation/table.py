@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from hashlib import sha256
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
+from shutil import which
 
 from basic_lite.evaluation import tasks
 from basic_lite.evaluation.benchmark import Benchmark
@@ -50,12 +52,19 @@ def scorer_of(name: str, scorer: str | None) -> str:
     """Return the scorer to use: the one named, or the benchmark's first.
 
     Raises:
-        ValueError: If the benchmark has no such scorer.
+        ValueError: If the benchmark has no such scorer, or what the scorer needs is not installed.
     """
-    known = BENCHMARKS[name_of(name)].scorers
-    if scorer is not None and scorer not in known:
-        raise ValueError(f"Unknown scorer {scorer!r} of {name_of(name)}: use one of {', '.join(known)}.")
-    return scorer or known[0]
+    benchmark = BENCHMARKS[name_of(name)]
+    scorer = scorer or benchmark.scorers[0]
+    if scorer not in benchmark.scorers:
+        known = ", ".join(benchmark.scorers)
+        raise ValueError(f"Unknown scorer {scorer!r} of {benchmark.name}: use one of {known}.")
+    package, program = benchmark.programs.get(scorer, ("sys", ""))
+    if find_spec(package) is None or (program and which(program) is None):
+        raise ValueError(
+            f"--scorer {scorer} needs {package} and {program}: pip install {package}, and install {program}."
+        )
+    return scorer
 
 
 def source_of(

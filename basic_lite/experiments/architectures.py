@@ -1,4 +1,4 @@
-"""Which kinds of LLM can be BASIC's teacher: a tiny LLaVA is built around each and watched. No training."""
+"""Which kinds of LLM can teach: a tiny LLaVA is built around each and watched. No training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
-from basic_lite.files import complete, versions, write_json
+from basic_lite.experiments.table import write_rows
+from basic_lite.files import versions, write_json
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import Importance
 from basic_lite.models import zoo
@@ -24,6 +25,10 @@ _WIDTH, _VOCABULARY, _IMAGE, _PATCHES = 32, 64, 3, 9
 _TRANSFORMER = {
     **{"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4},
     **{"hidden_size": _WIDTH, "intermediate_size": 64},
+}
+_TOWER = {
+    **{"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32},
+    **{"image_size": 24, "patch_size": 8},
 }
 _STATE_SPACE = {"num_hidden_layers": 4, "state_size": 4, "hidden_size": _WIDTH}
 
@@ -147,16 +152,11 @@ def _why(candidate: Candidate) -> str:
 
 
 def _llava(text: object) -> LlavaForConditionalGeneration:
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=24,
-        patch_size=8,
-    )
     config = LlavaConfig(
-        text_config=text, vision_config=vision, image_token_index=_IMAGE, image_seq_length=_PATCHES
+        text_config=text,
+        vision_config=CLIPVisionConfig(**_TOWER),
+        image_token_index=_IMAGE,
+        image_seq_length=_PATCHES,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -186,12 +186,10 @@ def _captured(text: object, importance: Importance) -> str:
             model(**_batch())
     except Exception as error:
         return _line(error)
-    found = seen.refinement
-    if found is None or not bool((found.importance > 0).all()):
+    if seen.refinement is None or not bool((seen.refinement.importance > 0).all()):
         return "nothing was seen"
-    return (
-        "yes" if found.target.shape == (_PATCHES, _WIDTH) else f"states of shape {tuple(found.target.shape)}"
-    )
+    shape = tuple(seen.refinement.target.shape)
+    return "yes" if shape == (_PATCHES, _WIDTH) else f"states of shape {shape}"
 
 
 @torch.no_grad()
@@ -218,25 +216,25 @@ def _states(text: object) -> str:
 def _line(error: Exception) -> str:
     """Return an error in one short line."""
     text = " ".join(str(error).split()).split(" Please request")[0]
-    return f"{text[:160]}" if text else type(error).__name__
+    return text[:160] or type(error).__name__
 
 
 def report(out: Path) -> Table:
     """Judge all candidates; write `architecture.json` and `architecture.md`, and return the table."""
     logging.set_verbosity_error()
-    found = [judge(candidate) for candidate in CANDIDATES]
-    content = {"plan": "architecture", "verdicts": [asdict(one) for one in found], "versions": versions()}
-    write_json(out / "architecture.json", content)
+    verdicts = [judge(candidate) for candidate in CANDIDATES]
+    content = {"plan": PLAN, "verdicts": [asdict(verdict) for verdict in verdicts], "versions": versions()}
+    write_json(out / f"{PLAN}.json", content)
+    rows = []
+    for verdict in verdicts:
+        tried = (verdict.states, verdict.importance)
+        short = [result if result in ("yes", "not tried") else "no" for result in tried]
+        rows.append([verdict.model_type, verdict.group, *short, verdict.verdict])
     heads = ("model type", "kind", "states of its layers", "attention shows importance", "verdict")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    note = f"transformers {versions()['transformers']}; tiny models of random weights, no training."
+    write_rows(out / f"{PLAN}.md", heads, rows, after=["", note])
     narrow = ("model type", "kind", "states", "importance", "verdict")
-    made = Table(*narrow, title="architecture: which kinds of LLM can teach?", title_justify="left")
-    for one in found:
-        short = [said if said in ("yes", "not tried") else "no" for said in (one.states, one.importance)]
-        cells = [one.model_type, one.group, *short, one.verdict]
-        lines.append(f"| {' | '.join(cells)} |")
-        made.add_row(*cells)
-    lines += ["", f"transformers {versions()['transformers']}; tiny models of random weights, no training."]
-    with complete(out / "architecture.md") as draft:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return made
+    table = Table(*narrow, title="architecture: which kinds of LLM can teach?", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -9,9 +9,10 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -21,19 +22,27 @@ from basic_lite.data.world import parts, signs
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
-from basic_lite.experiments import measure, processes, report
-from basic_lite.experiments.plans import METHOD, NOT_ON_TEXT, Plan, Variant, variants_for
+from basic_lite.experiments import curves, measure, processes, report, sweeps
+from basic_lite.experiments.plans import (
+    METHOD,
+    NOT_ON_TEXT,
+    TUNE,
+    Plan,
+    Usual,
+    Variant,
+    at_level,
+    variants_for,
+)
 from basic_lite.experiments.table import for_terminal, tabulate, write_markdown
 from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
-from basic_lite.models import devices
+from basic_lite.models import devices, zoo
 from basic_lite.models.checkpoint import identity
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.tower import vision_config
 
-# What all runs in an ablation's folder share, written beside them and compared before any is added.
-
 SETUP: str = "ablation.json"
+"""What all runs of an ablation's folder share, written beside them and compared before any is added."""
 
 
 def fingerprints(sources: Sources) -> dict[str, object]:
@@ -85,8 +94,6 @@ def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
-
-# The embedded world's files for an ablation: one world for each seed, no more of it than is needed.
 
 SCENES: int = 200
 """Held-out scenes that a run is measured on."""
@@ -153,9 +160,7 @@ class Comparison:
         quick: a smaller embedded world.
         measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
         measured_rows: how many of its rows.
-        benchmark: to score every run on.
-        benchmark_data: its data.
-        benchmark_images: its pictures.
+        benchmarks: to score every run on, with `data`, `images` and `answer_by` of each.
         text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only variants to run; empty for all.
     """
@@ -169,9 +174,7 @@ class Comparison:
     quick: bool
     measured_on: Path | None
     measured_rows: int
-    benchmark: str | None
-    benchmark_data: Path | None
-    benchmark_images: Path | None
+    benchmarks: Mapping[str, Mapping[str, str | None]]
     text_patches: Path | None
     chosen: Sequence[str]
 
@@ -195,7 +198,7 @@ class Comparison:
         Raises:
             ValueError: In one line, for what a user can have wrong, before any work.
         """
-        self._check_signs()
+        self._check_plan()
         variants = self._variants()
         todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
         for variant in variants:
@@ -214,7 +217,46 @@ class Comparison:
             self._train(todo, jobs, console)
             self._report(variants, console)
 
-    def _check_signs(self) -> None:
+    def tuned(
+        self,
+        console: Console,
+        check: Callable[..., None],
+        jobs: int | None = None,
+        overwrite: bool = False,
+    ) -> Comparison:
+        """Return the same at the learning rate that suits plain best by its final caption loss.
+
+        Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
+        the folder of the comparison, and are not repeated. The arguments are those of `run`.
+
+        Raises:
+            ValueError: As `run`, or if a learning rate is given or the plan varies it.
+        """
+        if self.plan.name == "rate" or self.stage1.get("learning_rate") is not None:
+            raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
+        out = self.out.with_name(f"{self.out.name}-tune")
+        tries = replace(self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=[])
+        tries.run(console, check, jobs, overwrite)
+        losses = {}
+        for run in tries._runs(tries._variants(), self.seeds[0]):
+            (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
+            losses[read_manifest(run.folder / "stage1")["training"]["learning_rate"]] = loss
+        rate = min(losses, key=lambda tried: losses[tried])
+        ends = rate in (min(losses), max(losses))
+        console.print(
+            f"Learning rate {rate:g}: of {', '.join(f'{tried:g}' for tried in sorted(losses))} the one that "
+            f"gives plain the lowest caption loss{' (at an end of what was tried)' if ends else ''}.",
+            highlight=False,
+        )
+        return replace(self, stage1={**self.stage1, "learning_rate": rate})
+
+    def _check_plan(self) -> None:
+        if self.plan.name == "data" and not self._embedded:
+            if not {"global_batch", "max_steps"} & {k for k, v in self.stage1.items() if v is not None}:
+                raise ValueError(
+                    "plan data needs --max-steps N, the steps of the largest amount, or --global-batch N: "
+                    "all amounts should share one, and the default shrinks where rows are few"
+                )
         if not self.plan.signs:
             if self.text_patches is not None:
                 raise ValueError(f"--text-patches is for the plan text-patches, not {self.plan.name}")
@@ -237,8 +279,18 @@ class Comparison:
         return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
 
     def _variants(self) -> list[Variant]:
-        depth = read_config(self._sources.llm, "language model").num_hidden_layers
-        return variants_for(self.plan, depth, self.stage1, self.defaults, self.chosen)
+        sources, given = self._sources, _plain(self.stage1)
+        pace, tower = zoo.pace_of(sources.llm, 1), vision_config(read_config(sources.tower, "vision tower"))
+        usual = Usual(
+            read_config(sources.llm, "language model").num_hidden_layers,
+            given.get("global_batch", pace.global_batch),
+            given.get("epochs", pace.epochs),
+            given.get("max_steps"),
+            given.get("learning_rate", pace.learning_rate),
+            given.get("image_size", tower.image_size),
+            tower.patch_size,
+        )
+        return variants_for(self.plan, usual, given, self.defaults, self.chosen)
 
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
@@ -259,8 +311,10 @@ class Comparison:
             content["stage2"] = _plain(self.stage2)
         if self.text_patches is not None:
             content["text patches"] = str(self.text_patches)
-        if self.benchmark is not None:
-            content[f"{self.benchmark} data"] = str(self.benchmark_data)
+        for name, where in self.benchmarks.items():
+            content[f"{name} data"] = str(where["data"])
+            if where["answer_by"] != "text":
+                content[f"{name} answers"] = where["answer_by"]
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
         return content
@@ -277,31 +331,40 @@ class Comparison:
             for stage in given:
                 own = {"data": str(world / f"{stage}.json"), "images": str(world)}
                 given[stage] = {"workers": 0} | given[stage] | own
-        if self.benchmark is not None:
-            steps.append(self.benchmark)
+        steps += self.benchmarks
         measured = self._measured(world)
+        along = {"along": self._along(measured, seed)}
         kind = "signs" if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
             varied = _plain(self._with_text_patches(variant.options, world))
-            stages = {name: given[name] | varied for name in steps if name in given}
+            by_stage = {"stage1": varied | along, "stage2": {k: v for k, v in varied.items() if k in METHOD}}
+            stages = {name: given[name] | by_stage[name] for name in steps if name in given}
             folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
             task = {"stages": stages, "measure": measured}
             runs.append(processes.Run(variant.key, seed, folder, tuple(steps), task))
         return runs
 
     def _measured(self, world: Path | None) -> dict[str, object]:
-        """Return what `measure.measure` is told."""
+        """Return the arguments of `measure.measure`."""
         if world is None:
-            told: dict[str, object] = {"rows": self._measured_rows()}
+            arguments: dict[str, object] = {"rows": self._measured_rows()}
         elif self.plan.signs:
-            told = {"signs": str(world)}
+            arguments = {"signs": str(world)}
         else:
-            told = {"world": str(world), "scenes": self._scenes}
-        if self.benchmark is not None:
-            where = {"data": self.benchmark_data, "images": self.benchmark_images}
-            told["benchmarks"] = {self.benchmark: {name: path and str(path) for name, path in where.items()}}
-        return told
+            arguments = {"world": str(world), "scenes": self._scenes}
+        return arguments | ({"benchmarks": self.benchmarks} if self.benchmarks else {})
+
+    @staticmethod
+    def _along(measured: Mapping[str, Any], seed: int) -> str:
+        """Return the same for `curves.callbacks`, as JSON: on fewer samples."""
+        fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
+        if "rows" in measured:
+            rows = measured["rows"]
+            fewer["rows"] = rows | {"count": min(rows["count"], curves.SAMPLES)}
+        else:
+            fewer["scenes"] = min(measured.get("scenes", curves.SAMPLES), curves.SAMPLES)
+        return json.dumps({**fewer, "seed": seed})
 
     def _world(self, seed: int) -> Path:
         return self.out / "worlds" / f"{'signs' if self.plan.signs else 'seed'}-{seed}"
@@ -311,7 +374,7 @@ class Comparison:
         return SCENES // (2 if self.quick else 1)
 
     def _measured_rows(self) -> dict[str, object]:
-        """Return what `measure.rows_of_file` is told."""
+        """Return the arguments of `measure.rows_of_file`."""
         data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
         if data is None:
             raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
@@ -372,20 +435,42 @@ class Comparison:
 
     def _report(self, variants: Sequence[Variant], console: Console) -> None:
         measured: dict[str, list[list[measure.Measure]]] = {}
+        points: dict[str, list[list[curves.Point]]] = {}
         for seed in self.seeds:
             runs = self._runs(variants, seed)
             self._check_same_data(runs)
             for variant, run in zip(variants, runs, strict=True):
                 measured.setdefault(variant.name, []).append(measure.of_run(run.folder, run.steps))
-        table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
-        command = f"basic-lite {shlex.join(sys.argv[1:])}"
-        write_markdown(table, self.out / f"{self.plan.name}.md", command)
-        content = table.as_dict() | {"command": command, "setup": self._setup(), "versions": versions()}
-        files.write_json(self.out / f"{self.plan.name}.json", content)
-        report.write_ablation(table, self.out / f"{self.plan.name}.html", command)
-        console.print(for_terminal(table))
-        console.print(table.how_sure, highlight=False)
-        where = self.out / self.plan.name
+                points.setdefault(variant.name, []).append(curves.read(run.folder / "stage1"))
+        where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
+        drawn = {variant: curves.curves_of(runs) for variant, runs in points.items()}
+        if self.plan.levels:
+            first = {run.variant: run.folder for run in self._runs(variants, self.seeds[0])}
+            places = {
+                level: sweeps.place_of(self.plan.name, first[variant.key])
+                for level in self.plan.levels
+                for variant in variants
+                if variant.name == at_level("BASIC", level)
+            }
+            sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
+            content, said = sweep.as_dict(), sweep.sentences
+            sweeps.write_markdown(sweep, where.with_suffix(".md"), command)
+            report.write_sweep(sweep, where.with_suffix(".html"), command)
+            console.print(sweeps.for_terminal(sweep))
+            how_sure = sweep.levels[0].table.how_sure
+        else:
+            table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
+            content, said = table.as_dict(), curves.sentences(drawn, self.plan.baseline)
+            write_markdown(table, where.with_suffix(".md"), command, said)
+            report.write_ablation(table, drawn, said, where.with_suffix(".html"), command)
+            console.print(for_terminal(table))
+            how_sure = table.how_sure
+        content |= {"curves": curves.as_dict(drawn), "command": command, "setup": self._setup()}
+        if not self.plan.levels:
+            content["savings"] = curves.savings_as_dict(drawn, self.plan.baseline)
+        files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
+        for line in (how_sure, *said):
+            console.print(line, highlight=False)
         console.print(
             f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from basic_lite.data.world.dataset import world_in
 from basic_lite.data.world.world import SCALE
+from basic_lite.experiments import curves
 from basic_lite.experiments.measure import BEFORE, QUESTIONS, Measure, of_run, read_inspection
 from basic_lite.experiments.plans import DEMO
 from basic_lite.experiments.processes import PROGRESS, Run
@@ -38,8 +39,9 @@ def runs(demo: Path, seed: int, scenes: int) -> list[Run]:
     made = []
     for variant, options in DEMO.variants.items():
         common = {"images": str(world.images), "workers": 0, "logging_steps": 5, **options}
+        along = json.dumps({"world": str(world.images), "scenes": curves.SAMPLES, "seed": seed})
         stages = {
-            "stage1": {"model": "tiny", "data": str(world.stage1), **common},
+            "stage1": {"model": "tiny", "data": str(world.stage1), "along": along, **common},
             "stage2": {"lora": True, "data": str(world.stage2), **common},
         }
         task = {"stages": stages, "measure": {"world": str(world.images), "scenes": scenes}}
@@ -61,6 +63,14 @@ def compare(demos: Sequence[Path], seeds: Sequence[int]) -> DifferenceTable:
         for variant, runs in folders.items()
     }
     return tabulate(DEMO.name, DEMO.asks, DEMO.baseline, seeds, measured)
+
+
+def curves_of_demos(demos: Sequence[Path]) -> curves.Curves:
+    """Return the curves of both variants of finished demos, a seed each."""
+    return {
+        variant: curves.curves_of([curves.read(folder_of(demo, variant) / "stage1") for demo in demos])
+        for variant in DEMO.variants
+    }
 
 
 def _progress(run: Path) -> dict:
@@ -91,10 +101,18 @@ def write_summary(table: DifferenceTable, demo: Path) -> None:
         "world": SCALE,
         "meaningful_before": 100 * sum(before.meaningful) / sum(before.shown),
         "columns": columns(table),
+        **curve_figures([demo]),
         "machine": {"system": platform.platform(), "cores": cpu_count()},
         "versions": versions(),
     }
     write_json(demo / "summary.json", content)
+
+
+def curve_figures(demos: Sequence[Path]) -> dict[str, object]:
+    """Return curves, and how many samples BASIC needs for what plain can do, as plain JSON."""
+    drawn = curves_of_demos(demos)
+    saved = curves.savings_as_dict(drawn, DEMO.baseline)
+    return {"curves": curves.as_dict(drawn), "savings": saved}
 
 
 def columns(table: DifferenceTable) -> list[dict[str, object]]:

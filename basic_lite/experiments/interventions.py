@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,12 +26,7 @@ from transformers import AutoModel, PretrainedConfig
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement, Weighting
 from basic_lite.models import converted, repository
-from basic_lite.models.parts import Parts, parts_of
-
-if TYPE_CHECKING:
-    from basic_lite.data.readers import Rows
-    from basic_lite.models.llava import Assembled
-    from basic_lite.training.settings import Settings
+from basic_lite.models.parts import Parts
 
 KINDS = ("none", "noise", "shuffled", "teacher", "spare")
 
@@ -116,18 +110,6 @@ def make(
     if kind == "spare":
         return Intervention(refinement=spared(read_spared(Path(value)), id_of))
     return None
-
-
-def resolve(settings: Settings, assembled: Assembled, rows: Rows) -> Intervention | None:
-    """Return what `settings.intervention` does to the teacher of a run; `None` for nothing."""
-    return make(
-        settings.intervention,
-        parts_of(assembled.model),
-        settings.layers,
-        settings.weighting,
-        id_of=lambda row: rows.raw(row).id,
-        seed=settings.seed,
-    )
 
 
 def noise(size: float) -> Callable[[int, torch.Tensor], torch.Tensor]:

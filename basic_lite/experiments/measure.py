@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -194,14 +194,18 @@ class Inspection:
     views: list[View] = field(default_factory=list)
 
     def measures(self) -> list[Measure]:
-        """Return its figures, each over the scenes."""
+        """Return its figures, each over the scenes; without patches that can be judged, no true tokens."""
         over = "held-out scenes"
-        counts, shown = [100.0 * count for count in self.meaningful], [float(count) for count in self.shown]
-        return [
+        measures = [
             Measure("caption_loss", "caption loss", "nats per token", "lower", over, self.caption_loss),
             Measure("cosine", "cosine to the target", "", "higher", over, self.cosine),
-            Measure("meaningful", "true nearest tokens", "%", "higher", over, counts, shown, 1),
         ]
+        if any(self.shown):
+            counts = [100.0 * count for count in self.meaningful]
+            shown = [float(count) for count in self.shown]
+            name = "true nearest tokens"
+            measures.append(Measure("meaningful", name, "%", "higher", over, counts, shown, 1))
+        return measures
 
 
 def inspection_path(run: Path, step: str) -> Path:
@@ -250,7 +254,9 @@ def inspect_model(
         importance = result.refinement.importance.view(shape).tolist()
         for (scene, picture), ids, weights in zip(shown, nearest, importance, strict=True):
             tokens = [words[token] for token in ids]
-            verdicts = meaningful(scene, picture, tokens)
+            # A drawing says what its own 8 x 8 patches show; another --image-size has others.
+            judged = len(tokens) == len(picture.thing)
+            verdicts = meaningful(scene, picture, tokens) if judged else [None] * len(tokens)
             inspection.shown.append(sum(verdict is not None for verdict in verdicts))
             inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
             if len(inspection.views) < views:
@@ -350,15 +356,7 @@ def _one_image(refinement: Refinement, image: int) -> Refinement:
 
 
 def measure(
-    folder: Path,
-    step: str,
-    seed: int,
-    *,
-    world: str | None = None,
-    scenes: int = 0,
-    signs: str | None = None,
-    rows: dict | None = None,
-    benchmarks: dict | None = None,
+    folder: Path, step: str, seed: int, *, benchmarks: Mapping[str, dict] | None = None, **where: Any
 ) -> list[Measure]:
     """Measure what a step of a run has left.
 
@@ -366,16 +364,13 @@ def measure(
         folder: of the run.
         step: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
         seed: of the run, and of the scenes that are shown.
-        world: folder of the embedded world that the run was trained in.
-        scenes: how many held-out scenes to show it there.
-        signs: folder of a world of scenes with signs that it was trained in.
-        rows: without a world, what `rows_of_file` is told.
-        benchmarks: name -> `data` and `images` of a benchmark.
+        benchmarks: name -> `data`, `images` and `answer_by` of a benchmark.
+        where: as `measure_model`.
     """
     if step == QUESTIONS:
-        last, files = max(folder.glob("stage?")), world_in(Path(world)).mmbench
+        last, files = max(folder.glob("stage?")), world_in(Path(where["world"])).mmbench
         return [m for language in LANGUAGE_NAMES for m in _answers(last, language, files[language])]
-    if step in (benchmarks or {}):
+    if benchmarks and step in benchmarks:
         evaluation = _evaluated(max(folder.glob("stage?")), step, **benchmarks[step])
         shares = load_score(evaluation.out / "score.json").items
         return [_right(step, f"{step}, right answers", shares, list(shares))]
@@ -384,15 +379,41 @@ def measure(
         assembled = assemble(Sources.named("tiny", bits=16, dtype=torch.float32), device, seed)
     else:
         assembled = load_run(folder / step, device)[0]
-    if signs is not None:
-        label = "held-out scenes with signs"
-        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": sys.maxsize, "label": label}
-        rows["words"] = WORDS
-    if world is None:
-        return rows_of_file(assembled, **rows)
-    inspection = inspect_model(assembled, held_out_scenes(scenes, seed))
+    if where.get("world") is None:
+        return measure_model(assembled, seed, **where)
+    inspection = inspect_model(assembled, held_out_scenes(where["scenes"], seed))
     write_json(inspection_path(folder, step), asdict(inspection))
     return inspection.measures()
+
+
+def measure_model(
+    assembled: Assembled,
+    seed: int,
+    *,
+    world: str | None = None,
+    scenes: int = 0,
+    signs: str | None = None,
+    rows: dict | None = None,
+) -> list[Measure]:
+    """Measure a model.
+
+    Args:
+        assembled: the model.
+        seed: of the scenes.
+        world: folder of the embedded world that it was trained in.
+        scenes: how many held-out scenes to show it there; with signs 0 shows all.
+        signs: folder of a world of scenes with signs that it was trained in.
+        rows: without a world, the arguments of `rows_of_file`.
+    """
+    if signs is not None:
+        label = "held-out scenes with signs"
+        count = scenes or sys.maxsize
+        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": count, "label": label}
+        return rows_of_file(assembled, **rows, words=WORDS)
+    if rows is not None:
+        return rows_of_file(assembled, **rows)
+    assert world is not None, "there is something to measure on"
+    return inspect_model(assembled, held_out_scenes(scenes, seed), views=0).measures()
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:
@@ -417,7 +438,7 @@ def of_questions(
         if chosen := [question for question in every if kinds[question] == kind]:
             measures.append(replace(_right(kind, f"  {kind}", shares, chosen), detail=True))
     group = f"in {LANGUAGE_NAMES[language]}"
-    return [replace(one, name=f"{one.name}_{language}", group=group) for one in measures]
+    return [replace(measure, name=f"{measure.name}_{language}", group=group) for measure in measures]
 
 
 def _right(name: str, label: str, shares: Mapping, chosen: Sequence) -> Measure:
@@ -434,10 +455,13 @@ def shares_right(questions: Sequence[Question], answers: Path) -> dict[int, floa
     return {base: sum(hits) / len(hits) for base, hits in right.items()}
 
 
-def _evaluated(run: Path, name: str, data: str | None, images: str | None) -> Evaluation:
+def _evaluated(
+    run: Path, name: str, data: str | None, images: str | None, answer_by: str = "text"
+) -> Evaluation:
     """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
     root = None if images is None else Path(images)
-    evaluation = Evaluation(run, name, run / "eval" / name, data=data, images=root, any_size=True)
+    out = run / "eval" / name
+    evaluation = Evaluation(run, name, out, data=data, images=root, any_size=True, answer_by=answer_by)
     questions = evaluation.questions(with_images=True)
     evaluation.generate(
         questions,

@@ -1,13 +1,14 @@
 """The plans: what is compared with what, as data.
 
 A variant says only how it differs from the run that the command describes, in the options of `stage1`. A
-fraction of the layers is resolved for the decoder at hand (`variants_for`).
+fraction is resolved for the run at hand (`variants_for`): it is one of the decoder's layers, or of what the
+run would take otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import get_args
 
@@ -26,6 +27,9 @@ METHOD: tuple[str, ...] = (
 )
 """Options that both stages have: what holds for one holds for the other."""
 
+DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
+"""Of the demo, and at every level of a sweep."""
+
 NOT_ON_TEXT: str = "spare=TEXT_PATCHES"
 """The intervention that leaves out text, before it is known which file says where text is."""
 
@@ -40,6 +44,8 @@ class Plan:
         variants: name of each variant and how it differs.
         baseline: the variant that all others are compared with.
         signs: trained and measured in the world of scenes with signs to read.
+        levels: for a sweep, label and options of each level; its variants are plain and BASIC at every
+            level, and each level's BASIC is compared with that level's plain.
     """
 
     name: str
@@ -47,6 +53,22 @@ class Plan:
     variants: Mapping[str, Options]
     baseline: str
     signs: bool = False
+    levels: Mapping[str, Options] = field(default_factory=dict)
+
+    @classmethod
+    def sweep(cls, name: str, asks: str, levels: Mapping[str, Options]) -> Plan:
+        """Return a plan of plain and BASIC at every level."""
+        variants = {
+            at_level(variant, level): {**options, **more}
+            for level, more in levels.items()
+            for variant, options in DEMO_VARIANTS.items()
+        }
+        return cls(name, asks, variants, "plain", levels=levels)
+
+
+def at_level(variant: str, level: str) -> str:
+    """Return what a variant is called at a level of a sweep."""
+    return f"{variant}, {level}"
 
 
 def _of_all_layers(*shares: str) -> dict[str, Options]:
@@ -123,11 +145,32 @@ _TEXT = Plan(
     signs=True,
 )
 
-DEMO = Plan("demo", "What does BASIC change?", {"plain": PLAIN, "BASIC": {}}, baseline="plain")
+
+def _of(option: str, *shares: str) -> dict[str, Options]:
+    return {share: {} if share == "1" else {option: Fraction(share)} for share in shares}
+
+
+_DATA = Plan.sweep("data", "How many samples does it take?", _of("amount", "1/16", "1/8", "1/4", "1/2", "1"))
+_RATE = Plan.sweep("rate", "At which learning rate?", _of("learning_rate", "1/10", "1/3", "1", "3", "10"))
+_PATCHES = Plan.sweep("patches", "At which image size?", _of("image_size", "1/2", "3/4", "1", "3/2"))
+
+TUNE = Plan(
+    "tune",
+    "Which learning rate suits plain?",
+    {level: {**PLAIN, **options} for level, options in _RATE.levels.items()},
+    baseline="1",
+)
+"""What `--tune` runs before another plan."""
+
+DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
 """Both variants of `basic-lite demo`, which has a report of its own."""
 
 PLANS: dict[str, Plan] = {
-    plan.name: plan for plan in (_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT)
+    plan.name: plan
+    for plan in (
+        *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT),
+        *(_DATA, _RATE, _PATCHES),
+    )
 }
 
 
@@ -166,45 +209,87 @@ class Variant:
     options: Options
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What stage 1 would take for options that plans give as a fraction of it.
+
+    Attributes:
+        depth: layers of the decoder.
+        global_batch: rows per optimizer step.
+        epochs: passes over the data.
+        max_steps: optimizer steps, if they were given; they count instead of epochs.
+        learning_rate: peak of the schedule.
+        image_size: side of the tower's input in pixels.
+        patch: side of its patches.
+    """
+
+    depth: int
+    global_batch: int = 256
+    epochs: float = 1.0
+    max_steps: int | None = None
+    learning_rate: float = 1e-3
+    image_size: int = 336
+    patch: int = 14
+
+    def resolve(self, option: str, value: object) -> Options:
+        """Return an option of a plan as options of `stage1`: a fraction as what it comes to."""
+        if not isinstance(value, Fraction):
+            return {option: value}
+        if option == "layers":
+            return {option: max(round(value * self.depth), 1)}
+        if option == "image_size":
+            return {option: max(round(value * self.image_size / self.patch), 1) * self.patch}
+        if option == "learning_rate":
+            return {option: float(f"{float(value) * self.learning_rate:.3g}")}
+        assert option == "amount", option
+        if self.max_steps is not None:
+            return {"max_steps": max(round(value * self.max_steps), 1)}
+        # The batch stays that of the full run: of few rows a stage would take a smaller one by itself.
+        return {"epochs": float(value) * self.epochs, "global_batch": self.global_batch}
+
+
 def variants_for(
-    plan: Plan, depth: int, given: Options, defaults: Options, chosen: Iterable[str] = ()
+    plan: Plan, usual: Usual, given: Options, defaults: Options, chosen: Iterable[str] = ()
 ) -> list[Variant]:
     """Resolve a plan's variants; of those that come out the same (of a shallow decoder) the first stays.
 
     Args:
         plan: the plan.
-        depth: layers of the decoder.
+        usual: of the decoder, the tower and the stage.
         given: options that the user gave for all variants.
         defaults: what `stage1` takes otherwise.
-        chosen: names of the only variants to keep, beside the baseline; none keeps all.
+        chosen: names of the only variants to keep, beside the baseline, or of the only levels of a sweep;
+            none keeps all.
 
     Raises:
         ValueError: If a variant does not exist, or the user gave an option that the plan varies.
     """
-    chosen = set(chosen)
-    if unknown := chosen - set(plan.variants):
+    chosen, names = set(chosen), plan.levels or plan.variants
+    if unknown := chosen - set(names):
         raise ValueError(
-            f"plan {plan.name} has no variant {min(unknown)!r}; its variants are {'; '.join(plan.variants)} "
-            "(give several with semicolons)"
+            f"plan {plan.name} has no {'level' if plan.levels else 'variant'} {min(unknown)!r}; its "
+            f"{'levels' if plan.levels else 'variants'} are {'; '.join(names)} (give several with semicolons)"
         )
-    varied = {name for options in plan.variants.values() for name in options}
+    kept = {name for level in chosen for name in (level, *(at_level(v, level) for v in DEMO_VARIANTS))}
+    varied = {
+        name
+        for options in plan.variants.values()
+        for name, value in options.items()
+        if not isinstance(value, Fraction) or name == "layers"  # other fractions are of what was given
+    }
     if taken := varied & set(given):
         name = min(taken)
         raise ValueError(f"plan {plan.name} sets --{name.replace('_', '-')} itself; leave it out")
     resolved: dict[str, Variant] = {}
     for name, options in plan.variants.items():
-        if chosen and name not in chosen and name != plan.baseline:
+        if chosen and name not in kept and name != plan.baseline:
             continue
-        plain = {key: _resolved(key, value, depth) for key, value in options.items()}
-        plain = {key: value for key, value in plain.items() if value != _usual(key, depth, defaults)}
+        plain = {k: v for option, value in options.items() for k, v in usual.resolve(option, value).items()}
+        plain = {key: value for key, value in plain.items() if value != _default(key, usual, defaults)}
         key = " ".join(f"{option}={value}" for option, value in sorted(plain.items())) or "default"
         resolved.setdefault(key, Variant(name, key, plain))
     return list(resolved.values())
 
 
-def _resolved(option: str, value: object, depth: int) -> object:
-    return max(round(value * depth), 1) if isinstance(value, Fraction) else value
-
-
-def _usual(option: str, depth: int, defaults: Options) -> object:
-    return max(depth // 2, 1) if option == "layers" else defaults.get(option)
+def _default(option: str, usual: Usual, defaults: Options) -> object:
+    return max(usual.depth // 2, 1) if option == "layers" else defaults.get(option)

@@ -52,7 +52,7 @@ class Run:
         seed: of the world, the projector and the order of rows.
         folder: of its stages and measures.
         steps: what is to be done, in order; each leaves a file of measures.
-        task: what the process is told beside these, plain JSON: options of each stage and what is measured.
+        task: the rest for its process, plain JSON: options of each stage and what is measured.
     """
 
     variant: str
@@ -139,7 +139,7 @@ def run_all(
     again: str = "the same command",
     interval: float = 0.5,
 ) -> None:
-    """Do all runs that are not finished, and stop them all when this process is told to stop.
+    """Do all runs that are not finished, and stop them all on a signal to this process.
 
     Args:
         runs: finished ones among them are left alone.

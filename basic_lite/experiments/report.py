@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,14 +17,85 @@ from basic_lite.data.world.questions import KINDS
 from basic_lite.data.world.render import enlarged
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments.demo import folder_of, seconds_of
+from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of, read, sentences
+from basic_lite.experiments.demo import curves_of_demos, folder_of, seconds_of
 from basic_lite.experiments.measure import BEFORE, LANGUAGE_NAMES, Inspection, Measure, View, read_inspection
 from basic_lite.experiments.plans import DEMO
+from basic_lite.experiments.sweeps import Sweep, table_rows
 from basic_lite.experiments.table import DifferenceTable, Pair, change, interval, number, pairs
 
-# The demo: curves, answers by kind, and scenes with their tokens.
+COLOURS = {"plain": "#6b7280", "BASIC": "#d1495b"}
+_MORE_COLOURS = ("#30638e", "#1b7f5c", "#edae49", "#7b5ea7", "#c26a2d", "#3a9ea5", "#8c6d46")
+"""Of variants that are neither."""
 
-COLOURS = {"plain": "#8a8f98", "BASIC": "#d1495b"}
+
+def curve_plot(curves: Curves, baseline: str, saved: Saving | None = None) -> str:
+    """Return held-out figures over the samples seen as SVG, a panel for each but the losses that are trained.
+
+    Args:
+        curves: of every variant.
+        baseline: whose final figure is drawn as a line.
+        saved: is marked in the panel of its measure, if it is reached.
+    """
+    base = curves[baseline]
+    keys = [key for key, curve in base.items() if curve.measure.better][:3]
+    keys = [key for key in keys if key != "cosine"] or keys
+    colours = _colours(curves, baseline)
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
+        for variant, own in curves.items():
+            if key not in own:
+                continue
+            curve, style = own[key], {"color": colours[variant], "label": variant}
+            axes.fill_between(curve.samples, *band(curve), color=style["color"], alpha=0.15, linewidth=0)
+            if len(curve.each) > 1:
+                axes.plot(curve.samples, curve.each.T, color=style["color"], linewidth=0.7, alpha=0.4)
+            axes.plot(curve.samples, curve.mean, linewidth=2.3, marker="o", markersize=4.5, **style)
+        goal, samples = base[key].mean[-1], base[key].samples
+        axes.axhline(goal, color=colours[baseline], linewidth=0.9, linestyle=(0, (2, 3)), zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlim(samples[0] / 1.1, samples[-1] * 1.18)
+        axes.set_xticks(samples[::-1][::2][::-1], [f"{count:,}" for count in samples[::-1][::2][::-1]])
+        axes.minorticks_off()
+        axes.set_title(f"held-out {base[key].measure.heading}", fontsize=11, loc="left")
+        if saved is not None and saved.measure == key and np.isfinite(saved.samples):
+            _mark(axes, saved, colours[saved.variant])
+        pages.quiet_axes(axes)
+    figure.axes[0].legend(frameon=False, fontsize=10)
+    figure.supxlabel("samples seen in stage 1 (log scale)", fontsize=9.5)
+    return pages.as_svg(figure)
+
+
+def _colours(curves: Curves, baseline: str) -> dict[str, str]:
+    more = iter(_MORE_COLOURS * (1 + len(curves) // len(_MORE_COLOURS)))
+    return {
+        name: COLOURS.get(name) or (COLOURS["plain"] if name == baseline else next(more)) for name in curves
+    }
+
+
+def _mark(axes: Axes, saved: Saving, colour: str) -> None:
+    """Show how much earlier a variant is where the baseline ends."""
+    low, high = saved.interval
+    ends = [low, min(high, saved.base_samples)]
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom - 0.12 * (top - bottom), top)  # room for the words
+    axes.plot(ends, [saved.goal] * 2, color=colour, linewidth=7, alpha=0.25, solid_capstyle="butt")
+    axes.plot([saved.samples, saved.base_samples], [saved.goal] * 2, color=colour, linewidth=1.2)
+    axes.plot([saved.samples], [saved.goal], "D", color=colour, markersize=8, zorder=5)
+    axes.annotate(
+        f"{saved.samples:,.0f} samples\ninstead of {saved.base_samples:,}",
+        (saved.samples, saved.goal),
+        xytext=(-14, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=10,
+        fontweight="bold",
+        color=colour,
+    )
+
+
+# The demo: curves, answers by kind, and scenes with their tokens.
 
 _TERMS = {
     "lm": "caption loss (nats per token)",
@@ -92,6 +165,8 @@ def accuracy_bars(
 def write_demo(demo: Path, table: DifferenceTable) -> Path:
     """Write `report.html` of a demo from its runs, and return its path."""
     seed, compared = table.seeds[0], {pair.measure.name: pair for pair in pairs(table)}
+    curves = curves_of_demos([demo])
+    saved = all_savings(curves, DEMO.baseline).get("BASIC", {}).get("caption_loss", [])
     before = read_inspection(folder_of(demo, DEMO.baseline), BEFORE)
     views = {"before training": before}
     for variant in DEMO.variants:
@@ -112,6 +187,11 @@ def write_demo(demo: Path, table: DifferenceTable) -> Path:
         demo / "report.html",
         "experiments/demo.html",
         lead=_lead(compared, before),
+        curves=curve_plot(curves, DEMO.baseline, headline_of(saved)) if saved else None,
+        headline=sentences(curves, DEMO.baseline),
+        savings=saved,
+        samples=lambda count: f"{count:,.0f}" if np.isfinite(count) else "never",
+        costs=_measuring_cost(demo),
         pairs=list(compared.values()),
         number=number,
         interval=interval,
@@ -124,6 +204,22 @@ def write_demo(demo: Path, table: DifferenceTable) -> Path:
         ],
         footer=f"seed {seed}, {seconds_of(demo):.0f} seconds, basic-lite demo --seed {seed}",
     )
+
+
+def write_demos(demos: Sequence[Path], table: DifferenceTable, path: Path) -> Path:
+    """Write one page on the demos of several seeds, and return its path."""
+    kept = [measure for measure in table.measures if not measure.detail and measure.group != "cost"]
+    curves = curves_of_demos(demos)
+    said = sentences(curves, DEMO.baseline)
+    command = f"basic-lite demo --seed {table.seeds[0]} --seeds {len(table.seeds)}"
+    return write_ablation(replace(table, measures=kept), curves, said, path, command)
+
+
+def _measuring_cost(demo: Path) -> str:
+    """Say what measuring along the way costs: seconds, and their share of what a run takes."""
+    points = [point for name in DEMO.variants for point in read(folder_of(demo, name) / "stage1")]
+    spent = sum(point.seconds for point in points) / len(DEMO.variants)
+    return f"{spent:.0f} s, {spent / seconds_of(demo):.0%} of a run" if points else ""
 
 
 def _lead(compared: Mapping[str, Pair], before: Inspection) -> str:
@@ -150,7 +246,9 @@ def _scene(scene: Scene, views: Mapping[str, View]) -> dict[str, object]:
     """Return a scene with its tokens, view by view, and where the caption of the last one looks."""
     importance = list(views.values())[-1].importance
     return {
-        "name": ", ".join(f"{one.size} {one.colour} {one.shape}, {one.place}" for one in scene.things),
+        "name": ", ".join(
+            f"{thing.size} {thing.colour} {thing.shape}, {thing.place}" for thing in scene.things
+        ),
         "picture": pages.picture(enlarged(scene)),
         "views": {title: {"tokens": _tokens(view), "note": _count(view)} for title, view in views.items()},
         "importance": [value / max(importance) for value in importance],
@@ -239,7 +337,67 @@ def _limits(table: DifferenceTable, measure: Measure) -> tuple[float, float]:
     return low, high
 
 
-def write_ablation(table: DifferenceTable, path: Path, command: str) -> None:
-    """Write the page of a plan: its question, its plot and its table."""
-    values = {"table": table, "plot": dots(table), "command": command}
-    pages.write(path, "experiments/ablation.html", number=number, change=change, **values)
+def write_ablation(
+    table: DifferenceTable, curves: Curves, said: Sequence[str], path: Path, command: str
+) -> Path:
+    """Write the page of a plan and return its path: its question, its curves, its plot and its table.
+
+    Args:
+        table: the results.
+        curves: of every variant; may be empty.
+        said: sentences about them.
+        path: of the HTML file.
+        command: that made them.
+    """
+    saved = [
+        of["caption_loss"] for of in all_savings(curves, table.baseline).values() if "caption_loss" in of
+    ]
+    marked = headline_of(saved[0]) if len(saved) == 1 else None  # of several variants none is the one
+    drawn = curve_plot(curves, table.baseline, marked) if curves.get(table.baseline) else None
+    values = {"table": table, "plot": dots(table), "command": command, "curves": drawn, "said": said}
+    return pages.write(path, "experiments/ablation.html", number=number, change=change, **values)
+
+
+# A sweep: plain and BASIC at every level.
+
+
+def sweep_plot(sweep: Sweep) -> str:
+    """Return plain and BASIC over the levels, and below their difference with its interval, as SVG."""
+    keys = [measure.name for measure in sweep.judged][:3]
+    places = [level.place for level in sweep.levels]
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    grid = figure.subplots(2, len(keys), squeeze=False, sharex=True, height_ratios=(3, 2))
+    for (top, bottom), key in zip(grid.T, keys, strict=True):
+        each = [level.pair(key) for level in sweep.levels]
+        for name, cells in (("plain", [p.base for p in each]), ("BASIC", [p.other for p in each])):
+            style = {"color": COLOURS[name], "label": name}
+            top.plot(places, [cell.mean for cell in cells], linewidth=2.3, marker="o", markersize=5, **style)
+            for place, cell in zip(places, cells, strict=True):
+                dots_at = [place] * len(cell.each)
+                top.plot(dots_at, cell.each, "o", color=style["color"], markersize=3, alpha=0.4)
+        bottom.axhline(0, color=COLOURS["plain"], linewidth=0.9, linestyle=(0, (2, 3)))
+        for place, pair in zip(places, each, strict=True):
+            colour = VERDICT_COLOURS[pair.other.verdict]
+            if pair.other.interval is not None:
+                bottom.plot([place] * 2, pair.other.interval, color=colour, linewidth=2.4)
+            bottom.plot([place], [pair.other.difference], "o", color=colour, markersize=6.5)
+        arrow = {"higher": "up", "lower": "down"}[each[0].measure.better]
+        top.set_title(each[0].measure.heading, fontsize=11, loc="left")
+        bottom.set_title(f"BASIC − plain ({arrow} is better)", fontsize=9.5, loc="left")
+        bottom.set_xscale("log")
+        bottom.set_xticks(places, [level.label for level in sweep.levels])
+        for axes in (top, bottom):
+            axes.minorticks_off()
+            pages.quiet_axes(axes)
+    grid[0, 0].legend(frameon=False, fontsize=10)
+    figure.supxlabel(f"{sweep.axis} (log scale)", fontsize=9.5)
+    return pages.as_svg(figure)
+
+
+def write_sweep(sweep: Sweep, path: Path, command: str) -> None:
+    """Write the page of a sweep: where BASIC helped, in words, a plot and a table."""
+    heads, rows = table_rows(sweep)
+    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure}
+    pages.write(
+        path, "experiments/sweep.html", sweep=sweep, plot=sweep_plot(sweep), command=command, **values
+    )

@@ -133,7 +133,7 @@ def _cell(variant: str, head: Measure, own: Sequence[Measure], base: Sequence[Me
     each = [measure.mean for measure in own]
     if base is None:
         return Cell(variant, head.name, mean(each), each)
-    differences = [one - other.mean for one, other in zip(each, base, strict=True)]
+    differences = [value - other.mean for value, other in zip(each, base, strict=True)]
     over_seeds = student_interval(differences) if len(differences) > 1 else None
     over_units = paired_interval(own, base) if head.over else None  # what is measured once has no units
     difference, verdict = mean(differences), "open"
@@ -154,9 +154,9 @@ def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int =
         seed: of the resamples.
     """
     cells = []
-    for run, (one, other) in enumerate(zip(own, base, strict=True)):
-        of = [1.0] * len(one.values) if one.of is None else one.of
-        cells += [(run, *unit) for unit in zip(one.values, other.values, of, strict=True)]
+    for run, (mine, other) in enumerate(zip(own, base, strict=True)):
+        of = [1.0] * len(mine.values) if mine.of is None else mine.of
+        cells += [(run, *unit) for unit in zip(mine.values, other.values, of, strict=True)]
     outcomes, counts = resample(cells, lambda cell: cell[0], seed=seed)
     table = np.asarray(outcomes, dtype=float)
     total = np.zeros(len(counts))
@@ -192,7 +192,8 @@ def change(cell: Cell, measure: Measure) -> str:
 _COLOURS = {"better": "green", "worse": "red"}
 
 
-def _coloured(text: str, cell: Cell) -> str:
+def coloured(text: str, cell: Cell) -> str:
+    """Return a text in the colour of a cell's verdict, for a terminal."""
     return f"[{_COLOURS[cell.verdict]}]{text}[/]" if cell.verdict in _COLOURS else text
 
 
@@ -207,30 +208,33 @@ def for_terminal(table: DifferenceTable) -> Table:
         for measure in table.measures:
             cell = row[measure.name]
             changed = change(cell, measure)
-            more = f"\n{_coloured(changed, cell)}" if changed else ""
+            more = f"\n{coloured(changed, cell)}" if changed else ""
             shown.append(number(cell.mean, measure) + more)
         made.add_row(f"{variant}\n(baseline)" if variant == table.baseline else variant, *shown)
     return made
 
 
-def write_markdown(table: DifferenceTable, path: Path, command: str) -> None:
-    """Write the table for a README, with what its intervals are and the command that made it."""
-    lines = _markdown(["variant", *(measure.heading for measure in table.measures)])
+def write_markdown(table: DifferenceTable, path: Path, command: str, notes: Sequence[str] = ()) -> None:
+    """Write the table for a README, with what its intervals are, `notes` and the command that made it."""
+    rows = []
     for variant, row in table.cells.items():
         cells = [f"{number(row[m.name].mean, m)} {change(row[m.name], m)}".strip() for m in table.measures]
-        lines.append(_line([f"**{variant}**" if variant == table.baseline else variant, *cells]))
-    _write_lines(path, [*lines, "", table.how_sure, f"`{command}`"])
+        rows.append([f"**{variant}**" if variant == table.baseline else variant, *cells])
+    heads = ["variant", *(measure.heading for measure in table.measures)]
+    write_rows(path, heads, rows, after=["", table.how_sure, *notes, f"`{command}`"])
 
 
-def _markdown(heads: Sequence[str]) -> list[str]:
-    return [_line(heads), "|---" * len(heads) + "|"]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_rows(
+    path: Path,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> None:
+    """Write a Markdown table with lines before and after it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    lines = [*before, lines[0], "|---" * len(heads) + "|", *lines[1:], *after]
     with complete(path) as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -286,16 +290,15 @@ def side_by_side(table: DifferenceTable, title: str) -> Table:
         made.add_row(f"[bold]{group}[/bold]")
         for pair in members:
             texts = pair.texts(len(table.seeds) > 1)
-            texts[3] = _coloured(texts[3], pair.other)
+            texts[3] = coloured(texts[3], pair.other)
             made.add_row(*texts)
     return made
 
 
 def write_side_by_side(table: DifferenceTable, path: Path) -> None:
     """Write a row for each measure of two variants, for a README."""
-    heads = _pair_heads(table)
-    lines = _markdown(heads)
+    heads, rows = _pair_heads(table), []
     for group, members in groupby(pairs(table), lambda pair: pair.group):
-        lines.append(_line([f"**{group}**", *[""] * (len(heads) - 1)]))
-        lines += [_line([text.strip() for text in pair.texts(len(table.seeds) > 1)]) for pair in members]
-    _write_lines(path, lines)
+        rows.append([f"**{group}**", *[""] * (len(heads) - 1)])
+        rows += [[text.strip() for text in pair.texts(len(table.seeds) > 1)] for pair in members]
+    write_rows(path, heads, rows)

@@ -84,7 +84,7 @@ def plan(
     bits = manifest["sources"]["bits"]
     whole = (run / files.DECODER).is_file()
     if bits == 16 and to != "peft" and base == "bf16":  # its base is the original weights already
-        base, dtype = None, dtype or "bf16"
+        base, dtype = None, dtype or ("bf16" if to == "hf" else None)
     if (bits == 16 or to == "peft") and base is not None:
         raise ValueError(f"{run} --to {to} holds no quantised base to choose for; leave --base out")
     if bits != 16 and to != "peft" and base not in ("bf16", "dequantised"):

@@ -57,8 +57,8 @@ READERS: tuple[Reader, ...] = (
     # refuses the strategy "default" while loading: of standard LLaVA folders Pixtral's alone are left.
     Reader(
         "SGLang",
-        "python/sglang/srt/models/llava.py, LlavaForConditionalGeneration, of 2025",
-        "2026-11-28",
+        "python/sglang/srt/models/llava.py of release 0.5.23",
+        "2026-11-29",
         frozenset({"pixtral"}),
         frozenset({"patch", "full", "cls_patch"}),
         _PREFIXES,

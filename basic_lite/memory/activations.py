@@ -25,7 +25,7 @@ class Held:
         rank: of the adapters.
         dropout: in front of the adapters.
         half: bf16 activations (else fp32).
-        fused: Liger's norms, gated MLPs and rotary embedding, as a GPU has them (see `fused`).
+        fused: Liger's norms, gated MLPs and rotary embedding where the family has them, as on a GPU.
     """
 
     bits: int = 4
@@ -51,10 +51,28 @@ def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
     return size.width * held.stream
 
 
-def kept_per_token(size: DecoderSize, held: Held) -> float:
-    """Bytes per token that a layer keeps when it is not recomputed."""
-    norms = size.norms * norm_bytes(size, held) + _head_norms(size, held)
-    return norms + _attention(size, held) + _mlp(size, held) + _inputs(size, held)
+def is_fused(size: DecoderSize, held: Held) -> bool:
+    """Whether Liger's modules run in a decoder: where they are asked for and exist."""
+    return held.fused and size.fusable
+
+
+def kept_per_token(size: DecoderSize, held: Held, row: int = 0) -> float:
+    """Bytes per token that a layer keeps when it is not recomputed.
+
+    Some families keep a little more once for all rows: GLM-4's repeated cosines, Ministral's scales.
+
+    Args:
+        size: of the decoder.
+        held: how it is held.
+        row: tokens per row: what is longer than a sliding window needs masks.
+    """
+    norms = _norms(size, held) + _head_norms(size, held)
+    return norms + _attention(size, held, row) + _mlp(size, held) + _inputs(size, held)
+
+
+def is_masked(size: DecoderSize, row: int) -> bool:
+    """Whether rows of so many tokens need masks, which all layers then get (see `attention.causal_only`)."""
+    return size.window is not None and row > size.window
 
 
 def kept_per_layer(size: DecoderSize, held: Held) -> int:
@@ -62,18 +80,21 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
 
     Those of adapters are made once per optimizer step and stay (see `narrow_bytes`).
     """
-    widened = size.family in ("gemma", "gemma3_text") and not held.fused
-    ones = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
-    gemma = 4 * ones if widened else 0  # 1 + weight, in fp32
+    norms = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
+    widened = 0  # weights of norms in fp32
+    if size.family in ("gemma", "gemma3_text") and not is_fused(size, held):  # 1 + weight
+        widened = 4 * norms
+    elif size.family in ("cohere2", "stablelm") and held.half and held.training != "decoder":
+        widened = (8 if size.family == "stablelm" else 4) * norms  # with biases
     if not held.half:
-        return gemma
+        return widened
     if held.training == "decoder":
-        return gemma + 2 * size.linear_parameters
+        return widened + 2 * size.linear_parameters
     if held.training == "adapters" and held.bits == 8:  # they run as PEFT has them
         # After a dropout an adapter's first matrix is narrowed anew in backward.
         first = 2 * held.rank * sum(linear.inputs for linear in size.linears) if held.dropout > 0 else 0
-        return gemma + 2 * size.adapter_parameters(held.rank) // size.depth - first
-    return gemma
+        return widened + 2 * size.adapter_parameters(held.rank) // size.depth - first
+    return widened
 
 
 def narrow_bytes(size: DecoderSize, held: Held) -> int:
@@ -83,42 +104,76 @@ def narrow_bytes(size: DecoderSize, held: Held) -> int:
     return 2 * size.adapter_parameters(held.rank)
 
 
-def norm_bytes(size: DecoderSize, held: Held) -> int:
+def norm_bytes(size: DecoderSize, held: Held, after: bool = False) -> int:
     """Bytes per row of a norm: the widened input and the root; a trained one also what its weight multiplied.
 
-    Liger's keeps its input as it came, and the root.
+    Liger's keeps its input as it came, and the root. A layer norm of torch's (StableLM) keeps the widened
+    input, mean and root; Cohere's the centred input, once for the variance and once for the quotient.
+
+    Args:
+        size: of the decoder.
+        held: how it is held.
+        after: its input comes from attention or the MLP, and so in the precision of products.
     """
-    if held.fused:
-        return size.width * held.stream + 4
-    normalised = 4 * size.width if held.training == "decoder" else 0
-    return 4 * size.width + 4 + normalised
+    given = held.width if after else held.stream
+    if is_fused(size, held):
+        return size.width * given + 4
+    if size.family == "stablelm":
+        return 4 * size.width + 8
+    widened = 2 if size.family == "cohere2" else 1
+    multiplied = 0
+    if held.training == "decoder":
+        multiplied = 4 if size.family in ("gemma", "gemma3_text", "olmo2", "olmo3") else given
+    return size.width * (4 * widened + multiplied) + 4
+
+
+def _norms(size: DecoderSize, held: Held) -> int:
+    """As `norm_bytes`, of all norms of a layer but those of query and key."""
+    after = size.norms_after
+    return (size.norms - after) * norm_bytes(size, held) + after * norm_bytes(size, held, after=True)
 
 
 def _head_norms(size: DecoderSize, held: Held) -> int:
-    """As `norm_bytes`, of query and key: what the projections gave, and a root per head."""
+    """As `norm_bytes`, of query and key: what the projections gave, and a root per head or for all.
+
+    Liger has none over all heads at once.
+    """
     if not size.head_norms:
         return 0
-    width = held.width if held.fused else 4 + (4 if held.training == "decoder" else 0)
-    return width * (size.query + size.keys) + 4 * (size.heads + size.kv_heads)
+    if is_fused(size, held) and not size.whole_norms:
+        width = held.width
+    else:
+        # What a trained weight multiplies is narrowed first by Qwen-3, as its input was narrow.
+        width = 4 + ((held.width if size.family == "qwen3" else 4) if held.training == "decoder" else 0)
+    return width * (size.query + size.keys) + 4 * (2 if size.whole_norms else size.heads + size.kv_heads)
 
 
-def _attention(size: DecoderSize, held: Held) -> int:
-    """Rotated query and key, value, output, and the softmax's normaliser in fp32."""
-    return held.width * (2 * size.query + 2 * size.keys) + 4 * size.heads
+def _attention(size: DecoderSize, held: Held, row: int) -> int:
+    """Rotated query and key, value, output, and the softmax's normaliser in fp32.
+
+    Under a mask sdpa's grouped kernels do not run, so key and value are widened to all heads, and the mask
+    becomes a summand.
+    """
+    masked = is_masked(size, row)
+    keys = size.query if masked else size.keys
+    return held.width * (2 * size.query + 2 * keys + (row if masked else 0)) + 4 * size.heads
 
 
 def _mlp(size: DecoderSize, held: Held) -> int:
     """Gate, its activation, and up; Liger's computes the activation again."""
-    return held.width * (2 if held.fused else 3) * size.inner
+    return held.width * (2 if is_fused(size, held) else 3) * size.inner
 
 
 def _inputs(size: DecoderSize, held: Held) -> int:
     """Inputs that linear layers keep: none while they are frozen in 4 or 16 bits."""
     width = held.width
-    # What the output projection gets is the attention's output, kept anyway; Phi-3's is laid out anew, but
-    # not behind Liger's rotary embedding, which leaves another layout.
-    output = size.query if size.joined and not held.fused else 0
-    shared = width * (2 * size.width + output + size.inner)
+    # What the output projection gets is the attention's output, kept anyway. It is laid out anew where only a
+    # part of each head was rotated, and in Phi-3, but not after Liger's rotary embedding.
+    anew = size.partial or (size.joined and not is_fused(size, held))
+    output = size.query if anew else 0
+    shared = width * (
+        (1 if size.norms == 1 else 2) * size.width + output + size.inner
+    )  # Cohere's block is one
     if held.training == "decoder":
         if not held.half:
             return shared
@@ -142,10 +197,10 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
         held: how it is held.
         tokens: B * S.
         rows: supervised rows, padding among them included.
-        mask: bytes of the mask, one per row and token that it could see.
+        mask: elements of the mask: one per row and token that it could see.
     """
     width = held.width
-    norms = size.norms * norm_bytes(size, held)
+    norms = _norms(size, held)
     all_tokens = (
         norms / 2
         + _head_norms(size, held)
@@ -156,4 +211,4 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
     behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
     share = behind / sum(layer.inputs for layer in size.linears)
     inputs = everything * (share * rows + (1 - share) * tokens)
-    return tokens * all_tokens + rows * some + inputs + mask
+    return tokens * all_tokens + rows * some + inputs + width * mask

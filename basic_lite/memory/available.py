@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 
 _BYTES_PER_TUNED = 16
 """fp32 weight, gradient and two Adam moments per trained parameter."""
@@ -37,6 +43,47 @@ def peak_mib(device: torch.device | str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Halves:
+    """Does work on rows in as many pieces as the memory takes; the results are those of one piece.
+
+    A size at which memory ran out is not tried again.
+    """
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+
+    def __call__(self, work: Callable[[list[Row]], list[Result]], rows: list[Row]) -> list[Result]:
+        """Return one result per row.
+
+        Args:
+            work: on some of the rows, in order; may raise `torch.OutOfMemoryError`.
+            rows: at least one.
+
+        Raises:
+            ValueError: If a single row does not fit.
+        """
+        results: list[Result] = []
+        while len(results) < len(rows):
+            size = min(self.most or len(rows), len(rows) - len(results))
+            try:
+                results += work(rows[len(results) : len(results) + size])
+                continue
+            except torch.OutOfMemoryError:
+                pass  # and with it everything that its frames held
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if size == 1:
+                raise ValueError(
+                    "out of memory with a single prompt; hold the decoder in 4 bits, or take a larger card "
+                    "(`basic-lite plan --model NAME` shows which)"
+                )
+            self.most = (size + 1) // 2
+            logging.getLogger(__name__).warning(
+                f"out of memory with {size} prompts at a time; from here on {self.most} (same answers)"
+            )
+        return results
 
 
 def parameters_of(config: PretrainedConfig) -> int:

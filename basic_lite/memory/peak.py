@@ -8,6 +8,8 @@ from typing import Literal
 from basic_lite.memory.activations import (
     Held,
     checkpoint_bytes,
+    is_fused,
+    is_masked,
     kept_by_last,
     kept_per_layer,
     kept_per_token,
@@ -65,6 +67,11 @@ class Step:
     def tokens(self) -> int:
         """B * S: one start token, the patches and the text of each row."""
         return self.micro_batch * (1 + self.tower.tokens + self.text)
+
+    @property
+    def row(self) -> int:
+        """S."""
+        return self.tokens // self.micro_batch
 
     @property
     def rows(self) -> int:
@@ -143,13 +150,13 @@ def activation_bytes(step: Step, recompute: int | None = None) -> float:
 
 def _whole(step: Step) -> float:
     """What one layer keeps that runs for all tokens."""
-    return step.tokens * kept_per_token(step.decoder, step.held) + kept_per_layer(step.decoder, step.held)
+    kept = step.tokens * kept_per_token(step.decoder, step.held, step.row)
+    return kept + kept_per_layer(step.decoder, step.held)
 
 
 def _last(step: Step) -> float:
     """What the last layer keeps."""
-    mask = step.rows * (step.tokens // step.micro_batch)
-    kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, mask)
+    kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, step.rows * step.row)
     return kept + kept_per_layer(step.decoder, step.held)
 
 
@@ -179,6 +186,8 @@ def _moments(step: Step) -> list[dict[str, float]]:
     state = step.patches * decoder.width
     embeddings, projector = _embeddings(step), _projector(step)
     around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
+    if is_masked(decoder, step.row):  # for layers with and without a window
+        around += 2 * tokens * step.row
     kept = activation_bytes(step)
     behind = step.rows * (norm_bytes(decoder, held) + decoder.width * held.width)  # the decoder's last norm
     incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
@@ -193,7 +202,7 @@ def _moments(step: Step) -> list[dict[str, float]]:
         moments.append({"activations": around + before + incoming + _working(step, tokens)})
         moments[-1] |= _gradients(step, 2)
     # What Liger's first norm keeps is the input that is kept anyway.
-    own = input_bytes if held.fused else 0
+    own = input_bytes if is_fused(decoder, held) else 0
     for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
         again = _whole(step) - own + incoming + _again(step, tokens)
         moments.append({"activations": around + layer * input_bytes + again})
@@ -272,10 +281,10 @@ def _working(step: Step, tokens: int) -> float:
     decoder, held = step.decoder, step.held
     largest = max(linear.parameters for linear in decoder.linears)
     unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
-    inner = held.width * tokens * decoder.inner
+    inner, fused = held.width * tokens * decoder.inner, is_fused(decoder, held)
     if held.training == "adapters" and held.bits != 8:
         return _working_in_groups(step, tokens)
-    if held.fused:  # the gate's and up's gradients are written over what was kept
+    if fused:  # the gate's and up's gradients are written over what was kept
         return max(2 * inner if decoder.joined else 0, inner + unpacked)
     return max(3 * inner, 2 * inner + unpacked)
 
@@ -289,15 +298,16 @@ def _working_in_groups(step: Step, tokens: int) -> float:
     decoder, held = step.decoder, step.held
     weight = held.width if held.bits == 4 else 0
     inner, state = held.width * tokens * decoder.inner, held.width * tokens * decoder.width
-    masked = 2 if held.dropout > 0 else 0
+    masked, fused = 2 if held.dropout > 0 else 0, is_fused(decoder, held)
+    joined = "gate_up_proj" in {linear.name for linear in decoder.linears}
     down = (1 + masked) * inner + weight * decoder.width * decoder.inner
     # The product that the down projection kept is gone by now, and unfused all that the activation kept.
-    before = (1 if held.fused else 4) * inner
-    gradients = 0 if held.fused and not decoder.joined else 2 * inner
-    members = 1 if decoder.joined else 2
+    before = (1 if fused else 4) * inner
+    gradients = 0 if fused and not joined else 2 * inner
+    members = 1 if joined else 2
     gate_and_up = gradients - before + (1 + masked * members) * state
     gate_and_up += weight * 2 * decoder.width * decoder.inner
-    activation = 0 if held.fused else 2 * inner  # gradients of both factors and of the product, which is gone
+    activation = 0 if fused else 2 * inner  # gradients of both factors and of the product, which is gone
     return max(down, gate_and_up, activation)
 
 
@@ -310,7 +320,7 @@ def _again(step: Step, tokens: int) -> float:
     """
     held = step.held
     working = _working(step, tokens)
-    if not held.fused or held.training != "projector" or held.bits == 16:
+    if not is_fused(step.decoder, held) or held.training != "projector" or held.bits == 16:
         return working
     inner = held.width * tokens * step.decoder.inner
     return max(working, inner * (4 if step.decoder.joined else 2))

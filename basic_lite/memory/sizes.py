@@ -26,6 +26,12 @@ TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.
 _WHOLE_NORMS = ("olmo2", "olmo3")
 """Families that normalise query and key over all heads at once."""
 
+_AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
+"""Families with a norm after attention and one after the MLP."""
+
+_FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
+"""Families for which Liger has modules (`training.liger`)."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -61,6 +67,9 @@ class DecoderSize:
         head_dim: width of a head.
         vocabulary: V.
         tied: the head is the embedding matrix.
+        window: tokens that a layer with a sliding window sees; `None` without such layers.
+        windowed: layers with a sliding window.
+        partial: only a part of each head is rotated.
     """
 
     family: str
@@ -72,6 +81,9 @@ class DecoderSize:
     head_dim: int
     vocabulary: int
     tied: bool
+    window: int | None = None
+    windowed: int = 0
+    partial: bool = False
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
@@ -81,10 +93,13 @@ class DecoderSize:
             ValueError: If the family is not supported.
         """
         family = zoo.family_of(config.model_type, source).model_type
-        heads = config.num_attention_heads
+        heads, depth = config.num_attention_heads, config.num_hidden_layers
+        window = getattr(config, "sliding_window", None)
+        rotary = getattr(config, "rope_parameters", None) or {}
+        shares = rotary.get("partial_rotary_factor"), getattr(config, "partial_rotary_factor", None)
         return cls(
             family=family,
-            depth=config.num_hidden_layers,
+            depth=depth,
             width=config.hidden_size,
             inner=config.intermediate_size,
             heads=heads,
@@ -92,6 +107,9 @@ class DecoderSize:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
+            window=window,
+            windowed=0 if window is None else _layers_with_a_window(config, family),
+            partial=any(share not in (None, 1.0) for share in shares),
         )
 
     @property
@@ -119,9 +137,24 @@ class DecoderSize:
         return zoo.FAMILIES[self.family].norms
 
     @property
+    def norms_after(self) -> int:
+        """How many of them take what attention or the MLP gave, and not the residual stream."""
+        return 2 if self.family in _AFTER else 0
+
+    @property
     def head_norms(self) -> bool:
         """Whether query and key are normalised."""
         return zoo.FAMILIES[self.family].head_norms
+
+    @property
+    def whole_norms(self) -> bool:
+        """Whether query and key are normalised over all heads at once."""
+        return self.family in _WHOLE_NORMS
+
+    @property
+    def fusable(self) -> bool:
+        """Whether Liger has modules for this family."""
+        return self.family in _FUSABLE
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -148,7 +181,7 @@ class DecoderSize:
     @cached_property
     def norm_parameters(self) -> int:
         """Weights of all norms, and the biases of Qwen2's query, key and value."""
-        heads = self.query + self.keys if self.family in _WHOLE_NORMS else 2 * self.head_dim
+        heads = self.query + self.keys if self.whole_norms else 2 * self.head_dim
         layer = self.norms * self.width + (heads if self.head_norms else 0)
         layer += self.query + 2 * self.keys if zoo.FAMILIES[self.family].biases else 0
         return self.depth * layer + self.width
@@ -166,6 +199,14 @@ class DecoderSize:
     def adapter_parameters(self, rank: int) -> int:
         """Weights of adapters on every linear layer."""
         return self.depth * sum(rank * (linear.inputs + linear.outputs) for linear in self.linears)
+
+
+def _layers_with_a_window(config: PretrainedConfig | SimpleNamespace, family: str) -> int:
+    """Count them by `layer_types`; without these, all are alike but for Gemma-3's every sixth."""
+    kinds, depth = getattr(config, "layer_types", None), config.num_hidden_layers
+    if kinds is None:
+        return depth - depth // 6 if family == "gemma3_text" else depth
+    return sum(kind == "sliding_attention" for kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from basic_lite.memory.choice import (
     row_of,
     step_of,
 )
+from basic_lite.memory.inference import InferenceRow
 from basic_lite.memory.peak import Optimizer, Step, activation_bytes
 from basic_lite.memory.sizes import DECODERS, DecoderSize, TowerSize, published_decoder
 from basic_lite.memory.speed import CARDS, card_of
@@ -162,6 +163,31 @@ def overview(kind: Kind, rows: Sequence[Row]) -> Table:
         lines.setdefault(f"{row.model}, {row.tower.split('-')[0]}", []).append(cell)
     for name, cells in lines.items():
         table.add_row(name, *cells)
+    return table
+
+
+def inference_table(rows: Sequence[InferenceRow]) -> Table:
+    """Show what a model's uses need: a column per card, in GB, and how many prompts go at once."""
+    table = Table(title="evaluate, chat, export, GB", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    cards = list(dict.fromkeys(row.gpu_gib for row in rows))
+    for gib in cards:
+        table.add_column(f"{gib:g} GiB", justify="right")
+    for use in dict.fromkeys(row.use for row in rows):
+        ours = [row for row in rows if row.use == use]
+        first = ours[0]
+        passing = ("activations", "keys and values", "context and allocator")
+        weights = (sum(size for name, size in row.parts.items() if name not in passing) for row in ours)
+        table.add_row("weights", *(f"{size:.2f}" for size in weights))
+        for name in passing:
+            table.add_row(name, *(f"{row.parts.get(name, 0):.2f}" for row in ours))
+        title = f"{use} in {first.bits} bits"
+        table.add_row(title, *(f"{row.peak_gb:.2f}" if row.batch else "-" for row in ours), style="bold")
+        counts = (str(row.batch or "-") for row in ours)
+        tokens = f"{first.prompt_tokens:,} + {first.new_tokens:,} tokens"
+        table.add_row(f"  prompts of {tokens} at once", *counts, end_section=first.host_gb is None)
+        if first.host_gb is not None:
+            table.add_row("  memory of the machine", *(f"{row.host_gb:.2f}" for row in ours))
     return table
 
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import column_blocks, log_softmax_, project
-from basic_lite.method.targets import RAW, TargetKind, TargetSpace, check_kind, supervised_layers
+from basic_lite.method.targets import UNFITTED, TargetKind, TargetSpace, check_kind, supervised_layers
 from basic_lite.models.llava import for_inference
 from basic_lite.models.parts import embedding_of, layers_of, parts_of
 from basic_lite.models.tower import passing_through
@@ -321,7 +321,7 @@ def fit_target(
         model: a LLaVA; its decoder runs on text, nothing of it is changed.
         tokenizer: of its decoder.
         texts: such as the captions that will be trained on.
-        kind: `"centred"` or `"translated"`; `"raw"` needs no fit and reads no text.
+        kind: `"centred"` or `"translated"`; `"raw"` and `"individual"` need no fit and read no text.
         layers: k; `None` for half of the decoder's.
         tokens: how many to read; `None` for `tokens_for(D)`.
         ridge: strength, as a share of the mean of the diagonal.
@@ -331,8 +331,8 @@ def fit_target(
         ValueError: If the kind is unknown, or there is hardly any text.
     """
     check_kind(kind)
-    if kind == RAW:
-        return TargetSpace()
+    if kind in UNFITTED:
+        return TargetSpace(kind)
     decoder = parts_of(model).decoder
     k, width = supervised_layers(decoder.config, layers), decoder.config.hidden_size
     rows = token_rows(tokenizer, texts, tokens_for(width) if tokens is None else tokens)

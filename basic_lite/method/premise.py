@@ -27,7 +27,7 @@ from basic_lite.method.fit import (
     tokens_for,
 )
 from basic_lite.method.losses import next_token
-from basic_lite.method.targets import TargetKind, TargetSpace, layer_weights, supervised_layers
+from basic_lite.method.targets import UNFITTED, TargetKind, TargetSpace, layer_weights, supervised_layers
 from basic_lite.method.types import Weighting
 from basic_lite.models.parts import embedding_of
 
@@ -374,7 +374,7 @@ def glance(
     """
     fitted, held_out = divided(token_rows(tokenizer, texts, GLANCE))
     targets: dict[TargetKind, tuple[TargetSpace, list[int]]] = {"raw": (TargetSpace(), [k])}
-    if space is not None and space.kind != "raw":
+    if space is not None and space.kind not in UNFITTED:  # text has no pictures to take a mean over
         targets[space.kind] = (space, [k])
     measured = measure(decoder, head, held_out, fitted[:, 1:], (), targets, weighting)
     return Examined(measured, judge(measured, tried=False))

@@ -19,7 +19,7 @@ from transformers import LlavaModel, LlavaNextModel
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
 from basic_lite.method.objective import Objective
-from basic_lite.method.targets import RAW, TargetSpace, layer_weights, supervised_layers
+from basic_lite.method.targets import INDIVIDUAL, RAW, TargetSpace, layer_weights, supervised_layers
 from basic_lite.method.types import (
     DAS_WEIGHT,
     SDS_WEIGHT,
@@ -76,7 +76,7 @@ class BasicSupervision:
             das_weight: weight of the directional alignment; 0 switches it off.
             sds_weight: weight of the semantic distribution; 0 switches it off.
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
-            target: `"raw"` (the paper), or what `fit_target` returned.
+            target: `"raw"` (the paper), `"individual"`, or what `fit_target` returned.
 
         Raises:
             ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
@@ -175,6 +175,10 @@ class BasicSupervision:
         self._text: list[tuple[torch.Tensor | None, attention.TextRows]] = []
         layout = self._given[0] if self._given is not None else self._layout_in(llava, args, kwargs)
         self._layout = layout if layout is not None and layout.images else None
+        if self._space.kind == INDIVIDUAL and self._layout is not None and self._layout.kept is not None:
+            raise ValueError(
+                "an individual target compares pictures patch by patch, which those in tiles do not allow"
+            )
 
     @staticmethod
     def _layout_in(llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> Layout | None:
@@ -222,7 +226,7 @@ class BasicSupervision:
             if self._intervention.states is not None:
                 states = self._intervention.states(index, states)
             self._space = self._space.to(states.device)
-            states = self._space.bring(index, states)
+            states = self._space.bring(index, states, self._layout.images)
             if self._target is None:
                 self._target = states.mul_(self._weights[index])
             else:
@@ -275,6 +279,8 @@ class BasicSupervision:
             importance = seen / (len(self._attending) * layout.text_after[layout.image])
         else:
             importance = layout.patch_count.to(self._target.dtype).reciprocal()[layout.image]
+        if self._space.kind == INDIVIDUAL and layout.images == 1:
+            importance = torch.zeros_like(importance)  # a mean that is its own leaves nothing
         refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
         if self._intervention.refinement is not None:
             given = self._received | {"layout": layout, "rows": self._rows}

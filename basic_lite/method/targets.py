@@ -1,4 +1,4 @@
-"""The target: how the states of layers 1..k are weighted, and in which space (raw, centred, translated).
+"""The target: how layers 1..k are weighted, and its space: raw, centred, translated, or individual.
 
 `v` and `v^` are compared in the space that the first decoder layer receives, which is the embedding
 module's output: for Gemma rows of `E` times sqrt(D). The paper takes the states as they are and so assumes
@@ -24,6 +24,12 @@ from basic_lite.method.types import TargetKind, Weighting
 
 RAW: TargetKind = "raw"
 """The paper's target, and the default."""
+
+INDIVIDUAL: TargetKind = "individual"
+"""What a picture adds to what all have in common."""
+
+UNFITTED: tuple[TargetKind, ...] = (RAW, INDIVIDUAL)
+"""Targets that are not fitted on text."""
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
@@ -80,13 +86,18 @@ class TargetSpace:
     raw         h                                          # the paper
     centred     h - centre[l]
     translated  (h - centre[l]) @ maps[l] + offset
+    individual  h - mean over the pictures of h at the same patch
     ```
+    The last leaves of a target what the picture adds: its mean over the pictures of the same forward pass, at
+    the same place, is taken off, so that the targets of a pass sum to zero at every place. It depends on the
+    micro-batch, and a picture that is alone in its pass is not supervised.
+
     The centre is taken off before the product: it is up to a hundred times larger than what differs from
     token to token, and a map stored in bf16 would turn it into an error as large as the result.
 
     Attributes:
-        kind: which of the three.
-        centre: `(k, D)` fp32, the mean text state after each layer; `None` for raw.
+        kind: which of the four.
+        centre: `(k, D)` fp32, the mean text state after each layer; `None` where nothing is fitted.
         maps: k matrices `(D, D)`, in the decoder's precision; none unless translated.
         offset: `(D,)` fp32, the mean of what the first layer received; `None` unless translated.
         report: how it was fitted and how good it is, for the manifest.
@@ -105,7 +116,7 @@ class TargetSpace:
             ValueError: If the kind is unknown, or its means or maps are not there.
         """
         check_kind(self.kind)
-        if self.kind != RAW and self.centre is None:
+        if self.kind not in UNFITTED and self.centre is None:
             raise ValueError(
                 f"a {self.kind} target must be fitted first: fit_target(model, tokenizer, texts, "
                 f"{self.kind!r}) returns what to give as `target`"
@@ -138,7 +149,7 @@ class TargetSpace:
         maps = tuple(matrix.to(device) for matrix in self.maps)
         return replace(self, centre=self.centre.to(device), maps=maps, offset=offset)
 
-    def bring(self, index: int, states: torch.Tensor) -> torch.Tensor:
+    def bring(self, index: int, states: torch.Tensor, images: int = 1) -> torch.Tensor:
         """Bring the states after a layer into the target's space.
 
         A map costs `2 * N * D * D` operations per layer, on the patches' rows alone: for Vicuna-7B with eight
@@ -147,10 +158,14 @@ class TargetSpace:
         Args:
             index: the layer, from 0.
             states: `(N, D)` fp32 or fp64; may be overwritten.
+            images: how many pictures the N patches are of, in order and all alike.
 
         Returns:
             `(N, D)`, in the precision of `states`; for raw `states` itself.
         """
+        if self.kind == INDIVIDUAL:
+            by_picture = states.view(images, -1, states.shape[-1])
+            return by_picture.sub_(by_picture.mean(0)).view_as(states)
         if self.kind == RAW or self.centre is None:
             return states
         states.sub_(self.centre[index])

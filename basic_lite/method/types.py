@@ -24,7 +24,7 @@ Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
 Importance = Literal["attention", "uniform"]
 """Of patches; the first is the paper's."""
 
-TargetKind = Literal["raw", "centred", "translated"]
+TargetKind = Literal["raw", "centred", "translated", "individual"]
 """In which space the target is; the first is the paper's."""
 
 DAS_WEIGHT: float = 1.0

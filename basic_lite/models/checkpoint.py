@@ -1,7 +1,4 @@
-"""What a run leaves behind: a manifest that says everything, and safetensors.
-
-The folder's names and its manifest are those of `run_folder`; every write goes through `writing`.
-"""
+"""What a run writes and reads again: a manifest that says everything, and safetensors."""
 
 from __future__ import annotations
 
@@ -43,14 +40,14 @@ def identity(source: str, config: object) -> dict[str, object]:
         The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
     """
     folder = Path(data_world_parts.located(source))
-    found: dict[str, object] = {"revision": getattr(config, "_commit_hash", None)}
+    known: dict[str, object] = {"revision": getattr(config, "_commit_hash", None)}
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
         files = (path for path in repository.weight_files(folder) if path.is_file())
         for path in sorted({*folder.glob("*.safetensors"), *files}):
             digest.update(f"{path.name} {path.stat().st_size}".encode())
-        found["fingerprint"] = digest.hexdigest()[:16]
-    return found
+        known["fingerprint"] = digest.hexdigest()[:16]
+    return known
 
 
 def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, training: dict) -> dict:
@@ -187,8 +184,8 @@ def check_adapter(model: nn.Module, folder: Path) -> None:
 
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        found = set(file.keys())
-    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, without a place in this model,")):
+        stored = set(file.keys())
+    for names, what in ((wanted - stored, "lacks"), (stored - wanted, "has, without a place in this model,")):
         if names:
             raise ValueError(f"{folder / ADAPTER_WEIGHTS} {what} {len(names)} tensors, first: {min(names)}")
 

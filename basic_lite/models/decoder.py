@@ -75,13 +75,13 @@ def _from_base(
     placement = {"device_map": {"": str(device)}} if quantisation else {}
     folder = converted.safetensors_folder(llm, getattr(config, "_commit_hash", None), say)
     try:
-        causal, found = _read(folder, dtype, quantization_config=quantisation, **placement)
+        causal, info = _read(folder, dtype, quantization_config=quantisation, **placement)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"no weights can be loaded from {llm!r}: {str(error).splitlines()[0][:160]}"
         ) from error
-    if found["missing_keys"]:  # transformers would train on with random values
-        missing = sorted(found["missing_keys"])
+    if info["missing_keys"]:  # transformers would train on with random values
+        missing = sorted(info["missing_keys"])
         raise ValueError(f"the weights of {llm!r} lack {len(missing)} tensors, first: {missing[0]}")
     _name(causal, llm, config)
     return causal if quantisation else causal.to(device)
@@ -95,8 +95,8 @@ def _from_copy(
     Raises:
         ValueError: If a tensor is missing or has no place.
     """
-    causal, found = _read(copy.path, dtype, device_map={"": str(device)})
-    wrong = [name for names in found.values() for name in names]
+    causal, info = _read(copy.path, dtype, device_map={"": str(device)})
+    wrong = [name for names in info.values() for name in names]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
     _name(causal, llm, config)
@@ -135,7 +135,7 @@ def fold_scales(causal: Any) -> PreTrainedModel:
     """Move the factors that LLaVA's class leaves out, or applies to visual embeddings as well.
 
     - Logits (Granite `/ logits_scaling`, Cohere `* logit_scale`): into the last norm's weight; it is linear.
-    - Embeddings (Granite `* embedding_multiplier`, of `inputs_embeds` too): behind the embedding module, so
+    - Embeddings (Granite `* embedding_multiplier`, of `inputs_embeds` too): after the embedding module, so
       that `v` is what the first layer receives; the table stays raw. An export puts both back
       (`export.folder`).
     """

@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from basic_lite.data import conversation, templates
 from basic_lite.data.batches import Collator
@@ -37,59 +36,9 @@ from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
 from basic_lite.models.parts import parts_of
+from basic_lite.models.projector import NewlineProjector, Projector
 from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
 from basic_lite.models.zoo import Bits
-
-# LLaVA's projector as it is trained here.
-
-
-class Projector(LlavaMultiModalProjector):
-    """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
-
-    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
-    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
-    among the text.
-
-    Attributes:
-        pool: patches along the side of a square of them that becomes one visual embedding; its features stand
-            side by side in front of the first layer, which is the wider for it.
-    """
-
-    def __init__(self, config: Any, pool: int = 1) -> None:
-        super().__init__(config)
-        self.pool = pool
-        if pool > 1:
-            width, bias = self.linear_1.in_features * pool**2, self.linear_1.bias is not None
-            self.linear_1 = nn.Linear(width, self.linear_1.out_features, bias=bias)
-
-    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Map `(I, P * pool**2, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
-        if self.pool > 1:
-            image_features = side_by_side(image_features, self.pool)
-        with torch.autocast(image_features.device.type, enabled=False):
-            return super().forward(image_features.to(self.linear_1.weight.dtype))
-
-
-def side_by_side(features: torch.Tensor, pool: int) -> torch.Tensor:
-    """Join squares of patches: `(I, P, width)` to `(I, P / pool**2, width * pool**2)`, both row by row."""
-    images, patches, width = features.shape
-    across = round(patches**0.5) // pool
-    squares = features.view(images, across, pool, across, pool, width).transpose(2, 3)
-    return squares.reshape(images, across * across, pool * pool * width)
-
-
-class NewlineProjector(Projector):
-    """The projector of a model with tiles: it also holds the newline vector, `image_newline` `(D,)`.
-
-    A standard LLaVA-NeXT has it beside the projector, where PEFT neither trains nor saves a bare parameter.
-    Here whatever trains, copies, saves or loads the projector does so with the newline; an export moves it
-    back.
-    """
-
-    def __init__(self, config: Any, pool: int = 1) -> None:
-        super().__init__(config, pool)
-        width = config.text_config.hidden_size
-        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as large as LLaVA-NeXT's own
 
 
 class _TiledModel(LlavaNextModel):
@@ -99,8 +48,6 @@ class _TiledModel(LlavaNextModel):
     def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.multi_modal_projector.image_newline
 
-
-# Which vocabulary rows mark a patch and fill a batch; none is ever added.
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
 _RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
@@ -140,9 +87,6 @@ def find_pad_token(tokenizer: PreTrainedTokenizerBase, image_token_id: int, want
     candidates: list[Any] = [tokenizer.get_vocab().get(wanted) if wanted else None, tokenizer.pad_token_id]
     candidates += [tokenizer.eos_token_id, tokenizer.bos_token_id, 0]
     return next(c for c in candidates if c is not None and c != image_token_id)
-
-
-# What must hold of an assembled model, whatever it was made of.
 
 
 def check_quantisation(model: nn.Module) -> None:

@@ -208,11 +208,11 @@ def states_of(files: Iterable[Path]) -> list[list[object]]:
     The time of an inode's last change cannot be set back: a file that was overwritten by one of the same
     length and date is another file.
     """
-    found = []
+    states = []
     for path in sorted(files):
         state = path.stat()
-        found.append([path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
-    return found
+        states.append([path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    return states
 
 
 def copies(kind: Literal["quantised", "converted"] = "quantised") -> list[Path]:

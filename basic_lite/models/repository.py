@@ -87,15 +87,15 @@ def fetch(source: str, revision: str | None = None) -> Path:
     try:
         for form in FORMS:
             for name in (form, f"{form}{INDEX}"):
-                found = find(name)
-                if found is None:
+                path = find(name)
+                if path is None:
                     continue
                 # File by file, so that no other form or file comes along.
-                for shard in [] if name == form else shards(found):
+                for shard in [] if name == form else shards(path):
                     hf_hub_download(source, shard, revision=revision)
                 for config in CONFIGS:
                     find(config)
-                return found.parent
+                return path.parent
     except ValueError:  # of an index, in one line
         raise
     except Exception as error:  # the hub's client and its transport raise many types, none of them common
@@ -116,8 +116,8 @@ def commit_of(source: str) -> str | None:
 
     if Path(parts.located(source)).is_dir():
         return None
-    found = try_to_load_from_cache(source, CONFIGS[0])
-    return Path(found).parent.name if isinstance(found, str) else None
+    path = try_to_load_from_cache(source, CONFIGS[0])
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def why(source: str, error: BaseException) -> str:
@@ -161,7 +161,7 @@ def read_tokenizer(source: str) -> Any:
             f"tokenizer.model, or a hub id while a hub can be reached ({why(source, error)})"
         ) from error
     if isinstance(tokenizer, LlamaTokenizer) and tokenizer.legacy:
-        # sentencepiece puts "▁" before every text behind a special token, one that starts with a space too;
+        # sentencepiece puts "▁" before every text after a special token, one that starts with a space too;
         # `Metaspace` leaves that one out.
         backend = tokenizer.backend_tokenizer
         if backend.normalizer is None:

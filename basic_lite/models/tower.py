@@ -79,14 +79,14 @@ def load_tower(
     family = zoo.TOWER_FAMILIES[config.model_type]
     folder = converted.safetensors_folder(source, say=say)
     try:
-        tower, found = kind[config.model_type].from_pretrained(
+        tower, info = kind[config.model_type].from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
         )
     except (OSError, SafetensorError) as error:
         reason = repository.why(source, error)
         raise ValueError(f"no weights can be loaded from {source!r}: {reason}") from error
-    if found["missing_keys"]:  # transformers would look through random values
-        missing = sorted(found["missing_keys"])
+    if info["missing_keys"]:  # transformers would look through random values
+        missing = sorted(info["missing_keys"])
         raise ValueError(f"the weights of {source!r} lack {len(missing)} tensors, first: {missing[0]}")
     any_size = family.any_size or getattr(config, "is_native", False)  # AIMv2-native computes its positions
     if size != tower.config.image_size and not any_size:
@@ -162,10 +162,10 @@ def native_size(processor: dict, config: PretrainedConfig) -> int:
 
 @contextmanager
 def up_to_the_features(tower: Any, layer: int | list[int]) -> Iterator[None]:
-    """Let the tower's modules behind the feature layer pass their input through, inside the block.
+    """Let the tower's modules after the feature layer pass their input through, inside the block.
 
-    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm behind it and SigLIP's pooling head
-    make nothing that is read. The hidden states behind the feature layer are wrong inside the block.
+    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm after it and SigLIP's pooling head
+    make nothing that is read. The hidden states after the feature layer are wrong inside the block.
 
     Args:
         tower: the vision tower.

@@ -21,16 +21,13 @@ from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of, piece
 
-# Dropout in front of adapters that keeps neither its mask nor what it let through.
-#
-# LLaVA-1.5 trains its adapters with a dropout of 0.05, and PEFT draws one for every adapted layer. Autograd
-# then keeps, layer by layer, a mask and a copy of the input: for query, key and value three copies of one
-# tensor. Here the input alone is kept, which those three share, and what was dropped is drawn once more in
-# backward, from the same state of the random generator: the same numbers from fewer bytes.
-
 
 class DroppedLinear(nn.Linear):
     """A linear layer with dropout on its input, which it draws anew in backward.
+
+    Autograd would keep a mask and a copy of the input for every adapted layer: for query, key and value three
+    copies of one tensor. Here the input alone is kept, which those three share, and backward draws from the
+    same state of the random generator: the same numbers from fewer bytes.
 
     Attributes:
         dropout: share of the input that is set to 0 while training.
@@ -42,7 +39,7 @@ class DroppedLinear(nn.Linear):
         """Map `(..., in_features)` to `(..., out_features)`."""
         if not self.training or not torch.is_grad_enabled():
             return self._dropped(input)
-        # Backward asks for nothing behind the dropout but the product's input: the product is not repeated.
+        # Backward asks for nothing after the dropout but the product's input: the product is not repeated.
         return checkpoint(self._dropped, input, use_reentrant=False)
 
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,9 +190,11 @@ def check_contract(model: nn.Module, kind: str) -> None:
     assert len(projector) == wanted, f"the projector's {wanted} tensors must be trained, found {projector}"
     if kind == "adapters":
         linear = [m for m in parts.decoder.layers.modules() if hasattr(m, "lora_A")]
-        found = [name for name in trained if re.search(_ADAPTER, name)]
+        adapters = [name for name in trained if re.search(_ADAPTER, name)]
         assert linear, "no linear layer of the decoder got an adapter"
-        assert len(found) == 2 * len(linear), f"{len(linear)} adapted layers but {len(found)} adapter tensors"
+        assert len(adapters) == 2 * len(linear), (
+            f"{len(linear)} adapted layers but {len(adapters)} adapter tensors"
+        )
     if kind == "decoder":
         whole = [*parts.decoder.parameters(), *parts.head.parameters()]
         assert all(p.requires_grad for p in whole), "a part of the decoder is frozen"

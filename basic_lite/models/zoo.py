@@ -6,13 +6,13 @@ One row per LLM and per tower; nothing else in the package branches on a model's
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from basic_lite.data.world.parts import EMBEDDED
 
-"""Parts that ship with the package. A run remembers their names: a folder would differ between machines."""
-
+Row = TypeVar("Row")
 
 Bits = Literal[4, 8, 16]
 """Of a decoder's weights: nf4 with double quantisation, LLM.int8, or not quantised."""
@@ -108,12 +108,10 @@ class LLM:
         hub_id: where its weights are.
         family: key in `FAMILIES`.
         template: key in `conversation.TEMPLATES`.
-        k: supervised layers, half of its decoder layers.
         image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is
             added to the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits
             `<unk>`. `None`: a reserved token, or a padded row of the matrix (`llava.find_image_token`).
         pad_token: what fills a batch; padding is masked by length, never by this id.
-        turn_end: the token that ends an answer.
         tower: name of the tower that it is trained with unless another is asked for.
         bits: of its weights unless other bits are asked for.
         licence: of its weights, as the hub's page names it.
@@ -123,10 +121,8 @@ class LLM:
     hub_id: str
     family: str
     template: str
-    k: int
     image_token: str | None
     pad_token: str
-    turn_end: str
     tower: str = "clip-l-336"
     bits: Bits = 4
     licence: str = "Apache 2.0"
@@ -137,63 +133,49 @@ TINY = "tiny"
 """The embedded decoder and tower: `--model tiny` runs offline, on data that is drawn on the spot."""
 
 # fmt: off
-_LLAMA3 = ("<|reserved_special_token_0|>", "<|finetune_right_pad_id|>", "<|eot_id|>")
-_QWEN = ("<|image_pad|>", "<|endoftext|>", "<|im_end|>")
-_SMOLLM2 = ("<reponame>", "<|endoftext|>", "<|im_end|>")
-_GEMMA = ("<unused0>", "<pad>", "<end_of_turn>")
+_LLAMA3 = ("<|reserved_special_token_0|>", "<|finetune_right_pad_id|>")
+_QWEN = ("<|image_pad|>", "<|endoftext|>")
+_SMOLLM2 = ("<reponame>", "<|endoftext|>")
+_GEMMA = ("<unused0>", "<pad>")
+_LLAMA2 = ("<unk>", "</s>")
 _META = {"licence": "Llama 3 licence", "gated": True}
 _GOOGLE = {"licence": "Gemma terms", "gated": True}
 
 LLMS: dict[str, LLM] = {
-    "vicuna-7b": LLM(
-        "lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", 16, "<unk>", "</s>", "</s>", licence="Llama 2 licence"
-    ),
-    "vicuna-13b": LLM(
-        "lmsys/vicuna-13b-v1.5", "llama", "vicuna_v1", 20, "<unk>", "</s>", "</s>", licence="Llama 2 licence"
-    ),
-    "gemma-2b": LLM("google/gemma-2b-it", "gemma", "gemma_instruct", 9, *_GEMMA, **_GOOGLE),
+    "vicuna-7b": LLM("lmsys/vicuna-7b-v1.5", "llama", "vicuna_v1", *_LLAMA2, licence="Llama 2 licence"),
+    "vicuna-13b": LLM("lmsys/vicuna-13b-v1.5", "llama", "vicuna_v1", *_LLAMA2, licence="Llama 2 licence"),
+    "gemma-2b": LLM("google/gemma-2b-it", "gemma", "gemma_instruct", *_GEMMA, **_GOOGLE),
     "phi3-mini": LLM(
-        "microsoft/Phi-3-mini-4k-instruct", "phi3", "phi3_instruct", 16,
-        "<|placeholder1|>", "<|endoftext|>", "<|end|>", licence="MIT",
-    ),
-    "mistral-7b": LLM(
-        "mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", 16, "<unk>", "</s>", "</s>"
-    ),
-    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", 8, *_LLAMA3, **_META),
-    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", 14, *_LLAMA3, **_META),
-    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", 16, *_LLAMA3, **_META),
-    "qwen2.5-0.5b": LLM("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "qwen2_5", 12, *_QWEN),
-    "qwen2.5-1.5b": LLM("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "qwen2_5", 14, *_QWEN),
-    "qwen2.5-3b": LLM(
-        "Qwen/Qwen2.5-3B-Instruct", "qwen2", "qwen2_5", 18, *_QWEN, licence="Qwen research licence"
-    ),
-    "qwen2.5-7b": LLM("Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen2_5", 14, *_QWEN),
-    "qwen3-0.6b": LLM("Qwen/Qwen3-0.6B", "qwen3", "qwen3", 14, *_QWEN),
-    "qwen3-1.7b": LLM("Qwen/Qwen3-1.7B", "qwen3", "qwen3", 14, *_QWEN),
-    "qwen3-4b": LLM("Qwen/Qwen3-4B", "qwen3", "qwen3", 18, *_QWEN),
-    "qwen3-8b": LLM("Qwen/Qwen3-8B", "qwen3", "qwen3", 18, *_QWEN),
-    "gemma3-270m": LLM("google/gemma-3-270m-it", "gemma3_text", "gemma_instruct", 9, *_GEMMA, **_GOOGLE),
-    "gemma3-1b": LLM("google/gemma-3-1b-it", "gemma3_text", "gemma_instruct", 13, *_GEMMA, **_GOOGLE),
-    "smollm2-135m": LLM("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "smollm2", 15, *_SMOLLM2),
-    "smollm2-360m": LLM("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", "smollm2", 16, *_SMOLLM2),
-    "smollm2-1.7b": LLM("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", "smollm2", 12, *_SMOLLM2),
-    "smollm3-3b": LLM(
-        "HuggingFaceTB/SmolLM3-3B", "smollm3", "smollm3", 18, None, "<|endoftext|>", "<|im_end|>"
-    ),
-    "olmo2-1b": LLM(
-        "allenai/OLMo-2-0425-1B-Instruct", "olmo2", "olmo2", 8, None, "<|pad|>", "<|endoftext|>"
-    ),
-    "olmo2-7b": LLM(
-        "allenai/OLMo-2-1124-7B-Instruct", "olmo2", "olmo2", 16, None, "<|pad|>", "<|endoftext|>"
-    ),
-    "phi4-mini": LLM(
-        "microsoft/Phi-4-mini-instruct", "phi3", "phi4_mini", 16, None, "<|endoftext|>", "<|end|>",
+        "microsoft/Phi-3-mini-4k-instruct", "phi3", "phi3_instruct", "<|placeholder1|>", "<|endoftext|>",
         licence="MIT",
     ),
-    "mistral-7b-v0.3": LLM(
-        "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", 16, "<unk>", "</s>", "</s>"
+    "mistral-7b": LLM("mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", *_LLAMA2),
+    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
+    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
+    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
+    "qwen2.5-0.5b": LLM("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
+    "qwen2.5-1.5b": LLM("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
+    "qwen2.5-3b": LLM(
+        "Qwen/Qwen2.5-3B-Instruct", "qwen2", "qwen2_5", *_QWEN, licence="Qwen research licence"
     ),
-    TINY: LLM("tiny-decoder", "llama", "chatml", 4, "<image>", "<pad>", "<|im_end|>", tower=TINY, bits=16),
+    "qwen2.5-7b": LLM("Qwen/Qwen2.5-7B-Instruct", "qwen2", "qwen2_5", *_QWEN),
+    "qwen3-0.6b": LLM("Qwen/Qwen3-0.6B", "qwen3", "qwen3", *_QWEN),
+    "qwen3-1.7b": LLM("Qwen/Qwen3-1.7B", "qwen3", "qwen3", *_QWEN),
+    "qwen3-4b": LLM("Qwen/Qwen3-4B", "qwen3", "qwen3", *_QWEN),
+    "qwen3-8b": LLM("Qwen/Qwen3-8B", "qwen3", "qwen3", *_QWEN),
+    "gemma3-270m": LLM("google/gemma-3-270m-it", "gemma3_text", "gemma_instruct", *_GEMMA, **_GOOGLE),
+    "gemma3-1b": LLM("google/gemma-3-1b-it", "gemma3_text", "gemma_instruct", *_GEMMA, **_GOOGLE),
+    "smollm2-135m": LLM("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "smollm2", *_SMOLLM2),
+    "smollm2-360m": LLM("HuggingFaceTB/SmolLM2-360M-Instruct", "llama", "smollm2", *_SMOLLM2),
+    "smollm2-1.7b": LLM("HuggingFaceTB/SmolLM2-1.7B-Instruct", "llama", "smollm2", *_SMOLLM2),
+    "smollm3-3b": LLM("HuggingFaceTB/SmolLM3-3B", "smollm3", "smollm3", None, "<|endoftext|>"),
+    "olmo2-1b": LLM("allenai/OLMo-2-0425-1B-Instruct", "olmo2", "olmo2", None, "<|pad|>"),
+    "olmo2-7b": LLM("allenai/OLMo-2-1124-7B-Instruct", "olmo2", "olmo2", None, "<|pad|>"),
+    "phi4-mini": LLM(
+        "microsoft/Phi-4-mini-instruct", "phi3", "phi4_mini", None, "<|endoftext|>", licence="MIT"
+    ),
+    "mistral-7b-v0.3": LLM("mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", *_LLAMA2),
+    TINY: LLM("tiny-decoder", "llama", "chatml", "<image>", "<pad>", tower=TINY, bits=16),
 }
 """Hub ids, token names, licences and gates as on the hub's pages, written down without a hub at hand."""
 # fmt: on
@@ -214,28 +196,12 @@ def _sizes(
 _WINDOW = {"max_position_embeddings": 4096}
 # fmt: off
 DECODER_CONFIGS: dict[str, dict[str, Any]] = {
-    "vicuna-7b": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
-    },
-    "vicuna-13b": {
-        "model_type": "llama", "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40,
-        "num_attention_heads": 40, "vocab_size": 32_000, "tie_word_embeddings": False, **_WINDOW,
-    },
-    "gemma-2b": {
-        "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
-        "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256_000,
-        "tie_word_embeddings": True,
-    },
-    "phi3-mini": {
-        "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "vocab_size": 32_064, "tie_word_embeddings": False, **_WINDOW,
-    },
-    "mistral-7b": {
-        "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
-        "tie_word_embeddings": False, "sliding_window": None,  # v0.2 has no window
-    },
+    "vicuna-7b": _sizes("llama", 4096, 11008, 32, 32, 32, 32_000, tied=False, **_WINDOW),
+    "vicuna-13b": _sizes("llama", 5120, 13824, 40, 40, 40, 32_000, tied=False, **_WINDOW),
+    "gemma-2b": _sizes("gemma", 2048, 16384, 18, 8, 1, 256_000, head_dim=256),
+    "phi3-mini": _sizes("phi3", 3072, 8192, 32, 32, 32, 32_064, tied=False, **_WINDOW),
+    # v0.2 has no window
+    "mistral-7b": _sizes("mistral", 4096, 14336, 32, 32, 8, 32_000, tied=False, sliding_window=None),
     "llama3.2-1b": _sizes("llama", 2048, 8192, 16, 32, 8, 128_256, head_dim=64),
     "llama3.2-3b": _sizes("llama", 3072, 8192, 28, 24, 8, 128_256, head_dim=128),
     "llama3.1-8b": _sizes("llama", 4096, 14336, 32, 32, 8, 128_256, tied=False),
@@ -292,7 +258,7 @@ class TowerFamily:
     Attributes:
         model_type: `config.model_type` of the vision part.
         prefix_tokens: tokens in front of the patches that carry no patch: 1 class token, or none (SigLIP).
-            Registers, which stand behind it, are counted by the configuration (`registers_of`).
+            Registers, which come after it, are counted by the configuration (`registers_of`).
         any_size: takes another image size as it is: its positions are rotary, or interpolated by the class.
     """
 
@@ -427,13 +393,7 @@ def family_of(model_type: str, source: str) -> Family:
     Raises:
         ValueError: If it is not supported; says what is.
     """
-    if model_type not in FAMILIES:
-        reason = f", and {WHY_NOT[model_type]}" if model_type in WHY_NOT else ""
-        raise ValueError(
-            f"{source} is a {model_type!r} model{reason}; supported decoders are of type "
-            f"{', '.join(FAMILIES)} (by name: {', '.join(LLMS)})"
-        )
-    return FAMILIES[model_type]
+    return _supported(model_type, source, "decoders", FAMILIES, WHY_NOT, LLMS)
 
 
 def tower_family_of(model_type: str, source: str) -> TowerFamily:
@@ -442,10 +402,16 @@ def tower_family_of(model_type: str, source: str) -> TowerFamily:
     Raises:
         ValueError: If it is not supported; says what is.
     """
-    if model_type not in TOWER_FAMILIES:
-        reason = f", and {WHY_NO_TOWER[model_type]}" if model_type in WHY_NO_TOWER else ""
+    return _supported(model_type, source, "vision towers", TOWER_FAMILIES, WHY_NO_TOWER, TOWERS)
+
+
+def _supported(
+    model_type: str, source: str, what: str, families: Mapping[str, Row], why_not: dict[str, str], names: dict
+) -> Row:
+    if model_type not in families:
+        reason = f", and {why_not[model_type]}" if model_type in why_not else ""
         raise ValueError(
-            f"{source} is a {model_type!r} model{reason}; supported vision towers are of type "
-            f"{', '.join(TOWER_FAMILIES)} (by name: {', '.join(TOWERS)})"
+            f"{source} is a {model_type!r} model{reason}; supported {what} are of type "
+            f"{', '.join(families)} (by name: {', '.join(names)})"
         )
-    return TOWER_FAMILIES[model_type]
+    return families[model_type]

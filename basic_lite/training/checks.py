@@ -184,6 +184,8 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
         raise ValueError(
             f"--intervention {settings.method.intervention} takes pictures of one square; leave --tiles out"
         )
+    if sources.tiles > 1 and settings.method.kind == "individual":
+        raise ValueError("--target individual compares pictures patch by patch; leave --tiles out")
     known = get_available_reporting_integrations()
     if settings.run.report_to not in ("none", *known):
         raise ValueError(

@@ -145,7 +145,7 @@ class Forward:
         if self.rows_per_chunk is None and embedding.is_cuda:
             three_in_fp32 = 12 * count * embedding.shape[1]  # (N, D) each
             budget = unraised_bytes(embedding.device) - three_in_fp32
-            self.rows_per_chunk = rows_in_chunk(1024, len(embedding), budget)
+            self.rows_per_chunk = rows_in_chunk(count, len(embedding), budget)
         if self.objective.sds_weight:
             used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
             self.chunk = max(self.chunk, min(used, count))

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
+from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
-from basic_lite.data.findings import note_lines, read_bad_rows, write_bad_rows
+from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
@@ -137,12 +138,12 @@ def prepare(
         assembled.tiling,
     )
     if resume is not None:
-        lines = read_bad_rows(bad_log)
+        lines = findings.read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
-        for line in note_lines(rows):
+        for line in findings.note_lines(rows):
             console.print(line, highlight=False, soft_wrap=True)
 
     # The manifest of this run, compared with that of the run that it goes on with.
@@ -163,7 +164,7 @@ def prepare(
     if resume is None and rank == 0:
         checks.clear(settings.out)
         if rows.faults:
-            write_bad_rows(bad_log, rows.faults)
+            findings.write_bad_rows(bad_log, rows.faults)
     write_into(settings.out)
 
     # The rows as the model takes them, and which of them go together.
@@ -179,8 +180,15 @@ def prepare(
         usable=usable,
     )
     accumulation = settings.global_batch // passes.loaded
+    lengths = rows.batch_lengths(text.image_tokens(rows), longest)
+    if (
+        settings.group and assembled.tiling is None
+    ):  # counted once for these data and this tokenizer, a minute or two for 665k rows
+        with findings.passes(console) as shown:
+            workers, progress = max(settings.data.processes, 1), partial(shown, "words")
+            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
     batches = Batches(
-        rows.batch_lengths(text.image_tokens(rows), longest),
+        lengths,
         rows.has_image,
         batch_size=passes.loaded // ranks,
         order_rows=passes.order_rows,
@@ -242,6 +250,7 @@ def train(
     console: Console,
     clock: Clock,
     intervene: Callable[..., Intervention | None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
     """Train one stage and leave a complete run folder.
 
@@ -251,6 +260,7 @@ def train(
         console: where progress goes.
         clock: counts the seconds since the command; says them after the first step.
         intervene: makes what an experiment does to the teacher, once the model's parts are known.
+        callbacks: what else looks on, such as an experiment's measuring; called before a step is saved.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -279,7 +289,7 @@ def train(
         manifest=prepared.manifest,
         train_dataset=prepared.dataset,
         data_collator=prepared.assembled.collator(),
-        callbacks=[progress, FirstStep(clock, console)],
+        callbacks=[progress, FirstStep(clock, console), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:

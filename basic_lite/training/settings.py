@@ -398,7 +398,8 @@ class Method:
     target: Annotated[
         types.TargetKind | None,
         option(
-            help="Space of the target: raw, centred, translated (fitted on the data's text).",
+            help="Space of the target: raw; centred or translated (fitted on the data's text); individual "
+            "(less its mean over pictures).",
             default="raw; stage 2: stage 1's",
             panel=METHOD,
         ),
@@ -469,7 +470,8 @@ class Memory:
         bool,
         option(
             "--fused-kernels/--no-fused-kernels",
-            help="On a GPU, Liger's norms, MLPs and rotary embedding.",
+            help="On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
+            "made of bf16 ones.",
             panel=MEMORY,
         ),
     ] = True
@@ -515,6 +517,7 @@ class Run:
         int, option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed)
     ] = 0
     report_to: Annotated[str, option(help="Tracker, such as tensorboard.")] = "none"
+    along: Annotated[str, option(help="What an experiment measures on the way, as JSON.", hidden=True)] = ""
     resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")] = False
     overwrite: Annotated[bool, option("--overwrite", help="Replace the run in --out.")] = False
     dry_run: DryRunOption = False
@@ -600,6 +603,11 @@ class Settings:
         for name, rate in (("learning-rate", self.learning_rate), ("epochs", self.epochs)):
             if not rate > 0:
                 raise ValueError(f"--{name} must be above 0, got {rate}")
+        if self.method.kind == "individual" and self.method.basic and self.micro_batch < 2:
+            raise ValueError(
+                "--target individual is less its mean over the pictures of a forward pass; take a "
+                f"--micro-batch of 2 at least, got {self.micro_batch}"
+            )
         rate = self.projector_learning_rate
         if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")

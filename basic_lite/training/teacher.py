@@ -12,7 +12,7 @@ from basic_lite.console import rank_and_count
 from basic_lite.data.readers import Rows, answers_of
 from basic_lite.method.fit import fit_target
 from basic_lite.method.premise import PARTLY, glance
-from basic_lite.method.targets import RAW, TargetSpace, supervised_layers
+from basic_lite.method.targets import RAW, UNFITTED, TargetSpace, supervised_layers
 from basic_lite.models import checkpoint
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
@@ -46,8 +46,8 @@ def target_space(
     Raises:
         ValueError: If a resumed run's file is missing or another one, or there is hardly any text.
     """
-    if settings.method.kind == RAW:
-        return TargetSpace()
+    if settings.method.kind in UNFITTED:
+        return TargetSpace(settings.method.kind)
     path = settings.out / FILE
     if resume is not None:
         wanted = files.read_manifest(resume).get("target", {}).get("sha256")
@@ -101,8 +101,8 @@ def findings(
 
 def manifest_entry(space: TargetSpace, out: Path) -> dict:
     """Describe a target's space for the manifest: its kind, and where and how good a fitted one is."""
-    if space.kind == RAW:
-        return {"kind": RAW}
+    if space.kind in UNFITTED:
+        return {"kind": space.kind}
     return {"file": FILE, "sha256": files.file_hash(out / FILE), **space.report}
 
 

@@ -27,6 +27,7 @@ from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Importance, Weighting, Window
 from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
+from basic_lite.models.projector import Projector
 from basic_lite.training import distributed, liger, optimizers
 from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
 from basic_lite.training.forward import Forward
@@ -206,7 +207,8 @@ class BasicTrainer(SavingTrainer):
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
             optimizer_name: one of `optimizers.NAMES`.
-            fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder.
+            fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder, and the
+                projector's fp32 products made of bf16 ones (`models.projector`).
             grouped_adapters: adapters that share an input run in one function (see `models.adapters`).
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
@@ -262,6 +264,9 @@ class BasicTrainer(SavingTrainer):
             self.groups = adapters.group_adapters(decoder.layers, keep_narrow=optimizer_name == "adamw")
         if fused_kernels:
             liger.fuse(decoder)
+            for module in parts_of(self.model).llava.multi_modal_projector.modules():
+                if isinstance(module, Projector):
+                    module.split = not sharded
         self.optimizer_name, self.deferred = optimizer_name, deferred
         watching = self._observer or self.supervision
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)

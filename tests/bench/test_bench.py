@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from tiny import DECODERS, TOWER_SIZES
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.sds import markdown, measure_sds
+from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
 from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
+from basic_lite.method.losses import semantic_distribution
+from basic_lite.method.types import Refinement
 
 
 @pytest.fixture
@@ -102,10 +106,40 @@ def test_the_naive_terms_are_basics(shrunk):
 
 def test_the_semantic_distribution_is_measured_beside_its_products():
     found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
-    assert [row["name"] for row in found] == ["three products", "L_sds", "naive", "liger fused JSD"]
+    assert [row["name"] for row in found] == [
+        *("three products", "L_sds", "naive", "liger fused JSD", "trl chunked divergence")
+    ]
     assert found[0]["ratio"] == 1
-    assert "need a GPU" in found[3]["why not"]
-    assert markdown(found).count("\n") == 5
+    assert all("need a GPU" in row["why not"] for row in found[3:])
+    assert markdown(found).count("\n") == 6
+
+
+class _TheirDivergence:
+    """TRL's function as documented: the divergence of each row, and the student's entropy."""
+
+    @staticmethod
+    def apply(student, head, bias, teacher, teacher_head, teacher_bias, beta, temperature=1.0):
+        assert bias is None
+        assert teacher_bias is None
+        log_q = (student @ head.T).log_softmax(-1)
+        log_p = (teacher @ teacher_head.T).log_softmax(-1)
+        first, second = (log_p, log_q) if beta == 0 else (log_q, log_p)
+        return (first.exp() * (first - second)).sum(-1), -(log_q.exp() * log_q).sum(-1)
+
+
+def test_trls_divergence_is_asked_for_the_same_thing(monkeypatch):
+    module = ModuleType("trl.kernels.chunked_divergence")
+    module.ChunkedDivergenceFunction = _TheirDivergence
+    for name in ("trl", "trl.kernels", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    torch.manual_seed(0)
+    initial, target = torch.randn(7, 16, requires_grad=True), torch.randn(7, 16)
+    seen = Refinement(initial, target, torch.rand(7), torch.zeros(7, dtype=torch.long), 1)
+    embedding = torch.randn(50, 16)
+    theirs, ours = trl_divergence(seen, embedding), semantic_distribution(seen, embedding).total
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import signal
 import time
 
 from basic_lite.data import checks
-from basic_lite.data.readers import Rows
 
 
 def double(job: int) -> int:
@@ -18,13 +17,10 @@ def double(job: int) -> int:
     return 2 * job
 
 
-class _Deadly(checks._Looker):
+class DeadlyLooker(checks._Looker):
+    """Looks at pictures with a decoder that takes its process down at picture 70."""
+
     def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> tuple:
         if picture == 70:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().look(picture, row, place, status, stamp)
-
-
-def start_deadly(rows: Rows, depth: str) -> None:
-    """Start of a worker whose decoder takes the process down at picture 70."""
-    checks._looker = _Deadly(rows, depth)

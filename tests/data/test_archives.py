@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data.made_rows import row
+from data.made_rows import row, write_tar
 from PIL import Image
 
 from basic_lite.data import archives
@@ -36,11 +36,7 @@ def pack(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED
             for name, data in files.items():
                 archive.writestr(name, data)
     else:
-        with tarfile.open(path, "w") as archive:
-            for name, data in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(data)
-                archive.addfile(entry, io.BytesIO(data))
+        write_tar(path, files)
     return path
 
 

@@ -101,17 +101,21 @@ def test_workers_give_what_the_main_process_gives(supervised: Callable, tokenize
         assert all(torch.equal(one[name], two[name]) for name in ("input_ids", "labels", "pixel_values"))
 
 
-lengths_and_kinds = st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=0, max_size=120)
+MIX = {
+    "rows": st.lists(
+        st.tuples(st.integers(1, 3000), st.booleans()), min_size=0, max_size=120
+    ),  # length, kind
+    "only": st.sampled_from([None, True, False]),  # one kind for all
+    "group": st.booleans(),
+}
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    rows=lengths_and_kinds,
-    only=st.sampled_from([None, True, False]),
+    **MIX,
     batch_size=st.integers(1, 9),
     accumulation=st.integers(1, 5),
     seed=st.integers(0, 2**40),
-    group=st.booleans(),
 )
 def test_every_row_once_per_epoch(
     rows: list, only: bool | None, batch_size: int, accumulation: int, seed: int, group: bool
@@ -143,12 +147,10 @@ def test_every_row_once_per_epoch(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    rows=lengths_and_kinds,
-    only=st.sampled_from([None, True, False]),
+    **MIX,
     batch_size=st.integers(1, 5),
     accumulation=st.integers(1, 3),
     ranks=st.integers(1, 6),
-    group=st.booleans(),
     left_out=st.integers(1, 5),
 )
 def test_ranks_share_every_row_once(
@@ -190,7 +192,7 @@ def test_ranks_share_every_row_once(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    rows=lengths_and_kinds,
+    rows=MIX["rows"],
     only=st.sampled_from([None, True, False]),
     batch_size=st.integers(1, 200),  # often more than there are rows
     accumulation=st.integers(1, 3),

@@ -5,7 +5,6 @@ import copy
 import gzip
 import io
 import json
-import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import datasets
 import pytest
 from basic_lite.recipes.data import app
 from command import data_check
-from data.made_rows import known_fault, row
+from data.made_rows import known_fault, row, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -232,15 +231,6 @@ def test_files_of_rows(tmp_path: Path) -> None:
 
 def held_ids(rows: Rows) -> list[str]:
     return [sample.id for sample in rows]
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return path
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])

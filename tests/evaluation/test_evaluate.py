@@ -71,6 +71,24 @@ def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
     assert {question.id: answer.answer_one(assembled, question) for question in asked} == first
 
 
+def test_a_batch_that_memory_is_short_for_is_answered_in_parts(tmp_path, monkeypatch):
+    """The pictures stay with their questions; the file is the one of a card with room."""
+    assembled, asked = tiny_assembled("llama", bits=16), questions()
+    answer.generate(assembled, asked, tmp_path / "whole.jsonl", batch_size=5)
+    generate, sizes = assembled.model.generate, []
+
+    def short(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError
+        return generate(**inputs)
+
+    monkeypatch.setattr(assembled.model, "generate", short)
+    answer.generate(assembled, asked, tmp_path / "parts.jsonl", batch_size=5)
+    assert max(sizes) > 2
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
 def test_the_picture_matters(tmp_path):
     assembled = tiny_assembled("llama")
     first, second = (Question(0, "what is this", picture(n), 6) for n in (1, 2))

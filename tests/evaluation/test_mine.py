@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+import sys
+import types
 from collections import Counter
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from command import make_world, run
 from tiny import tiny_assembled
 
-from basic_lite.evaluation import answer
+from basic_lite.evaluation import answer, table
 from basic_lite.evaluation.question import Question
 from basic_lite.evaluation.table import BENCHMARKS, load, sample
 from basic_lite.models.generate import one_row, prompt_ids
@@ -147,3 +150,89 @@ def test_likelihood_on_the_command_line_for_a_run_and_its_folder(trained, own):
     done = run("eval", "mine", "--data", own / "lines", "--run", "runs/stage1", "--out", "m", cwd=trained)
     assert "no mine number" not in done.stdout
     assert json.loads((trained / "m/results.json").read_text())["n"] == 4
+
+
+CAPTIONS = [
+    {"image": "a.png", "captions": ["A red square.", "a square that is red"]},
+    {
+        "image": "b.png",
+        "captions": ["Two dogs run on the beach."],
+        "question": "Describe it.",
+        "category": "x",
+    },
+]
+
+
+@pytest.fixture
+def captioned(tmp_path, png):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "mine.json").write_text(json.dumps(CAPTIONS))
+    return tmp_path
+
+
+def test_captions_are_asked_for_and_need_no_question(captioned):
+    first, second = load("mine", captioned)
+    assert first.text == "Provide a one-sentence caption for the provided image."
+    assert first.answers == ("A red square.", "a square that is red")
+    assert second.text == "Describe it."  # no request for a single word
+    said = {"0": "a red square", "1": "dogs"}
+    assert BENCHMARKS["mine"].score([first, second], said, "equal").value == 50
+
+
+def test_cider_is_the_librarys_over_cocos_tokens(captioned, monkeypatch):
+    """What the library is given and gives stands here; `test_cider_of_the_library` runs it."""
+    given = {}
+
+    class Tokenizer:
+        def tokenize(self, texts):
+            return {
+                name: [row["caption"].lower().rstrip(".") for row in rows] for name, rows in texts.items()
+            }
+
+    class Cider:
+        def compute_score(self, references, answers):
+            given.update(references=references, answers=answers)
+            return 1.25, [2.0, 0.5]
+
+    for name, content in (("cider", Cider), ("tokenizer", Tokenizer)):
+        module = types.ModuleType("x")
+        setattr(module, {"cider": "Cider", "tokenizer": "PTBTokenizer"}[name], content)
+        path = {"cider": "cider.cider", "tokenizer": "tokenizer.ptbtokenizer"}[name]
+        monkeypatch.setitem(sys.modules, f"pycocoevalcap.{path}", module)
+    for name in ("pycocoevalcap", "pycocoevalcap.cider", "pycocoevalcap.tokenizer"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    questions = load("mine", captioned)
+    score = BENCHMARKS["mine"].score(questions, {"0": "A red square."}, "cider")
+    assert given["references"] == {
+        "0": ["a red square", "a square that is red"],
+        "1": ["two dogs run on the beach"],
+    }
+    assert given["answers"] == {"0": ["a red square"], "1": [""]}
+    assert (score.value, score.missing, score.metric) == (125, 1, "CIDEr")
+    assert score.breakdown["category"] == {"x": 50}
+    with pytest.raises(ValueError, match="Question q has no caption"):
+        BENCHMARKS["mine"].score([Question("q", "?", None, 1)], {}, "cider")
+
+
+def test_cider_of_the_library(captioned):
+    pytest.importorskip("pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("no Java")
+    questions = load("mine", captioned)
+    right = {"0": "A red square.", "1": "Two dogs run on the beach!"}
+    assert BENCHMARKS["mine"].score(questions, right, "cider").value > 500
+    assert BENCHMARKS["mine"].score(questions, {"0": "cats", "1": ""}, "cider").value == 0
+
+
+def test_a_scorer_that_is_not_installed_is_said_before_anything_is_asked(captioned, monkeypatch):
+    monkeypatch.setattr(table, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs pycocoevalcap and java: pip install pycocoevalcap"):
+        table.scorer_of("mine", "cider")
+    monkeypatch.setattr(table, "find_spec", lambda name: True)
+    monkeypatch.setattr(table, "which", lambda name: None)
+    with pytest.raises(ValueError, match="needs pycocoevalcap and java"):
+        table.scorer_of("mine", "cider")
+    monkeypatch.setattr(table, "which", lambda name: f"/usr/bin/{name}")
+    assert table.scorer_of("mine", "cider") == "cider"
+    assert table.scorer_of("mine", None) == "equal"

@@ -1,88 +1,212 @@
-"""The real scorers beside ours, on random answers: for whoever has their checkouts.
+"""Every scorer beside the original one, on answers that the originals were run on.
 
-`BASIC_LITE_ORACLES` names a folder that holds `LLaVA` and `VLMEvalKit`. Stored tables cover everyone else.
+Their verdicts are stored; where `BASIC_LITE_ORACLES` names the checkouts, the originals are run again.
 """
 
-import importlib.util
+from __future__ import annotations
+
+import json
 import os
-import random
-import sys
-import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-from basic_lite.evaluation.choices import extract_option
-from basic_lite.evaluation.open_answers import normalize
-
-pytestmark = pytest.mark.skipif(
-    "BASIC_LITE_ORACLES" not in os.environ, reason="BASIC_LITE_ORACLES names no checkouts"
+from evaluation.original_scorers import (
+    ANSWERS,
+    ORIGINALS,
+    VALUES,
+    grades,
+    hallusion_index,
+    mmbench_rows,
+    table,
+    value,
+    verdicts,
 )
-PIECES = [
-    *";/[]\"{}()=+\\_-><@`,?!.:'%#\n\t",
-    "a",
-    "the",
-    "none",
-    "dont",
-    "3,4",
-    "'s",
-    "x",
-    "Yes",
-    "中文",
-    " ",
-    " ",
-]
-WORDS = [
-    *(
-        "A",
-        "B",
-        "D.",
-        "(C)",
-        "Z",
-        "the answer is",
-        "The correct answer is",
-        "**B**",
-        "red",
-        "blue",
-        "no",
-        "E",
-    ),
-    *("Cannot determine the answer", "答案是", "B。", "is", "it", ",", "\n"),
-]
+
+from basic_lite.evaluation.open_answers import vqa_accuracy
+from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.rules import Rule, by_letter
+from basic_lite.evaluation.tasks import (
+    chartqa,
+    cvbench,
+    docvqa,
+    gqa,
+    hallusionbench,
+    llavabench,
+    mmbench,
+    mme,
+    mmmu,
+    mmstar,
+    mmvp,
+    ocrbench,
+    pope,
+    realworldqa,
+    seed,
+)
+
+STORED = json.loads((Path(__file__).parents[1] / "fixtures" / "original_verdicts.json").read_text("utf-8"))
+OPTIONS = {"A": "red", "B": "dark blue", "C": "green", "D": "no"}
 
 
-def original(path, package=None):
-    """Load one file of a checkout; `package` stands in for what it imports from beside itself."""
-    file = Path(os.environ["BASIC_LITE_ORACLES"]) / path
-    if not file.is_file():
-        pytest.skip(f"no {file}")
-    name = f"{package}.utils.original" if package else "original"
-    if package:
-        sys.modules[package] = types.ModuleType(package)
-        sys.modules[f"{package}.utils"] = types.ModuleType(f"{package}.utils")
-        sys.modules[f"{package}.smp"] = types.ModuleType(f"{package}.smp")
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def by_rule(rule: Rule, *more: str, choices: Any = OPTIONS, **fields: Any) -> Callable[[str, Any], float]:
+    """Return the share that a rule gives; what it cannot read is wrong."""
+
+    def ours(text: str, truth: str) -> float:
+        row = Question(1, "?", None, 1, answer=truth, answers=(truth, *more), choices=choices, fields=fields)
+        return rule(text, row) or 0.0
+
+    return ours
 
 
-def texts(pieces, glue, most):
-    generator = random.Random(0)
-    return [glue.join(generator.choices(pieces, k=generator.randint(1, most))) for _ in range(1_000)]
+def soft(scorer: str) -> Callable[[str, Any], float]:
+    return lambda text, humans: vqa_accuracy(text, humans, scorer)
 
 
-def test_m4c_equals_llavas():
-    processor = original("LLaVA/llava/eval/m4c_evaluator.py").EvalAIAnswerProcessor()
-    for text in texts(PIECES, "", 12):
-        assert normalize(text, "m4c") == processor(text), text
+def pair(text: str, truth: None) -> list[float]:
+    try:
+        return list(llavabench.read_pair(text)) if len(llavabench.read_pair(text)) == 2 else [-1, -1]
+    except ValueError:
+        return [-1, -1]
 
 
-def test_exact_matching_equals_vlmevalkits(monkeypatch):
-    monkeypatch.delenv("VERBOSE", raising=False)
-    can_infer = original("VLMEvalKit/vlmeval/utils/matching_util.py", "vlmeval_beside").can_infer
-    for text in texts(WORDS, " ", 8):
-        for choices in ({"A": "red", "B": "blue", "C": "green", "D": "yellow"}, {"A": "yes", "B": "no"}):
-            assert extract_option(text, choices, "exact_matching") == (
-                can_infer(text, dict(choices)) or None
-            ), text
+OURS: dict[str, Callable[[str, Any], Any]] = {
+    "vqa_official": soft("vqa_official"),
+    "vqa_lmms": soft("vqa_lmms"),
+    "vqa_m4c": soft("vqa_m4c"),
+    "vizwiz_lmms": soft("vqa_m4c"),
+    **{name: by_rule(gqa.RULES[name]) for name in ("gqa_llava", "gqa_lmms", "gqa_vlmevalkit")},
+    **{name: by_rule(by_letter(name)) for name in ("llava_sqa", "lmms_sqa", "exact_matching", "lmms_static")},
+    "pope_llava": lambda text, truth: pope.yes_or_no(text, "pope_llava") == truth,
+    "pope_lmms": lambda text, truth: pope.yes_or_no(text, "pope_lmms") == truth,
+    "mme_official": by_rule(mme.RULES["mme_official"]),
+    "mme_lmms": by_rule(mme.RULES["mme_lmms"]),
+    "seed_exact": by_rule(seed.RULES["exact"]),
+    "seed_lmms": by_rule(seed.RULES["first_character"]),
+    "mmstar": by_rule(mmstar.starts_with),
+    "mmmu_choice": by_rule(mmmu.right),
+    "mmmu_choice_lmms": by_rule(mmmu.RULES["mmmu_lmms"]),
+    "mmmu_open": by_rule(mmmu.right, choices={}),
+    "realworldqa_letter": by_rule(realworldqa.RULES["realworldqa_lmms"]),
+    "realworldqa_word": by_rule(realworldqa.RULES["realworldqa_lmms"]),
+    "hallusionbench": by_rule(hallusionbench.RULES["yes_no_vlmevalkit"]),
+    "cv_bench": by_rule(cvbench.RULES["cv_bench"]),
+    "mmvp": by_rule(mmvp.RULES["mmvp"]),
+    "chartqa": by_rule(chartqa.relaxed),
+    "ocrbench": by_rule(ocrbench.RULES["ocrbench_lmms"], "green", formula=False),
+    "ocrbench_formula": by_rule(ocrbench.RULES["ocrbench_lmms"], formula=True),
+    "anls": by_rule(docvqa.anls, "green"),
+    "llava_bench": pair,
+}
+
+
+def pope_value(rows: list[dict[str, Any]]) -> list[float]:
+    asked = [Question(r["number"], "?", None, 1, answer=r["answer"], category=str(r["group"])) for r in rows]
+    return [pope.score(asked, given_in(rows), "pope_llava").value]
+
+
+def mme_value(rows: list[dict[str, Any]]) -> list[float]:
+    names = ("existence", "color", "OCR")
+    asked = [
+        Question(n, "?", None, 1, answer=row["answer"], category=names[n // 40], picture=n // 2)
+        for n, row in enumerate(rows)
+    ]
+    return [mme.score(asked, given_in(rows), "mme_lmms").value]
+
+
+def hallusionbench_value(rows: list[dict[str, Any]]) -> list[float]:
+    asked = []
+    for row in rows:
+        index = hallusion_index(row)
+        cells = {
+            "question": "?",
+            "answer": row["answer"],
+            "category": index.split("_")[1],
+            "l2-category": "map",
+        }
+        asked.append(
+            hallusionbench.BENCHMARK.question(
+                {**cells, "index": index, "id": row["number"], "image": None}, "llava"
+            )
+        )
+    score = hallusionbench.score(asked, given_in(rows), "yes_no_vlmevalkit")
+    return [score.value, score.figures["fAcc"], score.figures["qAcc"]]
+
+
+def mmbench_value(rows: list[dict[str, Any]]) -> list[float]:
+    lines = mmbench_rows(rows)
+    given = {line["index"]: line["prediction"] for line in lines}
+    return [100 * mmbench.circular_accuracy(lines, given, "lmms_static").overall]
+
+
+def cv_bench_value(rows: list[dict[str, Any]]) -> list[float]:
+    sources = ("ADE20K", "COCO", "Omni3D")
+    asked = [
+        Question(
+            row["number"],
+            *("?", None, 1),
+            answer=row["answer"],
+            choices=OPTIONS,
+            fields={"source": sources[row["group"]], "task": "t"},
+        )
+        for row in rows
+    ]
+    return [cvbench.score(asked, given_in(rows), "cv_bench").value]
+
+
+def llava_bench_value(rows: list[dict[str, Any]]) -> list[float]:
+    asked = [Question(row["number"], "?", None, 1) for row in rows]
+    given = {str(row["number"]): [tuple(grades(row))] for row in rows}
+    score = llavabench.graded(asked, {}, given, "m")
+    return [score.value, score.figures["reference"], score.figures["model"]]
+
+
+def given_in(rows: list[dict[str, Any]]) -> dict[int, str]:
+    return {row["number"]: row["given"] for row in rows}
+
+
+OUR_VALUES = {
+    **{"pope": pope_value, "mme": mme_value, "hallusionbench": hallusionbench_value},
+    **{"mmbench": mmbench_value, "cv_bench": cv_bench_value, "llava_bench": llava_bench_value},
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_value_equals_its_originals_on_120_rows(name):
+    rounding = 0.051 if name == "llava_bench" else 1e-9
+    assert OUR_VALUES[name](table(name)) == pytest.approx(STORED["values"][name], abs=rounding)
+    if "BASIC_LITE_ORACLES" in os.environ:
+        assert value(name) == pytest.approx(STORED["values"][name])
+
+
+def equal_to_ours(name: str, answers: list[str], references: list[Any], given: list[list[Any]]) -> None:
+    for text, row in zip(answers, given, strict=True):
+        for truth, verdict in zip(references, row, strict=True):
+            assert OURS[name](text, truth) == pytest.approx(verdict, abs=1e-9), (text, truth)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_every_scorer_equals_its_original_on_the_stored_rows(name):
+    stored = STORED["originals"][name]
+    answers = STORED["answers"][stored["answers"]]
+    assert len(answers) >= 100
+    assert len({json.dumps(verdict) for row in stored["verdicts"] for verdict in row}) > 1
+    equal_to_ours(name, answers, stored["references"], stored["verdicts"])
+
+
+@pytest.mark.skipif("BASIC_LITE_ORACLES" not in os.environ, reason="BASIC_LITE_ORACLES names no checkouts")
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_the_originals_still_say_what_is_stored(name):
+    try:
+        now = verdicts(name)
+    except FileNotFoundError as error:
+        pytest.skip(f"no {error}")
+    _, answers, references, _ = ORIGINALS[name]
+    equal_to_ours(name, answers, references, now)
+    if answers == STORED["answers"][STORED["originals"][name]["answers"]]:
+        assert json.loads(json.dumps(now)) == STORED["originals"][name]["verdicts"]
+
+
+def test_every_stored_answer_is_one_that_the_originals_are_run_on():
+    assert STORED["answers"] == ANSWERS
+    assert list(STORED["originals"]) == list(ORIGINALS)

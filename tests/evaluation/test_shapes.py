@@ -64,6 +64,27 @@ def test_vlmevalkits_tables_of_the_older_benchmarks(tmp_path, png, name, renamed
             load(name, data, limit=9)
 
 
+def test_vlmevalkits_tables_of_vizwiz_llava_bench_and_mmvp(tmp_path, png):
+    rows = [{"index": n, "question": "What?", "answer": str(["can"] * 9 + ["tin"])} for n in range(2)]
+    first, second = load("vizwiz", table(tmp_path / "VizWiz.tsv", png, rows), limit=9)
+    assert BENCHMARKS["vizwiz"].score([first, second], {"0": "can", "1": "x"}, "vqa_m4c").value == 50
+    assert first.text.endswith("'Unanswerable'.\nAnswer the question using a single word or phrase.")
+    own = {"caption": "A bay.", "gpt4_ans": "Reference.", "category": "conv"}
+    rows = [{"index": n, "question": "What?", **own} for n in range(2)]
+    table(tmp_path / "LLaVABench.tsv", png, rows)
+    first, _ = load("llava-bench", tmp_path, limit=9)
+    assert (first.text, first.answer, first.fields["caption"]) == ("What?", "Reference.", "A bay.")
+    rows = [
+        {"index": n, "question": "Open?", "A": "Open", "B": "Closed", "answer": "AB"[n]} for n in range(2)
+    ]
+    table(tmp_path / "MMVP.tsv", png, rows)
+    pair = load("mmvp", tmp_path, limit=9)
+    assert [(q.id, q.picture, q.answer) for q in pair] == [(1, "pair 1", "A"), (2, "pair 1", "B")]
+    assert pair[0].text.startswith("Open?\nA. Open\nB. Closed\n")
+    assert BENCHMARKS["mmvp"].score(pair, {1: "A", 2: "B"}, "mmvp").value == 100
+    assert all(question.open_image().size == (4, 4) for question in [first, *pair])
+
+
 def test_llavas_own_files_of_textvqa_and_gqa(tmp_path, fixtures, png):
     """The OCR tokens stand in LLaVA's prompts; GQA's file has no answers, so it ends in a submission."""
     original = json.loads((fixtures / "textvqa_val.json").read_text())["data"]

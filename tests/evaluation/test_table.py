@@ -51,6 +51,8 @@ def test_published_sizes_and_decoding():
         "ocrbench": (1_000,),
         "docvqa": (5_349,),
         "infovqa": (2_801,),
+        "mmvet-v2": (517,),
+        "llava-bench": (60,),
         "mine": (),
     }
     assert all(next(iter(row.styles)) == "llava" for row in BENCHMARKS.values())

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
+from basic_lite.recipes import stage1
+from basic_lite.recipes.ablate import defaults_of
+from embedded import needs_parts
 
 from basic_lite.experiments import comparison
+from basic_lite.experiments.measure import Measure, write_measures
+from basic_lite.experiments.plans import PLANS
 
 
 def test_a_folder_belongs_to_one_set_up(tmp_path):
@@ -24,3 +33,53 @@ def test_a_folder_belongs_to_one_set_up(tmp_path):
     (tmp_path / "else/file").touch()
     with pytest.raises(ValueError, match="holds no ablation"):
         comparison.claim(tmp_path / "else", {})
+
+
+@needs_parts
+def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
+    """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
+    seen, said = [], []
+
+    def run(self, console, check, jobs=None, overwrite=False):
+        seen.append(self)
+        for made in self._runs(self._variants(), self.seeds[0]):
+            rate = made.task["stages"]["stage1"].get("learning_rate", 2e-3)
+            (made.folder / "stage1").mkdir(parents=True)
+            manifest = {"format": 1, "training": {"learning_rate": rate}}
+            (made.folder / "stage1/manifest.json").write_text(json.dumps(manifest))
+            write_measures(
+                made.folder, "stage1", [Measure("caption_loss", "", "", "lower", "s", [abs(rate - 6e-4)])]
+            )
+
+    monkeypatch.setattr(comparison.Comparison, "run", run)
+    monkeypatch.setattr(
+        comparison, "read_manifest", lambda run: json.loads((run / "manifest.json").read_text())
+    )
+    asked = comparison.Comparison(
+        plan=PLANS["losses"],
+        out=tmp_path / "out",
+        seeds=[4, 5],
+        stage1={"model": "tiny"},
+        stage2={"lora": True},
+        defaults=defaults_of(stage1.main),
+        quick=False,
+        measured_on=None,
+        measured_rows=9,
+        benchmarks={},
+        text_patches=None,
+        chosen=["das"],
+    )
+    console = SimpleNamespace(print=lambda line, **more: said.append(line))
+    tuned = asked.tuned(console, stage1.main)
+    assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": 0.000667})
+    (tries,) = seen
+    assert (tries.out, list(tries.seeds)) == (tmp_path / "out-tune", [4])
+    runs = tries._runs(tries._variants(), 4)
+    assert len(runs) == 5
+    assert all(made.task["stages"]["stage1"]["basic"] is False and made.steps == ("stage1",) for made in runs)
+    assert said == [
+        "Learning rate 0.000667: of 0.0002, 0.000667, 0.002, 0.006, 0.02 the one that gives plain the "
+        "lowest caption loss."
+    ]
+    with pytest.raises(ValueError, match="leave out --learning-rate, or --tune"):
+        tuned.tuned(console, stage1.main)

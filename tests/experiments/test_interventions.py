@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from tiny import PATCHES, llm_folder, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
 from basic_lite.data.layout import layout_of
-from basic_lite.experiments.interventions import check, make, parse, resolve
+from basic_lite.experiments.interventions import check, make, parse
 from basic_lite.method.targets import layer_weights
 from basic_lite.method.types import Refinement
 from basic_lite.models.parts import parts_of
@@ -24,8 +23,8 @@ IDS = ["first", "pair", "text", "after", "short"]
 def watched(model, text: str, seed: int = 7, **options: object) -> BasicSupervision:
     """Watch one forward pass under an intervention."""
     supervision, batch = BasicSupervision(model, layers=2, **options), tiny_batch()
-    if (found := make(text, parts_of(model), 2, "quadratic", IDS.__getitem__)) is not None:
-        supervision.intervene(found)
+    if (changed := make(text, parts_of(model), 2, "quadratic", IDS.__getitem__)) is not None:
+        supervision.intervene(changed)
     token = model.config.image_token_id
     rows = layout_of(batch["input_ids"], batch["attention_mask"], token, 5)
     supervision.use(rows, rows=list(range(5)))
@@ -143,13 +142,10 @@ def test_names():
     assert parse("teacher=a=b") == ("teacher", "a=b")
 
 
-def test_a_run_s_settings_and_rows_give_its_intervention(model, tmp_path):
-    """Patches are spared by the ids of the run's own rows."""
+def test_patches_are_spared_by_the_ids_of_rows(model, tmp_path):
     file = tmp_path / "spare.json"
     file.write_text(json.dumps({"pair": [1]}))
-    settings = SimpleNamespace(intervention=f"spare={file}", layers=2, weighting="quadratic", seed=0)
-    rows = SimpleNamespace(raw=lambda row: SimpleNamespace(id=IDS[row]))
-    changed = resolve(settings, SimpleNamespace(model=model), rows)
+    changed = make(f"spare={file}", parts_of(model), 2, "quadratic", IDS.__getitem__)
     batch = tiny_batch()
     given = {
         "layout": layout_of(batch["input_ids"], batch["attention_mask"], model.config.image_token_id, 5),
@@ -157,5 +153,4 @@ def test_a_run_s_settings_and_rows_give_its_intervention(model, tmp_path):
     }
     after = changed.refinement(watched(model, "none").refinement, given)
     assert after.spared.nonzero().flatten().tolist() == [PATCHES + 1]
-    settings.intervention = "none"
-    assert resolve(settings, SimpleNamespace(model=model), rows) is None
+    assert make("none", parts_of(model), 2, "quadratic", IDS.__getitem__) is None

@@ -92,9 +92,7 @@ def counted_alike(anchor: float, planned: Step, recompute: bool) -> float:
 @pytest.mark.parametrize(("name", "kind", "recompute", "optimizer", "rows", "anchor"), CASES)
 def test_a_peak_is_near_its_anchor(name, kind, recompute, optimizer, rows, anchor):
     planned = step(name, kind, recompute, optimizer, rows)
-    if (
-        kind == "stage2 --lora"
-    ):  # with 8-bit moments theirs trains bf16; with fp32 ones ours keeps bf16 copies
+    if kind == "stage2 --lora":  # theirs trains bf16 with 8-bit moments; ours keeps bf16 copies without them
         bytes_more = 4 if optimizer == "paged-adamw-8bit" else 2
         anchor += bytes_more * planned.decoder.adapter_parameters(planned.held.rank) / 1e9
     ours, alike = needed(planned) / 1e9, counted_alike(anchor, planned, recompute)
@@ -119,8 +117,8 @@ def test_stage_one_fits_24_gib_without_recomputation(name, largest):
     assert chosen.micro_batch == max(size for size in candidates(256) if size <= max(fitting))
 
 
-# MiB that `max_memory_allocated` gave on an H200 (2026-11-27, torch 2.11, one micro-batch per optimizer step):
-# stage, micro-batch, recomputed layers, optimizer. Adapters had no bf16 copies that stay yet.
+# MiB that `max_memory_allocated` gave on an H200 (2026-11-27, torch 2.11, one micro-batch per optimizer
+# step): stage, micro-batch, recomputed layers, optimizer. Adapters kept no bf16 copies then.
 ON_A_CARD = [
     ("stage1", 8, 32, "adamw", 6799),
     ("stage1", 8, 0, "adamw", 19_324),
@@ -133,10 +131,9 @@ ON_A_CARD = [
 def test_a_peak_is_near_what_a_card_said(kind, rows, recompute, optimizer, mib):
     planned = replace(step("vicuna-7b", kind, recompute > 0, optimizer, rows), accumulates=False)
     ours = allocated(planned) - narrow_bytes(planned.decoder, planned.held)
-    print(
-        f"{kind}, {recompute} recomputed: {ours / 2**20:.0f} against {mib} MiB, {ours / 2**20 / mib - 1:+.1%}"
-    )
-    assert ours == pytest.approx(mib * 2**20, rel=0.05)
+    deviation = ours / (mib * 2**20) - 1
+    print(f"{kind}, {recompute} recomputed: {ours / 2**20:.0f} against {mib} MiB, {deviation:+.1%}")
+    assert abs(deviation) <= 0.05
 
 
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)

@@ -13,6 +13,7 @@ from basic_lite.memory.available import unraised_bytes
 from basic_lite.method.chunks import rows_in_chunk
 from basic_lite.method.losses import directional_alignment, next_token, semantic_distribution
 from basic_lite.method.types import Refinement, Window
+from basic_lite.models.zoo import DECODER_CONFIGS
 
 
 def refinement(rows: int, width: int, images: int = 2, scale: float = 1.0, dtype=torch.float32) -> Refinement:
@@ -169,13 +170,31 @@ def test_a_window_divides_by_its_own_counts():
 
 
 @pytest.mark.parametrize(
-    ("rows", "vocabulary", "expected"), [(4608, 32_000, 1024), (4608, 256_000, 256), (100, 32_000, 100)]
+    ("rows", "vocabulary", "expected"),
+    [
+        (4608, 32_000, 768),
+        (4608, 256_000, 256),
+        (576, 256_000, 192),  # one picture: three equal chunks
+        (577, 256_000, 256),
+        (800, 32_000, 448),
+        (100, 32_000, 100),
+        (0, 32_000, 1),
+    ],
 )
 def test_chunks_are_bounded_in_bytes_and_fixed_by_shape(rows, vocabulary, expected):
     assert rows_in_chunk(rows, vocabulary) == expected
 
 
-@pytest.mark.parametrize(("free", "rows"), [(0, 128), (1 << 28, 128), (600 << 20, 256), (1 << 40, 1024)])
+@pytest.mark.parametrize("name", ["vicuna-7b", "vicuna-13b", "gemma-2b", "phi3-mini", "mistral-7b"])
+def test_chunks_take_less_than_the_inputs_for_eight_pictures(name):
+    sizes = DECODER_CONFIGS[name]
+    width, vocabulary, rows = sizes["hidden_size"], sizes["vocab_size"], 8 * 576
+    inputs = 2 * vocabulary * width + (2 + 4) * rows * width
+    extra = 8 * vocabulary * rows_in_chunk(rows, vocabulary) + 4 * rows * width
+    assert extra < inputs
+
+
+@pytest.mark.parametrize(("free", "rows"), [(0, 128), (1 << 28, 128), (600 << 20, 256), (1 << 40, 768)])
 def test_on_a_gpu_chunks_take_what_the_decoder_has_let_go(monkeypatch, free, rows):
     """Without a GPU: its figures are given."""
     held = {"mem_get_info": (1 << 40, 1 << 41), "memory_reserved": 0, "memory_allocated": 5 << 30}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from oracle import close
-from tiny import DECODERS, IMAGE_TOKEN, adapted, target_space, tiny_assembled, tiny_batch, tiny_llava
+from tiny import DECODERS, IMAGE_TOKEN, PATCHES, adapted, target_space, tiny_assembled, tiny_batch, tiny_llava
 from tiny_trainer import gradients, log_of, trainer
 
 from basic_lite import BasicSupervision
@@ -58,6 +58,37 @@ def test_the_target_equals_the_formula(kind, decoder, padding):
             state = state @ space.maps[layer - 1].double() + space.offset
         truth = truth + layer**2 / 5 * state
     assert close(ours.target, truth, 1e-5)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("decoder", ["llama", "gemma"])
+def test_an_individual_target_is_less_its_mean_over_the_pictures(decoder, padding):
+    model, batch = tiny_llava(decoder), tiny_batch(padding)
+    ours = seen(model, batch, target="individual").refinement
+    assert not ours.target.requires_grad
+    states = model(**batch, output_hidden_states=True).hidden_states
+    patches = batch["input_ids"] == IMAGE_TOKEN
+    target = sum(layer**2 / 5 * states[layer][patches].double() for layer in (1, 2))
+    truth = torch.stack(
+        [  # picture i, patch p: its target less the mean of all pictures' targets at patch p
+            target[i * PATCHES + p] - sum(target[j * PATCHES + p] for j in range(5)) / 5
+            for i in range(5)
+            for p in range(PATCHES)
+        ]
+    )
+    assert close(ours.target, truth, 1e-5)
+
+
+def test_a_picture_alone_in_its_pass_adds_nothing_and_is_not_supervised():
+    model, batch = tiny_llava(), tiny_batch()
+    alone = {name: values[3:4] for name, values in batch.items()}
+    assert int((alone["input_ids"] == IMAGE_TOKEN).sum()) == PATCHES
+    alone["pixel_values"] = batch["pixel_values"][:1]
+    supervision = seen(model, alone, target="individual")
+    assert not supervision.refinement.importance.any()
+    assert float(supervision.loss().detach()) == 0
+    raw = seen(model, alone)
+    assert raw.refinement.importance.all()
 
 
 def test_a_constant_in_all_states_does_not_reach_a_centred_target():
@@ -138,7 +169,7 @@ def test_it_is_read_back_as_it_was_written(tmp_path, kind):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("sideways", "target must be one of raw, centred, translated, got 'sideways'"),
+        ("sideways", "target must be one of raw, centred, translated, individual, got 'sideways'"),
         ("translated", "must be fitted first: fit_target"),
         (TargetSpace("centred", torch.zeros(1, WIDTH)), "for 1 layers of width 32, and 2 of width 32"),
         (TargetSpace("centred", torch.zeros(2, 8)), "for 2 layers of width 8, and 2 of width 32"),

@@ -45,16 +45,16 @@ def test_another_global_batch_is_cut_into_whole_passes(monkeypatch, global_batch
 
 def test_the_zoo_has_the_papers_models():
     first = {"vicuna-7b": 16, "vicuna-13b": 20, "gemma-2b": 9, "phi3-mini": 16, "mistral-7b": 16}
-    assert {name: row.k for name, row in list(zoo.LLMS.items())[:5]} == first
+    depths = {name: config["num_hidden_layers"] for name, config in zoo.DECODER_CONFIGS.items()}
+    assert {name: depths[name] // 2 for name in list(zoo.LLMS)[:5]} == first  # k, half of the layers
     assert list(zoo.LLMS)[-1] == zoo.TINY
     assert list(zoo.DECODER_CONFIGS) == list(zoo.LLMS)[:-1]
     for name, config in zoo.DECODER_CONFIGS.items():
-        assert zoo.LLMS[name].k == config["num_hidden_layers"] // 2
         assert zoo.LLMS[name].family == config["model_type"]
     for row in zoo.LLMS.values():
         assert row.family in zoo.FAMILIES
         assert row.template in TEMPLATES
-        assert row.image_token not in (row.pad_token, row.turn_end)
+        assert row.image_token not in (row.pad_token, TEMPLATES[row.template].end)
     tokens = {name: row.tokens for name, row in zoo.TOWERS.items()}
     assert (tokens["clip-l-336"], tokens["siglip-so400m-384"], tokens["tiny"]) == (576, 729, 64)
     assert (tokens["clip-l-224"], tokens["siglip-base-224"], tokens["siglip2-so400m-512"]) == (256, 196, 1024)

@@ -59,17 +59,11 @@ _PARTS = (("answers", ANSWER), ("captions", CAPTION), ("reading", READING))
 def decoder_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """Return the decoder's architecture: 8 layers of width 128, about 1.4 M parameters."""
     return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        **{"num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4},
+        **{"hidden_size": 128, "intermediate_size": 256, "vocab_size": len(tokenizer)},
+        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
 
 

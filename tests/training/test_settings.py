@@ -60,7 +60,7 @@ def test_every_field_is_an_option_with_its_default(recipe):
     ("given", "said"),
     [
         ("stage1 --importance x", "--importance must be one of attention, uniform, got 'x'"),
-        ("stage1 --target x", "--target must be one of raw, centred, translated, got 'x'"),
+        ("stage1 --target x", "--target must be one of raw, centred, translated, individual, got 'x'"),
         ("stage1 --bits 5", "--bits must be 4, 8 or 16, got 5"),
         ("stage2 --bits 5", "--bits must be 4, 8 or 16, got 5"),
         ("stage2 --optimizer sgd", "--optimizer must be one of adamw, paged-adamw-8bit, got 'sgd'"),
@@ -105,3 +105,12 @@ def test_a_default_is_the_same_wherever_it_is_needed():
     assert GLOBAL_BATCH == {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
     assert Method().objective() == Objective() == Objective(1.0, 0.01)
     assert not Method(basic=False, das_weight=2.0).objective(512).active
+
+
+def test_a_mean_over_pictures_needs_two_in_a_pass():
+    method = Method(target="individual")
+    with pytest.raises(ValueError, match="a --micro-batch of 2 at least, got 1"):
+        resolved(stage=1, method=method, memory=settings.Memory(micro_batch=1))
+    assert resolved(stage=1, method=method).method.kind == "individual"
+    plain = Method(target="individual", basic=False)
+    assert resolved(stage=1, method=plain, memory=settings.Memory(micro_batch=1)).micro_batch == 1

@@ -143,7 +143,7 @@ def test_a_handful_of_rows_is_no_reason_to_stop(data, tmp_path):
 
 def test_an_unknown_target_is_refused_in_one_line(data, tmp_path):
     refused = stage1(data, tmp_path / "x", "--target", "tilted", expect=2)
-    assert "target must be one of raw, centred, translated, got 'tilted'" in refused.stderr
+    assert "target must be one of raw, centred, translated, individual, got 'tilted'" in refused.stderr
 
 
 def test_the_first_process_writes_and_the_others_read(data, tmp_path, monkeypatch):

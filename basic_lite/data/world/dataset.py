@@ -14,14 +14,12 @@ import csv
 import io
 import json
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 
 from PIL import Image
 
+from basic_lite.data.workers import cores, in_processes
 from basic_lite.data.world.dialogues import dialogue, held_out_queries
 from basic_lite.data.world.grammar import DESCRIBE, Ask, caption, choose, letter
 from basic_lite.data.world.lexicon import LANGUAGES, Language
@@ -93,13 +91,9 @@ def write_world(
 def _draw(folder: Path, pictures: dict[str, Scene]) -> None:
     """Write pictures under their names, on all cores where there are many: one takes ten milliseconds."""
     jobs = [(folder / name, scene) for name, scene in pictures.items()]
-    workers = min(cpu_count() or 1, len(jobs) // 200)
-    if workers < 2:
-        for job in jobs:
-            _draw_one(job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_draw_one, jobs, chunksize=50))
+    workers = min(cores(), len(jobs) // 200)
+    for _ in in_processes(_draw_one, jobs, workers) if workers > 1 else map(_draw_one, jobs):
+        pass
 
 
 def _draw_one(job: tuple[Path, Scene]) -> None:

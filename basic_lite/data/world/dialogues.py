@@ -44,7 +44,7 @@ def turns_about(
     A share of `choice` are multiple choice and one in twenty asks for a description. No turn speaks of a
     pair that is not among `pairs`.
     """
-    found = queries(scene, rng, pairs, kinds)
+    unused = queries(scene, rng, pairs, kinds)
     out = []
     for _ in range(turns):
         language = rng.choice(LANGUAGES)
@@ -52,8 +52,8 @@ def turns_about(
             said = caption(scene, language, rng)
             out.append(Turn(rng.choice(DESCRIBE[language]), said, describes=True))
             continue
-        kind = rng.choice([kind for kind, left in found.items() if left])
-        query = found[kind].pop() if len(found[kind]) > 1 else found[kind][0]
+        kind = rng.choice([kind for kind, left in unused.items() if left])
+        query = unused[kind].pop() if len(unused[kind]) > 1 else unused[kind][0]
         about = tuple(tuple(t for t in scene.things if fits(t, noun)) for noun in query.nouns)
         if rng.random() < choice:
             question = choose(query, language, rng)
@@ -84,11 +84,11 @@ def held_out_queries(
         scene = sample_scene(rng, held_out=True)
         if not wanted(scene):
             continue
-        found = queries(scene, rng, EVERY_PAIR)[kind]
+        possible = queries(scene, rng, EVERY_PAIR)[kind]
         # Not so for existence: there the answers would all be yes.
-        new = [q for q in found if any(_pair(noun) in HELD_OUT for noun in q.nouns)]
-        if found:
-            out.append((scene, rng.choice(new if new and kind != "existence" else found)))
+        new = [q for q in possible if any(_pair(noun) in HELD_OUT for noun in q.nouns)]
+        if possible:
+            out.append((scene, rng.choice(new if new and kind != "existence" else possible)))
     return out
 
 

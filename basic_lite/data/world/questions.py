@@ -59,9 +59,13 @@ def name(thing: Thing) -> Noun:
     return (("colour", thing.colour), ("shape", thing.shape))
 
 
+def _yes_or_no(kind: str, form: str, nouns: tuple[Noun, ...], truth: bool) -> Query:
+    return Query(kind, form, nouns, ("truth", "yes" if truth else "no"), ("yes", "no"))
+
+
 def attribute_queries(scene: Scene, rng: random.Random) -> list[Query]:
     """Colour by shape or place, shape by colour or place, place by shape or by colour and shape."""
-    found = []
+    result = []
     values = {"colour": COLOURS, "shape": SHAPES, "place": PLACES}
     clues: dict[str, tuple[tuple[str, ...], ...]] = {
         "colour": (("shape",), ("place",)),
@@ -72,8 +76,8 @@ def attribute_queries(scene: Scene, rng: random.Random) -> list[Query]:
         for thing in scene.things:
             noun = tuple((key, getattr(thing, key)) for key in keys)
             if sum(fits(other, noun) for other in scene.things) == 1:
-                found.append(Query(kind, kind, (noun,), (kind, getattr(thing, kind)), values[kind]))
-    return found
+                result.append(Query(kind, kind, (noun,), (kind, getattr(thing, kind)), values[kind]))
+    return result
 
 
 def count_queries(scene: Scene, rng: random.Random) -> list[Query]:
@@ -84,18 +88,18 @@ def count_queries(scene: Scene, rng: random.Random) -> list[Query]:
         shown = {getattr(thing, attribute) for thing in scene.things}
         nouns += [((attribute, value),) for value in sorted(shown)]
         nouns.append(((attribute, rng.choice([v for v in values if v not in shown])),))
-    found = []
+    result = []
     for noun in nouns:
         number = sum(fits(thing, noun) for thing in scene.things)
-        found.append(
+        result.append(
             Query("count", "count" if noun else "count all", (noun,), ("number", number), tuple(range(5)))
         )
-    return found
+    return result
 
 
 def relation_queries(scene: Scene, rng: random.Random) -> list[Query]:
     """On which side of one thing another is: asked open, and as yes or no."""
-    found = []
+    result = []
     for one, other in permutations(scene.things, 2):
         nouns = (name(one), name(other))
         for sides, a, b in (
@@ -105,52 +109,52 @@ def relation_queries(scene: Scene, rng: random.Random) -> list[Query]:
             if a == b:
                 continue
             side = sides[a > b]
-            found.append(Query("relation", f"which {sides[0]}", nouns, ("side", side), sides))
+            result.append(Query("relation", f"which {sides[0]}", nouns, ("side", side), sides))
             asked = rng.choice(sides)
-            truth = "yes" if asked == side else "no"
-            found.append(Query("relation", f"is {asked}", nouns, ("truth", truth), ("yes", "no")))
-    return found
+            result.append(_yes_or_no("relation", f"is {asked}", nouns, asked == side))
+    return result
 
 
 def existence_queries(scene: Scene, rng: random.Random, pairs: frozenset[tuple[str, str]]) -> list[Query]:
     """Whether there is a thing of a colour and a shape; what is not there is like something that is."""
     shown = {thing.pair for thing in scene.things}
-    found = []
+    result = []
     for thing in scene.things:
         near = [
             p for p in sorted(pairs) if p not in shown and (p[0] == thing.colour) != (p[1] == thing.shape)
         ]
-        for pair, truth in ((thing.pair, "yes"), (rng.choice(near), "no")):
+        for pair, truth in ((thing.pair, True), (rng.choice(near), False)):
             noun = (("colour", pair[0]), ("shape", pair[1]))
-            found.append(Query("existence", "existence", (noun,), ("truth", truth), ("yes", "no")))
-    return found
+            result.append(_yes_or_no("existence", "existence", (noun,), truth))
+    return result
 
 
 def comparison_queries(scene: Scene, rng: random.Random) -> list[Query]:
     """Which of two is larger, whether two share a colour or a shape, whether one kind outnumbers another."""
-    found = []
+    result = []
     for one, other in permutations(scene.things, 2):
         nouns = (name(one), name(other))
         if one.size != other.size:
             asked = rng.choice(SIZES)
             winner = name(one if one.size == asked else other)
-            found.append(Query("comparison", f"which {asked}", nouns, ("noun", winner), nouns))
+            result.append(Query("comparison", f"which {asked}", nouns, ("noun", winner), nouns))
         for attribute in ("colour", "shape"):
-            truth = "yes" if getattr(one, attribute) == getattr(other, attribute) else "no"
+            truth = getattr(one, attribute) == getattr(other, attribute)
             # The nouns leave out what is asked for, so each must still fit one thing only.
             clue = "shape" if attribute == "colour" else "colour"
             short = tuple(((clue, getattr(thing, clue)),) for thing in (one, other))
             clear = all(sum(fits(thing, noun) for thing in scene.things) == 1 for noun in short)
             if clear:
-                found.append(Query("comparison", f"same {attribute}", short, ("truth", truth), ("yes", "no")))
+                result.append(
+                    Query("comparison", f"same {attribute}", short, ("truth", truth), ("yes", "no"))
+                )
     for attribute in ("colour", "shape"):
         counts = Counter(getattr(thing, attribute) for thing in scene.things)
         for one, other in permutations(sorted(counts), 2):
             if counts[one] != counts[other]:
-                truth = "yes" if counts[one] > counts[other] else "no"
                 nouns = (((attribute, one),), ((attribute, other),))
-                found.append(Query("comparison", "more", nouns, ("truth", truth), ("yes", "no")))
-    return found
+                result.append(_yes_or_no("comparison", "more", nouns, counts[one] > counts[other]))
+    return result
 
 
 def queries(
@@ -173,11 +177,11 @@ def queries(
     return {kind: _balanced([q for q in every if q.kind == kind]) for kind in kinds}
 
 
-def _balanced(found: list[Query]) -> list[Query]:
+def _balanced(result: list[Query]) -> list[Query]:
     """Drop queries so that no form is answered yes more often than no, or the other way around."""
     kept = []
-    for form in dict.fromkeys(q.form.split()[0] for q in found):
-        group = [q for q in found if q.form.split()[0] == form]
+    for form in dict.fromkeys(q.form.split()[0] for q in result):
+        group = [q for q in result if q.form.split()[0] == form]
         yes = [q for q in group if q.answer == ("truth", "yes")]
         no = [q for q in group if q.answer == ("truth", "no")]
         rest = [q for q in group if q.answer[0] != "truth"]

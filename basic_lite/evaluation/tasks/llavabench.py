@@ -26,6 +26,7 @@ from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
 from basic_lite.evaluation.predictions import record, to_line
 from basic_lite.evaluation.question import Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
+from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
 
 _NEEDS = ("question_id", "question", "gpt_answer", "caption", "category")
@@ -73,7 +74,7 @@ def _question(row: Row, style: str) -> Question:
     )
 
 
-def _file_rows(source: Source) -> list[dict[str, Any]]:
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     needs = ("question_id", "image", "text", "category")
     questions = read_json_lines(main_file(source, "LLaVA-Bench questions", "questions.jsonl"), needs)
     context = find(source, "descriptions of the pictures", "context.jsonl")
@@ -138,7 +139,11 @@ BENCHMARK = Benchmark(
     sizes={"test": (60,)},
     rows=(
         table_reader(*_NEEDS, key="question_id", splits={"test": "train"}, picture="image_id"),
-        _file_rows,
+        tsv_reader(
+            *("LLaVA-Bench", ("LLaVABench.tsv",), ("question", "caption", "gpt4_ans", "category")),
+            otherwise=_json_rows,
+            gpt_answer="gpt4_ans",
+        ),
     ),
     question=_question,
     scorers=("unjudged",),

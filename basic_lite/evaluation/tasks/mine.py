@@ -1,7 +1,9 @@
 """A set of your own: pictures, questions and answers in JSON, JSON lines, a TSV or the layout of `datasets`.
 
 A row has `question` and `answer` (or `answers`), and may have `image` (a file beside the data), `choices` (a
-list, or letter to text), `category` and `id`. The answer of a choice is its letter or its words.
+list, or letter to text), `category` and `id`. The answer of a choice is its letter or its words. A row with
+`captions` needs no question; `cider` scores it by pycocoevalcap, over texts in COCO's tokens (its tokeniser
+runs on Java).
 """
 
 from __future__ import annotations
@@ -16,17 +18,21 @@ from basic_lite.evaluation.files import (
     main_file,
     read_json_lines,
     read_list,
+    require,
     table_rows,
     with_pictures,
 )
 from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, by_letter, score_each
-from basic_lite.evaluation.statistics import Score
+from basic_lite.evaluation.statistics import Score, by_field, score_of
 from basic_lite.evaluation.tasks.docvqa import anls
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
 
 STYLES = {"llava": True, "as_written": False}
 """Style -> whether LLaVA-1.5's request for a word or a letter follows the question."""
+
+CAPTION = "Provide a one-sentence caption for the provided image."
+"""What a row with captions asks without a question of its own: LLaVA-1.5's words in training, from memory."""
 
 _FOLDERS = (".", "images", "pictures")
 
@@ -40,7 +46,7 @@ RULES: dict[str, Rule] = {
     "contains": lambda text, question: float(any(_plain(a) in _plain(text) for a in question.answers)),
     "anls": anls,
 }
-"""Rules for short answers; a choice is read by `exact_matching` under each of them."""
+"""Rules of single answers; a choice is read by `exact_matching` under each of them."""
 
 _choice = by_letter("exact_matching")
 
@@ -57,8 +63,11 @@ def _choices(row: Row) -> dict[str, str]:
 
 
 def _question(row: Row, style: str) -> Question:
-    choices, asked = _choices(row), str(row["question"]).strip()
-    given = row.get("answers") if row.get("answer") is None else row["answer"]
+    captions = row.get("captions")
+    if not captions:
+        require(row, ("question",), f"Question {row['id']}")
+    choices, asked = _choices(row), str(row.get("question") or CAPTION).strip()
+    given = captions or (row.get("answers") if row.get("answer") is None else row["answer"])
     answers = [] if given is None else [str(a) for a in (given if isinstance(given, list) else [given])]
     letter = None
     if choices and answers:
@@ -72,7 +81,7 @@ def _question(row: Row, style: str) -> Question:
     text = options_prompt(asked, choices) if choices else f"{asked}\n{SHORT}"
     return question_of(
         {**row, "category": str(row.get("category") or "")},
-        text if STYLES[style] else asked,
+        text if STYLES[style] and not captions else asked,
         answer=letter,
         answers=() if choices else tuple(answers),
         choices=choices,
@@ -83,14 +92,14 @@ def _question(row: Row, style: str) -> Question:
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     split = "test" if source.split == "all" else source.split
-    for number, row in enumerate(table_rows(source, None, split, ("question",))):
+    for number, row in enumerate(table_rows(source, None, split, ())):
         yield {**row, "id": row.get("id") or str(number)}
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, "questions", "*.jsonl", "*.json")
     lines = path.suffix == ".jsonl"
-    rows = read_json_lines(path, ("question",)) if lines else read_list(path, None, ("question",))
+    rows = read_json_lines(path) if lines else read_list(path, None, ())
     if not rows:
         raise ValueError(f"{path} holds no question.")
     rows = [
@@ -103,8 +112,35 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     return with_pictures(source, rows, places)
 
 
+def _cider(questions: Sequence[Question], predictions: Predictions) -> Score:
+    """Return 100 x CIDEr. It weighs words by how rare they are in this set: sets do not compare.
+
+    Raises:
+        ValueError: If a question has choices or no caption.
+    """
+    for question in questions:
+        if question.choices or not question.answers:
+            raise ValueError(
+                f"Question {question.id} has no caption: score a set of captions alone by cider, or choose "
+                f"another --scorer of {', '.join(RULES)}."
+            )
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    ids = {str(number): question for number, question in enumerate(questions)}
+    true = {name: [{"caption": text} for text in question.answers] for name, question in ids.items()}
+    said = {name: [{"caption": predictions.get(question.id, "")}] for name, question in ids.items()}
+    tokens = PTBTokenizer()
+    _, each = Cider().compute_score(tokens.tokenize(true), tokens.tokenize(said))
+    items = {question.id: float(value) for question, value in zip(questions, each, strict=True)}
+    groupings = by_field("category")
+    return score_of(questions, predictions, items, metric="CIDEr", scorer="cider", groupings=groupings)
+
+
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score choices by letter and short answers by the rule that was chosen, by category."""
+    """Score choices by letter and short answers by the rule that was chosen, by category; or captions."""
+    if scorer == "cider":
+        return _cider(questions, predictions)
 
     def rule(text: str, question: Question) -> float | None:
         return (_choice if question.choices else RULES[scorer])(text, question)
@@ -122,6 +158,7 @@ BENCHMARK = Benchmark(
     rows=(_table_rows, _file_rows),
     question=_question,
     styles=STYLES,
-    scorers=tuple(RULES),
+    scorers=(*RULES, "cider"),
+    programs={"cider": ("pycocoevalcap", "java")},
     score=score,
 )

@@ -1,8 +1,9 @@
 """MMMU's validation split: the Hugging Face rows and VLMEvalKit's TSV, by MMMU's own rule.
 
 LLaVA-1.5 sees the first picture alone, as in MMMU's own script for it; `several_pictures` counts the
-questions that have more. MMMU guesses at random where it reads no letter: here that is wrong. Sources: MMMU
-`eval/eval_utils.py` (by way of lmms-eval `tasks/mmmu/utils.py`) and `configs/llava1.5.yaml`.
+questions that have more. MMMU guesses at random where it reads no letter: here that is wrong. `mmmu_lmms`
+reads letters as lmms-eval does, and open answers as MMMU. Sources: MMMU `mmmu/utils/eval_utils.py` and
+`configs/llava1.5.yaml`, lmms-eval `tasks/_task_utils/mmmu_mcq_utils.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import LETTER, SHORT, Question, question_of
-from basic_lite.evaluation.rules import score_each
+from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, listed, tsv_reader
 
@@ -27,17 +29,22 @@ _BEFORE_AN_ANSWER = ("could be ", "so ", "is ", "thus ", "therefore ", "final ",
 _TRIVIAL = (":", ",", ".", "!", "?", ";", "'")
 
 
-def chosen(text: str, choices: Mapping[str, str]) -> str | None:
-    """Return the letter that MMMU reads; of several the one that stands last.
+Steps = tuple[tuple[str, str], ...]
+"""What marks a letter, tried in turn, and how its place is looked for where several are marked."""
 
-    Tried in turn: "(A)", "A " anywhere, also at the end of a word, "A.", and in an answer of more than five
-    words the option's text.
+OWN: Steps = (("({})", "({})"), (" {} ", " {} "))
+LMMS: Steps = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))  # also at the end of a word, and "A."
+
+
+def chosen(text: str, choices: Mapping[str, str], steps: Steps = OWN) -> str | None:
+    """Return the letter that is read; of several the one that stands last.
+
+    In an answer of more than five words without one, an option's words count.
     """
     for mark in (",", ".", "!", "?", ";", ":", "'"):
         text = text.strip(mark)
     text = f" {text} "
-    # Each step: what marks a candidate, and where it is looked for when there are several.
-    for marked, placed in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+    for marked, placed in steps:
         named = [letter for letter in choices if marked.format(letter) in text]
         if named:
             return max(named, key=lambda letter: (text.rfind(placed.format(letter)), -ord(letter)))
@@ -78,10 +85,10 @@ def _said(text: str) -> list[str | float]:
     return [form for key in (*keys, *numbers) for form in _forms(key)]
 
 
-def right(text: str, question: Question) -> float | None:
+def right(text: str, question: Question, steps: Steps = OWN) -> float | None:
     """Return MMMU's verdict on a choice or an open answer."""
     if question.choices:
-        letter = chosen(text, question.choices)
+        letter = chosen(text, question.choices, steps)
         return None if letter is None else float(letter == question.answer)
     true = [form for answer in question.answers for form in _forms(answer)]
     words = [form for form in true if isinstance(form, str)]
@@ -90,6 +97,9 @@ def right(text: str, question: Question) -> float | None:
         return any(word in form for word in words) if isinstance(form, str) else form in true
 
     return float(any(map(matches, _said(text))))
+
+
+RULES: dict[str, Rule] = {"mmmu": right, "mmmu_lmms": partial(right, steps=LMMS)}
 
 
 def _question(row: Row, style: str) -> Question | None:
@@ -124,7 +134,7 @@ def _question(row: Row, style: str) -> Question | None:
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score choices and open answers, by subject."""
-    each = score_each(questions, predictions, scorer, right, ("kind", "subject"))
+    each = score_each(questions, predictions, scorer, RULES[scorer], ("kind", "subject"))
     several = sum(question.fields["pictures"] > 1 for question in questions)
     return replace(each, figures={"several_pictures": several})
 
@@ -144,6 +154,6 @@ BENCHMARK = Benchmark(
     ),
     question=_question,
     styles=STYLES,
-    scorers=("mmmu",),
+    scorers=tuple(RULES),
     score=score,
 )

@@ -1,4 +1,4 @@
-"""MMVP: the original `Questions.csv` with its folder of pictures, and Hugging Face rows with both.
+"""MMVP: the original `Questions.csv` with its pictures, Hugging Face rows with both, and VLMEvalKit's TSV.
 
 The value is over pairs: two pictures that CLIP takes for the same, and both questions answered rightly. The
 original asked a GPT whether an answer matches; the letter is read by lmms-eval's rule here. Four published
@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
@@ -19,6 +19,7 @@ from basic_lite.evaluation.files import Source, main_file, require, table_reader
 from basic_lite.evaluation.question import Id, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, percent
+from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
 CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
 """Index, from 1 -> the label that the picture shows."""
@@ -60,10 +61,13 @@ RULES: dict[str, Rule] = {
 
 def _question(row: Row, style: str) -> Question:
     number = int(row["Index"])
-    options = {letter.upper(): text.strip() for letter, text in _OPTION.findall(str(row["Options"]))}
+    named = _OPTION.findall(str(row.get("Options")))
+    options = {letter.upper(): text.strip() for letter, text in named} or choices_in(row)
     letter = str(row["Correct Answer"]).strip().strip("()").upper()
     if set(options) != {"A", "B"} or letter not in options:
-        raise ValueError(f"MMVP's question {number} has options {row['Options']!r} and answer {letter!r}.")
+        raise ValueError(
+            f"MMVP's question {number} has options {row.get('Options')!r} and answer {letter!r}."
+        )
     pair = (number + 1) // 2
     return question_of(
         {**row, "id": number, "pair": pair},
@@ -83,6 +87,18 @@ def _csv_rows(source: Source) -> list[dict[str, Any]]:
         require(row, _COLUMNS, f"{path} row {number}")
     rows = [{**row, "id": row["Index"], "file": f"{row['Index']}.jpg"} for row in rows]
     return with_pictures(source, rows, ("MMVP Images", "images"))
+
+
+def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
+    for number, row in enumerate(_tsv_or_csv_rows(source), start=1):
+        yield {"Index": number, **row}  # of the TSV the place: pairs follow one another
+
+
+_tsv_or_csv_rows = tsv_reader(
+    *("MMVP", ("MMVP.tsv",), ("question", "A", "B", "answer")),
+    otherwise=_csv_rows,
+    **{"Question": "question", "Correct Answer": "answer"},
+)
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -110,7 +126,7 @@ BENCHMARK = Benchmark(
     name="mmvp",
     hub="lmms-lab-eval/MMVP",
     sizes={"test": (300,)},
-    rows=(table_reader(*_COLUMNS, key="Index"), _csv_rows),
+    rows=(table_reader(*_COLUMNS, key="Index"), _file_rows),
     question=_question,
     scorers=tuple(RULES),
     score=score,

@@ -19,22 +19,28 @@ from basic_lite.evaluation.tsv import listed, tsv_reader
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 
 
-def _holds(text: str, question: Question, *, lowered: bool) -> float:
+_HALF_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)} | {0x3000: 0x20}
+
+
+def holds(text: str, question: Question) -> float:
     """Return whether an answer occurs in the text; of formulas without space and with their case."""
+
+    def plain(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if question.fields["formula"] else text.lower()
+
+    return float(any(plain(answer) in plain(text) for answer in question.answers))
+
+
+def _holds_folded(text: str, question: Question) -> float:
+    """Fold full-width letters first, except in formulas, as lmms-eval does by now."""
     if question.fields["formula"]:
-        said = (text.lower() if lowered else text).strip().replace("\n", " ").replace(" ", "")
-        true = [answer.strip().replace("\n", " ").replace(" ", "") for answer in question.answers]
-    else:
-        said = text.lower().strip().replace("\n", " ")
-        true = [answer.lower().strip().replace("\n", " ") for answer in question.answers]
-    return float(any(answer in said for answer in true))
+        return holds(text, question)
+    folded = tuple(answer.translate(_HALF_WIDTH) for answer in question.answers)
+    return holds(text.translate(_HALF_WIDTH), replace(question, answers=folded))
 
 
-RULES: dict[str, Rule] = {
-    "ocrbench": lambda text, question: _holds(text, question, lowered=False),
-    # lmms-eval puts a formula in lower case, but not the answer it looks for.
-    "ocrbench_lmms": lambda text, question: _holds(text, question, lowered=True),
-}
+RULES: dict[str, Rule] = {"ocrbench": holds, "ocrbench_lmms": _holds_folded}
 
 
 def _question(row: Row, style: str) -> Question:

@@ -6,6 +6,7 @@ Source: lmms-eval `tasks/realworldqa/utils.py` (`realworldqa_process_results`).
 from __future__ import annotations
 
 from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.choices import lmms_mcq
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import Question, options_prompt, question_of
 from basic_lite.evaluation.rules import scored_by
@@ -15,6 +16,15 @@ from basic_lite.evaluation.tsv import choices_in, tsv_reader
 def equal(text: str, question: Question) -> float:
     """Compare without case, outer space and final dots."""
     return float(text.lower().strip().rstrip(".") == str(question.answer).lower().strip())
+
+
+def letter_or_equal(text: str, question: Question) -> float:
+    """Return lmms-eval's verdict of today, which reads a letter where the answer is one."""
+    answer = str(question.answer).strip().upper()
+    return float(lmms_mcq(text, "ABCD") == answer) if answer in tuple("ABCD") else equal(text, question)
+
+
+RULES = {"realworldqa": equal, "realworldqa_lmms": letter_or_equal}
 
 
 def _question(row: Row, style: str) -> Question:
@@ -34,6 +44,6 @@ BENCHMARK = Benchmark(
         tsv_reader("RealWorldQA", ("RealWorldQA.tsv",), ("question", "answer")),
     ),
     question=_question,
-    scorers=("realworldqa",),
-    score=scored_by({"realworldqa": equal}),
+    scorers=tuple(RULES),
+    score=scored_by(RULES),
 )

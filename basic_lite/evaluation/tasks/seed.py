@@ -35,7 +35,9 @@ def _option(text: str, question: Question) -> str | None:
 
 RULES: dict[str, Rule] = {
     "exact": compared(_option),  # LLaVA `convert_seed_for_submission.py`
-    "first_character": compared(lambda text, question: _option(text.strip()[:1], question)),  # lmms-eval
+    "first_character": compared(  # lmms-eval
+        lambda text, question: _option(text.strip()[:1].upper(), question)
+    ),
     "exact_matching": by_letter("exact_matching"),
 }
 ALL = 19_242

@@ -23,6 +23,7 @@ from basic_lite.evaluation.files import (
 from basic_lite.evaluation.open_answers import normalize, soft_accuracies, soft_score
 from basic_lite.evaluation.question import SHORT, Question, question_of
 from basic_lite.evaluation.statistics import Score, percent
+from basic_lite.evaluation.tsv import listed, tsv_reader
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 # lmms-eval's `capitalize` puts all further letters of the question in lower case.
@@ -32,19 +33,21 @@ SCORERS = ("vizwiz_official", "vqa_m4c")
 
 def _question(row: Row, style: str) -> Question:
     kind = row.get("answer_type")
-    answers = [answer["answer"] if isinstance(answer, dict) else answer for answer in row["answers"] or ()]
+    given = listed(str(row["answer"])) if "index" in row else row["answers"] or ()
+    answers = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
     return question_of(
         {**row, "answerable": bool(row.get("answerable", kind != "unanswerable"))},
         f"{STYLES[style](row['question'])}\n{UNANSWERABLE}\n{SHORT}",
         answers=tuple(answers),
         category="answer_type",
+        picture=None,  # each has one question
         fields=("answer_type", "answerable"),
     )
 
 
-def _file_rows(source: Source) -> list[dict[str, Any]]:
+def _json_rows(source: Source) -> list[dict[str, Any]]:
     path = main_file(source, f"VizWiz {source.split}", f"{source.split}.json", f"vizwiz_{source.split}.json")
-    rows = [  # each picture has one question
+    rows = [
         {"answers": [], "answerable": True, **row, "id": Path(row["image"]).stem, "file": row["image"]}
         for row in read_list(path, None, ("image", "question"))
     ]
@@ -87,7 +90,7 @@ BENCHMARK = Benchmark(
         table_reader(
             *("question_id", "question", "answers", "category"), key="question_id", answer_type="category"
         ),
-        _file_rows,
+        tsv_reader("VizWiz", ("VizWiz.tsv",), ("question", "answer"), split="val", otherwise=_json_rows),
     ),
     question=_question,
     styles=STYLES,

@@ -108,7 +108,7 @@ def test_pictures_drawn_on_several_cores_are_the_same(tmp_path, monkeypatch):
     scenes = {f"{number}.png": sample_scene(random.Random(number)) for number in range(401)}
     dataset._draw(tmp_path, scenes)
     assert len(list(tmp_path.iterdir())) == 401
-    monkeypatch.setattr(dataset, "cpu_count", lambda: 1)
+    monkeypatch.setattr(dataset, "cores", lambda: 1)
     (tmp_path / "alone").mkdir()
     few = dict(list(scenes.items())[::80])
     dataset._draw(tmp_path / "alone", few)

@@ -1,0 +1,369 @@
+"""Curves: what a variant can do after ever more samples, and how many of them save the baseline's others.
+
+A run is measured on the same held-out samples at a few steps that are spaced logarithmically. Its curve lies
+in its folder; a resumed run goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from basic_lite.evaluation.statistics import CONFIDENCE
+from basic_lite.experiments.measure import Measure, measure_model
+from basic_lite.files import complete
+from basic_lite.models.llava import Assembled
+
+FILE: str = "curve.jsonl"
+"""A line for each point, in the folder of the stage."""
+
+SAMPLES: int = 64
+"""Held-out scenes or rows that each point is measured on."""
+
+POINTS: int = 8
+SPACING: float = 1.5
+"""The last point is the last step; each earlier one has two thirds of the samples of the next."""
+
+DRAWS: int = 2000
+"""Resamples of an interval."""
+
+
+def steps_of(total: int) -> list[int]:
+    """Return the steps that are measured, ascending, of a training of `total` steps."""
+    return sorted({max(round(total / SPACING**back), 1) for back in range(POINTS)})
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a run could do at one step.
+
+    Attributes:
+        step: optimizer steps taken.
+        samples: rows seen, repetitions included.
+        seconds: what the measuring took.
+        measures: over the same samples at every point and in every variant.
+    """
+
+    step: int
+    samples: int
+    seconds: float
+    measures: list[Measure]
+
+
+def read(stage: Path) -> list[Point]:
+    """Read the curve of a stage; no points where none were measured."""
+    path = stage / FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    contents = [json.loads(line) for line in lines if line.endswith("}")]
+    return [Point(**{**c, "measures": [Measure(**m) for m in c["measures"]]}) for c in contents]
+
+
+def _write(stage: Path, points: Sequence[Point]) -> None:
+    with complete(stage / FILE) as draft:
+        draft.write_text("".join(f"{json.dumps(asdict(point))}\n" for point in points), encoding="utf-8")
+
+
+def callbacks(along: str, assembled: Assembled, stage: Path) -> list[TrainerCallback]:
+    """Return what measures a run along the way.
+
+    Args:
+        along: JSON of the arguments of `measure.measure_model`; empty measures nothing.
+        assembled: the model that is trained.
+        stage: folder of the run.
+    """
+    if not along:
+        return []
+    return [Along(stage, lambda: measure_model(assembled, **json.loads(along)))]
+
+
+class Along(TrainerCallback):
+    """Measure a model at some steps of its training, which goes on as if nothing had happened."""
+
+    def __init__(self, stage: Path, look: Callable[[], list[Measure]]) -> None:
+        """Measure by `look`, into the curve of `stage`."""
+        self.stage, self.look = stage, look
+        self.points: list[Point] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on with the points up to the checkpoint that a run goes on from."""
+        self.points = [point for point in read(self.stage) if point.step <= state.global_step]
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure where it is time to; before the step is saved, so that a resumed run misses none."""
+        step = state.global_step
+        if step not in steps_of(state.max_steps):
+            return
+        model, begun = kwargs["model"], time.monotonic()
+        measures = self.look()
+        model.train()
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        point = Point(step, step * batch, round(time.monotonic() - begun, 2), measures)
+        self.points = [*self.points, point]
+        if state.is_world_process_zero:
+            _write(self.stage, self.points)
+
+
+# How many samples a variant needs for what the baseline ends with.
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One measure of one variant over the samples seen.
+
+    Attributes:
+        measure: what is measured; its values are those of the first point.
+        samples: `(P,)` rows seen.
+        values: for each seed `(P, U)`, one value for each point and unit.
+        of: for each seed `(U,)`, what the values are counts out of; ones where each unit counts once.
+    """
+
+    measure: Measure
+    samples: np.ndarray
+    values: list[np.ndarray]
+    of: list[np.ndarray]
+
+    @property
+    def each(self) -> np.ndarray:
+        """`(seeds, P)`, the figure of each seed at each point."""
+        return np.stack([v.sum(1) / of.sum() for v, of in zip(self.values, self.of, strict=True)])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """`(P,)`, over seeds."""
+        return self.each.mean(0)
+
+    def resampled(self, seeds: np.ndarray, units: Sequence[np.ndarray]) -> np.ndarray:
+        """Return `(draws, P)` curves.
+
+        Args:
+            seeds: `(draws, seeds)`, how often each seed counts.
+            units: for each seed `(draws, U)`, how often each unit counts.
+        """
+        each = [
+            counts @ v.T / (counts @ of)[:, None]
+            for v, of, counts in zip(self.values, self.of, units, strict=True)
+        ]
+        return np.einsum("ds,sdp->dp", seeds / seeds.sum(1, keepdims=True), np.stack(each))
+
+    def as_dict(self) -> dict[str, object]:
+        """Return samples, means and the figures of each seed, for JSON."""
+        return {"samples": self.samples.tolist(), "mean": self.mean.tolist(), "each": self.each.tolist()}
+
+
+def curves_of(runs: Sequence[Sequence[Point]]) -> dict[str, Curve]:
+    """Return the curve of every measure of a variant, from its points, seed by seed.
+
+    Points that not all seeds have are left out: an interrupted run may have been made before there were any.
+    """
+    steps = set.intersection(*({point.step for point in points} for points in runs)) if runs else set()
+    kept = [[point for point in points if point.step in steps] for points in runs]
+    if not steps:
+        return {}
+    samples = np.array([point.samples for point in kept[0]])
+    curves = {}
+    for place, head in enumerate(kept[0][0].measures):
+        values = [np.array([point.measures[place].values for point in points]) for points in kept]
+        of = [points[0].measures[place].of for points in kept]
+        counts = [np.ones(v.shape[1]) if o is None else np.array(o) for v, o in zip(values, of, strict=True)]
+        curves[head.name] = Curve(head, samples, values, counts)
+    return curves
+
+
+def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, better: str) -> np.ndarray:
+    """Return after how many samples curves have reached a goal for good, between points by log samples.
+
+    Args:
+        samples: `(P,)` ascending.
+        values: `(draws, P)`.
+        goal: `(draws,)`.
+        better: `"lower"` or `"higher"`.
+
+    Returns:
+        `(draws,)`; the first point's samples where the goal was reached by then, infinity where it is not
+        reached by the end.
+    """
+    gap = (values - goal[:, None]) * (1 if better == "lower" else -1)  # reached where it is not above 0
+    short = gap > 0
+    points = len(samples)
+    last = np.where(short.any(1), points - 1 - short[:, ::-1].argmax(1), -1)  # the last point still short
+    before, after = np.clip(last, 0, points - 2), np.clip(last + 1, 1, points - 1)
+    rows = np.arange(len(values))
+    high, low = gap[rows, before], gap[rows, after]
+    share = np.divide(high, high - low, out=np.zeros(len(rows)), where=high > low)
+    logs = np.log(samples)
+    between = np.exp(logs[before] + share * (logs[after] - logs[before]))
+    return np.where(last < 0, samples[0], np.where(last == points - 1, np.inf, between))
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How many samples a variant needs for what the baseline can do after some.
+
+    Attributes:
+        variant: its name.
+        measure: the measure's key.
+        base_samples: samples that the baseline saw.
+        goal: its figure then, mean over seeds.
+        samples: what the variant needs, interpolated on the curve of means; infinity if it never gets there.
+        interval: 95 % bootstrap interval of that; an end may be infinite.
+        reached: share of the resamples in which the variant gets there.
+    """
+
+    variant: str
+    measure: str
+    base_samples: int
+    goal: float
+    samples: float
+    interval: tuple[float, float]
+    reached: float
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON, which has no infinity: `None` stands for never."""
+        low, high = (end if np.isfinite(end) else None for end in self.interval)
+        samples = self.samples if np.isfinite(self.samples) else None
+        return asdict(self) | {"samples": samples, "interval": [low, high]}
+
+
+def savings(variant: str, own: Curve, base: Curve, seed: int = 0) -> list[Saving]:
+    """Compare a variant with every point of the baseline, paired by seed and unit; the last is the headline.
+
+    Seeds are resampled, and within each its units; the same for both. One seed speaks for itself alone.
+
+    Args:
+        variant: its name.
+        own: its curve.
+        base: the baseline's, over the same units.
+        seed: of the resamples.
+    """
+    random, count = np.random.default_rng(seed), len(own.values)
+    seeds = random.multinomial(count, np.full(count, 1 / count), DRAWS)
+    units = [random.multinomial(len(of), np.full(len(of), 1 / len(of)), DRAWS) for of in own.of]
+    drawn, goals = own.resampled(seeds, units), base.resampled(seeds, units)
+    better, tail = own.measure.better or "lower", 100 * (1 - CONFIDENCE) / 2
+    made = []
+    for place, base_samples in enumerate(base.samples):
+        goal = base.mean[place]
+        (needed,) = samples_until(own.samples, own.mean[None], np.array([goal]), better)
+        resampled = samples_until(own.samples, drawn, goals[:, place], better)
+        # Between a number and infinity there is no middle: an end is one of the values drawn.
+        low, high = np.percentile(resampled, [tail, 100 - tail], method="nearest")
+        reached = float(np.isfinite(resampled).mean())
+        key = own.measure.name
+        made.append(Saving(variant, key, int(base_samples), float(goal), float(needed), (low, high), reached))
+    return made
+
+
+def band(curve: Curve, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the band around a curve: lowest and highest seed; of one seed the 95 % interval over units."""
+    if len(curve.values) > 1:
+        return curve.each.min(0), curve.each.max(0)
+    random = np.random.default_rng(seed)
+    size = len(curve.of[0])
+    units = [random.multinomial(size, np.full(size, 1 / size), DRAWS)]
+    drawn = curve.resampled(np.ones((DRAWS, 1)), units)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    return low, high
+
+
+def sentence(saving: Saving, curve: Curve, base: str) -> str:
+    """Say in a sentence how many samples a variant needs for what the baseline ends with, whatever it is.
+
+    Args:
+        saving: the last of `savings`.
+        curve: the variant's.
+        base: name of the baseline.
+    """
+    name, measure, total = saving.variant, curve.measure, saving.base_samples
+    unit = f" {measure.unit}" if measure.unit == "%" else ""
+    goal = f"{base}'s final {measure.label} ({saving.goal:.{measure.digits}f}{unit}, after {total:,} samples)"
+    if not np.isfinite(saving.samples):
+        end = f"{curve.mean[-1]:.{measure.digits}f}{unit}"
+        chance = f"; in {saving.reached:.0%} of the resamples it does" if saving.reached else ""
+        return f"{name} does not reach {goal}: it ends at {end}{chance}."
+    low, high = (f"{end:,.0f}" if np.isfinite(end) else "never" for end in saving.interval)
+    first = "at most " if saving.samples <= curve.samples[0] else ""
+    return (
+        f"{name} reaches {goal} after {first}{saving.samples:,.0f}, {saving.samples / total:.0%} of them "
+        f"(95 % interval {low} to {high})."
+    )
+
+
+Curves = Mapping[str, Mapping[str, Curve]]
+"""Variant -> key of a measure -> curve."""
+
+
+def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Saving]]]:
+    """Return variant -> measure -> savings; of the measures that have a better side, but the cosine.
+
+    BASIC is trained on the cosine, and plain is not: there is nothing to save.
+    """
+    base = curves.get(baseline, {})
+    wanted = [key for key, curve in base.items() if curve.measure.better and key != "cosine"]
+    return {
+        variant: {key: savings(variant, own[key], base[key]) for key in wanted if key in own}
+        for variant, own in curves.items()
+        if variant != baseline
+    }
+
+
+def sentences(curves: Curves, baseline: str, measure: str = "caption_loss") -> list[str]:
+    """Say when every variant has reached the baseline's final caption loss, and what it saves before."""
+    said = []
+    for variant, of in all_savings(curves, baseline).items():
+        if measure in of:
+            said.append(sentence(of[measure][-1], curves[variant][measure], baseline))
+            said[-1] += way_sentence(of[measure], baseline)
+    return said
+
+
+def lead_of(made: Sequence[Saving]) -> Saving | None:
+    """Return the largest saving that is beyond noise, or `None`.
+
+    One that was reached before the first point was measured has no known size, and is left out.
+    """
+    first = made[0].base_samples
+    ahead = [s for s in made if s.samples > first and s.interval[1] < s.base_samples]
+    return max(ahead, key=lambda saving: saving.base_samples - saving.samples, default=None)
+
+
+def headline_of(made: Sequence[Saving]) -> Saving | None:
+    """Return the saving that a plot marks: at the baseline's end, or the largest if that is not reached."""
+    return made[-1] if np.isfinite(made[-1].samples) else lead_of(made)
+
+
+def way_sentence(made: Sequence[Saving], base: str) -> str:
+    """Say what a variant saves on the way to the end."""
+    best = lead_of(made[:-1])
+    if best is None:
+        return " On the way there it needs no fewer samples beyond noise."
+    low, high = best.interval
+    return (
+        f" On the way, what {base} can do after {best.base_samples:,} samples it can do after "
+        f"{best.samples:,.0f}, {best.samples / best.base_samples:.0%} of them ({low:,.0f} to {high:,.0f}), "
+        "its largest lead."
+    )
+
+
+def as_dict(curves: Curves) -> dict[str, object]:
+    """Return all curves for JSON, with each seed's."""
+    return {variant: {key: c.as_dict() for key, c in own.items()} for variant, own in curves.items()}
+
+
+def savings_as_dict(curves: Curves, baseline: str) -> dict[str, object]:
+    """Return for JSON what every variant needs for what the baseline can do after each of its points."""
+    return {
+        variant: {key: [saving.as_dict() for saving in made] for key, made in of.items()}
+        for variant, of in all_savings(curves, baseline).items()
+    }

@@ -1,0 +1,207 @@
+"""A sweep: plain against BASIC at every level of one setting, and where BASIC helped, in two sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from basic_lite.experiments.measure import Measure
+from basic_lite.experiments.plans import DEMO_VARIANTS, Plan, at_level
+from basic_lite.experiments.table import (
+    DifferenceTable,
+    Pair,
+    change,
+    coloured,
+    number,
+    pairs,
+    tabulate,
+    write_rows,
+)
+from basic_lite.files import read_manifest
+
+AXES: dict[str, str] = {
+    "data": "samples seen in stage 1",
+    "rate": "learning rate",
+    "patches": "patches per picture",
+}
+"""What the levels of each sweep are, in words."""
+
+
+def place_of(plan: str, run: Path) -> float:
+    """Return where a level of a sweep lies on its axis, from a run's manifest."""
+    manifest = read_manifest(run / "stage1")
+    if plan == "patches":
+        return manifest["tokens_per_image"]
+    training = manifest["training"]
+    return (
+        training["learning_rate"] if plan == "rate" else float(manifest["steps"] * training["global_batch"])
+    )
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a sweep.
+
+    Attributes:
+        name: in the plan.
+        place: where it lies on the axis.
+        table: plain and BASIC at it.
+    """
+
+    name: str
+    place: float
+    table: DifferenceTable
+
+    @property
+    def label(self) -> str:
+        """Its place, for people."""
+        return f"{self.place:,.0f}" if self.place >= 1 else f"{self.place:g}"
+
+    def pair(self, measure: str) -> Pair:
+        """Return plain and BASIC by one measure."""
+        return next(pair for pair in pairs(self.table) if pair.measure.name == measure)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The results of a sweep.
+
+    Attributes:
+        plan: its name.
+        asks: its question.
+        levels: ascending.
+    """
+
+    plan: str
+    asks: str
+    levels: list[Level]
+
+    @property
+    def axis(self) -> str:
+        """What the levels are."""
+        return AXES[self.plan]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The measures that every level has."""
+        shared = [{m.name for m in level.table.measures} for level in self.levels]
+        return [m for m in self.levels[-1].table.measures if m.name in set.intersection(*shared)]
+
+    @property
+    def judged(self) -> list[Measure]:
+        """The measures that have a better side; not the cosine to the target, on which BASIC is trained."""
+        return [m for m in self.measures if m.better is not None and m.name.split("_stage")[0] != "cosine"]
+
+    @property
+    def sentences(self) -> list[str]:
+        """Say where BASIC helped, two sentences for each measure that has a better side."""
+        return [self._said(measure) for measure in self.judged]
+
+    def _said(self, measure: Measure) -> str:
+        cells = {level.label: level.pair(measure.name).other for level in self.levels}
+        words = {
+            "better": "ahead of plain at",
+            "worse": "behind plain at",
+            "open": "within noise of plain at",
+        }
+        parts = [
+            f"{what} {_listed([label for label, cell in cells.items() if cell.verdict == verdict])}"
+            for verdict, what in words.items()
+            if verdict in {cell.verdict for cell in cells.values()}
+        ]
+        sign = 1 if measure.better == "higher" else -1
+        best = max(cells, key=lambda label: sign * (cells[label].difference or 0.0))
+        return (
+            f"{measure.heading[0].upper()}{measure.heading[1:]}: BASIC is {', '.join(parts)} ({self.axis}). "
+            f"Its best difference is {change(cells[best], measure)}, at {best}."
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON, every seed's figure included."""
+        levels = [
+            {"level": level.name, "place": level.place, **level.table.as_dict()} for level in self.levels
+        ]
+        return {"plan": self.plan, "asks": self.asks, "axis": self.axis, "levels": levels}
+
+
+def _listed(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def sweep_of(
+    plan: Plan,
+    seeds: Sequence[int],
+    measured: Mapping[str, Sequence[Sequence[Measure]]],
+    places: Mapping[str, float],
+) -> Sweep:
+    """Compare plain and BASIC at every level.
+
+    Args:
+        plan: the sweep's.
+        seeds: in the order of each variant's runs.
+        measured: variant -> for each seed its measures.
+        places: level -> where it lies on the axis.
+    """
+    levels = [
+        Level(
+            level,
+            place,
+            tabulate(
+                plan.name,
+                plan.asks,
+                plan.baseline,
+                seeds,
+                {variant: measured[at_level(variant, level)] for variant in DEMO_VARIANTS},
+            ),
+        )
+        for level, place in places.items()
+    ]
+    return Sweep(plan.name, plan.asks, sorted(levels, key=lambda level: level.place))
+
+
+def table_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
+    """Return heads, and for each level plain, BASIC and the difference by every measure."""
+    heads = [sweep.axis]
+    for measure in sweep.measures:
+        heads += [f"{measure.heading}: plain", "BASIC", "difference"]
+    rows = []
+    for level in sweep.levels:
+        cells = [level.label]
+        for measure in sweep.measures:
+            pair = level.pair(measure.name)
+            cells += [number(cell.mean, measure) for cell in (pair.base, pair.other)]
+            cells.append(change(pair.other, measure))
+        rows.append(cells)
+    return heads, rows
+
+
+def for_terminal(sweep: Sweep) -> Table:
+    """Return a row for each level: plain, BASIC and the difference by each measure that has a better side."""
+    seeds = len(sweep.levels[0].table.seeds)
+    title = f"{sweep.plan}: {sweep.asks} {seeds} seed{'s' if seeds > 1 else ''}"
+    made = Table(sweep.axis, title=title, title_justify="left")
+    for measure in sweep.judged:
+        made.add_column(f"{measure.heading}\nplain, BASIC", justify="right")
+    for level in sweep.levels:
+        cells = [level.label]
+        for measure in sweep.judged:
+            base, other = level.pair(measure.name).base, level.pair(measure.name).other
+            means = f"{number(base.mean, measure)}, {number(other.mean, measure)}"
+            cells.append(f"{means}\n{coloured(change(other, measure), other)}")
+        made.add_row(*cells)
+    return made
+
+
+def write_markdown(sweep: Sweep, path: Path, command: str) -> None:
+    """Write sentences and table for a README."""
+    heads, rows = table_rows(sweep)
+    write_rows(
+        path,
+        heads,
+        rows,
+        before=[*sweep.sentences, ""],
+        after=["", sweep.levels[0].table.how_sure, f"`{command}`"],
+    )

@@ -1,0 +1,314 @@
+"""What evaluating, chatting and exporting hold, and the bits and the batch that a card has room for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from basic_lite.memory.choice import budget_bytes
+from basic_lite.memory.peak import CONTEXT_BYTES, FRAGMENTATION
+from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
+from basic_lite.models import zoo
+
+if TYPE_CHECKING:
+    import torch
+
+Use = Literal["evaluate", "chat", "export"]
+
+LARGEST_BATCH: int = 32
+"""More prompts at once gain little: a token's pass then multiplies as long as it reads weights."""
+
+SHARD_BYTES: int = 2 << 30
+"""Of an export's files, unless `--shard-gib` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Everything that the memory of answering depends on.
+
+    Attributes:
+        decoder: sizes of the language model.
+        tower: sizes of the vision tower.
+        bits: of the decoder's linear layers.
+        rank: of adapters, which stay beside the weights in fp32; 0 without.
+        width: bytes of an activation.
+        batch: prompts that are answered together.
+        pictures: per prompt.
+        text: text tokens of a prompt.
+        new: most tokens of an answer.
+    """
+
+    decoder: DecoderSize
+    tower: TowerSize
+    bits: int = 4
+    rank: int = zoo.RANK
+    width: int = 2
+    batch: int = 1
+    pictures: int = 1
+    text: int = 256
+    new: int = 128
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt, pictures among them."""
+        return 1 + self.pictures * self.tower.tokens + self.text
+
+
+SETTINGS: dict[Use, dict[str, Any]] = {
+    "evaluate": {"batch": LARGEST_BATCH},
+    "chat": {"text": 1024, "new": 512},
+    "export": {"bits": 16, "pictures": 2, "text": 64, "new": 12},
+}
+"""What is planned for: a benchmark's long prompts, a conversation of some turns, and what an export asks the
+run, whose adapters then stand on the base in full precision, and the folder."""
+
+
+def weight_bytes(plan: Inference) -> dict[str, float]:
+    """Bytes of everything that stays."""
+    decoder, tower = plan.decoder, plan.tower
+    linear = decoder.depth * decoder.linear_parameters
+    rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
+    packed = {
+        4: linear * (0.5 + 1 / 64 + 4 / (64 * 256)),  # nf4, its scales, and the scales of these
+        8: linear + 4 * rows,
+        16: linear * plan.width,
+    }
+    copies = 2 if plan.rank else 1  # PEFT keeps the projector that it replaces
+    return {
+        "decoder": packed[plan.bits] + plan.width * decoder.norm_parameters,
+        "embeddings and head": plan.width * decoder.table_parameters,
+        "tower": plan.width * tower.parameters,
+        "projector": 4 * copies * projector_parameters(tower, decoder),
+        "adapters": 4 * decoder.adapter_parameters(plan.rank),
+    }
+
+
+def cache_bytes(plan: Inference, tokens: int) -> float:
+    """Bytes of keys and values of so many tokens per prompt; a layer with a window keeps no more."""
+    decoder = plan.decoder
+    seen = (decoder.depth - decoder.windowed) * tokens
+    if decoder.window is not None:
+        seen += decoder.windowed * min(tokens, decoder.window)
+    return plan.batch * 2 * plan.width * decoder.keys * seen
+
+
+def peak(plan: Inference) -> dict[str, float]:
+    """Return the bytes of every part at the peak; their sum is the peak."""
+    largest = max(_moments(plan), key=lambda moment: sum(moment.values()))
+    parts = {name: value for name, value in (weight_bytes(plan) | largest).items() if value}
+    parts["context and allocator"] = CONTEXT_BYTES + FRAGMENTATION * sum(largest.values())
+    return parts
+
+
+def allocated(plan: Inference) -> float:
+    """Return the peak of tensors alone."""
+    return sum(weight_bytes(plan).values()) + max(sum(moment.values()) for moment in _moments(plan))
+
+
+def _moments(plan: Inference) -> list[dict[str, float]]:
+    """Return what comes and goes at each of the moments that can be the peak.
+
+    They are the tower's pass; the prompt's pass through the last layer's MLP and through its attention, when
+    the other layers' keys and values are there; and the answer's last token, when the longest of all keys
+    are laid out anew.
+    """
+    decoder, tower, width = plan.decoder, plan.tower, plan.width
+    images, tokens = plan.batch * plan.pictures, plan.batch * plan.prompt
+    largest = max(linear.parameters for linear in decoder.linears)
+    unpacked = width * largest if plan.bits != 16 else 0
+    state = width * tokens * decoder.width
+    mask = plan.batch * plan.prompt**2  # bool, and what sdpa makes of it
+    pixels = images * 3 * tower.image_size**2 * width
+    features = images * (
+        tower.tokens * decoder.width * (4 + width) + 2 * tower.positions * tower.width * width
+    )
+    embeddings = state + features + 2 * width * tokens * decoder.head_dim  # and the rotary embedding's
+    # Adapters run in fp32: their input, and of the output the update, the same scaled, and their sum.
+    beside = 8 if plan.rank else 0
+    wide = 4 * tokens * decoder.width if plan.rank else 0
+    mlp = tokens * decoder.inner * max(3 * width, 2 * width + beside)
+    heads = tokens * decoder.query * width
+    attention = 2 * heads + 2 * tokens * decoder.keys * width + (1 + width) * mask
+    if decoder.heads != decoder.kv_heads:
+        attention += 2 * heads
+    around = pixels + embeddings + 3 * state  # a layer's input, the residual stream, what was normalised
+    prompt, whole = cache_bytes(plan, plan.prompt), cache_bytes(plan, plan.prompt + plan.new)
+    logits = plan.batch * decoder.vocabulary * (width + 8)
+    inside = images * tower.positions * width * ((tower.depth + 5) * tower.width + 2 * tower.inner)
+    name, cache = "activations", "keys and values"
+    return [
+        {name: pixels + inside},
+        {name: around + mask + mlp + wide + unpacked, cache: prompt},
+        {name: around + attention + wide + unpacked, cache: prompt},
+        {name: pixels + logits + unpacked, cache: whole + whole / decoder.depth},
+    ]
+
+
+def needed(plan: Inference) -> float:
+    """Return the bytes that the card must hold."""
+    return sum(peak(plan).values())
+
+
+def batch_that_fits(plan: Inference, budget: float) -> Inference:
+    """Return the plan with the most prompts, a power of two up to the plan's own, that fit; 1 where none do.
+
+    Args:
+        plan: with the most prompts that may be asked at once.
+        budget: bytes that may be used.
+    """
+    batch = plan.batch
+    while batch > 1 and needed(replace(plan, batch=batch)) > budget:
+        batch //= 2
+    return replace(plan, batch=batch)
+
+
+def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, default: int) -> tuple[int, str]:
+    """Choose how many prompts a loaded model answers at once, from what is free beside it.
+
+    Args:
+        config: of the LLaVA, with `text_config` and `vision_config`.
+        weights: the model, on its device.
+        prompt: tokens of the longest prompt, pictures among them.
+        new: most tokens of an answer.
+        default: for a machine without a GPU, and for a decoder that is not planned for.
+
+    Returns:
+        The number, and a line that says why; empty where there was nothing to choose.
+    """
+    from basic_lite.memory.available import available_bytes
+
+    device = next(weights.parameters()).device
+    if device.type != "cuda":
+        return default, ""
+    try:
+        decoder, tower = DecoderSize.of(config.text_config), TowerSize.of(config.vision_config)
+    except ValueError:
+        return default, ""
+    packed = any(type(module).__name__ == "Linear4bit" for module in weights.modules())
+    bits = 4 if packed else 16
+    rank = max((p.shape[0] for name, p in weights.named_parameters() if ".lora_A." in name), default=0)
+    text = max(prompt - tower.tokens - 1, 1)
+    plan = Inference(decoder, tower, bits, rank, batch=LARGEST_BATCH, text=text, new=new)
+    there, free = sum(weight_bytes(plan).values()) + CONTEXT_BYTES, available_bytes(device)
+    plan = batch_that_fits(plan, free + there)
+    taken = needed(plan) - there
+    return plan.batch, (
+        f"{plan.batch} prompts at once: beside the weights they take {taken / 1e9:.1f} of the "
+        f"{free / 1e9:.1f} GB that are free ({bits} bits, up to {prompt:,} + {new:,} tokens)"
+    )
+
+
+def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
+    """Choose the bits in which a run is loaded: its own, or 4 where these do not fit a GPU.
+
+    A decoder that was trained as a whole stays as it is. Other bits are another model: an evaluation keeps
+    them beside its answers.
+
+    Args:
+        run: folder of a finished run.
+        use: what is done with it.
+        device: `"cuda"` or `"cpu"`.
+
+    Returns:
+        The bits, and a line for the user; empty where there was nothing to choose.
+
+    Raises:
+        ValueError: If the folder is no run.
+    """
+    import torch
+
+    from basic_lite.files import ADAPTER, DECODER, read_manifest
+    from basic_lite.memory.available import available_bytes
+    from basic_lite.models.checkpoint import sources_of
+    from basic_lite.models.llava import read_config
+    from basic_lite.models.tower import vision_config
+
+    sources = sources_of(read_manifest(run))
+    if device != "cuda":
+        return sources.bits, ""
+    decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
+    config = vision_config(read_config(sources.tower, "vision tower"))
+    tower = TowerSize.of(config, sources.image_size, sources.tower)
+    adapter = run / ADAPTER
+    rank = json.loads(adapter.read_text(encoding="utf-8"))["r"] if adapter.is_file() else 0
+    width = 4 if sources.dtype == torch.float32 else 2
+    settings: dict[str, Any] = {"rank": rank, "width": width} | SETTINGS[use] | {"batch": 1}
+    plan = Inference(decoder, tower, sources.bits, **settings)
+    free = available_bytes(device)
+    smaller = replace(plan, bits=4)
+    chosen = smaller if needed(plan) > free and not (run / DECODER).is_file() else plan
+    there = f"{needed(chosen) / 1e9:.1f} of {free / 1e9:.1f} GB"
+    why = f", as {sources.bits} bits need {needed(plan) / 1e9:.1f} GB" if chosen.bits != plan.bits else ""
+    line = f"{chosen.bits} bits{why}: {there} for {plan.prompt:,} + {plan.new:,} tokens"
+    return chosen.bits, line if needed(chosen) <= free else f"{line}, which may not fit"
+
+
+def host_bytes(plan: Inference) -> float:
+    """Return what an export takes of the machine's memory: a shard, the tower, one matrix with its adapter.
+
+    The matrix is the product of its adapter in fp32, to which the base's is added, and is then narrowed.
+    """
+    largest = max(linear.parameters for linear in plan.decoder.linears)
+    return SHARD_BYTES + plan.width * plan.tower.parameters + (4 + plan.width) * largest
+
+
+@dataclass(frozen=True)
+class InferenceRow:
+    """One use of a model on a card; `--json` gives exactly these.
+
+    Attributes:
+        use: what is done with it.
+        model: name or folder of the decoder.
+        tower: name or folder of the tower.
+        gpu_gib: memory of the card.
+        bits: of the decoder's layers.
+        batch: prompts at once; `None` if not even one fits.
+        prompt_tokens: of one prompt, pictures among them.
+        new_tokens: of one answer.
+        cache_mb_per_prompt: keys and values of prompt and answer, in 1e6 bytes.
+        peak_gb: predicted, in 1e9 bytes, everything that the card must hold.
+        parts: the same by part, in 1e9 bytes.
+        host_gb: memory of the machine beside it, in 1e9 bytes; `None` where next to nothing is needed.
+    """
+
+    use: str
+    model: str
+    tower: str
+    gpu_gib: float
+    bits: int
+    batch: int | None
+    prompt_tokens: int
+    new_tokens: int
+    cache_mb_per_prompt: float
+    peak_gb: float
+    parts: dict[str, float]
+    host_gb: float | None
+
+    def json(self) -> dict[str, object]:
+        """Return the row as plain values."""
+        return asdict(self)
+
+
+def row_of(
+    use: Use, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], gib: float, rank: int = zoo.RANK
+) -> InferenceRow:
+    """Plan one use of a model with adapters, in 4 bits where it may be, on a card of so many GiB."""
+    plan = Inference(model[1], tower[1], **({"rank": rank} | SETTINGS[use]))
+    plan = batch_that_fits(plan, budget_bytes(gib))
+    parts = {name: round(value / 1e9, 3) for name, value in peak(plan).items()}
+    return InferenceRow(
+        use=use,
+        model=model[0],
+        tower=tower[0],
+        gpu_gib=gib,
+        bits=plan.bits,
+        batch=plan.batch if needed(plan) <= budget_bytes(gib) else None,
+        prompt_tokens=plan.prompt,
+        new_tokens=plan.new,
+        cache_mb_per_prompt=round(cache_bytes(replace(plan, batch=1), plan.prompt + plan.new) / 1e6, 1),
+        peak_gb=round(sum(parts.values()), 3),
+        parts=parts,
+        host_gb=round(host_bytes(plan) / 1e9, 2) if use == "export" else None,
+    )
