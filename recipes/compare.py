@@ -16,9 +16,7 @@ def main(
     benchmark: Annotated[
         str | None, o.option(help="Only this one.", default="every benchmark that both have")
     ] = None,
-    page: Annotated[
-        bool, o.option("--page/--no-page", help="Write the flipped questions with their pictures, as HTML.")
-    ] = True,
+    page: Annotated[bool, o.option("--page/--no-page", help="An HTML page of flipped questions.")] = True,
     out: Annotated[Path | None, o.option(help="Folder of the pages.", default="RUN_B/compare")] = None,
 ) -> None:
     """Pair the answers of two runs by question: difference, 95 % interval, p value, categories, flips.
@@ -32,8 +30,7 @@ def main(
     from basic_lite.console import command_console
     from basic_lite.evaluation import predictions, show, table
     from basic_lite.evaluation.compare import compare
-    from basic_lite.evaluation.run import Evaluation
-    from basic_lite.evaluation.show import comparison_table, read_results
+    from basic_lite.evaluation.run import Candidate, Evaluation
     from basic_lite.evaluation.statistics import load_score
 
     console = command_console()
@@ -43,17 +40,18 @@ def main(
         raise ValueError(f"{run_a} and {run_b} have no benchmark in common; run `basic-lite eval` on both")
     for name in chosen:
         folders = [run / "eval" / name for run in (run_a, run_b)]
-        result = compare(*(load_score(folder / "score.json") for folder in folders))
-        console.print(comparison_table(name, result, run_a, run_b))
+        a, b = (load_score(folder / "score.json") for folder in folders)
+        result = compare(a, b)
+        console.print(show.comparison_table(name, result, run_a, run_b))
         if not page:
             continue
-        content = read_results(folders[1] / "results.json")
+        content = show.read_results(folders[1] / "results.json")
         if "data" not in content["run"]:
             raise ValueError(
                 f"{folders[1]}/results.json is of an older version: eval --step score makes it anew"
             )
         evaluation = Evaluation(
-            run=run_b,
+            candidate=Candidate(run_b),
             name=name,
             out=folders[1],
             data=content["run"]["data"],
@@ -64,9 +62,9 @@ def main(
             any_size=content["run"].get("any_size", not content["run"]["published_size"]),
         )
         questions = evaluation.questions(with_images=True)
-        answers = [predictions.read(folder / "predictions.jsonl", questions) for folder in folders]
-        path = (out or run_b / "compare") / f"{name}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        names = str(run_a), str(run_b)
-        show.write_page(result, name, questions, (answers[0], answers[1]), path, names)
+        answers = {
+            str(run): predictions.read(folder / "predictions.jsonl", questions)
+            for run, folder in zip((run_a, run_b), folders, strict=True)
+        }
+        path = show.write_page(result, name, questions, answers, (out or run_b / "compare") / f"{name}.html")
         console.print(f"{len(result.flipped)} flipped questions in {path}", highlight=False)

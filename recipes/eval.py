@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markup import escape
 
 from basic_lite.training import settings as o
 
@@ -99,10 +98,7 @@ def main(
     ] = "all",
     out: Annotated[
         Path | None,
-        o.option(
-            help="Folder of predictions and results.",
-            default="RUN/eval/BENCHMARK; runs/NAME/eval/BENCHMARK of a model",
-        ),
+        o.option(help="Folder of predictions and results.", default="RUN/eval/NAME; a model's in runs/"),
     ] = None,
     answer_by: Annotated[
         Literal["text", "likelihood"],
@@ -135,6 +131,10 @@ def main(
             help="Which hidden states of the tower are its features.", default="the run's", panel=o.MODEL
         ),
     ] = None,
+    template: Annotated[
+        str | None,
+        o.option(help="Words around a --model's questions, as vicuna_v1.", default="its own", panel=o.MODEL),
+    ] = None,
     overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
     dry_run: o.DryRunOption = False,
 ) -> None:
@@ -162,136 +162,64 @@ def main(
       basic-lite eval mmvet --judge gpt-4-0613 --judge-url https://api.openai.com/v1
 
       basic-lite eval mine --data questions.jsonl --answer-by likelihood
-    """
-    from contextlib import nullcontext
 
-    from basic_lite.console import command_console, progress_bar, silence_libraries, write_into
+      accelerate launch --num_processes 2 -m basic_lite eval all     (two GPUs share the questions)
+    """
+    from basic_lite.console import command_console
     from basic_lite.data.world.world import is_embedded, questions_beside
     from basic_lite.evaluation import table
-    from basic_lite.evaluation.question import Question
-    from basic_lite.evaluation.run import Evaluation
-    from basic_lite.evaluation.show import overview, results_table
-    from basic_lite.files import held, one_line, read_manifest
+    from basic_lite.evaluation.distributed import processes
+    from basic_lite.evaluation.run import Candidate, Evaluation
+    from basic_lite.evaluation.suite import Suite
+    from basic_lite.files import read_manifest
 
-    console = command_console()
-    names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
-    several = len(names) > 1
-    if several and data is not None and not Path(data).is_dir():
-        raise ValueError(f"--data {data} is no folder; several benchmarks need one with a folder for each")
-    home = home_of(run, model, answers, out)
-    if answers is not None:
-        if several or step == "generate":
+    with processes() as team:
+        console = command_console()
+        names = list(table.PAPER) if benchmark == "all" else [table.name_of(n) for n in benchmark.split(",")]
+        several = len(names) > 1
+        if several and data is not None and not Path(data).is_dir():
             raise ValueError(
-                "--predictions holds one benchmark's answers: name it alone, without --step generate"
+                f"--data {data} is no folder; several benchmarks need one with a folder for each"
             )
-        step = "score" if step == "all" else step
-    of_run = model is None and answers is None
-    embedded = of_run and data is None and is_embedded(read_manifest(run)["sources"]["llm"])
-    if embedded:
-        console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
-    failures: dict[str, str] = {}
-
-    def failed(name: str, error: Exception) -> None:
-        """Go on with the other benchmarks of a list."""
-        if not several:
-            raise error
-        failures[name] = one_line(error, 1000)
-        console.print(f"[red]{name} is left out:[/red] {escape(failures[name])}", highlight=False)
-
-    # All data is read before the first question: what is missing is said at once, not hours later.
-    ready: list[tuple[Evaluation, list[Question]]] = []
-    for name in names:
-        source = str(Path(data) / name) if data and several else data
+        home = home_of(run, model, answers, out)
+        if answers is not None:
+            if several or step == "generate":
+                raise ValueError(
+                    "--predictions holds one benchmark's answers: name it alone, without --step generate"
+                )
+            step = "score" if step == "all" else step
+        of_run = model is None and answers is None
+        candidate = Candidate(run if of_run else None, model, answers, image_size, tower_layer, template)
+        candidate.check()
+        embedded = of_run and data is None and is_embedded(read_manifest(run)["sources"]["llm"])
         if embedded:
-            source = str(questions_beside(run, name, console.print))
-        judging = not several or table.BENCHMARKS[name].grading is not None
-        evaluation = Evaluation(
-            run=run if of_run else None,
-            model=model,
-            given=answers,
-            name=name,
-            out=(out / name if several else out) if out else home / "eval" / name,
-            data=source,
-            images=images,
-            split=split,
-            prompt_style=prompt_style,
-            scorer=scorer,
-            limit=limit,
-            any_size=any_size or embedded,
-            judge=judge if judging else None,
-            judge_scores=judge_scores,
-            judge_url=judge_url if judging else None,
-            judge_prompt=judge_prompt,
-            answer_by=answer_by,
+            console.print("Offline, in the embedded world: held-out scenes, no benchmark's number.")
+
+        def evaluation(name: str) -> Evaluation:
+            source = str(Path(data) / name) if data and several else data
+            judging = not several or table.BENCHMARKS[name].grading is not None
+            return Evaluation(
+                candidate=candidate,
+                name=name,
+                out=(out / name if several else out) if out else home / "eval" / name,
+                data=str(questions_beside(run, name, console.print)) if embedded else source,
+                images=images,
+                split=split,
+                prompt_style=prompt_style,
+                scorer=scorer,
+                limit=limit,
+                any_size=any_size or embedded,
+                judge=judge if judging else None,
+                judge_scores=judge_scores,
+                judge_url=judge_url if judging else None,
+                judge_prompt=judge_prompt,
+                answer_by=answer_by,
+            )
+
+        Suite(names, evaluation, step, console, team).run(
+            out or home,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            batch_size=batch_size,
+            max_batches=None if max_steps < 0 else max_steps,
         )
-        evaluation.identity  # noqa: B018 (a missing run is said before the data is read)
-        try:
-            evaluation.check_options()
-            questions = evaluation.questions(with_images=step in ("all", "generate"))
-            if step == "export" or (step == "all" and not evaluation.has_labels(questions)):
-                evaluation.submitted_ids()
-        except (ValueError, OSError) as error:
-            failed(name, error)
-            continue
-        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-        console.print(f"{name} {evaluation.split_name}: {where}", highlight=False)
-        if not evaluation.is_published(questions):
-            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[evaluation.split_name])
-            console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
-        ready.append((evaluation, questions))
-
-    results = []
-    with nullcontext() if dry_run else held(out or home):
-        for evaluation, questions in [] if dry_run else ready:
-            try:
-                if answers is not None:
-                    evaluation.take_given(questions)
-                if step in ("all", "generate"):
-                    from basic_lite.models.devices import choose_device
-
-                    silence_libraries()
-                    write_into(evaluation.out)
-                    with progress_bar(console) as shown:
-                        task = shown.add_task(evaluation.name, total=len(questions), note="")
-                        left = evaluation.generate(
-                            questions,
-                            device=choose_device(),
-                            batch_size=batch_size,
-                            max_batches=None if max_steps < 0 else max_steps,
-                            overwrite=overwrite,
-                            image_size=image_size,
-                            tower_layer=tower_layer,
-                            say=lambda line: console.print(line, highlight=False, soft_wrap=True),
-                            advance=lambda count, task=task, shown=shown: shown.advance(task, count),
-                        )
-                    if left:
-                        console.print(
-                            f"{left:,} questions are left; the same command goes on.", highlight=False
-                        )
-                labelled = evaluation.has_labels(questions)
-                if step == "score" or (step == "all" and labelled):
-                    if judge_url is None:
-                        results.append(evaluation.score(questions))
-                    else:
-                        with progress_bar(console) as shown:
-                            task = shown.add_task(f"grades of {judge}", total=len(questions), note="")
-                            results.append(
-                                evaluation.score(
-                                    questions,
-                                    lambda count, task=task, shown=shown: shown.advance(task, count),
-                                )
-                            )
-                    console.print(results_table(results[-1]))
-                    console.print(f"Results in {evaluation.out / 'results.json'}")
-                if step == "all" and not labelled:
-                    console.print(f"{evaluation.split_name} has no public labels: the server scores it.")
-                if step == "export" or (step == "all" and not labelled and not left):
-                    for path in evaluation.export(questions):
-                        console.print(f"Written: {path}")
-            except (ValueError, OSError) as error:
-                failed(evaluation.name, error)
-    if several and results:
-        console.print(overview(results))
-    if failures:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-        raise ValueError(f"{len(failures)} of {len(names)} benchmarks were left out: {reasons}")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from basic_lite.training import settings as o
 
@@ -40,21 +39,14 @@ def main(
     ] = None,
     old_gemma: Annotated[
         bool,
-        o.option(
-            "--old-gemma",
-            help="For readers that scale Gemma's image features (transformers before 5.4).",
-        ),
+        o.option("--old-gemma", help="For readers that scale Gemma's image features (transformers < 5.4)."),
     ] = False,
     quantise: Annotated[
         str | None, o.option(help="Format of GGUF: f16, bf16, f32 or q8_0.", default="f16")
     ] = None,
     class_token: Annotated[
         Literal["first", "last"] | None,
-        o.option(
-            help="GGUF of a CLIP tower: where the reader puts its class token (llama.cpp since May 2025: "
-            "last).",
-            default="last",
-        ),
+        o.option(help="GGUF: where its reader puts a CLIP tower's class token.", default="last"),
     ] = None,
     check: Annotated[
         bool, o.option("--check", help="Open an exported folder again, and say what it holds.")
@@ -81,11 +73,16 @@ def main(
 
       basic-lite export my-llava --push me/my-llava
     """
+    from functools import partial
+
+    from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.export import inspection, publication
+    from basic_lite.export import adapter, inspection, publication
+    from basic_lite.export import folder as exported
     from basic_lite.models import devices
 
     console = quiet_console()
+    say = partial(console.print, highlight=False, soft_wrap=True)
     device = device or devices.choose_device()
     if out is None and not check and push is None:
         raise ValueError(f"say where the export of {run} goes: basic-lite export {run} OUT")
@@ -97,14 +94,36 @@ def main(
     if out is None:
         inspection.kind_of(folder)
     else:
-        _export(run, out, to, base, dtype, shard_gib, device, old_gemma, quantise, class_token, console)
+        with files.held(out, beside=True):
+            plan, manifest = exported.plan(
+                run,
+                out,
+                base=base,
+                dtype=dtype,
+                device=device,
+                shard_bytes=int(shard_gib * 2**30),
+                old_gemma=old_gemma,
+                to=to,
+                quantise=quantise,
+                class_token=class_token,
+            )
+            export = {"hf": exported.export_hf, "peft": adapter.export_peft}.get(to)
+            if export is None:
+                from basic_lite.export.gguf import export_gguf as export  # its package is an extra
+            if base == "bf16" and plan.base is None:
+                held = quantise or str(plan.dtype).removeprefix("torch.")
+                say(f"{run} holds no quantised base; its own weights are exported, in {held}")
+            content = export(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
+        for line in exported.summary(content):
+            say(line)
+        console.print(f"Written: {out}")
     if check:
         for line in inspection.inspect(folder, device):
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
     if push is not None:
         if not yes and not _agreed(publication.question(folder, push, public)):
             raise ValueError(f"nothing was sent: --push {push} needs a typed yes, or --yes")
-        console.print(f"Sent: {publication.push(folder, push, public)}", highlight=False, soft_wrap=True)
+        say(f"Sent: {publication.push(folder, push, public)}")
 
 
 def _agreed(question: str) -> bool:
@@ -113,37 +132,3 @@ def _agreed(question: str) -> bool:
         return input(f"{question}: ").strip().lower() == "yes"
     except EOFError:
         return False
-
-
-def _export(
-    run: Path,
-    out: Path,
-    to: str,
-    base: Literal["bf16", "dequantised"] | None,
-    dtype: str | None,
-    shard_gib: float,
-    device: str,
-    old_gemma: bool,
-    quantise: str | None,
-    class_token: str | None,
-    console: Console,
-) -> None:
-    """Write the folder."""
-    from basic_lite import files
-    from basic_lite.export import adapter, folder
-
-    with files.held(out, beside=True):
-        plan, manifest = folder.plan(
-            run, out, base, dtype, device, int(shard_gib * 2**30), old_gemma, to, quantise, class_token
-        )
-        make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
-        if make is None:
-            from basic_lite.export.gguf import export_gguf as make  # its package is an extra
-        if base == "bf16" and plan.base is None:
-            held = quantise or str(plan.dtype).removeprefix("torch.")
-            line = f"{run} holds no quantised base; its own weights are exported, in {held}"
-            console.print(line, highlight=False, soft_wrap=True)
-        content = make(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
-    for line in folder.summary(content):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Written: {out}")

@@ -32,14 +32,14 @@ def main(
 
     console = command_console()
     wanted = None if benchmark is None else {table.name_of(name) for name in benchmark.split(",")}
-    found = {str(run): show.results_in(run, wanted) for run in runs}
-    have = {run: contents for run, contents in found.items() if contents}
+    results = {str(run): show.results_in(run, wanted) for run in runs}
+    have = {run: contents for run, contents in results.items() if contents}
     if not have:
         raise ValueError(f"none of the {len(runs)} runs has results; run `basic-lite eval` on them first")
     if as_csv:
         print(show.across_csv(have), end="")
     else:
         console.print(show.across(have))
-    without = [run for run in found if run not in have]
+    without = [run for run in results if run not in have]
     if without and not as_csv:
         console.print(f"Without results: {', '.join(without)}", highlight=False)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from basic_lite.training.settings import Data, Memory, Method, Model, OutOption, Run, Schedule, command
+from basic_lite.training import settings as o
 
 
-@command
+@o.command
 def main(
     *,
-    model: Model,
-    data: Data,
-    method: Method,
-    memory: Memory,
-    out: OutOption = Path("runs/stage1"),
-    schedule: Schedule,
-    run: Run,
+    model: o.Model,
+    data: o.Data,
+    method: o.Method,
+    memory: o.Memory,
+    out: o.OutOption = Path("runs/stage1"),
+    schedule: o.Schedule,
+    validation: o.Validation,
+    run: o.Run,
 ) -> None:
     """Align a projector: everything else is frozen, the decoder in 4 bits.
 
@@ -45,11 +46,10 @@ def main(
 
     # 1. Resolve the parts, the files, and every option that was left out.
     shards, device = checks.shards_asked_for(), devices.choose_device()
-    sources = plan.sources_of(model, device)
+    sources = plan.sources_of(model, device, partial(console.print, highlight=False, soft_wrap=True))
     data = checks.training_files(1, sources.llm, data, out, console, draw=not run.dry_run)
-    settings = plan.resolve(
-        1, sources.llm, device, data, method, memory, schedule, run, out=out, shards=shards
-    )
+    given = (data, method, memory, schedule, run)
+    settings = plan.resolve(1, sources.llm, device, *given, validation=validation, out=out, shards=shards)
 
     # 2. Check what can be checked before any weight is read.
     config = checks.check_sources(sources, settings)
@@ -57,36 +57,26 @@ def main(
 
     # 3. Plan: the rows decide the global batch, the card the micro-batch.
     decided = plan.decide(settings, sources, device, memory, schedule, console, name=model.llm or model.model)
-    parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
-    resolution = {"tiles": sources.tiles, "pool": sources.pool}
-    parts |= {name: value for name, value in resolution.items() if value > 1}
-    decided.print(console, **parts, optimizer_steps=decided.steps)
-    settings, rows = decided.settings, decided.rows
-    if run.dry_run or rows is None:
+    decided.print(console, sources, device)
+    if run.dry_run:
         return
     with checks.claimed(out, run.resume, run.overwrite) as resume:
         # 4. Look through the rows, and at the run to go on with.
-        checks.check_training_rows(rows, settings)
-        checks.check_before_loading(sources, settings, rows, resume)
+        checks.check_before_loading(sources, decided, resume, console)
         clock.mark("settings and data")
 
         # 5. Assemble, and freeze everything but the projector.
-        assembled = training.assemble(sources, settings, device, model.quantised_copy, console)
+        assembled = training.assemble(sources, decided.settings, device, model.quantised_copy, console)
         trainable.train_projector(assembled)
-        console.print(trainable.trainable_table(assembled.model))
         clock.mark("models")
 
-        # 6. Fit the target, and see whether the teacher can teach.
-        plain, predicted = TEMPLATES["plain"], decided.memory.json()
-        prepared = training.prepare(assembled, settings, rows, plain, predicted, console, resume)
-        space = training.teach(prepared, console)
-        clock.mark("teacher")
-
-        # 7. Train.
-        intervene = partial(interventions.make, method.intervention)
-        measuring = curves.callbacks(run.along, assembled, out)
-        finished = training.train(prepared, space, console, clock, intervene, measuring)
-    if not finished:
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
-        return
-    console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")
+        # 6. Fit the target, see whether the teacher can teach, and train.
+        make = partial(interventions.make, method.intervention)
+        finished = training.run_stage(
+            *(assembled, decided, TEMPLATES["plain"], console, clock),
+            resume=resume,
+            intervene=make,
+            callbacks=curves.callbacks(run.along, assembled, out),
+        )
+    if finished:
+        console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

@@ -38,19 +38,19 @@ def lines(here: Path) -> list[str]:
     Args:
         here: folder to look for runs in: its own folders, and those in `runs`.
     """
-    cards, found = cards_of(CARDS), runs(here)
-    shown = ", ".join(map(str, found[:_SHOWN]))
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    cards, known = cards_of(CARDS), runs(here)
+    shown = ", ".join(map(str, known[:_SHOWN]))
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(here)
     none = "no NVIDIA card seen: the demo runs on the processor; basic-lite doctor looks closer"
-    command, why = following(found, bool(cards))
+    command, why = following(known, bool(cards))
     return [
         f"basic-lite {__version__}: your own vision-language model, supervised by the LLM itself",
         "",
         f"Device   {', '.join(cards) or none}",
         f"Machine  {os.cpu_count()} cores, {memory.available / 1e9:.0f} of {memory.total / 1e9:.0f} GB of "
         f"memory free, {disk.free / 1e9:.0f} GB free on this disk",
-        f"Runs     {shown}{more}" if found else "Runs     none in this folder",
+        f"Runs     {shown}{more}" if known else "Runs     none in this folder",
         "",
         f"Next     {command}   ({why})",
         "All      basic-lite --help, and basic-lite COMMAND --help with examples",
@@ -70,7 +70,7 @@ def cards_of(root: Path) -> list[str]:
 
 def runs(here: Path) -> list[Run]:
     """Return the runs of a folder, the one that was changed last first."""
-    found = []
+    known = []
     for path in (*here.glob(f"*/{files.MANIFEST}"), *here.glob(f"runs/*/{files.MANIFEST}")):
         folder = path.parent.relative_to(here)
         try:
@@ -78,18 +78,18 @@ def runs(here: Path) -> list[Run]:
             stage, finished = int(manifest["stage"]), bool(manifest.get("finished"))
         except (ValueError, KeyError, TypeError):
             stage, finished = 0, False
-        found.append(Run(folder, stage, finished, path.stat().st_mtime))
-    return sorted(found, key=lambda run: run.changed, reverse=True)
+        known.append(Run(folder, stage, finished, path.stat().st_mtime))
+    return sorted(known, key=lambda run: run.changed, reverse=True)
 
 
-def following(found: list[Run], card: bool) -> tuple[str, str]:
+def following(known: list[Run], card: bool) -> tuple[str, str]:
     """Return the next sensible command and why.
 
     Args:
-        found: the runs, newest first.
+        known: the runs, newest first.
         card: whether a graphics card is there.
     """
-    newest = next((run for run in found if run.stage), None)
+    newest = next((run for run in known if run.stage), None)
     if newest is None:
         if card:
             return "basic-lite plan --model gemma-2b", "what fits on this card; then stage1, stage2, eval"

@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 
 from basic_lite import BasicTrainer
 from basic_lite.data.batches import Batches, Collator
+from basic_lite.method.objective import Objective
 from basic_lite.training.trainer import ShardedArguments
 
 
@@ -87,6 +88,13 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         transform=Scale(),
         **mine,
     )
+
+
+def sgd_trainer(out: Path, model, rate: float, **settings):
+    """Return a trainer with plain SGD, under which a parameter's move is its gradient."""
+    made = trainer(out, model, objective=Objective(1.0, 1.0), lr_scheduler_type="constant", **settings)
+    made.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
+    return made
 
 
 def weights(model) -> dict[str, torch.Tensor]:

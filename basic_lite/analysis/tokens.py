@@ -10,11 +10,12 @@ from PIL import Image
 
 from basic_lite.analysis import judges, replacement
 from basic_lite.analysis.inspection import InspectionSettings, ModelResults, inspect_layers
-from basic_lite.analysis.judges import end_tokens, token_texts, words_of
+from basic_lite.analysis.judges import end_tokens
 from basic_lite.analysis.samples import Sample, Samples, Subject, each, method_of
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import versions
 from basic_lite.method.targets import supervised_layers
+from basic_lite.method.words import WordTokens, token_texts, words_of
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
 
@@ -165,7 +166,7 @@ class _Shared:
         elif self.judged_by == "world":
             self.judges = [judges.by_truth(*sample.scene, self.texts) for sample in samples.chosen]
         else:
-            named = judges.WordTokens(assembled.tokenizer, self.texts)
+            named = WordTokens(assembled.tokenizer, self.texts)
             lists = [words or words_of(sample.caption) for sample in samples.chosen]
             self.judges = [judges.by_words(named.of(listed)) for listed in lists]
 

@@ -221,7 +221,7 @@ class SupervisedRows(Dataset):
     def _similar(self, row: int, tries: int = 20) -> Iterator[int]:
         """Yield rows of the same modality and about the same length, always in the same order."""
         same = self.rows.has_image == self.rows.has_image[row]
-        same &= self.usable & (self.rows.index.fault == 0)
+        same &= self.usable & (self.rows.index.fault == 0) & ~self.rows.held_out
         same[row] = False
         candidates = np.flatnonzero(same)
         lengths = self.rows.lengths[candidates]

@@ -69,8 +69,8 @@ class WordCounter:
 
     def _whole(self, turns: list[tuple[str, str]]) -> int:
         e = self.encoder
-        ids = {"image_token_id": e.image_token_id, "tokens_per_image": 1}
-        return len(encode(e.template, e.tokenizer, turns, **ids).input_ids)
+        whole = encode(e.template, e.tokenizer, turns, image_token_id=e.image_token_id, tokens_per_image=1)
+        return len(whole.input_ids)
 
 
 class _Counting:

@@ -37,6 +37,7 @@ class Rows:
     Attributes:
         faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
         sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
+        held_out: `(rows,)` bool, rows that are kept from training to be measured; none at first.
 
     Args:
         path: the annotation file or folder, for messages.
@@ -62,6 +63,7 @@ class Rows:
         self.faults: Sequence[Finding] = ()
         self.sizes: np.ndarray | None = None
         self._ends: np.ndarray | None = None
+        self.held_out = np.zeros(len(index.fault), bool)
 
     @property
     def sha256(self) -> str:
@@ -106,6 +108,11 @@ class Rows:
         usable = self.index.fault == 0
         usable[[fault.row for fault in self.faults if fault.code not in STILL_TRAINS]] = False
         return usable
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Return `(rows,)` bool, the rows to train on: usable, and not held out."""
+        return self.usable & ~self.held_out
 
     def __len__(self) -> int:
         return len(self.index.fault)
@@ -275,8 +282,8 @@ def image_root(images: str | Path) -> Path:
 
 
 def answers_of(rows: Rows) -> Iterator[str]:
-    """Yield what the assistant says in the usable rows, in a shuffled order that is always the same."""
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.usable)):
+    """Yield what the assistant says in the rows to train on, in a shuffled order that is always the same."""
+    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.trained)):
         try:
             turns = rows[int(row)].turns
         except RowFault:

@@ -1,52 +1,39 @@
 """Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
 
-Answers go to a JSONL file, one line each, in the order in which they are made; scoring reads that file
-and never sees the model.
+Answers go to a JSONL file, a line each, the longest prompts first; scoring reads that file and never sees
+the model.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
+from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
-from basic_lite.files import complete, write_json
 from basic_lite.memory.available import Halves
 from basic_lite.memory.inference import batch_for
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
+from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
 
 DEFAULT_BATCH: int = 16
 """Prompts per batch without a GPU."""
-
-
-def answered(path: Path, questions: Sequence[Question]) -> set[int | str]:
-    """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
-
-    Raises:
-        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
-    """
-    if not path.is_file():
-        return set()
-    answers = predictions.read(path, questions, drop_cut_end=True)
-    content = path.read_bytes()
-    if not content or content.endswith(b"\n"):
-        return set(answers)
-    with complete(path) as draft:
-        draft.write_bytes(content[: content.rfind(b"\n") + 1])
-    return set(predictions.read(path, questions))
 
 
 def generate(
@@ -60,12 +47,17 @@ def generate(
     by_likelihood: bool = False,
     advance: Callable[[int], None] = lambda count: None,
     say: Callable[[str], None] = lambda line: None,
+    processes: Processes = ALONE,
 ) -> int:
     """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
 
     Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
     equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once, and the
     batch is answered in halves.
+
+    Several processes answer neighbouring batches at the same time, and the first writes them in order: the
+    file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
+    kill, in whatever number, ends with the same bytes.
 
     Args:
         assembled: the model.
@@ -77,6 +69,7 @@ def generate(
         by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
         say: called with a line about the batch size that was chosen.
+        processes: of this command; each has the model and all questions.
 
     Returns:
         How many questions of the benchmark are still without answer.
@@ -86,48 +79,64 @@ def generate(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    done = answered(path, questions)
-    advance(len(done))
+    done = processes.first(lambda: predictions.answered(path, questions))
     prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
     prompts.sort(key=lambda pair: -len(pair[1]))
     if batch_size is None:
         longest = max((len(ids) for _, ids in prompts), default=1)
         new = max((question.max_new_tokens for question, _ in prompts), default=1)
-        batch_size, line = batch_for(assembled.model.config, assembled.model, longest, new, DEFAULT_BATCH)
+        model = assembled.model  # of several cards the first decides: all take batches from one list
+        batch_size, line = processes.first(
+            lambda: batch_for(model.config, model, longest, new, DEFAULT_BATCH)
+        )
         if line and prompts:
             say(line)
     written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
     chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
     batches = [
         part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
-    ]
+    ][:max_batches]
     left, halves = len(prompts), Halves()
     for_inference(assembled.model)
+    own = _with_pixels(assembled, batches[processes.rank :: processes.count])
+
+    def answer_next() -> list[str]:
+        batch, shown = next(own, ([], []))
+        if not batch:  # in the last round there may be fewer batches than processes
+            return []
+        ask = _choose if by_likelihood and batch[0][0].choices else _answer
+        texts = halves(partial(_as_alone, assembled, ask), list(zip(batch, shown, strict=True)))
+        rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
+        return [predictions.to_line(row) for row in rows]
+
+    with closing(own):
+        for _ in range(0, len(batches), processes.count):
+            lines = [line for part in processes.gather(answer_next) for line in part]
+            processes.first(lambda lines=lines: _append(path, lines))
+            left -= len(lines)
+            advance(len(lines))
+    return left
+
+
+def _append(path: Path, lines: list[str]) -> None:
+    """Add lines to a file so that they survive a kill, and the machine's too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        for batch, pictures in _with_pixels(assembled, batches[:max_batches]):
-            ask = _choose if by_likelihood and batch[0][0].choices else _answer
-            texts = halves(partial(_ask_rows, assembled, ask), list(zip(batch, pictures, strict=True)))
-            rows = [predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True)]
-            file.write("".join(map(predictions.to_line, rows)))
-            file.flush()
-            os.fsync(file.fileno())
-            left -= len(batch)
-            advance(len(batch))
-    return left
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 Batch = list[tuple[Question, list[int]]]
 Shown = tuple[torch.Tensor, Size]
 """A picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width."""
 Row = tuple[tuple[Question, list[int]], Shown | None]
+Ask = Callable[["Model", Batch, "list[Shown]"], tuple[list[str], list[float]]]
 
 
-def _ask_rows(assembled: Model, ask: Callable[..., list[str]], rows: list[Row]) -> list[str]:
+def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
     """Ask some prompts of a batch."""
-    shown = [picture for _, picture in rows if picture is not None]
-    pixels, sizes = packed([pixels for pixels, _ in shown]), [size for _, size in shown]
-    return ask(assembled, [pair for pair, _ in rows], pixels, sizes)
+    return ask(assembled, [pair for pair, _ in rows], [shown for _, shown in rows if shown is not None])
 
 
 def _prompt(assembled: Model, question: Question) -> list[int]:
@@ -143,7 +152,7 @@ def _sizes(assembled: Assembled, question: Question) -> list[Size]:
     return [] if size is None else [size]
 
 
-def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[Shown | None]]]:
+def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, list[Shown | None]]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
@@ -160,34 +169,60 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Iterator[tuple[B
             yield batch, loaded
 
 
-@torch.inference_mode()
-def _answer(
-    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size] = ()
-) -> list[str]:
-    """Decode one batch greedily.
+NEAR: float = 1e-3
+"""Logits in fp32 that are further apart keep their order in every batch, whose sums round by some 1e-5."""
 
-    Args:
-        assembled: the model.
-        batch: `B` prompts.
-        pixels: `(I, 3, h, w)` uint8, in the order of the prompts that have a picture; with tiles all squares.
-        sizes: height and width of the pictures.
+
+def _as_alone(assembled: Model, ask: Ask, rows: list[Row]) -> list[str]:
+    """Answer some prompts at once as each of them is answered alone.
+
+    How a matrix product rounds depends on the size of the batch, so where two tokens are all but equally
+    likely it may decide between them. In fp32 such a question is asked again by itself: its answer is then
+    the same in every batch. In bf16 that rounding is everywhere, and is left as it is.
     """
-    model = assembled.model
+    texts, gaps = _ask_rows(assembled, ask, rows)
+    if len(rows) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
+        for place, gap in enumerate(gaps):
+            if gap < NEAR:
+                texts[place] = _ask_rows(assembled, ask, [rows[place]])[0][0]
+    return texts
+
+
+class _Gaps(LogitsProcessor):
+    """Keeps at every step how far the two likeliest tokens of each row are apart."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        first, second = scores.topk(2).values.unbind(-1)
+        self.steps.append(first - second)
+        return scores
+
+
+@torch.inference_mode()
+def _answer(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
+    """Decode one batch greedily; return the texts, and the smallest gap on the way to each."""
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
-    inputs = _padded(assembled, batch, pixels, sizes)
+    inputs, gaps = _padded(assembled, batch, shown), _Gaps()
+    model: Any = assembled.model
+    tokenizer: Any = assembled.tokenizer
     longest = inputs["input_ids"].shape[1]
     produced = model.generate(
         **inputs,
-        **greedily(stops, assembled.pad_token_id, batch[0][0].max_new_tokens),
+        **greedily(stops, assembled.pad_token_id, max(question.max_new_tokens for question, _ in batch)),
+        logits_processor=LogitsProcessorList([gaps]),
     )
-    decode = assembled.tokenizer.decode
-    ids = (until_stop(row, stops) for row in produced[:, longest:].tolist())
-    return [decode(row, skip_special_tokens=True).strip() for row in ids]
+    rows = [
+        until_stop(row, stops)[: question.max_new_tokens]
+        for (question, _), row in zip(batch, produced[:, longest:].tolist(), strict=True)
+    ]
+    steps = torch.stack(gaps.steps)  # one row for each token; what ends an answer was decided too
+    nearest = [steps[: len(ids) + 1, row].min().item() for row, ids in enumerate(rows)]
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
 
 
-def _padded(
-    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size]
-) -> dict[str, Any]:
+def _padded(assembled: Model, batch: Batch, shown: list[Shown]) -> dict[str, Any]:
     """Return the model's inputs, prompts padded on the left to the longest."""
     longest = max(len(ids) for _, ids in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
@@ -195,22 +230,22 @@ def _padded(
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
-    batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels, "image_sizes": sizes}
+    pictures = {"pixel_values": packed([pixels for pixels, _ in shown]), "image_sizes": [s for _, s in shown]}
+    batched = {"input_ids": input_ids, "attention_mask": mask, **pictures}
     return forward_inputs(assembled.model, batched, assembled.transform("pad"))
 
 
 @torch.inference_mode()
-def _choose(
-    assembled: Model, batch: Batch, pixels: torch.Tensor | None, sizes: Sequence[Size] = ()
-) -> list[str]:
-    """Answer each choice with the letter whose first token is likeliest; arguments as of `_answer`."""
-    produced = assembled.model.generate(
-        **_padded(assembled, batch, pixels, sizes),
+def _choose(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
+    """Answer each choice with the letter whose first token is likeliest; returns as `_answer`."""
+    model: Any = assembled.model
+    produced = model.generate(
+        **_padded(assembled, batch, shown),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,
         return_dict_in_generate=True,
     )
-    answers = []
+    answers, gaps = [], []
     for (question, ids), logits in zip(batch, produced.logits[0].float(), strict=True):
         tokens = {letter: _letter_token(assembled, question, ids, letter) for letter in question.choices}
         if len(set(tokens.values())) < len(tokens):
@@ -218,8 +253,10 @@ def _choose(
                 f"Question {question.id}: this tokenizer begins several of its letters alike, so their "
                 "likelihoods cannot be compared: leave --answer-by likelihood out."
             )
-        answers.append(max(tokens, key=lambda letter: float(logits[tokens[letter]])))
-    return answers
+        likely = logits[list(tokens.values())].sort(descending=True, stable=True)
+        answers.append(list(tokens)[int(likely.indices[0])])
+        gaps.append(float(likely.values[0] - likely.values[1]) if len(tokens) > 1 else math.inf)
+    return answers, gaps
 
 
 def _letter_token(assembled: Model, question: Question, ids: list[int], letter: str) -> int:
@@ -241,33 +278,7 @@ def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
     picture = question.open_image()
-    pixels, sizes = [], []
-    if picture is not None:
-        pixels, sizes = [assembled.transform("pad")(picture)], [(picture.height, picture.width)]
-    return _answer(assembled, [(question, _prompt(assembled, question))], packed(pixels), sizes)[0]
-
-
-def claim_predictions(path: Path, conditions: dict, overwrite: bool) -> None:
-    """Make sure that a prediction file is continued under the conditions it was begun with.
-
-    Args:
-        path: prediction file; the conditions stand beside it.
-        conditions: checkpoint, benchmark, prompts, decoding.
-        overwrite: start the file again.
-
-    Raises:
-        ValueError: If the file was made under other conditions; nothing is overwritten.
-    """
-    beside = predictions.conditions_file(path)
-    if overwrite:
-        path.unlink(missing_ok=True)
-    elif path.is_file():
-        then = predictions.conditions_of(path)
-        differing = [key for key in (conditions | then) if then.get(key) != conditions.get(key)]
-        if differing:
-            raise ValueError(
-                f"{path} holds answers made with another {', '.join(differing)}; start again with "
-                "--overwrite, or choose another --out"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(beside, conditions)
+    shown = (
+        [] if picture is None else [(assembled.transform("pad")(picture), (picture.height, picture.width))]
+    )
+    return _answer(assembled, [(question, _prompt(assembled, question))], shown)[0][0]

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,18 +21,12 @@ from basic_lite.evaluation.statistics import (
 )
 
 
-@dataclass(frozen=True)
-class CategoryDifference:
+class Category(NamedTuple):
     """One category of a comparison: questions, and the mean share right of either run, in per cent."""
 
     n: int
     a: float
     b: float
-
-    @property
-    def difference(self) -> float:
-        """Return B minus A."""
-        return self.b - self.a
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Comparison:
         p_value: Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right.
         knows_pictures: False for scores of versions that did not keep which questions share a picture: the
             interval and the p then take them for independent.
-        categories: Category -> its difference.
+        categories: Name -> what the runs reach in it.
     """
 
     metric: str
@@ -65,7 +60,7 @@ class Comparison:
     n_clusters: int
     p_value: float | None
     knows_pictures: bool
-    categories: Mapping[str, CategoryDifference]
+    categories: Mapping[str, Category]
 
     @property
     def difference(self) -> float:
@@ -174,7 +169,7 @@ def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison
     )
 
 
-def _by_category(a: Score, b: Score) -> dict[str, CategoryDifference]:
+def _by_category(a: Score, b: Score) -> dict[str, Category]:
     members: dict[str, list[Id]] = defaultdict(list)
     for item, category in a.categories.items():
         members[category].append(item)
@@ -183,8 +178,6 @@ def _by_category(a: Score, b: Score) -> dict[str, CategoryDifference]:
         return 100 * sum(score.items[item] for item in items) / len(items)
 
     return {
-        category: CategoryDifference(
-            len(members[category]), share(a, members[category]), share(b, members[category])
-        )
+        category: Category(len(members[category]), share(a, members[category]), share(b, members[category]))
         for category in sorted(members)
     }

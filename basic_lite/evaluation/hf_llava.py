@@ -1,8 +1,8 @@
 """Any LLaVA in the layout of transformers, ready to be asked: an exported run, llava-hf/llava-1.5-7b-hf, ...
 
-Only the words around a question are the model's own (its chat template; without one, LLaVA-1.5's). Pictures
-are padded to a square as LLaVA-1.5's evaluation pads them, whatever the folder's processor crops by default,
-so that a published model and a run are measured alike.
+Only the words around a question are the model's own (its chat template; without one, LLaVA-1.5's), unless a
+template of ours is named. Pictures are padded to a square as LLaVA-1.5's evaluation pads them, whatever the
+folder's processor crops by default, so that a published model and a run are measured alike.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from basic_lite.data.conversation import IMAGE
-from basic_lite.data.pictures import ImageTransform
-from basic_lite.data.templates import TEMPLATES
-from basic_lite.files import file_hash, hashes
+from basic_lite.data.conversation import IMAGE, stop_ids
+from basic_lite.data.pictures import Aspect, ImageTransform
+from basic_lite.data.templates import TEMPLATES, Template
+from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
 
-FALLBACK = TEMPLATES["vicuna_v1"]
+FALLBACK = "vicuna_v1"
+LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf or an exported folder"
 
 
 @dataclass
@@ -36,6 +36,7 @@ class HfLlava:
         image_token_id: id that marks a patch.
         tokens_per_image: patches per image.
         stops: ids that end an answer.
+        template: in place of the processor's chat template.
     """
 
     model: LlavaForConditionalGeneration
@@ -45,16 +46,17 @@ class HfLlava:
     image_token_id: int
     tokens_per_image: int
     stops: list[int]
+    template: Template | None = None
 
-    def transform(self, aspect: str) -> ImageTransform:
+    def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation; see `Assembled.transform`."""
         return ImageTransform.from_processor(self.processor.image_processor.to_dict(), aspect=aspect)
 
     def prompt(self, text: str, *, pictured: bool) -> str:
         """Return a question as the model is to read it, with `<image>` where its picture stands."""
-        if self.processor.chat_template is None:
-            asked = FALLBACK.user.format(f"{IMAGE}\n{text}" if pictured else text)
-            return FALLBACK.system + asked.replace(IMAGE, self.processor.image_token)
+        if self.template is not None:
+            asked = self.template.user.format(f"{IMAGE}\n{text}" if pictured else text)
+            return self.template.system + asked.replace(IMAGE, self.processor.image_token)
         content = [{"type": "image"}] if pictured else []
         content.append({"type": "text", "text": text})
         messages = [{"role": "user", "content": content}]
@@ -65,7 +67,7 @@ class HfLlava:
         return self._ids(self.prompt(text, pictured=pictured))
 
     def answer_ids(self, text: str, answer: str, *, pictured: bool) -> list[int]:
-        """Return a prompt's ids with an answer's behind them; a space parts it from what is no line's end."""
+        """Return a prompt's ids followed by an answer's, after a space where the prompt ends in none."""
         written = self.prompt(text, pictured=pictured)
         return self._ids(written + ("" if written[-1:].isspace() else " ") + answer)
 
@@ -79,26 +81,28 @@ class HfLlava:
 
 
 def identity(source: str) -> str:
-    """Return what tells a model from others: hashes of its configuration and weights, or the hub's commit.
+    """Return what distinguishes a model: hashes of its configuration and weights, or the hub's commit.
 
     Raises:
-        ValueError: If the hub has no such model.
+        ValueError: If the folder or the hub has no such model.
     """
+    _config(source)
     folder = Path(source)
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"{source} holds no model (no config.json): --model takes a LLaVA of transformers"
-            )
-        _config(source)
         each = hashes(folder, ("*.safetensors", "*.bin"))
         return " ".join([file_hash(folder / "config.json"), *each.values()])
-    _config(source)
     return f"{source}@{repository.commit_of(source)}"
 
 
 def _config(source: str) -> Any:
-    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+    folder = Path(source)
+    if folder.is_dir():
+        for name, what in ((MANIFEST, "a run: give it as --run"), (ADAPTER, "an adapter without its model")):
+            if (folder / name).is_file() and not (folder / "config.json").is_file():
+                raise ValueError(f"{source} is {what}; {LLAVA}")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{source} holds no model (no config.json): {LLAVA}")
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"{source} does not exist: --model takes a folder or a hub id")
     try:
         config = AutoConfig.from_pretrained(source)
@@ -107,16 +111,26 @@ def _config(source: str) -> Any:
             f"no model can be loaded from {source!r}: give a folder with config.json and safetensors, or a "
             f"hub id while a hub can be reached ({repository.why(source, error)})"
         ) from error
-    if config.model_type != "llava":
+    # LLaVA's own repositories say model_type llava too, with other names of weights.
+    name = LlavaForConditionalGeneration.__name__
+    layout = (config.architectures or [name])[0]
+    if config.model_type != "llava" or layout != name:
+        what = config.model_type if config.model_type != "llava" else f"{layout} in its authors' layout"
         raise ValueError(
-            f"{source} is a {config.model_type}, not a LLaVA of transformers (model_type llava): ask it with "
-            "another harness and score its answers with --predictions FILE"
+            f"{source} is a {what}, not a LLaVA of transformers (model_type llava): ask it with another "
+            "harness and score its answers with --predictions FILE"
         )
     return config
 
 
-def load(source: str, device: torch.device | str = "cpu") -> HfLlava:
+def load(source: str, device: torch.device | str = "cpu", template: str | None = None) -> HfLlava:
     """Load a model: in its own dtype on a GPU, in fp32 on a CPU.
+
+    Args:
+        source: folder or hub id.
+        device: where it goes.
+        template: of `templates.TEMPLATES`, in place of the folder's chat template; `None` for the folder's,
+            or LLaVA-1.5's where it has none.
 
     Raises:
         ValueError: In one line, if it cannot be loaded, is no LLaVA, or lacks weights.
@@ -125,8 +139,10 @@ def load(source: str, device: torch.device | str = "cpu") -> HfLlava:
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
         processor = AutoProcessor.from_pretrained(source)
-        model, loaded = LlavaForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, output_loading_info=True
+        if not isinstance(processor, LlavaProcessor):
+            raise ValueError(f"its {type(processor).__name__} cuts pictures in another way than LLaVA-1.5's")
+        model, loaded = LlavaForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            source, dtype=dtype, device_map={"": device}, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ValueError(f"{source} cannot be loaded: {repository.why(source, error)}") from error
@@ -134,18 +150,47 @@ def load(source: str, device: torch.device | str = "cpu") -> HfLlava:
     if wrong:
         raise ValueError(f"{source} lacks {len(wrong)} weights (first: {sorted(map(str, wrong))[0]})")
     tokenizer, image = processor.tokenizer, config.image_token_id
-    # The processor itself says how many ids a picture takes: its class token and selection are its affair.
-    shown = processor(text=[processor.image_token], images=[Image.new("RGB", (8, 8))], return_tensors="pt")
-    ends = model.generation_config.eos_token_id
-    ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
-    stops = list(dict.fromkeys(end for end in ends if end is not None))
+    if template is None and processor.chat_template is None:
+        template = FALLBACK
+    stops = _ends(model, processor) if template is None else stop_ids(TEMPLATES[template], tokenizer)
     candidates = (tokenizer.pad_token_id, model.generation_config.pad_token_id, *stops, 0)
-    return HfLlava(
-        model=model.to(device).eval(),
+    made = HfLlava(
+        model=model.eval(),
         processor=processor,
         tokenizer=tokenizer,
         pad_token_id=next(pad for pad in candidates if pad is not None and pad != image),
         image_token_id=image,
-        tokens_per_image=int((shown["input_ids"] == image).sum()),
+        tokens_per_image=0,
         stops=stops,
+        template=None if template is None else TEMPLATES[template],
     )
+    made.tokens_per_image = _patches(model, made.transform("pad").size)
+    return made
+
+
+def _ends(model: LlavaForConditionalGeneration, processor: Any) -> list[int]:
+    """Return the ids that end an answer: the generation settings', the tokenizer's, the chat template's.
+
+    A converted folder often names only the base model's end of text, while its answers end with a turn.
+    """
+    tokenizer, ends = processor.tokenizer, model.generation_config.eos_token_id
+    ends = [*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id]
+    if processor.chat_template is not None:
+        turns = [("user", "?"), ("assistant", "answer")]
+        messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+        written = processor.apply_chat_template(messages, tokenize=False)
+        after = tokenizer(written.rpartition("answer")[2].lstrip(), add_special_tokens=False).input_ids
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ends += [token for token in after[:1] if token in special]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+@torch.inference_mode()
+def _patches(model: LlavaForConditionalGeneration, size: int) -> int:
+    """Return how many patches of a picture reach the decoder: asked of the tower, as processors differ."""
+    config, tower = model.config, model.model.vision_tower
+    layer = config.vision_feature_layer
+    pixels = torch.zeros(1, 3, size, size, dtype=tower.dtype, device=tower.device)
+    states = tower(pixels, output_hidden_states=True).hidden_states
+    state = states[layer if isinstance(layer, int) else layer[0]]
+    return state.shape[1] - (config.vision_feature_select_strategy == "default")

@@ -10,19 +10,59 @@ from typing import Any
 
 from basic_lite.evaluation.files import read_json_lines, require
 from basic_lite.evaluation.question import Id, Question
+from basic_lite.files import complete, write_json
 
 Predictions = dict[Id, str]
 
 
-def conditions_file(path: Path) -> Path:
-    """Return where the conditions stand under which a prediction file was made."""
+def _conditions_file(path: Path) -> Path:
     return path.with_suffix(".conditions.json")
 
 
 def conditions_of(path: Path) -> dict[str, Any]:
-    """Return the conditions under which a prediction file was made; empty where nobody wrote them down."""
-    beside = conditions_file(path)
+    """Return the conditions under which a prediction file was made; empty where none are written down."""
+    beside = _conditions_file(path)
     return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+
+
+def claim(path: Path, conditions: dict[str, Any], overwrite: bool = False) -> None:
+    """Make sure that a prediction file is continued under the conditions it was begun with.
+
+    Args:
+        path: prediction file; the conditions are written beside it.
+        conditions: checkpoint, benchmark, prompts, decoding.
+        overwrite: start the file again.
+
+    Raises:
+        ValueError: If the file was made under other conditions; nothing is overwritten.
+    """
+    if overwrite:
+        path.unlink(missing_ok=True)
+    elif path.is_file():
+        then = conditions_of(path)
+        differing = [key for key in (conditions | then) if then.get(key) != conditions.get(key)]
+        if differing:
+            raise ValueError(
+                f"{path} holds answers made with another {', '.join(differing)}; start again with "
+                "--overwrite, or choose another --out"
+            )
+    write_json(_conditions_file(path), conditions)
+
+
+def answered(path: Path, questions: Sequence[Question]) -> set[Id]:
+    """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
+    """
+    if not path.is_file():
+        return set()
+    answers, content = read(path, questions, drop_cut_end=True), path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with complete(path) as draft:
+            draft.write_bytes(content[: content.rfind(b"\n") + 1])
+        answers = read(path, questions)
+    return set(answers)
 
 
 def record(question: Question, text: str, model_id: str) -> dict[str, Any]:

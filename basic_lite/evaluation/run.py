@@ -7,61 +7,63 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
+from basic_lite.evaluation.distributed import Processes
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
 from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json, write_text
 
+if TYPE_CHECKING:
+    from basic_lite.evaluation.answer import Model
+
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One run, model of transformers, or file of answers on one benchmark.
+class Candidate:
+    """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers.
 
     Attributes:
-        run: run folder; `None` where a model or a file of answers takes its place.
-        name: benchmark, in the table of benchmarks.
-        out: folder of predictions and results.
-        data: original files, Parquet files or hub id; `None` takes the table's hub id.
-        images: folder of the pictures.
-        split: `None` takes the table's.
-        prompt_style: style of the benchmark.
-        scorer: scoring rule; `None` takes LLaVA's.
-        limit: ask this many questions alone.
-        any_size: take all questions of another number than the published one.
-        judge: who grades, or graded `judge_scores`.
-        judge_scores: a judge's grades.
-        judge_url: OpenAI-style address that the judge is asked at; `None` asks nobody.
-        judge_prompt: file of the judge's rule or table, in place of the benchmark's.
-        model: folder or hub id of a LLaVA of transformers, instead of a run.
-        given: file of answers, instead of a run or model.
-        answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
+        run: run folder.
+        model: folder or hub id of a LLaVA of transformers.
+        given: file of answers.
+        image_size: side of the tower's input in pixels; `None` takes the run's.
+        tower_layer: which hidden states of the tower are its features; `None` takes the run's.
+        template: words around a model's questions, of `templates.TEMPLATES`; `None` takes its own.
     """
 
-    run: Path | None
-    name: str
-    out: Path
-    data: str | None = None
-    images: Path | None = None
-    split: str | None = None
-    prompt_style: str = "llava"
-    scorer: str | None = None
-    limit: int | None = None
-    any_size: bool = False
-    judge: str | None = None
-    judge_scores: Path | None = None
-    judge_url: str | None = None
-    judge_prompt: Path | None = None
+    run: Path | None = None
     model: str | None = None
     given: Path | None = None
-    answer_by: str = "text"
+    image_size: int | None = None
+    tower_layer: int | None = None
+    template: str | None = None
+
+    def __str__(self) -> str:
+        """Return the run, model or file as results name it."""
+        return str(self.model or self.run or self.given)
+
+    def check(self) -> None:
+        """Look for the run or model and at what is to be changed in it, before any data is read.
+
+        Raises:
+            ValueError: If it is not there, or cannot be asked in the way it is to be.
+        """
+        if self.run is not None and self.template is not None:
+            raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
+        if self.run is None and (self.image_size is not None or self.tower_layer is not None):
+            raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
+        if self.template not in (None, *TEMPLATES):
+            raise ValueError(f"no template is named {self.template!r}; known: {', '.join(TEMPLATES)}")
+        _ = self.identity
 
     @cached_property
     def identity(self) -> str | None:
-        """What tells the run or model from others; `None` for answers whose maker is not known.
+        """What distinguishes the run or model from others; `None` for answers whose maker is not known.
 
         Raises:
             ValueError: If there is no such run or model.
@@ -75,10 +77,96 @@ class Evaluation:
         read_manifest(self.run)
         return file_hash(self.run / MANIFEST)
 
-    @property
-    def who(self) -> str:
-        """The run, model or file that answers, as results name it."""
-        return str(self.model or self.run or self.given)
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers besides the files of the run or model."""
+        if self.run is None:
+            return {} if self.template is None else {"template": self.template}
+        manifest = read_manifest(self.run)
+        layer, bits = manifest["sources"]["tower_layer"], self._bits[0]
+        settings = {
+            "image_size": manifest["image_size"] if self.image_size is None else self.image_size,
+            "tower_layer": layer if self.tower_layer is None else self.tower_layer,
+        }
+        # Other bits are another model: its answers are kept apart.
+        return settings | ({} if bits == manifest["sources"]["bits"] else {"bits": bits})
+
+    @cached_property
+    def _bits(self) -> tuple[int, str]:
+        from basic_lite.memory.inference import bits_for
+        from basic_lite.models.devices import choose_device
+
+        assert self.run is not None
+        return bits_for(self.run, "evaluate", choose_device())
+
+    def settle(self, processes: Processes, say: Callable[[str], None]) -> None:
+        """Let the first process decide for all what depends on a card's memory, and say what it decided.
+
+        Raises:
+            ValueError: If the run's parts cannot be read.
+        """
+        self.__dict__["settings"] = processes.first(lambda: self.settings)
+        if "bits" in self.settings:
+            say(self._bits[1])
+
+    @cached_property
+    def loaded(self) -> Model:
+        """The model on this process's device, loaded once for all benchmarks; raises as `load`."""
+        from basic_lite.evaluation import hf_llava
+        from basic_lite.models.checkpoint import load_run
+        from basic_lite.models.devices import choose_device
+
+        if self.run is not None:
+            return load_run(self.run, choose_device(), **self.settings)[0]
+        assert self.model is not None
+        return hf_llava.load(self.model, choose_device(), self.template)
+
+    def load(self) -> None:
+        """Load the model, where that has not been done.
+
+        Raises:
+            ValueError: If it cannot be loaded, or a file of the run has changed.
+        """
+        _ = self.loaded
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One candidate on one benchmark.
+
+    Attributes:
+        candidate: what is evaluated.
+        name: benchmark, in the table of benchmarks.
+        out: folder of predictions and results.
+        data: original files, Parquet files or hub id; `None` takes the table's hub id.
+        images: folder of the pictures.
+        split: `None` takes the table's.
+        prompt_style: style of the benchmark.
+        scorer: scoring rule; `None` takes LLaVA's.
+        limit: ask this many questions alone.
+        any_size: take all questions of another number than the published one.
+        judge: who grades, or graded `judge_scores`.
+        judge_scores: a judge's grades.
+        judge_url: OpenAI-style address that the judge is asked at; `None` asks nobody.
+        judge_prompt: file of the judge's rule or table, in place of the benchmark's.
+        answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
+    """
+
+    candidate: Candidate
+    name: str
+    out: Path
+    data: str | None = None
+    images: Path | None = None
+    split: str | None = None
+    prompt_style: str = "llava"
+    scorer: str | None = None
+    limit: int | None = None
+    any_size: bool = False
+    judge: str | None = None
+    judge_scores: Path | None = None
+    judge_url: str | None = None
+    judge_prompt: Path | None = None
+    answer_by: str = "text"
 
     @property
     def benchmark(self) -> Benchmark:
@@ -142,7 +230,7 @@ class Evaluation:
         return questions
 
     def submitted_ids(self) -> Sequence[Id] | None:
-        """Return the ids that the server wants where these are more than the split's, else `None`.
+        """Return the ids that the server expects where these are more than the split's, else `None`.
 
         Raises:
             ValueError: If the list of them cannot be read.
@@ -154,84 +242,60 @@ class Evaluation:
         sizes = self.benchmark.sizes[self.split_name]
         return self.limit is None and (not sizes or len(questions) in sizes)
 
-    def generate(
-        self,
-        questions: list[Question],
-        *,
-        device: str,
-        batch_size: int | None,
-        max_batches: int | None,
-        overwrite: bool,
-        image_size: int | None,
-        tower_layer: int | None,
-        advance: Callable[[int], None],
-        say: Callable[[str], None] = lambda line: None,
-    ) -> int:
-        """Answer what is not answered yet, and return how many questions are left.
+    def claim(self, questions: list[Question], overwrite: bool = False) -> int:
+        """Make the prediction file this evaluation's, and return how many questions it answers already.
 
         Raises:
-            ValueError: If a file of the run has changed, or the answers that are there were made under other
-                conditions.
+            ValueError: If a file of the run has changed, the answers that are there were made under other
+                conditions, or the benchmark has no choices to compare.
         """
-        from basic_lite.evaluation import answer, hf_llava
-        from basic_lite.memory.inference import bits_for
-        from basic_lite.models.checkpoint import load_run
-
-        changes: dict[str, object] = {}
-        if self.run is not None:
-            check_files(self.run, "weights")  # before a prediction file is claimed
-            manifest = read_manifest(self.run)
-            changes = {
-                "image_size": manifest["image_size"] if image_size is None else image_size,
-                "tower_layer": manifest["sources"]["tower_layer"] if tower_layer is None else tower_layer,
-            }
-            bits, line = bits_for(self.run, "evaluate", device)
-            if bits != manifest["sources"]["bits"]:  # another model: its answers are kept apart
-                changes["bits"] = bits
-                say(line)
-        elif image_size is not None or tower_layer is not None:
-            raise ValueError("--image-size and --tower-layer are for a run; a --model has its own")
-        conditions = {
-            "run": self.identity,
+        if self.candidate.run is not None:
+            check_files(self.candidate.run, "weights")
+        conditions: dict[str, object] = {
+            "run": self.candidate.identity,
             "benchmark": self.name,
             "split": self.split_name,
             "prompt_style": self.prompt_style,
-            **changes,
+            **self.candidate.settings,
         }
         if self.answer_by != "text":
             if not any(question.choices for question in questions):
                 raise ValueError(f"{self.name} has no choices to compare: leave --answer-by likelihood out")
             conditions["answer_by"] = self.answer_by
-        answer.claim_predictions(self.answers, conditions, overwrite)
-        if not set(q.id for q in questions) - answer.answered(self.answers, questions):
-            advance(len(questions))
-            return 0
-        if self.run is None:
-            assert self.model is not None
-            asked: answer.Model = hf_llava.load(self.model, device)
-        else:
-            asked, _ = load_run(self.run, device, **changes)
+        predictions.claim(self.answers, conditions, overwrite)
+        return len(predictions.answered(self.answers, questions))
+
+    def generate(self, questions: list[Question], **settings: Any) -> int:
+        """Answer what is not answered yet, and return how many questions are left.
+
+        Args:
+            questions: of the benchmark, with pictures; claimed.
+            settings: of `answer.generate`.
+
+        Raises:
+            ValueError: If the model cannot be loaded, or a picture is missing.
+        """
+        from basic_lite.evaluation import answer
+
         return answer.generate(
-            asked,
+            self.candidate.loaded,
             questions,
             self.answers,
-            batch_size=batch_size,
-            model_id=self.who,
-            max_batches=max_batches,
+            model_id=str(self.candidate),
             by_likelihood=self.answer_by == "likelihood",
-            advance=advance,
-            say=say,
+            **settings,
         )
 
     def take_given(self, questions: list[Question]) -> None:
-        """Put the file of answers where a run's own would stand, after a look whether it belongs here.
+        """Copy the file of answers to where a run's own are, if it belongs to this benchmark.
 
         Raises:
             ValueError: If it is missing, damaged or of another benchmark.
         """
-        assert self.given is not None
-        answers = predictions.read(self.given, questions)
-        rows = (predictions.record(q, answers[q.id], self.who) for q in questions if q.id in answers)
+        assert self.candidate.given is not None
+        answers = predictions.read(self.candidate.given, questions)
+        who = str(self.candidate)
+        rows = (predictions.record(q, answers[q.id], who) for q in questions if q.id in answers)
         write_text(self.answers, "".join(map(predictions.to_line, rows)))
 
     def score(self, questions: list[Question], advance: Callable[[int], None] = lambda count: None) -> dict:
@@ -257,10 +321,10 @@ class Evaluation:
             split=self.split_name,
             n=len(questions),
             prompt_style=self.prompt_style,
-            manifest_hash=self.identity,
+            manifest_hash=self.candidate.identity,
             limit=self.limit,
             run={
-                "folder": self.who,
+                "folder": str(self.candidate),
                 "decoding": "likelihood of letters" if self._was_by_likelihood() else "greedy",
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,

@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from html import escape
-from io import BytesIO, StringIO
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from basic_lite import pages
 from basic_lite.evaluation.compare import Comparison
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score
-from basic_lite.evaluation.table import BENCHMARKS, name_of
-from basic_lite.files import one_line, versions, write_text
+from basic_lite.evaluation.table import BENCHMARKS
+from basic_lite.files import one_line, versions
+
+_LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
-    """Make a table of one benchmark's results.
-
-    Args:
-        content: of `results.json`.
-    """
+    """Make a table of one benchmark's `results.json`."""
     title = f"{content['benchmark']} {content['split']}, {content['metric']}, scorer {content['scorer']}"
     table = Table("", "", title=title, title_justify="left", show_header=False, min_width=60)
     table.columns[1].justify = "right"
     if content["value"] is not None:
         low, high = content["interval_95"] or (None, None)
-        sure = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
-        table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{sure}")
+        interval = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
+        table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{interval}")
         if content.get("clusters"):  # results of older versions did not say
             table.add_row("independent units (pictures) in the interval", f"{content['clusters']:,}")
-    counted = f"{content['n']:,}" + (f" (--limit {content['limit']})" if content["limit"] else "")
-    table.add_row("prompts", counted)
+    limit = f" (--limit {content['limit']})" if content["limit"] else ""
+    table.add_row("prompts", f"{content['n']:,}{limit}")
     for name, value in content["figures"].items():
-        shown = f"{value:.2f}" if isinstance(value, float) else value
-        if isinstance(value, Mapping):
-            shown = "  ".join(
-                f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()
-            )
-        table.add_row(name.replace("_", " "), str(shown))
+        several = value.items() if isinstance(value, Mapping) else [("", value)]
+        shown = (f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in several)
+        table.add_row(name.replace("_", " "), "  ".join(shown).strip())
     table.add_row("answers without a readable option or value", str(content["parse_failures"]))
     if content["missing_predictions"]:
         table.add_row("[red]questions without an answer[/red]", str(content["missing_predictions"]))
@@ -56,35 +50,44 @@ def results_table(content: Mapping[str, Any]) -> Table:
     for note in content["notes"]:
         table.add_section()
         table.add_row(note, "")
-    values = content["published"]["values"]
-    if values and content["run"].get("published_size", True):
+    if content["published"]["values"] and _is_whole(content):
         table.add_section()
         table.add_row(f"published, on {content['published']['measured_on']}", "")
-        for model, value in values.items():
+        for model, value in content["published"]["values"].items():
             table.add_row(f"  {model}", f"{value:.1f}")
+    return table
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether results are of all rows of a published split; those of older versions do not say."""
+    return content["run"].get("published_size", True)
+
+
+def _plain_table(heads: Sequence[str], padding: int | tuple[int, int] = 0) -> Table:
+    table = Table(*heads, box=box.SIMPLE_HEAD, padding=padding)
+    for column in table.columns[1:]:
+        column.justify = "right"
     return table
 
 
 def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
     """Make one table of several benchmarks, with the published figures beside each value."""
     models = list(dict.fromkeys(m for content in contents for m in content["published"]["values"]))
-    # A terminal has 80 columns: names of models stand on several short lines.
+    # A terminal has 80 columns: names of models are broken into several short lines.
     heads = [model.replace("-", "\n").replace(" ", "\n") for model in models]
-    table = Table("benchmark, split", "value", "95 % interval", *heads, box=box.SIMPLE_HEAD, padding=0)
+    table = _plain_table(("benchmark, split", "value", "95 % interval", *heads))
     for column in table.columns:
         column.no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
     for content in contents:
         value, interval = content["value"], content["interval_95"]
-        note = "" if content["run"].get("published_size", True) else " *"
-        row = [f"{content['benchmark']} {content['split']}{note}"]
-        row.append("none" if value is None else f"{value:.2f}")
-        row.append("" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
         figures = content["published"]["values"]
-        row += [f"{figures[model]:.1f}" if model in figures else "" for model in models]
-        table.add_row(*row)
-    if any(not content["run"].get("published_size", True) for content in contents):
+        table.add_row(
+            f"{content['benchmark']} {content['split']}{'' if _is_whole(content) else ' *'}",
+            "none" if value is None else f"{value:.2f}",
+            "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
+            *(f"{figures[model]:.1f}" if model in figures else "" for model in models),
+        )
+    if not all(map(_is_whole, contents)):
         table.caption = "* not the published rows: not comparable with the figures beside it"
     return table
 
@@ -106,7 +109,7 @@ def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) ->
         table.add_row(f"{test_name(result)}, exact", "", "", f"p = {result.p_value:.3g}")
     table.add_section()
     for category, row in result.categories.items():
-        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.difference:+.2f}")
+        table.add_row(f"{category} ({row.n})", f"{row.a:.2f}", f"{row.b:.2f}", f"{row.b - row.a:+.2f}")
     if not result.knows_pictures:
         table.caption = (
             "Scored by a version that did not keep which questions share a picture: interval and p take them "
@@ -133,7 +136,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Return the results that lie in a run, in `RUN/eval/NAME` or in `RUN/NAME`, in order of name.
+    """Return the results in a run's folder, `RUN/eval/NAME` or `RUN/NAME`, in order of name.
 
     Args:
         run: Run folder, or what `eval --out` named.
@@ -150,23 +153,24 @@ def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[st
 
 
 def _measured(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what two values must have in common to stand in one column."""
-    part = "whole" if content["run"].get("published_size", True) else f"{content['n']:,} rows"
-    decoding = str(content["run"].get("decoding", "greedy"))
+    """Return what two values must have in common to share a column."""
+    part = "whole" if _is_whole(content) else f"{content['n']:,} rows"
     names = ("benchmark", "split", "scorer", "prompt_style", "metric")
-    return (*(str(content[name]) for name in names), part, decoding)
+    return (*(str(content[name]) for name in names), part, str(content["run"].get("decoding", "greedy")))
 
 
 def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str, ...], str]:
-    """Return what was measured -> a short name, which says no more than tells two columns apart."""
-    measured = list(dict.fromkeys(_measured(content) for contents in have.values() for content in contents))
+    """Return what was measured -> a name that says no more than distinguishes two columns."""
+    measured = sorted({_measured(content) for contents in have.values() for content in contents})
     names = {}
-    for one in sorted(measured):
-        others = [other for other in measured if other[0] == one[0] and other != one]
-        told = [a for place, a in enumerate(one[1:], start=1) if any(other[place] != a for other in others)]
-        if one[5] != "whole" and one[5] not in told:
-            told.append(one[5])
-        names[one] = "\n".join((one[0], *told))
+    for key in measured:
+        others = [other for other in measured if other[0] == key[0]]
+        differing = [
+            part for part, *rest in zip(key[1:], *(o[1:] for o in others), strict=True) if {*rest} != {part}
+        ]
+        if key[5] != "whole" and key[5] not in differing:
+            differing.append(key[5])
+        names[key] = "\n".join((key[0], *differing))
     return names
 
 
@@ -177,12 +181,10 @@ def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         have: run -> contents of its `results.json`.
     """
     columns = _columns(have)
-    table = Table("run", *columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _plain_table(("run", *columns.values()), padding=(0, 1))
     for run, contents in have.items():
         cells = {_measured(content): _cell(content) for content in contents}
-        table.add_row(run, *(cells.get(one, "") for one in columns))
+        table.add_row(run, *(cells.get(key, "") for key in columns))
     table.caption = (
         "± half of the 95 % interval; whether two runs differ says compare, which pairs their answers"
     )
@@ -200,17 +202,15 @@ def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the same as comma-separated values, a line for each run and benchmark."""
     text = StringIO()
     names = ("benchmark", "split", "metric", "scorer", "prompt_style", "n", "value")
-    out = csv.writer(text)
-    out.writerow(["run", *names, "low_95", "high_95", "decoding", "published_size"])
+    more = ("decoding", "published_size")
+    rows = csv.writer(text)
+    rows.writerow(["run", *names, "low_95", "high_95", *more])
     for run, contents in have.items():
         for content in contents:
-            more = content["run"].get("decoding"), content["run"].get("published_size")
-            low, high = content["interval_95"] or (None, None)
-            out.writerow([run, *(content[name] for name in names), low, high, *more])
+            interval = content["interval_95"] or (None, None)
+            facts = (content["run"].get(name) for name in more)
+            rows.writerow([run, *(content[name] for name in names), *interval, *facts])
     return text.getvalue()
-
-
-# The content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
 
 def results(
@@ -224,7 +224,7 @@ def results(
     limit: int | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the content of `results.json`.
+    """Return the content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
     Args:
         score: What the scorer returned.
@@ -234,7 +234,7 @@ def results(
         prompt_style: Name of the prompts.
         manifest_hash: Of the checkpoint's manifest; `None` for predictions of unknown origin.
         limit: The `--limit`, if one was given; such a value is not the benchmark's.
-        run: Anything else worth keeping, such as decoding settings.
+        run: How the answers were made.
     """
     interval = score.interval()
     values, measured_on = BENCHMARKS[benchmark].figures(n)
@@ -261,78 +261,46 @@ def results(
     }
 
 
-# A page of the questions whose answers changed between two runs, with their pictures, for a browser.
-
-_STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; }
-td, th { padding: .2em .8em; text-align: left; border-bottom: 1px solid #ddd; }
-article { display: flex; gap: 1.5em; border-top: 1px solid #ccc; padding: 1em 0; }
-img { max-width: 20em; max-height: 20em; } pre { white-space: pre-wrap; font: inherit; margin: 0; }
-.gained h3 { color: #17692e; } .lost h3 { color: #a11c1c; }
-"""
-_LONGEST_SIDE = 480
-
-
-def _thumbnail(question: Question) -> str:
-    """Return an image tag with the picture inside, so that the page is one file."""
-    picture = question.open_image()
-    if picture is None:
-        return ""
-    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def _article(
-    kind: str,
-    unit: Id,
-    rows: Sequence[Question],
-    answers: tuple[Mapping[Id, str], Mapping[Id, str]],
-    names: tuple[str, str],
-) -> str:
-    """Return one flipped question: picture, wording, reference and both answers; rotations follow."""
-    asked = []
-    for question in rows:
-        reference = question.answer if question.answer is not None else ", ".join(question.answers)
-        cells = [("Question", question.text), ("Reference", reference)]
-        cells += [
-            (name, given.get(question.id, "(none)")) for name, given in zip(names, answers, strict=True)
-        ]
-        lines = "".join(f"<tr><th>{escape(k)}</th><td><pre>{escape(v)}</pre></td></tr>" for k, v in cells)
-        asked.append(f"<table>{lines}</table>")
-    heading = f"{escape(str(unit))}: {kind}"
-    texts = f"<div><h3>{heading}</h3>{''.join(asked)}</div>"
-    return f'<article class="{kind}">{_thumbnail(rows[0])}{texts}</article>'
-
-
 def write_page(
     comparison: Comparison,
     benchmark: str,
     questions: Sequence[Question],
-    answers: tuple[Mapping[Id, str], Mapping[Id, str]],
+    answers: Mapping[str, Mapping[Id, str]],
     path: Path,
-    names: tuple[str, str] = ("A", "B"),
     most: int = 200,
 ) -> Path:
-    """Write the flipped questions of a comparison as one HTML file.
+    """Write the questions whose answers flipped, with pictures, rotations and both answers, as one HTML file.
 
     Args:
         comparison: Of the two runs.
         benchmark: Its name in the table.
         questions: What was asked.
-        answers: Question id -> answer, of either run.
+        answers: Name of a run -> question id -> answer.
         path: The file to write.
-        names: What to call the runs.
         most: How many lost, and how many gained questions to show at most.
     """
-    unit = BENCHMARKS[name_of(benchmark)].unit
-    by_unit: dict[Id, list[Question]] = defaultdict(list)
+    unit = BENCHMARKS[benchmark].unit
+    by_unit: dict[Hashable, list[Question]] = defaultdict(list)
     for question in questions:
-        by_unit[question.id].append(question)
-        if unit(question) != question.id:  # a base question of MMBench stands for its rotations
-            by_unit[unit(question)].append(question)  # type: ignore[index]
+        for name in {question.id, unit(question)}:  # a base question of MMBench stands for its rotations
+            by_unit[name].append(question)
+
+    def flip(name: Id) -> dict[str, Any]:
+        rows = by_unit[name]
+        image = rows[0].open_image()
+        return {
+            "unit": name,
+            "picture": None if image is None else pages.picture(image, _LONGEST_SIDE),
+            "asked": [
+                (
+                    ("Question", row.text),
+                    ("Reference", row.answer if row.answer is not None else ", ".join(row.answers)),
+                    *((run, given.get(row.id, "(none)")) for run, given in answers.items()),
+                )
+                for row in rows
+            ],
+        }
+
     low, high = comparison.interval
     summary = [
         (f"{comparison.metric} ({comparison.scorer})", f"{comparison.a:.2f} / {comparison.b:.2f}"),
@@ -341,16 +309,7 @@ def write_page(
     ]
     if comparison.p_value is not None:
         summary.append((f"{test_name(comparison)}, exact", f"p = {comparison.p_value:.3g}"))
-    head = "".join(f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in summary)
-    title = f"{escape(name_of(benchmark))}: {escape(names[0])} / {escape(names[1])}"
-    articles = []
-    for kind, flips in (("lost", comparison.lost), ("gained", comparison.gained)):
-        if len(flips) > most:
-            articles.append(f"<p>{most} of {len(flips)} {kind} questions are shown.</p>")
-        articles += [_article(kind, flip, by_unit[flip], answers, names) for flip in flips[:most]]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table>{head}</table>{''.join(articles)}"
-        "</body></html>\n"
-    )
-    return write_text(path, page)
+    flips = {"lost": comparison.lost, "gained": comparison.gained}
+    kinds = [(kind, len(names), [flip(name) for name in names[:most]]) for kind, names in flips.items()]
+    values = {"benchmark": benchmark, "names": list(answers), "summary": summary, "kinds": kinds}
+    return pages.write(path, "evaluation/flipped.html", **values)

@@ -118,9 +118,6 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
     return middle - reach, middle + reach
 
 
-# What a scorer returns: the value, what it is made of, and how to resample it.
-
-
 def _shares(right: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Divide; 0 where there is nothing to divide by."""
     return np.divide(right, of, out=np.zeros_like(right, dtype=float), where=of > 0)
@@ -131,27 +128,28 @@ def mean_of(cells: Sequence[float], counts: np.ndarray) -> np.ndarray:
     return counts @ np.asarray(cells, dtype=float) / counts.sum(axis=1)
 
 
-def _f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
-    """Return 100 x F1 of "yes" over `(category, answered yes, is yes)`; F1 = 2TP / (2TP + FP + FN)."""
-    said = np.array([cell[1] for cell in cells], dtype=bool)
-    true = np.array([cell[2] for cell in cells], dtype=bool)
+def _columns_of(cells: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
+    """Return group -> positions of its outcomes, in order of name."""
+    columns = defaultdict(list)
+    for position, cell in enumerate(cells):
+        columns[cell[0]].append(position)
+    return dict(sorted(columns.items()))
+
+
+def pooled_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
+    """Return 100 x F1 of "yes" over all `(category, answered yes, is yes)`, as lmms-eval's POPE does.
+
+    F1 = 2TP / (2TP + FP + FN).
+    """
+    _, said, true = (np.array(column) for column in zip(*cells, strict=True))
     hits = counts @ (said & true)
     return 100 * _shares(2.0 * hits, 2 * hits + counts @ (said ^ true))
 
 
-def pooled_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
-    """Return F1 over all rows together (lmms-eval's POPE)."""
-    return _f1(cells, counts)
-
-
 def mean_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
     """Return the mean of the categories' F1 (POPE as LLaVA reports it)."""
-    categories = sorted({cell[0] for cell in cells})
-    each = []
-    for category in categories:
-        columns = [position for position, cell in enumerate(cells) if cell[0] == category]
-        each.append(_f1([cells[position] for position in columns], counts[:, columns]))
-    return np.mean(each, axis=0)
+    groups = _columns_of(cells).values()
+    return np.mean([pooled_f1([cells[c] for c in columns], counts[:, columns]) for columns in groups], axis=0)
 
 
 def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np.ndarray:
@@ -160,10 +158,8 @@ def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np
     A category gives 100 x the share of right answers plus 100 x the share of pictures with all answers right.
     """
     total = np.zeros(len(counts))
-    for category in sorted({cell[0] for cell in cells}):
-        columns = [position for position, cell in enumerate(cells) if cell[0] == category]
-        right = np.array([cells[position][1] for position in columns])
-        asked = np.array([cells[position][2] for position in columns])
+    for columns in _columns_of(cells).values():
+        _, right, asked = (np.array(column) for column in zip(*(cells[c] for c in columns), strict=True))
         here = counts[:, columns]
         total += 100 * _shares((here @ right).astype(float), here @ asked)
         total += 100 * _shares((here @ (right == asked)).astype(float), here.sum(axis=1))
@@ -176,10 +172,9 @@ def weighted_groups(cells: Sequence[tuple[str, float, float]], counts: np.ndarra
     The weights of the groups that are there count; they need not add up to 1.
     """
     total, weights = np.zeros(len(counts)), 0.0
-    for group in sorted({cell[0] for cell in cells}):
-        columns = [position for position, cell in enumerate(cells) if cell[0] == group]
+    for columns in _columns_of(cells).values():
         weight = cells[columns[0]][1]
-        total += weight * mean_of([cells[position][2] for position in columns], counts[:, columns])
+        total += weight * mean_of([cells[c][2] for c in columns], counts[:, columns])
         weights += weight
     return total / weights
 

@@ -24,7 +24,7 @@ from basic_lite.models.llava import Assembled
 FILE: str = "curve.jsonl"
 """A line for each point, in the folder of the stage."""
 
-SAMPLES: int = 64
+SAMPLES: int = 48
 """Held-out scenes or rows that each point is measured on."""
 
 POINTS: int = 8
@@ -290,7 +290,7 @@ def sentence(saving: Saving, curve: Curve, base: str) -> str:
     goal = f"{base}'s final {measure.label} ({saving.goal:.{measure.digits}f}{unit}, after {total:,} samples)"
     if not np.isfinite(saving.samples):
         end = f"{curve.mean[-1]:.{measure.digits}f}{unit}"
-        chance = f"; in {saving.reached:.0%} of the resamples it does" if saving.reached else ""
+        chance = f"; in {saving.reached:.0%} of the resamples it does" if saving.reached >= 0.01 else ""
         return f"{name} does not reach {goal}: it ends at {end}{chance}."
     low, high = (f"{end:,.0f}" if np.isfinite(end) else "never" for end in saving.interval)
     first = "at most " if saving.samples <= curve.samples[0] else ""

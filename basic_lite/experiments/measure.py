@@ -32,7 +32,7 @@ from basic_lite.data.world.world import held_out_scenes, meaningful
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.predictions import read
 from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.run import Evaluation
+from basic_lite.evaluation.run import Candidate, Evaluation
 from basic_lite.evaluation.statistics import load_score
 from basic_lite.evaluation.tasks.mmbench import ROTATION
 from basic_lite.files import write_json
@@ -461,17 +461,10 @@ def _evaluated(
     """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
     root = None if images is None else Path(images)
     out = run / "eval" / name
-    evaluation = Evaluation(run, name, out, data=data, images=root, any_size=True, answer_by=answer_by)
+    candidate = Candidate(run)
+    evaluation = Evaluation(candidate, name, out, data=data, images=root, any_size=True, answer_by=answer_by)
     questions = evaluation.questions(with_images=True)
-    evaluation.generate(
-        questions,
-        device=choose_device(),
-        batch_size=64,
-        max_batches=None,
-        overwrite=False,
-        image_size=None,
-        tower_layer=None,
-        advance=lambda count: None,
-    )
+    if evaluation.claim(questions) < len(questions):
+        evaluation.generate(questions, batch_size=64)
     evaluation.score(questions)
     return evaluation

@@ -301,9 +301,9 @@ def state_of(run: Run) -> State:
         return State(phase, sum(map(len, map(complete_lines, answers))), _asked(run.task["measure"]["world"]))
     stage = phase.replace(" ", "")
     log = complete_lines(run.folder / stage / "log.jsonl") if stage in _PHASES else []
-    if not log:
+    steps = (row for row in map(json.loads, reversed(log)) if "lm" in row)  # not those of held-out rows
+    if (last := next(steps, None)) is None:
         return State(phase)
-    last = json.loads(log[-1])
     note = f"{'caption' if stage == 'stage1' else 'answer'} loss {last['lm']:.2f}"
     note += f"  cosine {last['cosine']:.2f}" if last.get("cosine") is not None else ""
     return State(phase, last["step"], last["steps"], note)

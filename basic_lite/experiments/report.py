@@ -190,7 +190,7 @@ def write_demo(demo: Path, table: DifferenceTable) -> Path:
         curves=curve_plot(curves, DEMO.baseline, headline_of(saved)) if saved else None,
         headline=sentences(curves, DEMO.baseline),
         savings=saved,
-        samples=lambda count: f"{count:,.0f}" if np.isfinite(count) else "never",
+        needed=_needed,
         costs=_measuring_cost(demo),
         pairs=list(compared.values()),
         number=number,
@@ -213,6 +213,16 @@ def write_demos(demos: Sequence[Path], table: DifferenceTable, path: Path) -> Pa
     said = sentences(curves, DEMO.baseline)
     command = f"basic-lite demo --seed {table.seeds[0]} --seeds {len(table.seeds)}"
     return write_ablation(replace(table, measures=kept), curves, said, path, command)
+
+
+def _needed(saving: Saving, first: int) -> tuple[str, str]:
+    """Return what a variant needs and the interval as text; `first` is where its curve begins."""
+
+    def text(count: float) -> str:
+        return "never" if not np.isfinite(count) else f"{'at most ' if count <= first else ''}{count:,.0f}"
+
+    low, high = map(text, saving.interval)
+    return text(saving.samples), low if low == high else f"{low} to {high}"
 
 
 def _measuring_cost(demo: Path) -> str:

@@ -24,9 +24,9 @@ def licence_of(source: str) -> str | None:
     readme = Path(source) / "README.md"
     if readme.is_file():
         head = readme.read_text(encoding="utf-8", errors="replace")[:4000]
-        found = re.search(r"^license:\s*(\S+)\s*$", head, re.MULTILINE)
-        if found and head.startswith("---"):
-            return found.group(1)
+        licence = re.search(r"^license:\s*(\S+)\s*$", head, re.MULTILINE)
+        if licence and head.startswith("---"):
+            return licence.group(1)
     return _LICENCES.get(source)
 
 
@@ -83,37 +83,58 @@ def _table(title: str, content: dict) -> list[str]:
 
 
 def _losses(run: Path) -> list[str]:
+    """Show the training's losses, and what was measured of held-out rows, with the last sample answers."""
     path = run / "log.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    measured = [row for row in rows if "val_lm" in row]
+    lines = _curve("Losses", [row for row in rows if "lm" in row], "")
+    lines += _curve("Validation: rows that were not trained on", measured, "val_")
+    samples = measured[-1]["samples"] if measured else []
+    if samples:
+        lines += ["| row | answer after training | true answer |", "|---|---|---|"]
+        lines += [f"| {' | '.join(map(_cell, (s['id'], s['answer'], s['true'])))} |" for s in samples]
+        lines.append("")
+    return lines
+
+
+def _curve(title: str, rows: list[dict], prefix: str) -> list[str]:
+    """Show five of the rows as a table; nothing of none."""
     if not rows:
         return []
-    names = [name for name in ("loss", "lm", "das", "sds", "cosine") if rows[-1].get(name) is not None]
+    names = [
+        n for n in ("loss", "lm", "das", "sds", "cosine", "named") if rows[-1].get(prefix + n) is not None
+    ]
     shown = rows if len(rows) <= 5 else [rows[i * (len(rows) - 1) // 4] for i in range(5)]
-    lines = ["## Losses", "", f"| step | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    lines = [f"## {title}", "", f"| step | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for row in shown:
-        values = (f"{row[name]:.4f}" if row.get(name) is not None else "" for name in names)
+        known = (row.get(prefix + name) for name in names)
+        values = ("" if value is None else f"{value:.4f}" for value in known)
         lines.append(f"| {row['step']} | {' | '.join(values)} |")
     return [*lines, ""]
 
 
+def _cell(text: str) -> str:
+    """Return a text that breaks no table, whatever a model wrote."""
+    return "".join(c if c.isprintable() else " " for c in text).replace("|", "\\|")
+
+
 def _results(run: Path) -> list[str]:
     lines = ["## Evaluation", ""]
-    found = []
+    rows = []
     for path in sorted((run / "eval").glob("*/results.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         published = (result.get("run") or {}).get("published_size")
         note = "" if published else "not the published set: no number of this benchmark"
         value = result.get("value")
         shown = f"{value:.2f}" if isinstance(value, (int, float)) else "not scored"
-        found.append(
+        rows.append(
             f"| {result['benchmark']} | {result.get('split')} | {result.get('metric')} | {shown} | "
             f"{result['n']} | {result.get('scorer')} | {note} |"
         )
-    if not found:
+    if not rows:
         return [*lines, "None was found in the run.", ""]
-    return [*lines, "| benchmark | split | metric | value | n | scorer | |", "|---" * 7 + "|", *found, ""]
+    return [*lines, "| benchmark | split | metric | value | n | scorer | |", "|---" * 7 + "|", *rows, ""]
 
 
 def _export(export: dict) -> list[str]:

@@ -61,9 +61,9 @@ def judge_decoder(causal: nn.Module, seen: list[Seen], *dtypes: torch.dtype) -> 
     for_inference(causal)
     weight = next(causal.parameters())
     gap = 0.0
-    for one in seen:
-        logits = causal(inputs_embeds=one.embeds.to(weight.device)).logits[0].float().cpu()
-        gap = max(gap, relative_gap(logits, one.logits))
+    for prompt in seen:
+        logits = causal(inputs_embeds=prompt.embeds.to(weight.device)).logits[0].float().cpu()
+        gap = max(gap, relative_gap(logits, prompt.logits))
     limit = max(LIMITS[dtype] for dtype in dtypes)
     if gap > limit:
         raise ValueError(

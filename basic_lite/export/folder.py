@@ -281,13 +281,13 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
 def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
     """List the projector's tensors; the newline of tiles stands beside it, as in a standard LLaVA-NeXT."""
     if (wanted.run / files.ADAPTER).is_file():
-        found = Adapters(wanted.run).projector()
+        entries = Adapters(wanted.run).projector()
     else:
-        found = entries_of(wanted.run / files.PROJECTOR)
+        entries = entries_of(wanted.run / files.PROJECTOR)
     # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
     config = read_config(manifest["sources"]["llm"], "language model")
     scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
-    for entry in found:
+    for entry in entries:
         if entry.name.endswith(".image_newline"):
             entry = Entry("image_newline", entry.shape, entry.read)
         enters = ".linear_2." in entry.name or entry.name == "image_newline"

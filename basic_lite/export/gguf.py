@@ -9,6 +9,7 @@ text models, `tools/mtmd/clip.cpp` and `tools/mtmd/models/llava.cpp` (0c1e5709) 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,10 @@ from basic_lite.export import folder as hf
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.gguf_vocabulary import write_vocabulary
 from basic_lite.export.modelfile import modelfile
-from basic_lite.export.readers import GGUF_ARCHITECTURES
+from basic_lite.export.readers import GGUF_ARCHITECTURES, GGUF_FORMATS
 from basic_lite.export.weights import Entry
 from basic_lite.models.llava import Assembled
 
-_TYPES = {
-    "f32": gguf.GGMLQuantizationType.F32,
-    "f16": gguf.GGMLQuantizationType.F16,
-    "bf16": gguf.GGMLQuantizationType.BF16,
-    "q8_0": gguf.GGMLQuantizationType.Q8_0,
-}
-_FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-}
 _ROUNDING = {"F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-8, "Q8_0": 2.0**-7}
 """Largest error of one number, relative to the largest of its row, by the format of its tensor."""
 
@@ -52,7 +41,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
     Raises:
         ValueError: If a weight does not fit the format, or a tensor read back is not the run's.
     """
-    assert wanted.quantise in _TYPES, "the plan was checked"
+    assert wanted.quantise in GGUF_FORMATS, "the plan was checked"
     tell("asking the run")
     asked = hf.ask(wanted)
     assembled = asked.assembled
@@ -86,17 +75,11 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
             "parity_to_quantised_run": asked.to_run,
             "notes": _notes(config, wanted),
             "weights": files.hashes(draft, ("*.safetensors", "*.gguf")),
-            "versions": files.versions() | {"gguf": _version()},
+            "versions": files.versions() | {"gguf": version("gguf")},
         }
         files.write_json(draft / "export.json", content)
         (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
     return content
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("gguf")
 
 
 def _picture_format(wanted: hf.Plan) -> str:
@@ -132,6 +115,16 @@ def _notes(config: Any, wanted: hf.Plan) -> list[str]:
     return lines
 
 
+def _writer(architecture: str, kind: str, name: str, quantise: str) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(None, architecture)
+    writer.add_type(kind)
+    writer.add_name(Path(name).name)
+    form = "ALL_F32" if quantise == "f32" else f"MOSTLY_{quantise.upper()}"
+    writer.add_file_type(gguf.LlamaFileType[form])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    return writer
+
+
 def text_writer(text: Any, quantise: str, name: str) -> gguf.GGUFWriter:
     """Return a writer that has the decoder's sizes.
 
@@ -143,15 +136,11 @@ def text_writer(text: Any, quantise: str, name: str) -> gguf.GGUFWriter:
     Raises:
         ValueError: If llama.cpp has no such rotary scaling.
     """
-    writer = gguf.GGUFWriter(None, GGUF_ARCHITECTURES[text.model_type])
+    writer = _writer(GGUF_ARCHITECTURES[text.model_type], gguf.GGUFType.MODEL, name, quantise)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     rope = text.rope_parameters
     rotary = int(head_dim * rope.get("partial_rotary_factor", 1.0))
-    writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(Path(name).name)
-    writer.add_file_type(_FILE_TYPES[quantise])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(text.vocab_size)
     writer.add_context_length(text.max_position_embeddings)
     writer.add_embedding_length(text.hidden_size)
@@ -223,16 +212,16 @@ def neighbours(rows: torch.Tensor, heads: int) -> torch.Tensor:
 def _rotary_factors(text: Any, names: gguf.TensorNameMap) -> Iterator[Entry]:
     """List what divides the rotary frequencies: of Llama 3, and of Phi-3's long contexts."""
     rope = text.rope_parameters
-    kind, found = rope.get("rope_type", "default"), {}
+    kind, factors = rope.get("rope_type", "default"), {}
     if kind == "llama3":
         scaled, _ = ROPE_INIT_FUNCTIONS[kind](text, "cpu")
         steps = torch.arange(len(scaled), dtype=torch.float32) / len(scaled)
-        found["rope_freqs"] = rope["rope_theta"] ** -steps / scaled
+        factors["rope_freqs"] = rope["rope_theta"] ** -steps / scaled
     elif kind == "longrope":
-        found = {
+        factors = {
             f"rope_factors_{length}": torch.tensor(rope[f"{length}_factor"]) for length in ("long", "short")
         }
-    for name, tensor in found.items():
+    for name, tensor in factors.items():
         yield Entry(f"{name}.weight", tuple(tensor.shape), lambda tensor=tensor: tensor)
 
 
@@ -241,11 +230,7 @@ def picture_writer(assembled: Assembled, quantise: str, class_token: str | None)
     config: Any = assembled.model.config
     vision = config.vision_config
     transform = assembled.transform("pad")
-    writer = gguf.GGUFWriter(None, "clip")
-    writer.add_type(gguf.GGUFType.MMPROJ)
-    writer.add_name(Path(assembled.sources.tower).name)
-    writer.add_file_type(_FILE_TYPES[quantise])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer = _writer("clip", gguf.GGUFType.MMPROJ, assembled.sources.tower, quantise)
     writer.add_clip_has_vision_encoder(True)
     writer.add_bool("clip.has_llava_projector", True)  # read by releases before 2025 and by Ollama
     writer.add_clip_projector_type("mlp")
@@ -325,7 +310,7 @@ def format_of(entry: Entry, quantise: str) -> gguf.GGMLQuantizationType:
     Vectors and positions stay in fp32, as llama.cpp's kernels want them; a row that is no multiple of 32
     does not fit the blocks of q8_0, and stays in fp16.
     """
-    kind = _TYPES[quantise]
+    kind = gguf.GGMLQuantizationType[quantise.upper()]
     if len(entry.shape) == 1 or entry.name == "v.position_embd.weight":
         return gguf.GGMLQuantizationType.F32
     block, _ = gguf.GGML_QUANT_SIZES[kind]

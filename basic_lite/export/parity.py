@@ -142,13 +142,13 @@ def sizes_of(number: int) -> list[Size]:
 
 def messages(turns: list[Turn]) -> list[dict]:
     """Write turns as chat messages with a list of parts."""
-    found = []
+    listed = []
     for role, text in turns:
         count = text.count(IMAGE) if role == "user" else 0
         parts = [{"type": "image"}] * count
         parts.append({"type": "text", "text": text.replace(f"{IMAGE}\n", "") if count else text})
-        found.append({"role": role, "content": parts})
-    return found
+        listed.append({"role": role, "content": parts})
+    return listed
 
 
 def relative_gap(here: torch.Tensor, there: torch.Tensor) -> float:

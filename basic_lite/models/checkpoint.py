@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -188,6 +189,33 @@ def check_adapter(model: nn.Module, folder: Path) -> None:
     for names, what in ((wanted - stored, "lacks"), (stored - wanted, "has, without a place in this model,")):
         if names:
             raise ValueError(f"{folder / ADAPTER_WEIGHTS} {what} {len(names)} tensors, first: {min(names)}")
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """Return PEFT's settings of a run's adapters.
+
+    Raises:
+        ValueError: In one line, if they cannot be read.
+    """
+    try:
+        return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / ADAPTER} cannot be read: {one_line(error)}") from error
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Read a run's adapters and the projector beside them into a model with fresh ones, to train on.
+
+    Raises:
+        ValueError: If a tensor is missing, has no place, or is of another shape.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        check_adapter(model, folder)
+        set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {one_line(error, 200)}") from error
 
 
 def save_decoder(model: nn.Module, path: Path) -> None:

@@ -9,10 +9,19 @@ import torch
 
 
 def choose_device() -> str:
-    """Return `"cuda"` where there is one, else `"cpu"`."""
+    """Return `"cuda"` where there is one, else `"cpu"`.
+
+    Raises:
+        ValueError: If more processes than GPUs were started here.
+    """
     if not torch.cuda.is_available():
         return "cpu"
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # "cuda" is then this process's own
+    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= count:
+        raise ValueError(
+            f"this machine has {count} GPU{'s' * (count > 1)}, one for each process: --num_processes {count}"
+        )
+    torch.cuda.set_device(number)  # "cuda" is then this process's own
     return "cuda"
 
 

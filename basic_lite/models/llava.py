@@ -27,7 +27,7 @@ from transformers import (
 
 from basic_lite.data import conversation, templates
 from basic_lite.data.batches import Collator
-from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.tiles import TiledTransform, Tiling
@@ -245,6 +245,11 @@ class Assembled:
         if self.tiling is None:
             return max_length
         return longest_with(self.tiling, max_length, parts_of(self.model).decoder.config)
+
+    def text_encoder(self, template: templates.Template, max_length: int | None) -> TextEncoder:
+        """Return what makes ids and labels of a row, of at most `max_length` tokens."""
+        ids = self.image_token_id, self.tokens_per_image
+        return TextEncoder(template, self.tokenizer, *ids, max_length, self.tiling)
 
     def supervised(
         self, rows: Rows, template: templates.Template, transform: ImageTransform, **limits: Any

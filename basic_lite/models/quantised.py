@@ -137,7 +137,8 @@ class Copy:
 
     def stamp(self, draft: Path) -> None:
         """Write into its unfinished folder what it was made of, and the sizes of its files."""
-        files = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+        whole = sorted(path for path in draft.rglob("*") if path.is_file())
+        files = {path.relative_to(draft).as_posix(): path.stat().st_size for path in whole}
         stamp = {"made_of": self.made_of, "files": files}
         (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
 
@@ -215,8 +216,8 @@ def states_of(files: Iterable[Path]) -> list[list[object]]:
     return states
 
 
-def copies(kind: Literal["quantised", "converted"] = "quantised") -> list[Path]:
-    """Return the folders of all complete copies, or of the weights that were converted from pickles."""
+def copies(kind: Literal["quantised", "converted", "unpacked"] = "quantised") -> list[Path]:
+    """Return the folders of all complete copies, of weights converted from pickles, or of models in parts."""
     parent = root()
     return [] if parent is None else sorted(path.parent for path in parent.glob(f"{kind}/[!.]*/{STAMP}"))
 

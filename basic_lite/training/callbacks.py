@@ -140,6 +140,21 @@ class AtStart(TrainerCallback):
             self.action()
 
 
+class Measurements(TrainerCallback):
+    """Ask for a measurement of the held-out rows every so many steps and after the last one."""
+
+    def __init__(self, every: int) -> None:
+        """Measure every `every` optimizer steps."""
+        self.every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for it; it comes after the step's log and before its checkpoint, which so knows of it."""
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 class FirstStep(TrainerCallback):
     """Say once how long it took from the command to the end of the first step."""
 
@@ -153,6 +168,13 @@ class FirstStep(TrainerCallback):
         """What came before is preparation."""
         if self.clock is not None:
             self.clock.mark("preparation")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count what is measured before the first step apart."""
+        if self.clock is not None:
+            self.clock.mark("validation")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -236,6 +258,31 @@ class StepProgress(TrainerCallback):
             step = f"{self.title} {state.global_step}/{state.max_steps}"
             self.console.print(f"{step}  {note}", highlight=False, soft_wrap=True)
 
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show a measurement of held-out rows and the sample answers, each with the true one."""
+        if not state.is_world_process_zero or not metrics:
+            return
+        shown = {name: metrics.get(f"eval_{name}") for name in ("lm", "das", "sds", "cosine", "named")}
+        if shown["named"] is not None:
+            shown["named"] = 100 * shown["named"]
+        note = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+        note += " %" if shown["named"] is not None else ""
+        best = "  (the best yet)" if state.global_step and metrics["best"] == state.global_step else ""
+        lines = [f"validation {state.global_step}/{state.max_steps}  {note}{best}"]
+        lines += [
+            f"  {sample['id']}: {sample['answer']!r}, true {sample['true']!r}"
+            for sample in metrics["samples"]
+        ]
+        for line in lines:
+            self.console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -307,7 +354,12 @@ class Metrics:
 
 
 def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:
-    """Return a line of `log.jsonl`: JSON has no infinity, so a figure that is not finite is `None`."""
-    row = {"step": step, "steps": steps} | {name: logs.get(name) for name in _ALWAYS}
-    row |= {name: logs[name] for name in _MEASURED if name in logs}
+    """Return a line of `log.jsonl`."""
+    row: dict[str, float | None] = {"step": step, "steps": steps}
+    row |= {name: logs.get(name) for name in _ALWAYS}
+    return finite(row | {name: logs[name] for name in _MEASURED if name in logs})
+
+
+def finite(row: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return a line of figures for JSON, which has no infinity: `None` stands for what is not finite."""
     return {name: value if value is None or math.isfinite(value) else None for name, value in row.items()}

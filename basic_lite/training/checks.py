@@ -33,8 +33,10 @@ from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
+from basic_lite.training.plan import Plan
 from basic_lite.training.settings import Data, Settings
 from basic_lite.training.trainer import BasicTrainer
+from basic_lite.training.validation import HeldOut, check_held_out
 
 # What would end a run late is found early: other inputs, a full disk, a save or a merge that fails.
 
@@ -284,28 +286,6 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
     return replace(data, data=drawn.stage1 if stage == 1 else drawn.stage2, images=drawn.images)
 
 
-def finished_stage1(start: Path) -> dict:
-    """Return the manifest of the run that stage 2 starts from.
-
-    Raises:
-        ValueError: If there is none, or it is not finished.
-    """
-    manifest = files.read_manifest(start)
-    if manifest["stage"] != 1 or not manifest["finished"]:
-        raise ValueError(f"{start} is no finished run of stage 1; finish it, or name another with --start")
-    return manifest
-
-
-def check_training_rows(rows: Rows, settings: Settings) -> None:
-    """Look through the rows' texts and a sample of their pictures, and note their `faults`: what is left out.
-
-    Raises:
-        ValueError: If more rows are bad than the budget allows; names the first, and what is wrong with them.
-    """
-    rows.faults = check_rows(rows, settings.stage)
-    check_budget(rows, settings.data.bad_budget, settings.stage)
-
-
 @dataclass(frozen=True)
 class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it.
@@ -396,16 +376,36 @@ def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> st
     return f"{line}, up to rounding" + (f"; {' and '.join(other)}" if other else "")
 
 
-def check_before_loading(sources: Sources, settings: Settings, rows: Rows, resume: Path | None) -> None:
-    """Refuse to resume a run with other inputs or from damaged files, before its model is loaded.
+def check_before_loading(sources: Sources, decided: Plan, resume: Path | None, console: Console) -> None:
+    """Look through the rows, and at the run to go on with, before a model is loaded.
+
+    Args:
+        sources: the parts.
+        decided: settings, and the rows to train on and to measure, whose `faults` are noted.
+        resume: checkpoint to go on from.
+        console: where the number of measured rows is printed.
+
+    Raises:
+        ValueError: As `check_resumable`; if too many rows are bad for the budget, or all that are measured.
+    """
+    settings, rows = decided.settings, decided.rows
+    assert rows is not None, "a dry run loads nothing"
+    if resume is not None:
+        check_resumable(sources, decided, resume)
+    rows.faults = check_rows(rows, settings.stage)
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    if line := check_held_out(decided.held_out, rows, settings.stage):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
+    """Refuse to resume a run with other inputs or from damaged files.
 
     What only the loaded model tells counts as unchanged here, and is compared when it is there.
 
     Raises:
         ValueError: Names what differs, or the file.
     """
-    if resume is None:
-        return
     then = files.read_manifest(resume)
     if then["data"].get("order") != ORDER:
         raise ValueError(
@@ -413,10 +413,12 @@ def check_before_loading(sources: Sources, settings: Settings, rows: Rows, resum
             f"({then['versions'].get('basic-lite')}): finish it with that one, or start again with "
             "--overwrite"
         )
+    settings, rows = decided.settings, decided.rows
+    assert rows is not None, "a dry run resumes nothing"
     known = {
         "stage": settings.stage,
         "sources": checkpoint.named(sources),
-        "data": then["data"] | data_of(settings, rows),
+        "data": then["data"] | {"held_out": None} | data_of(settings, rows, decided.held_out),
         "training": hyperparameters(settings),
     }
     check_same_run(then | known, then, resume)
@@ -451,14 +453,18 @@ def check_same_run(now: dict, then: dict, resume: Path) -> None:
             )
 
 
-def data_of(settings: Settings, rows: Rows) -> dict[str, object]:
+def data_of(settings: Settings, rows: Rows, held_out: HeldOut | None = None) -> dict[str, object]:
     """Return what a manifest says of the data."""
-    return {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows), "order": ORDER}
+    found = {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows), "order": ORDER}
+    return found if held_out is None else found | {"held_out": held_out.identity()}
 
 
 def hyperparameters(settings: Settings) -> dict[str, object]:
     """Return the settings that a resumed run must share, but for the micro-batch (see `Passes`)."""
-    return {
+    measured: dict[str, object] = {}
+    if settings.validation.on:
+        measured = {"val_steps": settings.validation.val_steps, "stop_after": settings.validation.stop_after}
+    return measured | {
         "aspect": settings.aspect,
         "learning_rate": settings.learning_rate,
         "projector_learning_rate": settings.projector_learning_rate,

@@ -17,7 +17,7 @@ from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
-from basic_lite.models import checkpoint, devices, trainable, zoo
+from basic_lite.models import checkpoint, devices, quantised, trainable, unpacked, zoo
 from basic_lite.models.llava import Sources, longest_with, read_config, tiling_for
 from basic_lite.models.tower import vision_config
 from basic_lite.training.settings import (
@@ -30,14 +30,21 @@ from basic_lite.training.settings import (
     Run,
     Schedule,
     Settings,
+    Validation,
 )
+from basic_lite.training.validation import PER_RUN, HeldOut, hold_out
 
 FEWEST_STEPS: int = 50
 """Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
 
 
-def sources_of(model: Model, device: str) -> Sources:
+def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent) -> Sources:
     """Return stage 1's parts.
+
+    Args:
+        model: as given; of a vision-language model the decoder is taken.
+        device: `"cuda"` or `"cpu"`.
+        say: takes a line if it is taken out.
 
     Raises:
         ValueError: If a name is unknown, or the device lacks the precision.
@@ -45,7 +52,7 @@ def sources_of(model: Model, device: str) -> Sources:
     return Sources.named(
         model.model,
         model.tower,
-        model.llm,
+        None if model.llm is None else unpacked.language_model(model.llm, say),
         template=model.template,
         image_token=model.image_token,
         bits=zoo.bits_of(model.model, model.llm) if model.bits is None else model.bits,
@@ -85,6 +92,7 @@ def resolve(
     schedule: Schedule,
     run: Run,
     *,
+    validation: Validation | None = None,
     out: Path,
     shards: int,
     lora: bool = False,
@@ -102,6 +110,7 @@ def resolve(
         memory: as given.
         schedule: as given.
         run: as given.
+        validation: as given; `None` measures nothing.
         out: run folder.
         shards: processes over which the decoder's layers are cut.
         lora: stage 2 with adapters.
@@ -123,6 +132,7 @@ def resolve(
         data=data,
         method=method,
         run=run,
+        validation=validation or Validation(),
         learning_rate=rate if schedule.learning_rate is None else schedule.learning_rate,
         projector_learning_rate=projector_learning_rate,
         global_batch=pace.global_batch if schedule.global_batch is None else schedule.global_batch,
@@ -152,18 +162,23 @@ class Plan:
     Attributes:
         settings: to run with.
         rows: the training data; `None` in a dry run whose data are not here yet.
+        held_out: the rows that are measured; `None` for none.
         steps: optimizer steps, or when they are known.
         memory: what is predicted for the card.
     """
 
     settings: Settings
     rows: Rows | None
+    held_out: HeldOut | None
     steps: int | str
     memory: Row
 
-    def print(self, console: Console, **more: object) -> None:
-        """Print the settings, `more` first, and the memory plan."""
-        console.print(self.settings.table(**more))
+    def print(self, console: Console, sources: Sources, device: str, **more: object) -> None:
+        """Print the parts, the settings, `more` of them before the others, and the memory plan."""
+        parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
+        resolution = {"tiles": sources.tiles, "pool": sources.pool}
+        parts |= {name: value for name, value in resolution.items() if value > 1}
+        console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 
 
@@ -179,7 +194,7 @@ def decide(
     adapters: trainable.Adapters | None = None,
     optimizer: Optimizer | None = None,
 ) -> Plan:
-    """Open the rows, and let them decide the global batch and the card the micro-batch.
+    """Open the rows, hold some out, and let the rest decide the global batch and the card the micro-batch.
 
     Args:
         settings: of the stage.
@@ -193,19 +208,23 @@ def decide(
         optimizer: as given.
 
     Raises:
-        ValueError: If there are no rows, or `--fit` is given and nothing fits.
+        ValueError: If there are no rows, `hold_out` cannot, or `--fit` is given and nothing fits.
     """
-    rows, steps = None, "known when the data are here"
+    rows, held_out, steps = None, None, "known when the data are here"
     if not settings.run.dry_run or settings.data.path.exists():
         data = settings.data
         rows = open_rows(data.path, data.images, follow_links=data.follow_links, min_rating=data.min_rating)
+        held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
+        if held_out is not None and settings.validation.val_steps is None:
+            validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+            settings = replace(settings, validation=validation)
         if line:
             console.print(line, highlight=False, soft_wrap=True)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
     settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
-    return Plan(settings, rows, steps, row)
+    return Plan(settings, rows, held_out, steps, row)
 
 
 # Few rows: a global batch that nobody asked for shrinks.
@@ -242,7 +261,7 @@ def fit_batch(
     Returns:
         The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
     """
-    processes, usable = rank_and_count()[1], rows.usable
+    processes, usable = rank_and_count()[1], rows.trained
     pictures = int(rows.has_image[usable].sum())
     kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
 

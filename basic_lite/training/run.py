@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
-from basic_lite.data.dataset import SupervisedRows, TextEncoder
+from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
@@ -32,9 +34,11 @@ from basic_lite.models import checkpoint, devices, llava, trainable
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
-from basic_lite.training.callbacks import AtStart, Clock, FirstStep, StepProgress
+from basic_lite.training.callbacks import AtStart, Clock, FirstStep, Measurements, StepProgress
 from basic_lite.training.settings import Settings
+from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
+from basic_lite.training.validation import HeldOut, History, Validator
 
 WARMUP: float = 0.03
 """Share of the steps over which the learning rate rises."""
@@ -48,6 +52,8 @@ class Prepared:
         assembled: the model with its trainable set attached.
         settings: of the run.
         rows: the training data.
+        held_out: the rows that are measured; `None` for none.
+        template: `plain` in stage 1, the LLM's own in stage 2.
         manifest: of the run so far.
         transform: from a picture to pixels.
         dataset: the rows as the model takes them.
@@ -55,12 +61,14 @@ class Prepared:
         passes: how an optimizer step's rows are put through the model.
         args: what transformers' Trainer is told.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
     """
 
     assembled: Assembled
     settings: Settings
     rows: Rows
+    held_out: HeldOut | None
+    template: Template
     manifest: dict
     transform: ImageTransform
     dataset: SupervisedRows
@@ -68,7 +76,7 @@ class Prepared:
     passes: checks.Passes
     args: TrainingArguments
     resume: Path | None
-    start: Path | None
+    start: Start | None
 
 
 def assemble(
@@ -99,44 +107,66 @@ def freeze_projector(assembled: Assembled, settings: Settings, console: Console)
     )
 
 
+def run_stage(
+    assembled: Assembled,
+    decided: plan.Plan,
+    template: Template,
+    console: Console,
+    clock: Clock,
+    *,
+    resume: Path | None,
+    start: Start | None = None,
+    intervene: Callable[..., Intervention | None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> bool:
+    """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
+
+    What will be trained is printed first.
+
+    Returns:
+        Whether the run finished; `False` if a signal stopped it, which is said.
+    """
+    console.print(trainable.trainable_table(assembled.model))
+    prepared = prepare(assembled, decided, template, console, resume, start)
+    space = teach(prepared, console)
+    clock.mark("teacher")
+    finished = train(prepared, space, console, clock, intervene, callbacks)
+    if not finished:
+        out = prepared.settings.out
+        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+    return finished
+
+
 def prepare(
     assembled: Assembled,
-    settings: Settings,
-    rows: Rows,
+    decided: plan.Plan,
     template: Template,
-    memory: dict[str, object],
     console: Console,
     resume: Path | None = None,
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> Prepared:
     """Make all that training needs but the target, and begin the run's folder.
 
     Args:
         assembled: the model with its trainable set attached.
-        settings: of the run.
-        rows: the training data.
+        decided: settings, rows, and the memory that is predicted.
         template: `plain` in stage 1, the LLM's own in stage 2.
-        memory: what is predicted, for the manifest.
         console: where it is said what a resumed run does otherwise.
         resume: checkpoint to go on from.
-        start: run of stage 1 that this one starts from.
+        start: what a stage 2 starts from.
 
     Raises:
         ValueError: If a resumed run would be another one.
     """
+    settings, rows = decided.settings, decided.rows
+    assert rows is not None, "a dry run trains nothing"
+
     # The same rows in the same order as before, whatever a check would find today.
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
     if assembled.tiling is not None and rows.sizes is None:
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1))
-    text = TextEncoder(
-        template,
-        assembled.tokenizer,
-        assembled.image_token_id,
-        assembled.tokens_per_image,
-        longest,
-        assembled.tiling,
-    )
+    text = assembled.text_encoder(template, longest)
     if resume is not None:
         lines = findings.read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
@@ -149,8 +179,8 @@ def prepare(
     # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
     passes = checks.Passes.of(settings, then)
-    manifest = _manifest(assembled, settings, rows)
-    manifest |= {"from": start and _origin(start), "memory": memory, "passes": asdict(passes)}
+    manifest = _manifest(assembled, settings, rows, decided.held_out)
+    manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume)
         manifest["resumed"] = then.get("resumed", [])
@@ -168,7 +198,6 @@ def prepare(
     write_into(settings.out)
 
     # The rows as the model takes them, and which of them go together.
-    usable = rows.usable
     transform = assembled.transform(settings.aspect)
     dataset = assembled.supervised(
         rows,
@@ -177,7 +206,7 @@ def prepare(
         max_length=longest,
         bad_budget=settings.data.bad_budget,
         bad_log=bad_log,
-        usable=usable,
+        usable=rows.usable,
     )
     accumulation = settings.global_batch // passes.loaded
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
@@ -195,7 +224,7 @@ def prepare(
         seed=settings.run.seed,
         group=settings.group,
         accumulation=accumulation,
-        usable=usable,
+        usable=rows.trained,
         rank=rank,
         ranks=ranks,
     )
@@ -222,14 +251,27 @@ def prepare(
         logging_first_step=True,
         save_strategy="steps",
         save_steps=settings.run.save_steps,
-        save_total_limit=settings.run.keep,
+        save_total_limit=settings.run.newest,
+        eval_on_start=decided.held_out is not None and resume is None,
         dataloader_num_workers=settings.data.processes,
         report_to=settings.run.report_to,
         disable_tqdm=True,
         seed=settings.run.seed,
     )
     return Prepared(
-        assembled, settings, rows, manifest, transform, dataset, batches, passes, args, resume, start
+        assembled,
+        settings,
+        rows,
+        decided.held_out,
+        template,
+        manifest,
+        transform,
+        dataset,
+        batches,
+        passes,
+        args,
+        resume,
+        start,
     )
 
 
@@ -238,7 +280,7 @@ def teach(prepared: Prepared, console: Console) -> TargetSpace:
     made, settings, rows = prepared.assembled, prepared.settings, prepared.rows
     with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
         space = teacher.target_space(
-            made, settings, rows, console, resume=prepared.resume, start=prepared.start
+            made, settings, rows, console, resume=prepared.resume, start=prepared.start and prepared.start.run
         )
         prepared.manifest.update(teacher.findings(made, settings, rows, space, console, prepared.resume))
     return space
@@ -269,8 +311,14 @@ def train(
         Unmoved: If all its steps are done and no weight is another one; it is not finished then.
     """
     settings, model, resume = prepared.settings, prepared.assembled.model, prepared.resume
+    validation = settings.validation
 
     # The trainer.
+    validator, measuring = None, []
+    if prepared.held_out is not None:
+        parts = (prepared.assembled, settings, prepared.template, prepared.transform, space)
+        validator = Validator(prepared.held_out, *parts)
+        measuring = [Measurements(validation.val_steps or 1)]
     progress = StepProgress(console, f"stage {settings.stage}")
     trainer = BasicTrainer(
         model,
@@ -287,9 +335,12 @@ def train(
         fused_kernels=settings.fused_kernels,
         sharded=settings.shards > 1,
         manifest=prepared.manifest,
+        validator=validator,
+        stop_after=validation.stop_after,
+        keeps_best=settings.run.keeps_best,
         train_dataset=prepared.dataset,
         data_collator=prepared.assembled.collator(),
-        callbacks=[progress, FirstStep(clock, console), *callbacks],
+        callbacks=[progress, FirstStep(clock, console), *measuring, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:
@@ -308,21 +359,30 @@ def train(
             trainer.supervision.intervene(changed)
 
     # What would end the run late: a full disk, a save that fails, a log with steps that are done again.
-    checks.check_disk(settings.out, model, settings.run.keep)
+    checks.check_disk(settings.out, model, settings.run.newest + settings.run.keeps_best)
+    ended = None
     if resume is not None:
-        done = int(resume.name.split("-")[1])
-        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", done)))
+        then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+        over = History.of(then.log_history).is_over(validation.stop_after)
+        ended = then if over or then.global_step >= then.max_steps else None
+        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", then.global_step)))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
 
     # All steps, or those before a signal.
-    begun = trainable.Beginning(model)
+    begun, since = trainable.Beginning(model), time.monotonic()
     try:
-        with trainer.stop_on_signals(), shared_heap():
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if resume is not None and ended is not None:  # killed after its last checkpoint: no step is left
+            trainer.load_weights(resume)
+            trainer.state = ended
+        else:
+            with trainer.stop_on_signals(), shared_heap():
+                trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     finally:
         progress.close()
-    finished = trainer.state.global_step >= trainer.state.max_steps
+    seconds = time.monotonic() - since
+    stopped_early = trainer.history.is_over(validation.stop_after)
+    finished = trainer.state.global_step >= trainer.state.max_steps or stopped_early
     distributed.join_flags(prepared.dataset.state, trainer.accelerator)
     if finished and not distributed.first_says(begun.has_moved(model), trainer.accelerator):
         raise Unmoved(_why_unmoved(trainer, settings))
@@ -330,11 +390,46 @@ def train(
     # The folder's last word, and what became of the rows.
     counts = prepared.dataset.tally()
     if finished:
+        kept = settings.out / f"checkpoint-{trainer.best}"
+        if trainer.best == trainer.state.global_step or not kept.is_dir():
+            kept = None
         trainer.manifest = prepared.manifest | {"finished": True, "rows": counts}
-        trainer.save_model()
+        if validator is not None:
+            trainer.manifest["validation"] = _validation(trainer, kept)
+            line = _validation_line(trainer.manifest["validation"], trainer.measuring_seconds / seconds)
+            console.print(line, highlight=False, soft_wrap=True)
+        if stopped_early:
+            step, steps = trainer.state.global_step, plan.optimizer_steps(settings, len(prepared.batches))
+            why = f"{validation.stop_after} measurements in a row without a lower loss"
+            console.print(f"ended at step {step} of {steps}: {why} (--stop-after)", highlight=False)
+        if kept is None:
+            trainer.save_model()
+        else:
+            trainer.take_weights(kept)
     if line := _rows_line(counts, settings, prepared.assembled.longest(settings.data.max_length)):
         console.print(line, highlight=False)
     return finished
+
+
+def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:
+    """Return what the manifest says of a run's measurements, and whose weights the run has."""
+    losses, best = trainer.history.losses, trainer.history.best
+    named: dict[str, Any] = {}
+    for name, step in (("first", min(losses)), ("last", max(losses)), ("best", best)):
+        named[name] = None if step is None else {"step": step, "lm": losses[step]}
+    return named | {"weights_of_step": trainer.state.global_step if kept is None else best}
+
+
+def _validation_line(summary: dict[str, Any], share: float) -> str:
+    losses = ", ".join(
+        f"{name} {summary[name]['lm']:.3f} (step {summary[name]['step']})"
+        for name in ("first", "last", "best")
+        if summary[name]
+    )
+    return (
+        f"validation loss: {losses}; the weights are those of step {summary['weights_of_step']}; "
+        f"measuring took {share:.1%} of the time"
+    )
 
 
 def _rows_line(counts: dict[str, int], settings: Settings, longest: int) -> str:
@@ -348,10 +443,6 @@ def _rows_line(counts: dict[str, int], settings: Settings, longest: int) -> str:
     )
 
 
-def _origin(start: Path) -> dict[str, str]:
-    return {"stage1": str(start), "projector": files.file_hash(start / files.PROJECTOR)}
-
-
 def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
     steps = trainer.state.max_steps
     norms = [float(row["grad_norm"]) for row in trainer.state.log_history if "grad_norm" in row]
@@ -363,7 +454,7 @@ def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
     return f"no weight moved in {steps:,} steps, so {settings.out} is not finished: {why}"
 
 
-def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
+def _manifest(assembled: Assembled, settings: Settings, rows: Rows, held_out: HeldOut | None) -> dict:
     objective = settings.objective
     method: dict[str, object] = {"basic": objective.active}
     if objective.active:
@@ -378,7 +469,7 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows) -> dict:
         }
         if settings.method.intervention != "none":
             method["intervention"] = settings.method.intervention
-    data = checks.data_of(settings, rows) | {"left_out": int((~rows.usable).sum())}
+    data = checks.data_of(settings, rows, held_out) | {"left_out": int((~rows.usable).sum())}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
 
 

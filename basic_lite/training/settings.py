@@ -32,6 +32,7 @@ DATA = "Data"
 METHOD = "Method"
 RUN = "Run"
 MEMORY = "Memory and speed"
+VALIDATION = "Validation"
 
 
 def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
@@ -255,6 +256,33 @@ QuantisedCopyOption = Annotated[
     ),
 ]
 a_seed = within(0, 2**32 - 1)  # numpy takes no others
+
+
+def a_share(option: typer.CallbackParam, given: str | None) -> str | None:
+    """Refuse what is no share of rows to hold out; a number without a percent sign could mean either."""
+    if given is not None and not 0 < _percent(given) <= 50:
+        raise ValueError(
+            f"{option.opts[0]} must be a share above 0% and at most 50%, such as 0.5%, got {given!r}"
+        )
+    return given
+
+
+def _percent(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) if text.endswith("%") else math.nan
+    except ValueError:
+        return math.nan
+
+
+def a_keep(option: typer.CallbackParam, given: str) -> str:
+    """Refuse what is neither a number of checkpoints nor `best`."""
+    if given == "best":
+        return given
+    try:
+        number = int(given)
+    except ValueError:
+        raise ValueError(f"{option.opts[0]} must be a number of at least 1, or best, got {given!r}") from None
+    return str(within(1)(option, number))
 
 
 @dataclass(frozen=True)
@@ -511,7 +539,15 @@ class Run:
     """What is kept, said and repeated."""
 
     save_steps: Annotated[int, option(help="Steps between checkpoints.", callback=within(1))] = 500
-    keep: Annotated[int, option(help="How many checkpoints stay, the newest ones.", callback=within(1))] = 2
+    keep: Annotated[
+        str,
+        option(
+            help="How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
+            "validation loss, whose weights are the run's.",
+            callback=a_keep,
+            metavar="N|best",
+        ),
+    ] = "2"
     logging_steps: Annotated[int, option(help="Steps between lines of log.jsonl.", callback=within(1))] = 10
     seed: Annotated[
         int, option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed)
@@ -522,12 +558,105 @@ class Run:
     overwrite: Annotated[bool, option("--overwrite", help="Replace the run in --out.")] = False
     dry_run: DryRunOption = False
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the lowest validation loss stays, and gives the run its weights."""
+        return self.keep == "best"
+
+    @property
+    def newest(self) -> int:
+        """How many of the newest checkpoints stay."""
+        return 1 if self.keeps_best else int(self.keep)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
+
+    val_share: Annotated[
+        str | None,
+        option(
+            help="Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
+            default="off",
+            panel=VALIDATION,
+            callback=a_share,
+            metavar="PERCENT",
+        ),
+    ] = None
+    val_data: Annotated[
+        Path | None,
+        option(help="Rows to measure instead, in a file of their own.", default="off", panel=VALIDATION),
+    ] = None
+    val_images: Annotated[
+        Path | None,
+        option(
+            help="Folder, zip or tar that the image paths of --val-data start from.",
+            default="--images, else that of the file",
+            panel=VALIDATION,
+        ),
+    ] = None
+    val_steps: Annotated[
+        int | None,
+        option(
+            help="Optimizer steps between two measurements; the start and the end are measured anyway.",
+            default="a tenth of the run",
+            panel=VALIDATION,
+            callback=within(1),
+        ),
+    ] = None
+    val_samples: Annotated[
+        int,
+        option(
+            help="Rows whose answers are written out each time, greedily.",
+            panel=VALIDATION,
+            callback=within(0, 32),
+        ),
+    ] = 4
+    stop_after: Annotated[
+        int | None,
+        option(
+            help="End the run after that many measurements in a row without a lower loss.",
+            default="off",
+            panel=VALIDATION,
+            callback=within(1),
+            metavar="N",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            ValueError: In one line.
+        """
+        if self.val_share is not None and self.val_data is not None:
+            raise ValueError(
+                "--val-share holds out rows of --data, --val-data brings its own: give one of the two"
+            )
+        if self.val_images is not None and self.val_data is None:
+            raise ValueError("--val-images belongs to --val-data, which is not given")
+        for name, value in (("--val-steps", self.val_steps), ("--stop-after", self.stop_after)):
+            if value is not None and not self.on:
+                raise ValueError(f"{name} needs rows to measure: add --val-share 0.5%, or --val-data FILE")
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is measured."""
+        return self.val_share is not None or self.val_data is not None
+
+    @property
+    def share(self) -> float:
+        """The share of the rows to hold out, from 0 to 1."""
+        return 0.0 if self.val_share is None else _percent(self.val_share) / 100
+
 
 OutOption = Annotated[Path, option(help="Run folder.")]
 LoraOption = Annotated[
     bool, option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
 ]
-StartOption = Annotated[Path, option(help="Run of stage 1 to start from.")]
+StartOption = Annotated[
+    Path, option(help="Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
+]
 OptimizerOption = Annotated[
     Optimizer | None,
     option(
@@ -550,6 +679,7 @@ class Settings:
         data: the rows.
         method: BASIC's terms and their target.
         run: what is kept, said and repeated.
+        validation: what is measured along the way.
         aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
@@ -570,6 +700,7 @@ class Settings:
     data: Data = Data()
     method: Method = Method()
     run: Run = Run()
+    validation: Validation = Validation()
     learning_rate: float
     projector_learning_rate: float | None = None
     global_batch: int
@@ -603,6 +734,8 @@ class Settings:
         for name, rate in (("learning-rate", self.learning_rate), ("epochs", self.epochs)):
             if not rate > 0:
                 raise ValueError(f"--{name} must be above 0, got {rate}")
+        if self.run.keeps_best and not self.validation.on:
+            raise ValueError("--keep best needs rows to measure: add --val-share 0.5%, or --val-data FILE")
         if self.method.kind == "individual" and self.method.basic and self.micro_batch < 2:
             raise ValueError(
                 "--target individual is less its mean over the pictures of a forward pass; take a "
@@ -656,6 +789,10 @@ class Settings:
             "workers": self.data.processes,
             "seed": self.run.seed,
             "report_to": self.run.report_to,
+            "val_share": self.validation.val_share,
+            "val_data": self.validation.val_data,
+            "val_steps": self.validation.val_steps,
+            "stop_after": self.validation.stop_after,
             "layers": self.method.layers,
             "weighting": self.method.weighting,
             "importance": self.method.importance,

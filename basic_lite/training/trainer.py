@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,9 +30,10 @@ from basic_lite.models import adapters, checkpoint
 from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
 from basic_lite.training import distributed, liger, optimizers
-from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, line_of
+from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, finite, line_of
 from basic_lite.training.forward import Forward
 from basic_lite.training.guards import FiniteGuard, Splitter
+from basic_lite.training.validation import NAMES, History, Validator
 
 
 class SavingTrainer(Trainer):
@@ -51,6 +53,11 @@ class SavingTrainer(Trainer):
         """Of the run."""
         assert self.args.output_dir is not None
         return Path(self.args.output_dir)
+
+    @property
+    def best(self) -> int | None:
+        """Step of a checkpoint that stays however old it is; `None` for none."""
+        return None
 
     def before_saving(self) -> None:
         """Do what must be known before a checkpoint may be written; raises if it may not."""
@@ -81,9 +88,21 @@ class SavingTrainer(Trainer):
             checkpoint.save_projector(model, folder / files.PROJECTOR)
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
                 checkpoint.save_decoder(model, folder / files.DECODER)
+        self._write_manifest(folder)
+
+    def _write_manifest(self, folder: Path) -> None:
         if self.manifest is not None:
             content = self.manifest | {"steps": self.state.global_step, "weights": files.hashes(folder)}
             files.write_json(folder / files.MANIFEST, content)
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Write a checkpoint's weights as the run's, in place of `save_model`: those of the last step."""
+        if self.args.should_save:
+            with files.write_errors(self.folder):
+                for path in [*checkpoint.glob(files.WEIGHTS[0]), *checkpoint.glob(files.ADAPTER)]:
+                    with files.complete(self.folder / path.name) as draft:
+                        shutil.copyfile(path, draft)
+                self._write_manifest(self.folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights and the manifest to `output_dir`."""
@@ -121,7 +140,8 @@ class SavingTrainer(Trainer):
                     shutil.rmtree(parts, ignore_errors=True)
         keep = self.args.save_total_limit
         for old in files.checkpoints(out)[:-keep] if keep and main else []:
-            shutil.rmtree(old)
+            if old.name != f"checkpoint-{self.best}":
+                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def load_weights(self, folder: Path) -> None:
@@ -191,6 +211,9 @@ class BasicTrainer(SavingTrainer):
         prune_last_layer: bool = True,
         sharded: bool = False,
         manifest: dict | None = None,
+        validator: Validator | None = None,
+        stop_after: int | None = None,
+        keeps_best: bool = False,
         **kwargs: Any,
     ) -> None:
         """Prepare.
@@ -215,6 +238,9 @@ class BasicTrainer(SavingTrainer):
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
             sharded: cut the decoder's layers over the processes when training begins.
             manifest: written into every checkpoint.
+            validator: measures held-out rows when `evaluate` is called (see `callbacks.Measurements`).
+            stop_after: end the run after so many measurements without a lower loss.
+            keeps_best: save where a measurement is the best one yet, and keep that checkpoint.
             kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
         """
         args.remove_unused_columns = False
@@ -252,6 +278,8 @@ class BasicTrainer(SavingTrainer):
             else BasicSupervision(model, layers, weighting, "uniform", target=target or TargetSpace())
         )
         self.transform = transform
+        self.validator, self.stop_after, self.keeps_best = validator, stop_after, keeps_best
+        self.measuring_seconds = 0.0
         self.batches = batches
         self.projector_learning_rate = projector_learning_rate
         self.manifest = manifest
@@ -462,6 +490,52 @@ class BasicTrainer(SavingTrainer):
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""
         return 0
 
+    # -- held-out rows ---------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> History:
+        """The measurements so far, with those before the run was resumed."""
+        return History.of(self.state.log_history)
+
+    @property
+    def best(self) -> int | None:
+        """Step of the best measurement yet, if its checkpoint is to stay."""
+        return self.history.best if self.keeps_best else None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the held-out rows, log it, and decide whether to save and whether to stop.
+
+        Returns:
+            `NAMES` with `eval_` in front, under which trackers show them apart from training's.
+        """
+        if self.validator is None:
+            return super().evaluate(*args, **kwargs)
+        begun = time.monotonic()
+        figures, samples = self.validator.measure(
+            self.model,
+            self.model_wrapped,
+            self.accelerator,
+            on_device=lambda batch: self._on_device(self._prepare_inputs(batch)),
+            rows_at_once=self.splitter.limit or self.args.per_device_train_batch_size,
+            sharded=self.sharded,
+        )
+        seconds = time.monotonic() - begun
+        self.measuring_seconds += seconds
+        self.metrics.started += seconds  # training's samples per second are without it
+        logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
+        self.log(dict(logged))
+        step, steps = self.state.global_step, self.state.max_steps
+        row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")}
+        self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
+        history = self.history
+        seen = logged | {"samples": samples, "best": history.best}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, seen)
+        if self.keeps_best and step and history.best == step:
+            self.control.should_save = True
+        if history.is_over(self.stop_after):
+            self.control.should_training_stop = True
+        return logged
+
     # -- logging ---------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -476,11 +550,13 @@ class BasicTrainer(SavingTrainer):
             self.guard.look(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
-            if self.is_world_process_zero():
-                row = line_of(logs, self.state.global_step, self.state.max_steps)
-                with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(row) + "\n")
+            self._write_line(line_of(logs, self.state.global_step, self.state.max_steps))
         super().log(logs, *args, **kwargs)
+
+    def _write_line(self, row: dict[str, Any]) -> None:
+        if self.is_world_process_zero():
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def before_saving(self) -> None:
         """Let no step whose gradients were not finite into a checkpoint."""

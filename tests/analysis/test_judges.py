@@ -7,20 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from basic_lite.analysis.judges import (
-    WordTokens,
-    by_words,
-    content_kept,
-    end_tokens,
-    is_content,
-    read_words,
-    shown,
-    token_f1,
-    token_texts,
-    words_of,
-)
+from basic_lite.analysis.judges import by_words, content_kept, end_tokens, read_words, shown, token_f1
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world import parts
+from basic_lite.method.words import WordTokens, is_content, token_texts, words_of
 
 VICUNA = Path(__file__).parents[1] / "fixtures" / "tokenizers" / "vicuna"
 

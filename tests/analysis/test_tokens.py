@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from basic_lite import files
 from basic_lite.analysis import replacement, report
 from basic_lite.analysis.inspection import InspectionSettings, ModelResults, PictureResults, inspect_layers
-from basic_lite.analysis.judges import by_truth, token_texts
+from basic_lite.analysis.judges import by_truth
 from basic_lite.analysis.report import common_table, depth_table, replacement_table
 from basic_lite.analysis.samples import BEFORE, Sample, choose_samples, method_of, subjects
 from basic_lite.analysis.tokens import analyse
@@ -26,6 +26,7 @@ from basic_lite.data.world.dataset import write_world
 from basic_lite.data.world.render import render
 from basic_lite.data.world.world import held_out_scenes
 from basic_lite.experiments.measure import inspect_model
+from basic_lite.method.words import token_texts
 from basic_lite.models import zoo
 from basic_lite.models.llava import Sources, assemble
 from basic_lite.models.parts import parts_of

@@ -43,14 +43,14 @@ LETTERS = _drawn(
     "A|B|C|D|a|b|(A)|(b)|B.|C:|D)|option|Option B|the answer is|The answer is C.|is"
     "|The correct answer is **B**"
     "|red|dark blue|green|no|answer|I|dog|E|\n|Answer: B|A car|B. dark blue|Cannot determine the answer|Z|,"
-    "|nothing",
+    "|nothing|NASA|CB",
     " ",
     5,
 )
 WORDS = _drawn(
     1,
     "red|Red.|the|a|two|2|none|1,234|1234|5%|0.05|0|3.14|-2|1e3|so|is|=|answer|therefore|yes|Yes|no|woman's|dont"
-    "|t-shirt|T-shirt.|x + 1|X + 1|５|left/right|\n|.|,|!|'|twenty one|dark blue|5.|unanswerable",
+    "|t-shirt|T-shirt.|x + 1|X + 1|５％|left/right|\n|.|,|!|'|twenty one|dark blue|5.|unanswerable",
     " ",
     4,
 )

@@ -32,14 +32,14 @@ def test_mcnemar_equals_the_binomial_test():
 def test_gained_lost_and_categories():
     a = run({1: 1.0, 2: 0.0, 3: 1.0, 4: 0.0}, {1: "x", 2: "x", 3: "y", 4: "y"})
     b = run({1: 0.0, 2: 1.0, 3: 1.0, 4: 1.0}, {1: "x", 2: "x", 3: "y", 4: "y"})
-    found = compare(a, b)
-    assert (found.a, found.b, found.difference) == (50.0, 75.0, 25.0)
-    assert (found.lost, found.gained) == ((1,), (2, 4))
-    assert found.flipped == (1, 2, 4)
-    assert found.p_value == pytest.approx(1.0)
-    assert {name: (c.n, c.a, c.b, c.difference) for name, c in found.categories.items()} == {
-        "x": (2, 50.0, 50.0, 0.0),
-        "y": (2, 50.0, 100.0, 50.0),
+    result = compare(a, b)
+    assert (result.a, result.b, result.difference) == (50.0, 75.0, 25.0)
+    assert (result.lost, result.gained) == ((1,), (2, 4))
+    assert result.flipped == (1, 2, 4)
+    assert result.p_value == pytest.approx(1.0)
+    assert {name: tuple(c) for name, c in result.categories.items()} == {
+        "x": (2, 50.0, 50.0),
+        "y": (2, 50.0, 100.0),
     }
 
 
@@ -47,12 +47,12 @@ def test_the_interval_pairs_the_runs():
     generator = np.random.default_rng(0)
     first = {i: float(generator.random() < 0.6) for i in range(1000)}
     better = {i: 1.0 if i < 40 else share for i, share in first.items()}
-    found = compare(run(first), run(better))
+    result = compare(run(first), run(better))
     # Differences are 0 or 1 here: the interval is that of a share, far narrower than of two separate runs.
     gains = np.array([better[i] - first[i] for i in first])
     half = 1.96 * 100 * gains.std() / np.sqrt(1000)
-    assert found.interval == pytest.approx((found.difference - half, found.difference + half), abs=0.2)
-    assert found.is_clear
+    assert result.interval == pytest.approx((result.difference - half, result.difference + half), abs=0.2)
+    assert result.is_clear
     assert not compare(run(first), run(first)).is_clear
     assert compare(run(first), run(first)).interval == (0.0, 0.0)
 
@@ -68,10 +68,10 @@ def test_units_that_are_no_questions_are_paired_too():
         value = value_of(cells.values(), "pair_points")
         return Score("points", "s", value, items, cells=cells, statistic="pair_points", right_wrong=True)
 
-    found = compare(mme([2, 1, 0]), mme([2, 2, 0]))
-    assert found.difference == pytest.approx(100 / 6 + 100 / 3)
-    assert found.interval[0] == 0.0
-    assert found.gained == ("p1/2",)
+    result = compare(mme([2, 1, 0]), mme([2, 2, 0]))
+    assert result.difference == pytest.approx(100 / 6 + 100 / 3)
+    assert result.interval[0] == 0.0
+    assert result.gained == ("p1/2",)
 
 
 def test_categories_keep_their_sizes_in_the_resamples():
@@ -82,8 +82,8 @@ def test_categories_keep_their_sizes_in_the_resamples():
             "points", "s", value, {"p": count / 2, "q": ocr / 2}, cells=cells, statistic="pair_points"
         )
 
-    found = compare(mme(0, 1), mme(2, 1))  # one picture a category: every resample is the sample
-    assert found.interval == (found.difference, found.difference) == (200.0, 200.0)
+    result = compare(mme(0, 1), mme(2, 1))  # one picture a category: every resample is the sample
+    assert result.interval == (result.difference, result.difference) == (200.0, 200.0)
 
 
 def test_runs_that_do_not_fit_are_refused_in_one_line():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 from tiny import DECODERS, tiny_assembled
 
-from basic_lite.evaluation import answer
+from basic_lite.evaluation import answer, predictions
 from basic_lite.evaluation.question import Question
 
 
@@ -38,9 +39,9 @@ def questions(count: int = 7) -> list[Question]:
 
 def answers(path) -> dict[int, str]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {row["question_id"]: row["text"] for row in rows}
-    assert len(found) == len(rows), "a question was answered twice"
-    return found
+    texts = {row["question_id"]: row["text"] for row in rows}
+    assert len(texts) == len(rows), "a question was answered twice"
+    return texts
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -69,6 +70,36 @@ def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
         answer.generate(assembled, list(reversed(order)), path, batch_size=10 - size)
         assert answers(path) == first
     assert {question.id: answer.answer_one(assembled, question) for question in asked} == first
+
+
+@pytest.mark.parametrize("by_likelihood", [False, True])
+def test_what_rounding_would_decide_is_decided_alike_in_every_batch(tmp_path, by_likelihood):
+    """All tokens have a twin that is as likely but for rounding, which differs from batch to batch."""
+    assembled, choices = tiny_assembled("llama", bits=16), {letter: letter for letter in "ABCD"}
+    asked = [replace(question, choices=choices if by_likelihood else {}) for question in questions(24)]
+    assembled.model.float()
+    head = assembled.model.lm_head.weight.data
+    head[: len(head) // 2] = head[len(head) // 2 :][: len(head) // 2]
+    for letter in "BCD":
+        head[assembled.tokenizer.convert_tokens_to_ids(letter)] = head[
+            assembled.tokenizer.convert_tokens_to_ids("A")
+        ]
+    head += 1e-7 * torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+    given = []
+    for size in (1, 2, 5, 16):
+        path, order = tmp_path / f"{size}.jsonl", random.Random(size).sample(asked, len(asked))
+        answer.generate(assembled, order, path, batch_size=size, by_likelihood=by_likelihood)
+        given.append(answers(path))
+    assert given[0] == given[1] == given[2] == given[3]
+    assert len(set(given[0].values())) > 1
+
+
+def test_an_answer_keeps_its_own_length_in_a_batch(tmp_path):
+    assembled, asked = tiny_assembled("llama"), questions(4)
+    asked = [replace(question, max_new_tokens=1 + 2 * question.id) for question in asked]
+    for size in (1, 4):
+        answer.generate(assembled, asked, tmp_path / f"{size}.jsonl", batch_size=size)
+    assert answers(tmp_path / "4.jsonl") == answers(tmp_path / "1.jsonl")
 
 
 def test_a_batch_that_memory_is_short_for_is_answered_in_parts(tmp_path, monkeypatch):
@@ -113,7 +144,7 @@ def test_it_stops_after_so_many_batches_and_goes_on(tmp_path):
     assert answer.generate(assembled, asked, path, batch_size=2, max_batches=2) == 3
     counts = []
     assert answer.generate(assembled, asked, path, batch_size=2, advance=counts.append) == 0
-    assert counts == [4, 2, 1]
+    assert counts == [2, 1]
 
 
 def test_predictions_of_another_benchmark_are_refused_and_kept(tmp_path):
@@ -126,10 +157,10 @@ def test_predictions_of_another_benchmark_are_refused_and_kept(tmp_path):
 
 def test_other_conditions_are_refused(tmp_path):
     path = tmp_path / "p.jsonl"
-    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    predictions.claim(path, {"run": "a"}, overwrite=False)
     path.write_text("{}\n")
-    answer.claim_predictions(path, {"run": "a"}, overwrite=False)
+    predictions.claim(path, {"run": "a"}, overwrite=False)
     with pytest.raises(ValueError, match="another run; start again with --overwrite"):
-        answer.claim_predictions(path, {"run": "b"}, overwrite=False)
-    answer.claim_predictions(path, {"run": "b"}, overwrite=True)
+        predictions.claim(path, {"run": "b"}, overwrite=False)
+    predictions.claim(path, {"run": "b"}, overwrite=True)
     assert not path.exists()

@@ -75,8 +75,8 @@ def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path):
         files.locate_images(Source(tmp_path, "val"), names, ("val2014",))
     with pytest.raises(ValueError, match="give the folder with --images"):
         files.locate_images(Source(tmp_path, "val"), names, ("val2015", "images"))
-    found = files.locate_images(Source(tmp_path, "val", tmp_path / "val2014"), {1: "a.jpg"}, ("x",))
-    assert found == {1: tmp_path / "val2014" / "a.jpg"}
+    located = files.locate_images(Source(tmp_path, "val", tmp_path / "val2014"), {1: "a.jpg"}, ("x",))
+    assert located == {1: tmp_path / "val2014" / "a.jpg"}
     unpictured = files.locate_images(Source(tmp_path, "val", with_images=False), names, ("x",))
     assert set(unpictured.values()) == {None}
 

@@ -16,8 +16,8 @@ def test_a_page_shows_pictures_and_both_answers_and_escapes_them(tmp_path, png):
     ]
     before = Score("accuracy", "s", 66.7, {1: 1.0, 2: 0.0, 3: 1.0}, right_wrong=True)
     after = Score("accuracy", "s", 66.7, {1: 0.0, 2: 1.0, 3: 1.0}, right_wrong=True)
-    answers = ({1: "yes", 2: "<script>", 3: "no"}, {1: "no", 3: "no"})
-    path = write_page(compare(before, after), "gqa", asked, answers, tmp_path / "f.html", ("plain", "basic"))
+    answers = {"plain": {1: "yes", 2: "<script>", 3: "no"}, "basic": {1: "no", 3: "no"}}
+    path = write_page(compare(before, after), "gqa", asked, answers, tmp_path / "f.html")
     page = path.read_text(encoding="utf-8")
     assert "Is &lt;b&gt; bold?" in page
     assert "<script>" not in page
@@ -33,12 +33,12 @@ def test_an_mmbench_question_comes_with_its_rotations(tmp_path, fixtures):
     asked = load("mmbench", fixtures / "mmbench_dev.tsv", limit=9)
     right = {question.id: question.answer for question in asked}
     wrong = {**right, 1000012: "A"}
-    found = compare(score(asked, right, "exact_matching"), score(asked, wrong, "exact_matching"))
-    page = write_page(found, "mmbench", asked, (right, wrong), tmp_path / "f.html").read_text(
-        encoding="utf-8"
-    )
-    assert found.lost == (12,)
+    result = compare(score(asked, right, "exact_matching"), score(asked, wrong, "exact_matching"))
+    answers = {"A": right, "B": wrong}
+    path = write_page(result, "mmbench", asked, answers, tmp_path / "f.html")
+    page = path.read_text(encoding="utf-8")
+    assert result.lost == (12,)
     assert page.count("<article") == 1
     assert page.count("Is the lamp lit?") == 2
-    short = write_page(found, "mmbench", asked, (right, wrong), tmp_path / "g.html", most=0)
+    short = write_page(result, "mmbench", asked, answers, tmp_path / "g.html", most=0)
     assert "0 of 1 lost questions are shown." in short.read_text(encoding="utf-8")

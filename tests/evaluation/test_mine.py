@@ -140,8 +140,8 @@ def test_likelihood_on_the_command_line_for_a_run_and_its_folder(trained, own):
     run("export", "runs/stage1", "likely", "--device", "cpu", cwd=trained)
     run(*base, "--run", "runs/stage1", "--out", "a", cwd=trained)
     run(*base, "--model", "likely", "--out", "b", cwd=trained)
-    told = [json.loads((trained / name / "results.json").read_text()) for name in ("a", "b")]
-    assert told[0]["run"]["decoding"] == told[1]["run"]["decoding"] == "likelihood of letters"
+    contents = [json.loads((trained / name / "results.json").read_text()) for name in ("a", "b")]
+    assert contents[0]["run"]["decoding"] == contents[1]["run"]["decoding"] == "likelihood of letters"
     of_run, of_folder = (texts(trained / name / "predictions.jsonl") for name in ("a", "b"))
     assert of_run == of_folder
     assert set(of_run.values()) <= set("ABCD")

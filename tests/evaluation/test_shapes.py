@@ -178,8 +178,8 @@ def pope_files(folder, prefix, png):
 def test_pope_on_other_pictures_and_one_split_alone(tmp_path, png, name, prefix):
     pope_files(tmp_path / "p", prefix, png)
     assert len(load(name, tmp_path / "p", limit=9)) == 3
-    (one,) = load(name, tmp_path / "p", split="popular", limit=9)
-    assert one.category == "popular"
+    (question,) = load(name, tmp_path / "p", split="popular", limit=9)
+    assert question.category == "popular"
     row = BENCHMARKS[name]
     assert bool(row.figures(9_000)[0]) == (name == "pope")
     assert not row.figures(3_000)[0]

@@ -13,6 +13,8 @@ import pytest
 from command import run
 from PIL import Image
 
+from basic_lite.models import checkpoint
+
 EVAL = Path(__file__).parents[1] / "fixtures" / "eval"
 FILES = {
     "vqav2/v2_OpenEnded_mscoco_val2014_questions.json": "vqav2_questions.json",
@@ -61,9 +63,17 @@ def benchmarks(tmp_path_factory) -> Path:
     return root
 
 
-def test_all_eight_run_and_end_in_one_table(benchmarks, trained):
+def test_all_eight_run_and_end_in_one_table(benchmarks, trained, monkeypatch):
+    loaded = []
+    load_run = checkpoint.load_run
+    monkeypatch.setattr(checkpoint, "load_run", lambda *a, **k: loaded.append(a) or load_run(*a, **k))
     base = ("eval", "all", "--run", "runs/stage1", "--data", benchmarks)
     done = run(*base, "--limit", 3, "--batch-size", 4, cwd=trained)
+    assert len(loaded) == 1  # one model for all
+    names = ("vqav2", "gqa", "scienceqa", "textvqa", "mmbench", "mmbench-cn", "mmvet", "vizwiz")
+    total = sum(len(predictions(trained / "runs/stage1", name)) for name in names)
+    assert done.stdout.count(f"{total}/{total}") == 1  # and one bar
+    assert f"{total} answers, " in done.stdout
     fields = "benchmark split n metric scorer prompt_style parse_failures breakdown interval_95"
     fields += " manifest_hash versions"
     for name in ("vqav2", "gqa", "scienceqa", "textvqa", "mmbench", "mmbench-cn", "mmvet", "vizwiz"):
@@ -74,6 +84,29 @@ def test_all_eight_run_and_end_in_one_table(benchmarks, trained):
         assert (content["value"] is None) == (name == "mmvet")  # no judge, no MM-Vet score
     assert "68.8" in done.stdout  # of BASIC-7B, as published
     assert "not comparable" in done.stdout
+
+
+def predictions(home, name):
+    lines = (home / "eval" / name / "predictions.jsonl").read_text().splitlines()
+    return {row["question_id"]: row["text"] for row in map(json.loads, lines)}
+
+
+def test_all_eight_of_an_exported_folder_equal_those_of_its_run(benchmarks, trained):
+    """Both in fp32 on the CPU, the folder with other batches: the same answers, values and intervals."""
+    run("export", "runs/stage1", "of-stage1", "--device", "cpu", cwd=trained)
+    base = ("eval", "all", "--data", benchmarks, "--limit", 3)
+    run(*base, "--run", "runs/stage1", "--batch-size", 4, cwd=trained)
+    run(*base, "--model", "of-stage1", "--batch-size", 3, cwd=trained)
+    homes = trained / "runs/stage1", trained / "runs/of-stage1"
+    said = set()
+    for name in ("vqav2", "gqa", "scienceqa", "textvqa", "mmbench", "mmbench-cn", "mmvet", "vizwiz"):
+        of_run, of_folder = (predictions(home, name) for home in homes)
+        assert of_run == of_folder, name
+        said |= set(of_run.values())
+        results = [json.loads((home / "eval" / name / "results.json").read_text()) for home in homes]
+        for key in ("value", "interval_95", "clusters", "figures", "breakdown", "parse_failures"):
+            assert results[0][key] == results[1][key], (name, key)
+    assert len(said) > 8  # not one answer to everything
 
 
 def test_submissions_are_written(benchmarks, trained):

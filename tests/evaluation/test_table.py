@@ -243,6 +243,6 @@ def test_one_label_file_of_pope_is_that_category_alone(folder):
     names = ["coco_pope_random.json", "coco_pope_popular.json"]
     data = folder({"pope_questions.jsonl": "llava_pope_test.jsonl", "coco_pope_random.json": names[0]})
     (data / names[1]).write_text((data / names[0]).read_text())
-    one = load("pope", data / names[1], limit=9, with_images=False)
-    assert [question.id for question in one] == ["popular/1", "popular/2"]
+    questions = load("pope", data / names[1], limit=9, with_images=False)
+    assert [question.id for question in questions] == ["popular/1", "popular/2"]
     assert [question.id for question in load("pope", data, limit=9, with_images=False)] == [1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments import curves
+from basic_lite.experiments import curves, report
 from basic_lite.experiments.curves import (
     Curve,
     curves_of,
@@ -105,6 +106,19 @@ def test_what_is_never_reached_is_said_so():
     said = sentence(made, own, "plain")
     assert said == (
         "BASIC does not reach plain's final caption loss (1.000, after 400 samples): it ends at 2.000."
+    )
+
+
+def test_a_chance_below_one_in_a_hundred_is_not_worth_a_word():
+    made = replace(savings("BASIC", curve([[3.0]] * 3), curve([[3.0], [2.0], [1.0]]))[-1], reached=0.002)
+    assert sentence(made, curve([[3.0]] * 3), "plain").endswith("it ends at 3.000.")
+    assert sentence(replace(made, reached=0.03), curve([[3.0]] * 3), "plain").endswith(
+        "3% of the resamples it does."
+    )
+    assert report._needed(made, 100) == ("never", "never")
+    assert report._needed(replace(made, samples=100.0, interval=(100.0, 220.4)), 100) == (
+        "at most 100",
+        "at most 100 to 220",
     )
 
 

@@ -1,17 +1,17 @@
 """Measure what the merge of an export holds in memory, with layers of a 7B's width and random weights.
 
-python tests/merge_memory.py --layers 6
+python tests/export/merge_memory.py --layers 6
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import threading
 from pathlib import Path
 
 import torch
+import typer
 from safetensors.torch import save_file
 
 from basic_lite.export.weights import Adapters, base_decoder, write_shards
@@ -63,19 +63,20 @@ def merge(base: Path, run: Path, out: Path, shard_bytes: int) -> tuple[int, int]
     return total, peak - begun
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--shard-gib", type=float, default=2.0)
-    wanted = parser.parse_args()
+def main(layers: int = 6, shard_gib: float = 2.0) -> None:
+    """Write parts, merge them, and print what was held."""
     with tempfile.TemporaryDirectory() as temporary:
         folders = [Path(temporary) / name for name in ("base", "run", "out")]
         for folder in folders:
             folder.mkdir()
-        write_parts(*folders[:2], wanted.layers)
+        write_parts(*folders[:2], layers)
         torch.empty(0)
-        total, held = merge(*folders, int(wanted.shard_gib * 2**30))
+        total, held = merge(*folders, int(shard_gib * 2**30))
         largest = max(path.stat().st_size for path in folders[2].glob("*.safetensors"))
     print(
         f"{total / 1e9:.2f} GB merged, largest shard {largest / 1e9:.2f} GB, held at most {held / 1e9:.2f} GB"
     )
+
+
+if __name__ == "__main__":
+    typer.run(main)

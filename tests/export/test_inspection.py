@@ -49,7 +49,7 @@ def test_every_layout_is_opened_again(tmp_path):
     assert "tensors of rank 4 over " in shown["peft"]
     assert "projector: 4 tensors" in shown["peft"]
     assert "model-f16.gguf: llama, 39 tensors" in shown["gguf"]
-    assert "mmproj-f16.gguf: clip, 41 tensors" in shown["gguf"]
+    assert "mmproj-f16.gguf: clip, 57 tensors" in shown["gguf"]
     for kind, count in (("hf", 1), ("peft", 2), ("gguf", 2)):
         assert f"files: {count} of {count} as they were exported" in shown[kind]
 

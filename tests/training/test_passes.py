@@ -13,7 +13,7 @@ from command import run, stage1, stage2
 
 from basic_lite.data.batches import Batches
 from basic_lite.files import EMBEDDING_SPACE, FORMAT
-from basic_lite.training.checks import Passes, changes_line, check_before_loading
+from basic_lite.training.checks import Passes, changes_line, check_resumable
 from basic_lite.training.settings import Method, Settings
 
 
@@ -131,4 +131,4 @@ def test_a_run_of_another_order_of_rows_is_refused_in_one_line(tmp_path):
     older = {"format": FORMAT, "method": {"embedding_space": EMBEDDING_SPACE}, "data": {"rows": 3}}
     (checkpoint / "manifest.json").write_text(json.dumps(older | {"versions": {"basic-lite": "0.0.9"}}))
     with pytest.raises(ValueError, match=r"in another order \(0\.0\.9\): finish it .* --overwrite$"):
-        check_before_loading(None, None, None, checkpoint)
+        check_resumable(None, None, checkpoint)

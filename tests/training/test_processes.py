@@ -21,7 +21,7 @@ from basic_lite.files import checkpoints, file_hash
 
 @pytest.mark.slow
 def test_two_processes_make_the_update_of_one(world, tmp_path):
-    more = ("--bits", 16, "--max-steps", 3, "--save-steps", 2)
+    more = ("--bits", 16, "--max-steps", 3, "--save-steps", 2, "--val-share", "30%", "--val-steps", 2)
     run(*stage1(world, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
     first, second = finish(launch(stage1(world, *more, "--out", "two"), tmp_path))
     assert "stage 1 3/3" in first
@@ -31,8 +31,12 @@ def test_two_processes_make_the_update_of_one(world, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
     logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two")]
     for ours, theirs in zip(*logs, strict=True):
-        for key in ("step", "loss", "lm", "das", "sds", "cosine", "grad_norm"):
+        for key in ours.keys() - {"samples_per_second", "peak_mib", "rows_per_chunk", "samples", "val_named"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
+        assert [sample["id"] for sample in ours.get("samples", [])] == [
+            sample["id"] for sample in theirs.get("samples", [])
+        ]
+    assert [row["val_rows"] for row in logs[1] if "val_rows" in row] == [5, 5, 5]  # not a multiple of two
     manifests = [json.loads((tmp_path / n / "manifest.json").read_text()) for n in ("one", "two")]
     assert manifests[0]["trainable"] == manifests[1]["trainable"]
     assert manifests[1]["finished"]

@@ -126,6 +126,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_taken_by_none(runs):
 def test_the_command_hears_the_launcher_and_refuses_what_cannot_be_cut(world, tmp_path, monkeypatch):
     run(*stage1(world, "--bits", 16, "--max-steps", 2, "--out", "start"), cwd=tmp_path)
     more = ("--lora", "--rank", 4, "--dropout", 0, "--start", "start", "--max-steps", 5, "--save-steps", 3)
+    more += ("--val-share", "25%", "--val-steps", 4)
     run(*stage2(world, *more, "--out", "one"), cwd=tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     first, second = finish(launch(stage2(world, *more, "--micro-batch", 1, "--out", "two"), tmp_path))
@@ -136,6 +137,11 @@ def test_the_command_hears_the_launcher_and_refuses_what_cannot_be_cut(world, tm
     assert any("lora_B" in name and tensor.abs().max() > 1e-4 for name, tensor in one.items())
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-6)
+    lines = [[row for row in log_of(tmp_path / n) if "val_lm" in row] for n in ("one", "two")]
+    for ours, theirs in zip(*lines, strict=True):
+        for key in ("step", "val_lm", "val_das", "val_sds", "val_cosine", "val_rows"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-5), key
+        assert theirs["samples"] == ours["samples"]
     names = [{path.name for path in (tmp_path / n).iterdir()} - {"other.log"} for n in ("one", "two")]
     assert names[0] == names[1]
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]

@@ -7,24 +7,15 @@ import dataclasses
 import pytest
 import torch
 from tiny import IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
-from tiny_trainer import failing, log_of, trainer, weights
+from tiny_trainer import failing, log_of, sgd_trainer, weights
 
 from basic_lite.data.layout import layout_of
-from basic_lite.method.objective import Objective
 from basic_lite.training.guards import rows_of
 
 
 def run(out, most=None, where="forward", after=0, batch=4, accumulation=2, lora=True):
     model = adapted(tiny_llava()) if lora else tiny_llava()
-    made = trainer(
-        out,
-        model,
-        batch=batch,
-        accumulation=accumulation,
-        objective=Objective(1.0, 1.0),
-        lr_scheduler_type="constant",
-    )
-    made.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    made = sgd_trainer(out, model, 1e-3, batch=batch, accumulation=accumulation)
     seen = [] if most is None else failing(model, most, where, after)
     made.train()
     return weights(model), log_of(out), seen

@@ -57,7 +57,7 @@ def trained(sized, tmp_path_factory):
     """Both stages, three and two steps, with tiles and in 4 bits."""
     folder = tmp_path_factory.mktemp("trained")
     more = ("--max-steps", 3, "--save-steps", 2, "--tiles", 4)
-    said = run(*stage1(sized, *more), cwd=folder).stdout
+    said = run(*stage1(sized, *more, "--val-share", "20%"), cwd=folder).stdout
     run(*stage2(sized, "--lora", "--max-steps", 2, "--rank", 4), cwd=folder)
     return folder, said
 
@@ -80,7 +80,9 @@ def test_a_run_says_its_tiles_and_stage_2_takes_them_over(trained):
             newlines.append(file.get_tensor(name))
     assert not torch.equal(*newlines)  # it is trained in both stages
     lines = (folder / "runs/stage1/log.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["das"] > 0 for line in lines)
+    rows = [json.loads(line) for line in lines]
+    assert all(row.get("das", row.get("val_das")) > 0 for row in rows)
+    assert 0 <= rows[-1]["val_named"] <= 1
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(sized, trained, tmp_path):
@@ -89,7 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(sized, trained, tmp_path):
     shutil.copytree(whole, out)
     for path in (*out.glob("*.safetensors"), out / files.MANIFEST, out / "checkpoint-3"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    more = ("--max-steps", 3, "--save-steps", 2, "--resume")
+    more = ("--max-steps", 3, "--save-steps", 2, "--resume", "--val-share", "20%")
     refused = run(*stage1(sized, *more, "--tiles", 2), cwd=tmp_path, expect=2).stderr
     assert "started with another sources: {'tiles': 4}, now {'tiles': 2}" in refused
     refused = run(*stage1(sized, *more), cwd=tmp_path, expect=2).stderr

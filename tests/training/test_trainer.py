@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from tiny import IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
-from tiny_trainer import Rows, Waits, log_of, trainer, weights
+from tiny_trainer import Rows, Waits, log_of, sgd_trainer, trainer, weights
 
 from basic_lite import BasicSupervision, BasicTrainer
 from basic_lite.data.layout import layout_of
@@ -27,20 +27,10 @@ def test_any_split_of_a_step_gives_the_same_update(tmp_path, lora):
             model = adapted(model)
         before = weights(model)
         out = tmp_path / f"{batch}"
-        run = trainer(
-            out,
-            model,
-            batch=batch,
-            accumulation=accumulation,
-            objective=Objective(1.0, 1.0),
-            max_grad_norm=0,
-            lr_scheduler_type="constant",
-        )
+        run = sgd_trainer(out, model, 1e-2, batch=batch, accumulation=accumulation, max_grad_norm=0)
         # The same rows in every step: plain order, of which each third row has no image.
         rows = list(range(24))
         run.batches = [rows[i : i + batch] for i in range(0, 24, batch)]
-        trained = [p for p in model.parameters() if p.requires_grad]
-        run.optimizer = torch.optim.SGD(trained, lr=1e-2)
         run.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(run.optimizer, factor=1.0)
         run.train()
         results.append(weights(model))

@@ -124,8 +124,8 @@ def _cider(questions: Sequence[Question], predictions: Predictions) -> Score:
                 f"Question {question.id} has no caption: score a set of captions alone by cider, or choose "
                 f"another --scorer of {', '.join(RULES)}."
             )
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # pyright: ignore[reportMissingImports]
 
     ids = {str(number): question for number, question in enumerate(questions)}
     true = {name: [{"caption": text} for text in question.answers] for name, question in ids.items()}

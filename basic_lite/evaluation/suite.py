@@ -1,0 +1,184 @@
+"""A list of benchmarks for one candidate: all data is read first, then each is asked and scored in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from basic_lite.console import progress_bar, silence_libraries, write_into
+from basic_lite.evaluation.distributed import ALONE, Processes, ProcessLost
+from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.run import Evaluation
+from basic_lite.evaluation.show import overview, results_table
+from basic_lite.files import held, one_line
+
+Asked = tuple[Evaluation, list[Question]]
+
+
+@dataclass
+class Suite:
+    """The benchmarks of one command.
+
+    Attributes:
+        names: of the benchmarks.
+        evaluation: makes the evaluation of a name.
+        step: `"all"`, `"generate"`, `"score"` or `"export"`.
+        console: where it prints.
+        team: the processes of the command.
+        failures: name -> why the benchmark was left out.
+        results: contents of `results.json`.
+    """
+
+    names: Sequence[str]
+    evaluation: Callable[[str], Evaluation]
+    step: str
+    console: Console
+    team: Processes = ALONE
+    failures: dict[str, str] = field(default_factory=dict)
+    results: list[dict] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.bar = progress_bar(self.console)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a model is to answer."""
+        return self.step in ("all", "generate")
+
+    def run(self, folder: Path, *, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> None:
+        """Do the step for every benchmark; of several, one that fails is left out and named at the end.
+
+        Args:
+            folder: kept from other commands meanwhile.
+            overwrite: ask again what is answered.
+            dry_run: read the data and stop.
+            settings: of `answer.generate`.
+
+        Raises:
+            ValueError: If a benchmark was left out.
+        """
+        if self.team.rank > 0 and (dry_run or not self.asks):
+            return  # of several processes the first is enough
+        with ExitStack() as until_done:
+            ready = self._read()
+            if not dry_run:
+                self.team.first(lambda: until_done.enter_context(held(folder)))
+                self._answer_and_score(ready, overwrite, settings)
+            if len(self.names) > 1 and self.results:
+                self.console.print(overview(self.results))
+            if self.failures:
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failures.items())
+                raise ValueError(
+                    f"{len(self.failures)} of {len(self.names)} benchmarks were left out: {reasons}"
+                )
+
+    def _read(self) -> list[Asked]:
+        """Read all data before the first question: what is missing is said at once, not hours later."""
+        ready: list[Asked] = []
+        for name in self.names:
+            with self._or_left_out(name):
+                ready.append(self.team.in_turn(lambda name=name: self._read_one(name)))
+                self._announce(*ready[-1])
+        return ready
+
+    def _read_one(self, name: str) -> Asked:
+        evaluation = self.evaluation(name)
+        evaluation.check_options()
+        questions = evaluation.questions(with_images=self.asks)
+        if self.step == "export" or (self.step == "all" and not evaluation.has_labels(questions)):
+            evaluation.submitted_ids()
+        return evaluation, questions
+
+    def _announce(self, evaluation: Evaluation, questions: list[Question]) -> None:
+        name, split = evaluation.name, evaluation.split_name
+        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+        self.console.print(f"{name} {split}: {where}", highlight=False)
+        if not evaluation.is_published(questions):
+            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[split])
+            self.console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+
+    def _answer_and_score(self, ready: list[Asked], overwrite: bool, settings: dict[str, Any]) -> None:
+        done: dict[str, int] = {}
+        say = partial(self.console.print, highlight=False, soft_wrap=True)
+        if self.asks and ready:
+            ready[0][0].candidate.settle(self.team, say)
+        for evaluation, questions in ready if self.asks else ():
+            with self._or_left_out(evaluation.name):
+                done[evaluation.name] = self.team.first(
+                    lambda evaluation=evaluation, questions=questions: evaluation.claim(questions, overwrite)
+                )
+        ready = [pair for pair in ready if pair[0].name not in self.failures]
+        total, before = sum(len(questions) for _, questions in ready), sum(done.values())
+        asking = self.asks and before < total
+        if asking:  # one model for all: without it none can go on
+            silence_libraries()
+            self.team.gather(ready[0][0].candidate.load)
+        elif self.asks and ready:
+            self.console.print(f"{before}/{total} are answered; --overwrite asks again", highlight=False)
+        begun, answered = time.monotonic(), 0
+        task = self.bar.add_task("", total=total, completed=before, note="", visible=asking)
+
+        def speed() -> str:
+            return f"{answered / (time.monotonic() - begun):.1f} answers/s"
+
+        def advance(count: int) -> None:
+            nonlocal answered
+            answered += count
+            self.bar.update(task, advance=count, note=speed())
+
+        judged = any(evaluation.judge_url for evaluation, _ in ready)
+        with self.bar if asking or judged else nullcontext():
+            for evaluation, questions in ready:
+                left = 0
+                with self._or_left_out(evaluation.name):
+                    if asking and done[evaluation.name] < len(questions):
+                        write_into(evaluation.out)
+                        self.bar.update(task, description=evaluation.name)
+                        left = evaluation.generate(
+                            questions, advance=advance, say=say, processes=self.team, **settings
+                        )
+                    if self.team.rank == 0:
+                        self._finish(evaluation, questions, left)
+        if answered:
+            self.console.print(f"{answered:,} answers, {speed()}", highlight=False)
+
+    def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
+        """Score or export the answers that are there."""
+        if evaluation.candidate.given is not None:
+            evaluation.take_given(questions)
+        if left:
+            self.console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+        labelled = evaluation.has_labels(questions)
+        if self.step == "score" or (self.step == "all" and labelled):
+            name, total = f"grades of {evaluation.judge}", len(questions)
+            grades = self.bar.add_task(name, total=total, note="", visible=evaluation.judge_url is not None)
+            self.results.append(evaluation.score(questions, partial(self.bar.advance, grades)))
+            self.console.print(results_table(self.results[-1]))
+            self.console.print(f"Results in {evaluation.out / 'results.json'}")
+        if self.step == "all" and not labelled:
+            self.console.print(f"{evaluation.split_name} has no public labels: the server scores it.")
+        if self.step == "export" or (self.step == "all" and not labelled and not left):
+            for path in evaluation.export(questions):
+                self.console.print(f"Written: {path}")
+
+    @contextmanager
+    def _or_left_out(self, name: str) -> Iterator[None]:
+        """Leave a benchmark of several out if it fails in the block."""
+        try:
+            yield
+        except ProcessLost:
+            raise
+        except (ValueError, OSError) as error:
+            if len(self.names) == 1:
+                raise
+            self.failures[name] = one_line(error, 1000)
+            reason = escape(self.failures[name])
+            self.console.print(f"[red]{name} is left out:[/red] {reason}", highlight=False)

@@ -1,0 +1,299 @@
+"""The parts of a finished vision-language model, taken out into folders that load alone.
+
+Transformers keeps tower, projector and decoder in one set of files. A start that trains on needs them apart:
+the decoder's layers alone are quantised, and everything that names, plans, hashes or exports a part reads a
+folder of its own. They are written once, tensor by tensor, beside the pre-quantised copies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from basic_lite.data.world import parts
+from basic_lite.files import complete, locked, one_line, write_json
+from basic_lite.models import converted, quantised, repository, zoo
+
+LANGUAGE, VISION, PROJECTOR = "language_model", "vision_tower", "multi_modal_projector"
+
+_DECODERS: dict[str, str | None] = {
+    "llava": None,
+    "gemma3": None,
+    "mistral3": None,
+    "qwen2_vl": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen3_vl": "qwen3",
+}
+"""Model types whose decoder can be taken out. A Qwen's becomes its text-only type: of a text all three of its
+rotary positions are the same number."""
+
+_PLACES = (
+    (re.compile(r"(?:model\.)?language_model\.lm_head\.(.*)"), LANGUAGE, "lm_head."),
+    (re.compile(r"lm_head\.(.*)"), LANGUAGE, "lm_head."),
+    (re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.*)"), LANGUAGE, "model."),
+    (
+        re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"),
+        LANGUAGE,
+        "model.",
+    ),  # of a Qwen before it was nested
+    (re.compile(r"(?:model\.)?vision_tower\.(.*)"), VISION, ""),
+    (re.compile(r"(?:model\.)?multi_modal_projector\.(.*)"), PROJECTOR, "multi_modal_projector."),
+)
+"""Where a tensor goes, by its name in old and new files, and what stands in front of it there."""
+
+_TOKENIZER = (
+    "tokenizer*",
+    "*.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+_SETTINGS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A vision-language model in parts.
+
+    Attributes:
+        folder: with a folder or file for each part.
+        config: the whole model's.
+        source: folder or hub id that it was taken out of.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    source: str
+
+    @property
+    def llm(self) -> str:
+        """Folder of the decoder with its tokenizer."""
+        return str(self.folder / LANGUAGE)
+
+    @property
+    def tower(self) -> str:
+        """Folder of the vision tower with its image settings."""
+        return str(self.folder / VISION)
+
+    @property
+    def projector(self) -> Path:
+        """File of the projector's four tensors."""
+        return self.folder / "projector.safetensors"
+
+
+def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
+    """Return what to load a language model from: the source itself, or the decoder taken out of it.
+
+    Raises:
+        ValueError: In one line, if it is a vision-language model whose weights cannot be taken apart.
+    """
+    try:
+        kind = _config(source).get("model_type")
+    except ValueError:  # whoever loads it says more
+        return source
+    return unpack(source, say).llm if kind in _DECODERS else source
+
+
+def check_llava(source: str) -> dict[str, Any]:
+    """Return the configuration of a LLaVA of transformers that can be trained on.
+
+    Raises:
+        ValueError: In one line, if it is none, or one whose parts are put together in another way.
+    """
+    config = _config(source)
+    if config.get("model_type") != "llava":
+        raise ValueError(
+            f"{source} is {config.get('model_type') or 'no model'}, neither a finished run nor a LLaVA of "
+            "transformers (model_type llava): name one of these with --start"
+        )
+    layer, towers = config.get("vision_feature_layer", -2), zoo.TOWER_FAMILIES
+    kind = config.get("vision_config", {}).get("model_type", "clip_vision_model")
+    strategy = config.get("vision_feature_select_strategy", "default")
+    act, biased = config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True)
+    for wrong, what in (
+        (not isinstance(layer, int), f"several feature layers ({layer})"),
+        (kind in towers and towers[kind].select_strategy != strategy, f"{strategy!r} features of a {kind}"),
+        (act != "gelu" or not biased, f"a projector with {act}{'' if biased else ' and no biases'}"),
+    ):
+        if wrong:
+            raise ValueError(f"{source} has {what}, which is not trained here")
+    return config
+
+
+def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
+    """Take a vision-language model apart, or find where it was taken apart before.
+
+    Args:
+        source: folder or hub id.
+        say: takes a line if weights are written.
+
+    Raises:
+        ValueError: In one line, if its weights cannot be read, or there is no room for them.
+    """
+    folder = converted.safetensors_folder(source, say=say)
+    if not Path(parts.located(source)).is_dir():
+        folder = _with_small_files(source, folder)
+    config, files = _config(source), repository.weight_files(folder)
+    root, needed = quantised.root(), sum(path.stat().st_size for path in files)
+    what = f"the parts of {source!r} are written apart once"
+    if root is None:
+        raise ValueError(
+            f"{what}, in a cache that ${quantised.VARIABLE} switches off: set it to a folder with "
+            f"{needed / 1e9:.1f} GB free, or unset it"
+        )
+    base: dict[str, object] = {"place": source, "revision": folder.name}
+    if Path(source).is_dir():
+        base = {
+            "place": str(Path(source).resolve()),
+            "files": quantised.states_of([*files, folder / "config.json"]),
+        }
+    copy = quantised.copy_in(
+        root / "unpacked", source, {"format": quantised.FORMAT, "base": base, "unpacked": 1}
+    )
+    try:
+        with locked(copy.path, wait=True):
+            if not copy.whole:
+                free = shutil.disk_usage(copy.path.parent).free
+                if free < needed + quantised.SPARE_BYTES:
+                    raise ValueError(
+                        f"{what}: that needs {needed / 1e9:.1f} GB and 1 GB to spare, {free / 1e9:.1f} GB "
+                        f"are free in {copy.path.parent} (${quantised.VARIABLE} moves it)"
+                    )
+                say(f"{what} ({needed / 1e9:.1f} GB in {copy.path})")
+                with complete(copy.path) as draft:
+                    _write(folder, config, files, draft)
+                    copy.stamp(draft)
+                copy.tidy()
+    except OSError as error:
+        raise ValueError(f"{what}, and that failed ({one_line(error)})") from error
+    return Unpacked(copy.path, config, source)
+
+
+def _config(source: str) -> dict[str, Any]:
+    """Return `config.json` as it is written: what a later version fills in would change its hash."""
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(parts.located(source))
+    try:
+        path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(source, "config.json"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the hub's client raises many types
+        raise ValueError(
+            f"no model can be loaded from {source!r} ({repository.why(source, error)})"
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _with_small_files(source: str, folder: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(source, revision=folder.name, allow_patterns=[*_TOKENIZER, *_SETTINGS])
+    except Exception as error:  # as above
+        raise ValueError(f"{source!r} cannot be read: {repository.why(source, error)}") from error
+    return folder
+
+
+def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path) -> None:
+    writers = {part: _Shards(draft / part) for part in (LANGUAGE, VISION)}
+    for part in writers:
+        (draft / part).mkdir(parents=True)
+    projector: dict[str, torch.Tensor] = {}
+    for part, name, tensor in _placed(files):
+        if part == PROJECTOR:
+            projector[name] = tensor.float()
+        else:
+            writers[part].add(name, tensor)
+    for writer in writers.values():
+        writer.close()
+    save_file(projector, draft / "projector.safetensors", metadata={"format": "pt"})
+    _write_decoder(folder, config, draft / LANGUAGE, has_head="lm_head.weight" in writers[LANGUAGE].places)
+    write_json(
+        draft / VISION / "config.json", {"model_type": "clip_vision_model", **config.get("vision_config", {})}
+    )
+    if config["model_type"] == "llava":
+        write_json(draft / VISION / "preprocessor_config.json", _image_settings(folder))
+
+
+def _placed(files: list[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Yield part, name in it, and tensor, one at a time; what belongs to no part is left out."""
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                for pattern, part, prefix in _PLACES:
+                    if match := pattern.fullmatch(name):
+                        yield part, prefix + match[1], file.get_tensor(name)
+                        break
+
+
+class _Shards:
+    """Safetensors of bounded size with their index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held: dict[str, torch.Tensor] = {}
+        self.places: dict[str, str] = {}
+        self.total = self.written = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if sum(held.nbytes for held in self.held.values()) + tensor.nbytes > converted.SHARD_BYTES:
+            self._flush()
+        self.held[name] = tensor
+        self.total += tensor.nbytes
+
+    def _flush(self) -> None:
+        if self.held:
+            self.written += 1
+            name = f"model-{self.written:05d}.safetensors"
+            save_file(self.held, self.folder / name, metadata={"format": "pt"})
+            self.places |= dict.fromkeys(self.held, name)
+            self.held = {}
+
+    def close(self) -> None:
+        self._flush()
+        index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(self.places.items()))}
+        write_json(self.folder / f"{repository.SAFETENSORS}{repository.INDEX}", index)
+
+
+def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: bool) -> None:
+    """Write a decoder's configuration, as its files state it, and its tokenizer."""
+    kind = _DECODERS[config["model_type"]]
+    text = dict(config.get("text_config") or {k: v for k, v in config.items() if not k.startswith("vision")})
+    text["model_type"] = kind or text.get("model_type", "llama")
+    text.pop("architectures", None)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = text.get(key)
+        if kind is not None and isinstance(rope, dict):  # the three positions of pictures
+            rope = {k: v for k, v in rope.items() if not k.startswith("mrope")}
+            rope = {k: "default" if v == "mrope" else v for k, v in rope.items()}
+            text[key] = rope if len(rope) > 1 else None
+    if not has_head:
+        text["tie_word_embeddings"] = True
+    elif "tie_word_embeddings" in config:
+        text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
+    if "torch_dtype" not in text and "dtype" not in text:
+        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
+    write_json(place / "config.json", text)
+    for path in {
+        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
+    }:
+        shutil.copyfile(path, place / path.name)
+
+
+def _image_settings(folder: Path) -> dict[str, Any]:
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+        if (folder / name).is_file():
+            settings = json.loads((folder / name).read_text(encoding="utf-8"))
+            if key is None or key in settings:
+                return settings if key is None else settings[key]
+    raise ValueError(f"{folder} has no image settings (preprocessor_config.json or processor_config.json)")

@@ -1,0 +1,168 @@
+"""What stage 2 starts from: a run of stage 1, a finished stage 2, or any LLaVA of transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from basic_lite import files
+from basic_lite.data import conversation
+from basic_lite.models import checkpoint, devices, llava, quantised, repository, unpacked, zoo
+from basic_lite.models.llava import Assembled, Sources
+from basic_lite.models.trainable import Adapters
+from basic_lite.training.settings import Adapters as AdapterOptions
+
+Kind = Literal["stage 1", "adapters", "decoder", "model"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage 2 begins with.
+
+    Attributes:
+        source: as it was named: a run folder, or the folder or hub id of a LLaVA.
+        kind: a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers.
+        manifest: the run's; of a LLaVA what is known of it in the same form.
+        projector: file of its projector.
+    """
+
+    source: Path
+    kind: Kind
+    manifest: dict[str, Any]
+    projector: Path
+
+    @property
+    def run(self) -> Path | None:
+        """Its folder, if it is a run."""
+        return None if self.kind == "model" else self.source
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the manifest of the run to come says of it."""
+        name = {"stage 1": "stage1", "model": "model"}.get(self.kind, "stage2")
+        said = {name: str(self.source), "projector": files.file_hash(self.projector)}
+        if self.kind == "adapters":
+            said["adapters"] = files.file_hash(self.source / files.ADAPTER_WEIGHTS)
+        return said
+
+    def check(self) -> None:
+        """Compare the run's weight files with its manifest.
+
+        Raises:
+            ValueError: If one has changed.
+        """
+        if self.run is not None:
+            files.check_files(self.run, "weights")
+
+    def adapters(self, asked: AdapterOptions, resolved: Adapters) -> Adapters:
+        """Return the adapters to train: those that go on, or new ones.
+
+        Raises:
+            ValueError: If another rank or scale is asked for than that of adapters that go on.
+        """
+        if self.kind != "adapters":
+            return resolved
+        config = checkpoint.adapter_config(self.source)
+        then = Adapters(config["r"], config["lora_alpha"], resolved.dropout)
+        for name, wanted, had in (("rank", asked.rank, then.rank), ("alpha", asked.alpha, then.alpha)):
+            if wanted is not None and wanted != had:
+                raise ValueError(
+                    f"the adapters in {self.source} have --{name} {had} and go on as they are; for --{name} "
+                    f"{wanted} put them into the decoder first (basic-lite export {self.source} FOLDER) and "
+                    "--start from that FOLDER"
+                )
+        return then
+
+    def load(self, assembled: Assembled) -> None:
+        """Put what the start has learnt into a model that nothing is attached to yet.
+
+        Raises:
+            ValueError: If a file does not fit.
+        """
+        if self.kind != "adapters":
+            checkpoint.load_projector(assembled.model, self.projector)
+        if self.kind == "decoder":
+            checkpoint.load_decoder(assembled.model, self.source / files.DECODER)
+
+    def load_adapters(self, assembled: Assembled) -> None:
+        """Let adapters, and the projector beside them, go on from where they were.
+
+        Raises:
+            ValueError: If the file does not fit.
+        """
+        if self.kind == "adapters":
+            checkpoint.load_adapter(assembled.model, self.source)
+
+
+def find(source: Path, lora: bool, device: str, say: quantised.Say) -> Start:
+    """Find what `--start` names.
+
+    Args:
+        source: a run folder, or the folder or hub id of a LLaVA of transformers.
+        lora: the stage to come trains adapters.
+        device: of the stage; a LLaVA's activations are of its usual precision.
+        say: takes a line if a LLaVA is taken apart.
+
+    Raises:
+        ValueError: In one line, if it is nothing that a stage 2 can start from.
+    """
+    if (source / files.MANIFEST).is_file() or _is_run_by_name(source):
+        return _run(source, lora)
+    return _model(str(source), device, say)
+
+
+def _is_run_by_name(source: Path) -> bool:
+    """Whether what holds no run would be one: a hub id has two names, and is no place on this disk."""
+    if source.is_dir():
+        return not (source / "config.json").is_file()
+    return len(source.parts) != 2 or source.parts[0] == "runs" or source.parent.is_dir()
+
+
+def _run(source: Path, lora: bool) -> Start:
+    manifest = files.read_manifest(source)
+    if not manifest["finished"]:
+        raise ValueError(f"{source} is not finished: finish it with --resume, or name another with --start")
+    if manifest["stage"] == 1:
+        return Start(source, "stage 1", manifest, source / files.PROJECTOR)
+    adapted = (source / files.ADAPTER).is_file()
+    if adapted != lora:
+        had, asked = (
+            ("adapters", "the whole decoder") if adapted else ("the whole decoder", "adapters (--lora)")
+        )
+        raise ValueError(
+            f"{source} trained {had}, which does not go on with {asked}: basic-lite export {source} FOLDER, "
+            "and --start from that FOLDER"
+        )
+    if adapted:
+        return Start(source, "adapters", manifest, source / files.ADAPTER_WEIGHTS)
+    return Start(source, "decoder", manifest, source / files.PROJECTOR)
+
+
+def _model(source: str, device: str, say: quantised.Say) -> Start:
+    config = unpacked.check_llava(source)
+    parts = unpacked.unpack(source, say)
+    configs = {
+        "llm": llava.read_config(parts.llm, "language model"),
+        "tower": llava.read_config(parts.tower, "vision tower"),
+    }
+    tokenizer = repository.read_tokenizer(parts.llm)
+    family = zoo.family_of(configs["llm"].model_type, source)
+    marked = config.get("image_token_index", config.get("image_token_id"))
+    sources = Sources(
+        parts.llm,
+        parts.tower,
+        image_token=None if marked is None else tokenizer.convert_ids_to_tokens(marked),
+        pad_token=tokenizer.pad_token,
+        dtype=devices.choose_dtype("auto", device),
+        tower_layer=config.get("vision_feature_layer", -2),
+    )
+    manifest = {
+        "stage": 1,
+        "sources": checkpoint.named(sources),
+        "template": conversation.choose_template(tokenizer, family.template, say),
+        "method": {"basic": False},
+        "llm": checkpoint.identity(parts.llm, configs["llm"]),
+        "tower": checkpoint.identity(parts.tower, configs["tower"]),
+    }
+    return Start(Path(source), "model", manifest, parts.projector)
