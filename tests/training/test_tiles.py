@@ -82,7 +82,7 @@ def test_a_run_says_its_tiles_and_stage_2_takes_them_over(trained):
     lines = (folder / "runs/stage1/log.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(row.get("das", row.get("val_das")) > 0 for row in rows)
-    assert 0 <= rows[-1]["val_named"] <= 1
+    assert any(row.get("val_cosine") is not None for row in rows)
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(sized, trained, tmp_path):
