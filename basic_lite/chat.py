@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, TextIteratorStreamer
 from basic_lite.data.conversation import IMAGE, Turn
 from basic_lite.data.pictures import open_picture
 from basic_lite.data.rows import RowFault
+from basic_lite.data.tiles import packed
 from basic_lite.files import write_json
 from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of
 from basic_lite.models.llava import Assembled, for_inference
@@ -52,10 +53,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a conversation: its file, and `(3, h, w)` uint8."""
+    """A picture of a conversation: its file, `(3, h, w)` uint8 (its tiles in front), height and width."""
 
     path: Path
     pixels: torch.Tensor
+    size: tuple[int, int]
 
 
 class Chat:
@@ -97,7 +99,8 @@ class Chat:
             picture = open_picture(path)
         except RowFault as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
-        self.waiting.append(Picture(path, self.assembled.transform("pad")(picture)))
+        pixels = self.assembled.transform("pad")(picture)
+        self.waiting.append(Picture(path, pixels, (picture.height, picture.width)))
 
     def say(self, text: str) -> Iterator[str]:
         """Answer a message, piece by piece.
@@ -118,7 +121,9 @@ class Chat:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise ValueError("the message holds bytes that are no text (UTF-8); send it again") from None
-        ids = prompt_ids(assembled, [*self.turns, self._asked(text)])
+        pictures = self.shown + self.waiting
+        sizes = [picture.size for picture in pictures]
+        ids = prompt_ids(assembled, [*self.turns, self._asked(text)], sizes)
         positions = parts_of(model).decoder.config.max_position_embeddings
         room = positions - len(ids)
         if room < 1:
@@ -126,8 +131,8 @@ class Chat:
                 f"the conversation has {len(ids)} tokens, the decoder takes {positions}; start a new "
                 "conversation (/reset in a terminal)"
             )
-        pictures = [picture.pixels for picture in self.shown + self.waiting]
-        row = one_row(model, ids, torch.stack(pictures) if pictures else None, assembled.transform("pad"))
+        pixels = packed([picture.pixels for picture in pictures])
+        row = one_row(model, ids, pixels, assembled.transform("pad"), sizes)
         longest, never = min(self.max_new_tokens, room), [assembled.image_token_id]
         options = self.sampling.options(stops_of(assembled), assembled.pad_token_id, longest, never)
         pieces = TextIteratorStreamer(assembled.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -18,6 +18,8 @@ def main(
         o.option(help="By name, or hub id or folder.", default="clip-l-336; all at a glance", panel=o.MODEL),
     ] = None,
     image_size: o.ImageSizeOption = None,
+    tiles: o.TilesOption = 1,
+    pool: o.PoolOption = 1,
     gpu: Annotated[
         float | None,
         o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
@@ -42,6 +44,8 @@ def main(
       basic-lite plan --model vicuna-7b --gpu 24
 
       basic-lite plan --llm ./my-llama --stage 1 --json
+
+      basic-lite plan --model vicuna-7b --tiles 4
     """
     import json as encoder
 
@@ -50,7 +54,7 @@ def main(
     from basic_lite.memory import choice, inference, sizes, speed, tables
 
     models = sizes.decoders_named(model, llm)
-    towers = sizes.towers_named(tower, image_size, every=model is None and llm is None)
+    towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
     console, remedies = Console(), []
     for kind in tables.kinds_of(stage):

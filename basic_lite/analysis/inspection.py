@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from basic_lite.analysis.judges import Judge, content_kept, token_f1
 from basic_lite.analysis.samples import Sample
 from basic_lite.data.conversation import encode, encode_prompt
 from basic_lite.data.templates import Template
+from basic_lite.data.tiles import Size
 from basic_lite.method.fit import match_tokens
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Weighting
@@ -292,35 +294,45 @@ def inspect_layers(
     k, depth = supervised_layers(decoder, settings.layers), decoder.num_hidden_layers
     tried = settings.tried if settings.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
     tally, results = _Tally(depth, settings.ends), ModelResults()
-    blank = _features(assembled, None, settings)
-    previous = _features(assembled, samples[-1], settings) if len(samples) > 1 else None
-    for sample, judge in zip(samples, judges, strict=True):
-        features = _features(assembled, sample, settings)
-        prompt = _ids(assembled, sample, settings, answered=False)
+    base = slice(assembled.tokens_per_image)
+    blank = previous = None
+    for number, (sample, judge) in enumerate(zip(samples, judges, strict=True)):
+        size = None if assembled.tiling is None else _size(sample)
+        kept = _patches(assembled, size)
+        features = _features(assembled, sample, settings, size)
+        if blank is None or size is not None:  # the floors take as many tokens as the picture
+            blank = _features(assembled, None, settings, size)
+        if len(samples) > 1 and (previous is None or size is not None):
+            previous = _features(assembled, samples[number - 1], settings, size)
+        prompt = _ids(assembled, sample, settings, size, answered=False)
         answered = sample.caption is not None
-        ids, labels = _ids(assembled, sample, settings, answered=True) if answered else (prompt, None)
+        ids, labels = _ids(assembled, sample, settings, size, answered=True) if answered else (prompt, None)
         embeds = replacement.put_in(assembled, ids, [features])
         places = torch.tensor(ids, device=embeds.device).eq(assembled.image_token_id).nonzero().squeeze(1)
-        with watch_layers(assembled.model, places, layer_weights(k, settings.weighting)) as seen:
+        with watch_layers(assembled.model, places[kept], layer_weights(k, settings.weighting)) as seen:
             own = _run(assembled, embeds, labels)
         target = match_tokens(seen.target, parts.embedding)
-        toward = F.cosine_similarity(seen.target, features.float(), dim=1).cpu()
-        verdicts = tally.add(seen, (target[0].cpu(), target[1].cpu(), toward), judge)
+        toward = F.cosine_similarity(seen.target, features[kept].float(), dim=1).cpu()
+        verdicts = tally.add(seen, (target[0].cpu(), target[1].cpu(), toward), judge, base)
         if len(results.views) < settings.views:
-            rows = [tokens.tolist() for tokens in [*seen.tokens, target[0].cpu()]]
+            rows = [tokens[base].tolist() for tokens in [*seen.tokens, target[0].cpu()]]
             results.views.append((rows, verdicts))
         floors = {replacement.BLANK: blank}
         if previous is not None:
             floors[replacement.SHUFFLED] = previous
-        stand_ins = replacement.token_stand_ins(assembled, seen.tokens[0], features) | floors
+
+        def matched(
+            tokens: torch.Tensor, features: Any = features, kept: Any = kept
+        ) -> dict[str, torch.Tensor]:
+            made = replacement.token_stand_ins(assembled, tokens, features[kept])
+            if assembled.tiling is None:
+                return made
+            return {name: features.index_copy(0, kept, some) for name, some in made.items()}
+
+        stand_ins = matched(seen.tokens[0]) | floors
         losses, by_layer = {}, {}
         if answered:
-            by = {
-                str(layer): replacement.token_stand_ins(assembled, seen.tokens[layer], features)[
-                    replacement.DIRECTION
-                ]
-                for layer in tried
-            }
+            by = {str(layer): matched(seen.tokens[layer])[replacement.DIRECTION] for layer in tried}
             losses = {replacement.ORIGINAL: own}
             losses |= replacement.caption_losses(assembled, ids, labels, stand_ins)
             by_layer = {"initial": losses[replacement.DIRECTION]}
@@ -347,8 +359,23 @@ def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -
     return None
 
 
-def _ids(assembled: Assembled, sample: Sample, settings: InspectionSettings, answered: bool) -> object:
-    about = {"image_token_id": assembled.image_token_id, "tokens_per_image": assembled.tokens_per_image}
+def _size(sample: Sample) -> Size:
+    picture = sample.open()
+    return picture.height, picture.width
+
+
+def _patches(assembled: Assembled, size: Size | None) -> Any:
+    """Return which of a picture's image tokens are patches: all, or with tiles those that are no newline."""
+    if assembled.tiling is None or size is None:
+        return slice(None)
+    return assembled.tiling.block(size).is_patch().nonzero().squeeze(1)
+
+
+def _ids(
+    assembled: Assembled, sample: Sample, settings: InspectionSettings, size: Size | None, answered: bool
+) -> object:
+    tokens = assembled.image_tokens([] if size is None else [size])
+    about = {"image_token_id": assembled.image_token_id, "tokens_per_image": tokens}
     turns = sample.turns(answered)
     if not answered:
         return encode_prompt(settings.template, assembled.tokenizer, turns, **about)
@@ -356,16 +383,32 @@ def _ids(assembled: Assembled, sample: Sample, settings: InspectionSettings, ans
     return encoded.input_ids, encoded.labels
 
 
-def _features(assembled: Assembled, sample: Sample | None, settings: InspectionSettings) -> torch.Tensor:
-    """Return the visual embeddings `(P, D)` that the decoder receives; of a blank picture for `None`."""
+def _features(
+    assembled: Assembled, sample: Sample | None, settings: InspectionSettings, size: Size | None = None
+) -> torch.Tensor:
+    """Return the visual embeddings that the decoder receives; of a blank picture for `None`.
+
+    Args:
+        assembled: the model.
+        sample: the picture.
+        settings: how to inspect it.
+        size: with tiles, height and width that the picture is brought to, to take as many tokens.
+
+    Returns:
+        `(P, D)`; with tiles newlines are among them.
+    """
     llava, transform = parts_of(assembled.model).llava, assembled.transform(settings.aspect)
     if sample is None:  # the mean colour is 0 in the space that the tower receives
-        pixels = torch.zeros(1, 3, assembled.image_size, assembled.image_size)
+        squares = 1 if assembled.tiling is None or size is None else assembled.tiling.block(size).squares
+        pixels = torch.zeros(squares, 3, assembled.image_size, assembled.image_size)
     else:
-        pixels = transform(sample.open())[None]
+        picture = sample.open()
+        pixels = transform(picture if size in (None, picture.size[::-1]) else picture.resize(size[::-1]))
+        pixels = pixels if pixels.dim() == 4 else pixels[None]
     pixels = tower_pixels(assembled.model, pixels, transform)
+    sizes = {} if size is None else {"image_sizes": [size]}
     with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
-        features = torch.cat(list(llava.get_image_features(pixels).pooler_output))
+        features = torch.cat(list(llava.get_image_features(pixels, **sizes).pooler_output))
     return features.to(llava.get_input_embeddings().weight.dtype)
 
 
@@ -386,7 +429,9 @@ class _Tally:
         seen: LayerMatches,
         target: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         judge: Judge | None,
+        base: slice,
     ) -> list[list[bool | None]] | None:
+        """Add one picture; of its patches those of the whole picture, `base`, are judged."""
         every = zip(
             [*seen.tokens, target[0]],
             [*seen.similarity, target[1]],
@@ -401,7 +446,7 @@ class _Tally:
             self.cosine[place].append(cosine)
             self.similarity[place].append(similarity)
             if judge is not None:
-                verdicts.append(judge(ids))
+                verdicts.append(judge(ids[base]))
                 self.judged[place] += sum(value is not None for value in verdicts[-1])
                 self.meaningful[place] += sum(value is True for value in verdicts[-1])
         return verdicts or None

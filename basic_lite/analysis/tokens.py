@@ -176,6 +176,7 @@ def _as_received(assembled: Assembled, sample: Sample, aspect: str) -> Image.Ima
     if sample.large is not None:
         return sample.large()
     pixels = assembled.transform(aspect)(sample.open())
+    pixels = pixels if pixels.dim() == 3 else pixels[0]  # the whole picture: its tiles are not shown
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 

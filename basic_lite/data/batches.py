@@ -10,6 +10,7 @@ import torch
 
 from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.data.layout import layout_of
+from basic_lite.data.tiles import Tiling, packed
 
 ORDER: int = 3
 """Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's; 2
@@ -153,14 +154,23 @@ class Collator:
         pad_token_id: id written at padding.
         image_token_id: id that marks a patch.
         padding_side: `"right"` for training, `"left"` for generation.
+        tiling: grids of tiles; `None` for one square per picture.
     """
 
-    def __init__(self, *, pad_token_id: int, image_token_id: int, padding_side: str = "right") -> None:
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        image_token_id: int,
+        padding_side: str = "right",
+        tiling: Tiling | None = None,
+    ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side {padding_side!r} is not 'left' or 'right'")
         self.pad_token_id = pad_token_id
         self.image_token_id = image_token_id
         self.padding_side = padding_side
+        self.tiling = tiling
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch.
@@ -170,7 +180,9 @@ class Collator:
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, `(B, S)` int64; `pixel_values` `(I, 3, h, w)` uint8
-            if there is any image; `layout` of the batch; `rows`, the rows' numbers.
+            if there is any image; `layout` of the batch; `rows`, the rows' numbers. With tiles the squares of
+            all pictures are packed into one `pixel_values`, and `image_sizes` are the pictures' heights and
+            widths: a list, since tensors of a batch go to the device, where each look at a size would wait.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_token_id, dtype=torch.int64)
@@ -184,9 +196,14 @@ class Collator:
             attention_mask[place, at] = 1
         pixels = [image for row in rows for image in row["pixels"]]
         batch: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        blocks = None
         if pixels:
-            batch["pixel_values"] = torch.stack(pixels)
-        batch["layout"] = layout_of(input_ids, attention_mask, self.image_token_id, len(pixels), labels)
+            batch["pixel_values"] = packed(pixels)
+            if self.tiling is not None:
+                batch["image_sizes"] = [size for row in rows for size in row["sizes"]]
+                blocks = self.tiling.blocks(batch["image_sizes"])
+        image = self.image_token_id
+        batch["layout"] = layout_of(input_ids, attention_mask, image, len(pixels), labels, blocks)
         batch["rows"] = [row["row"] for row in rows]
         return batch
 

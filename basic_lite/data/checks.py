@@ -105,7 +105,7 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
     for row in np.flatnonzero(rows.has_image & _may_exceed(rows, encoder, encoder.max_length)).tolist():
         sample = rows[row]
         try:
-            encoder(sample)
+            encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
             findings.append(Finding(row, sample.id, fault.code, fault.detail))
     return findings
@@ -113,7 +113,7 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
 
 def _may_exceed(rows: Rows, encoder: TextEncoder, length: int) -> np.ndarray:
     """Return `(rows,)` bool, the usable rows that are not certain to fit: their texts may be of signs."""
-    images = rows.index.images.astype(np.int64) * encoder.tokens_per_image
+    images = encoder.image_tokens(rows)
     return rows.usable & (2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images > length)
 
 

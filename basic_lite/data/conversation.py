@@ -138,7 +138,7 @@ def encode(
     turns: Sequence[Turn],
     *,
     image_token_id: int,
-    tokens_per_image: int,
+    tokens_per_image: int | Sequence[int],
     max_length: int | None = None,
     silent: Collection[int] = (),
 ) -> Encoded:
@@ -151,7 +151,7 @@ def encode(
         tokenizer: a Hugging Face fast tokenizer.
         turns: alternating turns, from the user to the assistant.
         image_token_id: id that marks an image patch.
-        tokens_per_image: length of an image's block of ids.
+        tokens_per_image: length of an image's block of ids, the same for all or one for each.
         max_length: longest row; what exceeds it is cut off on the right.
         silent: places of answers without loss.
 
@@ -193,7 +193,7 @@ def encode_prompt(
     turns: Sequence[Turn],
     *,
     image_token_id: int,
-    tokens_per_image: int,
+    tokens_per_image: int | Sequence[int],
 ) -> list[int]:
     """Return the ids to generate from, up to and including the assistant's header.
 

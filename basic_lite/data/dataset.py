@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
+from basic_lite.data.tiles import Tiling, image_tokens
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class TextEncoder:
         image_token_id: id that marks a patch.
         tokens_per_image: patches per image (`P`).
         max_length: most tokens of a row, image tokens included; `None` for no limit.
+        tiling: grids of tiles, with which an image's tokens go by its size; `None` for one square.
     """
 
     template: Template | str
@@ -38,9 +40,21 @@ class TextEncoder:
     image_token_id: int
     tokens_per_image: int
     max_length: int | None
+    tiling: Tiling | None = None
 
-    def __call__(self, sample: Sample) -> Encoded:
+    def image_tokens(self, rows: Rows) -> np.ndarray:
+        """Return `(rows,)` int64, the image tokens of every row."""
+        if self.tiling is None:
+            return rows.index.images.astype(np.int64) * self.tokens_per_image
+        assert rows.sizes is not None, "the pictures' sizes are read before tiles are counted"
+        return image_tokens(rows.index.images, rows.sizes, self.tiling)
+
+    def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:
         """Return ids, labels and how many tokens were cut off.
+
+        Args:
+            sample: the row.
+            sizes: height and width of its pictures; needed with tiles.
 
         Raises:
             RowFault: As `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
@@ -50,13 +64,16 @@ class TextEncoder:
             fault = caption_fault(len(sample.images), len(sample.turns))
             if fault is not None:
                 raise fault
+        per_image = self.tokens_per_image
+        if self.tiling is not None:
+            per_image = [block.tokens for block in self.tiling.blocks(sizes)]
         try:
             return encode(
                 self.template,
                 self.tokenizer,
                 sample.turns,
                 image_token_id=self.image_token_id,
-                tokens_per_image=self.tokens_per_image,
+                tokens_per_image=per_image,
                 max_length=self.max_length,
                 silent=sample.silent,
             )
@@ -84,11 +101,17 @@ class RowEncoder:
             RowFault: Names the row and its id.
         """
         try:
-            encoded = self.text(sample)
-            pixels = [self.transform(load_image(image)) for image in sample.images]
+            if self.text.tiling is None:
+                encoded, sizes = self.text(sample), {}
+                pixels = [self.transform(load_image(image)) for image in sample.images]
+            else:  # how many tokens a picture takes follows from its size
+                pictures = [self.transform.upright(load_image(image)) for image in sample.images]
+                sizes = {"sizes": [(picture.height, picture.width) for picture in pictures]}
+                encoded = self.text(sample, sizes["sizes"])
+                pixels = [self.transform(picture) for picture in pictures]
         except RowFault as fault:
             raise RowFault(fault.code, f"row {row} (id {shown(sample.id)}): {fault.detail}") from None
-        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
+        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels, **sizes}
         return {**item, "row": row, "id": sample.id}, encoded.truncated
 
 
@@ -113,6 +136,7 @@ class SupervisedRows(Dataset):
         bad_log: file that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`.
             Rows that it names already, from before a run was resumed, count too.
         usable: `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all.
+        tiling: grids of tiles; `transform` is then a `TiledTransform`.
     """
 
     def __init__(
@@ -128,9 +152,10 @@ class SupervisedRows(Dataset):
         bad_budget: float = 0.0,
         bad_log: Path | None = None,
         usable: np.ndarray | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
         self.rows = rows
-        text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length)
+        text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length, tiling)
         self.encoder = RowEncoder(text, transform)
         self.bad_budget = bad_budget
         self.bad_log = bad_log
@@ -152,7 +177,8 @@ class SupervisedRows(Dataset):
 
         Returns:
             `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
-            tensors, one per image, `row` and `id`; of the row that replaces it if it is bad.
+            tensors, one per image, `row` and `id`; of the row that replaces it if it is bad. With tiles
+            `pixels` are `(squares, 3, h, w)`, and `sizes` has the pictures' heights and widths.
 
         Raises:
             ValueError: If the row is bad and the budget is spent; names the row and its id.

@@ -6,12 +6,13 @@ The collator makes the layout from CPU tensors, so that a training step never as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
 
 from basic_lite.data.conversation import IGNORE_INDEX
+from basic_lite.data.tiles import Block
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Layout:
     """Index tensors over the flattened `(B * S)` token positions of a batch.
 
     Attributes:
-        patch: `(N,)` int64, flat positions of the image tokens, row-major.
+        patch: `(N,)` int64, flat positions of the patches, row-major: all image tokens but newlines.
         image: `(N,)` int64, the image of each patch, from 0.
+        patch_count: `(I,)` fp32, patches of each image.
         text: `(B, T)` int64, positions *in the row* of the text after the row's first image, padded with 0.
         is_text: `(B, T)` bool, which entries of `text` are real.
         text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
@@ -28,15 +30,19 @@ class Layout:
         targets: `(M,)` int64, those next tokens.
         predicting_rows: `(B, T)` int64, the same positions *in the row*, padded with 0; at least one column.
         slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
+        feature: `(F,)` int64, flat positions of the image tokens, newlines included; `None` without newlines.
+        kept: `(N,)` int64, where the patches stand among those; `None` where all of them are patches.
         images: `I`, known on the host.
         rows: `B`, known on the host.
         images_in_row: images of each row, known on the host.
         targets_in_row: supervised tokens of each row, known on the host.
+        blocks: what each image takes, known on the host; pictures of one square are a block of patches each.
         right_padded: no padding stands in front of a real token, so causality alone hides all padding.
     """
 
     patch: torch.Tensor
     image: torch.Tensor
+    patch_count: torch.Tensor
     text: torch.Tensor
     is_text: torch.Tensor
     text_after: torch.Tensor
@@ -44,11 +50,19 @@ class Layout:
     targets: torch.Tensor
     predicting_rows: torch.Tensor
     slot: torch.Tensor
+    feature: torch.Tensor | None
+    kept: torch.Tensor | None
     images: int
     rows: int
     images_in_row: tuple[int, ...]
     targets_in_row: tuple[int, ...]
+    blocks: tuple[Block, ...]
     right_padded: bool
+
+    @property
+    def places(self) -> torch.Tensor:
+        """`(F,)` int64, flat positions of all image tokens."""
+        return self.patch if self.feature is None else self.feature
 
     def to(self, device: torch.device | str) -> Layout:
         """Return the layout with its tensors on `device`, copied without waiting."""
@@ -66,14 +80,24 @@ class Layout:
             stop: row after the last.
             width: tokens per row, `S`.
         """
-        per_image = len(self.patch) // max(self.images, 1)
         image, end = (sum(self.images_in_row[:row]) for row in (start, stop))
         target, last = (sum(self.targets_in_row[:row]) for row in (start, stop))
-        patches = slice(image * per_image, end * per_image)
+        before, inside = self.blocks[:image], self.blocks[image:end]
+        first = sum(block.patches for block in before)
+        patches = slice(first, first + sum(block.patches for block in inside))
+        feature, kept = self.feature, self.kept
+        if feature is not None and kept is not None:
+            first = sum(block.tokens for block in before)
+            feature = feature[first : first + sum(block.tokens for block in inside)] - start * width
+            kept = kept[patches] - first
         return replace(
             self,
             patch=self.patch[patches] - start * width,
             image=self.image[patches] - image,
+            patch_count=self.patch_count[image:end],
+            feature=feature,
+            kept=kept,
+            blocks=inside,
             text=self.text[start:stop],
             is_text=self.is_text[start:stop],
             text_after=self.text_after[image:end],
@@ -98,10 +122,12 @@ def layout_of(
     image_token_id: int,
     images: int,
     labels: torch.Tensor | None = None,
+    blocks: Sequence[Block] | None = None,
 ) -> Layout:
     """Find patches, the text after them and the supervised tokens of a batch.
 
-    Every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input size implies.
+    Without `blocks` every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input
+    size implies.
 
     Args:
         input_ids: `(B, S)` int64.
@@ -109,33 +135,50 @@ def layout_of(
         image_token_id: id that marks a patch.
         images: `I`.
         labels: `(B, S)` int64 with `IGNORE_INDEX` where there is no loss; `None` leaves `predicting` empty.
+        blocks: what each image takes, in their order, where pictures are cut into tiles.
 
     Returns:
         The layout, on the device of `input_ids`. Costs host synchronisations on a GPU.
 
     Raises:
-        ValueError: If the image tokens cannot be shared evenly among the images.
+        ValueError: If the image tokens cannot be shared evenly among the images, or are not `blocks`.
     """
     rows = len(input_ids)
     device = input_ids.device
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    is_patch = (input_ids == image_token_id) & valid
-    patch = is_patch.flatten().nonzero().squeeze(1)
-    if (len(patch) % images if images else len(patch)) != 0:
+    of_image = (input_ids == image_token_id) & valid
+    places = of_image.flatten().nonzero().squeeze(1)
+    if blocks is None:
+        if (len(places) % images if images else len(places)) != 0:
+            raise ValueError(
+                f"{len(places)} image tokens cannot be shared evenly among {images} images: every image "
+                "needs one block of image tokens in its row. Is the processor's image_seq_length the tower's "
+                "patch count?"
+            )
+        blocks = [Block(len(places) // images, 0, 0, 1)] * images if images else []
+    tokens = [block.tokens for block in blocks]
+    if (len(blocks), sum(tokens)) != (images, len(places)):
         raise ValueError(
-            f"{len(patch)} image tokens cannot be shared evenly among {images} images: every image needs one "
-            "block of image tokens in its row. Is the processor's image_seq_length the tower's patch count?"
+            f"{len(places)} image tokens are not the {sum(tokens)} that {images} images take by their sizes "
+            "and the grids of tiles; are the processor's image_grid_pinpoints the model's?"
         )
-    per_image = len(patch) // images if images else 1
-    image = torch.arange(len(patch), device=device) // per_image
+    ends = torch.tensor(tokens, dtype=torch.int64, device=device).cumsum(0) - 1  # an image's last token
+    counts = torch.tensor([block.patches for block in blocks], dtype=torch.int64, device=device)
+    image = torch.arange(images, device=device).repeat_interleave(counts)
+    patch, feature, kept = places, None, None
+    if any(block.rows for block in blocks):
+        is_patch = torch.cat([block.is_patch() for block in blocks]).to(device)
+        feature, kept = places, is_patch.nonzero().squeeze(1)
+        patch = places[kept]
 
-    # Text that can see an image: real, no patch, after the row's first patch.
-    after_first = is_patch.cumsum(1) > 0
-    seeing = valid & ~is_patch & after_first
+    # Text that can see an image: real, no image token, after the row's first one. A newline between two lines
+    # of patches sees patches too, but nobody reads it: it is no text.
+    after_first = of_image.cumsum(1) > 0
+    seeing = valid & ~of_image & after_first
     longest = int(seeing.sum(1).max()) if rows else 0
     order = (~seeing).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]  # those first, in order
     is_text = seeing.gather(1, order)
-    last = patch[per_image - 1 :: per_image] if images else patch  # flat position of each image's last patch
+    last = places[ends]  # flat position of each image's last token
     later = seeing.flip(1).cumsum(1).flip(1).flatten()  # seeing tokens from here to the row's end
     text_after = later[last].clamp(min=1).float()
 
@@ -154,6 +197,7 @@ def layout_of(
     return Layout(
         patch,
         image,
+        counts.float(),
         text,
         is_text,
         text_after,
@@ -161,9 +205,12 @@ def layout_of(
         targets,
         predicting_rows,
         slot,
+        feature,
+        kept,
         images=images,
         rows=rows,
-        images_in_row=tuple((is_patch.sum(1) // per_image).tolist()),
+        images_in_row=tuple((last // input_ids.shape[1]).bincount(minlength=rows).tolist()),
         targets_in_row=tuple(count.tolist()),
+        blocks=tuple(blocks),
         right_padded=right_padded,
     )

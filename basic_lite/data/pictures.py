@@ -164,6 +164,13 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     return load_image(ImageRef(name, data=source))
 
 
+def picture_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
+    """Return height and width of a picture that no row names, without decoding it; see `open_picture`."""
+    data = read_file(source) if isinstance(source, Path) else source
+    width, height = open_header(data, name or (source.name if isinstance(source, Path) else "")).size
+    return height, width
+
+
 def decode(data: bytes, name: str) -> Image.Image:
     """Decode a picture's bytes to RGB; see `load_image`."""
     return decoded(open_header(data, name), name)
@@ -357,9 +364,7 @@ class ImageTransform:
         Args:
             image: any mode and size.
         """
-        if self.exif == "rotate" and _orientation(image) > 1:
-            image = ImageOps.exif_transpose(image)
-        image = rgb(image)
+        image = rgb(self.upright(image))
         if self.aspect == "pad":
             image = self._pad(image)
         elif self.aspect == "squash":
@@ -368,6 +373,12 @@ class ImageTransform:
             image = self._crop(image)
         # Channel by channel: three times as fast as to permute what Pillow interleaves.
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """Return the picture as it is looked at: turned as its EXIF says, where that is asked for."""
+        if self.exif == "rotate" and _orientation(image) > 1:
+            return ImageOps.exif_transpose(image)
+        return image
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return `((pixels / 255 - mean) / std).to(dtype)`, computed in fp32 on the pixels' device.

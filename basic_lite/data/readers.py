@@ -36,6 +36,7 @@ class Rows:
 
     Attributes:
         faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
+        sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
         held_out: `(rows,)` bool, rows that are kept from training to be measured; none at first.
 
     Args:
@@ -60,6 +61,8 @@ class Rows:
         self.path, self.index, self._fetch = path, index, fetch
         self.images, self.follow_links, self.stored = images, follow_links, stored
         self.faults: Sequence[Finding] = ()
+        self.sizes: np.ndarray | None = None
+        self._ends: np.ndarray | None = None
         self.held_out = np.zeros(len(index.fault), bool)
 
     @property
@@ -72,14 +75,26 @@ class Rows:
         """Return `(rows,)` int32, the estimated text tokens of each row, images not counted."""
         return self.index.tokens
 
-    def batch_lengths(self, tokens_per_image: int, max_length: int | None = None) -> np.ndarray:
+    def sizes_of(self, row: int) -> list[list[int]]:
+        """Return height and width of a row's pictures; nothing where they were not needed."""
+        if self.sizes is None:
+            return []
+        if self._ends is None:
+            self._ends = np.cumsum(self.index.images, dtype=np.int64)
+        end = int(self._ends[row])
+        return self.sizes[end - int(self.index.images[row]) : end].tolist()
+
+    def batch_lengths(self, tokens_per_image: int | np.ndarray, max_length: int | None = None) -> np.ndarray:
         """Return `(rows,)` int64, the estimated tokens that each row takes in a batch.
 
         Args:
-            tokens_per_image: tokens of one image.
+            tokens_per_image: tokens of one image, or `(rows,)` those of all images of each row.
             max_length: where longer rows are cut.
         """
-        tokens = self.index.tokens + self.index.images.astype(np.int64) * tokens_per_image
+        images = tokens_per_image
+        if isinstance(images, int):
+            images = self.index.images.astype(np.int64) * images
+        tokens = self.index.tokens + images
         return tokens if max_length is None else np.minimum(tokens, max_length)
 
     @property

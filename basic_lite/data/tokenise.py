@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -69,16 +70,19 @@ class Encoder:
         """Return BOS, where the tokenizer or the template wants it."""
         return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []
 
-    def walk(self, pieces: list[Segment], tokens_per_image: int) -> Iterator[tuple[Segment, list[int]]]:
-        """Yield every segment with its ids."""
+    def walk(
+        self, pieces: list[Segment], tokens_per_image: int | Sequence[int]
+    ) -> Iterator[tuple[Segment, list[int]]]:
+        """Yield every segment with its ids; images take the same number each, or one after another theirs."""
         context, swallow = "", False
+        lengths = repeat(tokens_per_image) if isinstance(tokens_per_image, int) else iter(tokens_per_image)
         for piece in pieces:
             if piece.kind == "text":
                 text = piece.text.lstrip(WHITE) if swallow else piece.text
                 yield piece, list(self.ids(context, text)) if text else []
                 context, swallow = (_MARK + text[-1], False) if text else (context, swallow)
             elif piece.kind == "image":
-                yield piece, [self.image_token_id] * tokens_per_image
+                yield piece, [self.image_token_id] * next(lengths)
                 context, swallow = _MARK, False
             else:
                 yield piece, [self.special[piece.text]]

@@ -19,6 +19,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
+from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.hf_llava import HfLlava
@@ -100,11 +101,11 @@ def generate(
     own = _with_pixels(assembled, batches[processes.rank :: processes.count])
 
     def answer_next() -> list[str]:
-        batch, pixels = next(own, ([], None))
+        batch, shown = next(own, ([], []))
         if not batch:  # in the last round there may be fewer batches than processes
             return []
         ask = _choose if by_likelihood and batch[0][0].choices else _answer
-        texts = halves(partial(_as_alone, assembled, ask), _rows(batch, pixels))
+        texts = halves(partial(_as_alone, assembled, ask), list(zip(batch, shown, strict=True)))
         rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
         return [predictions.to_line(row) for row in rows]
 
@@ -127,38 +128,37 @@ def _append(path: Path, lines: list[str]) -> None:
 
 
 Batch = list[tuple[Question, list[int]]]
-Row = tuple[tuple[Question, list[int]], torch.Tensor | None]
-
-
-def _rows(batch: Batch, pixels: torch.Tensor | None) -> list[Row]:
-    """Return each prompt with its picture, `(3, h, w)`."""
-    pictures = iter(() if pixels is None else pixels)
-    return [(pair, None if pair[0].image is None else next(pictures)) for pair in batch]
-
-
-Ask = Callable[["Model", Batch, "torch.Tensor | None"], tuple[list[str], list[float]]]
+Shown = tuple[torch.Tensor, Size]
+"""A picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width."""
+Row = tuple[tuple[Question, list[int]], Shown | None]
+Ask = Callable[["Model", Batch, "list[Shown]"], tuple[list[str], list[float]]]
 
 
 def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
     """Ask some prompts of a batch."""
-    pixels = [picture for _, picture in rows if picture is not None]
-    return ask(assembled, [pair for pair, _ in rows], torch.stack(pixels) if pixels else None)
+    return ask(assembled, [pair for pair, _ in rows], [shown for _, shown in rows if shown is not None])
 
 
 def _prompt(assembled: Model, question: Question) -> list[int]:
     if isinstance(assembled, HfLlava):
         return assembled.prompt_ids(question.text, pictured=question.image is not None)
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
-    return prompt_ids(assembled, [("user", text)])
+    return prompt_ids(assembled, [("user", text)], _sizes(assembled, question))
 
 
-def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, torch.Tensor | None]]:
+def _sizes(assembled: Assembled, question: Question) -> list[Size]:
+    """Return the size of a question's picture, where tiles go by it."""
+    size = None if assembled.tiling is None else question.image_size()
+    return [] if size is None else [size]
+
+
+def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, list[Shown | None]]]:
     """Decode the next batch's pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
 
-    def load(question: Question) -> torch.Tensor | None:
+    def load(question: Question) -> Shown | None:
         picture = question.open_image()
-        return None if picture is None else transform(picture)
+        return None if picture is None else (transform(picture), (picture.height, picture.width))
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         ahead = [[pool.submit(load, question) for question, _ in batch] for batch in batches[:2]]
@@ -166,8 +166,7 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[
             loaded = [future.result() for future in ahead.pop(0)]
             if number + 2 < len(batches):
                 ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
-            pixels = [tensor for tensor in loaded if tensor is not None]
-            yield batch, torch.stack(pixels) if pixels else None
+            yield batch, loaded
 
 
 NEAR: float = 1e-3
@@ -202,10 +201,10 @@ class _Gaps(LogitsProcessor):
 
 
 @torch.inference_mode()
-def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tuple[list[str], list[float]]:
+def _answer(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
     """Decode one batch greedily; return the texts, and the smallest gap on the way to each."""
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
-    inputs, gaps = _padded(assembled, batch, pixels), _Gaps()
+    inputs, gaps = _padded(assembled, batch, shown), _Gaps()
     model: Any = assembled.model
     tokenizer: Any = assembled.tokenizer
     longest = inputs["input_ids"].shape[1]
@@ -223,7 +222,7 @@ def _answer(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tupl
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
 
 
-def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def _padded(assembled: Model, batch: Batch, shown: list[Shown]) -> dict[str, Any]:
     """Return the model's inputs, prompts padded on the left to the longest."""
     longest = max(len(ids) for _, ids in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
@@ -231,16 +230,17 @@ def _padded(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> dict
     for row, (_, ids) in enumerate(batch):
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         mask[row, longest - len(ids) :] = 1
-    batched = {"input_ids": input_ids, "attention_mask": mask, "pixel_values": pixels}
+    pictures = {"pixel_values": packed([pixels for pixels, _ in shown]), "image_sizes": [s for _, s in shown]}
+    batched = {"input_ids": input_ids, "attention_mask": mask, **pictures}
     return forward_inputs(assembled.model, batched, assembled.transform("pad"))
 
 
 @torch.inference_mode()
-def _choose(assembled: Model, batch: Batch, pixels: torch.Tensor | None) -> tuple[list[str], list[float]]:
+def _choose(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
     """Answer each choice with the letter whose first token is likeliest; returns as `_answer`."""
     model: Any = assembled.model
     produced = model.generate(
-        **_padded(assembled, batch, pixels),
+        **_padded(assembled, batch, shown),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,
         return_dict_in_generate=True,
@@ -269,7 +269,7 @@ def _letter_token(assembled: Model, question: Question, ids: list[int], letter: 
         assembled.tokenizer,
         [("user", text), ("assistant", letter)],
         image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
+        tokens_per_image=assembled.image_tokens(_sizes(assembled, question)),
     )
     return int(encoded.input_ids[len(ids)])
 
@@ -278,5 +278,7 @@ def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
     picture = question.open_image()
-    pixels = None if picture is None else assembled.transform("pad")(picture)[None]
-    return _answer(assembled, [(question, _prompt(assembled, question))], pixels)[0][0]
+    shown = (
+        [] if picture is None else [(assembled.transform("pad")(picture), (picture.height, picture.width))]
+    )
+    return _answer(assembled, [(question, _prompt(assembled, question))], shown)[0][0]

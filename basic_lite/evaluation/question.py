@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -126,11 +126,28 @@ class Question:
         if self.image is None:
             return None
         from basic_lite.data.pictures import open_picture
+
+        return self._opened(open_picture)
+
+    def image_size(self) -> tuple[int, int] | None:
+        """Return the picture's height and width, not decoded; `None` for a text-only question.
+
+        Raises:
+            ValueError: If the file is missing, too large, or no picture.
+        """
+        if self.image is None:
+            return None
+        from basic_lite.data.pictures import picture_size
+
+        return self._opened(picture_size)
+
+    def _opened(self, read: Callable[[Path | bytes, str], Any]) -> Any:
         from basic_lite.data.rows import RowFault
 
+        assert self.image is not None
         try:
             source = self.image.source() if isinstance(self.image, StoredImage | Grid) else self.image
-            return open_picture(source, str(source) if isinstance(source, Path) else str(self.id))
+            return read(source, str(source) if isinstance(source, Path) else str(self.id))
         except RowFault as fault:
             remedy = ": check the image folder" if fault.code == "missing_image" else ""
             raise ValueError(f"Picture of question {self.id}: {fault}{remedy}.") from None

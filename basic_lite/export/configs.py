@@ -37,9 +37,13 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
     vision = config.vision_config.to_diff_dict() | {"torch_dtype": name, "dtype": name}
     for key in (*_PASSING, "architectures"):
         vision.pop(key, None)
+    named: dict = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+    if assembled.tiling is not None:
+        named = {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
+        named["image_grid_pinpoints"] = assembled.tiling.pinpoints
+        vision |= {"image_size": assembled.tiling.side}  # tells how many patches a tile has
     return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        **named,
         "image_token_index": assembled.image_token_id,
         "image_seq_length": assembled.tokens_per_image,
         "projector_hidden_act": config.projector_hidden_act,
@@ -94,12 +98,18 @@ def generation_config(assembled: Assembled) -> dict:
 
 
 def preprocessor_config(assembled: Assembled) -> dict:
-    """Return `preprocessor_config.json`: LLaVA's square of the mean colour, as stage 2 and evaluation pad."""
+    """Return `preprocessor_config.json`: LLaVA's square of the mean colour, as stage 2 and evaluation pad.
+
+    With tiles it is LLaVA-NeXT's, which squashes the whole picture and pads the tiles with black.
+    """
     transform = assembled.transform("pad")
     square = {"height": transform.size, "width": transform.size}
+    kind: dict = {"image_processor_type": "LlavaImageProcessor", "processor_class": "LlavaProcessor"}
+    if assembled.tiling is not None:
+        kind = {name: value.replace("Llava", "LlavaNext") for name, value in kind.items()}
+        kind["image_grid_pinpoints"] = assembled.tiling.pinpoints
     return {
-        "image_processor_type": "LlavaImageProcessor",
-        "processor_class": "LlavaProcessor",
+        **kind,
         "do_convert_rgb": True,
         "do_pad": True,
         "do_resize": True,
@@ -120,7 +130,7 @@ def processor_config(assembled: Assembled) -> dict:
     config: Any = assembled.model.config
     vision = config.vision_config
     return {
-        "processor_class": "LlavaProcessor",
+        "processor_class": "LlavaProcessor" if assembled.tiling is None else "LlavaNextProcessor",
         "image_token": image_word(assembled),
         "patch_size": vision.patch_size,
         "num_additional_image_tokens": zoo.TOWER_FAMILIES[vision.model_type].prefix_tokens,

@@ -1,4 +1,4 @@
-"""`--to hf`: a standard `LlavaForConditionalGeneration` folder, named only after it agrees with the run."""
+"""`--to hf`: a standard LLaVA folder (with tiles LLaVA-NeXT), named only after it agrees with the run."""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def plan(
     old_gemma |= gemma and to == "gguf"  # llama.cpp multiplies whatever enters a Gemma decoder
     if to != "peft":
         _check_tower(manifest)
+    if manifest["sources"].get("pool", 1) > 1:
+        raise ValueError(
+            f"{run} joins patches in front of its projector (--pool), for which transformers has no standard "
+            "LLaVA class: nothing can be exported; chat and eval read the run itself"
+        )
+    if manifest["sources"].get("tiles", 1) > 1 and to != "hf":
+        raise ValueError(
+            f"{run} was trained with tiles, which --to {to} cannot hold; --to hf writes a standard LLaVA-NeXT"
+        )
     if to == "gguf":
         tower = read_config(manifest["sources"]["tower"], "vision tower")
         vision = getattr(tower, "vision_config", tower)
@@ -270,7 +279,7 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
 
 
 def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
-    """List the projector's four tensors."""
+    """List the projector's tensors; the newline of tiles stands beside it, as in a standard LLaVA-NeXT."""
     if (wanted.run / files.ADAPTER).is_file():
         entries = Adapters(wanted.run).projector()
     else:
@@ -279,7 +288,10 @@ def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
     config = read_config(manifest["sources"]["llm"], "language model")
     scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
     for entry in entries:
-        yield _times(entry, 1 / scale) if scale != 1.0 and ".linear_2." in entry.name else entry
+        if entry.name.endswith(".image_newline"):
+            entry = Entry("image_newline", entry.shape, entry.read)
+        enters = ".linear_2." in entry.name or entry.name == "image_newline"
+        yield _times(entry, 1 / scale) if scale != 1.0 and enters else entry
 
 
 def _times(entry: Entry, factor: float) -> Entry:

@@ -1,20 +1,22 @@
 """Whether an exported folder says what the run says: same ids, pixels and text, logits within rounding.
 
 The run is asked first, through its own template, image preparation and weights. The folder is then read
-from disk as a stranger would, by `AutoProcessor` and `LlavaForConditionalGeneration`, and asked the same.
+from disk as a stranger would, by `AutoProcessor` and the class that it names, and asked the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.conversation import IMAGE, Turn
+from basic_lite.data.tiles import Size, Tiling, packed
 from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
@@ -53,7 +55,7 @@ class Answer:
 
     Attributes:
         ids: of the prompt.
-        pixels: `(I, 3, h, w)` fp32, or `None`.
+        pixels: `(I, 3, h, w)` fp32, or `None`; with tiles the squares of all pictures.
         produced: ids that the logits follow: the greedy answer, or the one that was given.
         logits: `(answer + 1, V)` fp32, of the prompt's last position and the answer's.
         text: the answer.
@@ -87,6 +89,7 @@ def ask(
     stops: list[int],
     pad: int,
     along: list[int] | None = None,
+    sizes: Sequence[Sequence[int]] = (),
 ) -> tuple[list[int], torch.Tensor]:
     """Answer greedily and return the logits along an answer.
 
@@ -97,16 +100,17 @@ def ask(
         stops: ids that end an answer.
         pad: id that fills a batch.
         along: the answer to compare logits on; `None` for this model's own.
+        sizes: height and width of the pictures; needed with tiles.
 
     Returns:
         The produced ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
     """
     never = [parts_of(model).llava.config.image_token_id]  # an answer shows no picture
-    prompt = one_row(model, ids, pixels)
+    prompt = one_row(model, ids, pixels, sizes=sizes)
     row = model.generate(**prompt, **greedily(stops, pad, NEW_TOKENS, never))[0, len(ids) :].tolist()
     produced = until_stop(row, stops)
     along = produced if along is None else along
-    logits = model(**one_row(model, ids + along, pixels)).logits
+    logits = model(**one_row(model, ids + along, pixels, sizes=sizes)).logits
     return produced, logits[0, len(ids) - 1 :].float().cpu()
 
 
@@ -121,14 +125,19 @@ def ask_run(assembled: Assembled, along: list[Answer] | None = None) -> list[Ans
     transform, shown = assembled.transform("pad"), pictures()
     stops, answers = stops_of(assembled), []
     for number, (turns, count) in enumerate(PROMPTS):
-        ids = prompt_ids(assembled, turns)
-        pixels = None
-        if count:
-            pixels = transform.normalise(torch.stack([transform(p) for p in shown[:count]]))
+        sizes = sizes_of(number)
+        ids = prompt_ids(assembled, turns, sizes)
+        pixels = packed([transform(picture) for picture in shown[:count]])
+        pixels = None if pixels is None else transform.normalise(pixels)
         follow = along[number].produced if along else None
-        produced, logits = ask(assembled.model, ids, pixels, stops, assembled.pad_token_id, follow)
+        produced, logits = ask(assembled.model, ids, pixels, stops, assembled.pad_token_id, follow, sizes)
         answers.append(Answer(ids, pixels, follow or produced, logits, text_of(assembled, produced)))
     return answers
+
+
+def sizes_of(number: int) -> list[Size]:
+    """Return height and width of the pictures of a fixed prompt."""
+    return [(height, width) for width, height in SIZES[: PROMPTS[number][1]]]
 
 
 def messages(turns: list[Turn]) -> list[dict]:
@@ -159,9 +168,7 @@ def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float |
     }
 
 
-def open_folder(
-    folder: Path, device: torch.device | str, image_scale: float = 1.0
-) -> tuple[Any, LlavaForConditionalGeneration]:
+def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1.0) -> tuple[Any, Any]:
     """Read an exported folder as a stranger would; returns its processor and model.
 
     Args:
@@ -173,9 +180,7 @@ def open_folder(
         ValueError: If a tensor is missing or has no place.
     """
     processor = AutoProcessor.from_pretrained(folder)
-    loading: Any = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype="auto", output_loading_info=True
-    )
+    loading: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
     model, loaded = loading
     wrong = [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]
     if wrong:
@@ -183,15 +188,26 @@ def open_folder(
     model.to(device).eval()
     for parameter in model.model.multi_modal_projector.linear_2.parameters():
         parameter.requires_grad_(False).mul_(image_scale)
+    if hasattr(model.model, "image_newline"):
+        model.model.image_newline.requires_grad_(False).mul_(image_scale)
     return processor, model
 
 
 def prepared(processor: Any, number: int) -> tuple[str, list[int], torch.Tensor | None]:
-    """Return a fixed prompt as a folder's processor makes it: text, ids, and pixels where it has pictures."""
+    """Return a fixed prompt as a folder's processor makes it: text, ids, and pixels where it has pictures.
+
+    LLaVA-NeXT's processor pads every picture to as many squares as the largest has; they are packed here.
+    """
     turns, count = PROMPTS[number]
     text = processor.apply_chat_template(messages(turns), add_generation_prompt=True, tokenize=False)
     batch = processor(text=[text], images=pictures()[:count] or None, return_tensors="pt")
-    return text, batch["input_ids"][0].tolist(), batch.get("pixel_values")
+    pixels = batch.get("pixel_values")
+    if pixels is not None and pixels.dim() == 5:
+        side = pixels.shape[-1]
+        grids = [(h // side, w // side) for h, w in processor.image_processor.image_grid_pinpoints]
+        blocks = Tiling(side, side // processor.patch_size, tuple(grids)).blocks(sizes_of(number))
+        pixels = torch.cat([some[: block.squares] for some, block in zip(pixels, blocks, strict=True)])
+    return text, batch["input_ids"][0].tolist(), pixels
 
 
 def ask_folder(
@@ -217,8 +233,9 @@ def ask_folder(
             raise ValueError(
                 f"the exported processor writes {text!r} as {ids[:12]}..., not as {known.ids[:12]}..."
             )
-        _, logits = ask(model, ids, known.pixels, stops, pad, along=known.produced)
-        produced, _ = ask(model, ids, pixels, stops, pad)  # from end to end: with the processor's pixels
+        sizes = sizes_of(number)
+        _, logits = ask(model, ids, known.pixels, stops, pad, known.produced, sizes)
+        produced, _ = ask(model, ids, pixels, stops, pad, sizes=sizes)  # with the processor's own pixels
         answer = processor.decode(produced, skip_special_tokens=True).strip()
         answers.append(Answer(ids, pixels, produced, logits, answer))
     return answers
@@ -235,12 +252,12 @@ def texts_of(folder: Path, device: torch.device | str) -> list[str]:
     texts = []
     for number in range(len(PROMPTS)):
         _, ids, pixels = prepared(processor, number)
-        produced, _ = ask(model, ids, pixels, stops, pad)
+        produced, _ = ask(model, ids, pixels, stops, pad, sizes=sizes_of(number))
         texts.append(processor.decode(produced, skip_special_tokens=True).strip())
     return texts
 
 
-def _ends(model: LlavaForConditionalGeneration) -> tuple[list[int], int]:
+def _ends(model: Any) -> tuple[list[int], int]:
     """Return the ids that end an answer, and the one that fills a batch."""
     generation: Any = model.generation_config
     return generation.eos_token_id, generation.pad_token_id

@@ -81,7 +81,7 @@ class Step:
     @property
     def patches(self) -> int:
         """N."""
-        return self.micro_batch * self.tower.tokens
+        return self.micro_batch * self.tower.patches
 
     @property
     def chunk(self) -> int:
@@ -235,12 +235,13 @@ def _gradients(step: Step, layers: int) -> dict[str, float]:
 def _tower(step: Step) -> float:
     """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
     tower, width = step.tower, step.held.width
-    tokens = step.micro_batch * tower.positions
+    tokens = step.micro_batch * tower.squares * tower.positions
     return _pixels(step) + width * tokens * ((tower.depth + 5) * tower.width + 2 * tower.inner)
 
 
 def _pixels(step: Step) -> float:
-    return step.micro_batch * 3 * step.tower.image_size**2 * (1 + step.held.width) + 24 * step.tokens
+    squares = step.micro_batch * step.tower.squares
+    return squares * 3 * step.tower.image_size**2 * (1 + step.held.width) + 24 * step.tokens
 
 
 def _embeddings(step: Step) -> float:
@@ -254,7 +255,7 @@ def _embeddings(step: Step) -> float:
 
 def _projector(step: Step) -> float:
     """What the projector keeps in fp32: its input and both sides of its GELU; and its narrowed output."""
-    width = 4 * (step.tower.width + 2 * step.decoder.width) + step.held.width * step.decoder.width
+    width = 4 * (step.tower.features + 2 * step.decoder.width) + step.held.width * step.decoder.width
     return _pixels(step) + step.patches * width
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -222,6 +222,8 @@ class TowerSize:
         patch_size: side of a patch in pixels.
         head: SigLIP's pooling head, which is loaded although nothing uses it.
         registers: tokens between class token and patches.
+        tiles: most tiles of a picture beside its whole; 1 for the picture alone.
+        pool: side of the squares of patches that become one visual embedding each.
     """
 
     family: str
@@ -232,6 +234,8 @@ class TowerSize:
     patch_size: int
     head: bool = False
     registers: int = 0
+    tiles: int = 1
+    pool: int = 1
 
     @classmethod
     def of(
@@ -256,15 +260,42 @@ class TowerSize:
         registers = zoo.registers_of(config)
         return cls(family, depth, width, inner, size, config.patch_size, head, registers)
 
+    @cached_property
+    def _image(self) -> tuple[int, int, int]:
+        """Tokens, patches and squares per image; with tiles, of the image that takes most."""
+        patches = (self.image_size // self.patch_size // self.pool) ** 2
+        if self.tiles == 1:
+            return patches, patches, 1
+        from basic_lite.data.tiles import Tiling  # transformers with it, which a plan else does without
+
+        block = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool).largest()
+        return block.tokens, block.patches, block.squares
+
     @property
     def tokens(self) -> int:
-        """P: patches per image."""
-        return (self.image_size // self.patch_size) ** 2
+        """Tokens per image, newlines included."""
+        return self._image[0]
+
+    @property
+    def patches(self) -> int:
+        """P: visual embeddings per image, newlines apart."""
+        return self._image[1]
+
+    @property
+    def features(self) -> int:
+        """Numbers that the projector takes for one visual embedding."""
+        return self.width * self.pool**2
+
+    @property
+    def squares(self) -> int:
+        """Squares of pixels per image, each of them a pass through the tower."""
+        return self._image[2]
 
     @property
     def positions(self) -> int:
-        """Tokens inside the tower: patches and what stands in front of them."""
-        return self.tokens + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
+        """Tokens inside the tower: patches of a square and what stands in front of them."""
+        square = (self.image_size // self.patch_size) ** 2
+        return square + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
 
     @property
     def parameters(self) -> int:
@@ -292,7 +323,7 @@ class TowerSize:
 
 def projector_parameters(tower: TowerSize, decoder: DecoderSize) -> int:
     """Weights and biases of LLaVA's two-layer projector."""
-    return tower.width * decoder.width + decoder.width + decoder.width**2 + decoder.width
+    return tower.features * decoder.width + decoder.width + decoder.width**2 + decoder.width
 
 
 def published_decoder(name: str) -> DecoderSize:
@@ -326,13 +357,17 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
     return [(name, published_decoder(name)) for name in (DECODERS if model is None else [model])]
 
 
-def towers_named(tower: str | None, image_size: int | None, every: bool) -> list[tuple[str, TowerSize]]:
+def towers_named(
+    tower: str | None, image_size: int | None, every: bool, tiles: int = 1, pool: int = 1
+) -> list[tuple[str, TowerSize]]:
     """Return name and sizes of one tower, or of all that are known by name.
 
     Args:
         tower: a name, folder or hub id; `None` for the default.
         image_size: side of the input in pixels; `None` for the tower's own.
         every: the two of the published runs where none is asked for.
+        tiles: most tiles of a picture beside its whole; 1 for the picture alone.
+        pool: side of the squares of patches that become one visual embedding each.
 
     Raises:
         ValueError: If the configuration cannot be read.
@@ -342,7 +377,7 @@ def towers_named(tower: str | None, image_size: int | None, every: bool) -> list
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
         config = TOWERS.get(name) or _config(source, "vision tower")
-        found.append((name, TowerSize.of(config, image_size, name)))
+        found.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
     return found
 
 

@@ -70,7 +70,7 @@ def flops_per_sample(step: Step) -> dict[str, float]:
     if step.basic:
         watched = max(depth // 2, 1)
         basic = {
-            "L_sds": 6 * tower.tokens * decoder.vocabulary * decoder.width,
+            "L_sds": 6 * tower.patches * decoder.vocabulary * decoder.width,
             "importance": 2 * step.text * tokens * decoder.query * watched,
         }
     return {
@@ -79,7 +79,7 @@ def flops_per_sample(step: Step) -> dict[str, float]:
         "recomputation": forward * step.recompute / depth,
         "head": head * (3 if held.training == "decoder" else 2),
         "tower": _tower_flops(step),
-        "projector": 6 * projector_parameters(tower, decoder) * tower.tokens,
+        "projector": 6 * projector_parameters(tower, decoder) * tower.patches,
         **basic,
     }
 
@@ -92,7 +92,7 @@ def _tower_flops(step: Step) -> float:
     tower = step.tower
     used = tower.depth - 1  # LLaVA's features are the states before the last layer
     layer = 2 * tower.positions * (4 * tower.width**2 + 2 * tower.width * tower.inner)
-    return used * (layer + 4 * tower.positions**2 * tower.width)
+    return tower.squares * used * (layer + 4 * tower.positions**2 * tower.width)
 
 
 def seconds_per_sample(step: Step, card: Card) -> float:

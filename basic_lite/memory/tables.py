@@ -137,6 +137,10 @@ def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
     line("micro-batch x accumulation", [f"{row.micro_batch} x {row.accumulation}" for row, _ in rows])
     line("layers that recompute", [f"{row.recompute_layers} of {step.decoder.depth}" for row, step in rows])
     line("rows per chunk", [row.rows_per_chunk for row, _ in rows])
+    tower = rows[0][1].tower
+    if tower.squares > 1 or tower.pool > 1:  # of the picture that takes most
+        line("squares of a picture, at most", [tower.squares for _ in rows])
+        line("its tokens", [f"{tower.tokens:,}" for _ in rows])
     if kind == "stage2 --lora":
         line("optimizer", [step.optimizer for _, step in rows])
     line("seconds per sample", [f"{row.seconds_per_sample or 0:.3f}" for row, _ in rows])

@@ -61,14 +61,19 @@ class Deferral:
         self.refinement: Refinement | None = None
         self.value: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
+        self._kept: torch.Tensor | None = None
 
-    def hold(self, features: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def hold(
+        self, features: torch.Tensor, dtype: torch.dtype, kept: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return `features.to(dtype)` with the node in between.
 
         Args:
-            features: `(N, D)` the projector's output, with gradient.
+            features: `(F, D)` the projector's output, with gradient; newlines among it where there are tiles.
             dtype: of the decoder.
+            kept: `(N,)` which of them are patches, that have terms; `None` for all.
         """
+        self._kept = kept
         return _Held.apply(features, dtype, self)
 
     def announce(self, loss: torch.Tensor) -> torch.Tensor:
@@ -115,7 +120,10 @@ class _Held(Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, upstream: torch.Tensor
     ) -> tuple[torch.Tensor, None, None]:
-        return ctx.deferral.gradient().add_(upstream), None, None
+        gradient, kept = ctx.deferral.gradient(), ctx.deferral._kept
+        if kept is None:
+            return gradient.add_(upstream), None, None
+        return upstream.to(gradient.dtype).index_add(0, kept, gradient), None, None
 
 
 class _Announced(Function):

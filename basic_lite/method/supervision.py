@@ -14,7 +14,7 @@ from typing import get_args
 
 import torch
 from torch import nn
-from transformers import LlavaModel
+from transformers import LlavaModel, LlavaNextModel
 
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.method import attention
@@ -30,7 +30,7 @@ from basic_lite.method.types import (
     TargetKind,
     Weighting,
 )
-from basic_lite.models.parts import layers_of, parts_of
+from basic_lite.models.parts import layers_of, parts_of, tiling_of
 
 
 class BasicSupervision:
@@ -42,10 +42,11 @@ class BasicSupervision:
         outputs = model(**batch)
     loss = outputs.loss + supervision.loss()
     ```
-    Works with any `LlavaForConditionalGeneration`, PEFT-wrapped or not, with gradient checkpointing on or
-    off. From construction on the decoder's attention is `basic_sdpa`: sdpa, which also records while the
-    block is open. Each forward pass inside the block starts anew. Under gradient accumulation add up the
-    terms' `total` and `items` over the micro-batches and divide once, or let `BasicTrainer` do it.
+    Works with any `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`, PEFT-wrapped or
+    not, with gradient checkpointing on or off. From construction on the decoder's attention is `basic_sdpa`:
+    sdpa, which also records while the block is open. Each forward pass inside the block starts anew. Under
+    gradient accumulation add up the terms' `total` and `items` over the micro-batches and divide once, or
+    let `BasicTrainer` do it.
 
     Attributes:
         layers: k, the number of supervised layers.
@@ -71,7 +72,7 @@ class BasicSupervision:
             layers: k, the number of supervised layers; `None` means half of the decoder's.
             weighting: how layers 1..k are weighted in the target; see `targets.layer_weights`.
             importance: how patches are weighted: `"attention"` (the paper; the mean over those of the k
-                layers that attend) or `"uniform"` (`1 / P` for each patch of an image).
+                layers that attend) or `"uniform"` (`1 / P` for each of an image's own P patches).
             das_weight: weight of the directional alignment; 0 switches it off.
             sds_weight: weight of the semantic distribution; 0 switches it off.
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
@@ -167,16 +168,20 @@ class BasicSupervision:
         self._stack.close()
         self._given = None
 
-    def _start(self, llava: LlavaModel, args: tuple, kwargs: dict) -> None:
+    def _start(self, llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> None:
         """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
         self._attended: list[int] = []
         self._text: list[tuple[torch.Tensor | None, attention.TextRows]] = []
         layout = self._given[0] if self._given is not None else self._layout_in(llava, args, kwargs)
         self._layout = layout if layout is not None and layout.images else None
+        if self._space.kind == INDIVIDUAL and self._layout is not None and self._layout.kept is not None:
+            raise ValueError(
+                "an individual target compares pictures patch by patch, which those in tiles do not allow"
+            )
 
     @staticmethod
-    def _layout_in(llava: LlavaModel, args: tuple, kwargs: dict) -> Layout | None:
+    def _layout_in(llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> Layout | None:
         """Find the patches among the arguments of LLaVA's forward pass; `None` without an image."""
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         pixels = kwargs.get("pixel_values", args[1] if len(args) > 1 else None)
@@ -186,7 +191,11 @@ class BasicSupervision:
             raise ValueError(
                 "BASIC needs input_ids to find the patches; inputs_embeds alone do not show them"
             )
-        return layout_of(input_ids, kwargs.get("attention_mask"), llava.config.image_token_id, len(pixels))
+        mask, token, tiling = kwargs.get("attention_mask"), llava.config.image_token_id, tiling_of(llava)
+        if tiling is None:
+            return layout_of(input_ids, mask, token, len(pixels))
+        blocks = tiling.blocks(kwargs.get("image_sizes", args[2] if len(args) > 2 else ()))
+        return layout_of(input_ids, mask, token, len(blocks), blocks=blocks)
 
     def _receive(self, decoder: nn.Module, args: tuple, kwargs: dict) -> None:
         """Take what the first layer receives at the patches: `v`, in the space that the decoder works in.
@@ -249,7 +258,7 @@ class BasicSupervision:
         if total is not None:
             self._attention = total if self._attention is None else self._attention.add_(total)
 
-    def _finish(self, llava: LlavaModel, args: tuple, output: object) -> None:
+    def _finish(self, llava: LlavaModel | LlavaNextModel, args: tuple, output: object) -> None:
         # From here on nothing counts: a checkpointed layer may run again before the block is closed.
         layout, self._layout = self._layout, None
         if layout is None:
@@ -269,8 +278,7 @@ class BasicSupervision:
                 seen = self._attention.flatten()[layout.patch]
             importance = seen / (len(self._attending) * layout.text_after[layout.image])
         else:
-            patches = len(layout.patch)
-            importance = self._target.new_full((patches,), layout.images / max(patches, 1))
+            importance = layout.patch_count.to(self._target.dtype).reciprocal()[layout.image]
         if self._space.kind == INDIVIDUAL and layout.images == 1:
             importance = torch.zeros_like(importance)  # a mean that is its own leaves nothing
         refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)

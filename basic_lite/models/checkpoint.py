@@ -71,6 +71,7 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
         "template": assembled.template.name,
         "image_size": assembled.image_size,
         "tokens_per_image": assembled.tokens_per_image,
+        **({} if assembled.tiling is None else {"grids": [list(grid) for grid in assembled.tiling.grids]}),
         "image_token_id": assembled.image_token_id,
         "pad_token_id": assembled.pad_token_id,
         "method": {"embedding_space": EMBEDDING_SPACE, **method},
@@ -89,7 +90,11 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
 
 def named(sources: Sources) -> dict[str, Any]:
     """Return where the parts come from as a manifest says it; `sources_of` reads it."""
-    return asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
+    settings = asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
+    for name in ("tiles", "pool"):
+        if settings[name] == 1:
+            del settings[name]  # of a run without them nothing is said, as before there were any
+    return settings
 
 
 def sources_of(manifest: dict) -> Sources:
@@ -99,7 +104,7 @@ def sources_of(manifest: dict) -> Sources:
 
 
 def save_projector(model: nn.Module, path: Path) -> None:
-    """Write the projector's four tensors under their LLaVA names."""
+    """Write the projector's tensors under their LLaVA names: four, and with tiles the newline."""
     projector = parts_of(model).llava.multi_modal_projector
     projector = getattr(projector, "modules_to_save", {"default": projector})["default"]
     state = {
@@ -110,7 +115,7 @@ def save_projector(model: nn.Module, path: Path) -> None:
 
 
 def load_projector(model: nn.Module, path: Path) -> None:
-    """Read the projector's four tensors, all of them and nothing else.
+    """Read the projector's tensors, all of them and nothing else.
 
     Raises:
         ValueError: If the file is missing, damaged or of another shape.
@@ -245,6 +250,12 @@ def check_identity(assembled: Assembled, manifest: dict) -> None:
     parts = parts_of(assembled.model)
     configs = {"llm": parts.decoder.config, "tower": parts.llava.vision_tower.config}
     _compare(assembled.sources, configs, manifest)
+    grids = None if assembled.tiling is None else [list(grid) for grid in assembled.tiling.grids]
+    if grids != manifest.get("grids"):
+        raise ValueError(
+            f"the run was trained with tiles in the grids {manifest.get('grids')}, and this version makes "
+            f"{grids} of --tiles {assembled.sources.tiles}; use the version that it was trained with"
+        )
 
 
 def check_parts(sources: Sources, manifest: dict) -> None:

@@ -40,12 +40,13 @@ def counting_encoder(
     return TextEncoder(name, tokenizer, len(tokenizer), tokens_per_image, max_length)
 
 
-def prompt_ids(assembled: Assembled, turns: Sequence[Turn]) -> list[int]:
+def prompt_ids(assembled: Assembled, turns: Sequence[Turn], sizes: Sequence[Sequence[int]] = ()) -> list[int]:
     """Return the ids to answer from, in the template that the model was trained with.
 
     Args:
         assembled: the model.
         turns: alternating, from the user to the user, with an `<image>` for every picture.
+        sizes: height and width of the pictures; needed with tiles.
 
     Raises:
         ValueError: As `conversation.encode`.
@@ -55,7 +56,7 @@ def prompt_ids(assembled: Assembled, turns: Sequence[Turn]) -> list[int]:
         assembled.tokenizer,
         turns,
         image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.tokens_per_image,
+        tokens_per_image=assembled.image_tokens(sizes),
     )
 
 
@@ -66,18 +67,21 @@ def stops_of(assembled: Assembled) -> list[int]:
 
 def forward_inputs(
     model: torch.nn.Module, batch: Mapping[str, Any], transform: ImageTransform | None = None
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Return what a LLaVA's forward pass takes of a batch, on the model's device; labels stay behind.
 
     Args:
         model: the LLaVA, wrapped or not.
-        batch: `input_ids` and `attention_mask` `(B, S)`, and `pixel_values` where there are pictures.
+        batch: `input_ids` and `attention_mask` `(B, S)`, and `pixel_values` where there are pictures, with
+            tiles their `image_sizes` too.
         transform: of the pictures, where they are uint8.
     """
     weight = next(parts_of(model).llava.vision_tower.parameters())
-    inputs = {name: batch[name].to(weight.device) for name in ("input_ids", "attention_mask")}
+    inputs: dict[str, Any] = {name: batch[name].to(weight.device) for name in ("input_ids", "attention_mask")}
     if batch.get("pixel_values") is not None:
         inputs["pixel_values"] = tower_pixels(model, batch["pixel_values"], transform)
+        if parts_of(model).tiling is not None:
+            inputs["image_sizes"] = torch.tensor(batch["image_sizes"])  # stays on the host, which reads it
     return inputs
 
 
@@ -104,7 +108,8 @@ def one_row(
     ids: Sequence[int],
     pixels: torch.Tensor | None = None,
     transform: ImageTransform | None = None,
-) -> dict[str, torch.Tensor]:
+    sizes: Sequence[Sequence[int]] = (),
+) -> dict[str, Any]:
     """Return a prompt as a LLaVA takes it: a batch of one, on the model's device.
 
     Args:
@@ -112,9 +117,11 @@ def one_row(
         ids: of the prompt.
         pixels: `(I, 3, h, w)`, normalised, or uint8 with their transform; `None` for text alone.
         transform: of uint8 pictures.
+        sizes: height and width of the pictures; needed with tiles.
     """
     row = torch.tensor([list(ids)])
     batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "pixel_values": pixels}
+    batch["image_sizes"] = sizes
     return forward_inputs(model, batch, transform)
 
 

@@ -1,7 +1,13 @@
-"""Put a vision tower, a projector and a decoder together as one standard `LlavaForConditionalGeneration`."""
+"""Put a vision tower, a projector and a decoder together as one LLaVA of transformers.
+
+A standard `LlavaForConditionalGeneration`; with tiles a `LlavaNextForConditionalGeneration`, of which one
+vector is held elsewhere (see `NewlineProjector`).
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -11,6 +17,9 @@ from transformers import (
     AutoConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,14 +30,24 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
+from basic_lite.data.tiles import TiledTransform, Tiling
 from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
 from basic_lite.models import quantised, repository, zoo
 from basic_lite.models.parts import parts_of
-from basic_lite.models.projector import Projector
+from basic_lite.models.projector import NewlineProjector, Projector
 from basic_lite.models.tower import check_tower_layer, load_tower, native_size, read_processor, vision_config
 from basic_lite.models.zoo import Bits
+
+
+class _TiledModel(LlavaNextModel):
+    """LLaVA-NeXT whose newline is the projector's."""
+
+    @property
+    def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.multi_modal_projector.image_newline
+
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
 _RESERVED += ("<|image_pad|>", "<|image|>", "[IMG]", "<|extra_id_0|>")
@@ -83,7 +102,7 @@ def check_quantisation(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_embedding_path(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_embedding_path(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Assert that the first layer receives the same from ids and from their embeddings: nothing is rescaled.
 
     Some releases scaled all of `inputs_embeds` inside the decoder (Gemma's sqrt(D)); a projector trained
@@ -126,6 +145,8 @@ class Sources:
         dtype: of activations, embeddings, head, and of the weights that are not quantised.
         image_size: side of the tower's input; `None` takes the tower's own.
         tower_layer: which hidden states are its features.
+        tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
+        pool: side of the squares of patches that become one visual embedding each; 1 for every patch its own.
     """
 
     llm: str
@@ -137,15 +158,21 @@ class Sources:
     dtype: torch.dtype = torch.bfloat16
     image_size: int | None = None
     tower_layer: int = -2
+    tiles: int = 1
+    pool: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a number of bits that there is no format for.
+        """Refuse a number of bits that there is no format for, and no tiles or patches at all.
 
         Raises:
-            ValueError: If `bits` is not 4, 8 or 16.
+            ValueError: If `bits` is not 4, 8 or 16, or `tiles` or `pool` is below 1.
         """
+        if self.pool < 1:
+            raise ValueError(f"pool must be 1 (every patch by itself) or more, got {self.pool}")
         if self.bits not in get_args(Bits):
             raise ValueError(f"bits must be 4, 8 or 16, got {self.bits}")
+        if self.tiles < 1:
+            raise ValueError(f"tiles must be 1 (the picture alone) or more, got {self.tiles}")
 
     @classmethod
     def named(cls, model: str, tower: str | None = None, llm: str | None = None, **settings: Any) -> Sources:
@@ -181,9 +208,10 @@ class Assembled:
         image_size: side of the tower's input in pixels.
         image_token_id: id that marks a patch.
         pad_token_id: id that fills a batch.
-        tokens_per_image: patches per image.
+        tokens_per_image: patches of an image in one square; with tiles, of the whole picture, the first one.
         family: the decoder's family.
         sources: where it came from.
+        tiling: grids of tiles; `None` for one square per picture.
     """
 
     model: nn.Module
@@ -196,14 +224,32 @@ class Assembled:
     tokens_per_image: int
     family: zoo.Family
     sources: Sources
+    tiling: Tiling | None = None
 
     def transform(self, aspect: Aspect) -> ImageTransform:
-        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation."""
-        return ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+        """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation.
+
+        With tiles it is LLaVA-NeXT's everywhere, which cuts nothing off and pads with black.
+        """
+        transform = ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+        return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
+
+    def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
+        """Return the tokens of an image, or with tiles those of images of these heights and widths."""
+        if self.tiling is None:
+            return self.tokens_per_image
+        return [block.tokens for block in self.tiling.blocks(sizes)]
+
+    def longest(self, max_length: int) -> int:
+        """Return the most tokens of a row: those of tiles come on top, as far as its positions go."""
+        if self.tiling is None:
+            return max_length
+        return longest_with(self.tiling, max_length, parts_of(self.model).decoder.config)
 
     def text_encoder(self, template: templates.Template, max_length: int | None) -> TextEncoder:
         """Return what makes ids and labels of a row, of at most `max_length` tokens."""
-        return TextEncoder(template, self.tokenizer, self.image_token_id, self.tokens_per_image, max_length)
+        ids = self.image_token_id, self.tokens_per_image
+        return TextEncoder(template, self.tokenizer, *ids, max_length, self.tiling)
 
     def supervised(
         self, rows: Rows, template: templates.Template, transform: ImageTransform, **limits: Any
@@ -216,12 +262,80 @@ class Assembled:
             transform=transform,
             image_token_id=self.image_token_id,
             tokens_per_image=self.tokens_per_image,
+            tiling=self.tiling,
             **limits,
         )
 
     def collator(self) -> Collator:
         """Return what makes batches of such rows."""
-        return Collator(pad_token_id=self.pad_token_id, image_token_id=self.image_token_id)
+        ids = {"pad_token_id": self.pad_token_id, "image_token_id": self.image_token_id}
+        return Collator(**ids, tiling=self.tiling)
+
+
+def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
+    """Return the grids of tiles that a model will have; `None` for one square per picture.
+
+    Args:
+        sources: its parts.
+        tower: configuration of the vision tower; nothing is loaded.
+
+    Raises:
+        ValueError: If the tower's pictures are not square, or LLaVA-NeXT could not tell their size.
+    """
+    if sources.tiles == 1:
+        return None
+    for name in ("image_size", "patch_size"):
+        if not isinstance(getattr(tower, name), int):
+            raise ValueError(
+                f"--tiles takes a tower of square pictures and patches; {sources.tower} has "
+                f"{name} {getattr(tower, name)}: take another --tower, or leave --tiles out"
+            )
+    native = native_size(read_processor(sources.tower, tower), tower)
+    size = native if sources.image_size is None else sources.image_size
+    family = zoo.tower_family_of(tower.model_type, sources.tower)
+    if family.any_size and size != tower.image_size:
+        # LLaVA-NeXT counts patches by the configuration, which such a tower's position table depends on.
+        raise ValueError(
+            f"with --tiles a tower of this kind works at its own size: add --image-size {tower.image_size} "
+            f"(it would be {size})"
+        )
+    return Tiling.up_to(sources.tiles, size, tower.patch_size * sources.pool)
+
+
+def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
+    """See that a tower's patches can be joined as `sources.pool` asks; nothing is loaded.
+
+    Raises:
+        ValueError: If some would be left over.
+    """
+    if sources.pool == 1:
+        return
+    native = native_size(read_processor(sources.tower, tower), tower)
+    size = native if sources.image_size is None else sources.image_size
+    across = size // tower.patch_size
+    if across % sources.pool or across < sources.pool:
+        more = tower.patch_size * -(-max(across, 1) // sources.pool) * sources.pool
+        raise ValueError(
+            f"--pool {sources.pool} joins {sources.pool} x {sources.pool} patches, and {sources.tower} has "
+            f"{across} a side at {size} pixels: add --image-size {more}, or leave --pool out"
+        )
+
+
+def longest_with(tiling: Tiling, max_length: int, decoder: PretrainedConfig) -> int:
+    """Return `max_length` and the tokens of the most tiles, at most the decoder's positions.
+
+    Raises:
+        ValueError: If those do not suffice for a picture.
+    """
+    most = getattr(decoder, "max_position_embeddings", None) or 1 << 30
+    largest = tiling.largest().tokens
+    if largest >= most:
+        tiles = max(rows * columns for rows, columns in tiling.grids)
+        raise ValueError(
+            f"a picture of --tiles {tiles} takes up to {largest:,} tokens, and the decoder was made for "
+            f"{most:,}: take fewer tiles, or --pool 2"
+        )
+    return max(max_length, min(max_length + largest - tiling.across**2, most))
 
 
 def read_config(source: str, what: str) -> PretrainedConfig:
@@ -272,6 +386,8 @@ def assemble(
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
     check_tower_layer(sources.tower_layer, tower_config)
+    check_pool(sources, tower_config)
+    tiling = tiling_for(sources, tower_config)
 
     tokenizer = repository.read_tokenizer(sources.llm)
     name = sources.template or conversation.choose_template(tokenizer, family.template, say)
@@ -285,10 +401,17 @@ def assemble(
 
     tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
     causal = load_decoder_alone(sources, device, copies, say)
-    tokens = (size // tower_config.patch_size) ** 2
-    config = LlavaConfig(
+    tokens = (size // tower_config.patch_size // sources.pool) ** 2
+    vision = copy.deepcopy(tower.config) if sources.pool > 1 else tower.config
+    vision.patch_size *= sources.pool  # by which LLaVA-NeXT lays the projector's output out
+    kind, grids, projecting = LlavaForConditionalGeneration, {}, Projector
+    if tiling is not None:
+        kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
+        grids = {"image_grid_pinpoints": tiling.pinpoints}
+    config = (LlavaConfig if tiling is None else LlavaNextConfig)(
+        **grids,
         text_config=causal.config,
-        vision_config=tower.config,
+        vision_config=vision,
         image_token_index=image_token_id,
         image_seq_length=tokens,
         vision_feature_layer=sources.tower_layer,
@@ -298,9 +421,14 @@ def assemble(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = Projector(config).float()  # torch's own initialisation of linear layers, as LLaVA's
+        projector = projecting(
+            config, sources.pool
+        ).float()  # torch's own initialisation of linear layers, as LLaVA's
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = kind(config)
+    if tiling is not None:
+        del model.model.image_newline
+        model.model.__class__ = _TiledModel
     model.model.vision_tower = tower
     model.model.multi_modal_projector = projector.to(device)
     model.model.language_model = causal.model
@@ -315,9 +443,8 @@ def assemble(
     model.train()
     check_quantisation(model)
     check_embedding_path(model, tokenizer)
-    return Assembled(
-        model, tokenizer, template, processor, size, image_token_id, pad_token_id, tokens, family, sources
-    )
+    ids = image_token_id, pad_token_id, tokens
+    return Assembled(model, tokenizer, template, processor, size, *ids, family, sources, tiling)
 
 
 def for_inference(model: nn.Module) -> None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaNextForConditionalGeneration,
+    LlavaNextModel,
+)
+
+from basic_lite.data.tiles import Tiling
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,7 @@ class Parts:
         head: the output projection, a linear layer without bias.
     """
 
-    llava: LlavaModel
+    llava: LlavaModel | LlavaNextModel
     decoder: Any
     head: Any
 
@@ -28,6 +35,16 @@ class Parts:
     def embedding(self) -> torch.Tensor:
         """`(V, D)` raw token embeddings, for Gemma without its factor sqrt(D)."""
         return embedding_of(self.decoder)
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """The grids of tiles of a LLaVA-NeXT; `None` for one square per picture."""
+        return tiling_of(self.llava)
+
+
+def tiling_of(llava: nn.Module) -> Tiling | None:
+    """Return the grids that a `LlavaNextModel` packs its features by; `None` for a `LlavaModel`."""
+    return Tiling.of_config(llava.config) if isinstance(llava, LlavaNextModel) else None
 
 
 def embedding_of(decoder: Any) -> torch.Tensor:
@@ -45,17 +62,17 @@ def layers_of(decoder: Any) -> nn.ModuleList:
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Find the parts of a `LlavaForConditionalGeneration`, wrapped by PEFT, DDP or not at all.
+    """Find the parts of a LLaVA, or of a LLaVA-NeXT with its tiles, wrapped by PEFT, DDP or not at all.
 
     Raises:
         ValueError: If there is no such model inside.
     """
     inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if not isinstance(inner, LlavaForConditionalGeneration):
+    if not isinstance(inner, (LlavaForConditionalGeneration, LlavaNextForConditionalGeneration)):
         raise ValueError(
             f"a {type(inner).__name__} was given; BASIC works on a transformers "
-            "LlavaForConditionalGeneration, bare or wrapped by PEFT"
+            "LlavaForConditionalGeneration or LlavaNextForConditionalGeneration, bare or wrapped by PEFT"
         )
     return Parts(inner.model, inner.model.language_model, inner.lm_head)
 

@@ -29,17 +29,50 @@ class Projector(LlavaMultiModalProjector):
 
     Attributes:
         split: make fp32 products of bf16 ones, on a GPU; `BasicTrainer` sets it unless `--no-fused-kernels`.
+        pool: patches along the side of a square of them that becomes one visual embedding; its features stand
+            side by side in front of the first layer, which is the wider for it.
     """
 
     split: bool = False
 
+    def __init__(self, config: Any, pool: int = 1) -> None:
+        super().__init__(config)
+        self.pool = pool
+        if pool > 1:
+            width, bias = self.linear_1.in_features * pool**2, self.linear_1.bias is not None
+            self.linear_1 = nn.Linear(width, self.linear_1.out_features, bias=bias)
+
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Map `(I, P, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        """Map `(I, P * pool**2, tower width)` in any dtype to `(I, P, D)` in the weights' dtype."""
+        if self.pool > 1:
+            image_features = side_by_side(image_features, self.pool)
         with torch.autocast(image_features.device.type, enabled=False):
             if not (self.split and _can_split(self.linear_1.weight)):
                 return super().forward(image_features.to(self.linear_1.weight.dtype))
             hidden = self.act(split_linear(image_features, self.linear_1))
             return split_linear(hidden, self.linear_2)
+
+
+def side_by_side(features: torch.Tensor, pool: int) -> torch.Tensor:
+    """Join squares of patches: `(I, P, width)` to `(I, P / pool**2, width * pool**2)`, both row by row."""
+    images, patches, width = features.shape
+    across = round(patches**0.5) // pool
+    squares = features.view(images, across, pool, across, pool, width).transpose(2, 3)
+    return squares.reshape(images, across * across, pool * pool * width)
+
+
+class NewlineProjector(Projector):
+    """The projector of a model with tiles: it also holds the newline vector, `image_newline` `(D,)`.
+
+    A standard LLaVA-NeXT has it beside the projector, where PEFT neither trains nor saves a bare parameter.
+    Here whatever trains, copies, saves or loads the projector does so with the newline; an export moves it
+    back.
+    """
+
+    def __init__(self, config: Any, pool: int = 1) -> None:
+        super().__init__(config, pool)
+        width = config.text_config.hidden_size
+        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)  # as large as LLaVA-NeXT's own
 
 
 def _can_split(weight: torch.Tensor) -> bool:

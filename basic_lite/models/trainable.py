@@ -60,7 +60,9 @@ def draw_again_in_backward(model: nn.Module) -> None:
                 layer.lora_dropout[name] = nn.Identity()
 
 
-_PROJECTOR = r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?linear_[12]\.(weight|bias)$"
+_PROJECTOR = (
+    r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?(linear_[12]\.(weight|bias)|image_newline)$"
+)
 _ADAPTER = r"(^|\.)language_model\.layers\.\d+\..*\.lora_[AB]\.default\.weight$"
 _DECODER = r"(^|\.)(language_model\.(embed_tokens|layers|norm)\.|lm_head\.)"
 
@@ -183,8 +185,9 @@ def check_contract(model: nn.Module, kind: str) -> None:
         )
         assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, not fp32"
     projector = [name for name in trained if re.search(_PROJECTOR, name)]
-    assert len(projector) == 4, f"the projector's four tensors must be trained, not {projector}"
     parts = parts_of(model)
+    wanted = 4 if parts.tiling is None else 5  # with the newline
+    assert len(projector) == wanted, f"the projector's {wanted} tensors must be trained, found {projector}"
     if kind == "adapters":
         linear = [m for m in parts.decoder.layers.modules() if hasattr(m, "lora_A")]
         adapters = [name for name in trained if re.search(_ADAPTER, name)]

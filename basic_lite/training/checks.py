@@ -28,7 +28,7 @@ from basic_lite.memory.available import check_whole_decoder_fits
 from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
-from basic_lite.models.llava import Sources, read_config
+from basic_lite.models.llava import Sources, check_pool, read_config, tiling_for
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import teacher
@@ -181,6 +181,13 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     tower = vision_config(read_config(sources.tower, "vision tower"))
     zoo.tower_family_of(tower.model_type, sources.tower)
     check_tower_layer(sources.tower_layer, tower)
+    check_pool(sources, tower)
+    if tiling_for(sources, tower) is not None and settings.method.intervention != "none":
+        raise ValueError(
+            f"--intervention {settings.method.intervention} takes pictures of one square; leave --tiles out"
+        )
+    if sources.tiles > 1 and settings.method.kind == "individual":
+        raise ValueError("--target individual compares pictures patch by patch; leave --tiles out")
     known = get_available_reporting_integrations()
     if settings.run.report_to not in ("none", *known):
         raise ValueError(

@@ -87,8 +87,9 @@ class Forward:
             if deferred and objective.active and features.requires_grad:
                 note = partial(self.metrics.add, window=window)
                 self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
-                features = self.deferral.hold(features, embeds.dtype)
+                features = self.deferral.hold(features, embeds.dtype, layout.kept)
                 initial = features.detach()
+                initial = initial if layout.kept is None else initial.index_select(0, layout.kept)
             embeds = _put_among(embeds, features.to(embeds.dtype), layout)
         if self._always_backward and torch.is_grad_enabled() and not embeds.requires_grad:
             embeds.requires_grad_()
@@ -151,12 +152,13 @@ class Forward:
         return self.rows_per_chunk
 
     def _features(self, inputs: dict) -> torch.Tensor | None:
-        """Return the projector's output, `(N, D)` in the projector's dtype; `None` without a picture."""
+        """Return the projector's output, `(F, D)` in the projector's dtype; `None` without a picture."""
         if not inputs["layout"].images:
             return None
         llava = self.parts.llava
+        sizes = {name: inputs[name] for name in ("image_sizes",) if name in inputs}
         with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
-            outputs: Any = llava.get_image_features(inputs["pixel_values"])
+            outputs: Any = llava.get_image_features(inputs["pixel_values"], **sizes)
         return torch.cat(list(outputs.pooler_output))
 
 
@@ -168,10 +170,10 @@ def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> 
 
     Args:
         embeds: `(B, S, D)` of the text, anything at the patches.
-        features: `(N, D)`.
+        features: `(F, D)`, newlines included.
         layout: of the batch.
 
     Returns:
         `(B, S, D)`.
     """
-    return embeds.flatten(0, 1).index_copy(0, layout.patch, features).view_as(embeds)
+    return embeds.flatten(0, 1).index_copy(0, layout.places, features).view_as(embeds)

@@ -220,6 +220,11 @@ def rows_of(batch: dict, start: int, stop: int) -> dict:
         if isinstance(value, (torch.Tensor, list)) and len(value) == layout.rows:
             part[key] = value[start:stop]
     part["layout"] = layout.part(start, stop, batch["input_ids"].shape[1])
+    if batch.get("image_sizes") is not None:
+        part["image_sizes"] = batch["image_sizes"][first:last]
     if batch.get("pixel_values") is not None:
+        # Packed squares, of a picture all; otherwise (I, most, 3, h, w), as a standard processor pads.
+        if batch["pixel_values"].dim() == 4:
+            first, last = (sum(block.squares for block in layout.blocks[:end]) for end in (first, last))
         part["pixel_values"] = batch["pixel_values"][first:last] if last > first else None
     return part

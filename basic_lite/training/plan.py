@@ -18,7 +18,7 @@ from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, 
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.models import checkpoint, devices, quantised, trainable, unpacked, zoo
-from basic_lite.models.llava import Sources, read_config
+from basic_lite.models.llava import Sources, longest_with, read_config, tiling_for
 from basic_lite.models.tower import vision_config
 from basic_lite.training.settings import (
     Adapters,
@@ -59,6 +59,8 @@ def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent)
         dtype=devices.choose_dtype(model.precision, device),
         image_size=model.image_size,
         tower_layer=model.tower_layer,
+        tiles=model.tiles,
+        pool=model.pool,
     )
 
 
@@ -174,6 +176,8 @@ class Plan:
     def print(self, console: Console, sources: Sources, device: str, **more: object) -> None:
         """Print the parts, the settings, `more` of them before the others, and the memory plan."""
         parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
+        resolution = {"tiles": sources.tiles, "pool": sources.pool}
+        parts |= {name: value for name, value in resolution.items() if value > 1}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 
@@ -335,6 +339,11 @@ def step_of(
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
     tower = TowerSize.of(config, sources.image_size, sources.tower)
+    tower = replace(tower, tiles=sources.tiles, pool=sources.pool)
+    tiling, longest = tiling_for(sources, config), settings.data.max_length
+    if tiling is not None:
+        tower = replace(tower, image_size=tiling.side)
+        longest = longest_with(tiling, longest, read_config(sources.llm, "language model"))
     trained: dict[Kind, Training] = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}
     held = Held(
         sources.bits,
@@ -351,7 +360,7 @@ def step_of(
         held,
         optimizer=settings.optimizer,
         micro_batch=settings.micro_batch,
-        text=max(min(TEXT[kind], settings.data.max_length - tower.tokens - 1), 1),
+        text=max(min(TEXT[kind], longest - tower.tokens - 1), 1),
         recompute=decoder.depth if settings.recompute is None else settings.recompute,
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,

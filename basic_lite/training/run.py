@@ -26,6 +26,7 @@ from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
 from basic_lite.data.templates import Template
+from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.targets import TargetSpace, supervised_layers
 from basic_lite.method.types import Intervention, Unmoved
@@ -161,12 +162,15 @@ def prepare(
     assert rows is not None, "a dry run trains nothing"
 
     # The same rows in the same order as before, whatever a check would find today.
-    bad_log = settings.out / checks.BAD_ROWS
+    bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
+    if assembled.tiling is not None and rows.sizes is None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1))
+    text = assembled.text_encoder(template, longest)
     if resume is not None:
         lines = findings.read_bad_rows(bad_log)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
     else:
-        text = assembled.text_encoder(template, settings.data.max_length)
         rows.faults = [*rows.faults, *unfit_findings(rows, text)]
         check_budget(rows, settings.data.bad_budget, settings.stage)
         for line in findings.note_lines(rows):
@@ -199,14 +203,16 @@ def prepare(
         rows,
         template,
         transform,
-        max_length=settings.data.max_length,
+        max_length=longest,
         bad_budget=settings.data.bad_budget,
         bad_log=bad_log,
         usable=rows.usable,
     )
     accumulation = settings.global_batch // passes.loaded
-    lengths = rows.batch_lengths(assembled.tokens_per_image, settings.data.max_length)
-    if settings.group:  # counted once for these data and this tokenizer, a minute or two for 665k rows
+    lengths = rows.batch_lengths(text.image_tokens(rows), longest)
+    if (
+        settings.group and assembled.tiling is None
+    ):  # counted once for these data and this tokenizer, a minute or two for 665k rows
         with findings.passes(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
             lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
@@ -400,7 +406,7 @@ def train(
             trainer.save_model()
         else:
             trainer.take_weights(kept)
-    if line := _rows_line(counts, settings):
+    if line := _rows_line(counts, settings, prepared.assembled.longest(settings.data.max_length)):
         console.print(line, highlight=False)
     return finished
 
@@ -426,12 +432,12 @@ def _validation_line(summary: dict[str, Any], share: float) -> str:
     )
 
 
-def _rows_line(counts: dict[str, int], settings: Settings) -> str:
+def _rows_line(counts: dict[str, int], settings: Settings, longest: int) -> str:
     if not (counts["replaced"] or counts["truncated"] or counts["left_out"]):
         return ""
     bad_log = settings.out / checks.BAD_ROWS
     return (
-        f"{counts['truncated']:,} rows were cut to {settings.data.max_length} tokens, {counts['left_out']:,} "
+        f"{counts['truncated']:,} rows were cut to {longest} tokens, {counts['left_out']:,} "
         f"bad ones left out, {counts['replaced']:,} more replaced"
         + (f" (see {bad_log})" if bad_log.exists() else "")
     )

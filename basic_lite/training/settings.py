@@ -173,6 +173,22 @@ ImageSizeOption = Annotated[
         callback=within(1),
     ),
 ]
+TilesOption = Annotated[
+    int,
+    option(
+        help="Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
+        panel=MODEL,
+        callback=within(1, 64),
+    ),
+]
+PoolOption = Annotated[
+    int,
+    option(
+        help="2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
+        panel=MODEL,
+        callback=among((1, 2)),
+    ),
+]
 ImagesOption = Annotated[
     Path | None,
     option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
@@ -296,6 +312,8 @@ class Model:
     bits: BitsOption = None
     precision: PrecisionOption = "auto"
     image_size: ImageSizeOption = None
+    tiles: TilesOption = 1
+    pool: PoolOption = 1
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -355,7 +373,12 @@ class Data:
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
-        int, option(help="Most tokens of a row; longer answers are cut.", panel=DATA, callback=within(1))
+        int,
+        option(
+            help="Most tokens of a row, those of --tiles apart; longer answers are cut.",
+            panel=DATA,
+            callback=within(1),
+        ),
     ] = 2048
     bad_budget: Annotated[
         float,

@@ -349,10 +349,13 @@ class BasicTrainer(SavingTrainer):
         return Window(sum(len(x.targets) for x in layouts), sum(x.images for x in layouts))
 
     def _layout(self, batch: dict) -> Layout:
-        pixels = batch.get("pixel_values")
+        pixels, parts, blocks = batch.get("pixel_values"), parts_of(self.model), None
         images = 0 if pixels is None else len(pixels)
-        token = parts_of(self.model).llava.config.image_token_id
-        return layout_of(batch["input_ids"], batch.get("attention_mask"), token, images, batch["labels"])
+        if images and parts.tiling is not None:
+            blocks = parts.tiling.blocks(batch["image_sizes"])
+            images = len(blocks)
+        token, mask = parts.llava.config.image_token_id, batch.get("attention_mask")
+        return layout_of(batch["input_ids"], mask, token, images, batch["labels"], blocks)
 
     def _on_device(self, inputs: dict) -> dict:
         """Complete a batch whose tensors the Trainer has moved; pictures travel as uint8, normalised here."""

@@ -191,12 +191,13 @@ class Validator:
         self.numbers: list[int] = usable[np.argsort(-lengths, kind="stable")].tolist()
         pictured = usable[held_out.rows.has_image[usable]]
         self.samples: list[int] = pictured[: settings.validation.val_samples].tolist()
-        text = assembled.text_encoder(template, settings.data.max_length)
+        text = assembled.text_encoder(template, assembled.longest(settings.data.max_length))
         self._encode, self._collate = RowEncoder(text, transform), assembled.collator()
         self._collate_prompts = Collator(
             pad_token_id=assembled.pad_token_id,
             image_token_id=assembled.image_token_id,
             padding_side="left",
+            tiling=assembled.tiling,
         )
         self._stops = stop_ids(template, assembled.tokenizer)
         parts = parts_of(assembled.model)
@@ -302,9 +303,9 @@ class Validator:
         table = parts_of(self.assembled.model).embedding
         nearest = match_tokens(seen.initial, table, rows=256, vocabulary_rows=4096)[0]
         in_row = [row for row, count in enumerate(layout.images_in_row) for _ in range(count)]
-        for row, ids in zip(in_row, nearest.view(seen.images, -1).tolist(), strict=True):
+        for row, ids in zip(in_row, nearest.split([block.patches for block in layout.blocks]), strict=True):
             if batch.words[row]:
-                sums["named"] += sum(token in batch.words[row] for token in ids)
+                sums["named"] += sum(token in batch.words[row] for token in ids.tolist())
                 sums["patches"] += len(ids)
 
     def _batches(self, parts: Sequence[list[int]]) -> Iterator[_Batch | None]:

@@ -57,6 +57,8 @@ RUNS: dict[str, tuple] = {
     "lora": (*SECOND, "--lora", "--start", "stage1"),
     "lora-4bit": (*SECOND, "--lora", "--start", "stage1-4bit", "--optimizer", "paged-adamw-8bit"),
     "whole": (*SECOND, "--start", "stage1"),
+    "stage1-tiles": (*FIRST, "--bits", 4, "--tiles", 4),
+    "lora-tiles": (*SECOND, "--lora", "--start", "stage1-tiles"),
 }
 """Run folder -> the command that makes it; `--start` names another one."""
 
@@ -231,7 +233,7 @@ def fits(shop: Workshop) -> None:
     assert supervision.loss().isfinite()
 
 
-for _name in ("lora", "lora-4bit", "whole"):
+for _name in ("lora", "lora-4bit", "whole", "lora-tiles"):
 
     @check(f"eval mmbench --run {_name}")
     def evaluates(shop: Workshop, name: str = _name) -> None:
@@ -246,7 +248,7 @@ def compares(shop: Workshop) -> None:
     assert "questions" in shop.run("compare", "lora", "whole")
 
 
-for _name in ("lora", "lora-4bit"):
+for _name in ("lora", "lora-4bit", "lora-tiles"):
 
     @check(f"chat {_name}")
     def chats(shop: Workshop, name: str = _name) -> None:

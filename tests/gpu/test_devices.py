@@ -21,6 +21,7 @@ ONCE = (
     *("analyze tokens --against", "analyze premise --bits 4"),
     "ablate: what a run of the embedded world is measured by",
     *("bench step --against (of a tiny model)", "bench generate"),
+    *("stage2 --lora --start stage1-tiles", "eval mmbench --run lora-tiles", "chat lora-tiles"),
 )
 """Every command once; the other checks are further options of these."""
 

@@ -1,0 +1,278 @@
+"""Pictures in more than one square: LLaVA-NeXT's grids of tiles, and what a picture then takes in a row.
+
+The whole picture, squashed into one square, comes first. After it come tiles: the picture enlarged to the
+grid that shows most of its pixels, centred on black and cut. Of their patches those that show nothing but the
+black border are left out again, and every line of patches that stays ends with one trained newline vector:
+
+    base patch x P | line 1: patch x columns, newline | line 2: ... | line `rows`
+
+So each picture has its own number of patches. The newlines stand at image tokens too, but are no patches:
+BASIC's terms neither weigh nor supervise them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_utils import select_best_resolution
+
+from basic_lite.data.archives import locate, read_stored
+from basic_lite.data.pictures import ImageTransform, open_header
+from basic_lite.data.rows import RowFault
+from basic_lite.data.workers import in_processes
+from basic_lite.files import load_table, save_table, table_places
+
+if TYPE_CHECKING:
+    from basic_lite.data.readers import Rows
+
+Size = tuple[int, int]
+"""Height and width, in pixels or tiles."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one picture takes in a row: the whole picture's patches, then lines that end with a newline.
+
+    Attributes:
+        base: patches of the whole picture.
+        rows: lines of the tiles' patches.
+        columns: patches of a line.
+        squares: squares of pixels: the whole picture and its tiles.
+    """
+
+    base: int
+    rows: int
+    columns: int
+    squares: int
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens, newlines included."""
+        return self.base + self.rows * (self.columns + 1)
+
+    @property
+    def patches(self) -> int:
+        """Image tokens that are patches."""
+        return self.base + self.rows * self.columns
+
+    def is_patch(self) -> torch.Tensor:
+        """Return `(tokens,)` bool: which of the image tokens are patches, in their order."""
+        line = torch.ones(self.columns + 1, dtype=torch.bool)
+        line[-1] = False
+        return torch.cat([torch.ones(self.base, dtype=torch.bool), line.repeat(self.rows)])
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The grids that a picture may be cut into.
+
+    Attributes:
+        side: of the tower's square input in pixels.
+        across: patches along that side.
+        grids: rows and columns of tiles; the first of several that show a picture equally well is taken.
+    """
+
+    side: int
+    across: int
+    grids: tuple[Size, ...]
+
+    @classmethod
+    def up_to(cls, tiles: int, side: int, patch_size: int) -> Tiling:
+        """Return the grids of 2 to `tiles` tiles; of 4 they are the five of the published LLaVA-NeXT.
+
+        No side is longer than 3 tiles, or than one more than that of the largest square.
+
+        Args:
+            tiles: the most.
+            side: of the tower's input in pixels.
+            patch_size: side of a patch in pixels.
+
+        Raises:
+            ValueError: If `tiles` is below 2.
+        """
+        if tiles < 2:
+            raise ValueError(f"a grid has at least 2 tiles, got {tiles}")
+        longest = max(3, math.isqrt(tiles) + 1)
+        sides = range(1, longest + 1)
+        grids = [(rows, columns) for rows in sides for columns in sides if 2 <= rows * columns <= tiles]
+        return cls(side, side // patch_size, tuple(sorted(grids, key=lambda grid: (max(grid), grid))))
+
+    @classmethod
+    def of_config(cls, config: Any) -> Tiling:
+        """Return the grids of a `LlavaNextConfig`."""
+        side = config.vision_config.image_size
+        grids = tuple((height // side, width // side) for height, width in config.image_grid_pinpoints)
+        return cls(side, side // config.vision_config.patch_size, grids)
+
+    @property
+    def pinpoints(self) -> list[list[int]]:
+        """The grids in pixels, as `LlavaNextConfig` and its processor name them."""
+        return [[rows * self.side, columns * self.side] for rows, columns in self.grids]
+
+    def grid(self, size: Size) -> Size:
+        """Return rows and columns of the tiles that a picture of this size is cut into."""
+        height, width = select_best_resolution(size, self.pinpoints)
+        return height // self.side, width // self.side
+
+    def block(self, size: Size) -> Block:
+        """Return what a picture of this size takes in a row."""
+        return _block(self, size)
+
+    def blocks(self, sizes: Sequence[Sequence[int]]) -> list[Block]:
+        """Return what pictures take, by their heights and widths."""
+        return [_block(self, (int(height), int(width))) for height, width in sizes]
+
+    def largest(self) -> Block:
+        """Return the block of the most tokens: of a picture that has the shape of its grid."""
+        of_grids = (
+            Block(self.across**2, rows * self.across, columns * self.across, 1 + rows * columns)
+            for rows, columns in self.grids
+        )
+        return max(of_grids, key=lambda block: block.tokens)
+
+
+@lru_cache(maxsize=1 << 16)
+def _block(tiling: Tiling, size: Size) -> Block:
+    if 0 in size:  # a picture that could not be measured
+        return Block(tiling.across**2, 0, 0, 1)
+    down, right = tiling.grid(size)
+    rows, columns = down * tiling.across, right * tiling.across
+    height, width = size
+    # The border of the enlarged picture in whole patches, half of it cut from either side: what an odd one
+    # leaves over stays. The operations are LLaVA-NeXT's, one by one: another order of roundings would count
+    # another number of image tokens for some sizes. A thin picture may leave lines without a patch, or none.
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    return Block(tiling.across**2, rows, columns, 1 + down * right)
+
+
+@dataclass(frozen=True)
+class TiledTransform(ImageTransform):
+    """From a picture to its squares of pixels: the whole one, then its tiles row by row.
+
+    Attributes:
+        tiling: the grids.
+    """
+
+    tiling: Tiling = field(kw_only=True)
+
+    @classmethod
+    def of(cls, transform: ImageTransform, tiling: Tiling) -> TiledTransform:
+        """Return a transform's preparation with tiles; the whole picture is squashed."""
+        values = {f.name: getattr(transform, f.name) for f in fields(ImageTransform)}
+        return cls(**values | {"aspect": "squash", "shortest_edge": None}, tiling=tiling)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return the squares as uint8 `(squares, 3, size, size)`; arguments as of `ImageTransform`."""
+        image = self.upright(image)
+        down, right = self.tiling.grid((image.height, image.width))
+        height, width = down * self.size, right * self.size
+        down_scale, right_scale = height / image.height, width / image.width
+        if right_scale < down_scale:
+            inner = width, min(math.ceil(image.height * right_scale), height)
+        else:
+            inner = min(math.ceil(image.width * down_scale), width), height
+        canvas = Image.new("RGB", (width, height))  # black, as the published models were trained
+        canvas.paste(image.resize(inner, self.resample), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        tiles = torch.from_numpy(np.array(canvas)).view(down, self.size, right, self.size, 3)
+        tiles = tiles.permute(0, 2, 4, 1, 3).reshape(-1, 3, self.size, self.size)
+        return torch.cat([super().__call__(image)[None], tiles])
+
+
+def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return the squares of several pictures in one tensor, `(squares, 3, h, w)`; `None` without a picture.
+
+    Args:
+        pictures: `(3, h, w)` each, or with tiles `(squares, 3, h, w)`.
+    """
+    if not pictures:
+        return None
+    return torch.stack(list(pictures)) if pictures[0].dim() == 3 else torch.cat(list(pictures))
+
+
+# The sizes of a data set's pictures, which say how long its rows are: read from the files' headers, and kept.
+
+
+def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
+    """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
+
+    Every picture is opened once, none decoded, and the table is kept where the index is. A picture that
+    cannot be read is 0 x 0 there; training meets it as a bad row.
+
+    Args:
+        rows: from `open_rows`.
+        workers: processes that read.
+    """
+    root = hashlib.sha256(str(rows.images).encode("utf-8", "surrogateescape")).hexdigest()
+    key = {"format": "1", "rows": rows.sha256, "images": root}
+    places = table_places(Path(rows.path), "sizes")
+    loaded = load_table(places, key, {"size": np.int32})
+    count = int(rows.index.images.sum())
+    if loaded is not None and loaded[1]["size"].shape == (count, 2):
+        return loaded[1]["size"]
+    numbers = np.flatnonzero(rows.index.images)
+    jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
+    if workers > 1 and len(jobs) > 3:
+        measured = in_processes(_Measuring, jobs, workers, rows)
+    else:
+        measured = map(_Measuring(rows), jobs)
+    sizes = np.concatenate([np.zeros((0, 2), np.int32), *measured])
+    save_table(places, key, {"size": sizes})
+    return sizes
+
+
+_CHUNK = 256
+"""Rows that one worker measures at a time."""
+
+
+class _Measuring:
+    """Measures the pictures of runs of rows; one in every process."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, numbers: list[int]) -> np.ndarray:
+        sizes = [size for row in numbers for size in _sizes_of(self.rows, row)]
+        return np.array(sizes, np.int32).reshape(-1, 2)
+
+
+def _sizes_of(rows: Rows, row: int) -> Iterator[Size]:
+    count = int(rows.index.images[row])
+    try:
+        images = rows[row].images
+    except RowFault:
+        images = ()
+    for place in range(count):
+        try:
+            image = images[place]
+            width, height = open_header(read_stored(locate(image), image.name), image.name).size
+            yield height, width
+        except (RowFault, IndexError):
+            yield 0, 0
+
+
+def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.ndarray:
+    """Return `(rows,)` int64, the image tokens of every row.
+
+    Args:
+        images: `(rows,)` pictures of each row.
+        sizes: of the pictures, from `picture_sizes`.
+        tiling: the grids.
+    """
+    different, which = np.unique(sizes, axis=0, return_inverse=True)
+    tokens = np.array([block.tokens for block in tiling.blocks(different.tolist())], np.int64)
+    each = tokens[which.reshape(-1)]
+    ends = np.cumsum(images, dtype=np.int64)
+    total = np.concatenate([[0], np.cumsum(each)])
+    return total[ends] - total[ends - images]
