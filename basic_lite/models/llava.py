@@ -46,7 +46,8 @@ class _TiledModel(LlavaNextModel):
 
     @property
     def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.multi_modal_projector.image_newline
+        projector: Any = self.multi_modal_projector
+        return projector.image_newline
 
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
@@ -268,8 +269,8 @@ class Assembled:
 
     def collator(self) -> Collator:
         """Return what makes batches of such rows."""
-        ids = {"pad_token_id": self.pad_token_id, "image_token_id": self.image_token_id}
-        return Collator(**ids, tiling=self.tiling)
+        pad, image = self.pad_token_id, self.image_token_id
+        return Collator(pad_token_id=pad, image_token_id=image, tiling=self.tiling)
 
 
 def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
@@ -404,7 +405,9 @@ def assemble(
     tokens = (size // tower_config.patch_size // sources.pool) ** 2
     vision = copy.deepcopy(tower.config) if sources.pool > 1 else tower.config
     vision.patch_size *= sources.pool  # by which LLaVA-NeXT lays the projector's output out
-    kind, grids, projecting = LlavaForConditionalGeneration, {}, Projector
+    kind: Any = LlavaForConditionalGeneration
+    grids: dict[str, Any] = {}
+    projecting = Projector
     if tiling is not None:
         kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
         grids = {"image_grid_pinpoints": tiling.pinpoints}
@@ -425,7 +428,7 @@ def assemble(
             config, sources.pool
         ).float()  # torch's own initialisation of linear layers, as LLaVA's
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = kind(config)
     if tiling is not None:
         del model.model.image_newline
         model.model.__class__ = _TiledModel
