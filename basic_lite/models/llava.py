@@ -427,7 +427,7 @@ def assemble(
         # torch's own initialisation of linear layers, as LLaVA's
         projector = projecting(config, sources.pool).float()
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = kind(config)
     if tiling is not None:
         del model.model.image_newline
         model.model.__class__ = _TiledModel
