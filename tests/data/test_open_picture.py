@@ -70,11 +70,11 @@ def test_a_model_gets_the_same_pixels_in_training_evaluation_and_chat(deep):
     assembled = tiny_assembled("llama")
     trained = assembled.transform("pad")(in_training(path))
     _, evaluated = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
-    assert evaluated is not None
     chat = Chat(assembled)
     chat.show(path)
     page = recalled(assembled, [{"role": "user", "content": [{"path": str(path)}, "what"]}], 8)
-    for pixels in (evaluated[0], chat.waiting[0].pixels, page.waiting[0].pixels):
+    assert evaluated[0] is not None
+    for pixels in (evaluated[0][0], chat.waiting[0].pixels, page.waiting[0].pixels):
         assert torch.equal(pixels, trained)
 
 
