@@ -441,6 +441,7 @@ def check_same_run(now: dict, then: dict, resume: Path) -> None:
     """
     at_once = {"micro_batch": now["training"]["micro_batch"]}  # may be another one, see `Passes`
     then = then | {"training": then["training"] | at_once}
+    then["sources"] = {"exif": "ignore"} | then["sources"]  # which older versions did not write
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
         if isinstance(old, dict):  # what an older version did not write counts as `None`

@@ -165,7 +165,8 @@ def prepare(
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
     if assembled.tiling is not None and rows.sizes is None:
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
-        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1))
+        workers = max(settings.data.processes, 1)
+        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
     text = assembled.text_encoder(template, longest)
     if resume is not None:
         lines = findings.read_bad_rows(bad_log)

@@ -69,7 +69,7 @@ def test_a_model_gets_the_same_pixels_in_training_evaluation_and_chat(deep):
     path, _ = deep
     assembled = tiny_assembled("llama")
     trained = assembled.transform("pad")(in_training(path))
-    _, evaluated = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
+    _, (evaluated,) = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
     assert evaluated is not None
     chat = Chat(assembled)
     chat.show(path)
