@@ -242,7 +242,8 @@ class _Measuring:
     """Measures the pictures of runs of rows; one in every process."""
 
     def __init__(self, rows: Rows, exif: Exif) -> None:
-        self.rows, self.exif = rows, exif
+        self.rows = rows
+        self.exif: Exif = exif
 
     def __call__(self, numbers: list[int]) -> np.ndarray:
         sizes = [size for row in numbers for size in _sizes_of(self.rows, row, self.exif)]
