@@ -85,7 +85,7 @@ class WordTokens:
             found.update(self._named.get(word, ()))
             for written in (word, f" {word}"):
                 pieces = self._tokenizer(written, add_special_tokens=False).input_ids
-                found.update(piece for piece in pieces if self._counts(self._texts[piece]))
+                found.update(piece for piece in pieces if self._counts(self._texts[int(piece)]))
         return frozenset(found)
 
     @staticmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -47,7 +48,7 @@ class _TiledModel(LlavaNextModel):
 
     @property
     def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.multi_modal_projector.image_newline
+        return self.multi_modal_projector.image_newline  # pyright: ignore[reportReturnType]
 
 
 _RESERVED = ("<image>", "<unused0>", "<|placeholder1|>", "<|reserved_special_token_0|>", "<reponame>")
@@ -272,8 +273,9 @@ class Assembled:
 
     def collator(self) -> Collator:
         """Return what makes batches of such rows."""
-        ids = {"pad_token_id": self.pad_token_id, "image_token_id": self.image_token_id}
-        return Collator(**ids, tiling=self.tiling)
+        return Collator(
+            pad_token_id=self.pad_token_id, image_token_id=self.image_token_id, tiling=self.tiling
+        )
 
 
 def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
@@ -408,12 +410,13 @@ def assemble(
     tokens = (size // tower_config.patch_size // sources.pool) ** 2
     vision = copy.deepcopy(tower.config) if sources.pool > 1 else tower.config
     vision.patch_size *= sources.pool  # by which LLaVA-NeXT lays the projector's output out
-    kind, grids, projecting = LlavaForConditionalGeneration, {}, Projector
+    configure: Any = LlavaConfig
+    kind: Any = LlavaForConditionalGeneration
+    projecting: Any = Projector
     if tiling is not None:
+        configure = partial(LlavaNextConfig, image_grid_pinpoints=tiling.pinpoints)
         kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
-        grids = {"image_grid_pinpoints": tiling.pinpoints}
-    config = (LlavaConfig if tiling is None else LlavaNextConfig)(
-        **grids,
+    config = configure(
         text_config=causal.config,
         vision_config=vision,
         image_token_index=image_token_id,
@@ -425,11 +428,10 @@ def assemble(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = projecting(
-            config, sources.pool
-        ).float()  # torch's own initialisation of linear layers, as LLaVA's
+        # torch's own initialisation of linear layers, as LLaVA's
+        projector = projecting(config, sources.pool).float()
     with torch.device("meta"):
-        model = kind(config)
+        model: Any = kind(config)
     if tiling is not None:
         del model.model.image_newline
         model.model.__class__ = _TiledModel

@@ -499,8 +499,9 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
 
 def data_of(settings: Settings, rows: Rows, held_out: HeldOut | None = None) -> dict[str, object]:
     """Return what a manifest says of the data."""
-    found = {"path": str(settings.data.data), "sha256": rows.sha256, "rows": len(rows), "order": ORDER}
-    return found if held_out is None else found | {"held_out": held_out.identity()}
+    data: dict[str, object] = {"path": str(settings.data.data), "sha256": rows.sha256}
+    data |= {"rows": len(rows), "order": ORDER}
+    return data if held_out is None else data | {"held_out": held_out.identity()}
 
 
 def hyperparameters(settings: Settings) -> dict[str, object]:

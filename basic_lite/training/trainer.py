@@ -521,6 +521,8 @@ class BasicTrainer(SavingTrainer):
         if self.validator is None:
             return super().evaluate(*args, **kwargs)
         begun = time.monotonic()
+        assert self.model is not None
+        assert self.model_wrapped is not None
         figures, samples = self.validator.measure(
             self.model,
             self.model_wrapped,
