@@ -89,7 +89,7 @@ def model_rows() -> list[dict]:
             "parameters": size.parameters,
             "template": llm.template,
             "layers": size.depth,
-            "k": llm.k,
+            "k": size.depth // 2,  # half of the layers, the paper's choice
             **needs("stage1", "stage1", size),
             **needs("stage2 --lora", "stage2_lora", size),
         }

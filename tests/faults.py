@@ -434,7 +434,7 @@ FAULTS = [
     Fault(
         "stage 2: stage 1 is not finished",
         [*TWO, "--start", "runs/stopped/checkpoint-2"],
-        "no finished run",
+        "is not finished",
         **BEFORE,
     ),
     Fault(

@@ -8,10 +8,10 @@ from basic_lite.data import checks
 
 
 def double(job: int) -> int:
-    """Twice `job`; -1 kills the process, 1000 raises."""
-    if job < 0:
+    """Twice `job`; -1 kills the process, -2 raises."""
+    if job == -1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if job == 1000:
+    if job == -2:
         raise TimeoutError("from the work itself")
     time.sleep(0.01)
     return 2 * job

@@ -104,7 +104,7 @@ def test_help_is_quick_and_has_examples() -> None:
 
 @pytest.mark.slow
 def test_interrupt_and_resume(tmp_path: Path) -> None:
-    write_mix(tmp_path, rows=3000, pictures=300, each=1)
+    write_mix(tmp_path, rows=3000, pictures=1500, each=1)
     script = "from basic_lite.recipes.data import app\nif __name__ == '__main__': app()"
     (tmp_path / "run.py").write_text(script)
     command = [sys.executable, tmp_path / "run.py", "check", tmp_path / "mix.json", "--workers", "2"]

@@ -69,12 +69,12 @@ def test_a_model_gets_the_same_pixels_in_training_evaluation_and_chat(deep):
     path, _ = deep
     assembled = tiny_assembled("llama")
     trained = assembled.transform("pad")(in_training(path))
-    _, (evaluated,) = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
-    assert evaluated is not None
+    _, evaluated = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
     chat = Chat(assembled)
     chat.show(path)
     page = recalled(assembled, [{"role": "user", "content": [{"path": str(path)}, "what"]}], 8)
-    for pixels in (evaluated[0], chat.waiting[0].pixels, page.waiting[0].pixels):
+    assert evaluated[0] is not None
+    for pixels in (evaluated[0][0], chat.waiting[0].pixels, page.waiting[0].pixels):
         assert torch.equal(pixels, trained)
 
 

@@ -26,6 +26,7 @@ PUBLIC = {
     "create_optimizer": ["self", "model=None"],
     "floating_point_ops": ["self", "inputs"],
     "log": ["self", "logs", "start_time=None"],
+    "evaluate": ["self", "eval_dataset=None", "ignore_keys=None", "metric_key_prefix=eval"],
     "save_model": ["self", "output_dir=None", "_internal_call=False"],
 }
 
@@ -56,5 +57,5 @@ def test_what_is_replaced_in_an_accelerator():
 
 def test_the_trainer_asks_its_arguments_where_the_model_goes():
     assert isinstance(TrainingArguments.place_model_on_device, property)
-    assert ShardedArguments.place_model_on_device is False
+    assert ShardedArguments.place_model_on_device.fget(None) is False
     assert "args.place_model_on_device" in inspect.getsource(Trainer.__init__)

@@ -145,9 +145,7 @@ def comparison_queries(scene: Scene, rng: random.Random) -> list[Query]:
             short = tuple(((clue, getattr(thing, clue)),) for thing in (one, other))
             clear = all(sum(fits(thing, noun) for thing in scene.things) == 1 for noun in short)
             if clear:
-                result.append(
-                    Query("comparison", f"same {attribute}", short, ("truth", truth), ("yes", "no"))
-                )
+                result.append(_yes_or_no("comparison", f"same {attribute}", short, truth))
     for attribute in ("colour", "shape"):
         counts = Counter(getattr(thing, attribute) for thing in scene.things)
         for one, other in permutations(sorted(counts), 2):
