@@ -99,8 +99,9 @@ class Chat:
             picture = open_picture(path)
         except RowFault as error:
             raise ValueError(f"{path} is no picture that can be read: {error}") from error
-        pixels = self.assembled.transform("pad")(picture)
-        self.waiting.append(Picture(path, pixels, (picture.height, picture.width)))
+        transform = self.assembled.transform("pad")
+        picture = transform.upright(picture)
+        self.waiting.append(Picture(path, transform(picture), (picture.height, picture.width)))
 
     def say(self, text: str) -> Iterator[str]:
         """Answer a message, piece by piece.

@@ -60,7 +60,7 @@ def main(
     decided.print(console, sources, device)
     if run.dry_run:
         return
-    with checks.claimed(out, run.resume, run.overwrite) as resume:
+    with checks.claimed(decided) as resume:
         # 4. Look through the rows, and at the run to go on with.
         checks.check_before_loading(sources, decided, resume, console)
         clock.mark("settings and data")

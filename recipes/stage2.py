@@ -80,7 +80,7 @@ def main(
     decided.print(console, sources, device, start=start, rank=lora_adapters and lora_adapters.rank)
     if run.dry_run:
         return
-    with checks.claimed(out, run.resume, run.overwrite) as resume:
+    with checks.claimed(decided) as resume:
         # 4. Look through the rows, and at the run to start from or to go on with.
         if resume is None:  # a run that goes on takes nothing from its start any more
             begin.check()

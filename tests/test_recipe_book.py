@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 from command import make_world, run
+from made_runs import export, made_run
 from tiny import llm_folder, tower_folder
+
+from basic_lite.models import quantised
 
 PAGE = (Path(__file__).parents[1] / "recipes" / "README.md").read_text(encoding="utf-8")
 SESSIONS = {
@@ -22,6 +25,10 @@ SESSIONS = {
     for section in PAGE.split("\n## ")[1:]
 }
 """Commands by heading."""
+
+
+HUB_ID, LLAVA_15 = "llava-hf/llava-1.5-7b-hf", "llava-1.5"
+"""A LLaVA on the hub, and the folder of a tiny one that stands for it."""
 
 
 def tiny(words: list[str]) -> list[object]:
@@ -36,6 +43,9 @@ def tiny(words: list[str]) -> list[object]:
         if option in given and name in ("stage1", "stage2", "analyze"):
             at = rest.index(option)
             del rest[at : at + 2]
+    if HUB_ID in rest:
+        rest[rest.index(HUB_ID)] = LLAVA_15
+        rest += ["--bits", 16] if name == "stage2" else []  # random weights in 4 bits are others
     if name == "analyze":
         return [name, *rest, "--llm", llm_folder(), "--bits", 16, "--tokens", 64, "--layers", 2]
     if name == "stage1":
@@ -52,9 +62,11 @@ def tiny(words: list[str]) -> list[object]:
 
 
 @pytest.fixture
-def house(tmp_path):
+def house(tmp_path, monkeypatch):
     """A folder that holds the files that the page names."""
     made = make_world(tmp_path)
+    export(made_run(tmp_path / "made", "llama", "clip", "stage1"), tmp_path / LLAVA_15)
+    monkeypatch.setenv(quantised.VARIABLE, str(tmp_path / "cache"))
     (made / "pictures").mkdir()
     for picture in made.glob("*.png"):
         picture.rename(made / "pictures" / picture.name)
@@ -87,6 +99,11 @@ def test_a_session_runs_from_top_to_bottom(house, monkeypatch, session):
 
 def test_every_section_is_a_session():
     assert all(SESSIONS.values())
-    assert {"A card of 8 GB", "A card of 24 GB", "My 5,000 pictures", "Chinese", "Several cards"} <= set(
-        SESSIONS
-    )
+    assert list(SESSIONS) == [
+        "A card of 8 GB",
+        "A card of 24 GB",
+        "My 5,000 pictures",
+        "From LLaVA-1.5",
+        "Chinese",
+        "Several cards",
+    ]

@@ -297,7 +297,7 @@ def inspect_layers(
     base = slice(assembled.tokens_per_image)
     blank = previous = None
     for number, (sample, judge) in enumerate(zip(samples, judges, strict=True)):
-        size = None if assembled.tiling is None else _size(sample)
+        size = None if assembled.tiling is None else _size(assembled, sample)
         kept = _patches(assembled, size)
         features = _features(assembled, sample, settings, size)
         if blank is None or size is not None:  # the floors take as many tokens as the picture
@@ -359,8 +359,8 @@ def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -
     return None
 
 
-def _size(sample: Sample) -> Size:
-    picture = sample.open()
+def _size(assembled: Assembled, sample: Sample) -> Size:
+    picture = assembled.transform("pad").upright(sample.open())
     return picture.height, picture.width
 
 
@@ -402,7 +402,7 @@ def _features(
         squares = 1 if assembled.tiling is None or size is None else assembled.tiling.block(size).squares
         pixels = torch.zeros(squares, 3, assembled.image_size, assembled.image_size)
     else:
-        picture = sample.open()
+        picture = transform.upright(sample.open())
         pixels = transform(picture if size in (None, picture.size[::-1]) else picture.resize(size[::-1]))
         pixels = pixels if pixels.dim() == 4 else pixels[None]
     pixels = tower_pixels(assembled.model, pixels, transform)

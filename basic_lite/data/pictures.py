@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.archives import locate, read_bytes, read_file, read_stored
-from basic_lite.data.rows import ImageRef, RowFault, shown
+from basic_lite.data.rows import Exif, ImageRef, RowFault, shown
 from basic_lite.files import one_line
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
@@ -164,11 +164,21 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     return load_image(ImageRef(name, data=source))
 
 
-def picture_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
-    """Return height and width of a picture that no row names, without decoding it; see `open_picture`."""
+def picture_size(source: Path | bytes, name: str = "", exif: Exif = "ignore") -> tuple[int, int]:
+    """Return height and width of a picture that no row names, as a transform with `exif` receives it.
+
+    It is decoded only where EXIF turns it on its side; see `open_picture`.
+    """
     data = read_file(source) if isinstance(source, Path) else source
-    width, height = open_header(data, name or (source.name if isinstance(source, Path) else "")).size
-    return height, width
+    return size_of(data, name or (source.name if isinstance(source, Path) else ""), exif)
+
+
+def size_of(data: bytes, name: str, exif: Exif = "ignore") -> tuple[int, int]:
+    """Return height and width of a picture's bytes; see `picture_size`."""
+    image = open_header(data, name)
+    if exif == "rotate" and _orientation(image) > 1:
+        image = upright(decoded(image, name))  # decoders of some formats turn pictures themselves
+    return image.height, image.width
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -307,15 +317,12 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture turned as its EXIF says, without that tag."""
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+
+
 Aspect = Literal["pad", "crop", "squash"]
-
-Exif = Literal["ignore", "rotate"]
-"""What is done with the rotation that EXIF asks for.
-
-`ignore` is what LLaVA does, and what boxes and answers about COCO's pictures refer to; `rotate` shows a
-telephone's photos upright, as a viewer and transformers' `load_image` do. Whatever a run was trained with,
-evaluation, chat and its export's users must do, too: it belongs to the run's transform.
-"""
 
 STRIP: int = 512
 """Rows of a tall picture that are padded together."""
@@ -376,9 +383,7 @@ class ImageTransform:
 
     def upright(self, image: Image.Image) -> Image.Image:
         """Return the picture as it is looked at: turned as its EXIF says, where that is asked for."""
-        if self.exif == "rotate" and _orientation(image) > 1:
-            return ImageOps.exif_transpose(image)
-        return image
+        return upright(image) if self.exif == "rotate" else image
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return `((pixels / 255 - mean) / std).to(dtype)`, computed in fp32 on the pixels' device.

@@ -8,9 +8,17 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from basic_lite.data.conversation import IMAGE, Turn
+
+Exif = Literal["ignore", "rotate"]
+"""What is done with the rotation that EXIF asks for.
+
+`ignore` is what LLaVA does, and what boxes and answers about COCO's pictures refer to; `rotate` shows a
+telephone's photos upright, as a viewer and transformers' `load_image` do. Whatever a run was trained with,
+evaluation, chat and its export's users must do, too: it belongs to the run's transform.
+"""
 
 
 @dataclass(frozen=True)

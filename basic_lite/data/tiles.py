@@ -26,8 +26,8 @@ from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
 from basic_lite.data.archives import locate, read_stored
-from basic_lite.data.pictures import ImageTransform, open_header
-from basic_lite.data.rows import RowFault
+from basic_lite.data.pictures import ImageTransform, size_of
+from basic_lite.data.rows import Exif, RowFault
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
@@ -204,18 +204,20 @@ def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
 # The sizes of a data set's pictures, which say how long its rows are: read from the files' headers, and kept.
 
 
-def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
+def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.ndarray:
     """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
 
-    Every picture is opened once, none decoded, and the table is kept where the index is. A picture that
-    cannot be read is 0 x 0 there; training meets it as a bad row.
+    Every picture is opened once, none decoded but those that `exif` turns, and the table is kept where the
+    index is. A picture that cannot be read is 0 x 0 there; training meets it as a bad row.
 
     Args:
         rows: from `open_rows`.
         workers: processes that read.
+        exif: of the transform.
     """
     root = hashlib.sha256(str(rows.images).encode("utf-8", "surrogateescape")).hexdigest()
     key = {"format": "1", "rows": rows.sha256, "images": root}
+    key |= {} if exif == "ignore" else {"exif": exif}
     places = table_places(Path(rows.path), "sizes")
     loaded = load_table(places, key, {"size": np.int32})
     count = int(rows.index.images.sum())
@@ -224,9 +226,9 @@ def picture_sizes(rows: Rows, workers: int = 1) -> np.ndarray:
     numbers = np.flatnonzero(rows.index.images)
     jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
     if workers > 1 and len(jobs) > 3:
-        measured = in_processes(_Measuring, jobs, workers, rows)
+        measured = in_processes(_Measuring, jobs, workers, rows, exif)
     else:
-        measured = map(_Measuring(rows), jobs)
+        measured = map(_Measuring(rows, exif), jobs)
     sizes = np.concatenate([np.zeros((0, 2), np.int32), *measured])
     save_table(places, key, {"size": sizes})
     return sizes
@@ -239,15 +241,16 @@ _CHUNK = 256
 class _Measuring:
     """Measures the pictures of runs of rows; one in every process."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, exif: Exif) -> None:
         self.rows = rows
+        self.exif: Exif = exif
 
     def __call__(self, numbers: list[int]) -> np.ndarray:
-        sizes = [size for row in numbers for size in _sizes_of(self.rows, row)]
+        sizes = [size for row in numbers for size in _sizes_of(self.rows, row, self.exif)]
         return np.array(sizes, np.int32).reshape(-1, 2)
 
 
-def _sizes_of(rows: Rows, row: int) -> Iterator[Size]:
+def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
     count = int(rows.index.images[row])
     try:
         images = rows[row].images
@@ -256,8 +259,7 @@ def _sizes_of(rows: Rows, row: int) -> Iterator[Size]:
     for place in range(count):
         try:
             image = images[place]
-            width, height = open_header(read_stored(locate(image), image.name), image.name).size
-            yield height, width
+            yield size_of(read_stored(locate(image), image.name), image.name, exif)
         except (RowFault, IndexError):
             yield 0, 0
 

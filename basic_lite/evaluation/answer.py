@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
+from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
@@ -148,7 +150,7 @@ def _prompt(assembled: Model, question: Question) -> list[int]:
 
 def _sizes(assembled: Assembled, question: Question) -> list[Size]:
     """Return the size of a question's picture, where tiles go by it."""
-    size = None if assembled.tiling is None else question.image_size()
+    size = None if assembled.tiling is None else question.image_size(assembled.sources.exif)
     return [] if size is None else [size]
 
 
@@ -158,7 +160,7 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[
 
     def load(question: Question) -> Shown | None:
         picture = question.open_image()
-        return None if picture is None else (transform(picture), (picture.height, picture.width))
+        return None if picture is None else _shown(transform, picture)
 
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         ahead = [[pool.submit(load, question) for question, _ in batch] for batch in batches[:2]]
@@ -167,6 +169,11 @@ def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[
             if number + 2 < len(batches):
                 ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
             yield batch, loaded
+
+
+def _shown(transform: ImageTransform, picture: Image) -> Shown:
+    picture = transform.upright(picture)
+    return transform(picture), (picture.height, picture.width)
 
 
 NEAR: float = 1e-3
@@ -278,7 +285,5 @@ def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
     picture = question.open_image()
-    shown = (
-        [] if picture is None else [(assembled.transform("pad")(picture), (picture.height, picture.width))]
-    )
+    shown = [] if picture is None else [_shown(assembled.transform("pad"), picture)]
     return _answer(assembled, [(question, _prompt(assembled, question))], shown)[0][0]

@@ -16,11 +16,14 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.data.pictures import Aspect, ImageTransform
+from basic_lite.data.rows import Exif
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
 
 FALLBACK = "vicuna_v1"
+EXIF: Exif = "rotate"
+"""What transformers' own loader of pictures does, whatever a model was trained with."""
 LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf or an exported folder"
 
 
@@ -49,8 +52,9 @@ class HfLlava:
     template: Template | None = None
 
     def transform(self, aspect: Aspect) -> ImageTransform:
-        """Return the image preparation; see `Assembled.transform`."""
-        return ImageTransform.from_processor(self.processor.image_processor.to_dict(), aspect=aspect)
+        """Return the image preparation, see `Assembled.transform`; turned by EXIF as `load_image` does."""
+        config = self.processor.image_processor.to_dict()
+        return ImageTransform.from_processor(config, aspect=aspect, exif=EXIF)
 
     def prompt(self, text: str, *, pictured: bool) -> str:
         """Return a question as the model is to read it, with `<image>` where its picture stands."""

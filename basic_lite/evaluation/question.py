@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from basic_lite.data.rows import Exif
 
 Id = int | str
 
@@ -129,8 +132,8 @@ class Question:
 
         return self._opened(open_picture)
 
-    def image_size(self) -> tuple[int, int] | None:
-        """Return the picture's height and width, not decoded; `None` for a text-only question.
+    def image_size(self, exif: Exif = "ignore") -> tuple[int, int] | None:
+        """Return the picture's height and width for a transform with `exif`; `None` for text alone.
 
         Raises:
             ValueError: If the file is missing, too large, or no picture.
@@ -139,7 +142,7 @@ class Question:
             return None
         from basic_lite.data.pictures import picture_size
 
-        return self._opened(picture_size)
+        return self._opened(partial(picture_size, exif=exif))
 
     def _opened(self, read: Callable[[Path | bytes, str], Any]) -> Any:
         from basic_lite.data.rows import RowFault

@@ -81,7 +81,12 @@ class Candidate:
     def settings(self) -> dict[str, Any]:
         """What decides the answers besides the files of the run or model."""
         if self.run is None:
-            return {} if self.template is None else {"template": self.template}
+            settings = {} if self.template is None else {"template": self.template}
+            if self.model is not None:
+                from basic_lite.evaluation.hf_llava import EXIF
+
+                settings |= {"exif": EXIF}
+            return settings
         manifest = read_manifest(self.run)
         layer, bits = manifest["sources"]["tower_layer"], self._bits[0]
         settings = {

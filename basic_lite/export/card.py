@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from basic_lite.data.rows import Exif
 from basic_lite.files import versions
 
 _LICENCES: dict[str, str] = {
@@ -28,6 +29,20 @@ def licence_of(source: str) -> str | None:
         if licence and head.startswith("---"):
             return licence.group(1)
     return _LICENCES.get(source)
+
+
+def orientation_note(exif: Exif) -> str:
+    """Say what whoever shows pictures to an exported model does about their EXIF rotation."""
+    if exif == "rotate":
+        return (
+            "Trained on pictures turned as their EXIF says (`--exif rotate`). transformers' `load_image` "
+            "turns them, too; a picture that PIL has opened goes through `PIL.ImageOps.exif_transpose` first."
+        )
+    return (
+        "Trained on pictures as they are stored, without the rotation that EXIF asks for (`--exif ignore`, "
+        "as LLaVA). transformers' `load_image` and pipeline turn them; its processor takes a picture that "
+        "PIL has opened as it is, which is how training saw it."
+    )
 
 
 def model_card(run: Path, manifest: dict, export: dict) -> str:
@@ -65,6 +80,7 @@ def model_card(run: Path, manifest: dict, export: dict) -> str:
     lines += _table("Data", manifest["data"] | {"rows used": _rows(manifest)})
     lines += _table("Method", method)
     lines += _table("Training", manifest["training"] | {"steps": manifest["steps"], "bits": sources["bits"]})
+    lines += ["## Pictures", "", orientation_note(sources.get("exif", "ignore")), ""]
     lines += _losses(run)
     lines += _results(run)
     lines += _export(export)

@@ -12,6 +12,7 @@ from basic_lite.data.world import parts
 from basic_lite.export.vocabulary import image_word
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
+from basic_lite.models.unpacked import EXIF_KEY
 
 _PASSING = (
     "_name_or_path",
@@ -42,6 +43,8 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
         named = {"architectures": ["LlavaNextForConditionalGeneration"], "model_type": "llava_next"}
         named["image_grid_pinpoints"] = assembled.tiling.pinpoints
         vision |= {"image_size": assembled.tiling.side}  # tells how many patches a tile has
+    if assembled.sources.exif != "ignore":
+        named[EXIF_KEY] = assembled.sources.exif
     return {
         **named,
         "image_token_index": assembled.image_token_id,

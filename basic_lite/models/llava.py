@@ -31,6 +31,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
+from basic_lite.data.rows import Exif
 from basic_lite.data.tiles import TiledTransform, Tiling
 from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
@@ -148,6 +149,7 @@ class Sources:
         tower_layer: which hidden states are its features.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
         pool: side of the squares of patches that become one visual embedding each; 1 for every patch its own.
+        exif: whether pictures are turned as their EXIF says.
     """
 
     llm: str
@@ -161,6 +163,7 @@ class Sources:
     tower_layer: int = -2
     tiles: int = 1
     pool: int = 1
+    exif: Exif = "ignore"
 
     def __post_init__(self) -> None:
         """Refuse a number of bits that there is no format for, and no tiles or patches at all.
@@ -232,7 +235,8 @@ class Assembled:
 
         With tiles it is LLaVA-NeXT's everywhere, which cuts nothing off and pads with black.
         """
-        transform = ImageTransform.from_processor(self.processor, size=self.image_size, aspect=aspect)
+        how: dict[str, Any] = {"size": self.image_size, "aspect": aspect, "exif": self.sources.exif}
+        transform = ImageTransform.from_processor(self.processor, **how)
         return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
 
     def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:

@@ -24,6 +24,9 @@ from basic_lite.data.world import parts
 from basic_lite.files import write_json
 from basic_lite.models import converted, quantised, repository, zoo
 
+EXIF_KEY = "basic_lite_exif"
+"""In `config.json` of an export: its run's `--exif`, where that was not LLaVA's."""
+
 LANGUAGE, VISION, PROJECTOR = "language_model", "vision_tower", "multi_modal_projector"
 
 _DECODERS: dict[str, str | None] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, TrainerState
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from basic_lite import files
@@ -36,7 +36,7 @@ from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
 from basic_lite.training.settings import Data, Settings
 from basic_lite.training.trainer import BasicTrainer
-from basic_lite.training.validation import HeldOut, check_held_out
+from basic_lite.training.validation import HeldOut, History, check_held_out
 
 # What would end a run late is found early: other inputs, a full disk, a save or a merge that fails.
 
@@ -201,16 +201,21 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     return config
 
 
-def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
+def check_folder(decided: Plan) -> Path | None:
     """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing.
 
     Raises:
         ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
     """
+    out, resume, overwrite = decided.settings.out, decided.settings.run.resume, decided.settings.run.overwrite
     if resume:
-        if files.is_finished(out):
-            raise ValueError(f"{out} is finished; nothing is left to resume")
-        if not (checkpoints := files.checkpoints(out)):
+        checkpoints = files.checkpoints(out)
+        if files.is_finished(out) and not (checkpoints and _has_steps_left(decided, checkpoints[-1])):
+            raise ValueError(
+                f"{out} is finished; nothing is left to resume (a larger --max-steps or --epochs lengthens "
+                "it)"
+            )
+        if not checkpoints:
             raise ValueError(f"{out} holds no complete checkpoint to resume from; start without --resume")
         files.check_archives(checkpoints[-1])
         return checkpoints[-1]
@@ -227,15 +232,51 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> Path | None:
     return None
 
 
+def _has_steps_left(decided: Plan, last: Path) -> bool:
+    """Whether a finished run is to be lengthened, or was stopped while it was."""
+    return _step_of(last) > files.read_manifest(last.parent)["steps"] or lengthened(decided, last)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def lengthened(decided: Plan, resume: Path) -> bool:
+    """Return whether a finished run is to go on to more steps than it was made for.
+
+    Args:
+        decided: settings, and the steps that they come to.
+        resume: its last checkpoint.
+
+    Raises:
+        ValueError: If `--stop-after` ended the run, which would end it again.
+    """
+    settings, then = decided.settings, files.read_manifest(resume)["training"]
+    if not files.is_finished(resume.parent):
+        return False
+    if (settings.max_steps, settings.epochs) == (then["max_steps"], then["epochs"]):
+        return False
+    assert isinstance(decided.steps, int), "the rows of a run that goes on are known"
+    state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+    if decided.steps <= state.max_steps:
+        return False
+    if History.of(state.log_history).is_over(settings.validation.stop_after):
+        raise ValueError(
+            f"{resume.parent} was ended at step {state.global_step} by --stop-after, which more steps do not "
+            "change; start another run with --start, or again with --overwrite"
+        )
+    return True
+
+
 @contextmanager
-def claimed(out: Path, resume: bool, overwrite: bool) -> Iterator[Path | None]:
+def claimed(decided: Plan) -> Iterator[Path | None]:
     """Hold a run's folder until the run ends, and give the checkpoint to go on from.
 
     Raises:
         ValueError: As `check_folder`, and if another command is writing the folder.
     """
-    with files.held(out):
-        yield check_folder(out, resume, overwrite)
+    with files.held(decided.settings.out):
+        yield check_folder(decided)
 
 
 def _leftovers(out: Path) -> list[Path]:
@@ -421,26 +462,29 @@ def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
         "data": then["data"] | {"held_out": None} | data_of(settings, rows, decided.held_out),
         "training": hyperparameters(settings),
     }
-    check_same_run(then | known, then, resume)
+    check_same_run(then | known, then, resume, longer=lengthened(decided, resume))
     checkpoint.check_parts(sources, then)
     Passes.of(settings, then)
     if rank_and_count()[0] == 0:
         files.check_files(resume, "weights", "state")
 
 
-def check_same_run(now: dict, then: dict, resume: Path) -> None:
+def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) -> None:
     """Compare two manifests: of a run as it would go on, and as it was started. All but the micro-batch.
 
     Args:
         now: what the settings say.
         then: what the checkpoint says.
         resume: the checkpoint.
+        longer: it goes on to more steps, see `lengthened`.
 
     Raises:
         ValueError: Names what differs, and both values.
     """
-    at_once = {"micro_batch": now["training"]["micro_batch"]}  # may be another one, see `Passes`
-    then = then | {"training": then["training"] | at_once}
+    # May be others; of the micro-batch see `Passes`.
+    free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])
+    then = then | {"training": then["training"] | {name: now["training"][name] for name in free}}
+    then["sources"] = {"exif": "ignore"} | then["sources"]  # which older versions did not write
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
         if isinstance(old, dict):  # what an older version did not write counts as `None`

@@ -61,6 +61,7 @@ def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent)
         tower_layer=model.tower_layer,
         tiles=model.tiles,
         pool=model.pool,
+        exif=model.exif,
     )
 
 
@@ -78,6 +79,7 @@ def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
         sources,
         bits=bits if parts.bits is None else parts.bits,
         image_size=sources.image_size if parts.image_size is None else parts.image_size,
+        exif=parts.exif or sources.exif,
         tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
     )
 
@@ -177,7 +179,7 @@ class Plan:
         """Print the parts, the settings, `more` of them before the others, and the memory plan."""
         parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
         resolution = {"tiles": sources.tiles, "pool": sources.pool}
-        parts |= {name: value for name, value in resolution.items() if value > 1}
+        parts |= {name: value for name, value in resolution.items() if value > 1} | {"exif": sources.exif}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 

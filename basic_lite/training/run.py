@@ -6,14 +6,21 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
 
 from basic_lite import files
 from basic_lite.console import rank_and_count, write_into
@@ -60,6 +67,7 @@ class Prepared:
         batches: which rows go together, in order.
         passes: how an optimizer step's rows are put through the model.
         args: what transformers' Trainer is told.
+        steps: optimizer steps of the whole run.
         resume: checkpoint to go on from.
         start: what a stage 2 starts from.
     """
@@ -75,6 +83,7 @@ class Prepared:
     batches: Batches
     passes: checks.Passes
     args: TrainingArguments
+    steps: int
     resume: Path | None
     start: Start | None
 
@@ -165,7 +174,8 @@ def prepare(
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
     if assembled.tiling is not None and rows.sizes is None:
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
-        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1))
+        workers = max(settings.data.processes, 1)
+        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
     text = assembled.text_encoder(template, longest)
     if resume is not None:
         lines = findings.read_bad_rows(bad_log)
@@ -179,10 +189,11 @@ def prepare(
     # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
     passes = checks.Passes.of(settings, then)
+    longer = resume is not None and checks.lengthened(decided, resume)
     manifest = _manifest(assembled, settings, rows, decided.held_out)
     manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
     if resume is not None and then is not None:
-        checks.check_same_run(manifest, then, resume)
+        checks.check_same_run(manifest, then, resume, longer)
         manifest["resumed"] = then.get("resumed", [])
         if changes := checks.changes_of(passes, then):
             manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
@@ -232,7 +243,7 @@ def prepare(
     # Which layers compute twice, the seed, and what transformers' Trainer is told.
     devices.recompute_layers(parts_of(assembled.model).decoder, settings.recompute)
     set_seed(settings.run.seed)
-    steps = plan.optimizer_steps(settings, len(batches))
+    steps = plan.optimizer_steps(replace(settings, micro_batch=passes.loaded // ranks), len(batches))
     args = (ShardedArguments if settings.shards > 1 else TrainingArguments)(
         output_dir=str(settings.out),
         per_device_train_batch_size=passes.loaded // ranks,
@@ -258,6 +269,12 @@ def prepare(
         disable_tqdm=True,
         seed=settings.run.seed,
     )
+    if longer and then is not None:
+        console.print(_longer_line(args, then["steps"], steps), highlight=False, soft_wrap=True)
+        manifest["resumed"] = [
+            *manifest["resumed"],
+            {"step": then["steps"], "steps": [then["steps"], steps]},
+        ]
     return Prepared(
         assembled,
         settings,
@@ -270,8 +287,20 @@ def prepare(
         batches,
         passes,
         args,
+        steps,
         resume,
         start,
+    )
+
+
+def _longer_line(args: TrainingArguments, before: int, steps: int) -> str:
+    """Say what it does to the learning rate that a finished run goes on."""
+    nothing = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    schedule = get_cosine_schedule_with_warmup(nothing, args.get_warmup_steps(steps), steps)
+    rate = args.learning_rate * schedule.lr_lambdas[0](before)
+    return (
+        f"lengthened from {before:,} to {steps:,} steps: the cosine is now that of the longer run, so the "
+        f"learning rate, which had come down to about 0, is back at {rate:.2g} in step {before + 1:,}"
     )
 
 
@@ -364,7 +393,7 @@ def train(
     if resume is not None:
         then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
         over = History.of(then.log_history).is_over(validation.stop_after)
-        ended = then if over or then.global_step >= then.max_steps else None
+        ended = then if over or then.global_step >= prepared.steps else None
         trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", then.global_step)))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
@@ -399,7 +428,7 @@ def train(
             line = _validation_line(trainer.manifest["validation"], trainer.measuring_seconds / seconds)
             console.print(line, highlight=False, soft_wrap=True)
         if stopped_early:
-            step, steps = trainer.state.global_step, plan.optimizer_steps(settings, len(prepared.batches))
+            step, steps = trainer.state.global_step, prepared.steps
             why = f"{validation.stop_after} measurements in a row without a lower loss"
             console.print(f"ended at step {step} of {steps}: {why} (--stop-after)", highlight=False)
         if kept is None:

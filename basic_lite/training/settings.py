@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from rich.table import Table
 
+from basic_lite.data.rows import Exif
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
 from basic_lite.models import zoo
@@ -314,6 +315,13 @@ class Model:
     image_size: ImageSizeOption = None
     tiles: TilesOption = 1
     pool: PoolOption = 1
+    exif: Annotated[
+        Exif,
+        option(
+            help="A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.",
+            panel=DATA,
+        ),
+    ] = "ignore"
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -349,6 +357,10 @@ class PartsOfStage1:
         option(
             help="Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)
         ),
+    ] = None
+    exif: Annotated[
+        Exif | None,
+        option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
     ] = None
     tower_layer: Annotated[
         int | None,

@@ -156,6 +156,7 @@ def _model(source: str, device: str, say: quantised.Say) -> Start:
         pad_token=tokenizer.pad_token,
         dtype=devices.choose_dtype("auto", device),
         tower_layer=config.get("vision_feature_layer", -2),
+        exif=config.get(unpacked.EXIF_KEY, "ignore"),
     )
     manifest = {
         "stage": 1,

@@ -486,6 +486,16 @@ class BasicTrainer(SavingTrainer):
             self.optimizer.register_load_state_dict_post_hook(distributed.cut_moments)
         return self.optimizer
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both; the next step has the rate of this run's schedule, not of one that was shorter."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            schedule: Any = self.lr_scheduler
+            parts = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            schedule._last_lr = [base * share(schedule.last_epoch) for base, share in parts]
+            for group, rate in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
+                group["lr"] = rate
+
     def floating_point_ops(self, inputs: dict) -> int:
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""
         return 0
