@@ -9,6 +9,7 @@ os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who run
 
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ from basic_lite.data.world.scenes import Scene, sample_scene
 # A gate that fails by chance fails somebody else's change; `--hypothesis-profile default` draws anew.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+# A shell without job control starts background jobs deaf to Ctrl-C, and with them all processes of a test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
