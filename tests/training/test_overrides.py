@@ -14,6 +14,7 @@ PRIVATE = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model=None"],
     "_get_grad_norm": ["self", "model", "grad_norm=None"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 """Methods that the Trainer promises to nobody: no public hook is called at these moments."""
 
