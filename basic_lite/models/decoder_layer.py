@@ -319,7 +319,7 @@ def _turned(
 ) -> torch.Tensor:
     """Return `(x1 cos + sign x2 first, x2 cos - sign x1 second)` of the halves of `(B, H, S, d)`."""
     half = x.shape[-1] // 2
-    turned = x * cosine
+    turned = torch.mul(x, cosine, out=torch.empty_like(x))
     turned[..., :half].addcmul_(x[..., half:], first, value=sign)
     turned[..., half:].addcmul_(x[..., :half], second, value=-sign)
     return turned
