@@ -32,8 +32,8 @@ FEW, MANY = 2, 8
 _FREE = frozenset(
     (
         *("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "unsqueeze", "squeeze"),
-        *("expand", "slice", "select", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind"),
-        *("lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+        *("expand", "slice", "select", "detach", "alias", "as_strided", "split", "split_with_sizes"),
+        *("unbind", "lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
     )
 )
 """Operations that compute nothing, by name: views, and memory that is not written."""
