@@ -48,6 +48,7 @@ class Step:
         rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
         shards: processes over which the decoder's layers are cut.
         maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
+        dequantised: decoder layers whose 4-bit weights are also held dequantised, from one step to the next.
         accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
     """
 
@@ -62,6 +63,7 @@ class Step:
     rows_per_chunk: int | None = None
     shards: int = 1
     maps: int = 0
+    dequantised: int = 0
     accumulates: bool = True
 
     @property
@@ -127,12 +129,22 @@ def static_parts(step: Step) -> dict[str, float]:
     return {
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
+        **(
+            {"layers held dequantised": step.dequantised * dequantised_bytes(step)}
+            if step.dequantised
+            else {}
+        ),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": held.width * step.tower.parameters,
         "projector": (12 + waiting) * projector,  # fp32: weights, two moments, gradients
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
+
+
+def dequantised_bytes(step: Step) -> int:
+    """Bytes of one decoder layer's linear weights in the precision of products."""
+    return step.held.width * step.decoder.linear_parameters
 
 
 def activation_bytes(step: Step, recompute: int | None = None) -> float:

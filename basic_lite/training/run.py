@@ -362,6 +362,7 @@ def train(
         projector_learning_rate=settings.projector_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
+        dequantised=settings.dequantised,
         sharded=settings.shards > 1,
         manifest=prepared.manifest,
         validator=validator,
