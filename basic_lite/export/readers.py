@@ -6,6 +6,7 @@ An export says what a reader would refuse, instead of leaving it to a stack trac
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,7 @@ def _refusal(reader: Reader, config: Mapping[str, Any], names: Iterable[str]) ->
     return f"it knows no tensor {strange[0]}" if strange else None
 
 
-def check_gguf(decoder: str, tower: str, activation: str, quantise: str | None, dtype: str | None) -> None:
+def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: str | None) -> None:
     """Look whether a run can become GGUF files, before anything is loaded.
 
     Args:
@@ -127,24 +128,34 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str | None, 
     Raises:
         ValueError: In one line.
     """
-    if quantise not in GGUF_FORMATS:
+    if re.fullmatch(r"(i?q[1-6]|tq[12])_\w+", quantise):
         raise ValueError(
-            f"--quantise {quantise} is llama.cpp's own work: export with --quantise f16, then run "
-            f"llama-quantize OUT/model-f16.gguf OUT/model-{quantise}.gguf {str(quantise).upper()} "
-            f"(written here: {', '.join(GGUF_FORMATS)})"
+            f"{quantise} is made by llama.cpp's own tool: export with --quantise f16, then run "
+            f"llama-quantize OUT/model-f16.gguf OUT/model-{quantise}.gguf {quantise.upper()}"
         )
+    if quantise not in GGUF_FORMATS:
+        raise ValueError(f"--quantise takes {', '.join(GGUF_FORMATS)}, not {quantise!r}")
     if dtype is not None:
         raise ValueError("--to gguf takes its format from --quantise; leave --dtype out")
     if decoder not in GGUF_ARCHITECTURES:
         raise ValueError(
-            f"no {decoder} is written to GGUF here, only {', '.join(GGUF_ARCHITECTURES)}; use --to hf"
+            f"{decoder} decoders are not written to GGUF, only {', '.join(GGUF_ARCHITECTURES)}; use --to hf"
         )
     if tower not in ("clip_vision_model", "siglip_vision_model"):
-        raise ValueError(f"llama.cpp's LLaVA has CLIP and SigLIP towers, no {tower}; use --to hf")
+        raise ValueError(f"llama.cpp's LLaVA has CLIP and SigLIP towers, not {tower}; use --to hf")
     if activation not in ("quick_gelu", "gelu", "gelu_pytorch_tanh"):
         raise ValueError(f"llama.cpp's towers have no activation {activation!r}; use --to hf")
+    check_installed()
+
+
+def check_installed() -> None:
+    """Look whether GGUF files can be read and written.
+
+    Raises:
+        ValueError: If the package gguf is missing.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
-            "--to gguf needs the package gguf, which is not installed here: pip install gguf (in a checkout: "
+            "GGUF files need the package gguf, which is not installed here: pip install gguf (in a checkout: "
             'pip install -e ".[gguf]")'
         )

@@ -294,7 +294,7 @@ def test_numbers_beyond_fp16_ask_for_bf16(tmp_path):
 
 def test_towers_that_llama_cpp_lacks_are_refused(tmp_path):
     run = made_run(tmp_path / "run", "llama", "dinov2", "stage1")
-    with pytest.raises(ValueError, match="CLIP and SigLIP towers, no dinov2; use --to hf"):
+    with pytest.raises(ValueError, match="CLIP and SigLIP towers, not dinov2; use --to hf"):
         export(run, tmp_path / "out", to="gguf")
     assert "dinov2" in TOWERS
 

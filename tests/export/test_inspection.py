@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -111,6 +113,49 @@ def test_every_layout_is_opened_again(tmp_path):
     assert "basic-lite export run OUT" in command("export", "run", cwd=tmp_path, expect=2).stderr
 
 
+def halve(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED = {
+    "hf": {
+        "config.json": (halve, "broken/config.json is cut off or damaged: export the run again, or get"),
+        "model.safetensors": (halve, "broken does not load: "),
+        "tokenizer.json": (Path.unlink, "broken/tokenizer.json is missing: export the run again, or get"),
+        "processor_config.json": (lambda path: path.write_text("[]"), "is cut off or damaged"),
+        "generation_config.json": (lambda path: path.write_text("{}"), "broken does not load: "),
+    },
+    "peft": {
+        "projector.safetensors": (Path.unlink, "broken/projector.safetensors is missing"),
+        "adapter_model.safetensors": (halve, "broken does not load: "),
+    },
+    "gguf": {
+        "model-f16.gguf": (halve, "broken does not load: model-f16.gguf is cut off or damaged"),
+        "mmproj-f16.gguf": (lambda path: path.write_bytes(b"GGUF"), "mmproj-f16.gguf is cut off or damaged"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_folder_is_one_line_whatever_its_reader_raises(tmp_path, kind):
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+    made_run(tmp_path / "run", "llama", "clip", "lora")
+    command("export", "run", "out", "--to", kind, cwd=tmp_path)
+    (tmp_path / "out/export.json").unlink()
+    for name, (damage, words) in DAMAGED[kind].items():
+        shutil.copytree(tmp_path / "out", tmp_path / "broken")
+        damage(tmp_path / "broken" / name)
+        refused = command("export", "--check", "broken", cwd=tmp_path, expect=2).stderr.splitlines()
+        assert sum(line.startswith("error: ") for line in refused) == 1
+        assert words in refused[-1], name
+        shutil.rmtree(tmp_path / "broken")
+    if kind == "gguf":
+        shutil.copy(tmp_path / "out/mmproj-f16.gguf", tmp_path / "out/model-f16.gguf")
+        refused = command("export", "--check", "out", cwd=tmp_path, expect=2)
+        assert "model-f16.gguf is of the architecture clip: the files were confused" in refused.stderr
+
+
 def test_halves_of_two_models_do_not_fit(tmp_path):
     gguf = pytest.importorskip("gguf")
     import numpy as np
@@ -125,7 +170,9 @@ def test_halves_of_two_models_do_not_fit(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     refused = command("export", "--check", "out", cwd=tmp_path, expect=2)
-    assert "do not fit: width of the embeddings model-f16.gguf 32, mmproj-f16.gguf 48" in refused.stderr
+    assert (
+        "halves do not fit: width of the embeddings model-f16.gguf 32, mmproj-f16.gguf 48" in refused.stderr
+    )
 
 
 @pytest.fixture
@@ -173,6 +220,22 @@ def test_yes_needs_no_answer_and_public_is_said(tmp_path, monkeypatch, hub):
     command("export", "run", "out", "--to", "peft", "--push", "me/mine", "--public", "--yes", cwd=tmp_path)
     assert hub[0] == ("me/mine", {"private": False, "exist_ok": True})
     assert json.loads((tmp_path / "out/export.json").read_text())["to"] == "peft"
+
+
+def test_without_a_network_a_push_ends_in_one_line(tmp_path, monkeypatch, hub):
+    """huggingface_hub lets its HTTP library's own errors through, which are no `OSError`."""
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(self: object, name: str, **more: object) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    made_run(tmp_path / "run", "llama", "clip", "stage1")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", unreachable)
+    refused = command("export", "run", "out", "--push", "me/mine", "--yes", cwd=tmp_path, expect=2)
+    assert refused.stderr.endswith("error: me/mine was not sent: [Errno -2] Name or service not known\n")
+    assert hub == []
 
 
 def test_a_wrong_name_is_refused_before_the_work(tmp_path, monkeypatch, hub):
