@@ -194,9 +194,9 @@ def prepare(
     manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
-        manifest["resumed"] = then.get("resumed", [])
+        manifest["resumed"] = list(then.get("resumed", []))
         if changes := checks.changes_of(passes, then):
-            manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
+            manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
             console.print(line, highlight=False, soft_wrap=True)
 
@@ -221,9 +221,8 @@ def prepare(
     )
     accumulation = settings.global_batch // passes.loaded
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
-    if (
-        settings.group and assembled.tiling is None
-    ):  # counted once for these data and this tokenizer, a minute or two for 665k rows
+    if settings.group and assembled.tiling is None:
+        # Counted once for these data and this tokenizer, a minute or two for 665k rows.
         with findings.passes(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
             lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
@@ -271,10 +270,7 @@ def prepare(
     )
     if longer and then is not None:
         console.print(_longer_line(args, then["steps"], steps), highlight=False, soft_wrap=True)
-        manifest["resumed"] = [
-            *manifest["resumed"],
-            {"step": then["steps"], "steps": [then["steps"], steps]},
-        ]
+        manifest["resumed"] += [{"step": then["steps"], "steps": [then["steps"], steps]}]
     return Prepared(
         assembled,
         settings,
