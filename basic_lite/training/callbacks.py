@@ -322,8 +322,7 @@ class Metrics:
         if refinement is not None:
             with torch.no_grad():
                 cosine = F.cosine_similarity(refinement.initial.float(), refinement.target.float(), dim=-1)
-                # The mean over an image's patches, summed over images; every image has equally many.
-                share = cosine.mean() * refinement.images / window.items("das")
+                share = refinement.sum_of_means(cosine) / window.items("das")
             self._add("cosine", share, window)
 
     def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
