@@ -142,7 +142,9 @@ def run_stage(
     finished = train(prepared, space, console, clock, intervene, callbacks)
     if not finished:
         out = prepared.settings.out
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        console.print(
+            f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.", soft_wrap=True
+        )
     return finished
 
 
