@@ -436,14 +436,18 @@ class Comparison:
     def _report(self, variants: Sequence[Variant], console: Console) -> None:
         measured: dict[str, list[list[measure.Measure]]] = {}
         points: dict[str, list[list[curves.Point]]] = {}
+        folders: list[Path] = []
         for seed in self.seeds:
             runs = self._runs(variants, seed)
             self._check_same_data(runs)
+            folders += [run.folder for run in runs]
             for variant, run in zip(variants, runs, strict=True):
                 measured.setdefault(variant.name, []).append(measure.of_run(run.folder, run.steps))
                 points.setdefault(variant.name, []).append(curves.read(run.folder / "stage1"))
         where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
         drawn = {variant: curves.curves_of(runs) for variant, runs in points.items()}
+        share = curves.measuring_share(folders)
+        costs = [] if share is None else [curves.cost_sentence(share)]
         if self.plan.levels:
             first = {run.variant: run.folder for run in self._runs(variants, self.seeds[0])}
             places = {
@@ -462,14 +466,15 @@ class Comparison:
             table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
             content, said = table.as_dict(), curves.sentences(drawn, self.plan.baseline)
             write_markdown(table, where.with_suffix(".md"), command, said)
-            report.write_ablation(table, drawn, said, where.with_suffix(".html"), command)
+            report.write_ablation(table, drawn, [*said, *costs], where.with_suffix(".html"), command)
             console.print(for_terminal(table))
             how_sure = table.how_sure
         content |= {"curves": curves.as_dict(drawn), "command": command, "setup": self._setup()}
+        content["measuring_share"] = share
         if not self.plan.levels:
             content["savings"] = curves.savings_as_dict(drawn, self.plan.baseline)
         files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
-        for line in (how_sure, *said):
+        for line in (how_sure, *said, *costs):
             console.print(line, highlight=False)
         console.print(
             f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False
