@@ -184,9 +184,13 @@ def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], N
     """
     texts = texts_of(asked.text, sources.llm)
     causal, tokenizer = load(sources, device, asked.random_weights)
-    parts = (causal.model, causal.lm_head, tokenizer)
-    options = {"layers": asked.layers, "weighting": asked.weighting, "read": asked.tokens}
-    return examine(*parts, texts, **options, progress=progress)
+    return examine(
+        *(causal.model, causal.lm_head, tokenizer, texts),
+        layers=asked.layers,
+        weighting=asked.weighting,
+        read=asked.tokens,
+        progress=progress,
+    )
 
 
 def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _ticks(last: int, k: int) -> list[int]:
 
 def _meaningful(axes: Axes, result: ModelResults, style: dict) -> None:
     shares = [depth.meaningful_share for depth in result.depths[:-1]]
-    axes.plot([None if share is None else 100 * share for share in shares], **style)
+    axes.plot([math.nan if share is None else 100 * share for share in shares], **style)
     axes.set_ylim(-3, 103)
 
 
