@@ -6,7 +6,7 @@ import base64
 import io
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from basic_lite.files import complete
 
@@ -73,7 +73,7 @@ def as_svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def quiet_axes(axes: Axes, grid: str = "y") -> None:
+def quiet_axes(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     """Leave of a plot's frame what is needed to read it, and a grid of horizontal (`y`) or vertical lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b9bec6")

@@ -63,7 +63,7 @@ def step(
     stage: Annotated[
         int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))
     ] = 1,
-    bits: o.BitsOption = 4,
+    bits: o.BitsOption = None,
     precision: o.PrecisionOption = "auto",
     decoder_layers: Annotated[
         int | None,
@@ -113,7 +113,8 @@ def step(
     console = quiet_console()
     device = devices.choose_device()
     dtype = devices.choose_dtype(precision, device)
-    assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
+    held = bits or 4
+    assembled = synthetic.random_model(model, bits=held, dtype=dtype, device=device, layers=decoder_layers)
     settings = {
         "stage": stage,
         "micro_batch": micro_batch,

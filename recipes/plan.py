@@ -48,6 +48,7 @@ def main(
       basic-lite plan --model vicuna-7b --tiles 4
     """
     import json as encoder
+    from dataclasses import asdict
 
     from rich.console import Console
 
@@ -60,7 +61,7 @@ def main(
     for kind in tables.kinds_of(stage):
         plans = tables.plan_rows(kind, models, towers, cards, rank=rank, text=text, basic=basic)
         if json:
-            print(*(encoder.dumps(row.json()) for row, _ in plans), sep="\n")
+            print(*(encoder.dumps(asdict(row)) for row, _ in plans), sep="\n")
             continue
         if len(models) > 1:
             console.print(tables.overview(kind, [row for row, _ in plans]), "")
@@ -79,7 +80,7 @@ def main(
             inference.row_of(use, models[0], named, gib, rank) for use in inference.SETTINGS for gib in cards
         ]
         if json:
-            print(*(encoder.dumps(row.json()) for row in uses), sep="\n")
+            print(*(encoder.dumps(asdict(row)) for row in uses), sep="\n")
         else:
             console.print(tables.inference_table(uses), "")
     if json:
