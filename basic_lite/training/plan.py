@@ -47,9 +47,9 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
         console: where it is said that the decoder is taken out.
 
     Raises:
-        ValueError: If a name is unknown, or the device lacks the precision.
+        ValueError: If a name is unknown, a part cannot be read, or the device lacks the precision.
     """
-    return Sources.named(
+    sources = Sources.named(
         model.model,
         model.tower,
         None if model.llm is None else unpacked.language_model(model.llm, say_on(console)),
@@ -63,6 +63,10 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
         pool=model.pool,
         exif=model.exif,
     )
+    # Before the data: that a decoder does not exist is not found out after 27 GB of pictures.
+    read_config(sources.llm, "language model")
+    read_config(sources.tower, "vision tower")
+    return sources
 
 
 def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:

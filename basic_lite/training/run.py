@@ -154,7 +154,9 @@ def run_stage(
     finished = train(prepared, space, console, clock, intervene, callbacks)
     if not finished:
         out = prepared.settings.out
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        console.print(
+            f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.", soft_wrap=True
+        )
     return finished
 
 
@@ -206,9 +208,9 @@ def prepare(
     manifest |= {"from": start and start.origin, "memory": asdict(decided.memory), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
-        manifest["resumed"] = then.get("resumed", [])
+        manifest["resumed"] = list(then.get("resumed", []))
         if changes := checks.changes_of(passes, then):
-            manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
+            manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
             console.print(line, highlight=False, soft_wrap=True)
 
@@ -233,9 +235,8 @@ def prepare(
     )
     accumulation = settings.global_batch // passes.loaded
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
-    if (
-        settings.group and assembled.tiling is None
-    ):  # counted once for these data and this tokenizer, a minute or two for 665k rows
+    if settings.group and assembled.tiling is None:
+        # Counted once for these data and this tokenizer, a minute or two for 665k rows.
         with findings.passes(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
             lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
@@ -283,10 +284,7 @@ def prepare(
     )
     if longer and then is not None:
         console.print(_longer_line(args, then["steps"], steps), highlight=False, soft_wrap=True)
-        manifest["resumed"] = [
-            *manifest["resumed"],
-            {"step": then["steps"], "steps": [then["steps"], steps]},
-        ]
+        manifest["resumed"] += [{"step": then["steps"], "steps": [then["steps"], steps]}]
     return Prepared(
         assembled,
         settings,

@@ -11,32 +11,71 @@ from command import run as command
 from made_runs import export, made_run
 from safetensors.torch import load_file, save_file
 
-from basic_lite.export import folder, readers
+from basic_lite.export import readers
+
+VLLM, SGLANG = readers.READERS
 
 
-@pytest.mark.parametrize(("decoder", "tower"), [("llama", "clip"), ("gemma", "siglip"), ("llama", "dinov2")])
-def test_what_vllm_and_sglang_load(tmp_path, decoder, tower):
-    run = made_run(tmp_path / "run", decoder, tower, "stage1")
+@pytest.mark.parametrize(
+    ("decoder", "tower", "tiles", "words"),
+    [
+        ("llama", "clip", 1, None),
+        ("gemma", "siglip", 1, None),
+        ("gemma3_text", "clip", 1, None),
+        ("llama", "clip", 4, None),
+        ("olmo3", "clip", 1, "its LLaVA does not run olmo3 decoders"),
+        (
+            "llama",
+            "dinov2",
+            1,
+            "it has no dinov2 tower, only clip_vision_model, pixtral, siglip_vision_model",
+        ),
+        ("llama", "mlcd", 4, "it has no mlcd_vision_model tower"),
+    ],
+)
+def test_an_export_says_which_servers_do_not_load_it(tmp_path, decoder, tower, tiles, words):
+    run = made_run(tmp_path / "run", decoder, tower, "stage1", tiles=tiles)
     notes = export(run, tmp_path / "out")["notes"]
-    config, names = folder.contents(tmp_path / "out")
-    assert len(names) > 40
-    vllm = [line for line in notes if line.startswith("vLLM")]
-    if tower == "dinov2":
-        words = "vLLM does not load this folder: it has no dinov2 tower, only clip_vision_model, pixtral"
-        assert vllm[0].startswith(words)
-    else:
-        assert not vllm
-        assert any("SGLang does not load this folder: it has no" in line for line in notes)
-    served = config | {"vision_config": config["vision_config"] | {"model_type": "clip_vision_model"}}
-    vllm = readers.READERS[0]
-    assert not [line for line in readers.refusals(served, names) if line.startswith(vllm.name)]
+    said = {line.split()[0]: line for line in notes}
+    assert ("vLLM" in said) == bool(words)
+    assert f"vLLM does not load this folder: {words}" in said.get("vLLM", "") if words else True
+    reason = f"it has no {'llava_next, only llava (' if tiles > 1 else ''}"
+    assert said["SGLang"].startswith(f"SGLang does not load this folder: {reason}")
+
+
+def test_what_a_server_looks_at_in_a_folder():
+    """The tables, against a folder that each of the two would load but for one fault."""
+    config = {
+        "model_type": "llava",
+        "vision_feature_select_strategy": "full",
+        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        "vision_config": {"model_type": "pixtral"},
+    }
+    names = [
+        "language_model.model.embed_tokens.weight",
+        "vision_tower.x",
+        "multi_modal_projector.linear_1.bias",
+    ]
+    assert readers.refusals(config, names) == []
     for fault, words in (
-        ({"image_token_index": None}, "config.json lacks image_token_index"),
-        ({"vision_feature_select_strategy": "cls_patch"}, "it takes no vision_feature_select_strategy"),
+        ({"model_type": "llava_onevision"}, "it has no llava_onevision, only llava"),
+        ({"vision_config": {"model_type": "dinov2"}}, "it has no dinov2 tower, only"),
+        ({"vision_feature_select_strategy": "mean"}, "it takes no vision_feature_select_strategy 'mean'"),
         ({"text_config": {"model_type": "llama"}}, "text_config names no architectures"),
+        (
+            {"text_config": config["text_config"] | {"model_type": "smollm3"}},
+            "does not run smollm3 decoders",
+        ),
     ):
-        assert words in readers.refusals(served | fault, names)[0]
-    assert "knows no tensor model.layers.0.x" in readers.refusals(served, ["model.layers.0.x"])[0]
+        for reader, line in zip((VLLM, SGLANG), readers.refusals(config | fault, names), strict=True):
+            assert line.startswith(f"{reader.name} does not load this folder: ")
+            assert words in line
+            assert line.endswith(f"({reader.source}, read on {reader.read_on})")
+    assert "knows no tensor model.layers.0.x" in readers.refusals(config, ["model.layers.0.x"])[0]
+    # As transformers 5 saves a LLaVA: vLLM renames them, SGLang does not.
+    assert [line.split()[0] for line in readers.refusals(config, ["model.language_model.norm.weight"])] == [
+        "SGLang"
+    ]
 
 
 def test_every_layout_is_opened_again(tmp_path):
