@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from basic_lite.files import complete
+from basic_lite.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,10 +49,7 @@ def render(template: str, **values: object) -> str:
 
 def write(path: Path, template: str, **values: object) -> Path:
     """Write a page, whole or not at all, and return its path; see `render`."""
-    page = render(template, **values)
-    with complete(path) as draft:
-        draft.write_text(page, encoding="utf-8")
-    return path
+    return write_text(path, render(template, **values))
 
 
 def picture(image: Image.Image, longest: int = LONGEST) -> str:
