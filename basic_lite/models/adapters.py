@@ -218,9 +218,7 @@ class Group:
         if self.dropout and self.number == 0:
             self.seeds.draw()
         # One trained parameter is enough to give the outputs a gradient; theirs are not autograd's business.
-        return _Together.apply(
-            x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1]
-        )
+        return _Together.apply(x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1])
 
     def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
