@@ -28,6 +28,7 @@ from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setup
     export,
     models,
     plan,
+    report,
     results,
     stage1,
     stage2,
@@ -71,6 +72,7 @@ app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
 app.command("stage2", rich_help_panel=TRAIN)(stage2.main)
 app.command("eval", rich_help_panel=TRAIN)(evaluation.main)
+app.command("report", rich_help_panel=TRAIN)(report.main)
 app.command("compare", rich_help_panel=TRAIN)(compare.main)
 app.command("results", rich_help_panel=TRAIN)(results.main)
 app.command("chat", rich_help_panel=TRAIN)(chat.main)

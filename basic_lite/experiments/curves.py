@@ -330,9 +330,14 @@ def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Savin
     BASIC is trained on the cosine, and plain is not: there is nothing to save.
     """
     base = curves.get(baseline, {})
+
+    def paired(own: Mapping[str, Curve], key: str) -> bool:
+        # A run of an earlier version was measured on another number of samples.
+        return key in own and [len(of) for of in own[key].of] == [len(of) for of in base[key].of]
+
     wanted = [key for key, curve in base.items() if curve.measure.better and key != "cosine"]
     return {
-        variant: {key: savings(variant, own[key], base[key]) for key in wanted if key in own}
+        variant: {key: savings(variant, own[key], base[key]) for key in wanted if paired(own, key)}
         for variant, own in curves.items()
         if variant != baseline
     }
