@@ -14,7 +14,7 @@ import typer
 
 from basic_lite import __version__, console
 from basic_lite.method.types import Diverged, Unmoved
-from basic_lite.recipes import (
+from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setuptools maps them)
     ablate,
     analyze,
     bench,
@@ -34,7 +34,7 @@ from basic_lite.recipes import (
     stage2,
     start,
 )
-from basic_lite.recipes import eval as evaluation
+from basic_lite.recipes import eval as evaluation  # pyright: ignore[reportMissingImports]
 
 app = typer.Typer(
     name="basic-lite",

@@ -26,7 +26,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Importance, Weighting, Window
-from basic_lite.models import adapters, checkpoint
+from basic_lite.models import adapters, checkpoint, decoder_layer
 from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
 from basic_lite.training import distributed, liger, optimizers
@@ -290,8 +290,10 @@ class BasicTrainer(SavingTrainer):
         if grouped_adapters and not sharded:
             # 8-bit moments are for who has no memory left: the adapters' narrow copies do not stay either.
             self.groups = adapters.group_adapters(decoder.layers, keep_narrow=optimizer_name == "adamw")
+        fused = fused_kernels and liger.fuse(decoder)
+        if grouped_adapters and not sharded:
+            decoder_layer.streamline(decoder, fused)
         if fused_kernels:
-            liger.fuse(decoder)
             for module in parts_of(self.model).llava.multi_modal_projector.modules():
                 if isinstance(module, Projector):
                     module.split = not sharded

@@ -161,7 +161,7 @@ def test_the_log_and_the_terminal_have_every_measurement(whole):
     for row in measured(folder):
         assert f"validation {row['step']}/6  lm {row['val_lm']:.3f}  das {row['val_das']:.3f}" in said
         assert f"named {100 * row['val_named']:.3f} %" in said
-    assert said.count("true 'a green one'") == 4 * sum(s["true"] == "a green one" for s in row["samples"])
+    assert said.count("(true: a green one)") == 4 * sum(s["true"] == "a green one" for s in row["samples"])
     summary = files.read_manifest(folder)["validation"]
     losses = {row["step"]: row["val_lm"] for row in measured(folder)}
     assert summary["first"] == {"step": 0, "lm": losses[0]}
