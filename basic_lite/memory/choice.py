@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from basic_lite.memory.activations import Held, is_streamlined
@@ -33,6 +34,9 @@ SPARE: float = 0.05
 
 LARGEST_MICRO_BATCH: int = 64
 """More rows at once gain nothing that the estimate could tell."""
+
+CHUNKS: tuple[int, ...] = (512, 256, 128)
+"""Patches per pass over the vocabulary to try where the rule's do not fit."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,9 @@ class Row:
     parts: dict[str, float]
     seconds_per_sample: float | None
 
-    def json(self) -> dict[str, object]:
-        """Return the row as plain values."""
-        return asdict(self)
-
 
 def budget_bytes(gib: float) -> float:
-    """Return what a process may use on a card of so many GiB."""
+    """Return the bytes that a process may use on a card of `gib` GiB."""
     return (gib - RESERVED_GIB) * 2**30
 
 
@@ -114,30 +114,23 @@ def fit(
     """
     card = card_of(gib)
     for optimizer in optimizers:
-        found = []
+        fitting: list[Step] = []
         for size in micro_batches:
             accumulates = step.accumulates if rows is None else size < rows
             tried = replace(step, optimizer=optimizer, micro_batch=size, accumulates=accumulates)
-            chosen = next(_fitting(tried, budget, recompute), None)
-            if chosen is not None:
-                found.append(chosen)
-        if found:
-            return min(found, key=lambda chosen: seconds_per_sample(chosen, card))
+            fitting += islice(_fitting(tried, budget, recompute), 1)
+        if fitting:
+            return min(fitting, key=lambda chosen: seconds_per_sample(chosen, card))
     return None
 
 
 def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
     """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
-    chunks = [step.rows_per_chunk] if step.rows_per_chunk else [None, 512, 256, 128]
-    for chunk in chunks:
+    smaller = () if step.rows_per_chunk else (chunk for chunk in CHUNKS if chunk < step.chunk)
+    for chunk in (step.rows_per_chunk, *smaller):
         chunked = replace(step, rows_per_chunk=chunk)
-        if chunk is not None and step.rows_per_chunk is None and chunk >= step.chunk:
-            continue
-        if recompute is not None:
-            counts = [recompute]
-        else:
-            counts = [_fewest(chunked, budget), chunked.decoder.depth]
-        for count in counts:
+        fewest = (_fewest(chunked, budget), step.decoder.depth) if recompute is None else (recompute,)
+        for count in fewest:
             tried = replace(chunked, recompute=count)
             if needed(tried) <= budget:
                 yield tried
@@ -183,9 +176,8 @@ def needed(step: Step) -> float:
 
 def least(step: Step, optimizers: Sequence[Optimizer]) -> Step:
     """Return the step with the smallest peak: one row, everything recomputed, the smallest optimizer."""
-    return replace(
-        step, micro_batch=1, recompute=step.decoder.depth, rows_per_chunk=128, optimizer=optimizers[-1]
-    )
+    depth, smallest = step.decoder.depth, optimizers[-1]
+    return replace(step, micro_batch=1, recompute=depth, rows_per_chunk=CHUNKS[-1], optimizer=smallest)
 
 
 def row_of(

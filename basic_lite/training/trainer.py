@@ -538,13 +538,13 @@ class BasicTrainer(SavingTrainer):
             rows_at_once=self.splitter.limit or self.args.per_device_train_batch_size,
             sharded=self.sharded,
         )
-        seconds = time.monotonic() - begun
+        seconds = round(time.monotonic() - begun, 3)
         self.measuring_seconds += seconds
         self.metrics.started += seconds  # training's samples per second are without it
         logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
         self.log(dict(logged))
         step, steps = self.state.global_step, self.state.max_steps
-        row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")}
+        row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
         history = self.history
         seen = logged | {"samples": samples, "best": history.best}
