@@ -277,9 +277,6 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}\u00a0%"
 
 
-# An analysis of tokens in the terminal.
-
-
 def chosen_depths(layers: int, k: int, most: int = 12) -> list[int]:
     """Return the depths that a table shows, 0 for initial: all of a shallow decoder's, else some with k."""
     if layers <= most:

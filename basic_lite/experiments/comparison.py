@@ -24,6 +24,7 @@ from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
 from basic_lite.experiments import curves, measure, processes, report, sweeps
 from basic_lite.experiments.plans import (
+    DEMO_VARIANTS,
     METHOD,
     NAMED,
     NOT_ON_TEXT,
@@ -368,14 +369,14 @@ class Comparison:
 
     @staticmethod
     def _along(measured: Mapping[str, Any], seed: int) -> str:
-        """Return the same for `curves.callbacks`, as JSON: on fewer samples."""
+        """Return the same for `curves.callbacks`, as JSON: fewer samples, and only what a curve shows."""
         fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
         if "rows" in measured:
             rows = measured["rows"]
             fewer["rows"] = rows | {"count": min(rows["count"], curves.SAMPLES)}
         else:
             fewer["scenes"] = min(measured.get("scenes", curves.SAMPLES), curves.SAMPLES)
-        return json.dumps({**fewer, "seed": seed})
+        return json.dumps({**fewer, "seed": seed, "terms": False})
 
     def _world(self, seed: int, named: int | None = None) -> Path:
         kind = "signs" if self.plan.signs else "seed"
@@ -474,12 +475,16 @@ class Comparison:
                 if variant.name == at_level("BASIC", level)
             }
             sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
-            content, said = sweep.as_dict(), sweep.sentences
-            sweeps.write_markdown(sweep, where.with_suffix(".md"), command)
-            report.write_sweep(sweep, where.with_suffix(".html"), command)
+            level = "1" if "1" in places else sweep.levels[-1].name
+            along = {variant: drawn[at_level(variant, level)] for variant in DEMO_VARIANTS}
+            content = sweep.as_dict()
+            said = [*sweep.sentences, *curves.sentences(along, sweep.levels[0].table.baseline)]
+            sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
+            report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(sweep))
             how_sure = sweep.levels[0].table.how_sure
         else:
+            along = drawn
             table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
             content, said = table.as_dict(), curves.sentences(drawn, self.plan.baseline)
             write_markdown(table, where.with_suffix(".md"), command, said)
@@ -487,9 +492,7 @@ class Comparison:
             console.print(for_terminal(table))
             how_sure = table.how_sure
         content |= {"curves": curves.as_dict(drawn), "command": command, "setup": self._setup()}
-        content["measuring_share"] = share
-        if not self.plan.levels:
-            content["savings"] = curves.savings_as_dict(drawn, self.plan.baseline)
+        content |= {"measuring_share": share, "savings": curves.savings_as_dict(along, self.plan.baseline)}
         files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
         for line in (how_sure, *said, *costs):
             console.print(line, highlight=False)

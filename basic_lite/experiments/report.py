@@ -397,10 +397,21 @@ def sweep_plot(sweep: Sweep) -> str:
     return pages.as_svg(figure)
 
 
-def write_sweep(sweep: Sweep, path: Path, command: str) -> None:
-    """Write the page of a sweep: where BASIC helped, in words, a plot and a table."""
+def write_sweep(sweep: Sweep, along: Curves, said: Sequence[str], path: Path, command: str) -> None:
+    """Write the page of a sweep: where BASIC helped, in words, a plot and a table, and the way to one level.
+
+    Args:
+        sweep: the results.
+        along: curves of plain and BASIC at the level that changes nothing; may be empty.
+        said: sentences about them.
+        path: of the HTML file.
+        command: that made them.
+    """
     heads, rows = table_rows(sweep)
-    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure}
-    pages.write(
-        path, "experiments/sweep.html", sweep=sweep, plot=sweep_plot(sweep), command=command, **values
-    )
+    baseline = sweep.levels[0].table.baseline
+    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure, "said": said}
+    values["plot"], values["curves"] = sweep_plot(sweep), None
+    if along.get(baseline):
+        (saved,) = (of.get("caption_loss", []) for of in all_savings(along, baseline).values())
+        values["curves"] = curve_plot(along, baseline, headline_of(saved) if saved else None)
+    pages.write(path, "experiments/sweep.html", sweep=sweep, command=command, **values)

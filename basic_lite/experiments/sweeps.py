@@ -205,13 +205,13 @@ def for_terminal(sweep: Sweep) -> Table:
     return made
 
 
-def write_markdown(sweep: Sweep, path: Path, command: str) -> None:
+def write_markdown(sweep: Sweep, said: Sequence[str], path: Path, command: str) -> None:
     """Write sentences and table for a README."""
     heads, rows = table_rows(sweep)
     write_rows(
         path,
         heads,
         rows,
-        before=[*sweep.sentences, ""],
+        before=[*said, ""],
         after=["", sweep.levels[0].table.how_sure, f"`{command}`"],
     )

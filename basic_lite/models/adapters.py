@@ -44,7 +44,7 @@ ADAPTER = "default"
 
 
 @dataclass
-class _Scales:
+class Scales:
     """Scales of the decoder layer that asked last: all its groups ask, forward and in backward."""
 
     of: object = None
@@ -57,9 +57,9 @@ class Packed:
     Not possible where a layer's end is no end of a block: then each is dequantised by itself.
     """
 
-    def __init__(self, layers: Sequence[Any], scales: _Scales | None = None) -> None:
+    def __init__(self, layers: Sequence[Any], scales: Scales | None = None) -> None:
         self._spans: dict[int, tuple[int, int]] = {}
-        self._at_hand = scales or _Scales()
+        self._at_hand = scales or Scales()
         states = [_state_of(layer) for layer in layers]
         first = states[0]
         kinds = {(s.blocksize, s.quant_type, s.dtype, s.nested) for s in states}
@@ -218,9 +218,7 @@ class Group:
         if self.dropout and self.number == 0:
             self.seeds.draw()
         # One trained parameter is enough to give the outputs a gradient; theirs are not autograd's business.
-        return _Together.apply(
-            x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1]
-        )
+        return _Together.apply(x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1])
 
     def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
@@ -451,7 +449,7 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     if not all(_is_plain(module) for named in adapted for module in named.values()):
         return []
     groups: list[Group] = []
-    scales = _Scales()
+    scales = Scales()
     for index, named in enumerate(adapted):
         seeds, shared = Seeds(), [set(names) & named.keys() for names in SHARED]
         if index == len(adapted) - 1:
@@ -471,7 +469,7 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     return groups
 
 
-def bases_of(groups: Sequence[Sequence[Any]], scales: _Scales | None = None) -> list[Base]:
+def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> list[Base]:
     """Return the frozen weights of a decoder layer's groups, in 4 bits laid side by side where possible."""
     layers = [layer for group in groups for layer in group]
     packed = None

@@ -205,7 +205,7 @@ def prepare(
     passes = checks.Passes.of(settings, then)
     longer = resume is not None and checks.lengthened(decided, resume)
     manifest = _manifest(assembled, settings, rows, decided.held_out)
-    manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
+    manifest |= {"from": start and start.origin, "memory": asdict(decided.memory), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
         manifest["resumed"] = list(then.get("resumed", []))
