@@ -13,6 +13,7 @@ def main(
     lora: o.LoraOption = False,
     start: o.StartOption = Path("runs/stage1"),
     adapters: o.Adapters,
+    tower: o.Tower,
     parts: o.PartsOfStage1,
     data: o.Data,
     method: o.Method,
@@ -25,6 +26,8 @@ def main(
     run: o.Run,
 ) -> None:
     """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
+
+    The vision tower stays frozen unless --train-tower or --tower-lora is given.
 
     Starts from what stage 1 left, with its models; from a finished stage 2; or from a LLaVA of transformers.
     Defaults are LLaVA-1.5's and the paper's.
@@ -61,14 +64,18 @@ def main(
     checkpoint.check_parts(sources, first)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
     method = replace(method, target=method.target or first["method"].get("target"))
-    lora_adapters = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm)) if lora else None
+    lora_adapters = None
+    if lora:
+        lora_adapters = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm, tower.tower_lora))
     given = (data, method, memory, schedule, run)
-    own = {"lora": lora, "projector_learning_rate": projector_learning_rate, "optimizer": optimizer}
+    own = {"lora": lora, "projector_learning_rate": projector_learning_rate, "tower": tower}
+    own |= {"optimizer": optimizer}
     settings = plan.resolve(
         2, sources.llm, device, *given, validation=validation, out=out, shards=shards, **own
     )
 
     # 2. Check what can be checked before any weight is read.
+    begin.check_tower(tower)
     config = checks.check_sources(sources, settings)
     interventions.check(method.intervention, config, settings.micro_batch)
 
@@ -93,9 +100,11 @@ def main(
         begin.load(assembled)
         if lora_adapters is not None:
             trainable.train_adapters(assembled, lora_adapters, run.seed)
-            begin.load_adapters(assembled)
         else:
             trainable.train_everything(assembled)
+        if tower.train_tower:
+            trainable.train_tower(assembled)
+        begin.load_trained(assembled)
         if decided.settings.projector_learning_rate == 0:
             training.freeze_projector(assembled, decided.settings, console)
         clock.mark("models")
