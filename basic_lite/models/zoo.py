@@ -350,8 +350,8 @@ class Pace:
         epochs: passes over the data.
         rank: of stage 2's adapters.
         projector_learning_rate: the projector's own in stage 2.
-        tower_learning_rate: of a vision tower that stage 2 trains, LLaVA-NeXT's; of its adapters ten times as
-            much, as of the decoder's.
+        tower_learning_rate: of a vision tower that stage 2 trains, LLaVA-NeXT's.
+        tower_lora_learning_rate: of adapters in it: ten times as much, as of the decoder's.
     """
 
     global_batch: int
@@ -361,6 +361,7 @@ class Pace:
     rank: int = RANK
     projector_learning_rate: float = 2e-5
     tower_learning_rate: float = 2e-6
+    tower_lora_learning_rate: float = 2e-5
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
         """Return `micro_batch`, or the next smaller one that divides another global batch than this pace's.

@@ -136,8 +136,8 @@ def resolve(
         projector_learning_rate = pace.projector_learning_rate
     tower = tower or Tower()
     if tower.on and tower.tower_learning_rate is None:
-        times = 1 if tower.train_tower else 10
-        tower = replace(tower, tower_learning_rate=times * pace.tower_learning_rate)
+        own = pace.tower_learning_rate if tower.train_tower else pace.tower_lora_learning_rate
+        tower = replace(tower, tower_learning_rate=own)
     rows = pace.rows_per_pass(schedule.global_batch)
     return Settings(
         stage=stage,

@@ -697,6 +697,24 @@ TowerLoraOption = Annotated[
 ]
 
 
+def of_stage_2(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option in stage 1, which knows it for that alone."""
+    if given:
+        raise ValueError(
+            f"{option.opts[0]} is for stage 2: stage 1 trains the projector alone, as LLaVA and the paper do"
+        )
+    return given
+
+
+@dataclass(frozen=True)
+class OfStage2:
+    """What people try in stage 1."""
+
+    train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
+    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+
+
 @dataclass(frozen=True)
 class Tower:
     """Whether stage 2 trains the vision tower, which LLaVA-1.5 and the paper do not, and how."""

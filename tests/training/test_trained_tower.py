@@ -20,7 +20,7 @@ from basic_lite import files
 from basic_lite.data.layout import layout_of
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import Window
-from basic_lite.models import trainable
+from basic_lite.models import quantised, trainable
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.llava import read_config
 from basic_lite.models.parts import parts_of
@@ -201,48 +201,153 @@ def test_the_tower_multiplies_in_the_decoder_s_precision(tmp_path):
 
 # Whole runs, as they are typed.
 
-LORA = ("--lora", "--rank", 4)
 HOW = {"weights": ("--train-tower",), "adapters": ("--tower-lora", 2)}
+MORE = ("--lora", "--rank", 4, "--bits", 4, "--max-steps", 3, "--save-steps", 2, "--no-quantised-copy")
+RATES = ("--tower-learning-rate", 1e-3, "--learning-rate", 1e-2)
 
 
 @pytest.fixture(scope="module", params=HOW)
 def tuned_run(request, trained_run, tmp_path_factory):
-    """Three steps in 4 bits with dropout, a checkpoint after two."""
+    """Three steps in 4 bits with dropout, a checkpoint after two; with its command and what it said."""
     folder = tmp_path_factory.mktemp("tuned")
     shutil.copytree(trained_run, folder / "runs/stage1")
-    more = (*LORA, *HOW[request.param], "--bits", 4, "--max-steps", 3, "--save-steps", 2)
-    more += ("--tower-learning-rate", 1e-3, "--learning-rate", 1e-2, "--no-quantised-copy")
-    said = run(*stage2(trained_run.parents[1], *more, "--val-share", "20%"), cwd=folder).stdout
-    return folder, more, request.param, said
+    command = stage2(trained_run.parents[1], *MORE, *RATES, *HOW[request.param], "--val-share", "20%")
+    return folder / "runs", command, run(*command, cwd=folder).stdout
 
 
-def trained_tensors(folder):
-    return {path.name: file_hash for path, file_hash in ((p, files.file_hash(p)) for p in sorted(folder.glob("*.safetensors")))}
+def trains_weights(command):
+    return "--train-tower" in command
 
 
 def test_a_run_says_what_it_trains_and_at_which_rate(tuned_run):
-    folder, _, how, said = tuned_run
-    shown, manifest = settings_shown(said), files.read_manifest(folder / "runs/stage2")
-    assert float(shown["tower learning rate"]) == 1e-3
-    assert manifest["training"]["tower_learning_rate"] == 1e-3
+    runs, command, said = tuned_run
+    shown, manifest = settings_shown(said), files.read_manifest(runs / "stage2")
+    assert float(shown["tower learning rate"]) == manifest["training"]["tower_learning_rate"] == 1e-3
     of_it = [name for name in manifest["trainable"] if of_tower(name)]
-    assert len(of_it) == (37 if how == "weights" else 24)
-    assert ("tower.safetensors" in manifest["weights"]) == (how == "weights")
-    assert "vision_tower.encoder.layers.*." in said.replace("\n", "")
-    log = [json.loads(line) for line in (folder / "runs/stage2/log.jsonl").read_text().splitlines()]
-    assert any(row.get("das", 0) and row["das"] > 0 for row in log)
+    assert len(of_it) == (37 if trains_weights(command) else 24)
+    assert ("tower.safetensors" in manifest["weights"]) == trains_weights(command)
+    assert "vision_tower.encoder.layers.*." in said
+    log = [json.loads(line) for line in (runs / "stage2/log.jsonl").read_text().splitlines()]
+    assert [row["val_rows"] for row in log if "val_rows" in row][-1] == 4
+    base = parts_of(tiny_assembled().model).llava.vision_tower.state_dict()
+    tower = parts_of(load_run(runs / "stage2")[0].model).llava.vision_tower.state_dict()
+    if trains_weights(command):
+        assert all(torch.equal(base[n], tower[n]) == (".2." in n or "post" in n or "ids" in n) for n in base)
+    else:
+        moved = [float(t.abs().max()) for n, t in tower.items() if "lora_B" in n]
+        assert len(moved) == 12
+        assert min(moved) > 1e-4
 
 
-def test_it_goes_on_to_the_same_bytes(tuned_run, world, tmp_path):
-    whole, more, how, _ = tuned_run
-    shutil.copytree(whole / "runs", tmp_path / "runs")
-    out = tmp_path / "runs/stage2"
+def test_a_resumed_run_ends_with_the_same_bytes(tuned_run, tmp_path):
+    whole, command, _ = tuned_run
+    out = shutil.copytree(whole, tmp_path / "runs") / "stage2"
     for path in (*out.glob("*.safetensors"), out / files.MANIFEST, out / "checkpoint-3"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    data = (*more, "--val-share", "20%", "--resume")
-    other = tuple("--train-tower" if value == "--tower-lora" else value for value in data if value != 2)
-    rate = [*data, "--tower-learning-rate", 2e-3]
-    refused = run(*stage2(WORLD(whole), *rate), cwd=tmp_path, expect=2).stderr
-    assert "another training: {'tower_learning_rate': 0.001}, now {'tower_learning_rate': 0.002}" in refused
-    run(*stage2(WORLD(whole), *data), cwd=tmp_path)
-    assert trained_tensors(out) == trained_tensors(whole / "runs/stage2")
+    rate = [2e-3 if value == 1e-3 else value for value in command]
+    for other, reason in (
+        (rate, "another training: {'tower_learning_rate': 0.001}, now {'tower_learning_rate': 0.002}"),
+        (stage2(command[2].parent, *MORE, "--val-share", "20%"), "was started with another training: {"),
+    ):
+        refused = run(*other, "--resume", cwd=tmp_path, expect=2).stderr
+        assert reason in refused
+    run(*command, "--resume", cwd=tmp_path)
+    for path in whole.glob("stage2/*.safetensors"):
+        assert files.file_hash(out / path.name) == files.file_hash(path)
+
+
+def test_an_exported_folder_says_what_the_run_says(tuned_run, tmp_path, monkeypatch):
+    monkeypatch.setenv(quantised.VARIABLE, str(tmp_path / "cache"))
+    runs, command, _ = tuned_run
+    out = tmp_path / "out"
+    run("export", runs / "stage2", out, "--base", "dequantised", "--dtype", "fp32", cwd=tmp_path)
+    content = json.loads((out / "export.json").read_text())
+    assert content["parity"]["gap"] < 1e-5
+    written, base = load_file(out / "model.safetensors"), load_file(tower_folder() / "model.safetensors")
+    name = "encoder.layers.0.mlp.fc1.weight"
+    (here,) = (tensor for key, tensor in written.items() if key.endswith(name) and "vision" in key)
+    before = next(tensor for key, tensor in base.items() if key.endswith(name))
+    assert float((here - before).abs().max()) > 1e-4
+    refused = run("export", runs / "stage2", "no", "--to", "peft", cwd=tmp_path, expect=2).stderr
+    assert "trained its vision tower, too, which a folder of the LLM's adapters cannot hold" in refused
+    # What was exported is the start of another, and so is the run itself, of which the tower goes on.
+    more, firsts = (*MORE, "--val-share", "20%", "--max-steps", 1), []
+    how = HOW["weights" if trains_weights(command) else "adapters"]
+    for name, start in (("run", (runs / "stage2", *how)), ("model", (out, "--bits", 16))):
+        run(*stage2(command[2].parent, *more, "--out", name, "--start", *start), cwd=tmp_path)
+        firsts.append(json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])["val_lm"])
+    assert firsts[0] == pytest.approx(firsts[1], rel=1e-4)
+
+
+def test_a_benchmark_and_a_chat_read_it(tuned_run, short_answers, tmp_path):
+    runs, command, _ = tuned_run
+    bench = command[2].parent / "bench.tsv"
+    more = ("--data", bench, "--any-size", "--limit", 1, "--out", tmp_path / "answers")
+    run("eval", "mmbench", "--run", runs / "stage2", *more, cwd=tmp_path)
+    assert list((tmp_path / "answers").rglob("*.jsonl"))
+
+
+def test_a_start_whose_tower_was_trained_goes_on_in_the_same_way_alone(tuned_run, tmp_path):
+    runs, command, _ = tuned_run
+    other = HOW["adapters" if trains_weights(command) else "weights"]
+    for how in ((), other):
+        more = (*MORE, *how, "--start", runs / "stage2", "--out", "no")
+        refused = run(*stage2(command[2].parent, *more), cwd=tmp_path, expect=2).stderr
+        assert "trained its tower, too, which goes on with --t" in refused
+        assert refused.count("\n") == 1
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_whole_decoder_and_the_tower(stage1_run, world, tmp_path):
+    run(*stage2(world, "--bits", 16, "--max-steps", 1, "--train-tower"), cwd=tmp_path)
+    out = tmp_path / "runs/stage2"
+    manifest = files.read_manifest(out)
+    assert manifest["training"]["tower_learning_rate"] == 2e-6
+    assert manifest["weights"].keys() == {f"{n}.safetensors" for n in ("decoder", "projector", "tower")}
+    run("export", out, "out", "--dtype", "fp32", cwd=tmp_path)
+    assert json.loads((tmp_path / "out/export.json").read_text())["parity"]["gap"] < 1e-5
+
+
+def test_a_frozen_projector_leaves_the_terms_to_the_tower(stage1_run, world, tmp_path):
+    more = ("--lora", "--rank", 4, "--max-steps", 1, "--projector-learning-rate", 0, "--tower-lora", 2)
+    said = run(*stage2(world, *more), cwd=tmp_path).stdout
+    assert "The projector stays as stage 1 left it" in said
+    assert "measured only" not in said
+    assert files.read_manifest(tmp_path / "runs/stage2")["training"]["tower_learning_rate"] == 2e-5
+
+
+def test_what_does_not_go_together_is_said_in_one_line(stage1_run, world, tmp_path):
+    lora = ("--lora", "--rank", 4)
+    for more, reason in (
+        ((*lora, "--train-tower", "--tower-lora", 2), "give one of the two"),
+        ((*lora, "--tower-learning-rate", 1e-5), "add --train-tower or --tower-lora"),
+        (("--bits", 16, "--tower-lora", 2), "--tower-lora goes with --lora"),
+        ((*lora, "--tower-lora", 0), "--tower-lora must be at least 1, got 0"),
+        ((*lora, "--tower-lora", 2, "--tower-layer", 0), "leaves no layer for --tower-lora"),
+        ((*lora, "--train-tower", "--tower-learning-rate", 0), "--tower-learning-rate must be above 0"),
+    ):
+        refused = run(*stage2(world, *more), cwd=tmp_path, expect=2).stderr
+        assert reason in refused
+        assert refused.count("\n") == 1
+    assert not (tmp_path / "runs/stage2").exists()
+    for option in (("--train-tower",), ("--tower-lora", 8), ("--tower-learning-rate", 1e-6)):
+        refused = run(*stage1(world, *option), cwd=tmp_path, expect=2).stderr
+        assert refused.count("\n") == 1
+        assert "stage 1 trains the projector alone" in refused
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_update_of_one(stage1_run, world, tmp_path):
+    """With rows of text alone in one process, whose tower then has no gradient.
+
+    A key's bias changes nothing, so all of its gradient is rounding, which Adam makes steps of.
+    """
+    more = ("--lora", "--rank", 4, "--dropout", 0, "--train-tower", "--max-steps", 4, "--bits", 16)
+    more += ("--tower-learning-rate", 1e-3)
+    run(*stage2(world, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
+    finish(launch(stage2(world, *more, "--micro-batch", 2, "--out", "two"), tmp_path))
+    for name in ("tower", "adapter_model"):
+        one, two = (load_file(tmp_path / n / f"{name}.safetensors") for n in ("one", "two"))
+        for key in one:
+            if not key.endswith("k_proj.bias"):
+                torch.testing.assert_close(two[key], one[key], rtol=0, atol=1e-6)
