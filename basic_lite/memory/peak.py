@@ -83,8 +83,9 @@ class Step:
 
     @property
     def tower_width(self) -> int:
-        """Bytes of an element of the tower's states, which are fp32 where its weights are trained."""
-        return 4 if self.tower_trained else self.held.width
+        """Bytes of an element of the tower's states: fp32 if its weights are, or a first norm widens them."""
+        first_norm = self.tower.family in ("clip_vision_model", "mlcd_vision_model")
+        return 4 if self.tower_trained or (self.tower_rank and first_norm) else self.held.width
 
     @property
     def tokens(self) -> int:
@@ -150,7 +151,7 @@ def static_parts(step: Step) -> dict[str, float]:
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
         "embeddings and head": tables * decoder.table_parameters,
-        "tower": step.tower_width * step.tower.parameters,
+        "tower": (4 if step.tower_trained else held.width) * step.tower.parameters,
         **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
         "projector": (12 + waiting) * projector,  # fp32: weights, two moments, gradients
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
