@@ -349,10 +349,7 @@ def published_decoder(name: str) -> DecoderSize:
     if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
         return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
-        raise ValueError(
-            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other decoder of type "
-            f"{', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
-        )
+        raise ValueError(zoo.no_model(name))
     return DecoderSize.of(DECODERS[name])
 
 

@@ -400,6 +400,18 @@ def family_of(model_type: str, source: str) -> Family:
     return _supported(model_type, source, "decoders", FAMILIES, WHY_NOT, LLMS)
 
 
+def no_model(name: str) -> str:
+    """Say that a name is not in the table, and why none of its family is."""
+    plain = name.lower().replace("-", "").replace(".", "_")
+    families = sorted(WHY_NOT, key=len, reverse=True)  # qwen3_5_moe before qwen3_5
+    family = next((f for f in families if plain.startswith(f)), None)
+    reason = "" if family is None else f": {family} is no family here, because {WHY_NOT[family]}"
+    return (
+        f"no model is named {name!r}{reason}; known: {', '.join(LLMS)}. Any other decoder of type "
+        f"{', '.join(FAMILIES)} goes in as --llm ID_OR_FOLDER"
+    )
+
+
 def tower_family_of(model_type: str, source: str) -> TowerFamily:
     """Return the tower family of `model_type`.
 
