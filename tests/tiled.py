@@ -95,9 +95,7 @@ def tiled_batch(padding: str = "right", seed: int = 1) -> dict:
     }
 
 
-def tiled_oracle(
-    model, batch, k, importance="attention", weights=(1.0, 1.0, 0.01), is_wanted=is_projector
-):
+def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.01), is_wanted=is_projector):
     """Everything that the method defines on pictures of different sizes, the slow and obvious way."""
     model = copy.deepcopy(model).double().eval()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

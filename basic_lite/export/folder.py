@@ -127,7 +127,8 @@ def plan(
         raise ValueError(f"{option} is for --to gguf, not --to {to}")
     if to == "peft" and _trained_tower(manifest):
         raise ValueError(
-            f"{run} trained its vision tower, too, which a folder of the LLM's adapters cannot hold; --to hf does"
+            f"{run} trained its vision tower, too, which a folder of the LLM's adapters cannot hold; --to hf "
+            "writes it"
         )
     if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")

@@ -149,7 +149,9 @@ def _linear_layers_of_tower(assembled: Assembled) -> str:
     layers = layers_to_the_features(llava.vision_tower, llava.config.vision_feature_layer)
     linear = {id(module) for module in layers.modules() if isinstance(module, nn.Linear)}
     if not linear:
-        raise ValueError(f"--tower-layer {llava.config.vision_feature_layer} leaves no layer for --tower-lora")
+        raise ValueError(
+            f"--tower-layer {llava.config.vision_feature_layer} leaves no layer for --tower-lora"
+        )
     names = [name for name, module in llava.vision_tower.named_modules() if id(module) in linear]
     return rf".*vision_tower\.({'|'.join(re.escape(name) for name in names)})"
 

@@ -138,7 +138,8 @@ _QWEN = ("<|image_pad|>", "<|endoftext|>")
 _SMOLLM2 = ("<reponame>", "<|endoftext|>")
 _GEMMA = ("<unused0>", "<pad>")
 _LLAMA2 = ("<unk>", "</s>")
-_META = {"licence": "Llama 3 licence", "gated": True}
+_META31 = {"licence": "Llama 3.1 licence", "gated": True}
+_META32 = {"licence": "Llama 3.2 licence", "gated": True}
 _GOOGLE = {"licence": "Gemma terms", "gated": True}
 
 LLMS: dict[str, LLM] = {
@@ -150,9 +151,9 @@ LLMS: dict[str, LLM] = {
         licence="MIT",
     ),
     "mistral-7b": LLM("mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", *_LLAMA2),
-    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
-    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
-    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
+    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
+    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
+    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META31),
     "qwen2.5-0.5b": LLM("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
     "qwen2.5-1.5b": LLM("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
     "qwen2.5-3b": LLM(
@@ -177,7 +178,8 @@ LLMS: dict[str, LLM] = {
     "mistral-7b-v0.3": LLM("mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", *_LLAMA2),
     TINY: LLM("tiny-decoder", "llama", "chatml", "<image>", "<pad>", tower=TINY, bits=16),
 }
-"""Hub ids, token names, licences and gates as on the hub's pages, written down without a hub at hand."""
+"""Hub ids, token names, licences and gates as on the hub's pages; this package's README says what of them was
+confirmed, and by which source."""
 # fmt: on
 
 

@@ -683,7 +683,9 @@ ProjectorRateOption = Annotated[
 
 TrainTowerOption = Annotated[
     bool,
-    option("--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL),
+    option(
+        "--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL
+    ),
 ]
 TowerLoraOption = Annotated[
     int | None,
@@ -738,7 +740,7 @@ class Tower:
         """
         if self.train_tower and self.tower_lora is not None:
             raise ValueError(
-                "--train-tower trains the tower's own weights, --tower-lora adapters in it: give one of the two"
+                "--train-tower trains the tower's own weights, --tower-lora adapters in it: give only one"
             )
         if self.tower_learning_rate is not None and not self.on:
             raise ValueError(

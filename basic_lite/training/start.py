@@ -99,13 +99,13 @@ class Start:
             how = "--train-tower" if had["train_tower"] else f"--tower-lora {had['tower_lora']}"
             if (tower.train_tower, tower.tower_lora) != (bool(had["train_tower"]), had["tower_lora"]):
                 raise ValueError(
-                    f"{self.source} trained its tower, too, which goes on with {how} alone; for anything else "
-                    f"basic-lite export {self.source} FOLDER, and --start from that FOLDER"
+                    f"{self.source} trained its tower, too, which goes on with {how} alone; for anything "
+                    f"else basic-lite export {self.source} FOLDER, and --start from that FOLDER"
                 )
         elif tower.tower_lora is not None and self.kind == "adapters":
             raise ValueError(
-                f"the adapters in {self.source} have none in the tower and go on as they are; for --tower-lora "
-                f"basic-lite export {self.source} FOLDER, and --start from that FOLDER"
+                f"the adapters in {self.source} have none in the tower and go on as they are; for "
+                f"--tower-lora basic-lite export {self.source} FOLDER, and --start from that FOLDER"
             )
 
     def load_trained(self, assembled: Assembled) -> None:

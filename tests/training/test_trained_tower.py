@@ -319,7 +319,7 @@ def test_a_frozen_projector_leaves_the_terms_to_the_tower(stage1_run, world, tmp
 def test_what_does_not_go_together_is_said_in_one_line(stage1_run, world, tmp_path):
     lora = ("--lora", "--rank", 4)
     for more, reason in (
-        ((*lora, "--train-tower", "--tower-lora", 2), "give one of the two"),
+        ((*lora, "--train-tower", "--tower-lora", 2), "give only one"),
         ((*lora, "--tower-learning-rate", 1e-5), "add --train-tower or --tower-lora"),
         (("--bits", 16, "--tower-lora", 2), "--tower-lora goes with --lora"),
         ((*lora, "--tower-lora", 0), "--tower-lora must be at least 1, got 0"),
