@@ -831,6 +831,13 @@ class Settings:
             raise ValueError(
                 "--tower-lora goes with --lora; with the whole decoder take --train-tower, or add --lora"
             )
+        if self.optimizer != "adamw" and not self.lora:
+            raise ValueError(f"--optimizer {self.optimizer} is for adapters; add --lora, or leave it out")
+        if self.optimizer != "adamw" and self.shards > 1:
+            raise ValueError(
+                f"--optimizer {self.optimizer} works on whole adapters, and --use_fsdp cuts them and Adam's "
+                f"moments over {self.shards} processes; leave it out"
+            )
         rate = self.projector_learning_rate
         if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")
