@@ -294,37 +294,30 @@ STAGES: dict[int, Published] = {
 }
 
 
-def fetch(stage: int, data: Path | None, images: Path | None) -> tuple[Path, Path | None]:
-    """Return annotation file and image root of a stage, from the arguments or from the hub.
+def fetch(stage: int, images: Sequence[str] | None) -> tuple[str, list[str] | None]:
+    """Return annotation file and image root of a stage's published set, from the hub.
 
     Args:
         stage: 1 or 2.
-        data: what the user gave, a path or a hub id, or `None`.
         images: what the user gave, or `None`.
 
     Raises:
-        ValueError: In one line, if a given file does not exist or the hub does not answer.
+        ValueError: In one line, if a folder does not exist or the hub does not answer.
     """
-    if data is not None:
-        if not data.is_file() and not data.is_dir() and not is_stored(data):
-            raise ValueError(
-                f"--data {data} does not exist; give a LLaVA JSON or JSONL file, a folder of Arrow or "
-                "Parquet, or a hub id"
-            )
-        if images is not None and not images.exists():
-            raise ValueError(f"--images {images} does not exist; give the folder that image paths start from")
-        return data, images
+    given = next((folder for folder in images or [] if not Path(folder).exists()), None)
+    if given is not None:
+        raise ValueError(f"--images {given} does not exist; give the folder that image paths start from")
     from huggingface_hub import hf_hub_download
 
     row = STAGES[stage]
-    if row.images is None and images is None:
+    if row.images is None and not images:
         raise ValueError(f"stage {stage} needs pictures that no single download holds: give {row.remedy}")
     try:
-        annotations = Path(hf_hub_download(row.repository, row.annotations, repo_type="dataset"))
-        if images is None and row.images is not None:
-            images = Path(hf_hub_download(row.repository, row.images, repo_type="dataset"))
+        annotations = hf_hub_download(row.repository, row.annotations, repo_type="dataset")
+        if not images and row.images is not None:
+            images = [hf_hub_download(row.repository, row.images, repo_type="dataset")]
     except Exception as error:  # the hub's client raises many types, none of them common
         raise ValueError(
             f"no hub answers for {row.repository} ({type(error).__name__}): give {row.remedy}"
         ) from error
-    return annotations, images
+    return annotations, list(images) if images else None

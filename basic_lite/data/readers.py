@@ -71,6 +71,20 @@ class Rows:
         return self.index.sha256
 
     @property
+    def parts(self) -> tuple[Rows, ...]:
+        """Return the data sets that the rows are of: itself, but for a `Mix`."""
+        return (self,)
+
+    @property
+    def sets(self) -> tuple[tuple[int, float], ...]:
+        """Return of each data set its rows and its weight."""
+        return ((len(self), 1.0),)
+
+    def named(self, finding: Finding) -> Finding:
+        """Return a finding with what messages need to name its row."""
+        return finding
+
+    @property
     def lengths(self) -> np.ndarray:
         """Return `(rows,)` int32, the estimated text tokens of each row, images not counted."""
         return self.index.tokens

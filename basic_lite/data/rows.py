@@ -30,16 +30,26 @@ class Finding:
         id: its own name.
         code: one of `basic_lite.data.rows.CODES`.
         detail: one line for a person.
+        file: where several data sets are mixed, which one it is.
+        row_in_file: its number there.
     """
 
     row: int
     id: str
     code: str
     detail: str
+    file: str = ""
+    row_in_file: int = 0
+
+    @property
+    def where(self) -> str:
+        """The row, and of a mix the file, as messages name it."""
+        return f"row {self.row_in_file} of {self.file}" if self.file else f"row {self.row}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as a JSON object; of an endless id, the start."""
-        return asdict(self) | {"id": self.id[:1000]}
+        known = asdict(self) | {"id": self.id[:1000]}
+        return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored")
@@ -131,6 +141,7 @@ class Sample:
         turns: `(role, text)` with role `"user"` or `"assistant"`.
         source: which data set the row is from, empty where the file does not say.
         silent: places of answers that carry no loss.
+        where: what messages call the row, where its number is not enough.
     """
 
     id: str
@@ -138,6 +149,7 @@ class Sample:
     turns: list[Turn]
     source: str = ""
     silent: frozenset[int] = frozenset()
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import Rows
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
@@ -315,16 +316,20 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
         draw: draw a world that is missing; otherwise only say where it would be.
 
     Raises:
-        ValueError: In one line, if a given file does not exist or the hub does not answer.
+        ValueError: In one line, if a given file does not exist, a weight is none, or no hub answers.
     """
-    if data.data is not None or not world.is_embedded(llm):
-        path, images = hub.fetch(stage, data.data, data.images)
-        return replace(data, data=path, images=images)
+    if data.data:
+        for source in data.sources:
+            check_source(source)
+        return data
+    if not world.is_embedded(llm):
+        path, images = hub.fetch(stage, data.images)
+        return replace(data, data=[path], images=images)
     drawn = world.world_beside(out, console.print if draw else None)
     console.print(
         f"Offline, in the embedded world ({drawn.images}): drawn scenes, a decoder of 1.4 M parameters."
     )
-    return replace(data, data=drawn.stage1 if stage == 1 else drawn.stage2, images=drawn.images)
+    return replace(data, data=[str(drawn.stage1 if stage == 1 else drawn.stage2)], images=[str(drawn.images)])
 
 
 @dataclass(frozen=True)
@@ -499,8 +504,14 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
 
 def data_of(settings: Settings, rows: Rows, held_out: HeldOut | None = None) -> dict[str, object]:
     """Return what a manifest says of the data."""
-    data: dict[str, object] = {"path": str(settings.data.data), "sha256": rows.sha256}
+    sources = settings.data.sources
+    data: dict[str, object] = {"path": named_sources(sources), "sha256": rows.sha256}
     data |= {"rows": len(rows), "order": ORDER}
+    if rows.parts[0] is not rows:
+        data["sets"] = [
+            {"path": str(source.path), "sha256": part.sha256, "rows": len(part), "weight": source.weight}
+            for source, part in zip(sources, rows.parts, strict=True)
+        ]
     return data if held_out is None else data | {"held_out": held_out.identity()}
 
 

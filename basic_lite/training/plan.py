@@ -11,7 +11,9 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import rank_and_count
-from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.batches import drawn_counts
+from basic_lite.data.mix import open_sources
+from basic_lite.data.readers import Rows
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
@@ -213,9 +215,9 @@ def decide(
         ValueError: If there are no rows, `hold_out` cannot, or `--fit` is given and nothing fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
-    if not settings.run.dry_run or settings.data.path.exists():
-        data = settings.data
-        rows = open_rows(data.path, data.images, follow_links=data.follow_links, min_rating=data.min_rating)
+    data = settings.data
+    if not settings.run.dry_run or all(source.path.exists() for source in data.sources):
+        rows = open_sources(data.sources, follow_links=data.follow_links, min_rating=data.min_rating)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
         if held_out is not None and settings.validation.val_steps is None:
@@ -264,8 +266,8 @@ def fit_batch(
         The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
     """
     processes, usable = rank_and_count()[1], rows.trained
-    pictures = int(rows.has_image[usable].sum())
-    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+    kinds = drawn_counts([rows.has_image & usable, ~rows.has_image & usable], rows.sets).sum(1).tolist()
+    kinds = kinds if settings.group else [sum(kinds)]
 
     def steps_with(tried: Settings) -> int:
         at_once = tried.micro_batch * processes

@@ -238,6 +238,7 @@ def prepare(
         usable=rows.trained,
         rank=rank,
         ranks=ranks,
+        sets=rows.sets,
     )
 
     # Which layers compute twice, the seed, and what transformers' Trainer is told.

@@ -25,6 +25,7 @@ from basic_lite.method import types
 from basic_lite.models import zoo
 
 if TYPE_CHECKING:
+    from basic_lite.data.mix import Source
     from basic_lite.data.pictures import Aspect
     from basic_lite.method.objective import Objective
 
@@ -374,14 +375,24 @@ class Data:
     """The rows, and what is done with those that are long or bad."""
 
     data: Annotated[
-        Path | None,
+        list[str] | None,
         option(
-            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+            help="JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+            "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
             panel=DATA,
+            metavar="DATA[:WEIGHT]",
         ),
     ] = None
-    images: ImagesOption = None
+    images: Annotated[
+        list[str] | None,
+        option(
+            help="Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+            default="the data's own",
+            panel=DATA,
+            metavar="IMAGES",
+        ),
+    ] = None
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
@@ -411,10 +422,12 @@ class Data:
     ] = None
 
     @property
-    def path(self) -> Path:
-        """The annotations, once `checks.training_files` has found them."""
-        assert self.data is not None, "no data are known yet"
-        return self.data
+    def sources(self) -> tuple[Source, ...]:
+        """The data sets, once `checks.training_files` has found them; raises as `parse_sources`."""
+        from basic_lite.data.mix import parse_sources
+
+        assert self.data, "no data are known yet"
+        return parse_sources(self.data, self.images)
 
     @property
     def processes(self) -> int:
@@ -777,8 +790,8 @@ class Settings:
         table = Table("setting", "value", show_header=False, box=None)
         shown = more | {
             "out": self.out,
-            "data": self.data.data,
-            "images": self.data.images,
+            "data": ", ".join(self.data.data or []),
+            "images": ", ".join(self.data.images or []) or None,
             "aspect": self.aspect,
             "learning_rate": self.learning_rate,
             "global_batch": self.global_batch,

@@ -82,7 +82,12 @@ def hold_out(rows: Rows, settings: Settings) -> HeldOut | None:
     validation = settings.validation
     if validation.val_data is not None:
         data = settings.data
-        images = validation.val_images or data.images
+        folders = {source.images for source in data.sources}
+        if validation.val_images is None and len(folders) > 1:
+            raise ValueError(
+                f"each --data has an image folder of its own: add --val-images for {validation.val_data}"
+            )
+        images = validation.val_images or folders.pop()
         others = open_rows(validation.val_data, images, follow_links=data.follow_links)
         if others.sha256 == rows.sha256:
             raise ValueError(
@@ -140,7 +145,7 @@ def check_held_out(held_out: HeldOut | None, rows: Rows, stage: int) -> str:
         first = next(iter(held_out.rows.faults), None)
         raise ValueError(
             f"none of the {len(held_out.numbers):,} rows of {held_out.rows.path} that are to be measured is "
-            f"good{f': row {first.row}, {first.detail}' if first else ''}"
+            f"good{f': {first.where}, {first.detail}' if first else ''}"
         )
     bad = len(held_out.numbers) - good
     of_them = " of the rows" if held_out.rows is rows else f" rows of {held_out.rows.path}"

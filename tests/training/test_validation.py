@@ -47,7 +47,7 @@ def measured(folder: Path) -> list[dict]:
 
 def settings(data: Path, **more: object) -> Settings:
     given = {"stage": 1, "out": Path("o"), "learning_rate": 1.0, "global_batch": 4, "micro_batch": 2}
-    return Settings(**given | {"data": Data(data), "validation": Validation(val_share="25%")} | more)
+    return Settings(**given | {"data": Data([str(data)]), "validation": Validation(val_share="25%")} | more)
 
 
 def even_ids(self: WordTokens, words: list[str]) -> frozenset[int]:
