@@ -66,6 +66,10 @@ def check(
     stage: Annotated[
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
+    background: Annotated[
+        str,
+        typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR"),
+    ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,
     workers: Annotated[
@@ -111,6 +115,7 @@ def check(
                 sources,
                 follow_links=follow_links,
                 min_rating=min_rating,
+                background=background,
                 workers=processes,
                 progress=progress,
             )

@@ -25,7 +25,7 @@ from basic_lite.data.findings import (
 from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, normal_form, shown
+from basic_lite.data.rows import CODES, STILL_TRAINS, WHITE, Finding, RowFault, normal_form, shown
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
@@ -204,7 +204,8 @@ class Pictures:
 
     def _key(self) -> dict[str, str]:
         root = "" if self.rows.images is None else os.path.realpath(self.rows.images)
-        return {"format": "2", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
+        key = {"format": "2", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
+        return key if self.rows.background == WHITE else key | {"background": self.rows.background}
 
     def findings(self, details: dict[int, str]) -> list[Finding]:
         """Return a finding for every row that has one of the pictures in `details`."""
@@ -309,7 +310,7 @@ class _Looker:
             if stored.stamp == stamp and status == GOOD:
                 return picture, GOOD, stamp, ""
             stamp = stored.stamp
-            check_picture(ref, self.depth)
+            check_picture(ref, self.depth, self.rows.background)
         except RowFault as fault:
             return picture, CODES.index(fault.code) + 1, stamp, fault.detail
         return picture, GOOD if self.depth == "decode" else 0, stamp, ""

@@ -13,7 +13,7 @@ import numpy as np
 from basic_lite.data.hub import is_stored
 from basic_lite.data.index import joined
 from basic_lite.data.readers import Progress, Rows, open_rows
-from basic_lite.data.rows import Finding, RawRow, Sample, text_hash
+from basic_lite.data.rows import WHITE, Finding, RawRow, Sample, text_hash
 
 MOST: float = 100
 """Largest weight."""
@@ -164,6 +164,7 @@ def open_sources(
     *,
     follow_links: bool = False,
     min_rating: int | None = None,
+    background: str = WHITE,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Rows:
@@ -189,6 +190,8 @@ def open_sources(
         )
         for source in sources
     ]
+    for part in parts:
+        part.background = background
     weights = [source.weight for source in sources]
     return parts[0] if weights == [1.0] else Mix(parts, weights)
 

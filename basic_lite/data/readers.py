@@ -14,6 +14,7 @@ from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, s
 from basic_lite.data.index import SHARDS, Index, Progress, open_index, parse_row, shard_row
 from basic_lite.data.rows import (
     STILL_TRAINS,
+    WHITE,
     ImageRef,
     RawRow,
     RowFault,
@@ -37,6 +38,7 @@ class Rows:
     Attributes:
         faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
         sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
+        background: what transparent pictures are put on, for checks of their colours.
         held_out: `(rows,)` bool, rows that are kept from training to be measured; none at first.
 
     Args:
@@ -62,6 +64,7 @@ class Rows:
         self.images, self.follow_links, self.stored = images, follow_links, stored
         self.faults: Sequence[Finding] = ()
         self.sizes: np.ndarray | None = None
+        self.background = WHITE
         self._ends: np.ndarray | None = None
         self.held_out = np.zeros(len(index.fault), bool)
 

@@ -21,6 +21,24 @@ evaluation, chat and its export's users must do, too: it belongs to the run's tr
 """
 
 
+WHITE: str = "#ffffff"
+"""What transparent pictures are put on by default."""
+
+
+def colour(text: str) -> str:
+    """Return a colour as `#rrggbb`.
+
+    Raises:
+        ValueError: In one line, if it is neither a name that HTML knows nor of that form.
+    """
+    from PIL import ImageColor
+
+    name = text.strip().lower()
+    if name in ImageColor.colormap or re.fullmatch("#[0-9a-f]{6}", name):
+        return "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(name))
+    raise ValueError(f"a colour is a name such as white, or #rrggbb, got {text!r}")
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something wrong with a row.

@@ -23,6 +23,7 @@ from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import Rows
+from basic_lite.data.rows import WHITE
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
@@ -489,7 +490,9 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
     # May be others; of the micro-batch see `Passes`.
     free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])
     then = then | {"training": then["training"] | {name: now["training"][name] for name in free}}
-    then["sources"] = {"exif": "ignore"} | then["sources"]  # which older versions did not write
+    then["sources"] = {"exif": "ignore", "background": WHITE} | then[
+        "sources"
+    ]  # which older versions did not write
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
         if isinstance(old, dict):  # what an older version did not write counts as `None`

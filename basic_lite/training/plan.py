@@ -14,6 +14,7 @@ from basic_lite.console import rank_and_count
 from basic_lite.data.batches import drawn_counts
 from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
+from basic_lite.data.rows import WHITE
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
@@ -64,6 +65,7 @@ def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent)
         tiles=model.tiles,
         pool=model.pool,
         exif=model.exif,
+        background=model.background,
     )
 
 
@@ -82,6 +84,7 @@ def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
         bits=bits if parts.bits is None else parts.bits,
         image_size=sources.image_size if parts.image_size is None else parts.image_size,
         exif=parts.exif or sources.exif,
+        background=parts.background or sources.background,
         tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
     )
 
@@ -182,6 +185,7 @@ class Plan:
         parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
         resolution = {"tiles": sources.tiles, "pool": sources.pool}
         parts |= {name: value for name, value in resolution.items() if value > 1} | {"exif": sources.exif}
+        parts |= {"background": sources.background} if sources.background != WHITE else {}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 
@@ -217,7 +221,8 @@ def decide(
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
     if not settings.run.dry_run or all(source.path.exists() for source in data.sources):
-        rows = open_sources(data.sources, follow_links=data.follow_links, min_rating=data.min_rating)
+        how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
+        rows = open_sources(data.sources, **how, background=sources.background)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
         if held_out is not None and settings.validation.val_steps is None:

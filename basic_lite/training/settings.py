@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from rich.table import Table
 
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import Exif, colour
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
 from basic_lite.models import zoo
@@ -260,6 +260,14 @@ QuantisedCopyOption = Annotated[
 a_seed = within(0, 2**32 - 1)  # numpy takes no others
 
 
+def a_colour(option: typer.CallbackParam, given: str | None) -> str | None:
+    """Return a colour as `#rrggbb`."""
+    try:
+        return None if given is None else colour(given)
+    except ValueError as error:
+        raise ValueError(f"{option.opts[0]}: {error}") from None
+
+
 def a_share(option: typer.CallbackParam, given: str | None) -> str | None:
     """Refuse what is no share of rows to hold out; a number without a percent sign could mean either."""
     if given is not None and not 0 < _percent(given) <= 50:
@@ -323,6 +331,10 @@ class Model:
             panel=DATA,
         ),
     ] = "ignore"
+    background: Annotated[
+        str,
+        option(help="What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"),
+    ] = "white"
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -362,6 +374,16 @@ class PartsOfStage1:
     exif: Annotated[
         Exif | None,
         option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
+    ] = None
+    background: Annotated[
+        str | None,
+        option(
+            help="What transparent pictures are put on.",
+            default="stage 1's",
+            panel=DATA,
+            callback=a_colour,
+            metavar="COLOUR",
+        ),
     ] = None
     tower_layer: Annotated[
         int | None,
