@@ -140,7 +140,7 @@ DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
 
 WEIGHTS: tuple[str, ...] = ("*.safetensors",)
-STATE: tuple[str, ...] = ("*.pt", "*.pth")
+STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
 """Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
 
 CHECKED: str = ".checked.json"

@@ -241,9 +241,14 @@ class SupervisedRows(Dataset):
         line = self.rows.named(Finding(row, name, fault.code, fault.detail)).as_dict() | {
             "replaced_by": other
         }
-        self.bad_log.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.bad_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:  # one write: lines of several workers do not mix
-            os.write(file, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(file)
+        append_line(self.bad_log, line)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a JSON object to a file in one write: lines of several workers do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress
+from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, sample_row
 from basic_lite.data.rows import RowFault, read_row
 from basic_lite.files import load_table, one_line, save_table, table_places
 
@@ -135,11 +135,13 @@ def index_dataset(
     kept = load_table(places, key, COLUMNS)
     if kept is not None:
         return Index(kept[0]["sha256"], (0,), **kept[1])
-    counts = picture_counts(dataset)
-    texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
+    pictures = picture_columns(dataset)
+    counts = picture_counts(dataset, pictures)
+    texts = dataset.remove_columns(pictures)
     columns, digest = Columns(), hashlib.sha256()
     for number, stored in enumerate(texts):
-        row = columns.add(lambda: read_row({**dict(stored), **_stand_ins(counts, number)}, stored=True))  # noqa: B023
+        whole = {**dict(stored), **_stand_ins(counts, number)}
+        row = columns.add(lambda: read_row(plain_row(whole), stored=True))  # noqa: B023
         seen = row.detail if isinstance(row, RowFault) else repr((row.id, len(row.images), row.turns))
         digest.update(seen.encode("utf-8", "backslashreplace"))
         if progress is not None and number % 1000 == 0:
@@ -169,8 +171,8 @@ def _files(path: Path, config: str | None = None, split: str | None = None) -> t
     Raises:
         ValueError: If there are none.
     """
-    for kind in ("parquet", "arrow"):
-        files = [path] if path.suffix == f".{kind}" else sorted(path.glob(f"**/*.{kind}"))
+    for kind, suffix in (("parquet", ".parquet"), ("arrow", ".arrow"), ("webdataset", ".tar")):
+        files = [path] if path.suffix == suffix else sorted(path.glob(f"**/*{suffix}"))
         if split is None:
             files = [file for file in files if file.name.startswith("train")] or files
         elif path.is_dir():
@@ -231,6 +233,28 @@ def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[
     return by_column
 
 
+def picture_columns(dataset: Dataset) -> list[str]:
+    """Return the columns that hold pictures: `PICTURES`, and those of a shard's members."""
+    import datasets
+
+    features: Mapping[str, Any] = dataset.features or {}
+    known = {name for name, feature in features.items() if isinstance(feature, datasets.Image)}
+    return [name for name in dataset.column_names if name in PICTURES or name in known]
+
+
+def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row of a data set; `datasets` reads WebDataset's shards as a column for each kind of member.
+
+    Raises:
+        RowFault: `malformed_row`.
+    """
+    key = stored.get("__key__")
+    if not isinstance(key, str):
+        return stored
+    members = {f"{key}.{name}": value for name, value in stored.items() if value and name[:2] != "__"}
+    return sample_row(members)
+
+
 def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
     """Return as many empty pictures as a row has, in the columns that hold them."""
     return {column: [b""] * int(number[row]) for column, number in counts.items()}
@@ -257,7 +281,7 @@ class Fetch:
 
     def __call__(self, row: int) -> Mapping[str, Any]:
         """Return row `row`, its pictures encoded."""
-        return self.dataset[row]
+        return plain_row(self.dataset[row])
 
 
 @dataclass(frozen=True)

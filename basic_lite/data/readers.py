@@ -155,12 +155,10 @@ class Rows:
         try:
             raw = self.raw(row)
             name = raw.id
-            normal = normal_form(raw)
+            return sample_of(raw, self.images, self.follow_links)
         except RowFault as fault:
             named = f" (id {shown(name)})" if name else ""
             raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
-        images = tuple(self.image_ref(image) for image in normal.images)
-        return Sample(raw.id, images, normal.turns, raw.source, normal.silent)
 
     def raw(self, row: int) -> RawRow:
         """Return what the layout's reader makes of row `row`, its turns unchecked.
@@ -169,6 +167,15 @@ class Rows:
             RowFault: `malformed_row` or `bad_roles`.
         """
         return read_row(self._fetch(row), stored=self.stored)
+
+    def answers(self) -> Iterator[str]:
+        """Yield what the assistant says in the rows to train on, shuffled in an order that stays the same."""
+        for row in np.random.default_rng(0).permutation(np.flatnonzero(self.trained)):
+            try:
+                turns = self[int(row)].turns
+            except RowFault:
+                continue  # such a row is left out or replaced while training
+            yield from (text for role, text in turns if role == "assistant")
 
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""
@@ -265,6 +272,13 @@ def open_rows(
     return Rows(path, fetch, index, images=root, follow_links=follow_links, stored=shards)
 
 
+def sample_of(raw: RawRow, root: Path | None, follow_links: bool = False) -> Sample:
+    """Return a row in normal form; raises as `normal_form`."""
+    normal = normal_form(raw)
+    images = tuple(image_ref(image, root, follow_links=follow_links) for image in normal.images)
+    return Sample(raw.id, images, normal.turns, raw.source, normal.silent, notes=normal.notes)
+
+
 def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -> ImageRef:
     """Return where the picture of an image entry is: bytes, a path, or `{"bytes", "path"}`."""
     if isinstance(image, Mapping):
@@ -296,13 +310,3 @@ def image_root(images: str | Path) -> Path:
     if isinstance(opened, str):
         raise ValueError(opened)
     return root
-
-
-def answers_of(rows: Rows) -> Iterator[str]:
-    """Yield what the assistant says in the rows to train on, in a shuffled order that is always the same."""
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.trained)):
-        try:
-            turns = rows[int(row)].turns
-        except RowFault:
-            continue  # such a row is left out or replaced while training
-        yield from (text for role, text in turns if role == "assistant")

@@ -160,6 +160,7 @@ class Sample:
         source: which data set the row is from, empty where the file does not say.
         silent: places of answers that carry no loss.
         where: what messages call the row, where its number is not enough.
+        notes: codes of `ROW_NOTES` about what is not done as the row says.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Sample:
     source: str = ""
     silent: frozenset[int] = frozenset()
     where: str = ""
+    notes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

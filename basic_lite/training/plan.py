@@ -15,6 +15,7 @@ from basic_lite.data.batches import drawn_counts
 from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE
+from basic_lite.data.stream import Stream
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
@@ -168,14 +169,14 @@ class Plan:
 
     Attributes:
         settings: to run with.
-        rows: the training data; `None` in a dry run whose data are not here yet.
+        rows: the training data; `None` in a dry run whose data are not here yet, or are streamed.
         held_out: the rows that are measured; `None` for none.
         steps: optimizer steps, or when they are known.
         memory: what is predicted for the card.
     """
 
     settings: Settings
-    rows: Rows | None
+    rows: Rows | Stream | None
     held_out: HeldOut | None
     steps: int | str
     memory: Row
@@ -220,20 +221,31 @@ def decide(
     """
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
-    if not settings.run.dry_run or all(source.path.exists() for source in data.sources):
+    if data.stream:
+        steps = settings.max_steps
+        rows = None if settings.run.dry_run else open_stream(settings)
+        held_out = hold_out(rows, settings)
+    elif not settings.run.dry_run or all(source.path.exists() for source in data.sources):
         how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
         rows = open_sources(data.sources, **how, background=sources.background)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
-        if held_out is not None and settings.validation.val_steps is None:
-            validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
-            settings = replace(settings, validation=validation)
         if line:
             console.print(line, highlight=False, soft_wrap=True)
+    if held_out is not None and settings.validation.val_steps is None:
+        assert isinstance(steps, int), "held-out rows are of data that are here"
+        validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+        settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
     settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
     return Plan(settings, rows, held_out, steps, row)
+
+
+def open_stream(settings: Settings) -> Stream:
+    """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
+    data, (source,) = settings.data, settings.data.sources
+    return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
 
 
 # Few rows: a global batch that nobody asked for shrinks.

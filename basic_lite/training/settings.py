@@ -415,6 +415,15 @@ class Data:
             metavar="IMAGES",
         ),
     ] = None
+    stream: Annotated[
+        bool,
+        option(
+            "--stream",
+            help="Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+            "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
+            panel=DATA,
+        ),
+    ] = False
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
@@ -800,7 +809,7 @@ class Settings:
     @property
     def group(self) -> bool:
         """Whether a batch holds rows of one modality and similar length: stage 1 has captions alone."""
-        return self.stage == 2
+        return self.stage == 2 and not self.data.stream
 
     @property
     def objective(self) -> Objective:
@@ -822,6 +831,7 @@ class Settings:
             "fused_kernels": self.fused_kernels,
             "epochs": None if self.max_steps > 0 else self.epochs,
             "max_steps": self.max_steps if self.max_steps > 0 else None,
+            "stream": self.data.stream or None,
             "follow_links": self.data.follow_links,
             "min_rating": self.data.min_rating,
             "max_length": self.data.max_length,
