@@ -83,8 +83,9 @@ def test_an_analysis_sees_it_on_the_run_s_background(logos):
     folder, _ = logos
     assembled = tiny_assembled(background="#204080")
     settings = InspectionSettings(TEMPLATES["plain"], "crop", max_new_tokens=2)
-    flat = assembled.transform("crop").upright(open_picture(folder / "0.png"))
-    flat = Image.fromarray(np.asarray(flat))
+    layers = Image.open(folder / "0.png")
+    flat = Image.new("RGB", layers.size, "#204080")
+    flat.paste(layers, mask=layers.getchannel("A"))
     samples = [Sample("0", lambda: open_picture(folder / "0.png"), "What?", "a red one")]
     samples.append(Sample("0", lambda: flat, "What?", "a red one"))
     results = [inspect_layers(assembled, [sample], [None], settings) for sample in samples]
