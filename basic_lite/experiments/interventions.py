@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,8 +54,8 @@ def parse(text: str) -> tuple[str, str]:
     return kind, value
 
 
-def check(text: str, config: PretrainedConfig, micro_batch: int) -> None:
-    """Look at everything that an intervention needs, before anything is loaded.
+def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[..., Intervention | None]:
+    """Look at everything that an intervention needs, before anything is loaded; return its `make`.
 
     Args:
         text: the intervention.
@@ -78,6 +79,7 @@ def check(text: str, config: PretrainedConfig, micro_batch: int) -> None:
             )
     if kind == "spare":
         read_spared(Path(value))
+    return partial(make, text)
 
 
 def make(

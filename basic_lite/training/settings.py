@@ -797,6 +797,13 @@ class Settings:
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
             )
+        if self.optimizer != "adamw" and not self.lora:
+            raise ValueError(f"--optimizer {self.optimizer} is for adapters; add --lora, or leave it out")
+        if self.optimizer != "adamw" and self.shards > 1:
+            raise ValueError(
+                f"--optimizer {self.optimizer} works on whole adapters, and --use_fsdp cuts them and Adam's "
+                f"moments over {self.shards} processes; leave it out"
+            )
         rate = self.projector_learning_rate
         if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")
