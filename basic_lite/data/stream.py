@@ -345,7 +345,7 @@ class StreamBatches(Sampler[list[Streamed]]):
             self.positions.pop(step - 1000, None)  # workers fetch ahead, by far fewer
             lengths = [estimated_length(row.sample.turns) for row in chosen]
             kinds = [not row.sample.images for row in chosen]
-            order = np.lexsort((-np.array(lengths), kinds)).tolist()
+            order = np.lexsort((-np.array(lengths), np.array(kinds))).tolist()
             for at in range(0, self.step_rows, self.batch_size):
                 yield [chosen[place] for place in order[at : at + self.batch_size]]
 

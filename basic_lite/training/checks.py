@@ -215,13 +215,14 @@ def check_stream(settings: Settings) -> None:
     data = settings.data
     if not data.stream:
         return
-    if len(data.sources) > 1 or data.sources[0].weight != 1:
+    source, *others = data.sources
+    if others or source.weight != 1:
         raise ValueError("--stream reads one --data without a weight: shares are of rows that were counted")
     if settings.max_steps <= 0:
         raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
     if settings.validation.val_share is not None:
         raise ValueError("--val-share is of rows that were counted; with --stream give --val-data FILE")
-    path, intervention = data.sources[0].path, settings.method.intervention
+    path, intervention = source.path, settings.method.intervention
     if any(file.name.endswith(JSON_FILES) for file in row_files(path)):
         raise ValueError(f"{path} is read row by row anyway, and shuffled as a whole: leave --stream out")
     if intervention != "none":
