@@ -369,14 +369,14 @@ class Comparison:
 
     @staticmethod
     def _along(measured: Mapping[str, Any], seed: int) -> str:
-        """Return the same for `curves.callbacks`, as JSON: on fewer samples."""
+        """Return the same for `curves.callbacks`, as JSON: fewer samples, and only what a curve shows."""
         fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
         if "rows" in measured:
             rows = measured["rows"]
             fewer["rows"] = rows | {"count": min(rows["count"], curves.SAMPLES)}
         else:
             fewer["scenes"] = min(measured.get("scenes", curves.SAMPLES), curves.SAMPLES)
-        return json.dumps({**fewer, "seed": seed})
+        return json.dumps({**fewer, "seed": seed, "terms": False})
 
     def _world(self, seed: int, named: int | None = None) -> Path:
         kind = "signs" if self.plan.signs else "seed"

@@ -184,17 +184,20 @@ class Curve:
 def curves_of(runs: Sequence[Sequence[Point]]) -> dict[str, Curve]:
     """Return the curve of every measure of a variant, from its points, seed by seed.
 
-    Points that not all seeds have are left out: an interrupted run may have been made before there were any.
+    Points and measures that not all seeds have are left out: earlier versions may have made some of the runs.
     """
     steps = set.intersection(*({point.step for point in points} for points in runs)) if runs else set()
     kept = [[point for point in points if point.step in steps] for points in runs]
     if not steps:
         return {}
     samples = np.array([point.samples for point in kept[0]])
+    named = [[{measure.name: measure for measure in point.measures} for point in points] for points in kept]
     curves = {}
-    for place, head in enumerate(kept[0][0].measures):
-        values = [np.array([point.measures[place].values for point in points]) for points in kept]
-        of = [points[0].measures[place].of for points in kept]
+    for name, head in named[0][0].items():
+        if not all(name in measures for points in named for measures in points):
+            continue
+        values = [np.array([measures[name].values for measures in points]) for points in named]
+        of = [points[0][name].of for points in named]
         counts = [np.ones(v.shape[1]) if o is None else np.array(o) for v, o in zip(values, of, strict=True)]
         curves[head.name] = Curve(head, samples, values, counts)
     return curves
@@ -220,7 +223,8 @@ def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, bet
     before, after = np.clip(last, 0, points - 2), np.clip(last + 1, 1, points - 1)
     rows = np.arange(len(values))
     high, low = gap[rows, before], gap[rows, after]
-    share = np.divide(high, high - low, out=np.zeros(len(rows)), where=high > low)
+    # Where the goal lies beyond the last point the share is above 1 without bound, and of no use below.
+    share = np.divide(high, high - low, out=np.zeros(len(rows)), where=high > low).clip(0, 1)
     logs = np.log(samples)
     between = np.exp(logs[before] + share * (logs[after] - logs[before]))
     return np.where(last < 0, samples[0], np.where(last == points - 1, np.inf, between))

@@ -320,11 +320,13 @@ class FileRows:
         label: what these rows are, in the plural.
         words: where every answer begins with one of these words, a token each: how often the right one is
             likelier than the others is measured too.
+        terms: measure both terms as well, picture by picture: with a large vocabulary half of the time.
     """
 
     batches: list[dict[str, Any]]
     label: str
     words: Sequence[str] = ()
+    terms: bool = True
 
 
 def rows_of_file(
@@ -336,6 +338,7 @@ def rows_of_file(
     max_length: int = 2048,
     follow_links: bool = False,
     words: Sequence[str] = (),
+    terms: bool = True,
     size: int = 4,
 ) -> FileRows:
     """Return rows evenly spread over a file.
@@ -349,6 +352,7 @@ def rows_of_file(
         max_length: most tokens of a row.
         follow_links: links in the image folder may lead out of it.
         words: as in `FileRows`.
+        terms: as in `FileRows`.
         size: rows per forward pass.
 
     Raises:
@@ -362,14 +366,14 @@ def rows_of_file(
     transform, collate = assembled.transform("crop"), assembled.collator()
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
     parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
-    return FileRows([collate([dataset[int(row)] for row in part]) for part in parts], label, words)
+    return FileRows([collate([dataset[int(row)] for row in part]) for part in parts], label, words, terms)
 
 
 def measure_rows(assembled: Assembled, rows: FileRows) -> list[Measure]:
-    """Return caption loss, cosine to the target and both terms of rows, and how often a word is read."""
+    """Return caption loss and cosine to the target of rows, both terms, and how often a word is read."""
     for_inference(assembled.model)
-    transform, supervision = assembled.transform("crop"), BasicSupervision(assembled.model)
-    label, words = rows.label, rows.words
+    transform, label, words = assembled.transform("crop"), rows.label, rows.words
+    supervision = BasicSupervision(assembled.model, importance="attention" if rows.terms else "uniform")
     ids = torch.tensor(
         [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
     )
@@ -383,7 +387,7 @@ def measure_rows(assembled: Assembled, rows: FileRows) -> list[Measure]:
             at = (torch.arange(len(first), device=first.device), first)
             likeliest = ids.to(first.device)[result.logits[at][:, ids].argmax(1)]
             values["read"] += likeliest.eq(result.labels[at]).float().mul(100).tolist()
-        for image in range(result.refinement.images):
+        for image in range(result.refinement.images if rows.terms else 0):
             for term in supervision.objective.terms(
                 _one_image(result.refinement, image), parts_of(assembled.model).embedding
             ):
@@ -391,9 +395,10 @@ def measure_rows(assembled: Assembled, rows: FileRows) -> list[Measure]:
     measures = [
         Measure("caption_loss", "caption loss", "nats per token", "lower", label, values["loss"]),
         Measure("cosine", "cosine to the target", "", "higher", label, values["cosine"]),
-        Measure("das", "L_das", "", None, label, values["das"]),
-        Measure("sds", "L_sds", "", None, label, values["sds"]),
     ]
+    if rows.terms:
+        for term, name in (("das", "L_das"), ("sds", "L_sds")):
+            measures.append(Measure(term, name, "", None, label, values[term]))
     if words:
         name = f"words read, of {len(words)}"
         measures.append(Measure("read", name, "%", "higher", label, values["read"], digits=1))
@@ -448,6 +453,7 @@ def measuring(
     scenes: int = 0,
     signs: str | None = None,
     rows: dict | None = None,
+    terms: bool = True,
 ) -> Callable[[], list[Measure]]:
     """Return what measures a model as it is when called; pictures and text are prepared once.
 
@@ -458,6 +464,7 @@ def measuring(
         scenes: how many held-out scenes to show it there; with signs 0 shows all.
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
+        terms: of rows and signs, measure both terms as well.
     """
     words: Sequence[str] = ()
     if signs is not None:
@@ -465,7 +472,7 @@ def measuring(
         count = scenes or sys.maxsize
         rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": count, "label": label}
     if rows is not None:
-        return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words))
+        return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words, terms=terms))
     assert world is not None, "there is something to measure on"
     batches = scene_batches(assembled, held_out_scenes(scenes, seed))
     return lambda: inspect_batches(assembled, batches, views=0).measures()

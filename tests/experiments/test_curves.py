@@ -60,6 +60,14 @@ def test_a_goal_is_reached_for_good_between_two_points(values, goal, better, wan
     assert reached == pytest.approx([wanted])
 
 
+def test_a_goal_far_beyond_the_end_of_a_flat_curve_is_never_reached_without_a_warning():
+    with np.errstate(over="raise"):
+        (reached,) = samples_until(
+            np.array([100, 200, 400]), np.array([[4.0, 3.0, 3.0 - 1e-6]]), np.array([1.0]), "lower"
+        )
+    assert reached == math.inf
+
+
 def curve(*seeds: list[list[float]]) -> Curve:
     """Make a curve at 100, 200 and 400 samples; a seed is a list of units for each point."""
     values = [np.array(points) for points in seeds]
@@ -154,6 +162,8 @@ def test_shares_are_of_counts_and_points_that_one_seed_lacks_are_left_out():
     assert made.samples.tolist() == [32]
     assert made.each.tolist() == [[100.0], [25.0]]
     assert curves_of([[], []]) == {}
+    runs[1][0].measures.insert(0, replace(LOSS, values=[2.0, 3.0]))
+    assert list(curves_of(runs[::-1])) == ["meaningful"]
 
 
 def test_the_measuring_counts_as_a_share_of_stage_1_alone(tmp_path):

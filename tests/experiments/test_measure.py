@@ -81,6 +81,16 @@ def test_every_figure_is_that_of_the_row_alone(data):
             assert measures[name].values[row] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
+def test_without_the_terms_the_rest_is_the_same(data):
+    """As along the way, where attention need not be read."""
+    assembled, where = tiny_assembled(), (str(data / "rows.json"), str(data), 99, "rows")
+    both, few = (measure_rows(assembled, rows_of_file(assembled, *where, terms=on)) for on in (True, False))
+    assert [measure.name for measure in both] == ["caption_loss", "cosine", "das", "sds"]
+    assert [measure.name for measure in few] == ["caption_loss", "cosine"]
+    for ours, theirs in zip(few, both, strict=False):
+        assert ours.values == pytest.approx(theirs.values, rel=1e-5, abs=1e-6)
+
+
 def test_rows_are_spread_evenly_over_the_file(data):
     assembled, where = tiny_assembled(), (str(data / "rows.json"), str(data))
     few, every = (

@@ -85,8 +85,8 @@ def write_world(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     pictures: dict[str, Scene] = {}
-    told = _pairs(named, seed)
-    rows = [_caption_row(i, pictures, rng, told) for i in range(captions)]
+    mentioned = _pairs(named, seed)
+    rows = [_caption_row(i, pictures, rng, mentioned) for i in range(captions)]
     world.stage1.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     rows = [_conversation_row(i, pictures, rng) for i in range(conversations)]
     world.stage2.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -117,11 +117,11 @@ def _pairs(named: int, seed: int) -> frozenset[tuple[str, str]]:
 
 
 def _caption_row(
-    number: int, pictures: dict[str, Scene], rng: random.Random, told: frozenset[tuple[str, str]]
+    number: int, pictures: dict[str, Scene], rng: random.Random, mentioned: frozenset[tuple[str, str]]
 ) -> dict[str, object]:
     """Note one picture and return its row: a request with `<image>` before or after it, and a caption."""
     scene = sample_scene(rng)
-    while not (things := tuple(thing for thing in scene.things if thing.pair in told)):
+    while not (things := tuple(thing for thing in scene.things if thing.pair in mentioned)):
         scene = sample_scene(rng)
     name = f"images/caption_{number:05d}.png"
     pictures[name] = scene
