@@ -16,11 +16,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.data.pictures import Aspect, ImageTransform
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import WHITE, Exif
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
 from basic_lite.models.llava import read_config
+from basic_lite.models.unpacked import BACKGROUND_KEY
 
 FALLBACK = "vicuna_v1"
 EXIF: Exif = "rotate"
@@ -55,7 +56,8 @@ class HfLlava:
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation, see `Assembled.transform`; turned by EXIF as `load_image` does."""
         config = self.processor.image_processor.to_dict()
-        return ImageTransform.from_processor(config, aspect=aspect, exif=EXIF)
+        background = getattr(self.model.config, BACKGROUND_KEY, WHITE)
+        return ImageTransform.from_processor(config, aspect=aspect, exif=EXIF, background=background)
 
     def prompt(self, text: str, *, pictured: bool) -> str:
         """Return a question as the model is to read it, with `<image>` where its picture stands."""
