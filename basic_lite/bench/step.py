@@ -93,7 +93,7 @@ def measure_baseline(
     decoder.set_attn_implementation("eager" if naive else "sdpa")
     try:
         with tempfile.TemporaryDirectory() as scratch, _published(assembled.model):
-            more = {"remove_unused_columns": False, "use_liger_kernel": device.type == "cuda" and not naive}
+            more = {"remove_unused_columns": False, "use_liger_kernel": not naive and _takes_liger(device)}
             args = arguments_of(assembled, scratch, micro_batch, steps + warm, **more)
             trainer = (_Naive if naive else Trainer)(
                 assembled.model,
@@ -113,6 +113,10 @@ def measure_baseline(
     speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
     peak = round(torch.cuda.max_memory_allocated() / 2**20, 1) if device.type == "cuda" else None
     return {"samples/s": round(statistics.median(speeds), 4), "speeds": speeds, "peak MiB": peak}
+
+
+def _takes_liger(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 @contextmanager
