@@ -25,7 +25,6 @@ from basic_lite.data.world.world import is_embedded
 from basic_lite.experiments import curves, measure, processes, report, sweeps
 from basic_lite.experiments.plans import (
     METHOD,
-    NOT_ON_TEXT,
     TUNE,
     Plan,
     Usual,
@@ -98,6 +97,9 @@ def _shown(value: object) -> str:
 SCENES: int = 200
 """Held-out scenes that a run is measured on."""
 
+MORE_SIGNS: int = 2
+"""As many times more captions does the world of signs have: to read takes longer than to name things."""
+
 _STAMP = "world.json"
 
 
@@ -128,17 +130,15 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     return world_in(folder)
 
 
-def draw_signs(
-    folder: Path, seed: int, scale: dict[str, int], scenes: int, say: Callable[[str], None]
-) -> None:
+def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callable[[str], None]) -> None:
     """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
-    stamp = {"seed": seed, "captions": scale["captions"], "held out": scenes}
+    stamp = {"seed": seed, "captions": captions, "held out": scenes}
     path = folder / _STAMP
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp:
         return
-    say(f"Drawing scenes with signs, seed {seed}: {scale['captions']:,} to learn from, in {folder}")
+    say(f"Drawing scenes with signs, seed {seed}: {captions:,} to learn from, in {folder}")
     with complete(folder) as draft:
-        signs.write_signs(draft, seed, scale["captions"], scenes)
+        signs.write_signs(draft, seed, captions, scenes)
         write_json(draft / _STAMP, stamp)
 
 
@@ -161,7 +161,6 @@ class Comparison:
         measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
         measured_rows: how many of its rows.
         benchmarks: to score every run on, with `data`, `images` and `answer_by` of each.
-        text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only variants to run; empty for all.
     """
 
@@ -175,7 +174,6 @@ class Comparison:
     measured_on: Path | None
     measured_rows: int
     benchmarks: Mapping[str, Mapping[str, str | None]]
-    text_patches: Path | None
     chosen: Sequence[str]
 
     def run(
@@ -203,7 +201,7 @@ class Comparison:
         todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
         for variant in variants:
             with contextlib.redirect_stdout(io.StringIO()):
-                check(**self._checked(variant), out=self.out / "check", dry_run=True)
+                check(**{**self.stage1, **variant.options}, out=self.out / "check", dry_run=True)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
@@ -257,16 +255,10 @@ class Comparison:
                     "plan data needs --max-steps N, the steps of the largest amount, or --global-batch N: "
                     "all amounts should share one, and the default shrinks where rows are few"
                 )
-        if not self.plan.signs:
-            if self.text_patches is not None:
-                raise ValueError(f"--text-patches is for the plan text-patches, not {self.plan.name}")
-        elif not self._embedded and self.text_patches is None:
+        if self.plan.signs and self._embedded and self.stage2 is not None:
             raise ValueError(
-                "text-patches on your own data needs --text-patches FILE, which says where text is: "
-                '{"row id": [patch, ...]}, patches row by row'
+                "the embedded world's signs are for stage 1: leave --stage 2 out, or give --data"
             )
-        elif self._embedded and (self.stage2 is not None or self.text_patches is not None):
-            raise ValueError("the embedded world's signs are for stage 1 and say themselves where text is")
 
     @property
     def _embedded(self) -> bool:
@@ -292,25 +284,12 @@ class Comparison:
         )
         return variants_for(self.plan, usual, given, self.defaults, self.chosen)
 
-    def _checked(self, variant: Variant) -> dict[str, object]:
-        """Return the options that can be looked at before a world is drawn."""
-        options = {**self.stage1, **self._with_text_patches(variant.options, None)}
-        return {name: value for name, value in options.items() if value != NOT_ON_TEXT}
-
-    def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
-        """Say which file tells where text is; while there is no folder of a world, only the user's."""
-        file = self.text_patches or (folder and folder / signs.TEXT_PATCHES)
-        spare = NOT_ON_TEXT if file is None else f"spare={file}"
-        return {name: spare if value == NOT_ON_TEXT else value for name, value in options.items()}
-
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
         content = {"stage1": _plain(self.stage1), "quick": self.quick}
         content["parts"] = fingerprints(self._sources)
         if self.stage2 is not None:
             content["stage2"] = _plain(self.stage2)
-        if self.text_patches is not None:
-            content["text patches"] = str(self.text_patches)
         for name, where in self.benchmarks.items():
             content[f"{name} data"] = str(where["data"])
             if where["answer_by"] != "text":
@@ -337,7 +316,7 @@ class Comparison:
         kind = "signs" if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
-            varied = _plain(self._with_text_patches(variant.options, world))
+            varied = _plain(variant.options)
             by_stage = {"stage1": varied | along, "stage2": {k: v for k, v in varied.items() if k in METHOD}}
             stages = {name: given[name] | by_stage[name] for name in steps if name in given}
             folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
@@ -395,7 +374,8 @@ class Comparison:
             scale = scale_of(1 if self.stage2 is None else 2, self.quick)
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
-                    draw_signs(self._world(seed), seed, scale, self._scenes, say)
+                    captions = scale["captions"] * MORE_SIGNS
+                    draw_signs(self._world(seed), seed, captions, self._scenes, say)
                 else:
                     draw(self._world(seed), seed, scale, say)
         device = devices.choose_device()

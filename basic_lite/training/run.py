@@ -218,6 +218,7 @@ def prepare(
         bad_budget=settings.data.bad_budget,
         bad_log=bad_log,
         usable=rows.usable,
+        lettering=assembled.patch_side if settings.method.sds_text == "skip" else None,
     )
     accumulation = settings.global_batch // passes.loaded
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
@@ -381,7 +382,6 @@ def train(
             parts_of(model),
             settings.method.layers,
             settings.method.weighting,
-            id_of=lambda row: prepared.rows.raw(row).id,
             seed=settings.run.seed,
         )
         if changed is not None:
@@ -498,6 +498,8 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows, held_out: He
         }
         if settings.method.intervention != "none":
             method["intervention"] = settings.method.intervention
+        if settings.method.sds_text != "keep":
+            method["sds_text"] = settings.method.sds_text
     data = checks.data_of(settings, rows, held_out) | {"left_out": int((~rows.usable).sum())}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
 

@@ -456,6 +456,10 @@ class Method:
             help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
         ),
     ] = types.SDS_WEIGHT
+    sds_text: Annotated[
+        types.SdsText,
+        option(help="L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+    ] = "keep"
     intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
 
     @property
@@ -753,6 +757,11 @@ class Settings:
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
             )
+        if self.method.sds_text == "skip" and not self.objective.sds_weight:
+            off = "--sds-weight 0" if self.method.basic else "--no-basic"
+            raise ValueError(
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
+            )
         rate = self.projector_learning_rate
         if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")
@@ -812,6 +821,7 @@ class Settings:
             "intervention": None if self.method.intervention == "none" else self.method.intervention,
             "das_weight": self.objective.das_weight,
             "sds_weight": self.objective.sds_weight,
+            "sds_text": None if self.method.sds_text == "keep" else self.method.sds_text,
             "projector_learning_rate": self.projector_learning_rate,
         }
         for name, value in shown.items():

@@ -66,7 +66,6 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
         measured_on=None,
         measured_rows=9,
         benchmarks={},
-        text_patches=None,
         chosen=["das"],
     )
     console = SimpleNamespace(print=lambda line, **more: said.append(line))
