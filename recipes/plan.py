@@ -68,7 +68,9 @@ def main(
             for name, _ in towers:
                 console.print(tables.stage_table(kind, [p for p in plans if p[0].tower == name]), "")
         too_large: dict[str, choice.Row] = {}
-        for row, _ in plans:
+        for row, step in plans:
+            if tables.too_many_tokens((row.model, step.decoder), step.tower):
+                continue
             if row.micro_batch is None and row.gpu_gib == cards[-1]:
                 too_large.setdefault(row.model, row)
         for row in too_large.values():
@@ -86,7 +88,8 @@ def main(
         return
     if len(models) > 1:
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
-    for line in remedies:
+    refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
+    for line in [*filter(None, refused), *remedies]:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(
         "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic.",

@@ -24,6 +24,20 @@ from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Size, Tiling, image_tokens
 
 
+def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
+    """Return `(rows,)` int64, the image tokens of every row.
+
+    Args:
+        rows: from `open_rows`; with tiles their `sizes` are known.
+        tokens_per_image: of a picture in one square.
+        tiling: grids of tiles; `None` for one square per picture.
+    """
+    if tiling is None:
+        return rows.index.images.astype(np.int64) * tokens_per_image
+    assert rows.sizes is not None, "the pictures' sizes are read before tiles are counted"
+    return image_tokens(rows.index.images, rows.sizes, tiling)
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """Makes ids and labels of a sample.
@@ -46,10 +60,7 @@ class TextEncoder:
 
     def image_tokens(self, rows: Rows) -> np.ndarray:
         """Return `(rows,)` int64, the image tokens of every row."""
-        if self.tiling is None:
-            return rows.index.images.astype(np.int64) * self.tokens_per_image
-        assert rows.sizes is not None, "the pictures' sizes are read before tiles are counted"
-        return image_tokens(rows.index.images, rows.sizes, self.tiling)
+        return images_of(rows, self.tokens_per_image, self.tiling)
 
     def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:
         """Return ids, labels and how many tokens were cut off.

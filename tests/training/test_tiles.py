@@ -12,8 +12,10 @@ import pytest
 import torch
 from command import make_world, run, settings_shown, stage1, stage2
 from PIL import Image
+from processes import finish, launch
 from safetensors import safe_open
-from tiny import tiny_assembled, tower_folder
+from safetensors.torch import load_file
+from tiny import llm_folder, tiny_assembled, tower_folder
 
 from basic_lite import chat, files
 from basic_lite.analysis.inspection import InspectionSettings, inspect_layers
@@ -168,6 +170,47 @@ def test_lengths_are_those_of_the_encoded_rows(sized):
     assert [rows.sizes_of(row) for row in range(5)] == [
         [list(size) for size in item["sizes"]] for item in items[:5]
     ]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_check_finds_the_rows_that_are_too_long_with_tiles(sized, tmp_path, counted):
+    """With the tokenizer the very rows that training cuts; without it, by estimates."""
+    tower, llm = tower_folder(), llm_folder()
+    assembled = tiny_assembled(tiles=4)
+    rows = open_rows(sized / "instruct.json")
+    dataset = assembled.supervised(rows, assembled.template, assembled.transform("pad"), max_length=None)
+    lengths = [len(dataset[row]["input_ids"]) for row in range(len(rows))]
+    limit = sorted(lengths)[len(lengths) // 2]
+    more = ("--tokenizer", llm, "--template", assembled.template.name) if counted else ()
+    # What is given is without tiles, whose largest block is 45 patches and 6 newlines.
+    given = (*("--images", sized, "--tiles", 4, "--tower", tower, "--max-length", limit - 42), *more)
+    report = tmp_path / "report.json"
+    command = ("data", "check", sized / "instruct.json", *given, "--report", report, "--workers", 1)
+    run(*command, cwd=tmp_path, expect=1)
+    found = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    cut = {finding["row"] for finding in found if finding["code"] == "too_long"}
+    if counted:
+        assert cut == {row for row, length in enumerate(lengths) if length > limit}
+    assert 0 < len(cut) < len(rows)
+    refused = run(
+        "data", "check", sized / "instruct.json", "--tiles", 4, "--tower", tower, cwd=tmp_path, expect=2
+    )
+    assert "error: --tiles go by the pictures' sizes: add --images FOLDER" in refused.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_with_tiles_make_the_update_of_one(sized, tmp_path):
+    more = ("--bits", 16, "--tiles", 4, "--sds-text", "skip", "--max-steps", 3)
+    run(*stage1(sized, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
+    finish(launch(stage1(sized, *more, "--out", "two"), tmp_path))
+    one, two = (load_file(tmp_path / name / "projector.safetensors") for name in ("one", "two"))
+    assert len(one) == 5
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two")]
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("lm", "das", "sds", "cosine", "grad_norm"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
 
 
 def test_sizes_are_read_once_and_kept(sized, monkeypatch, tmp_path):
