@@ -14,7 +14,7 @@ import typer
 
 from basic_lite import __version__, console
 from basic_lite.method.types import Diverged, Unmoved
-from basic_lite.recipes import (
+from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setuptools maps them)
     ablate,
     analyze,
     bench,
@@ -28,12 +28,13 @@ from basic_lite.recipes import (
     export,
     models,
     plan,
+    report,
     results,
     stage1,
     stage2,
     start,
 )
-from basic_lite.recipes import eval as evaluation
+from basic_lite.recipes import eval as evaluation  # pyright: ignore[reportMissingImports]
 
 app = typer.Typer(
     name="basic-lite",
@@ -71,6 +72,7 @@ app.command("plan", rich_help_panel=TRAIN)(plan.main)
 app.command("stage1", rich_help_panel=TRAIN)(stage1.main)
 app.command("stage2", rich_help_panel=TRAIN)(stage2.main)
 app.command("eval", rich_help_panel=TRAIN)(evaluation.main)
+app.command("report", rich_help_panel=TRAIN)(report.main)
 app.command("compare", rich_help_panel=TRAIN)(compare.main)
 app.command("results", rich_help_panel=TRAIN)(results.main)
 app.command("chat", rich_help_panel=TRAIN)(chat.main)

@@ -96,10 +96,7 @@ def write_errors(what: Path) -> Iterator[None]:
         raise OSError(f"{what} could not be written ({reason[:160]}); {_UNTOUCHED}") from error
 
 
-_TORCH_WRITER = (
-    "PytorchStreamWriter",
-    "inline_container",
-)  # names in torch.save's errors, which have no class
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container")  # in torch.save's errors, which have no class
 _UNTOUCHED = "what was complete before is untouched: free some disk, and go on with --resume"
 
 
@@ -251,7 +248,7 @@ def _hash_in(path: Path, state: tuple[int, int, int]) -> str:
 
 
 def _remedy(folder: Path, name: str, sha: str) -> str:
-    """Tell how to get a file again."""
+    """Return what to do to have a file again."""
     if folder.name.startswith("checkpoint-"):
         return (
             f"remove {folder}, and --resume goes on from the checkpoint before; or --overwrite starts again"

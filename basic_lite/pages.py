@@ -6,9 +6,9 @@ import base64
 import io
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from basic_lite.files import complete
+from basic_lite.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -49,10 +49,7 @@ def render(template: str, **values: object) -> str:
 
 def write(path: Path, template: str, **values: object) -> Path:
     """Write a page, whole or not at all, and return its path; see `render`."""
-    page = render(template, **values)
-    with complete(path) as draft:
-        draft.write_text(page, encoding="utf-8")
-    return path
+    return write_text(path, render(template, **values))
 
 
 def picture(image: Image.Image, longest: int = LONGEST) -> str:
@@ -73,7 +70,7 @@ def as_svg(figure: Figure) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def quiet_axes(axes: Axes, grid: str = "y") -> None:
+def quiet_axes(axes: Axes, grid: Literal["x", "y"] = "y") -> None:
     """Leave of a plot's frame what is needed to read it, and a grid of horizontal (`y`) or vertical lines."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b9bec6")

@@ -35,10 +35,10 @@ def premise(
     ] = False,
     text: Annotated[
         Path | None,
-        o.option(help="Training data or plain text to read.", default="shipped captions", panel="Data"),
+        o.option(help="Training data or plain text to read.", default="shipped captions", panel=o.DATA),
     ] = None,
     tokens: Annotated[
-        int, o.option(help="Held-out tokens to read.", panel="Data", callback=o.within(64))
+        int, o.option(help="Held-out tokens to read.", panel=o.DATA, callback=o.within(64))
     ] = 512,
     layers: o.LayersOption = None,
     weighting: o.WeightingOption = "quadratic",
@@ -53,11 +53,9 @@ def premise(
 ) -> None:
     """Test on text whether the states of layers 1..k still name their tokens, and which --target to use.
 
-    No picture, no vision tower and no training are involved.
+    No picture, no vision tower and no training are involved. Best with the captions to train on as --text.
 
-    Give the captions that you will train on as --text.
-
-    Maps for --target translated are tried only where there are four tokens for each of their rows.
+    Maps for --target translated are tried only with at least four tokens for each of their rows.
 
     Examples:
 
@@ -69,6 +67,8 @@ def premise(
 
       basic-lite analyze premise --model tiny --random-weights
     """
+    from functools import partial
+
     from basic_lite.analysis import premise as premise_page
     from basic_lite.console import quiet_console
     from basic_lite.files import write_json
@@ -79,20 +79,14 @@ def premise(
     dtype = devices.choose_dtype(precision, device)
     if out is not None and len(llm or []) > 1:
         raise ValueError("--out is the page of one LLM; --json FILE takes the figures of several")
-    chosen = [
-        llava.Sources.named(
-            model, llm=one, bits=zoo.bits_of(model, one) if bits is None else bits, dtype=dtype
-        )
-        for one in (llm or [None])
-    ]
+    held = [(name, zoo.bits_of(model, name) if bits is None else bits) for name in llm or [None]]
+    chosen = [llava.Sources.named(model, llm=name, bits=number, dtype=dtype) for name, number in held]
     asked = premise_page.Asked(text, tokens, layers, weighting, random_weights)
     premise_page.check([sources.llm for sources in chosen], json)
     results, failed = {}, []
     for sources, name in zip(chosen, llm or [model], strict=True):
         try:
-            result = premise_page.run(
-                sources, device, asked, lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)
-            )
+            result = premise_page.run(sources, device, asked, partial(console.print, style="dim"))
         except ValueError as error:
             if len(chosen) == 1:
                 raise
@@ -108,17 +102,17 @@ def premise(
             raise ValueError(f"{count} LLMs could not be examined, first {failed[0]}")
         return
     console.print(premise_page.table(result))
-    console.print(premise_page.summary(result), highlight=False)
-    console.print(result.verdict.words, style="bold", highlight=False)
+    console.print(premise_page.summary(result))
+    console.print(result.verdict.words, style="bold")
     if result.verdict.target is not None:
         # Naming words is not yet teaching: in the embedded world the raw target trains better.
         advice = f"Worth a try: --target {result.verdict.target} --layers {result.verdict.layers}"
-        console.print(f"{advice}; basic-lite ablate target compares it with others", highlight=False)
+        console.print(f"{advice}; basic-lite ablate target compares it with others")
     if out is not None:
         content = premise_page.record(name, sources, asked, result)
         write_json(out, content)
         premise_page.write_page(out.with_suffix(".html"), result, content["model"])
-        console.print(f"{out} and {out.with_suffix('.html')}", highlight=False)
+        console.print(f"{out} and {out.with_suffix('.html')}")
 
 
 @app.command()
@@ -129,18 +123,20 @@ def tokens(
         o.option(
             help="Folder of pictures. A drawn world's folder stands for its held-out scenes.",
             default="the embedded world, for a run of the tiny model",
-            panel="Data",
+            panel=o.DATA,
         ),
     ] = None,
     captions: Annotated[
         Path | None,
-        o.option(help="LLaVA JSON or JSONL that says what they show.", default="none", panel="Data"),
+        o.option(help="LLaVA JSON or JSONL with captions of these pictures.", default="none", panel=o.DATA),
     ] = None,
     words: Annotated[
         Path | None,
-        o.option(help="File of words that mean something, one per line.", default="none", panel="Data"),
+        o.option(help="File of words that mean something, one per line.", default="none", panel=o.DATA),
     ] = None,
-    limit: Annotated[int, o.option(help="Pictures, spread evenly.", panel="Data", callback=o.within(1))] = 64,
+    limit: Annotated[
+        int, o.option(help="How many pictures, spread evenly.", panel=o.DATA, callback=o.within(1))
+    ] = 64,
     against: Annotated[
         Path | None,
         o.option(help="Another run of the same models, such as the plain baseline.", default="none"),
@@ -162,11 +158,8 @@ def tokens(
 ) -> None:
     """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
 
-    Shows how many matches mean something, and how deep layers drift to end tokens.
-
-    Shows how far the states move from what the projector made.
-
-    Shows how much of a caption is left when matched tokens stand in for the picture.
+    Shows how many matches mean something, how far states move from what the projector made, and how deep
+    layers drift to end tokens; and how much of a caption is left when matched tokens replace the picture.
 
     Examples:
 
@@ -206,11 +199,11 @@ def tokens(
                 max_new_tokens=max_new_tokens,
                 advance=advance,
             )
-        console.print(report.depth_table(results), highlight=False)
-        console.print(report.common_table(results), highlight=False)
-        if any(one.tried for one in results.results):
-            console.print(report.replacement_table(results), highlight=False)
+        console.print(report.depth_table(results))
+        console.print(report.common_table(results))
+        if any(result.tried for result in results.results):
+            console.print(report.replacement_table(results))
         folder = out or run / "analysis"
         files.write_json(folder / "tokens.json", results.as_dict())
         page = report.write(folder / "tokens.html", results)
-        console.print(f"Report: {page}   figures: {folder / 'tokens.json'}", highlight=False)
+        console.print(f"Report: {page}   figures: {folder / 'tokens.json'}")

@@ -1,4 +1,4 @@
-"""Measure this machine: answers per second, batched against one by one."""
+"""Measure this machine: answers per second, a training step, and what a layer costs the host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from basic_lite.training import settings as o
 
 def generate(
     run: Annotated[Path, o.option(help="Run whose model answers.")] = Path("runs/stage2"),
-    benchmark: Annotated[str, o.option(help="Whose questions.", panel="Data")] = "mmbench",
+    benchmark: Annotated[str, o.option(help="Whose questions are asked.", panel=o.DATA)] = "mmbench",
     data: Annotated[
-        str | None, o.option(help="Its file, folder or hub id.", default="the hub's", panel="Data")
+        str | None, o.option(help="Its file, folder or hub id.", default="the hub's", panel=o.DATA)
     ] = None,
-    limit: Annotated[int, o.option(help="Questions.", panel="Data", callback=o.within(1))] = 64,
+    limit: Annotated[int, o.option(help="How many questions.", panel=o.DATA, callback=o.within(1))] = 64,
     batch_size: Annotated[int, o.option(help="Prompts per batch.", callback=o.within(2))] = 16,
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.
@@ -49,10 +49,10 @@ def generate(
                 answers[name] = {q.id: answer.answer_one(assembled, q) for q in questions}
             seconds[name] = time.perf_counter() - start
     for name, value in seconds.items():
-        console.print(f"{name:12} {len(questions) / value:8.2f} answers/s", highlight=False)
+        console.print(f"{name:12} {len(questions) / value:8.2f} answers/s")
     same = sum(answers["batched"][q.id] == answers["one by one"][q.id] for q in questions)
     ratio = seconds["one by one"] / seconds["batched"]
-    console.print(f"ratio        {ratio:8.2f}   equal answers {same} of {len(questions)}", highlight=False)
+    console.print(f"ratio        {ratio:8.2f}   equal answers {same} of {len(questions)}")
 
 
 @o.command
@@ -61,9 +61,9 @@ def step(
         str, o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models).", panel=o.MODEL)
     ] = "vicuna-7b",
     stage: Annotated[
-        int, o.option(help="1: projector. 2: adapters and projector.", callback=o.within(1, 2))
+        int, o.option(help="1: the projector. 2: adapters and projector.", callback=o.within(1, 2))
     ] = 1,
-    bits: o.BitsOption = 4,
+    bits: o.BitsOption = None,
     precision: o.PrecisionOption = "auto",
     decoder_layers: Annotated[
         int | None,
@@ -113,7 +113,8 @@ def step(
     console = quiet_console()
     device = devices.choose_device()
     dtype = devices.choose_dtype(precision, device)
-    assembled = synthetic.random_model(model, bits=bits, dtype=dtype, device=device, layers=decoder_layers)
+    held = bits or 4
+    assembled = synthetic.random_model(model, bits=held, dtype=dtype, device=device, layers=decoder_layers)
     settings = {
         "stage": stage,
         "micro_batch": micro_batch,
@@ -126,12 +127,12 @@ def step(
     }
     if against:
         results = compare_steps(assembled, rounds=rounds, **settings)
-        console.print(markdown(results), highlight=False, soft_wrap=True)
+        console.print(markdown(results), soft_wrap=True)
     else:
         results = measure_steps(assembled, basic=basic, **settings)
         for name, value in results.items():
             if name != "speeds":
-                console.print(f"{name:24} {value}", highlight=False)
+                console.print(f"{name:24} {value}")
     if out is not None:
         write_json(out, {"model": model, **settings, "results": results})
 

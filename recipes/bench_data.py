@@ -9,6 +9,8 @@ import typer
 
 from basic_lite.training import settings as o
 
+CLIP = o.zoo.TOWERS["clip-l-336"]
+
 
 def main(
     annotations: Annotated[
@@ -18,8 +20,10 @@ def main(
     images: Annotated[Path | None, typer.Option(help="Folder, zip or tar of the images.")] = None,
     image_size: Annotated[
         int, typer.Option(help="Side of the tower's input in pixels.", callback=o.within(1))
-    ] = 336,
-    tokens_per_image: Annotated[int, typer.Option(help="Tokens of one image.", callback=o.within(1))] = 576,
+    ] = CLIP.image_size,
+    tokens_per_image: Annotated[
+        int, typer.Option(help="Tokens of one image.", callback=o.within(1))
+    ] = CLIP.tokens,
     batch: Annotated[int, typer.Option(help="Rows per batch.", callback=o.within(1))] = 16,
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.", callback=o.within(0))] = 2,
     step_ms: Annotated[
@@ -66,4 +70,4 @@ def main(
         annotations, tokenizer=reader, template=template, tokens_per_image=tokens_per_image
     )
     for line in [*facts.lines(), *padding.lines()]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)

@@ -73,6 +73,7 @@ def main(
             console.print(table.side_by_side(results, title))
             for line in curves.sentences(demo.curves_of_demos([folder]), results.baseline):
                 console.print(line, style="bold", highlight=False)
+            console.print(demo.cost_of(folder), highlight=False)
             page = report.write_demo(folder, results)
             console.print(f"Report: {page}   figures: {folder / 'summary.json'}", highlight=False)
         if seeds > 1:

@@ -40,6 +40,6 @@ def main(
             f"{finding.state:<5} {finding.name:<13} {finding.text}", highlight=False, soft_wrap=True
         )
         if finding.remedy and finding.state != "good":
-            console.print(f"      {'':<13} -> {finding.remedy}", highlight=False, soft_wrap=True)
+            console.print(f"      {'':<13} -> {finding.remedy}", soft_wrap=True)
     if broken:
         raise typer.Exit(1)

@@ -111,7 +111,7 @@ def main(
             if export is None:
                 from basic_lite.export.gguf import export_gguf as export  # its package is an extra
             if base == "bf16" and plan.base is None:
-                held = quantise or str(plan.dtype).removeprefix("torch.")
+                held = plan.quantise or str(plan.dtype).removeprefix("torch.")
                 say(f"{run} holds no quantised base; its own weights are exported, in {held}")
             content = export(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
         for line in exported.summary(content):

@@ -54,13 +54,14 @@ def main(json: Annotated[bool, o.option("--json", help="One JSON object per line
     for row in towers:
         table.add_row(row["tower"], row["hub_id"], str(row["image_size"]), str(row["tokens"]))
     console.print(table, "")
-    lines = (
+    console.print(
         "gated: accept the licence on the model's page and log in (hf auth login) before the first run.",
         "stage 1, stage 2: smallest card by prediction, CLIP-L-336, 4 bits, --lora (see basic-lite plan).",
         f"Any other decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER.",
+        sep="\n",
+        highlight=False,
+        soft_wrap=True,
     )
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
 
 
 def model_rows() -> list[dict]:

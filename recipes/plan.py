@@ -48,19 +48,19 @@ def main(
       basic-lite plan --model vicuna-7b --tiles 4
     """
     import json as encoder
+    from dataclasses import asdict
 
-    from rich.console import Console
-
+    from basic_lite.console import command_console
     from basic_lite.memory import choice, inference, sizes, speed, tables
 
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
-    console, remedies = Console(), []
+    console, remedies = command_console(), []
     for kind in tables.kinds_of(stage):
         plans = tables.plan_rows(kind, models, towers, cards, rank=rank, text=text, basic=basic)
         if json:
-            print(*(encoder.dumps(row.json()) for row, _ in plans), sep="\n")
+            print(*(encoder.dumps(asdict(row)) for row, _ in plans), sep="\n")
             continue
         if len(models) > 1:
             console.print(tables.overview(kind, [row for row, _ in plans]), "")
@@ -81,7 +81,7 @@ def main(
             inference.row_of(use, models[0], named, gib, rank) for use in inference.SETTINGS for gib in cards
         ]
         if json:
-            print(*(encoder.dumps(row.json()) for row in uses), sep="\n")
+            print(*(encoder.dumps(asdict(row)) for row in uses), sep="\n")
         else:
             console.print(tables.inference_table(uses), "")
     if json:
@@ -89,10 +89,5 @@ def main(
     if len(models) > 1:
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
     refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
-    for line in [*filter(None, refused), *remedies]:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(
-        "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    basis = "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic."
+    console.print(*filter(None, refused), *remedies, basis, sep="\n", soft_wrap=True)

@@ -42,4 +42,4 @@ def main(
         console.print(show.across(have))
     without = [run for run in results if run not in have]
     if without and not as_csv:
-        console.print(f"Without results: {', '.join(without)}", highlight=False)
+        console.print(f"Without results: {', '.join(without)}")

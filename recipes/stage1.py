@@ -31,29 +31,23 @@ def main(
 
       basic-lite stage1 --llm ./my-llama --tower ./my-clip --data captions.json --no-basic --out runs/plain
     """
-    from functools import partial
-
-    from basic_lite.console import quiet_console
     from basic_lite.data.templates import TEMPLATES
     from basic_lite.experiments import curves, interventions
-    from basic_lite.models import devices, trainable
+    from basic_lite.models import trainable
     from basic_lite.training import checks, plan
     from basic_lite.training import run as training
-    from basic_lite.training.callbacks import Clock
 
-    clock, console = Clock(), quiet_console()
-    clock.mark("imports")
+    console, clock, device, shards = training.begin()
 
     # 1. Resolve the parts, the files, and every option that was left out.
-    shards, device = checks.shards_asked_for(), devices.choose_device()
-    sources = plan.sources_of(model, device, partial(console.print, highlight=False, soft_wrap=True))
+    sources = plan.sources_of(model, device, console)
     data = checks.training_files(1, sources.llm, data, out, console, draw=not run.dry_run)
-    given = (data, method, memory, schedule, run)
-    settings = plan.resolve(1, sources.llm, device, *given, validation=validation, out=out, shards=shards)
+    groups = (data, method, memory, schedule, run, out, validation)
+    settings = plan.resolve(1, sources.llm, device, *groups, shards=shards)
 
     # 2. Check what can be checked before any weight is read.
     config = checks.check_sources(sources, settings)
-    interventions.check(method.intervention, config, settings.micro_batch)
+    intervene = interventions.check(method.intervention, config, settings.micro_batch)
 
     # 3. Plan: the rows decide the global batch, the card the micro-batch.
     decided = plan.decide(settings, sources, device, memory, schedule, console, name=model.llm or model.model)
@@ -71,12 +65,8 @@ def main(
         clock.mark("models")
 
         # 6. Fit the target, see whether the teacher can teach, and train.
-        make = partial(interventions.make, method.intervention)
-        finished = training.run_stage(
-            *(assembled, decided, TEMPLATES["plain"], console, clock),
-            resume=resume,
-            intervene=make,
-            callbacks=curves.callbacks(run.along, assembled, out),
-        )
+        watching = curves.callbacks(run.along, assembled, out)
+        made = (assembled, decided, TEMPLATES["plain"], console, clock)
+        finished = training.run_stage(*made, resume=resume, intervene=intervene, callbacks=watching)
     if finished:
         console.print(f"The projector is in {out}. Next: basic-lite stage2 --lora --start {out}")

@@ -39,74 +39,57 @@ def main(
 
       basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
     """
-    from dataclasses import replace
-    from functools import partial
-
-    from basic_lite.console import quiet_console
     from basic_lite.experiments import interventions
-    from basic_lite.models import checkpoint, devices, trainable
+    from basic_lite.models import trainable
     from basic_lite.training import checks, plan
     from basic_lite.training import run as training
     from basic_lite.training import start as starts
-    from basic_lite.training.callbacks import Clock
 
-    clock, console = Clock(), quiet_console()
-    clock.mark("imports")
+    console, clock, device, shards = training.begin(whole_decoder=not lora)
 
     # 1. Resolve the parts from what it starts with, the files, and every option that was left out.
-    shards, device = checks.shards_asked_for(whole_decoder=not lora), devices.choose_device()
-    begin = starts.find(start, lora, device, partial(console.print, highlight=False, soft_wrap=True))
-    first = begin.manifest
-    sources = plan.sources_of_stage2(first, parts, lora)
-    checkpoint.check_parts(sources, first)
+    begin = starts.find(start, lora, device, console)
+    sources = plan.sources_of_stage2(begin.manifest, parts, lora)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
-    method = replace(method, target=method.target or first["method"].get("target"))
-    lora_adapters = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm)) if lora else None
-    given = (data, method, memory, schedule, run)
-    own = {"lora": lora, "projector_learning_rate": projector_learning_rate, "optimizer": optimizer}
+    new = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm)) if lora else None
     settings = plan.resolve(
-        2, sources.llm, device, *given, validation=validation, out=out, shards=shards, **own
+        *(2, sources.llm, device, data, begin.method(method), memory, schedule, run, out, validation),
+        shards=shards,
+        lora=lora,
+        projector_learning_rate=projector_learning_rate,
+        optimizer=optimizer,
     )
 
     # 2. Check what can be checked before any weight is read.
     config = checks.check_sources(sources, settings)
-    interventions.check(method.intervention, config, settings.micro_batch)
+    intervene = interventions.check(method.intervention, config, settings.micro_batch)
 
     # 3. Plan: the rows decide the global batch, the card the micro-batch (and --fit the optimizer).
     decided = plan.decide(
-        settings, sources, device, memory, schedule, console, adapters=lora_adapters, optimizer=optimizer
+        settings, sources, device, memory, schedule, console, adapters=new, optimizer=optimizer
     )
-    checks.check_optimizer(decided.settings.optimizer, lora, shards)
-    decided.print(console, sources, device, start=start, rank=lora_adapters and lora_adapters.rank)
+    decided.print(console, sources, device, start=start, rank=new and new.rank)
     if run.dry_run:
         return
     with checks.claimed(decided) as resume:
         # 4. Look through the rows, and at the run to start from or to go on with.
-        if resume is None:  # a run that goes on takes nothing from its start any more
-            begin.check()
-        checks.check_before_loading(sources, decided, resume, console)
+        checks.check_before_loading(sources, decided, resume, console, begin)
         clock.mark("settings and data")
 
         # 5. Assemble with what the start has learnt; train adapters or the whole decoder, and the projector.
         assembled = training.assemble(sources, decided.settings, device, parts.quantised_copy, console)
-        checkpoint.check_identity(assembled, first)
         begin.load(assembled)
-        if lora_adapters is not None:
-            trainable.train_adapters(assembled, lora_adapters, run.seed)
+        if new is not None:
+            trainable.train_adapters(assembled, new, run.seed)
             begin.load_adapters(assembled)
         else:
             trainable.train_everything(assembled)
-        if decided.settings.projector_learning_rate == 0:
-            training.freeze_projector(assembled, decided.settings, console)
         clock.mark("models")
 
         # 6. Take over the start's target, or fit it, and train.
-        make = partial(interventions.make, method.intervention)
-        finished = training.run_stage(
-            assembled, decided, assembled.template, console, clock, resume=resume, start=begin, intervene=make
-        )
-    if finished and lora:
-        line = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft"
-        console.print(line, highlight=False, soft_wrap=True)
+        made = (assembled, decided, assembled.template, console, clock)
+        finished = training.run_stage(*made, resume=resume, start=begin, intervene=intervene)
     if finished:
-        console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")
+        peft = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft\n" if lora else ""
+        line = f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}"
+        console.print(f"{peft}{line}", soft_wrap=True)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def run(*arguments: object, cwd: Path, expect: int = 0) -> Done:
     assert (left.value.code or 0) == expect, output.getvalue() + errors.getvalue()
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return Done(output.getvalue(), errors.getvalue())
+
+
+def interrupt_when(path: Path) -> None:
+    """Send this process, once a file is there, what Ctrl-C would: SIGTERM, which is never ignored."""
+    while not path.exists():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make_world(folder: Path) -> Path:

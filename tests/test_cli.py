@@ -230,7 +230,10 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
             ["stage1", "--model", "gemma-2b", "--data", world / "captions.json"],
             "no language model can be loaded from 'google/gemma-2b-it'",
         ),
-        "no data, no hub": (stage1(world)[:7], "no hub answers for liuhaotian/LLaVA-Pretrain"),
+        "no data, no hub": (
+            stage1(world)[:7],
+            "liuhaotian/LLaVA-Pretrain cannot be fetched (HF_HUB_OFFLINE is set)",
+        ),
         "no such file": (stage1(world, "--data", "none.json"), "--data none.json does not exist"),
         "placeholders": (stage1(world, "--data", bad / "two.json", *images), "row 0"),
         "empty answer": (stage1(world, "--data", bad / "empty.json", *images), "row 0"),

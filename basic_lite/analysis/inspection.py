@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import stdev
 from typing import Any
 
@@ -18,6 +18,7 @@ from basic_lite.analysis import replacement
 from basic_lite.analysis.judges import Judge, content_kept, token_f1
 from basic_lite.analysis.samples import Sample
 from basic_lite.data.conversation import encode, encode_prompt
+from basic_lite.data.pictures import Aspect
 from basic_lite.data.templates import Template
 from basic_lite.data.tiles import Size
 from basic_lite.method.fit import match_tokens
@@ -31,22 +32,22 @@ from basic_lite.models.tower import up_to_the_features
 
 @dataclass
 class LayerMatches:
-    """One picture through the decoder; entry 0 is what goes in, entry l what layer l (of 1..L) leaves.
+    """One picture through the decoder: what goes in, what layers 1..L leave, and the target.
 
     The last layer is taken as it leaves the layer, before the decoder's final norm: the space that the first
-    layer receives.
+    layer receives. The target is the weighted sum of the states after layers 1..k.
 
     Attributes:
-        tokens: `(P,)` int64 each, the token nearest to each patch's state by cosine.
+        tokens: `L + 2` times `(P,)` int64, the token nearest to each patch's state by cosine.
         similarity: `(P,)` fp32 each, that cosine.
-        cosine: `(P,)` fp32 each, the cosine of the state to the initial embedding; all ones at entry 0.
-        target: `(P, D)` fp32, the weighted sum of the states after layers 1..k.
+        cosine: `(P,)` fp32 each, the cosine of the state to the initial embedding; all ones at first.
+        target: `(P, D)` fp32.
     """
 
     tokens: list[torch.Tensor] = field(default_factory=list)
     similarity: list[torch.Tensor] = field(default_factory=list)
     cosine: list[torch.Tensor] = field(default_factory=list)
-    target: torch.Tensor | None = None
+    target: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @contextmanager
@@ -65,18 +66,18 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         The matches, complete when the forward pass is done.
     """
     parts, seen = parts_of(model), LayerMatches()
-    initial: list[torch.Tensor] = []
+    initial = torch.empty(0)
 
     def note(states: torch.Tensor) -> None:
         ids, values = match_tokens(states, parts.embedding)
         seen.tokens.append(ids.cpu())
         seen.similarity.append(values.cpu())
-        seen.cosine.append(F.cosine_similarity(states.float(), initial[0], dim=1).cpu())
+        seen.cosine.append(F.cosine_similarity(states.float(), initial, dim=1).cpu())
 
     def receive(decoder: nn.Module, args: tuple, kwargs: dict) -> None:
+        nonlocal initial
         states = kwargs["inputs_embeds"][0].index_select(0, patch)
-        initial.append(states.float())
-        seen.target = torch.zeros_like(initial[0])
+        initial, seen.target = states.float(), torch.zeros_like(states, dtype=torch.float32)
         note(states)
 
     def leave(index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
@@ -95,6 +96,7 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         for hook in hooks:
             stack.callback(hook.remove)
         yield seen
+        note(seen.target)
 
 
 FEWEST: int = 8
@@ -108,9 +110,9 @@ class DepthResults:
     Attributes:
         name: `"initial"`, a layer's number from 1, or `"target"`.
         patches: how many there were.
-        judged: those of them whose match can be right or wrong.
-        meaningful: those of them whose match means something; `None` without a judge.
-        ends: patches whose match is a special token or a newline.
+        judged: those whose match can be right or wrong.
+        meaningful: those whose match means something; `None` without a judge.
+        ends: those whose match is a special token or a newline.
         similarity: mean cosine of a patch and its match.
         cosine: quartiles and mean of the cosine to the initial embedding, `q1`, `median`, `q3`, `mean`.
         common: the most frequent matches, id and count.
@@ -169,15 +171,15 @@ class ModelResults:
 
     def loss(self, kind: str) -> float | None:
         """Return the mean caption loss with `kind` in the picture's place; `None` where it was not tried."""
-        return _mean([picture.losses[kind] for picture in self.pictures if kind in picture.losses])
+        return _mean(picture.losses.get(kind) for picture in self.pictures)
 
     def loss_by_layer(self) -> dict[str, float]:
         """Return the mean caption loss with the tokens matched at each of some depths."""
-        names = dict.fromkeys(name for picture in self.pictures for name in picture.by_layer)
-        return {
-            name: _mean([picture.by_layer[name] for picture in self.pictures if name in picture.by_layer])
-            for name in names
-        }
+        losses: dict[str, list[float]] = {}
+        for picture in self.pictures:
+            for name, loss in picture.by_layer.items():
+                losses.setdefault(name, []).append(loss)
+        return {name: sum(values) / len(values) for name, values in losses.items()}
 
     @property
     def tried(self) -> bool:
@@ -219,29 +221,17 @@ class ModelResults:
             caption's content words that the text has. Means over pictures.
         """
         own = replacement.ORIGINAL
-        both = [picture for picture in self.pictures if kind in picture.texts]
-        kept = [content_kept(picture.texts[kind], picture.texts[own]) for picture in both]
-        caption = [
-            content_kept(picture.texts[kind], picture.caption)
-            for picture in both
-            if picture.caption is not None
-        ]
+        texts = [(p.texts[kind], p.texts[own], p.caption) for p in self.pictures if kind in p.texts]
         return {
-            "token_f1": _mean([token_f1(picture.texts[kind], picture.texts[own]) for picture in both]),
-            "content_kept": _mean([share for share in kept if share is not None]),
-            "caption_said": _mean([share for share in caption if share is not None]),
-        }
-
-    def as_dict(self) -> dict[str, object]:
-        """Return what goes into `tokens.json`, ids as they are."""
-        return {
-            "depths": [asdict(depth) for depth in self.depths],
-            "pictures": [asdict(s) for s in self.pictures],
+            "token_f1": _mean(token_f1(text, original) for text, original, _ in texts),
+            "content_kept": _mean(content_kept(text, original) for text, original, _ in texts),
+            "caption_said": _mean(content_kept(text, said) for text, _, said in texts if said is not None),
         }
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None
 
 
 @dataclass(frozen=True)
@@ -260,7 +250,7 @@ class InspectionSettings:
     """
 
     template: Template
-    aspect: str
+    aspect: Aspect
     layers: int | None = None
     weighting: Weighting = "quadratic"
     ends: frozenset[int] = frozenset()
@@ -288,13 +278,13 @@ def inspect_layers(
         settings: how to inspect it.
         advance: called after each picture.
     """
-    parts = parts_of(assembled.model)
     for_inference(assembled.model)
-    decoder = parts.decoder.config
+    decoder = parts_of(assembled.model).decoder.config
     k, depth = supervised_layers(decoder, settings.layers), decoder.num_hidden_layers
     tried = settings.tried if settings.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
-    tally, results = _Tally(depth, settings.ends), ModelResults()
-    base = slice(assembled.tokens_per_image)
+    names = ["initial", *map(str, range(1, depth + 1)), "target"]
+    tallies, results = [_Tally(name) for name in names], ModelResults()
+    base = slice(assembled.tokens_per_image)  # with tiles, the patches of the whole picture alone are judged
     blank = previous = None
     for number, (sample, judge) in enumerate(zip(samples, judges, strict=True)):
         size = None if assembled.tiling is None else _size(assembled, sample)
@@ -304,55 +294,56 @@ def inspect_layers(
             blank = _features(assembled, None, settings, size)
         if len(samples) > 1 and (previous is None or size is not None):
             previous = _features(assembled, samples[number - 1], settings, size)
-        prompt = _ids(assembled, sample, settings, size, answered=False)
-        answered = sample.caption is not None
-        ids, labels = _ids(assembled, sample, settings, size, answered=True) if answered else (prompt, None)
+        prompt, ids, labels = _encoded(assembled, sample, settings, size)
         embeds = replacement.put_in(assembled, ids, [features])
         places = torch.tensor(ids, device=embeds.device).eq(assembled.image_token_id).nonzero().squeeze(1)
         with watch_layers(assembled.model, places[kept], layer_weights(k, settings.weighting)) as seen:
             own = _run(assembled, embeds, labels)
-        target = match_tokens(seen.target, parts.embedding)
-        toward = F.cosine_similarity(seen.target, features[kept].float(), dim=1).cpu()
-        verdicts = tally.add(seen, (target[0].cpu(), target[1].cpu(), toward), judge, base)
+        rows = [tokens.tolist() for tokens in seen.tokens]
+        verdicts = None if judge is None else [judge(row[base]) for row in rows]
+        for place, tally in enumerate(tallies):
+            judged = None if verdicts is None else verdicts[place]
+            tally.add(rows[place], seen.similarity[place], seen.cosine[place], judged)
         if len(results.views) < settings.views:
-            rows = [tokens[base].tolist() for tokens in [*seen.tokens, target[0].cpu()]]
-            results.views.append((rows, verdicts))
+            results.views.append(([row[base] for row in rows], verdicts))
         floors = {replacement.BLANK: blank}
         if previous is not None:
             floors[replacement.SHUFFLED] = previous
 
-        def matched(
-            tokens: torch.Tensor, features: Any = features, kept: Any = kept
-        ) -> dict[str, torch.Tensor]:
-            made = replacement.token_stand_ins(assembled, tokens, features[kept])
-            if assembled.tiling is None:
-                return made
-            return {name: features.index_copy(0, kept, some) for name, some in made.items()}
-
-        stand_ins = matched(seen.tokens[0]) | floors
-        losses, by_layer = {}, {}
-        if answered:
-            by = {str(layer): matched(seen.tokens[layer])[replacement.DIRECTION] for layer in tried}
+        stand_ins = _matched(assembled, seen.tokens[0], features, kept) | floors
+        losses, by_layer, texts = {}, {}, {}
+        if own is not None:
+            deeper = {str(at): _matched(assembled, seen.tokens[at], features, kept) for at in tried}
+            by = {name: made[replacement.DIRECTION] for name, made in deeper.items()}
             losses = {replacement.ORIGINAL: own}
             losses |= replacement.caption_losses(assembled, ids, labels, stand_ins)
             by_layer = {"initial": losses[replacement.DIRECTION]}
             by_layer |= replacement.caption_losses(assembled, ids, labels, by)
-        texts = {}
         if settings.max_new_tokens:
-            every = {replacement.ORIGINAL: features} | stand_ins
+            shown = {replacement.ORIGINAL: features} | stand_ins
             texts = replacement.greedy_texts(
-                assembled, settings.template, prompt, every, settings.max_new_tokens
+                assembled, settings.template, prompt, shown, settings.max_new_tokens
             )
         results.pictures.append(PictureResults(losses, by_layer, texts, sample.caption))
         previous = features
         advance()
-    results.depths = list(tally.depths())
+    results.depths = [tally.results(settings.ends) for tally in tallies]
     return results
 
 
-def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int] | None) -> float | None:
+def _matched(
+    assembled: Assembled, tokens: torch.Tensor, features: torch.Tensor, kept: Any
+) -> dict[str, torch.Tensor]:
+    """Return a picture's embeddings with matched tokens in place of its patches; newlines stay."""
+    made = replacement.token_stand_ins(assembled, tokens, features[kept])
+    if assembled.tiling is None:
+        return made
+    return {name: features.index_copy(0, kept, some) for name, some in made.items()}
+
+
+def _run(assembled: Assembled, embeds: torch.Tensor, labels: list[int]) -> float | None:
     """Run one row; return its caption's loss, or `None` without a caption."""
-    if labels is not None:
+    if labels:
         return replacement.loss_of(assembled, embeds, labels)[0]
     nothing = torch.zeros(0, dtype=torch.long, device=embeds.device)
     assembled.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=nothing)
@@ -371,31 +362,31 @@ def _patches(assembled: Assembled, size: Size | None) -> Any:
     return assembled.tiling.block(size).is_patch().nonzero().squeeze(1)
 
 
-def _ids(
-    assembled: Assembled, sample: Sample, settings: InspectionSettings, size: Size | None, answered: bool
-) -> object:
-    tokens = assembled.image_tokens([] if size is None else [size])
-    about = {"image_token_id": assembled.image_token_id, "tokens_per_image": tokens}
-    turns = sample.turns(answered)
-    if not answered:
-        return encode_prompt(settings.template, assembled.tokenizer, turns, **about)
-    encoded = encode(settings.template, assembled.tokenizer, turns, **about)
-    return encoded.input_ids, encoded.labels
+def _encoded(
+    assembled: Assembled, sample: Sample, settings: InspectionSettings, size: Size | None
+) -> tuple[list[int], list[int], list[int]]:
+    """Return the prompt's ids, and those of prompt and caption with their labels (none without a caption)."""
+    about: dict[str, Any] = {
+        "image_token_id": assembled.image_token_id,
+        "tokens_per_image": assembled.image_tokens([] if size is None else [size]),
+    }
+    prompt = encode_prompt(settings.template, assembled.tokenizer, sample.turns(False), **about)
+    if sample.caption is None:
+        return prompt, prompt, []
+    encoded = encode(settings.template, assembled.tokenizer, sample.turns(True), **about)
+    return prompt, encoded.input_ids, encoded.labels
 
 
 def _features(
-    assembled: Assembled, sample: Sample | None, settings: InspectionSettings, size: Size | None = None
+    assembled: Assembled, sample: Sample | None, settings: InspectionSettings, size: Size | None
 ) -> torch.Tensor:
-    """Return the visual embeddings that the decoder receives; of a blank picture for `None`.
+    """Return the visual embeddings that the decoder receives, `(P, D)`; with tiles newlines are among them.
 
     Args:
         assembled: the model.
-        sample: the picture.
+        sample: the picture; `None` for a blank one.
         settings: how to inspect it.
         size: with tiles, height and width that the picture is brought to, to take as many tokens.
-
-    Returns:
-        `(P, D)`; with tiles newlines are among them.
     """
     llava, transform = parts_of(assembled.model).llava, assembled.transform(settings.aspect)
     if sample is None:  # the mean colour is 0 in the space that the tower receives
@@ -403,68 +394,50 @@ def _features(
         pixels = torch.zeros(squares, 3, assembled.image_size, assembled.image_size)
     else:
         picture = transform.upright(sample.open())
-        pixels = transform(picture if size in (None, picture.size[::-1]) else picture.resize(size[::-1]))
+        if size is not None and size != (picture.height, picture.width):
+            picture = picture.resize((size[1], size[0]))
+        pixels = transform(picture)
         pixels = pixels if pixels.dim() == 4 else pixels[None]
     pixels = tower_pixels(assembled.model, pixels, transform)
-    sizes = {} if size is None else {"image_sizes": [size]}
+    sizes: dict[str, Any] = {} if size is None else {"image_sizes": [size]}
     with up_to_the_features(llava.vision_tower, llava.config.vision_feature_layer):
-        features = torch.cat(list(llava.get_image_features(pixels, **sizes).pooler_output))
-    return features.to(llava.get_input_embeddings().weight.dtype)
+        made: Any = llava.get_image_features(pixels, **sizes)
+    return torch.cat(list(made.pooler_output)).to(parts_of(assembled.model).embedding.dtype)
 
 
 class _Tally:
-    """Adds up the matches at every depth, picture by picture."""
+    """Adds up the matches at one depth, picture by picture."""
 
-    def __init__(self, layers: int, ends: frozenset[int]) -> None:
-        self.names = ["initial", *map(str, range(1, layers + 1)), "target"]
-        self.ends = ends
-        self.common = [Counter() for _ in self.names]
-        self.judged, self.meaningful = [0] * len(self.names), [0] * len(self.names)
-        self.cosine = [[] for _ in self.names]
-        self.similarity = [[] for _ in self.names]
-        self.judges = 0
+    def __init__(self, name: str) -> None:
+        self.name, self.common = name, Counter[int]()
+        self.verdicts: list[bool | None] | None = None
+        self.similarity: list[torch.Tensor] = []
+        self.cosine: list[torch.Tensor] = []
 
     def add(
         self,
-        seen: LayerMatches,
-        target: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        judge: Judge | None,
-        base: slice,
-    ) -> list[list[bool | None]] | None:
-        """Add one picture; of its patches those of the whole picture, `base`, are judged."""
-        every = zip(
-            [*seen.tokens, target[0]],
-            [*seen.similarity, target[1]],
-            [*seen.cosine, target[2]],
-            strict=True,
-        )
-        verdicts = []
-        self.judges += judge is not None
-        for place, (tokens, similarity, cosine) in enumerate(every):
-            ids = tokens.tolist()
-            self.common[place].update(ids)
-            self.cosine[place].append(cosine)
-            self.similarity[place].append(similarity)
-            if judge is not None:
-                verdicts.append(judge(ids[base]))
-                self.judged[place] += sum(value is not None for value in verdicts[-1])
-                self.meaningful[place] += sum(value is True for value in verdicts[-1])
-        return verdicts or None
+        ids: list[int],
+        similarity: torch.Tensor,
+        cosine: torch.Tensor,
+        verdicts: list[bool | None] | None,
+    ) -> None:
+        self.common.update(ids)
+        self.similarity.append(similarity)
+        self.cosine.append(cosine)
+        if verdicts is not None:
+            self.verdicts = (self.verdicts or []) + verdicts
 
-    def depths(self) -> Iterator[DepthResults]:
-        for place, name in enumerate(self.names):
-            cosine = torch.cat(self.cosine[place]).double().numpy()
-            quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
-            summary = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {
-                "mean": float(cosine.mean())
-            }
-            yield DepthResults(
-                name,
-                len(cosine),
-                self.judged[place],
-                self.meaningful[place] if self.judges else None,
-                sum(count for token, count in self.common[place].items() if token in self.ends),
-                float(torch.cat(self.similarity[place]).double().mean()),
-                summary,
-                self.common[place].most_common(12),
-            )
+    def results(self, ends: frozenset[int]) -> DepthResults:
+        cosine = torch.cat(self.cosine).double().numpy()
+        quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
+        judged = [verdict for verdict in self.verdicts or [] if verdict is not None]
+        return DepthResults(
+            self.name,
+            patches=len(cosine),
+            judged=len(judged),
+            meaningful=None if self.verdicts is None else sum(judged),
+            ends=sum(count for token, count in self.common.items() if token in ends),
+            similarity=float(torch.cat(self.similarity).double().mean()),
+            cosine=dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"mean": float(cosine.mean())},
+            common=self.common.most_common(12),
+        )

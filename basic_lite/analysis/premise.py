@@ -22,7 +22,7 @@ from basic_lite.data.world import parts
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.scenes import sample_scene
-from basic_lite.files import complete, one_line, versions
+from basic_lite.files import one_line, versions, write_text
 from basic_lite.method.premise import Examined, Figures, examine
 from basic_lite.method.types import Weighting
 from basic_lite.models import repository, zoo
@@ -43,26 +43,21 @@ COLUMNS: dict[str, str] = {
 
 def lines(result: Examined) -> Iterator[tuple[str, list[str]]]:
     """Yield one line per layer and per target: its name and its cells, one for each of `COLUMNS`."""
-    translated = result.fit.get("layers", [])
+    maps = result.fit.get("layers", [])
     for layer, figures in result.measured.layers.items():
-        one = translated[layer - 1] if 0 < layer <= len(translated) else None
-        more = [f"{100 * one['own']:.1f}", f"{one['cosine']:.2f}"] if one else ["", ""]
-        yield "embeddings" if layer == 0 else f"layer {layer}", _cells(figures) + more
+        translated = ["", ""]
+        if 0 < layer <= len(maps):
+            translated = [f"{100 * maps[layer - 1]['own']:.1f}", f"{maps[layer - 1]['cosine']:.2f}"]
+        yield "embeddings" if layer == 0 else f"layer {layer}", _cells(figures) + translated
     for kind, by_layers in result.measured.targets.items():
         for k, figures in sorted(by_layers.items(), reverse=True):
             yield f"{kind}, k = {k}", [*_cells(figures), "", ""]
 
 
 def _cells(figures: Figures) -> list[str]:
-    shares = (figures.energy, figures.common)
-    own, cosine = f"{100 * figures.own:.1f}", f"{figures.cosine:.2f}"
-    return [
-        own,
-        cosine,
-        *(f"{100 * share:.0f}" for share in shares),
-        f"{figures.norm:.3g}",
-        f"{figures.entropy:.2f}",
-    ]
+    shares = [f"{100 * share:.0f}" for share in (figures.energy, figures.common)]
+    names = [f"{100 * figures.own:.1f}", f"{figures.cosine:.2f}"]
+    return [*names, *shares, f"{figures.norm:.3g}", f"{figures.entropy:.2f}"]
 
 
 def table(result: Examined) -> Table:
@@ -133,9 +128,6 @@ def write_page(path: Path, result: Examined, model: str) -> None:
     pages.write(path, "analysis/premise.html", **values)
 
 
-# What `analyze premise` does: a language model without a tower, and text; one LLM or several in one table.
-
-
 @dataclass(frozen=True)
 class Asked:
     """What is asked of every LLM.
@@ -156,7 +148,7 @@ class Asked:
 
 
 def check(llms: Sequence[str], records: Path | None) -> None:
-    """Look at what a user can have wrong, before any weight is read.
+    """Check what a user can get wrong, before any weight is read.
 
     Args:
         llms: names, hub ids or folders.
@@ -184,9 +176,13 @@ def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], N
     """
     texts = texts_of(asked.text, sources.llm)
     causal, tokenizer = load(sources, device, asked.random_weights)
-    parts = (causal.model, causal.lm_head, tokenizer)
-    options = {"layers": asked.layers, "weighting": asked.weighting, "read": asked.tokens}
-    return examine(*parts, texts, **options, progress=progress)
+    return examine(
+        *(causal.model, causal.lm_head, tokenizer, texts),
+        layers=asked.layers,
+        weighting=asked.weighting,
+        read=asked.tokens,
+        progress=progress,
+    )
 
 
 def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[str, Any]:
@@ -205,8 +201,7 @@ def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[
 def append(path: Path, content: Mapping[str, Any]) -> None:
     """Add a line of JSON to a file, whole or not at all."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    with complete(path) as draft:
-        draft.write_text(f"{before}{json.dumps(content)}\n", encoding="utf-8")
+    write_text(path, f"{before}{json.dumps(content)}\n")
 
 
 def overview(results: Mapping[str, Examined]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -82,7 +83,7 @@ def caption_losses(
 def put_in(assembled: Assembled, input_ids: list[int], patches: list[torch.Tensor]) -> torch.Tensor:
     """Return `(B, S, D)`: the text's embeddings, with each of `patches` `(P, D)` at the image tokens."""
     embed = parts_of(assembled.model).llava.get_input_embeddings()
-    ids = torch.tensor(input_ids, device=embed.weight.device)
+    ids = torch.tensor(input_ids, device=parts_of(assembled.model).embedding.device)
     places = (ids == assembled.image_token_id).nonzero().squeeze(1)
     text = embed(ids)
     return torch.stack([text.index_copy(0, places, own.to(text.dtype)) for own in patches])
@@ -113,26 +114,27 @@ def greedy_texts(
     max_new_tokens: int,
     rows: int = 4,
 ) -> dict[str, str]:
-    """Return what the decoder says, by greedy decoding, with each of `patches` at the place of the picture.
+    """Return the decoder's greedy answers with each of `patches` `(P, D)` at the place of the picture.
 
     Args:
         assembled: the model.
         template: of the prompt; says what ends an answer.
         prompt: ids with one picture.
-        patches: name -> `(P, D)`.
+        patches: by name.
         max_new_tokens: longest text.
         rows: prompts at a time.
     """
     stops, names, results = stop_ids(template, assembled.tokenizer), list(patches), {}
+    generate: Any = assembled.model.generate
     for start in range(0, len(names), rows):
         chosen = names[start : start + rows]
         embeds = put_in(assembled, prompt, [patches[name] for name in chosen])
-        produced = assembled.model.generate(
+        produced = generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
             **greedily(stops, assembled.pad_token_id, max_new_tokens, [assembled.image_token_id]),
         )
         for name, row in zip(chosen, produced.tolist(), strict=True):
             ids = until_stop(row, stops)
-            results[name] = assembled.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            results[name] = str(assembled.tokenizer.decode(ids, skip_special_tokens=True)).strip()
     return results

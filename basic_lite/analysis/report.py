@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def _ticks(last: int, k: int) -> list[int]:
 
 def _meaningful(axes: Axes, result: ModelResults, style: dict) -> None:
     shares = [depth.meaningful_share for depth in result.depths[:-1]]
-    axes.plot([None if share is None else 100 * share for share in shares], **style)
+    axes.plot([math.nan if share is None else 100 * share for share in shares], **style)
     axes.set_ylim(-3, 103)
 
 
@@ -274,9 +275,6 @@ def _left(share: float) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}\u00a0%"
-
-
-# An analysis of tokens in the terminal.
 
 
 def chosen_depths(layers: int, k: int, most: int = 12) -> list[int]:

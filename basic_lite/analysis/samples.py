@@ -54,8 +54,8 @@ class Sample:
 
     def turns(self, answered: bool) -> list[Turn]:
         """Return the conversation about it, with the caption as its answer or up to there."""
-        turns = [("user", f"{IMAGE}\n{self.question}".strip())]
-        return [*turns, ("assistant", self.caption)] if answered else turns
+        asked = ("user", f"{IMAGE}\n{self.question}".strip())
+        return [asked, ("assistant", self.caption or "")] if answered else [asked]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +13,8 @@ from basic_lite.analysis import judges, replacement
 from basic_lite.analysis.inspection import InspectionSettings, ModelResults, inspect_layers
 from basic_lite.analysis.judges import end_tokens
 from basic_lite.analysis.samples import Sample, Samples, Subject, each, method_of
-from basic_lite.data.templates import TEMPLATES, Template
+from basic_lite.data.pictures import Aspect
+from basic_lite.data.templates import TEMPLATES
 from basic_lite.files import versions
 from basic_lite.method.targets import supervised_layers
 from basic_lite.method.words import WordTokens, token_texts, words_of
@@ -79,10 +81,12 @@ class Analysis:
         }
 
     def _model(self, subject: Subject, results: ModelResults) -> dict[str, object]:
-        content = results.as_dict()
-        for row, depth in zip(content["depths"], results.depths, strict=True):
-            row |= {"meaningful_share": depth.meaningful_share, "end_share": depth.end_share}
-            row["common"] = [[self.texts[token], count] for token, count in depth.common]
+        depths = [
+            asdict(depth)
+            | {"common": [[self.texts[token], count] for token, count in depth.common]}
+            | {"meaningful_share": depth.meaningful_share, "end_share": depth.end_share}
+            for depth in results.depths
+        ]
         tried = [
             kind for kind in replacement.KINDS if any(kind in picture.texts for picture in results.pictures)
         ]
@@ -98,7 +102,8 @@ class Analysis:
             "floor": results.floor(),
             "survives": {kind: results.survives(kind) for kind in replacement.KINDS},
             "texts": {kind: results.overlap(kind) for kind in tried},
-            **content,
+            "depths": depths,
+            "pictures": [asdict(picture) for picture in results.pictures],
             "views": [[[self.texts[t] for t in row] for row in rows] for rows, _ in results.views],
         }
 
@@ -127,51 +132,41 @@ def analyse(
         advance: called with the model's label after each picture.
     """
     listed = None if words is None else judges.read_words(words)
-    method, results, shared = method_of(chosen), [], None
+    layers, weighting = method_of(chosen)
+    aspect: Aspect = chosen[-1].manifest["training"].get("aspect", "pad")
+    analysis = Analysis(chosen, [], samples, None, [], frozenset(), 0, weighting, 0, [])
+    judged: list[judges.Judge | None] = []
     for subject, assembled in each(chosen, device):
-        if shared is None:
-            shared = _Shared(assembled, samples, listed)
-            aspect = chosen[-1].manifest["training"].get("aspect", "pad")
-            prepared = [_as_received(assembled, sample, aspect) for sample in samples.chosen[:views]]
+        if not analysis.results:  # the vocabulary, the pictures and who judges are the same for all models
+            judged = _prepare(analysis, assembled, listed)
+            analysis.layers = supervised_layers(parts_of(assembled.model).decoder.config, layers)
+            analysis.prepared = [_as_received(assembled, sample, aspect) for sample in samples.chosen[:views]]
         plan = InspectionSettings(
             TEMPLATES["plain"] if subject.manifest["stage"] == 1 else assembled.template,
             aspect,
-            *method,
-            ends=shared.ends,
+            layers,
+            weighting,
+            ends=analysis.ends,
             views=views,
             max_new_tokens=max_new_tokens,
         )
-        note = subject.label
-        results.append(
-            inspect_layers(assembled, samples.chosen, shared.judges, plan, lambda note=note: advance(note))
-        )
-        grid = round(assembled.tokens_per_image**0.5)
-        k = supervised_layers(parts_of(assembled.model).decoder.config, method[0])
+        note = partial(advance, subject.label)
+        analysis.results.append(inspect_layers(assembled, samples.chosen, judged, plan, note))
         del assembled
-    return Analysis(
-        chosen, results, samples, shared.judged_by, shared.texts, shared.ends, k, method[1], grid, prepared
-    )
+    return analysis
 
 
-class _Shared:
-    """What is the same for all models of an analysis: the vocabulary, and who judges."""
-
-    def __init__(self, assembled: Assembled, samples: Samples, words: list[str] | None) -> None:
-        self.texts = token_texts(assembled.tokenizer, len(parts_of(assembled.model).embedding))
-        templates: list[Template] = [assembled.template, TEMPLATES["plain"]]
-        self.ends = end_tokens(assembled.tokenizer, self.texts, templates)
-        self.judged_by = _judged_by(assembled, samples.chosen, words)
-        if self.judged_by is None:
-            self.judges = [None] * len(samples.chosen)
-        elif self.judged_by == "world":
-            self.judges = [judges.by_truth(*sample.scene, self.texts) for sample in samples.chosen]
-        else:
-            named = WordTokens(assembled.tokenizer, self.texts)
-            lists = [words or words_of(sample.caption) for sample in samples.chosen]
-            self.judges = [judges.by_words(named.of(listed)) for listed in lists]
+def _prepare(analysis: Analysis, assembled: Assembled, words: list[str] | None) -> list[judges.Judge | None]:
+    """Note vocabulary and grid, and return the judge of each picture."""
+    analysis.grid = round(assembled.tokens_per_image**0.5)
+    analysis.texts = token_texts(assembled.tokenizer, len(parts_of(assembled.model).embedding))
+    templates = [assembled.template, TEMPLATES["plain"]]
+    analysis.ends = end_tokens(assembled.tokenizer, analysis.texts, templates)
+    analysis.judged_by, judged = _judges(assembled, analysis.samples.chosen, analysis.texts, words)
+    return judged
 
 
-def _as_received(assembled: Assembled, sample: Sample, aspect: str) -> Image.Image:
+def _as_received(assembled: Assembled, sample: Sample, aspect: Aspect) -> Image.Image:
     """Return the square that the tower receives; of a scene the large drawing of the same square."""
     if sample.large is not None:
         return sample.large()
@@ -180,11 +175,17 @@ def _as_received(assembled: Assembled, sample: Sample, aspect: str) -> Image.Ima
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _judged_by(assembled: Assembled, samples: list[Sample], words: list[str] | None) -> str | None:
-    """Return who judges: the word list, the drawing where its patches are the tower's, or captions."""
+def _judges(
+    assembled: Assembled, samples: list[Sample], texts: list[str], words: list[str] | None
+) -> tuple[str | None, list[judges.Judge | None]]:
+    """Return who judges - the list of words, the drawing where its patches are the tower's, or captions."""
+    named = WordTokens(assembled.tokenizer, texts)
     if words:
-        return "words"
-    scenes = [sample.scene for sample in samples]
-    if all(scene is not None and len(scene[1].thing) == assembled.tokens_per_image for scene in scenes):
-        return "world"
-    return "captions" if all(sample.caption for sample in samples) else None
+        return "words", [judges.by_words(named.of(words))] * len(samples)
+    scenes = [sample.scene for sample in samples if sample.scene is not None]
+    if [len(picture.thing) for _, picture in scenes] == [assembled.tokens_per_image] * len(samples):
+        return "world", [judges.by_truth(*scene, texts) for scene in scenes]
+    captions = [sample.caption for sample in samples if sample.caption]
+    if len(captions) < len(samples):
+        return None, [None] * len(samples)
+    return "captions", [judges.by_words(named.of(words_of(caption))) for caption in captions]

@@ -1,4 +1,4 @@
-"""Look at a machine before a run is paid for: what works, what does not, and the line that mends it."""
+"""Check a machine before a run is paid for: what works, what does not, and the line that fixes it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from basic_lite.data.world import parts as data_world_parts
+from basic_lite.data.world import parts
 from basic_lite.files import one_line
 from basic_lite.models import quantised, repository, zoo
 
@@ -34,7 +34,7 @@ class Finding:
         name: what.
         state: `"good"`, `"note"` (a run is possible) or `"bad"` (it is not).
         text: the result, in a few words.
-        remedy: the line that mends it.
+        remedy: the line that fixes it.
     """
 
     name: str
@@ -53,7 +53,7 @@ def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
     Raises:
         ValueError: If no model has that name.
     """
-    parts = () if model is None else _checks_of(model)
+    of_model = () if model is None else _checks_of(model)
     checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
         ("versions", versions),
         ("device", device),
@@ -63,16 +63,14 @@ def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
         ("disk", lambda: disk(folder)),
         ("copies", copies),
         ("hub", hub),
-        *parts,
+        *of_model,
     )
     for name, check in checks:
         try:
             yield check()
         except Exception as error:
-            text = f"{type(error).__name__}: {one_line(error, 200)}"
-            yield Finding(
-                name, "bad", text, "pip install --force-reinstall basic-lite, and report this if it stays"
-            )
+            remedy = "pip install --force-reinstall basic-lite, and report this if it stays"
+            yield Finding(name, "bad", f"{type(error).__name__}: {one_line(error, 200)}", remedy)
 
 
 def _checks_of(model: str) -> tuple[tuple[str, Callable[[], Finding]], ...]:
@@ -116,7 +114,7 @@ def download(name: str, source: str, known: float, loads: list[Load]) -> Finding
     from huggingface_hub import auth_check
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    if source in data_world_parts.EMBEDDED:
+    if source in parts.EMBEDDED:
         loads.append(Load(0, 0))
         return Finding(name, "good", f"{source} ships with the package")
     try:
@@ -228,18 +226,13 @@ def device() -> Finding:
         return Finding("device", "good", f"{text}, CUDA {torch.version.cuda}")
     if shutil.which("nvidia-smi") and torch.version.cuda is None:
         text = f"nvidia-smi is here (driver {_driver()}), but torch {torch.__version__} has no CUDA"
-        return Finding(
-            "device", "bad", text, "pip install --force-reinstall torch (from pytorch.org, for your CUDA)"
-        )
+        remedy = "pip install --force-reinstall torch (from pytorch.org, for your CUDA)"
+        return Finding("device", "bad", text, remedy)
     if torch.version.cuda is not None:
         text = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU (driver {_driver()})"
         return Finding("device", "bad", text, "update the NVIDIA driver, and look at CUDA_VISIBLE_DEVICES")
-    return Finding(
-        "device",
-        "note",
-        f"no GPU; {os.cpu_count()} CPU cores",
-        "train on a GPU with at least 16 GiB: a CPU is for trials",
-    )
+    text = f"no GPU; {os.cpu_count()} CPU cores"
+    return Finding("device", "note", text, "train on a GPU with at least 16 GiB: a CPU is for trials")
 
 
 def _driver() -> str:
@@ -255,16 +248,14 @@ def bf16() -> Finding:
     """Multiply in bf16 and compare with fp32."""
     where = "cuda" if torch.cuda.is_available() else "cpu"
     if where == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Finding(
-            "bf16", "note", "this GPU has none (before Ampere)", "add --precision fp32 to every command"
-        )
+        text = "this GPU has none (before Ampere)"
+        return Finding("bf16", "note", text, "add --precision fp32 to every command")
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(where) for _ in range(2))
     error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).abs().max() / (a @ b).abs().max())
     if error > 0.02:
-        return Finding(
-            "bf16", "bad", f"a product is wrong by {error:.2g}", "add --precision fp32, update the driver"
-        )
+        text = f"a product is wrong by {error:.2g}"
+        return Finding("bf16", "bad", text, "add --precision fp32, update the driver")
     return Finding("bf16", "good", f"a product differs from fp32 by {error:.1g}")
 
 
@@ -279,7 +270,8 @@ def bitsandbytes() -> Finding:
         128, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
     ).to(where)
     rows = torch.randn(8, 128, device=where, requires_grad=True)
-    weight = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    packed: Any = layer.weight
+    weight = functional.dequantize_4bit(packed.data, packed.quant_state).float()
     output = layer(rows)
     output.sum().backward()
     gap = float((output - rows @ weight.T).detach().abs().max())
@@ -302,14 +294,10 @@ def liger() -> Finding:
     output = LigerRMSNormFunction.apply(rows, weight, 1e-6, 0.0, "llama", False)
     expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6)
     gap = float((output - expected).abs().max())
+    text = f"{installed}: a fused norm differs by {gap:.1g}"
     if gap > 1e-4:
-        return Finding(
-            "liger-kernel",
-            "bad",
-            f"{installed}: a norm differs by {gap:.1g}",
-            "pip install --upgrade liger-kernel triton",
-        )
-    return Finding("liger-kernel", "good", f"{installed}: a fused norm differs by {gap:.1g}")
+        return Finding("liger-kernel", "bad", text, "pip install --upgrade liger-kernel triton")
+    return Finding("liger-kernel", "good", text)
 
 
 def disk(folder: Path) -> Finding:
@@ -326,16 +314,11 @@ def disk(folder: Path) -> Finding:
             closed.append(str(existing))
     text = ", ".join(places)
     if closed:
-        return Finding(
-            "disk", "bad", f"{', '.join(closed)} cannot be written to", "choose another --out, or set HF_HOME"
-        )
+        text = f"{', '.join(closed)} cannot be written to"
+        return Finding("disk", "bad", text, "choose another --out, or set HF_HOME")
     if small:
-        return Finding(
-            "disk",
-            "note",
-            text,
-            "a 7B model needs 14 GB, its export as much again: free some, or set HF_HOME",
-        )
+        remedy = "a 7B model needs 14 GB, its export as much again: free some, or set HF_HOME"
+        return Finding("disk", "note", text, remedy)
     return Finding("disk", "good", text)
 
 
@@ -359,12 +342,8 @@ def hub() -> Finding:
     """Ask the hub for a page."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return Finding(
-            "hub",
-            "note",
-            "HF_HUB_OFFLINE is set: only folders and the cache are read",
-            "unset HF_HUB_OFFLINE",
-        )
+        text = "HF_HUB_OFFLINE is set: only folders and the cache are read"
+        return Finding("hub", "note", text, "unset HF_HUB_OFFLINE")
     try:
         request = urllib.request.Request(f"{endpoint}/api/models/google/gemma-2b-it", method="HEAD")
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):

@@ -24,7 +24,9 @@ from basic_lite.models.projector import Projector
 DECODERS: dict[str, PretrainedConfig] = {
     name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()
 }
-CLIP_L_336 = {key: value for key, value in zoo.TOWER_CONFIGS["clip-l-336"].items() if key != "model_type"}
+CLIP_L_336: dict[str, Any] = {
+    key: value for key, value in zoo.TOWER_CONFIGS["clip-l-336"].items() if key != "model_type"
+}
 _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
 
 
@@ -36,7 +38,7 @@ def random_model(
     device: str,
     layers: int | None = None,
     text: PretrainedConfig | None = None,
-    vision: dict[str, int] | None = None,
+    vision: dict[str, Any] | None = None,
 ) -> Assembled:
     """Build CLIP-L-336, a projector and a decoder of real size with random weights.
 
@@ -89,7 +91,8 @@ def random_model(
     template = templates.TEMPLATES["plain"]
     sources = Sources(f"random {name}", "random clip-l-336", bits=bits, dtype=dtype)
     ids = (_IMAGE_TOKEN, _PAD_TOKEN, tokens)
-    return Assembled(model, None, template, {}, tower.image_size, *ids, family, sources)
+    nobody: Any = None  # no words are read or written
+    return Assembled(model, nobody, template, {}, tower.image_size, *ids, family, sources)
 
 
 def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
@@ -106,7 +109,8 @@ def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
                 compress_statistics=True,
                 quant_type="nf4",
             )
-            packed.weight = Params4bit(
+            make: Any = Params4bit  # whose __new__ alone knows its options
+            packed.weight = make(
                 child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
             )
             setattr(module, name, packed.to(device))

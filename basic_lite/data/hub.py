@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,28 @@ HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<spli
 
 OWNERS: tuple[str, ...] = ("lmms-lab/", "lmms-lab-encoder/")
 """Owners of the benchmarks' data sets on the hub, before and after they moved in 2026."""
+
+
+@cache
+def silence() -> str | None:
+    """Ask the hub once, for five seconds at most; where it is silent, its clients read only what they hold.
+
+    Without a network its client asks for each file five times, with growing pauses: half a minute per error.
+
+    Returns:
+        Why nothing is fetched; `None` where the hub answers.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # of the transport, a proxy, or TLS
+        constants.HF_HUB_OFFLINE = True
+        return f"{constants.ENDPOINT} does not answer: {one_line(error, 80)}"
+    return None
 
 
 def is_stored(source: str | Path) -> bool:
@@ -106,6 +129,7 @@ def _from_hub(source: str, config: str | None, split: str | None, streaming: boo
     owner = next((owner for owner in OWNERS if name.startswith(owner)), "")
     names = [name, *(other + name.removeprefix(owner) for other in OWNERS if owner and other != owner)]
     failures = []
+    silence()
     for name in names:
         for configuration in dict.fromkeys((config, None)):  # MMBench_EN has no configuration "en"
             try:
@@ -319,12 +343,13 @@ def fetch(stage: int, data: Path | None, images: Path | None) -> tuple[Path, Pat
     row = STAGES[stage]
     if row.images is None and images is None:
         raise ValueError(f"stage {stage} needs pictures that no single download holds: give {row.remedy}")
+    quiet = silence()
     try:
         annotations = Path(hf_hub_download(row.repository, row.annotations, repo_type="dataset"))
         if images is None and row.images is not None:
             images = Path(hf_hub_download(row.repository, row.images, repo_type="dataset"))
     except Exception as error:  # the hub's client raises many types, none of them common
         raise ValueError(
-            f"no hub answers for {row.repository} ({type(error).__name__}): give {row.remedy}"
+            f"{row.repository} cannot be fetched ({quiet or one_line(error)}): give {row.remedy}"
         ) from error
     return annotations, images

@@ -73,6 +73,10 @@ _GEMMA_USER = "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n"
 _CHATML_SYSTEM = "<|im_start|>system\n{}<|im_end|>\n"
 _CHATML_USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _CHATML = Template("chatml", "", _CHATML_USER, "{}", "<|im_end|>", "\n", system_turn=_CHATML_SYSTEM)
+_OLMO3 = (
+    "You are a helpful function-calling AI assistant. You do not currently have access to any functions. "
+    "<functions></functions>"
+)
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 _SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 # The model's own template writes today's date; training text must not change from day to day.
@@ -143,7 +147,8 @@ _ROWS = (
         "stablelm", "", "<|user|>\n{}<|endoftext|>\n<|assistant|>\n", "{}", "<|endoftext|>", "\n",
         system_turn="<|system|>\n{}<|endoftext|>\n", marks=_ONLY_EOS,
     ),
-    # The headers of OLMo 2 are plain text; OLMo 3 writes ChatML.
+    # The headers of OLMo 2 are plain text; OLMo 3 writes ChatML, 3.1 with a default system text of its own.
+    replace(_CHATML, name="olmo3", system=_CHATML_SYSTEM.format(_OLMO3), stop=("<|endoftext|>",)),
     Template(
         "olmo2", "", _OLMO_USER, "{}", "<|endoftext|>", between="\n", system_turn="<|system|>\n{}\n",
         needs_bos=True, marks=_ONLY_EOS,

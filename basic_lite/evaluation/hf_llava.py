@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
+from basic_lite.data import hub
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.rows import Exif
@@ -108,6 +109,8 @@ def _config(source: str) -> Any:
             raise ValueError(f"{source} holds no model (no config.json): {LLAVA}")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"{source} does not exist: --model takes a folder or a hub id")
+    if not folder.is_dir():
+        hub.silence()
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:

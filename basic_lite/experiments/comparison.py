@@ -24,7 +24,9 @@ from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
 from basic_lite.experiments import curves, measure, processes, report, sweeps
 from basic_lite.experiments.plans import (
+    DEMO_VARIANTS,
     METHOD,
+    NAMED,
     TUNE,
     Plan,
     Usual,
@@ -115,7 +117,7 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     Args:
         folder: of this seed's world.
         seed: of every scene and sentence.
-        scale: as `scale_of`.
+        scale: as `scale_of`; where captions name less than they can, with `named`.
         say: takes one line for the user.
     """
     path = folder / _STAMP
@@ -123,7 +125,9 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     # The captions come first and are the same with and without what follows them.
     same = there.get("seed") == seed and there.get("captions") == scale["captions"]
     if not (same and all(there[name] >= count for name, count in scale.items())):
-        say(f"Drawing the embedded world of seed {seed}: {scale['captions']:,} captioned scenes, in {folder}")
+        few = f" that name {scale[NAMED]} colours and shapes" if NAMED in scale else ""
+        count = f"{scale['captions']:,} captioned scenes{few}"
+        say(f"Drawing the embedded world of seed {seed}: {count}, in {folder}")
         with complete(folder) as draft:
             write_world(draft, seed, **scale)
             write_json(draft / _STAMP, {"seed": seed, **scale})
@@ -201,7 +205,7 @@ class Comparison:
         todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
         for variant in variants:
             with contextlib.redirect_stdout(io.StringIO()):
-                check(**{**self.stage1, **variant.options}, out=self.out / "check", dry_run=True)
+                check(**self._checked(variant), out=self.out / "check", dry_run=True)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
@@ -255,6 +259,11 @@ class Comparison:
                     "plan data needs --max-steps N, the steps of the largest amount, or --global-batch N: "
                     "all amounts should share one, and the default shrinks where rows are few"
                 )
+        if self.plan.name == "world" and not self._embedded:
+            raise ValueError(
+                "plan world is about captions of the embedded world, where it is known what they leave out; "
+                "leave out --data and take the embedded decoder (--model tiny)"
+            )
         if self.plan.signs and self._embedded and self.stage2 is not None:
             raise ValueError(
                 "the embedded world's signs are for stage 1: leave --stage 2 out, or give --data"
@@ -283,6 +292,10 @@ class Comparison:
             tower.patch_size,
         )
         return variants_for(self.plan, usual, given, self.defaults, self.chosen)
+
+    def _checked(self, variant: Variant) -> dict[str, object]:
+        """Return the options that can be looked at before a world is drawn."""
+        return {name: value for name, value in {**self.stage1, **variant.options}.items() if name != NAMED}
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
@@ -317,6 +330,9 @@ class Comparison:
         runs = []
         for variant in variants:
             varied = _plain(variant.options)
+            if (named := varied.pop(NAMED, None)) is not None:
+                captions = world_in(self._world(seed, int(str(named))))
+                varied |= {"data": str(captions.stage1), "images": str(captions.images)}
             by_stage = {"stage1": varied | along, "stage2": {k: v for k, v in varied.items() if k in METHOD}}
             stages = {name: given[name] | by_stage[name] for name in steps if name in given}
             folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
@@ -336,17 +352,18 @@ class Comparison:
 
     @staticmethod
     def _along(measured: Mapping[str, Any], seed: int) -> str:
-        """Return the same for `curves.callbacks`, as JSON: on fewer samples."""
+        """Return the same for `curves.callbacks`, as JSON: fewer samples, and only what a curve shows."""
         fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
         if "rows" in measured:
             rows = measured["rows"]
             fewer["rows"] = rows | {"count": min(rows["count"], curves.SAMPLES)}
         else:
             fewer["scenes"] = min(measured.get("scenes", curves.SAMPLES), curves.SAMPLES)
-        return json.dumps({**fewer, "seed": seed})
+        return json.dumps({**fewer, "seed": seed, "terms": False})
 
-    def _world(self, seed: int) -> Path:
-        return self.out / "worlds" / f"{'signs' if self.plan.signs else 'seed'}-{seed}"
+    def _world(self, seed: int, named: int | None = None) -> Path:
+        kind = "signs" if self.plan.signs else "seed"
+        return self.out / "worlds" / f"{kind if named is None else f'{NAMED}-{named}'}-{seed}"
 
     @property
     def _scenes(self) -> int:
@@ -372,12 +389,15 @@ class Comparison:
         if self._embedded:
             say = partial(console.print, highlight=False)
             scale = scale_of(1 if self.stage2 is None else 2, self.quick)
+            fewer = {count for v in self._variants() if (count := v.options.get(NAMED)) is not None}
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
                     captions = scale["captions"] * MORE_SIGNS
                     draw_signs(self._world(seed), seed, captions, self._scenes, say)
-                else:
-                    draw(self._world(seed), seed, scale, say)
+                    continue
+                draw(self._world(seed), seed, scale, say)
+                for named in sorted(int(str(count)) for count in fewer):
+                    draw(self._world(seed, named), seed, {**scale_of(1, self.quick), NAMED: named}, say)
         device = devices.choose_device()
         jobs = jobs or processes.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
         threads = max(cores() // jobs, 1)
@@ -405,51 +425,60 @@ class Comparison:
         Raises:
             ValueError: If it has.
         """
-        hashes = {run.name: read_manifest(run.folder / "stage1")["data"]["sha256"] for run in same}
-        if len(set(hashes.values())) > 1:
-            other = next(name for name, value in hashes.items() if value != hashes[same[0].name])
-            raise ValueError(
-                f"{same[0].name} and {other} were trained on different data: the file has changed since; "
-                "begin anew with --overwrite, or choose another --out"
-            )
+        first: dict[str, tuple[str, str]] = {}
+        for run in same:
+            now = read_manifest(run.folder / "stage1")["data"]["sha256"]
+            name, then = first.setdefault(str(run.task["stages"]["stage1"].get("data")), (run.name, now))
+            if now != then:
+                raise ValueError(
+                    f"{name} and {run.name} were trained on different data: the file has changed since; "
+                    "begin anew with --overwrite, or choose another --out"
+                )
 
     def _report(self, variants: Sequence[Variant], console: Console) -> None:
         measured: dict[str, list[list[measure.Measure]]] = {}
         points: dict[str, list[list[curves.Point]]] = {}
+        folders: list[Path] = []
         for seed in self.seeds:
             runs = self._runs(variants, seed)
             self._check_same_data(runs)
+            folders += [run.folder for run in runs]
             for variant, run in zip(variants, runs, strict=True):
                 measured.setdefault(variant.name, []).append(measure.of_run(run.folder, run.steps))
                 points.setdefault(variant.name, []).append(curves.read(run.folder / "stage1"))
         where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
         drawn = {variant: curves.curves_of(runs) for variant, runs in points.items()}
+        share = curves.measuring_share(folders)
+        costs = [] if share is None else [curves.cost_sentence(share)]
         if self.plan.levels:
             first = {run.variant: run.folder for run in self._runs(variants, self.seeds[0])}
             places = {
-                level: sweeps.place_of(self.plan.name, first[variant.key])
+                level: sweeps.place_of(self.plan.name, first[variant.key], variant.options)
                 for level in self.plan.levels
                 for variant in variants
                 if variant.name == at_level("BASIC", level)
             }
             sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
-            content, said = sweep.as_dict(), sweep.sentences
-            sweeps.write_markdown(sweep, where.with_suffix(".md"), command)
-            report.write_sweep(sweep, where.with_suffix(".html"), command)
+            level = "1" if "1" in places else sweep.levels[-1].name
+            along = {variant: drawn[at_level(variant, level)] for variant in DEMO_VARIANTS}
+            content = sweep.as_dict()
+            said = [*sweep.sentences, *curves.sentences(along, sweep.levels[0].table.baseline)]
+            sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
+            report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(sweep))
             how_sure = sweep.levels[0].table.how_sure
         else:
+            along = drawn
             table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
             content, said = table.as_dict(), curves.sentences(drawn, self.plan.baseline)
             write_markdown(table, where.with_suffix(".md"), command, said)
-            report.write_ablation(table, drawn, said, where.with_suffix(".html"), command)
+            report.write_ablation(table, drawn, [*said, *costs], where.with_suffix(".html"), command)
             console.print(for_terminal(table))
             how_sure = table.how_sure
         content |= {"curves": curves.as_dict(drawn), "command": command, "setup": self._setup()}
-        if not self.plan.levels:
-            content["savings"] = curves.savings_as_dict(drawn, self.plan.baseline)
+        content |= {"measuring_share": share, "savings": curves.savings_as_dict(along, self.plan.baseline)}
         files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
-        for line in (how_sure, *said):
+        for line in (how_sure, *said, *costs):
             console.print(line, highlight=False)
         console.print(
             f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False

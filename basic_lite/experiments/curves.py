@@ -17,19 +17,20 @@ import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from basic_lite.evaluation.statistics import CONFIDENCE
-from basic_lite.experiments.measure import Measure, measure_model
+from basic_lite.experiments.measure import Measure, measuring
+from basic_lite.experiments.processes import PROGRESS, phase_of
 from basic_lite.files import complete
 from basic_lite.models.llava import Assembled
 
 FILE: str = "curve.jsonl"
 """A line for each point, in the folder of the stage."""
 
-SAMPLES: int = 48
+SAMPLES: int = 32
 """Held-out scenes or rows that each point is measured on."""
 
-POINTS: int = 8
-SPACING: float = 1.5
-"""The last point is the last step; each earlier one has two thirds of the samples of the next."""
+POINTS: int = 6
+SPACING: float = 1.6
+"""The last point is the last step; the next one has so many times the samples of the one before it."""
 
 DRAWS: int = 2000
 """Resamples of an interval."""
@@ -65,6 +66,23 @@ def read(stage: Path) -> list[Point]:
     return [Point(**{**c, "measures": [Measure(**m) for m in c["measures"]]}) for c in contents]
 
 
+def measuring_share(runs: Sequence[Path]) -> float | None:
+    """Return the share of stage 1's time that measuring along the way took; `None` where nothing was.
+
+    Args:
+        runs: folders of finished runs.
+    """
+    spent = sum(point.seconds for run in runs for point in read(run / "stage1"))
+    progress = (json.loads((run / PROGRESS).read_text(encoding="utf-8")) for run in runs)
+    whole = sum(content["seconds"].get(phase_of("stage1"), 0.0) for content in progress)
+    return spent / whole if spent and whole else None
+
+
+def cost_sentence(share: float) -> str:
+    """Say in a sentence what measuring along the way costs."""
+    return f"Measuring along the way took {share:.1%} of stage 1's time."
+
+
 def _write(stage: Path, points: Sequence[Point]) -> None:
     with complete(stage / FILE) as draft:
         draft.write_text("".join(f"{json.dumps(asdict(point))}\n" for point in points), encoding="utf-8")
@@ -74,21 +92,22 @@ def callbacks(along: str, assembled: Assembled, stage: Path) -> list[TrainerCall
     """Return what measures a run along the way.
 
     Args:
-        along: JSON of the arguments of `measure.measure_model`; empty measures nothing.
+        along: JSON of the arguments of `measure.measuring`; empty measures nothing.
         assembled: the model that is trained.
         stage: folder of the run.
     """
     if not along:
         return []
-    return [Along(stage, lambda: measure_model(assembled, **json.loads(along)))]
+    return [Along(stage, lambda: measuring(assembled, **json.loads(along)))]
 
 
 class Along(TrainerCallback):
     """Measure a model at some steps of its training, which goes on as if nothing had happened."""
 
-    def __init__(self, stage: Path, look: Callable[[], list[Measure]]) -> None:
-        """Measure by `look`, into the curve of `stage`."""
-        self.stage, self.look = stage, look
+    def __init__(self, stage: Path, prepare: Callable[[], Callable[[], list[Measure]]]) -> None:
+        """Measure by what `prepare` returns, which is called once, into the curve of `stage`."""
+        self.stage, self.prepare = stage, prepare
+        self.look: Callable[[], list[Measure]] | None = None
         self.points: list[Point] = []
 
     def on_train_begin(
@@ -105,6 +124,7 @@ class Along(TrainerCallback):
         if step not in steps_of(state.max_steps):
             return
         model, begun = kwargs["model"], time.monotonic()
+        self.look = self.look or self.prepare()
         measures = self.look()
         model.train()
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -164,17 +184,20 @@ class Curve:
 def curves_of(runs: Sequence[Sequence[Point]]) -> dict[str, Curve]:
     """Return the curve of every measure of a variant, from its points, seed by seed.
 
-    Points that not all seeds have are left out: an interrupted run may have been made before there were any.
+    Points and measures that not all seeds have are left out: earlier versions may have made some of the runs.
     """
     steps = set.intersection(*({point.step for point in points} for points in runs)) if runs else set()
     kept = [[point for point in points if point.step in steps] for points in runs]
     if not steps:
         return {}
     samples = np.array([point.samples for point in kept[0]])
+    named = [[{measure.name: measure for measure in point.measures} for point in points] for points in kept]
     curves = {}
-    for place, head in enumerate(kept[0][0].measures):
-        values = [np.array([point.measures[place].values for point in points]) for points in kept]
-        of = [points[0].measures[place].of for points in kept]
+    for name, head in named[0][0].items():
+        if not all(name in measures for points in named for measures in points):
+            continue
+        values = [np.array([measures[name].values for measures in points]) for points in named]
+        of = [points[0][name].of for points in named]
         counts = [np.ones(v.shape[1]) if o is None else np.array(o) for v, o in zip(values, of, strict=True)]
         curves[head.name] = Curve(head, samples, values, counts)
     return curves
@@ -200,7 +223,8 @@ def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, bet
     before, after = np.clip(last, 0, points - 2), np.clip(last + 1, 1, points - 1)
     rows = np.arange(len(values))
     high, low = gap[rows, before], gap[rows, after]
-    share = np.divide(high, high - low, out=np.zeros(len(rows)), where=high > low)
+    # Where the goal lies beyond the last point the share is above 1 without bound, and of no use below.
+    share = np.divide(high, high - low, out=np.zeros(len(rows)), where=high > low).clip(0, 1)
     logs = np.log(samples)
     between = np.exp(logs[before] + share * (logs[after] - logs[before]))
     return np.where(last < 0, samples[0], np.where(last == points - 1, np.inf, between))
@@ -310,9 +334,14 @@ def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Savin
     BASIC is trained on the cosine, and plain is not: there is nothing to save.
     """
     base = curves.get(baseline, {})
+
+    def paired(own: Mapping[str, Curve], key: str) -> bool:
+        # A run of an earlier version was measured on another number of samples.
+        return key in own and [len(of) for of in own[key].of] == [len(of) for of in base[key].of]
+
     wanted = [key for key, curve in base.items() if curve.measure.better and key != "cosine"]
     return {
-        variant: {key: savings(variant, own[key], base[key]) for key in wanted if key in own}
+        variant: {key: savings(variant, own[key], base[key]) for key in wanted if paired(own, key)}
         for variant, own in curves.items()
         if variant != baseline
     }

@@ -92,6 +92,12 @@ def seconds_of(demo: Path) -> float:
     return max(sum(_progress(folder_of(demo, variant))["seconds"].values()) for variant in DEMO.variants)
 
 
+def cost_of(demo: Path) -> str:
+    """Say what measuring along the way cost in a finished demo; empty where nothing was measured."""
+    share = curves.measuring_share([folder_of(demo, variant) for variant in DEMO.variants])
+    return "" if share is None else curves.cost_sentence(share)
+
+
 def write_summary(table: DifferenceTable, demo: Path) -> None:
     """Write `summary.json` of one demo."""
     before = read_inspection(folder_of(demo, DEMO.baseline), BEFORE)
@@ -102,6 +108,7 @@ def write_summary(table: DifferenceTable, demo: Path) -> None:
         "meaningful_before": 100 * sum(before.meaningful) / sum(before.shown),
         "columns": columns(table),
         **curve_figures([demo]),
+        "measuring_share": curves.measuring_share([folder_of(demo, variant) for variant in DEMO.variants]),
         "machine": {"system": platform.platform(), "cores": cpu_count()},
         "versions": versions(),
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -49,8 +50,8 @@ def parse(text: str) -> tuple[str, str]:
     return kind, value
 
 
-def check(text: str, config: PretrainedConfig, micro_batch: int) -> None:
-    """Look at everything that an intervention needs, before anything is loaded.
+def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[..., Intervention | None]:
+    """Look at everything that an intervention needs, before anything is loaded; return its `make`.
 
     Args:
         text: the intervention.
@@ -72,6 +73,7 @@ def check(text: str, config: PretrainedConfig, micro_batch: int) -> None:
                 f"the teacher {value} is {width} wide and the decoder {config.hidden_size}; "
                 "targets need equal width"
             )
+    return partial(make, text)
 
 
 def make(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,34 +220,66 @@ def read_inspection(run: Path, step: str) -> Inspection:
     return Inspection(**{**content, "views": [View(**view) for view in content["views"]]})
 
 
-def inspect_model(
-    assembled: Assembled,
-    scenes: list[Scene],
-    *,
-    layers: int | None = None,
-    views: int = 6,
-    seed: int = 0,
-    rows: int = 32,
-) -> Inspection:
-    """Show the model scenes with captions in either language, as stage 1 does.
+@dataclass(frozen=True)
+class SceneBatch:
+    """Scenes, drawn and with captions, as one forward pass takes them; of no model's weights.
+
+    Attributes:
+        shown: the scenes and their pictures.
+        inputs: of `run_captions`.
+    """
+
+    shown: list[tuple[Scene, Picture]]
+    inputs: dict[str, Any]
+
+
+def scene_batches(
+    assembled: Assembled, scenes: Sequence[Scene], seed: int = 0, rows: int = 32
+) -> list[SceneBatch]:
+    """Draw scenes and write a caption of each, in either language, as stage 1 does.
 
     Args:
-        assembled: The model, of the embedded world.
-        scenes: What it is shown.
-        layers: k; `None` for half.
-        views: How many scenes to keep in full.
-        seed: Of the captions' wording.
-        rows: Scenes per forward pass.
+        assembled: the model, of the embedded world.
+        scenes: what it is shown.
+        seed: of the captions' wording.
+        rows: scenes per forward pass.
     """
-    for_inference(assembled.model)
-    inspection, transform, collate = Inspection(), assembled.transform("pad"), assembled.collator()
-    table = parts_of(assembled.model).embedding
-    words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
-    rng, supervision = random.Random(f"captions {seed}"), BasicSupervision(assembled.model, layers)
+    transform, collate = assembled.transform("pad"), assembled.collator()
+    rng, batches = random.Random(f"captions {seed}"), []
     for start in range(0, len(scenes), rows):
         shown = [(scene, render(scene)) for scene in scenes[start : start + rows]]
-        batch = collate([_scene_row(assembled, transform, *pair, rng) for pair in shown])
-        result = run_captions(assembled, supervision, batch, transform)
+        inputs = collate([_scene_row(assembled, transform, *pair, rng) for pair in shown])
+        batches.append(SceneBatch(shown, inputs))
+    return batches
+
+
+def inspect_model(
+    assembled: Assembled, scenes: Sequence[Scene], *, seed: int = 0, rows: int = 32, **how: Any
+) -> Inspection:
+    """Show a model scenes; the arguments are those of `scene_batches` and `inspect_batches`."""
+    return inspect_batches(assembled, scene_batches(assembled, scenes, seed, rows), **how)
+
+
+def inspect_batches(
+    assembled: Assembled, batches: Sequence[SceneBatch], *, layers: int | None = None, views: int = 6
+) -> Inspection:
+    """Show a model scenes that are drawn already.
+
+    Args:
+        assembled: the model, of the embedded world.
+        batches: what it is shown, from `scene_batches`.
+        layers: k; `None` for half.
+        views: how many scenes to keep in full.
+    """
+    for_inference(assembled.model)
+    inspection, transform = Inspection(), assembled.transform("pad")
+    table = parts_of(assembled.model).embedding
+    words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
+    # Attention is read for the views alone: what is weighted by it is not among the figures.
+    supervision = BasicSupervision(assembled.model, layers, importance="attention" if views else "uniform")
+    for batch in batches:
+        shown = batch.shown
+        result = run_captions(assembled, supervision, batch.inputs, transform)
         inspection.caption_loss.extend(result.loss)
         inspection.cosine.extend(result.cosine)
         shape = (len(shown), -1)
@@ -278,6 +311,24 @@ def _scene_row(
     return {**ids, "pixels": [transform(picture.image)], "row": 0}
 
 
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of a file as forward passes take them; of no model's weights.
+
+    Attributes:
+        batches: of `run_captions`.
+        label: what these rows are, in the plural.
+        words: where every answer begins with one of these words, a token each: how often the right one is
+            likelier than the others is measured too.
+        terms: measure both terms as well, picture by picture: with a large vocabulary half of the time.
+    """
+
+    batches: list[dict[str, Any]]
+    label: str
+    words: Sequence[str] = ()
+    terms: bool = True
+
+
 def rows_of_file(
     assembled: Assembled,
     data: str,
@@ -287,20 +338,21 @@ def rows_of_file(
     max_length: int = 2048,
     follow_links: bool = False,
     words: Sequence[str] = (),
+    terms: bool = True,
     size: int = 4,
-) -> list[Measure]:
-    """Return caption loss, cosine to the target and both terms, for rows evenly spread over a file.
+) -> FileRows:
+    """Return rows evenly spread over a file.
 
     Args:
-        assembled: the model.
+        assembled: the model that is to be measured on them.
         data: annotation file.
         images: folder or archive of its pictures.
         count: how many rows with a picture, at most.
-        label: what these rows are, in the plural.
+        label: as in `FileRows`.
         max_length: most tokens of a row.
         follow_links: links in the image folder may lead out of it.
-        words: where every answer begins with one of these words, a token each: how often the right one is
-            likelier than the others is measured too.
+        words: as in `FileRows`.
+        terms: as in `FileRows`.
         size: rows per forward pass.
 
     Raises:
@@ -311,16 +363,22 @@ def rows_of_file(
     if not len(usable):
         raise ValueError(f"{data} has no row with a picture; measure on one that has some (--measure-data)")
     chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
-    for_inference(assembled.model)
     transform, collate = assembled.transform("crop"), assembled.collator()
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
-    supervision = BasicSupervision(assembled.model)
+    parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
+    return FileRows([collate([dataset[int(row)] for row in part]) for part in parts], label, words, terms)
+
+
+def measure_rows(assembled: Assembled, rows: FileRows) -> list[Measure]:
+    """Return caption loss and cosine to the target of rows, both terms, and how often a word is read."""
+    for_inference(assembled.model)
+    transform, label, words = assembled.transform("crop"), rows.label, rows.words
+    supervision = BasicSupervision(assembled.model, importance="attention" if rows.terms else "uniform")
     ids = torch.tensor(
         [assembled.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
     )
     values: dict[str, list[float]] = {name: [] for name in ("loss", "cosine", "das", "sds", "read")}
-    for start in range(0, len(chosen), size):
-        batch = collate([dataset[int(row)] for row in chosen[start : start + size]])
+    for batch in rows.batches:
         result = run_captions(assembled, supervision, batch, transform)
         values["loss"] += result.loss
         values["cosine"] += result.cosine
@@ -329,7 +387,7 @@ def rows_of_file(
             at = (torch.arange(len(first), device=first.device), first)
             likeliest = ids.to(first.device)[result.logits[at][:, ids].argmax(1)]
             values["read"] += likeliest.eq(result.labels[at]).float().mul(100).tolist()
-        for image in range(result.refinement.images):
+        for image in range(result.refinement.images if rows.terms else 0):
             for term in supervision.objective.terms(
                 _one_image(result.refinement, image), parts_of(assembled.model).embedding
             ):
@@ -337,9 +395,10 @@ def rows_of_file(
     measures = [
         Measure("caption_loss", "caption loss", "nats per token", "lower", label, values["loss"]),
         Measure("cosine", "cosine to the target", "", "higher", label, values["cosine"]),
-        Measure("das", "L_das", "", None, label, values["das"]),
-        Measure("sds", "L_sds", "", None, label, values["sds"]),
     ]
+    if rows.terms:
+        for term, name in (("das", "L_das"), ("sds", "L_sds")):
+            measures.append(Measure(term, name, "", None, label, values[term]))
     if words:
         name = f"words read, of {len(words)}"
         measures.append(Measure("read", name, "%", "higher", label, values["read"], digits=1))
@@ -365,7 +424,7 @@ def measure(
         step: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
         seed: of the run, and of the scenes that are shown.
         benchmarks: name -> `data`, `images` and `answer_by` of a benchmark.
-        where: as `measure_model`.
+        where: as `measuring`.
     """
     if step == QUESTIONS:
         last, files = max(folder.glob("stage?")), world_in(Path(where["world"])).mmbench
@@ -380,13 +439,13 @@ def measure(
     else:
         assembled = load_run(folder / step, device)[0]
     if where.get("world") is None:
-        return measure_model(assembled, seed, **where)
+        return measuring(assembled, seed, **where)()
     inspection = inspect_model(assembled, held_out_scenes(where["scenes"], seed))
     write_json(inspection_path(folder, step), asdict(inspection))
     return inspection.measures()
 
 
-def measure_model(
+def measuring(
     assembled: Assembled,
     seed: int,
     *,
@@ -394,8 +453,9 @@ def measure_model(
     scenes: int = 0,
     signs: str | None = None,
     rows: dict | None = None,
-) -> list[Measure]:
-    """Measure a model.
+    terms: bool = True,
+) -> Callable[[], list[Measure]]:
+    """Return what measures a model as it is when called; pictures and text are prepared once.
 
     Args:
         assembled: the model.
@@ -404,16 +464,18 @@ def measure_model(
         scenes: how many held-out scenes to show it there; with signs 0 shows all.
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
+        terms: of rows and signs, measure both terms as well.
     """
+    words: Sequence[str] = ()
     if signs is not None:
-        label = "held-out scenes with signs"
+        label, words = "held-out scenes with signs", WORDS
         count = scenes or sys.maxsize
         rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": count, "label": label}
-        return rows_of_file(assembled, **rows, words=WORDS)
     if rows is not None:
-        return rows_of_file(assembled, **rows)
+        return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words, terms=terms))
     assert world is not None, "there is something to measure on"
-    return inspect_model(assembled, held_out_scenes(scenes, seed), views=0).measures()
+    batches = scene_batches(assembled, held_out_scenes(scenes, seed))
+    return lambda: inspect_batches(assembled, batches, views=0).measures()
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:

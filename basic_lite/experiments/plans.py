@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import get_args
 
+from basic_lite.data.world.scenes import COLOURS
 from basic_lite.method.targets import RAW, TargetKind
 from basic_lite.method.types import Importance, Weighting
 
@@ -26,6 +27,9 @@ METHOD: tuple[str, ...] = (
     *("rows_per_chunk", "sds_text", "intervention"),
 )
 """Options that both stages have: what holds for one holds for the other."""
+
+NAMED: str = "named"
+"""How many of the embedded world's colours and shapes captions name: no option of `stage1`, but its data."""
 
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 """Of the demo, and at every level of a sweep."""
@@ -145,6 +149,11 @@ def _of(option: str, *shares: str) -> dict[str, Options]:
 _DATA = Plan.sweep("data", "How many samples does it take?", _of("amount", "1/16", "1/8", "1/4", "1/2", "1"))
 _RATE = Plan.sweep("rate", "At which learning rate?", _of("learning_rate", "1/10", "1/3", "1", "3", "10"))
 _PATCHES = Plan.sweep("patches", "At which image size?", _of("image_size", "1/2", "3/4", "1", "3/2"))
+_WORLD = Plan.sweep(
+    "world",
+    "How much of what the decoder can speak of must captions name?",
+    _of(NAMED, "1/4", "1/2", "1"),
+)
 
 TUNE = Plan(
     "tune",
@@ -161,7 +170,7 @@ PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
         *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT),
-        *(_DATA, _RATE, _PATCHES),
+        *(_DATA, _RATE, _PATCHES, _WORLD),
     )
 }
 
@@ -231,6 +240,8 @@ class Usual:
             return {option: max(round(value * self.depth), 1)}
         if option == "image_size":
             return {option: max(round(value * self.image_size / self.patch), 1) * self.patch}
+        if option == NAMED:
+            return {option: max(round(value * len(COLOURS)), 1)}
         if option == "learning_rate":
             return {option: float(f"{float(value) * self.learning_rate:.3g}")}
         assert option == "amount", option

@@ -17,8 +17,8 @@ from basic_lite.data.world.questions import KINDS
 from basic_lite.data.world.render import enlarged
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of, read, sentences
-from basic_lite.experiments.demo import curves_of_demos, folder_of, seconds_of
+from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of, sentences
+from basic_lite.experiments.demo import cost_of, curves_of_demos, folder_of, seconds_of
 from basic_lite.experiments.measure import BEFORE, LANGUAGE_NAMES, Inspection, Measure, View, read_inspection
 from basic_lite.experiments.plans import DEMO
 from basic_lite.experiments.sweeps import Sweep, table_rows
@@ -191,7 +191,7 @@ def write_demo(demo: Path, table: DifferenceTable) -> Path:
         headline=sentences(curves, DEMO.baseline),
         savings=saved,
         needed=_needed,
-        costs=_measuring_cost(demo),
+        cost=cost_of(demo),
         pairs=list(compared.values()),
         number=number,
         interval=interval,
@@ -223,13 +223,6 @@ def _needed(saving: Saving, first: int) -> tuple[str, str]:
 
     low, high = map(text, saving.interval)
     return text(saving.samples), low if low == high else f"{low} to {high}"
-
-
-def _measuring_cost(demo: Path) -> str:
-    """Say what measuring along the way costs: seconds, and their share of what a run takes."""
-    points = [point for name in DEMO.variants for point in read(folder_of(demo, name) / "stage1")]
-    spent = sum(point.seconds for point in points) / len(DEMO.variants)
-    return f"{spent:.0f} s, {spent / seconds_of(demo):.0%} of a run" if points else ""
 
 
 def _lead(compared: Mapping[str, Pair], before: Inspection) -> str:
@@ -404,10 +397,21 @@ def sweep_plot(sweep: Sweep) -> str:
     return pages.as_svg(figure)
 
 
-def write_sweep(sweep: Sweep, path: Path, command: str) -> None:
-    """Write the page of a sweep: where BASIC helped, in words, a plot and a table."""
+def write_sweep(sweep: Sweep, along: Curves, said: Sequence[str], path: Path, command: str) -> None:
+    """Write the page of a sweep: where BASIC helped, in words, a plot and a table, and the way to one level.
+
+    Args:
+        sweep: the results.
+        along: curves of plain and BASIC at the level that changes nothing; may be empty.
+        said: sentences about them.
+        path: of the HTML file.
+        command: that made them.
+    """
     heads, rows = table_rows(sweep)
-    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure}
-    pages.write(
-        path, "experiments/sweep.html", sweep=sweep, plot=sweep_plot(sweep), command=command, **values
-    )
+    baseline = sweep.levels[0].table.baseline
+    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure, "said": said}
+    values["plot"], values["curves"] = sweep_plot(sweep), None
+    if along.get(baseline):
+        (saved,) = (of.get("caption_loss", []) for of in all_savings(along, baseline).values())
+        values["curves"] = curve_plot(along, baseline, headline_of(saved) if saved else None)
+    pages.write(path, "experiments/sweep.html", sweep=sweep, command=command, **values)

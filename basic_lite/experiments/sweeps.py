@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from basic_lite.data.world.scenes import COLOURS
 from basic_lite.experiments.measure import Measure
-from basic_lite.experiments.plans import DEMO_VARIANTS, Plan, at_level
+from basic_lite.experiments.plans import DEMO_VARIANTS, NAMED, Options, Plan, at_level
 from basic_lite.experiments.table import (
     DifferenceTable,
     Pair,
@@ -26,12 +27,21 @@ AXES: dict[str, str] = {
     "data": "samples seen in stage 1",
     "rate": "learning rate",
     "patches": "patches per picture",
+    "world": "colours and shapes that captions name, of 8 each",
 }
 """What the levels of each sweep are, in words."""
 
 
-def place_of(plan: str, run: Path) -> float:
-    """Return where a level of a sweep lies on its axis, from a run's manifest."""
+def place_of(plan: str, run: Path, options: Options) -> float:
+    """Return where a level of a sweep lies on its axis.
+
+    Args:
+        plan: the sweep's name.
+        run: one of the level's runs, whose manifest says it.
+        options: of the level's variants, which say what is no option of a run.
+    """
+    if plan == "world":
+        return float(str(options.get(NAMED, len(COLOURS))))
     manifest = read_manifest(run / "stage1")
     if plan == "patches":
         return manifest["tokens_per_image"]
@@ -195,13 +205,13 @@ def for_terminal(sweep: Sweep) -> Table:
     return made
 
 
-def write_markdown(sweep: Sweep, path: Path, command: str) -> None:
+def write_markdown(sweep: Sweep, said: Sequence[str], path: Path, command: str) -> None:
     """Write sentences and table for a README."""
     heads, rows = table_rows(sweep)
     write_rows(
         path,
         heads,
         rows,
-        before=[*sweep.sentences, ""],
+        before=[*said, ""],
         after=["", sweep.levels[0].table.how_sure, f"`{command}`"],
     )

@@ -115,7 +115,7 @@ def plan(
     if to == "gguf":
         tower = read_config(manifest["sources"]["tower"], "vision tower")
         vision = getattr(tower, "vision_config", tower)
-        quantise = quantise or "f16"
+        quantise = (quantise or "f16").lower()
         decoder = read_config(manifest["sources"]["llm"], "language model").model_type
         check_gguf(decoder, vision.model_type, vision.hidden_act, quantise, dtype)
         has_class = vision.model_type == "clip_vision_model"

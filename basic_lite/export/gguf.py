@@ -22,7 +22,7 @@ from basic_lite import files
 from basic_lite.export import card
 from basic_lite.export import folder as hf
 from basic_lite.export.chat_template import chat_template
-from basic_lite.export.gguf_vocabulary import write_vocabulary
+from basic_lite.export.gguf_vocabulary import name_of, write_vocabulary
 from basic_lite.export.modelfile import modelfile
 from basic_lite.export.readers import GGUF_ARCHITECTURES, GGUF_FORMATS
 from basic_lite.export.weights import Entry
@@ -53,7 +53,8 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
         tell(f"writing {text}")
         decoder = list(hf.decoder_entries(wanted, manifest, config.tie_word_embeddings))
         rows = next(e.shape[0] for e in decoder if e.name.endswith("embed_tokens.weight"))
-        writer = text_writer(config.text_config, wanted.quantise, manifest["sources"]["llm"])
+        name = name_of(manifest["sources"]["llm"], assembled.tokenizer)
+        writer = text_writer(config.text_config, wanted.quantise, name)
         write_vocabulary(writer, assembled, template, rows)
         gaps = _write(writer, text_tensors(decoder, config.text_config), draft / text, wanted.quantise)
         tell(f"writing {pictures}")
@@ -118,7 +119,7 @@ def _notes(config: Any, wanted: hf.Plan) -> list[str]:
 def _writer(architecture: str, kind: str, name: str, quantise: str) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(None, architecture)
     writer.add_type(kind)
-    writer.add_name(Path(name).name)
+    writer.add_name(name)
     form = "ALL_F32" if quantise == "f32" else f"MOSTLY_{quantise.upper()}"
     writer.add_file_type(gguf.LlamaFileType[form])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -131,7 +132,7 @@ def text_writer(text: Any, quantise: str, name: str) -> gguf.GGUFWriter:
     Args:
         text: the decoder's configuration.
         quantise: format of the matrices.
-        name: of the LLM.
+        name: from `name_of`.
 
     Raises:
         ValueError: If llama.cpp has no such rotary scaling.
@@ -230,7 +231,7 @@ def picture_writer(assembled: Assembled, quantise: str, class_token: str | None)
     config: Any = assembled.model.config
     vision = config.vision_config
     transform = assembled.transform("pad")
-    writer = _writer("clip", gguf.GGUFType.MMPROJ, assembled.sources.tower, quantise)
+    writer = _writer("clip", gguf.GGUFType.MMPROJ, Path(assembled.sources.tower).name, quantise)
     writer.add_clip_has_vision_encoder(True)
     writer.add_bool("clip.has_llava_projector", True)  # read by releases before 2025 and by Ollama
     writer.add_clip_projector_type("mlp")

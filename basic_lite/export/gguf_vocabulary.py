@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
@@ -16,6 +18,8 @@ from basic_lite.models.llava import Assembled
 _NEVER_MERGED: float = -1e9
 """Score of a token that no merge makes: llama.cpp joins two neighbours to any token it knows, best score
 first, so a special token that a user types is put together last."""
+
+_PHI3 = {"</s>", "<unk>", "<s>", "<|endoftext|>"}
 
 _CASED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -130,6 +134,23 @@ def pre_tokenizer_of(backend: Tokenizer) -> str:
         f"this LLM's tokenizer splits texts by a rule that is none of {', '.join(PRE_TOKENIZERS)}; "
         "use --to hf and llama.cpp's own converter for its text half"
     )
+
+
+def name_of(source: str, tokenizer: Any) -> str:
+    """Return what a text model is called in its file.
+
+    Of a model whose name holds "phi3" or "phi-3", and of no other, llama.cpp drops the white space after
+    special tokens, as Phi-3's tokenizer does; if such a model lacks a token of Phi-3's, it does not load.
+
+    Args:
+        source: folder or hub id of the LLM.
+        tokenizer: of the LLM.
+    """
+    name, added = Path(source).name, tokenizer.added_tokens_decoder.values()
+    drops = any(token.rstrip for token in added) and _PHI3 <= tokenizer.get_vocab().keys()
+    if drops == bool(re.search("phi-?3", name, re.IGNORECASE)):
+        return name
+    return "Phi-3" if drops else "LLM"
 
 
 def write_vocabulary(writer: GGUFWriter, assembled: Assembled, template: str, rows: int) -> None:

@@ -184,7 +184,7 @@ def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1
     model, loaded = loading
     wrong = [*loaded["missing_keys"], *loaded["unexpected_keys"], *loaded["mismatched_keys"]]
     if wrong:
-        raise ValueError(f"the exported folder does not load: {', '.join(map(str, wrong[:3]))}")
+        raise ValueError(f"tensors are missing or have no place: {', '.join(map(str, wrong[:3]))}")
     model.to(device).eval()
     for parameter in model.model.multi_modal_projector.linear_2.parameters():
         parameter.requires_grad_(False).mul_(image_scale)

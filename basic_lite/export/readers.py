@@ -6,11 +6,19 @@ An export says what a reader would refuse, instead of leaving it to a stack trac
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-GGUF_ARCHITECTURES: dict[str, str] = {"llama": "llama", "mistral": "llama", "gemma": "gemma", "phi3": "phi3"}
+GGUF_ARCHITECTURES: dict[str, str] = {
+    "llama": "llama",
+    "mistral": "llama",
+    "gemma": "gemma",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
 """llama.cpp's architecture of a decoder, by `model_type`; its Llama has no sliding window."""
 
 GGUF_FORMATS: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0")
@@ -23,46 +31,55 @@ class Reader:
 
     Attributes:
         name: of the program.
-        source: file that was read, at its commit.
+        source: files that were read, at their version.
         read_on: day of the reading, ISO.
+        models: `model_type` of whole folders that it has a class for.
         towers: `model_type` of vision towers that it has.
+        decoders: `model_type` of LLMs that its LLaVA classes run.
         strategies: values of `vision_feature_select_strategy` that it takes.
         prefixes: beginnings of tensor names that it knows.
-        keys: of `config.json` that it needs.
     """
 
     name: str
     source: str
     read_on: str
+    models: frozenset[str]
     towers: frozenset[str]
+    decoders: frozenset[str]
     strategies: frozenset[str]
     prefixes: tuple[str, ...]
-    keys: tuple[str, ...]
 
 
+_DECODERS = (
+    "llama gemma phi3 mistral qwen2 qwen3 gemma3_text ministral3 glm4 granite stablelm cohere2".split()
+)
 _PREFIXES = ("language_model.model.", "language_model.lm_head.", "vision_tower.", "multi_modal_projector.")
-_KEYS = ("text_config", "vision_config", "image_token_index", "vision_feature_layer", "projector_hidden_act")
+_SAVED = ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector.", "lm_head.")
 
 READERS: tuple[Reader, ...] = (
+    # OLMo 2, OLMo 3 and SmolLM3 run there through transformers' own classes, whose decoder LLaVA's forward
+    # calls with arguments that it does not have.
     Reader(
         "vLLM",
-        "vllm/model_executor/models/llava.py at 35d3c24b",
-        "2026-11-28",
+        "model_executor/models: registry, llava, llava_next and vision of release 0.33.0, 4ba787ec",
+        "2026-11-29",
+        frozenset({"llava", "llava_next"}),
         frozenset({"clip_vision_model", "siglip_vision_model", "pixtral"}),
-        frozenset({"default", "full"}),
-        _PREFIXES,
-        (*_KEYS, "multimodal_projector_bias", "vision_feature_select_strategy"),
+        frozenset(_DECODERS),
+        frozenset({"class", "default", "full"}),
+        (*_PREFIXES, *_SAVED, "image_newline", "model.image_newline"),
     ),
     # It looks its towers up in its own registry, which has no CLIPVisionModel and no SiglipVisionModel, and
     # refuses the strategy "default" while loading: of standard LLaVA folders Pixtral's alone are left.
     Reader(
         "SGLang",
-        "python/sglang/srt/models/llava.py of release 0.5.23",
+        "srt/models: registry and llava of release 0.5.23",
         "2026-11-29",
+        frozenset({"llava"}),
         frozenset({"pixtral"}),
+        frozenset({*_DECODERS, "olmo2"}),
         frozenset({"patch", "full", "cls_patch"}),
         _PREFIXES,
-        _KEYS,
     ),
 )
 
@@ -74,32 +91,31 @@ def refusals(config: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
         config: content of the folder's `config.json`.
         names: of the folder's tensors.
     """
-    if config.get("model_type") == "llava_next":
-        return ["a LLaVA-NeXT folder: transformers reads it; what other readers do with it was not looked up"]
-    lines = []
-    for reader in READERS:
-        reason = _refusal(reader, config, names)
-        if reason:
-            lines.append(f"{reader.name} does not load this folder: {reason} ({reader.source})")
-    return lines
+    return [
+        f"{reader.name} does not load this folder: {reason} ({reader.source}, read on {reader.read_on})"
+        for reader in READERS
+        if (reason := _refusal(reader, config, names))
+    ]
 
 
 def _refusal(reader: Reader, config: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    missing = [key for key in reader.keys if config.get(key) is None]
-    if missing:
-        return f"config.json lacks {', '.join(missing)}"
-    tower, strategy = config["vision_config"]["model_type"], config["vision_feature_select_strategy"]
+    text, tower = config["text_config"], config["vision_config"]["model_type"]
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if config["model_type"] not in reader.models:
+        return f"it has no {config['model_type']}, only {', '.join(sorted(reader.models))}"
     if tower not in reader.towers:
         return f"it has no {tower} tower, only {', '.join(sorted(reader.towers))}"
     if strategy not in reader.strategies:
         return f"it takes no vision_feature_select_strategy {strategy!r}"
-    if not config["text_config"].get("architectures"):
+    if not text.get("architectures"):
         return "text_config names no architectures"
+    if text["model_type"] not in reader.decoders:
+        return f"its LLaVA does not run {text['model_type']} decoders"
     strange = [name for name in names if not name.startswith(reader.prefixes)]
     return f"it knows no tensor {strange[0]}" if strange else None
 
 
-def check_gguf(decoder: str, tower: str, activation: str, quantise: str | None, dtype: str | None) -> None:
+def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: str | None) -> None:
     """Look whether a run can become GGUF files, before anything is loaded.
 
     Args:
@@ -112,24 +128,34 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str | None, 
     Raises:
         ValueError: In one line.
     """
-    if quantise not in GGUF_FORMATS:
+    if re.fullmatch(r"(i?q[1-6]|tq[12])_\w+", quantise):
         raise ValueError(
-            f"--quantise {quantise} is llama.cpp's own work: export with --quantise f16, then run "
-            f"llama-quantize OUT/model-f16.gguf OUT/model-{quantise}.gguf {str(quantise).upper()} "
-            f"(written here: {', '.join(GGUF_FORMATS)})"
+            f"{quantise} is made by llama.cpp's own tool: export with --quantise f16, then run "
+            f"llama-quantize OUT/model-f16.gguf OUT/model-{quantise}.gguf {quantise.upper()}"
         )
+    if quantise not in GGUF_FORMATS:
+        raise ValueError(f"--quantise takes {', '.join(GGUF_FORMATS)}, not {quantise!r}")
     if dtype is not None:
         raise ValueError("--to gguf takes its format from --quantise; leave --dtype out")
     if decoder not in GGUF_ARCHITECTURES:
         raise ValueError(
-            f"no {decoder} is written to GGUF here, only {', '.join(GGUF_ARCHITECTURES)}; use --to hf"
+            f"{decoder} decoders are not written to GGUF, only {', '.join(GGUF_ARCHITECTURES)}; use --to hf"
         )
     if tower not in ("clip_vision_model", "siglip_vision_model"):
-        raise ValueError(f"llama.cpp's LLaVA has CLIP and SigLIP towers, no {tower}; use --to hf")
+        raise ValueError(f"llama.cpp's LLaVA has CLIP and SigLIP towers, not {tower}; use --to hf")
     if activation not in ("quick_gelu", "gelu", "gelu_pytorch_tanh"):
         raise ValueError(f"llama.cpp's towers have no activation {activation!r}; use --to hf")
+    check_installed()
+
+
+def check_installed() -> None:
+    """Look whether GGUF files can be read and written.
+
+    Raises:
+        ValueError: If the package gguf is missing.
+    """
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
-            "--to gguf needs the package gguf, which is not installed here: pip install gguf (in a checkout: "
+            "GGUF files need the package gguf, which is not installed here: pip install gguf (in a checkout: "
             'pip install -e ".[gguf]")'
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -21,7 +21,7 @@ def available_bytes(device: torch.device | str) -> int:
     """Return the free memory of a GPU, or the machine's memory."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return psutil.virtual_memory().total
 
 
 def unraised_bytes(device: torch.device | str) -> int:
@@ -104,6 +104,5 @@ def check_whole_decoder_fits(config: PretrainedConfig, device: torch.device | st
     if needed > free:
         raise ValueError(
             f"tuning the whole decoder needs {needed / 1e9:.0f} GB for fp32 weights, gradients and Adam "
-            f"alone, "
-            f"and {free / 1e9:.0f} GB are there; add --lora (QLoRA adapters), or take a smaller model"
+            f"alone, and {free / 1e9:.0f} GB are there; add --lora (QLoRA adapters), or take a smaller model"
         )

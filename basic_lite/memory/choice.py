@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal
 
 from basic_lite.memory.activations import Held
@@ -30,6 +31,9 @@ RESERVED_GIB: float = 0.5
 
 LARGEST_MICRO_BATCH: int = 64
 """More rows at once gain nothing that the estimate could tell."""
+
+CHUNKS: tuple[int, ...] = (512, 256, 128)
+"""Patches per pass over the vocabulary to try where the rule's do not fit."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,9 @@ class Row:
     parts: dict[str, float]
     seconds_per_sample: float | None
 
-    def json(self) -> dict[str, object]:
-        """Return the row as plain values."""
-        return asdict(self)
-
 
 def budget_bytes(gib: float) -> float:
-    """Return what a process may use on a card of so many GiB."""
+    """Return the bytes that a process may use on a card of `gib` GiB."""
     return (gib - RESERVED_GIB) * 2**30
 
 
@@ -107,29 +107,20 @@ def fit(
     """
     card = card_of(gib)
     for optimizer in optimizers:
-        found = []
-        for size in micro_batches:
-            rows = replace(step, optimizer=optimizer, micro_batch=size)
-            chosen = next(_fitting(rows, budget, recompute), None)
-            if chosen is not None:
-                found.append(chosen)
-        if found:
-            return min(found, key=lambda chosen: seconds_per_sample(chosen, card))
+        steps = (replace(step, optimizer=optimizer, micro_batch=size) for size in micro_batches)
+        fitting = [chosen for rows in steps for chosen in islice(_fitting(rows, budget, recompute), 1)]
+        if fitting:
+            return min(fitting, key=lambda chosen: seconds_per_sample(chosen, card))
     return None
 
 
 def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
     """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
-    chunks = [step.rows_per_chunk] if step.rows_per_chunk else [None, 512, 256, 128]
-    for chunk in chunks:
+    smaller = () if step.rows_per_chunk else (chunk for chunk in CHUNKS if chunk < step.chunk)
+    for chunk in (step.rows_per_chunk, *smaller):
         chunked = replace(step, rows_per_chunk=chunk)
-        if chunk is not None and step.rows_per_chunk is None and chunk >= step.chunk:
-            continue
-        if recompute is not None:
-            counts = [recompute]
-        else:
-            counts = [_fewest(chunked, budget), chunked.decoder.depth]
-        for count in counts:
+        fewest = (_fewest(chunked, budget), step.decoder.depth) if recompute is None else (recompute,)
+        for count in fewest:
             tried = replace(chunked, recompute=count)
             if needed(tried) <= budget:
                 yield tried
@@ -154,9 +145,8 @@ def needed(step: Step) -> float:
 
 def least(step: Step, optimizers: Sequence[Optimizer]) -> Step:
     """Return the step with the smallest peak: one row, everything recomputed, the smallest optimizer."""
-    return replace(
-        step, micro_batch=1, recompute=step.decoder.depth, rows_per_chunk=128, optimizer=optimizers[-1]
-    )
+    depth, smallest = step.decoder.depth, optimizers[-1]
+    return replace(step, micro_batch=1, recompute=depth, rows_per_chunk=CHUNKS[-1], optimizer=smallest)
 
 
 def row_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,7 +86,7 @@ def weight_bytes(plan: Inference) -> dict[str, float]:
 
 
 def cache_bytes(plan: Inference, tokens: int) -> float:
-    """Bytes of keys and values of so many tokens per prompt; a layer with a window keeps no more."""
+    """Bytes of the keys and values of `tokens` per prompt; a layer with a window keeps its window's."""
     decoder = plan.decoder
     seen = (decoder.depth - decoder.windowed) * tokens
     if decoder.window is not None:
@@ -100,11 +100,6 @@ def peak(plan: Inference) -> dict[str, float]:
     parts = {name: value for name, value in (weight_bytes(plan) | largest).items() if value}
     parts["context and allocator"] = CONTEXT_BYTES + FRAGMENTATION * sum(largest.values())
     return parts
-
-
-def allocated(plan: Inference) -> float:
-    """Return the peak of tensors alone."""
-    return sum(weight_bytes(plan).values()) + max(sum(moment.values()) for moment in _moments(plan))
 
 
 def _moments(plan: Inference) -> list[dict[str, float]]:
@@ -191,9 +186,9 @@ def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, defa
     rank = max((p.shape[0] for name, p in weights.named_parameters() if ".lora_A." in name), default=0)
     text = max(prompt - tower.tokens - 1, 1)
     plan = Inference(decoder, tower, bits, rank, batch=LARGEST_BATCH, text=text, new=new)
-    there, free = sum(weight_bytes(plan).values()) + CONTEXT_BYTES, available_bytes(device)
-    plan = batch_that_fits(plan, free + there)
-    taken = needed(plan) - there
+    held, free = sum(weight_bytes(plan).values()) + CONTEXT_BYTES, available_bytes(device)
+    plan = batch_that_fits(plan, free + held)
+    taken = needed(plan) - held
     return plan.batch, (
         f"{plan.batch} prompts at once: beside the weights they take {taken / 1e9:.1f} of the "
         f"{free / 1e9:.1f} GB that are free ({bits} bits, up to {prompt:,} + {new:,} tokens)"
@@ -286,15 +281,11 @@ class InferenceRow:
     parts: dict[str, float]
     host_gb: float | None
 
-    def json(self) -> dict[str, object]:
-        """Return the row as plain values."""
-        return asdict(self)
-
 
 def row_of(
     use: Use, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], gib: float, rank: int = zoo.RANK
 ) -> InferenceRow:
-    """Plan one use of a model with adapters, in 4 bits where it may be, on a card of so many GiB."""
+    """Plan one use of a model with adapters, in 4 bits where it may be, on a card of `gib` GiB."""
     plan = Inference(model[1], tower[1], **({"rank": rank} | SETTINGS[use]))
     plan = batch_that_fits(plan, budget_bytes(gib))
     parts = {name: round(value / 1e9, 3) for name, value in peak(plan).items()}

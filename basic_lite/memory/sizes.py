@@ -29,8 +29,8 @@ _WHOLE_NORMS = ("olmo2", "olmo3")
 _AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
 """Families with a norm after attention and one after the MLP."""
 
-_FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
-"""Families for which Liger has modules (`training.liger`)."""
+FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
+"""Families for which Liger has modules (see `training.liger`)."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class DecoderSize:
     @property
     def fusable(self) -> bool:
         """Whether Liger has modules for this family."""
-        return self.family in _FUSABLE
+        return self.family in FUSABLE
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:
@@ -376,12 +376,12 @@ def towers_named(
         ValueError: If the configuration cannot be read.
     """
     names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
-    found = []
+    towers = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
         config = TOWERS.get(name) or _config(source, "vision tower")
-        found.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
-    return found
+        towers.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
+    return towers
 
 
 def _config(source: str, what: str) -> PretrainedConfig | SimpleNamespace:

@@ -58,9 +58,9 @@ def flops_per_sample(step: Step) -> dict[str, float]:
     tokens, depth = 1 + tower.tokens + step.text, decoder.depth
     # The last layer makes keys and values of all tokens, and the rest of the supervised rows alone.
     share = step.text / tokens
-    behind = sum(layer.parameters for layer in decoder.linears if layer.name not in _FOR_ALL)
-    before = decoder.linear_parameters - behind
-    per_pass = (depth - 1) * decoder.linear_parameters + before + behind * share
+    keys_and_values = sum(layer.parameters for layer in decoder.linears if layer.name in _FOR_ALL)
+    rest = decoder.linear_parameters - keys_and_values
+    per_pass = (depth - 1) * decoder.linear_parameters + keys_and_values + rest * share
     adapters = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
     scores = (depth - 1 + share) * 2 * tokens**2 * decoder.query
     forward = 2 * tokens * (per_pass + adapters) + scores

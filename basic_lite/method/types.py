@@ -67,6 +67,14 @@ class Refinement:
     images: int
     spared: torch.Tensor | None = None
 
+    def sum_of_means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over images of the mean of `values` `(N,)` over an image's patches.
+
+        With tiles an image has more patches than another, and counts no more for it.
+        """
+        patches = values.new_zeros(self.images).index_add_(0, self.image, values.new_ones(len(values)))
+        return (values / patches[self.image]).sum()
+
     def without_spared(self) -> Refinement:
         """Return it with the importance of each image's spared patches shared out among its other ones.
 

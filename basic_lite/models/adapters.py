@@ -23,7 +23,8 @@ What is hard, and how it is solved:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -42,61 +43,96 @@ ADAPTER = "default"
 """PEFT's name of the adapter that is trained."""
 
 
+@dataclass
+class Scales:
+    """Scales of the decoder layer that asked last: all its groups ask, forward and in backward."""
+
+    of: object = None
+    values: torch.Tensor | None = None
+
+
+class Packed:
+    """A decoder layer's 4-bit weights, laid side by side and dequantised a group at a time.
+
+    Not possible where a layer's end is no end of a block: then each is dequantised by itself.
+    """
+
+    def __init__(self, layers: Sequence[Any], scales: Scales | None = None) -> None:
+        self._spans: dict[int, tuple[int, int]] = {}
+        self._at_hand = scales or Scales()
+        states = [_state_of(layer) for layer in layers]
+        first = states[0]
+        kinds = {(s.blocksize, s.quant_type, s.dtype, s.nested) for s in states}
+        block = first.blocksize * (first.state2.blocksize if first.nested else 1)
+        if len(kinds) > 1 or any(s.shape.numel() % block for s in states):
+            return
+        self._packed = _joined([layer.weight.data.view(-1, 1) for layer in layers])
+        self._scales = _joined([s.absmax for s in states])
+        self._kind = first.blocksize, first.quant_type
+        self._dtype, start = first.dtype, 0
+        for layer, state in zip(layers, states, strict=True):  # which keep views of them
+            end = start + state.shape.numel()
+            layer.weight.data = self._packed[start // 2 : end // 2].view(layer.weight.shape)
+            state.absmax = self._scales[start // first.blocksize : end // first.blocksize]
+            self._spans[id(layer)], start = (start, end), end
+        self._nested = None
+        if first.nested:  # the scales are quantised themselves: 256 of them share one, plus an offset
+            size = first.state2.blocksize
+            offsets = torch.cat([s.offset.expand(s.absmax.numel() // size) for s in states])
+            second = first.state2.code, size, first.state2.dtype
+            self._nested = _joined([s.state2.absmax for s in states]), second, offsets[:, None]
+
+    def weights(self, layers: Sequence[Any], sizes: list[int]) -> Sequence[torch.Tensor]:
+        """Return the `(O, D)` weights of layers that were given one after another."""
+        if not self._spans:
+            return [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in layers]
+        start, end = self._spans[id(layers[0])][0], self._spans[id(layers[-1])][1]
+        size = self._kind[0]
+        given = self._packed[start // 2 : end // 2], self._wide_scales()[start // size : end // size]
+        shape = [sum(sizes), layers[0].in_features]
+        whole = torch.ops.bitsandbytes.dequantize_4bit.default(*given, *self._kind, shape, self._dtype)
+        return whole.split(sizes) if len(sizes) > 1 else [whole]
+
+    def _wide_scales(self) -> torch.Tensor:
+        if self._nested is None:
+            return self._scales
+        if self._at_hand.of is not self or self._at_hand.values is None:
+            second, (code, size, dtype), offsets = self._nested
+            self._at_hand.values = self._at_hand.of = None
+            wide = torch.ops.bitsandbytes.dequantize_blockwise.default(
+                self._scales, second, code, size, dtype
+            )
+            wide.view(-1, size).add_(offsets)
+            self._at_hand.of, self._at_hand.values = self, wide
+        return self._at_hand.values
+
+
 class Base:
     """The frozen weights of a group's layers, dequantised together where they are in 4 bits."""
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], packed: Packed | None = None) -> None:
         self.layers = list(layers)
         self.sizes = [layer.out_features for layer in self.layers]
         self.biases = [layer.bias for layer in self.layers]
-        self._packed: tuple[torch.Tensor | None, Any, torch.Tensor | None] | None = None
-        if isinstance(self.layers[0], Linear4bit) and all(_state_of(layer) for layer in self.layers):
-            self._packed = self._pack()
+        self.in_4_bits = isinstance(self.layers[0], Linear4bit)
+        self._packed, self._kept = packed, None
+        if self.in_4_bits and packed is None and all(_state_of(layer) for layer in self.layers):
+            self._packed = Packed(self.layers)
 
     def weights(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
         """Return each layer's `(O, D)` weights in `dtype`."""
-        if not isinstance(self.layers[0], Linear4bit):
+        if self._kept is not None:
+            return self._kept
+        if not self.in_4_bits:
             return [layer.weight.to(dtype) for layer in self.layers]
-        self._packed = self._packed or self._pack()
-        packed, state, offsets = self._packed
-        if packed is None:
-            whole = [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in self.layers]
-            return [weight.to(dtype) for weight in whole]
-        if offsets is not None:  # the scales are quantised themselves: 256 of them share one, plus an offset
-            scales = bnb.dequantize_blockwise(state.absmax, state.state2)
-            scales = scales.view(-1, state.state2.blocksize).add_(offsets[:, None]).flatten()
-            state = _like(state, scales, state.shape)
-        return bnb.dequantize_4bit(packed, state).to(dtype).split(self.sizes)
+        self._packed = self._packed or Packed(self.layers)
+        whole = self._packed.weights(self.layers, self.sizes)
+        return whole if whole[0].dtype == dtype else [weight.to(dtype) for weight in whole]
 
-    def _pack(self) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
-        """Lay the layers' 4-bit weights and scales one after another; the layers keep views of them.
-
-        Not possible where a layer's end is no end of a block: then each is dequantised by itself.
-        """
-        states = [_state_of(layer) for layer in self.layers]
-        first = states[0]
-        alike = all(
-            (s.blocksize, s.quant_type, s.dtype, s.nested, s.shape[1])
-            == (first.blocksize, first.quant_type, first.dtype, first.nested, first.shape[1])
-            for s in states
-        )
-        block = first.blocksize * (first.state2.blocksize if first.nested else 1)
-        if not alike or any(s.shape.numel() % block for s in states):
-            return None, None, None
-        packed = _joined([layer.weight.data.view(-1, 1) for layer in self.layers])
-        scales = _joined([s.absmax for s in states])
-        starts = 0, 0
-        for layer, state in zip(self.layers, states, strict=True):
-            ends = starts[0] + layer.weight.numel(), starts[1] + state.absmax.numel()
-            layer.weight.data = packed[starts[0] : ends[0]].view(layer.weight.shape)
-            state.absmax = scales[starts[1] : ends[1]]
-            starts = ends
-        whole = _like(first, scales, torch.Size((sum(self.sizes), first.shape[1])))
-        if not first.nested:
-            return packed, whole, None
-        whole.state2 = _like(first.state2, _joined([s.state2.absmax for s in states]))
-        size = first.state2.blocksize
-        return packed, whole, torch.cat([s.offset.expand(s.absmax.numel() // size) for s in states])
+    def keep(self, dtype: torch.dtype) -> None:
+        """Hold the dequantised weights from now on: the same numbers, 2 bytes each in bf16."""
+        self._kept = None
+        self._kept = self.weights(dtype) if self.in_4_bits else None
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -105,12 +141,6 @@ def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _state_of(layer: Any) -> Any:
     return getattr(layer.weight, "quant_state", None) or layer.quant_state
-
-
-def _like(state: Any, scales: torch.Tensor, shape: torch.Size | None = None) -> Any:
-    """Return a quantisation state with other scales, which are not quantised themselves."""
-    kept = {name: getattr(state, name) for name in ("code", "blocksize", "quant_type", "dtype")}
-    return bnb.QuantState(absmax=scales, shape=shape, **kept)
 
 
 class Seeds:
@@ -126,24 +156,32 @@ class Seeds:
 
 
 class Group:
-    """Adapted layers that receive the same tensor.
+    """Linear layers that receive the same tensor, all of them adapted or all of them frozen.
 
     Attributes:
-        layers: PEFT's.
+        layers: PEFT's, or frozen ones.
         dropout: share of the input that an adapter does not see while training.
         scaling: of the update, `alpha / rank`.
-        first: whether it runs first in its decoder layer.
-        number: of the group in its decoder layer.
+        number: of the group in its decoder layer, in the order in which they run.
+        pairs: `A` and `B` of each layer; none of frozen ones.
     """
 
-    def __init__(self, layers: Sequence[Any], seeds: Seeds, number: int, keep_narrow: bool) -> None:
-        self.layers, self.seeds, self.number = list(layers), seeds, number
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        base: Base,
+        seeds: Seeds | None = None,
+        number: int = 0,
+        keep_narrow: bool = True,
+    ) -> None:
+        self.layers, self.base = list(layers), base
+        self.seeds, self.number = seeds or Seeds(), number
         self.keep_narrow = keep_narrow
-        self.base = Base([layer.get_base_layer() for layer in layers])
-        self.dropout = _dropout_of(layers[0])
-        self.scaling: float = layers[0].scaling[ADAPTER]
+        adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+        self.dropout = _dropout_of(adapted[0]) if adapted else 0.0
+        self.scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
-            (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in layers
+            (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in adapted
         ]
         self.parameters = [weight for pair in self.pairs for weight in pair]
         self._firsts: torch.Tensor | None = None
@@ -157,15 +195,39 @@ class Group:
         if self._at_hand is not None and self._at_hand[0] is x and member in self._at_hand[1]:
             outputs = self._at_hand[1]
         else:
-            if self.number == 0:
-                self.seeds.draw()
-            made = _Together.apply(x, self, self.seeds.now + self.number, *self.parameters)
-            outputs = dict(enumerate(made))
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            with torch.autocast(kind, enabled=False):
+                outputs = dict(enumerate(self.together(x, dtype)))
             self._at_hand = x, outputs
         output = outputs.pop(member)
         if not outputs:
             self._at_hand = None
         return output
+
+    def together(
+        self, x: torch.Tensor, dtype: torch.dtype, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """Return all outputs, outside of autocast.
+
+        Args:
+            x: `(B, S, D)`.
+            dtype: of the products.
+            residual: `(B, S, O)`, added to the output of a group of one.
+        """
+        if self.dropout and self.number == 0:
+            self.seeds.draw()
+        # One trained parameter is enough to give the outputs a gradient; theirs are not autograd's business.
+        return _Together.apply(x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1])
+
+    def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
+        if self._firsts is not None:
+            self._versions = [weight._version for weight in self.parameters]
+            yield from zip([*self._firsts, *self._seconds], self._in_order(), strict=True)
+
+    def _in_order(self) -> list[nn.Parameter]:
+        return [a for a, _ in self.pairs] + [b for _, b in self.pairs]
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return `A (G, r, D)` and each `B (O, r)` in `dtype`, written anew when a weight has changed."""
@@ -181,15 +243,11 @@ class Group:
         versions = [weight._version for weight in self.parameters]
         if self._versions != versions:
             with torch.no_grad():
-                _copy([*firsts, *seconds], [a for a, _ in self.pairs] + [b for _, b in self.pairs])
+                _copy([*firsts, *seconds], self._in_order())
             self._versions = versions
         if self.keep_narrow:
             self._firsts, self._seconds = firsts, seconds
         return firsts, seconds
-
-    def forget(self) -> None:
-        """The weights have changed, whatever their version says."""
-        self._versions = None
 
     def release(self) -> None:
         """Let go of outputs that nobody asked for, as after a lack of memory."""
@@ -235,43 +293,57 @@ class _Together(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, group: Group, seed: int, *parameters: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        group: Group,
+        seed: int,
+        dtype: torch.dtype,
+        *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        firsts, seconds = group.narrow(dtype)
-        with torch.autocast(kind, enabled=False):
+        ctx.group, ctx.seed, ctx.shape, ctx.dtype, ctx.product = group, seed, x.shape, x.dtype, dtype
+        weights, start = group.base.weights(dtype), None
+        if residual is not None and not group.pairs and residual.dtype == dtype:
+            start, residual = residual.reshape(len(flat), -1), None
+        made = []
+        for weight, bias in zip(weights, group.base.biases, strict=True):
+            if bias is not None:
+                y = torch.addmm(bias.to(dtype), flat, weight.t())
+                y = y if start is None else y.add_(start)
+            else:
+                y = flat @ weight.t() if start is None else torch.addmm(start, flat, weight.t())
+            made.append(y)
+        del weights
+        if group.pairs:
+            firsts, seconds = group.narrow(dtype)
             mask = group.mask(flat, seed)
             seen = flat.expand(len(firsts), -1, -1) if mask is None else mask.mul_(flat)
             inner = torch.bmm(seen, firsts.transpose(1, 2))  # (G, N, r)
             del seen, mask
-            outputs = []
             scale = group.scaling / (1 - group.dropout)
-            weights = group.base.weights(dtype)
-            for i, (weight, bias) in enumerate(zip(weights, group.base.biases, strict=True)):
-                if bias is None:
-                    y = flat @ weight.t()
-                else:
-                    y = torch.addmm(bias.to(dtype), flat, weight.t())
-                y.addmm_(inner[i], seconds[i].t(), alpha=scale)
-                outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(flat, inner)
-        ctx.group, ctx.seed, ctx.shape, ctx.dtype = group, seed, x.shape, x.dtype
-        return tuple(outputs)
+            for y, part, second in zip(made, inner.unbind(), seconds, strict=True):
+                y.addmm_(part, second.t(), alpha=scale)
+            ctx.save_for_backward(flat, inner)
+        # Added to a sum of two products the residual would be rounded twice, and it is the largest of them.
+        if residual is not None:
+            made[0] = made[0].view(residual.shape)
+            made[0] = made[0].add_(residual) if residual.dtype == dtype else made[0] + residual
+        return tuple(y.view(*x.shape[:-1], -1) for y in made)
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        flat, inner = ctx.saved_tensors
         group: Group = ctx.group
-        scale = group.scaling / (1 - group.dropout)
-        kind = flat.device.type
-        with torch.autocast(kind, enabled=False):
-            given = [g.reshape(-1, g.shape[-1]).to(flat.dtype) for g in upstream]
-            firsts, seconds = group.narrow(flat.dtype)
+        given = [g.reshape(-1, g.shape[-1]).to(ctx.product) for g in upstream]
+        wants_x, wants_residual = ctx.needs_input_grad[:2]
+        inner = mask = None
+        if group.pairs:
+            flat, inner = ctx.saved_tensors
+            scale = group.scaling / (1 - group.dropout)
+            firsts, seconds = group.narrow(ctx.product)
             to_inner = torch.empty_like(inner)
             to_seconds = []
             for i, g in enumerate(given):
@@ -283,22 +355,23 @@ class _Together(Function):
                 firsts, to_inner.transpose(1, 2), seen, beta=0, alpha=scale
             )  # (G, r, D)
             del seen
-            to_x = None
-            if ctx.needs_input_grad[0]:
-                weights = group.base.weights(flat.dtype)
-                total = given[0] @ weights[0]
-                for g, weight in zip(given[1:], weights[1:], strict=True):
-                    total.addmm_(g, weight)
-                if mask is None:
-                    width = inner.shape[-1] * len(firsts)
-                    joined = to_inner.transpose(0, 1).reshape(-1, width)
-                    total.addmm_(joined, firsts.view(width, -1), alpha=scale)
-                else:
-                    for part, kept in zip(torch.bmm(to_inner, firsts), mask, strict=True):
-                        total.addcmul_(part, kept, value=scale)
-                to_x = total.view(ctx.shape).to(ctx.dtype)
             group.add(to_firsts, to_seconds)
-        return to_x, None, None, *[None] * len(group.parameters)
+        to_x = None
+        if wants_x:
+            weights = group.base.weights(ctx.product)
+            total = given[0] @ weights[0]
+            for g, weight in zip(given[1:], weights[1:], strict=True):
+                total.addmm_(g, weight)
+            if mask is not None:
+                for part, kept in zip(torch.bmm(to_inner, firsts), mask, strict=True):
+                    total.addcmul_(part, kept, value=scale)
+            elif inner is not None:
+                width = inner.shape[-1] * len(firsts)
+                joined = to_inner.transpose(0, 1).reshape(-1, width)
+                total.addmm_(joined, firsts.view(width, -1), alpha=scale)
+            to_x = total.view(ctx.shape).to(ctx.dtype)
+        to_residual = upstream[0] if wants_residual else None
+        return to_x, to_residual, None, None, None, *[None] * len(group.parameters[:1])
 
 
 def _scaled(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
@@ -376,6 +449,7 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     if not all(_is_plain(module) for named in adapted for module in named.values()):
         return []
     groups: list[Group] = []
+    scales = Scales()
     for index, named in enumerate(adapted):
         seeds, shared = Seeds(), [set(names) & named.keys() for names in SHARED]
         if index == len(adapted) - 1:
@@ -384,9 +458,10 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
         # In the order in which a layer runs them: the first one draws the layer's seed.
         order = {name: i for i, name in enumerate(named)}
         sets = sorted(filter(None, [*shared, *alone]), key=lambda names: min(order[n] for n in names))
-        for number, names in enumerate(sets):
-            layers = [named[name] for name in named if name in names]
-            groups.append(Group(layers, seeds, number, keep_narrow))
+        members = [[named[name] for name in named if name in names] for names in sets]
+        bases = bases_of([[layer.get_base_layer() for layer in layers] for layers in members], scales)
+        for number, (layers, base) in enumerate(zip(members, bases, strict=True)):
+            groups.append(Group(layers, base, seeds, number, keep_narrow))
             for member, layer in enumerate(layers):
                 if not isinstance(layer, _Grouped):  # a model may be trained twice
                     layer.__class__ = _grouped(type(layer))
@@ -394,11 +469,26 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     return groups
 
 
-def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> None:
-    """Drop the groups' narrow copies after each step of an optimizer."""
+def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> list[Base]:
+    """Return the frozen weights of a decoder layer's groups, in 4 bits laid side by side where possible."""
+    layers = [layer for group in groups for layer in group]
+    packed = None
+    if layers and all(isinstance(layer, Linear4bit) and _state_of(layer) for layer in layers):
+        packed = Packed(layers, scales)
+    return [Base(group, packed) for group in groups]
 
+
+def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> None:
+    """Write the groups' narrow copies anew after each step of an optimizer, all at once.
+
+    Not by the weights' versions alone: bitsandbytes' optimizers write past them.
+    """
+
+    @torch.no_grad()
     def hook(*_: object) -> None:
-        for group in groups:
-            group.forget()
+        pairs = [pair for group in groups for pair in group.refresh()]
+        if pairs:
+            narrow, wide = zip(*pairs, strict=True)
+            _copy(list(narrow), wide)
 
     optimizer.register_step_post_hook(hook)

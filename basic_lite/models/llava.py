@@ -7,6 +7,7 @@ vector is held elsewhere (see `NewlineProjector`).
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from basic_lite.data import conversation, templates
+from basic_lite.data import conversation, hub, templates
 from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
@@ -355,8 +356,11 @@ def read_config(source: str, what: str) -> PretrainedConfig:
     Raises:
         ValueError: In one line, if neither has it.
     """
+    located = data_world_parts.located(source)
+    if not os.path.isdir(located):
+        hub.silence()
     try:
-        config = AutoConfig.from_pretrained(data_world_parts.located(source))
+        config = AutoConfig.from_pretrained(located)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"no {what} can be loaded from {source!r}: give a folder with config.json and safetensors, "

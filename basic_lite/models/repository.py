@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basic_lite.data import hub
 from basic_lite.data.world import parts
 
 SAFETENSORS: str = "model.safetensors"
@@ -74,6 +75,7 @@ def fetch(source: str, revision: str | None = None) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    hub.silence()
     missing: Exception | None = None
 
     def find(name: str) -> Path | None:
@@ -127,7 +129,12 @@ def why(source: str, error: BaseException) -> str:
         source: hub id or folder.
         error: as the hub's client raised it, or as transformers wrapped it.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     page = f"https://huggingface.co/{source}"
     link: BaseException | None = error
@@ -139,6 +146,8 @@ def why(source: str, error: BaseException) -> str:
                 f"there is no such folder, and the hub has no {source} that you may read: look at {page}; "
                 "for a private one log in with `hf auth login`"
             )
+        if isinstance(link, LocalEntryNotFoundError | OfflineModeIsEnabled) and (quiet := hub.silence()):
+            return f"there is no such folder, the hub's cache has no such model, and {quiet}"
         link = link.__cause__ or link.__context__
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:160]

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from basic_lite.data import hub
 from basic_lite.data.world import parts
 from basic_lite.files import write_json
 from basic_lite.models import converted, quantised, repository, zoo
@@ -165,6 +166,8 @@ def _config(source: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     folder = Path(parts.located(source))
+    if not folder.is_dir():
+        hub.silence()
     try:
         path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(source, "config.json"))
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -61,7 +61,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family("smollm3", "smollm3", _SEPARATE),
     "gemma3_text": Family("gemma3_text", "gemma_instruct", _SEPARATE, norms=4, head_norms=True),
     "olmo2": Family("olmo2", "olmo2", _SEPARATE, head_norms=True),
-    "olmo3": Family("olmo3", "chatml", _SEPARATE, head_norms=True),
+    "olmo3": Family("olmo3", "olmo3", _SEPARATE, head_norms=True),
     "ministral3": Family("ministral3", "mistral_v7", _SEPARATE),
     "glm4": Family("glm4", "glm4", (*_SEPARATE[:4], "gate_up_proj", "down_proj"), norms=4),
     "granite": Family("granite", "granite", _SEPARATE, head_scale=("logits_scaling", -1)),

@@ -277,11 +277,10 @@ class StepProgress(TrainerCallback):
         best = "  (the best yet)" if state.global_step and metrics["best"] == state.global_step else ""
         lines = [f"validation {state.global_step}/{state.max_steps}  {note}{best}"]
         lines += [
-            f"  {sample['id']}: {sample['answer']!r}, true {sample['true']!r}"
-            for sample in metrics["samples"]
+            f"  {sample['id']}: {sample['answer']} (true: {sample['true']})" for sample in metrics["samples"]
         ]
         for line in lines:
-            self.console.print(line, highlight=False, markup=False, no_wrap=True, overflow="ellipsis")
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -322,8 +321,7 @@ class Metrics:
         if refinement is not None:
             with torch.no_grad():
                 cosine = F.cosine_similarity(refinement.initial.float(), refinement.target.float(), dim=-1)
-                # The mean over an image's patches, summed over images; every image has equally many.
-                share = cosine.mean() * refinement.images / window.items("das")
+                share = refinement.sum_of_means(cosine) / window.items("das")
             self._add("cosine", share, window)
 
     def _add(self, name: str, value: torch.Tensor, window: Window) -> None:

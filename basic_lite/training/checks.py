@@ -35,6 +35,7 @@ from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
 from basic_lite.training.settings import Data, Settings
+from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
 
@@ -417,22 +418,28 @@ def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> st
     return f"{line}, up to rounding" + (f"; {' and '.join(other)}" if other else "")
 
 
-def check_before_loading(sources: Sources, decided: Plan, resume: Path | None, console: Console) -> None:
-    """Look through the rows, and at the run to go on with, before a model is loaded.
+def check_before_loading(
+    sources: Sources, decided: Plan, resume: Path | None, console: Console, start: Start | None = None
+) -> None:
+    """Look through the rows, and at the run to start from or to go on with, before a model is loaded.
 
     Args:
         sources: the parts.
         decided: settings, and the rows to train on and to measure, whose `faults` are noted.
         resume: checkpoint to go on from.
         console: where the number of measured rows is printed.
+        start: what a stage 2 starts from, unless it goes on.
 
     Raises:
-        ValueError: As `check_resumable`; if too many rows are bad for the budget, or all that are measured.
+        ValueError: As `check_resumable` and `Start.check`; if too many rows are bad for the budget, or all
+            that are measured.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
     if resume is not None:
         check_resumable(sources, decided, resume)
+    elif start is not None:
+        start.check()
     rows.faults = check_rows(rows, settings.stage)
     check_budget(rows, settings.data.bad_budget, settings.stage)
     if line := check_held_out(decided.held_out, rows, settings.stage):
@@ -525,18 +532,3 @@ def hyperparameters(settings: Settings) -> dict[str, object]:
         "min_rating": settings.data.min_rating,
         "seed": settings.run.seed,
     }
-
-
-def check_optimizer(name: str, lora: bool, shards: int = 1) -> None:
-    """See that an optimizer has something to work on, before anything is loaded.
-
-    Raises:
-        ValueError: If it has not.
-    """
-    if name != "adamw" and not lora:
-        raise ValueError(f"--optimizer {name} is for adapters; add --lora, or leave it out")
-    if name != "adamw" and shards > 1:
-        raise ValueError(
-            f"--optimizer {name} works on whole adapters, and --use_fsdp cuts them and Adam's moments over "
-            f"{shards} processes; leave it out"
-        )

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from torch import nn
 from transformers import PreTrainedModel
 
+from basic_lite.memory.sizes import FUSABLE
+
 _GEGLU = ("gemma", "gemma3_text")
-_SWIGLU = ("llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "olmo2", "olmo3")
 
 
 def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | None:
@@ -26,7 +27,7 @@ def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | Non
 
     kind = decoder.config.model_type
     patch = getattr(liger, f"apply_liger_kernel_to_{kind}", None)
-    if kind not in (*_GEGLU, *_SWIGLU) or patch is None:
+    if kind not in FUSABLE or patch is None:
         return None
     rotary = getattr(decoder.config, "rope_parameters", None) or {}
     parts = (getattr(decoder.config, "partial_rotary_factor", None), rotary.get("partial_rotary_factor"))

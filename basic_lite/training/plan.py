@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from basic_lite.console import rank_and_count
+from basic_lite.console import rank_and_count, say_on
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
-from basic_lite.models import checkpoint, devices, quantised, trainable, unpacked, zoo
+from basic_lite.models import checkpoint, devices, trainable, unpacked, zoo
 from basic_lite.models.llava import Sources, longest_with, read_config, tiling_for
 from basic_lite.models.tower import vision_config
 from basic_lite.training.settings import (
@@ -38,21 +38,21 @@ FEWEST_STEPS: int = 50
 """Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
 
 
-def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent) -> Sources:
+def sources_of(model: Model, device: str, console: Console) -> Sources:
     """Return stage 1's parts.
 
     Args:
         model: as given; of a vision-language model the decoder is taken.
         device: `"cuda"` or `"cpu"`.
-        say: takes a line if it is taken out.
+        console: where it is said that the decoder is taken out.
 
     Raises:
-        ValueError: If a name is unknown, or the device lacks the precision.
+        ValueError: If a name is unknown, a part cannot be read, or the device lacks the precision.
     """
-    return Sources.named(
+    sources = Sources.named(
         model.model,
         model.tower,
-        None if model.llm is None else unpacked.language_model(model.llm, say),
+        None if model.llm is None else unpacked.language_model(model.llm, say_on(console)),
         template=model.template,
         image_token=model.image_token,
         bits=zoo.bits_of(model.model, model.llm) if model.bits is None else model.bits,
@@ -63,6 +63,10 @@ def sources_of(model: Model, device: str, say: quantised.Say = quantised.silent)
         pool=model.pool,
         exif=model.exif,
     )
+    # Before the data: that a decoder does not exist is not found out after 27 GB of pictures.
+    read_config(sources.llm, "language model")
+    read_config(sources.tower, "vision tower")
+    return sources
 
 
 def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
@@ -72,16 +76,21 @@ def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
         first: manifest of stage 1.
         parts: as given.
         lora: with adapters.
+
+    Raises:
+        ValueError: If the LLM or the tower is no longer the one of stage 1.
     """
     sources = checkpoint.sources_of(first)
     bits = sources.bits if lora else 16
-    return replace(
+    changed = replace(
         sources,
         bits=bits if parts.bits is None else parts.bits,
         image_size=sources.image_size if parts.image_size is None else parts.image_size,
         exif=parts.exif or sources.exif,
         tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
     )
+    checkpoint.check_parts(changed, first)
+    return changed
 
 
 def resolve(
@@ -93,9 +102,9 @@ def resolve(
     memory: Memory,
     schedule: Schedule,
     run: Run,
-    *,
-    validation: Validation | None = None,
     out: Path,
+    validation: Validation | None = None,
+    *,
     shards: int,
     lora: bool = False,
     projector_learning_rate: float | None = None,
@@ -112,8 +121,8 @@ def resolve(
         memory: as given.
         schedule: as given.
         run: as given.
-        validation: as given; `None` measures nothing.
         out: run folder.
+        validation: as given; `None` measures nothing.
         shards: processes over which the decoder's layers are cut.
         lora: stage 2 with adapters.
         projector_learning_rate: as given; stage 2 has a default for it.

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from basic_lite import files
-from basic_lite.console import rank_and_count, write_into
+from basic_lite.console import quiet_console, rank_and_count, say_on, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
@@ -88,6 +88,17 @@ class Prepared:
     start: Start | None
 
 
+def begin(whole_decoder: bool = False) -> tuple[Console, Clock, str, int]:
+    """Return where a stage prints, its clock, `"cuda"` or `"cpu"`, and over how many processes it is cut.
+
+    Raises:
+        ValueError: As `checks.shards_asked_for`.
+    """
+    clock = Clock()
+    clock.mark("imports")
+    return quiet_console(), clock, devices.choose_device(), checks.shards_asked_for(whole_decoder)
+
+
 def assemble(
     sources: Sources, settings: Settings, device: str, keep_copy: bool, console: Console
 ) -> Assembled:
@@ -101,12 +112,11 @@ def assemble(
         console: where it is said what is done.
     """
     place = devices.loading_place(device, sources.bits, settings.shards)
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    return llava.assemble(sources, place, settings.run.seed, copies="keep" if keep_copy else "off", say=say)
+    copies = "keep" if keep_copy else "off"
+    return llava.assemble(sources, place, settings.run.seed, copies=copies, say=say_on(console))
 
 
-def freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
-    """Leave the projector as stage 1 left it, and say so."""
+def _freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
     trainable.freeze_projector(assembled)
     idle = "; BASIC's terms reach nothing else, and are measured only" if settings.objective.active else ""
     console.print(
@@ -130,11 +140,13 @@ def run_stage(
 ) -> bool:
     """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
 
-    What will be trained is printed first.
+    At a rate of 0 the projector stays as it is. What will be trained is printed first.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it, which is said.
     """
+    if decided.settings.projector_learning_rate == 0:
+        _freeze_projector(assembled, decided.settings, console)
     console.print(trainable.trainable_table(assembled.model))
     prepared = prepare(assembled, decided, template, console, resume, start)
     space = teach(prepared, console)
@@ -142,7 +154,9 @@ def run_stage(
     finished = train(prepared, space, console, clock, intervene, callbacks)
     if not finished:
         out = prepared.settings.out
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        console.print(
+            f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.", soft_wrap=True
+        )
     return finished
 
 
@@ -191,12 +205,12 @@ def prepare(
     passes = checks.Passes.of(settings, then)
     longer = resume is not None and checks.lengthened(decided, resume)
     manifest = _manifest(assembled, settings, rows, decided.held_out)
-    manifest |= {"from": start and start.origin, "memory": decided.memory.json(), "passes": asdict(passes)}
+    manifest |= {"from": start and start.origin, "memory": asdict(decided.memory), "passes": asdict(passes)}
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
-        manifest["resumed"] = then.get("resumed", [])
+        manifest["resumed"] = list(then.get("resumed", []))
         if changes := checks.changes_of(passes, then):
-            manifest["resumed"] = [*manifest["resumed"], {"step": then["steps"]} | changes]
+            manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
             console.print(line, highlight=False, soft_wrap=True)
 
@@ -222,9 +236,8 @@ def prepare(
     )
     accumulation = settings.global_batch // passes.loaded
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
-    if (
-        settings.group and assembled.tiling is None
-    ):  # counted once for these data and this tokenizer, a minute or two for 665k rows
+    if settings.group and assembled.tiling is None:
+        # Counted once for these data and this tokenizer, a minute or two for 665k rows.
         with findings.passes(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
             lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
@@ -272,10 +285,7 @@ def prepare(
     )
     if longer and then is not None:
         console.print(_longer_line(args, then["steps"], steps), highlight=False, soft_wrap=True)
-        manifest["resumed"] = [
-            *manifest["resumed"],
-            {"step": then["steps"], "steps": [then["steps"], steps]},
-        ]
+        manifest["resumed"] += [{"step": then["steps"], "steps": [then["steps"], steps]}]
     return Prepared(
         assembled,
         settings,

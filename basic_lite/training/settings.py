@@ -762,6 +762,13 @@ class Settings:
             raise ValueError(
                 f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
             )
+        if self.optimizer != "adamw" and not self.lora:
+            raise ValueError(f"--optimizer {self.optimizer} is for adapters; add --lora, or leave it out")
+        if self.optimizer != "adamw" and self.shards > 1:
+            raise ValueError(
+                f"--optimizer {self.optimizer} works on whole adapters, and --use_fsdp cuts them and Adam's "
+                f"moments over {self.shards} processes; leave it out"
+            )
         rate = self.projector_learning_rate
         if rate is not None and not rate >= 0:
             raise ValueError(f"--projector-learning-rate must be at least 0, which freezes it, got {rate}")

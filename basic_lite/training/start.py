@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from basic_lite import files
+from basic_lite.console import say_on
 from basic_lite.data import conversation
 from basic_lite.models import checkpoint, devices, llava, quantised, repository, unpacked, zoo
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.trainable import Adapters
 from basic_lite.training.settings import Adapters as AdapterOptions
+from basic_lite.training.settings import Method
 
 Kind = Literal["stage 1", "adapters", "decoder", "model"]
 
@@ -55,6 +59,10 @@ class Start:
         if self.run is not None:
             files.check_files(self.run, "weights")
 
+    def method(self, asked: Method) -> Method:
+        """Return the method with the start's target where none is asked for."""
+        return replace(asked, target=asked.target or self.manifest["method"].get("target"))
+
     def adapters(self, asked: AdapterOptions, resolved: Adapters) -> Adapters:
         """Return the adapters to train: those that go on, or new ones.
 
@@ -78,8 +86,9 @@ class Start:
         """Put what the start has learnt into a model that nothing is attached to yet.
 
         Raises:
-            ValueError: If a file does not fit.
+            ValueError: If the model is not of the start's parts, or a file does not fit.
         """
+        checkpoint.check_identity(assembled, self.manifest)
         if self.kind != "adapters":
             checkpoint.load_projector(assembled.model, self.projector)
         if self.kind == "decoder":
@@ -95,21 +104,21 @@ class Start:
             checkpoint.load_adapter(assembled.model, self.source)
 
 
-def find(source: Path, lora: bool, device: str, say: quantised.Say) -> Start:
+def find(source: Path, lora: bool, device: str, console: Console) -> Start:
     """Find what `--start` names.
 
     Args:
         source: a run folder, or the folder or hub id of a LLaVA of transformers.
         lora: the stage to come trains adapters.
         device: of the stage; a LLaVA's activations are of its usual precision.
-        say: takes a line if a LLaVA is taken apart.
+        console: where it is said that a LLaVA is taken apart.
 
     Raises:
         ValueError: In one line, if it is nothing that a stage 2 can start from.
     """
     if (source / files.MANIFEST).is_file() or _is_run_by_name(source):
         return _run(source, lora)
-    return _model(str(source), device, say)
+    return _model(str(source), device, say_on(console))
 
 
 def _is_run_by_name(source: Path) -> bool:

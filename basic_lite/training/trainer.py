@@ -26,7 +26,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.targets import TargetSpace
 from basic_lite.method.types import Importance, Weighting, Window
-from basic_lite.models import adapters, checkpoint
+from basic_lite.models import adapters, checkpoint, decoder_layer
 from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
 from basic_lite.training import distributed, liger, optimizers
@@ -290,8 +290,10 @@ class BasicTrainer(SavingTrainer):
         if grouped_adapters and not sharded:
             # 8-bit moments are for who has no memory left: the adapters' narrow copies do not stay either.
             self.groups = adapters.group_adapters(decoder.layers, keep_narrow=optimizer_name == "adamw")
+        fused = fused_kernels and liger.fuse(decoder)
+        if grouped_adapters and not sharded:
+            decoder_layer.streamline(decoder, fused)
         if fused_kernels:
-            liger.fuse(decoder)
             for module in parts_of(self.model).llava.multi_modal_projector.modules():
                 if isinstance(module, Projector):
                     module.split = not sharded
@@ -531,13 +533,13 @@ class BasicTrainer(SavingTrainer):
             rows_at_once=self.splitter.limit or self.args.per_device_train_batch_size,
             sharded=self.sharded,
         )
-        seconds = time.monotonic() - begun
+        seconds = round(time.monotonic() - begun, 3)
         self.measuring_seconds += seconds
         self.metrics.started += seconds  # training's samples per second are without it
         logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
         self.log(dict(logged))
         step, steps = self.state.global_step, self.state.max_steps
-        row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")}
+        row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
         history = self.history
         seen = logged | {"samples": samples, "best": history.best}

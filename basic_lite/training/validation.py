@@ -298,7 +298,7 @@ class Validator:
             return
         sums["images"] += seen.images
         cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
-        sums["cosine"] += float(cosine.double().mean()) * seen.images
+        sums["cosine"] += float(seen.sum_of_means(cosine.double()))
         # A small piece of the table at a time: 67 MB at D = 4096, less than a layer's activations.
         table = parts_of(self.assembled.model).embedding
         nearest = match_tokens(seen.initial, table, rows=256, vocabulary_rows=4096)[0]

@@ -59,7 +59,10 @@ def test_every_layer_is_matched_as_from_stored_hidden_states(decoder):
         out = model(input_ids=ids, pixel_values=pixels(assembled), output_hidden_states=True)
     # The tuple's last entry is behind the final norm; what leaves the last layer goes into that norm.
     states = [one[0, patch].double() for one in [*out.hidden_states[:-1], unnormed[-1]]]
-    assert len(seen.tokens) == len(states) == 5
+    target = sum(w * state for w, state in zip(weights, states[1:4], strict=True))
+    assert torch.allclose(seen.target.double(), target, rtol=1e-5, atol=1e-5)
+    states.append(target)
+    assert len(seen.tokens) == len(states) == 6
     table = parts.embedding.detach().double()
     for found, similarity, cosine, truth in zip(
         seen.tokens, seen.similarity, seen.cosine, states, strict=True
@@ -68,8 +71,6 @@ def test_every_layer_is_matched_as_from_stored_hidden_states(decoder):
         assert torch.equal(found, every.argmax(1))
         assert torch.allclose(similarity.double(), every.amax(1), atol=1e-6)
         assert torch.allclose(cosine.double(), F.cosine_similarity(truth, states[0], dim=1), atol=1e-6)
-    target = sum(w * state for w, state in zip(weights, states[1:4], strict=True))
-    assert torch.allclose(seen.target.double(), target, rtol=1e-5, atol=1e-5)
     assert hooks() == before
     hook.remove()
 

@@ -1,8 +1,10 @@
 """Original scorers, run from their checkouts, and answers for them to judge.
 
 `BASIC_LITE_ORACLES` names a folder of checkouts: `LLaVA`, `lmms-eval`, `VLMEvalKit`, `VQA` (GT-Vision-Lab's),
-`MMMU`, `MMStar`, `MME` (its `calculation.py`). `python tests/evaluation/original_scorers.py FILE` writes
-their verdicts, which everyone else's tests read.
+`MMMU`, `MMStar`, `MME` (its `calculation.py`), `GQA` (its `eval.py`, as SHI-Labs/VCoder keeps it), `VizWiz`
+(its `eval.py`, as TRI-ML/vlm-evaluation keeps it), `HallusionBench`, `MultimodalOCR`, `POPE` (at commit
+e3e39262) and `eval` (LLaVA's `eval.zip`). `python tests/evaluation/original_scorers.py FILE` writes the
+verdicts, which everyone else's tests read.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         "requests",
         "Levenshtein",
         "sacrebleu",
+        "prettytable",
     )
 
     def find_spec(self, name: str, path: object, target: object = None) -> Any:
@@ -210,6 +213,99 @@ def gqa_llava() -> Verdict:
             text: row["prediction"] for text, row in zip(WORDS, json.loads(made.read_text()), strict=True)
         }
     return lambda text, truth: float(said[text] == truth)
+
+
+def gqa_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return GQA's questions of rows with an answer, in its kinds, lengths and steps."""
+    kinds = [("query", "attr"), ("verify", "obj"), ("choose", "rel")]
+    program = [{"operation": "select", "argument": "a"}, {"operation": "query", "argument": "name"}]
+    return {
+        str(row["number"]): {
+            **{
+                "question": "Is it" + " so" * (row["number"] % 4),
+                "answer": row["answer"],
+                "isBalanced": True,
+            },
+            **{"imageId": "n1", "semantic": program[: 1 + row["number"] % 2], "groups": {"global": "g"}},
+            "types": dict(zip(("structural", "semantic"), kinds[row["group"]], strict=True)),
+        }
+        for row in rows
+    }
+
+
+def gqa_printed(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Run LLaVA's conversion and GQA's evaluation; return what it prints in per cent, by section and name."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        answers = [{"question_id": str(row["number"]), "text": row["given"]} for row in rows]
+        (base / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+        made = {name: str(base / f"{name}.json") for name in ("questions", "predictions")}
+        run_script(
+            "LLaVA/scripts/convert_gqa_for_eval.py",
+            {"src": str(base / "a.jsonl"), "dst": made["predictions"]},
+        )
+        Path(made["questions"]).write_text(json.dumps(gqa_rows(rows)))
+        with contextlib.redirect_stderr(io.StringIO()):
+            printed = run_script("GQA/eval.py", made)
+    values, section = {}, ""
+    for line in printed.splitlines():
+        name, _, value = line.partition(":")
+        section = "" if not line else name if not value else section
+        if "%" in value:
+            values[f"{section}/{name.strip()}".lower()] = float(value.split("%")[0])
+    return values
+
+
+def gqa_official() -> Verdict:
+    def verdict(text: str, truth: str) -> float:
+        row = {"number": 1, "answer": truth, "given": text, "group": 0}
+        return gqa_printed([row])["/accuracy"] / 100
+
+    return verdict
+
+
+def gqa_value(rows: list[dict[str, Any]]) -> list[float]:
+    printed = gqa_printed(rows)
+    return [printed[name] for name in GQA_PRINTED]
+
+
+GQA_PRINTED = (
+    *("/accuracy", "/binary", "/open", "accuracy / structural type/query"),
+    *("accuracy / semantic type/rel", "accuracy / steps number/1", "accuracy / words number/4"),
+)
+
+
+def vizwiz_official() -> Verdict:
+    with absent():
+        evaluation = load("VizWiz/eval.py").VQAEval
+
+    def verdict(text: str, humans: list[str]) -> float:
+        truth = {"i": {"answers": [{"answer": answer} for answer in humans]}}
+        scorer = evaluation(truth, {"i": {"answer": text}}, n=10)
+        scorer.evaluate()
+        return scorer.evalQA["i"] / 100
+
+    return verdict
+
+
+def ocrbench_official(dataset: str) -> Callable[[], Verdict]:
+    """Return the part of OCRBench's script that compares; what is before it runs a model."""
+
+    def original() -> Verdict:
+        source = (ROOT / "MultimodalOCR/OCRBench/example.py").read_text("utf-8")
+        start = source.index("    for i in range(len(data)):\n        data_type")
+        code = compile(
+            "if True:\n" + source[start : source.index("    save_json(", start)], "example.py", "exec"
+        )
+
+        def verdict(text: str, truth: str) -> float:
+            row = {"type": "t", "dataset_name": dataset, "answers": [truth, "green"], "predict": text}
+            exec(code, {"data": [row]})
+            return float(row.get("result", 0))
+
+        return verdict
+
+    return original
 
 
 def gqa_lmms() -> Verdict:
@@ -455,6 +551,8 @@ ORIGINALS: dict[str, tuple[Callable[[], Verdict], list[str], list[Any], str]] = 
     "vqa_m4c": (vqa_m4c, WORDS, HUMANS, "LLaVA llava/eval/m4c_evaluator.py"),
     "vizwiz_lmms": (vizwiz_lmms, WORDS, HUMANS, "lmms-eval tasks/vizwiz_vqa/utils.py"),
     "gqa_llava": (gqa_llava, WORDS, TRUTHS, "LLaVA scripts/convert_gqa_for_eval.py"),
+    "vizwiz_official": (vizwiz_official, WORDS, HUMANS, "VizWiz vqaEval.py, in TRI-ML/vlm-evaluation"),
+    "gqa_official": (gqa_official, WORDS, TRUTHS, "GQA eval.py, in SHI-Labs/VCoder"),
     "gqa_lmms": (gqa_lmms, WORDS, TRUTHS, "lmms-eval api/metrics.py"),
     "gqa_vlmevalkit": (kit("accuracy"), WORDS, TRUTHS, "VLMEvalKit dataset/utils/vqa_eval.py"),
     "llava_sqa": (llava_sqa, LETTERS, list(OPTIONS), "LLaVA llava/eval/eval_science_qa.py"),
@@ -535,6 +633,11 @@ ORIGINALS: dict[str, tuple[Callable[[], Verdict], list[str], list[Any], str]] = 
         ),
         *(WORDS, TRUTHS, "lmms-eval tasks/ocrbench/utils.py"),
     ),
+    "ocrbench_official": (ocrbench_official("svt"), WORDS, TRUTHS, "MultimodalOCR OCRBench/example.py"),
+    "ocrbench_official_formula": (
+        *(ocrbench_official("HME100k"), WORDS, TRUTHS),
+        "MultimodalOCR OCRBench/example.py",
+    ),
     "anls": (anls, WORDS, TRUTHS, "lmms-eval api/metrics.py"),
     "llava_bench": (llava_bench, REVIEWS, [None], "LLaVA llava/eval/eval_gpt_review_bench.py"),
 }
@@ -593,6 +696,24 @@ def hallusionbench_value(rows: list[dict[str, Any]]) -> list[float]:
     return [float(overall[name]) for name in ("aAcc", "fAcc", "qAcc")]
 
 
+def hallusionbench_original_value(rows: list[dict[str, Any]]) -> list[float]:
+    """Return the original's three shares, where its GPT is replaced by VLMEvalKit's reading of yes or no."""
+    said = yes_no_kit()
+    with absent():
+        module = load("HallusionBench/utils.py")
+    data = []
+    for row in rows:
+        names = ("", "category", "subcategory", "set_id", "figure_id", "question_id")
+        asked = dict(zip(names, hallusion_index(row).split("_"), strict=True))
+        read = {answer for answer in ("yes", "no") if said(row["given"], answer)}
+        verdict = "2" if not read else "1" if row["answer"] in read else "0"
+        data.append({**asked, "visual_input": "1", "same": "1", "check": verdict})
+    data = module.assign_correctness(data, correctness_entry="check")
+    every = module.get_eval_all(data, "check")
+    figures, pairs = module.get_eval_fig(data), module.get_eval_pair_all(data, "check")
+    return [100 * share["correct"] / share["total"] for share in (every, figures, pairs)]
+
+
 def mmbench_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = {"category": "c", "l2-category": "l"}
     return [
@@ -639,7 +760,9 @@ def grades(row: dict[str, Any]) -> list[float]:
 VALUES: dict[str, Callable[[list[dict[str, Any]]], list[float]]] = {
     "pope": pope_value,
     "mme": mme_value,
+    "gqa": gqa_value,
     "hallusionbench": hallusionbench_value,
+    "hallusionbench_original": hallusionbench_original_value,
     "mmbench": mmbench_value,
     "cv_bench": cv_bench_value,
     "llava_bench": llava_bench_value,

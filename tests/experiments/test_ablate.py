@@ -6,12 +6,18 @@ import base64
 import io
 import itertools
 import json
+import re
+import shlex
+import threading
+from pathlib import Path
 
 import pytest
-from command import run
+from command import interrupt_when, run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 from PIL import Image
 from tiny import llm_folder, tower_folder
+
+import basic_lite
 
 pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
 
@@ -92,19 +98,46 @@ def files(tmp_path):
     return folder
 
 
+def documented() -> list[str]:
+    """Return the words of the command for real small parts, as the package's page has it."""
+    page = Path(basic_lite.__file__).with_name("experiments") / "README.md"
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    (command,) = [block for block in blocks if "--tune" in block and "--answer-by likelihood" in block]
+    return shlex.split(command.replace("\\\n", " "))[1:]
+
+
 @pytest.mark.slow
-def test_own_model_data_and_benchmark(files, tmp_path):
-    """Losses and cosine on rows of the file, and a score; one variant, as each takes seconds."""
-    models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", "16"]
-    batch = ["--global-batch", "4", "--micro-batch", "2", "--workers", "0", "--max-steps", "1"]
-    words = ["ablate", "weights", "--variants", "quadratic", *models, *batch]
-    words += ["--data", files / "captions.json", "--jobs", "1"]
-    words += ["--measure-rows", "5", "--eval", "mmbench", "--eval-data", files / "bench.tsv"]
-    run(*words, cwd=tmp_path)
-    content = json.loads((tmp_path / "runs/ablation/weights.json").read_text())
+def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
+    """The documented words with tiny parts: rates, variants, curves, and a choice by likelihood."""
+    words = documented()
+    own = {"--llm": llm_folder(), "--tower": tower_folder(), "--image-size": 28, "--variants": "individual"}
+    own |= {"--data": files / "captions.json", "--images": files, "--measure-data": files / "captions.json"}
+    own |= {"--eval-data": files / "bench.tsv", "--seeds": 1, "--max-steps": 2, "--workers": 0}
+    own |= {"--global-batch": 4, "--micro-batch": 4, "--out": tmp_path / "a", "--jobs": 2}
+    for option, value in own.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    first = tmp_path / "a-tune/runs/basic=False_learning_rate=0.0001/seed-0/measured-stage1.json"
+    waiting = threading.Thread(target=interrupt_when, args=[first], daemon=True)
+    waiting.start()
+    assert "the same command goes on" in run(*words, cwd=tmp_path, expect=130).stdout
+    waiting.join()
+    assert not (tmp_path / "a").exists()
+    said = run(*words, cwd=tmp_path).stdout
+    assert "of 5 runs are done already" in said
+    (rate,) = re.findall(r"Learning rate (\S+): of 0.0001, .*, 0.01 the one that gives plain", said)
+    assert "Measuring along the way took" in said
+    content = json.loads((tmp_path / "a/target.json").read_text())
+    assert list(content["variants"]) == ["plain", "individual"]
+    assert content["setup"]["stage1"]["learning_rate"] == float(rate)
+    assert content["setup"]["mmbench answers"] == "likelihood"
     assert {m["name"]: m["over"] for m in content["measures"]} == {
-        **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of the training file"),
+        **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of captions.json"),
         "mmbench": "questions",
     }
-    assert 0 <= content["variants"]["quadratic"]["mmbench"]["mean"] <= 100
-    assert content["setup"]["stage1"]["max_steps"] == 1
+    assert content["curves"]["plain"]["caption_loss"]["samples"] == [4, 8]
+    asked = tmp_path / "a/runs/target=individual/seed-0/stage1/eval/mmbench/predictions.jsonl"
+    letters = {json.loads(line)["text"] for line in asked.read_text().splitlines() if '"text"' in line}
+    assert letters <= set("ABCD"), "a letter for every question: its likelihood chose it"

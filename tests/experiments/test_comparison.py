@@ -35,6 +35,43 @@ def test_a_folder_belongs_to_one_set_up(tmp_path):
         comparison.claim(tmp_path / "else", {})
 
 
+def a_comparison(plan: str, out) -> comparison.Comparison:
+    return comparison.Comparison(
+        plan=PLANS[plan],
+        out=out,
+        seeds=[4, 5],
+        stage1={"model": "tiny"},
+        stage2=None,
+        defaults=defaults_of(stage1.main),
+        quick=False,
+        measured_on=None,
+        measured_rows=9,
+        benchmarks={},
+        chosen=[],
+    )
+
+
+@needs_parts
+def test_captions_that_name_less_are_the_data_of_their_level_alone(tmp_path, monkeypatch):
+    asked = a_comparison("world", tmp_path / "out")
+    runs = asked._runs(asked._variants(), 4)
+    assert [run.variant for run in runs] == [
+        *("basic=False named=2", "named=2", "basic=False named=4", "named=4", "basic=False", "default")
+    ]
+    data = [run.task["stages"]["stage1"]["data"].removeprefix(f"{tmp_path}/out/worlds/") for run in runs]
+    assert data == [f"{world}/stage1.json" for world in ("named-2-4", "named-4-4", "seed-4") for _ in "ab"]
+    assert len({run.task["measure"]["world"] for run in runs}) == 1  # all are shown the same scenes
+    assert not any("named" in run.task["stages"]["stage1"] for run in runs)
+    hashes = {run.folder / "stage1": {"data": {"sha256": name}} for run, name in zip(runs, data, strict=True)}
+    monkeypatch.setattr(comparison, "read_manifest", hashes.__getitem__)
+    asked._check_same_data(runs)
+    hashes[runs[3].folder / "stage1"]["data"]["sha256"] = "other"
+    with pytest.raises(ValueError, match=r"basic=False named=4, seed 4 and named=4, seed 4 were trained on"):
+        asked._check_same_data(runs)
+    with pytest.raises(ValueError, match="plan world is about captions of the embedded world"):
+        replace(asked, stage1={"model": "tiny", "data": "captions.json"})._check_plan()
+
+
 @needs_parts
 def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
@@ -55,19 +92,7 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         comparison, "read_manifest", lambda run: json.loads((run / "manifest.json").read_text())
     )
-    asked = comparison.Comparison(
-        plan=PLANS["losses"],
-        out=tmp_path / "out",
-        seeds=[4, 5],
-        stage1={"model": "tiny"},
-        stage2={"lora": True},
-        defaults=defaults_of(stage1.main),
-        quick=False,
-        measured_on=None,
-        measured_rows=9,
-        benchmarks={},
-        chosen=["das"],
-    )
+    asked = replace(a_comparison("losses", tmp_path / "out"), stage2={"lora": True}, chosen=["das"])
     console = SimpleNamespace(print=lambda line, **more: said.append(line))
     tuned = asked.tuned(console, stage1.main)
     assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": 0.000667})

@@ -6,9 +6,11 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from command import run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 
@@ -34,7 +36,7 @@ LOSS = Measure("caption_loss", "caption loss", "nats per token", "lower", "scene
 
 @pytest.mark.parametrize(
     ("total", "wanted"),
-    [(150, [9, 13, 20, 30, 44, 67, 100, 150]), (3, [1, 2, 3]), (1, [1]), (8, [1, 2, 4, 5, 8])],
+    [(150, [14, 23, 37, 59, 94, 150]), (3, [1, 2, 3]), (1, [1]), (8, [1, 2, 3, 5, 8])],
 )
 def test_points_are_spaced_logarithmically_and_end_at_the_end(total, wanted):
     assert steps_of(total) == wanted
@@ -56,6 +58,14 @@ def test_a_goal_is_reached_for_good_between_two_points(values, goal, better, wan
     samples = np.array([100, 200, 400])
     reached = samples_until(samples, np.array([values]), np.array([goal]), better)
     assert reached == pytest.approx([wanted])
+
+
+def test_a_goal_far_beyond_the_end_of_a_flat_curve_is_never_reached_without_a_warning():
+    with np.errstate(over="raise"):
+        (reached,) = samples_until(
+            np.array([100, 200, 400]), np.array([[4.0, 3.0, 3.0 - 1e-6]]), np.array([1.0]), "lower"
+        )
+    assert reached == math.inf
 
 
 def curve(*seeds: list[list[float]]) -> Curve:
@@ -152,6 +162,42 @@ def test_shares_are_of_counts_and_points_that_one_seed_lacks_are_left_out():
     assert made.samples.tolist() == [32]
     assert made.each.tolist() == [[100.0], [25.0]]
     assert curves_of([[], []]) == {}
+    runs[1][0].measures.insert(0, replace(LOSS, values=[2.0, 3.0]))
+    assert list(curves_of(runs[::-1])) == ["meaningful"]
+
+
+def test_the_measuring_counts_as_a_share_of_stage_1_alone(tmp_path):
+    """Interrupted attempts are in the seconds of a run's phases, and so in the share."""
+    for name, seconds in (("plain", 40.0), ("basic", 60.0)):
+        (tmp_path / name / "stage1").mkdir(parents=True)
+        points = [curves.Point(step, 16 * step, 0.5, []) for step in (1, 2, 4)]
+        curves._write(tmp_path / name / "stage1", points)
+        progress = {"seconds": {"before training": 9.0, "stage 1": seconds, "stage 2": 70.0}}
+        (tmp_path / name / "run.json").write_text(json.dumps(progress))
+    runs = [tmp_path / "plain", tmp_path / "basic"]
+    assert curves.measuring_share(runs) == pytest.approx(0.03)
+    assert curves.cost_sentence(0.03) == "Measuring along the way took 3.0% of stage 1's time."
+    for run_folder in runs:
+        (run_folder / "stage1" / curves.FILE).unlink()
+    assert curves.measuring_share(runs) is None
+
+
+def test_what_is_measured_is_prepared_once(tmp_path):
+    """Pictures that are drawn again at every point cost as much as looking at them."""
+    prepared, looks = [], []
+
+    def prepare():
+        prepared.append("once")
+        return lambda: looks.append("again") or []
+
+    along = curves.Along(tmp_path, prepare)
+    state = SimpleNamespace(global_step=0, max_steps=8, is_world_process_zero=True)
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=3, world_size=1)
+    along.on_train_begin(args, state, None)
+    for state.global_step in range(1, 9):
+        along.on_step_end(args, state, None, model=torch.nn.Linear(1, 1))
+    assert (len(prepared), len(looks)) == (1, 5)
+    assert [(point.step, point.samples) for point in curves.read(tmp_path)][-2:] == [(5, 30), (8, 48)]
 
 
 @needs_parts
@@ -168,7 +214,7 @@ def test_a_measured_training_is_the_same_and_a_resumed_one_has_the_same_curve(tm
     weights = [(tmp_path / name / "projector.safetensors").read_bytes() for name in ("plain", "measured")]
     assert weights[0] == weights[1]
     points = curves.read(tmp_path / "measured")
-    assert [(point.step, point.samples) for point in points] == [(1, 16), (2, 32), (3, 48), (4, 64), (6, 96)]
+    assert [(point.step, point.samples) for point in points] == [(1, 16), (2, 32), (4, 64), (6, 96)]
     alone = inspect_model(load_run(tmp_path / "measured", "cpu")[0], held_out_scenes(5, 3)).measures()
     for ours, theirs in zip(points[-1].measures, alone, strict=True):
         assert (ours.name, ours.values) == (theirs.name, pytest.approx(theirs.values, abs=1e-5))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 
 import pytest
-from command import run
+from command import interrupt_when, run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 
 from basic_lite.data.world.questions import KINDS
@@ -28,12 +25,6 @@ def test_three_commands_chain_on_the_tiny_model(tmp_path):
     assert results["n"] > 7
     assert not results["run"]["published_size"]
     assert "mmbench and mmbench-cn, not gqa" in run("eval", "gqa", cwd=tmp_path, expect=2).stderr
-
-
-def interrupt_when(path):
-    while not path.exists():
-        time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGTERM)  # as Ctrl-C, and never ignored, as that is in the background
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from basic_lite.experiments.measure import (
     Inspection,
     Measure,
     inspect_model,
+    measure_rows,
     of_questions,
     of_run,
     read_measures,
@@ -52,7 +53,8 @@ def data(tmp_path_factory):
 
 def test_every_figure_is_that_of_the_row_alone(data):
     assembled = tiny_assembled()
-    measures = {m.name: m for m in rows_of_file(assembled, str(data / "rows.json"), str(data), 99, "rows")}
+    rows = rows_of_file(assembled, str(data / "rows.json"), str(data), 99, "rows")
+    measures = {m.name: m for m in measure_rows(assembled, rows)}
     assert {len(measure.values) for measure in measures.values()} == {7}
     opened, transform = open_rows(data / "rows.json", data), assembled.transform("crop")
     dataset = SupervisedRows(
@@ -79,9 +81,21 @@ def test_every_figure_is_that_of_the_row_alone(data):
             assert measures[name].values[row] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
+def test_without_the_terms_the_rest_is_the_same(data):
+    """As along the way, where attention need not be read."""
+    assembled, where = tiny_assembled(), (str(data / "rows.json"), str(data), 99, "rows")
+    both, few = (measure_rows(assembled, rows_of_file(assembled, *where, terms=on)) for on in (True, False))
+    assert [measure.name for measure in both] == ["caption_loss", "cosine", "das", "sds"]
+    assert [measure.name for measure in few] == ["caption_loss", "cosine"]
+    for ours, theirs in zip(few, both, strict=False):
+        assert ours.values == pytest.approx(theirs.values, rel=1e-5, abs=1e-6)
+
+
 def test_rows_are_spread_evenly_over_the_file(data):
-    few = rows_of_file(tiny_assembled(), str(data / "rows.json"), str(data), 3, "rows")[0].values
-    every = rows_of_file(tiny_assembled(), str(data / "rows.json"), str(data), 99, "rows")[0].values
+    assembled, where = tiny_assembled(), (str(data / "rows.json"), str(data))
+    few, every = (
+        measure_rows(assembled, rows_of_file(assembled, *where, n, "rows"))[0].values for n in (3, 99)
+    )
     assert few == pytest.approx([every[0], every[3], every[6]], rel=1e-5)
 
 
@@ -96,8 +110,8 @@ def test_words_are_read_where_the_right_one_is_likeliest(data):
     """Every answer begins with one of four letters, a token each."""
     assembled = tiny_assembled()
     words = ("r", "g", "b", "w")
-    found = rows_of_file(assembled, str(data / "rows.json"), str(data), 99, "rows", words=words)
-    (read,) = (measure for measure in found if measure.name == "read")
+    rows = rows_of_file(assembled, str(data / "rows.json"), str(data), 99, "rows", words=words)
+    (read,) = (measure for measure in measure_rows(assembled, rows) if measure.name == "read")
     ids = assembled.tokenizer.convert_tokens_to_ids(list(words))
     transform = assembled.transform("crop")
     wanted = []

@@ -10,7 +10,7 @@ from basic_lite.recipes import stage1, stage2
 from basic_lite.recipes.ablate import defaults_of, forwarded
 
 from basic_lite.experiments.interventions import parse
-from basic_lite.experiments.plans import METHOD, PLANS, Usual, at_level, plan_named, variants_for
+from basic_lite.experiments.plans import METHOD, NAMED, PLANS, Usual, at_level, plan_named, variants_for
 from basic_lite.method.targets import check_kind, layer_weights
 from basic_lite.training.settings import Method, Settings
 
@@ -23,7 +23,7 @@ def test_variants_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path)
     assert plan.baseline in plan.variants or plan.levels
     for variant in variants_for(plan, Usual(8), {}, DEFAULTS):
         assert set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
-        assert set(variant.options) <= set(DEFAULTS if plan.levels else METHOD)
+        assert set(variant.options) <= ({*DEFAULTS, NAMED} if plan.levels else set(METHOD))
         options = DEFAULTS | dict(variant.options)
         method = Method(**{field.name: options[field.name] for field in fields(Method)})
         given = {"stage": 1, "out": tmp_path, "learning_rate": 1e-3, "global_batch": 8, "micro_batch": 8}
@@ -112,6 +112,8 @@ def test_only_what_was_given_is_forwarded():
         ("rate", Usual(8, learning_rate=1e-3), "3", {"learning_rate": 3e-3}),
         ("patches", Usual(8, image_size=336, patch=14), "1/2", {"image_size": 168}),
         ("patches", Usual(8, image_size=384, patch=14), "3/4", {"image_size": 294}),  # 20.57 patches
+        ("world", Usual(8), "1/4", {"named": 2}),  # of eight colours, and of eight shapes
+        ("world", Usual(8), "1", {}),
     ],
 )
 def test_a_level_is_a_share_of_what_the_run_would_take(plan, usual, level, wanted):

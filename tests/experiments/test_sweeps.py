@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from embedded import needs_parts
 
 from basic_lite.experiments import report
-from basic_lite.experiments.curves import Point, curves_of, savings
+from basic_lite.experiments.curves import Point, all_savings, curves_of, savings, sentences
 from basic_lite.experiments.measure import Measure
 from basic_lite.experiments.plans import PLANS, at_level
 from basic_lite.experiments.sweeps import sweep_of, table_rows, write_markdown
@@ -51,21 +52,39 @@ def test_table_json_and_page_have_every_level_and_seed(sweep, tmp_path):
     assert rows[0][1:3] == ["2.000", "1.700"]
     levels = json.loads(json.dumps(sweep.as_dict(), allow_nan=False))["levels"]
     assert [len(level["variants"]["BASIC"]["caption_loss"]["each"]) for level in levels] == [3, 3, 3]
-    report.write_sweep(sweep, tmp_path / "data.html", "basic-lite ablate data")
+    said = ["Ahead at 600.", "Behind at the end."]
+    report.write_sweep(sweep, {}, said, tmp_path / "data.html", "basic-lite ablate data")
     page = (tmp_path / "data.html").read_text()
     assert page.count("<svg") == 1
-    assert "BASIC is ahead of plain at 600" in page
-    write_markdown(sweep, tmp_path / "data.md", "basic-lite ablate data")
-    assert "| 600 | 2.000 | 1.700 | -0.300" in (tmp_path / "data.md").read_text()
+    assert all(f">{sentence}</p>" in page for sentence in said)
+    write_markdown(sweep, said, tmp_path / "data.md", "basic-lite ablate data")
+    text = (tmp_path / "data.md").read_text()
+    assert "| 600 | 2.000 | 1.700 | -0.300" in text
+    assert text.startswith("Ahead at 600.\nBehind at the end.\n")
+    along = {"plain": curves_of(runs(0.0)), "BASIC": curves_of(runs(-0.2))}
+    report.write_sweep(sweep, along, said, tmp_path / "both.html", "basic-lite ablate data")
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("<svg") == 2
+    assert "instead of" in page
+
+
+def runs(shift: float, units: int = 30) -> list[list[Point]]:
+    def point(step: int, seed: int) -> Point:
+        whole = loss(3.0 / step + shift, seed)
+        return Point(step, 16 * step, 0.1, [replace(whole, values=whole.values[:units])])
+
+    return [[point(step, seed) for step in (1, 2, 4, 8)] for seed in range(2)]
+
+
+def test_curves_of_other_samples_are_drawn_and_not_paired():
+    """As where an ablation's folder goes on with a version that measures fewer scenes."""
+    few = {"plain": curves_of(runs(0.0)), "BASIC": curves_of(runs(-0.2, units=20))}
+    assert all_savings(few, "plain") == {"BASIC": {}}
+    assert sentences(few, "plain") == []
+    assert report.curve_plot(few, "plain").startswith("<svg")
 
 
 def test_curves_are_drawn_with_and_without_a_goal_that_is_reached():
-    def runs(shift: float) -> list[list[Point]]:
-        return [
-            [Point(step, 16 * step, 0.1, [loss(3.0 / step + shift, seed)]) for step in (1, 2, 4, 8)]
-            for seed in range(2)
-        ]
-
     curves = {"plain": curves_of(runs(0.0)), "BASIC": curves_of(runs(-0.2)), "other": curves_of(runs(0.5))}
     base = curves["plain"]["caption_loss"]
     for variant, reached in (("BASIC", True), ("other", False)):

@@ -125,7 +125,7 @@ def test_a_folder_that_is_not_the_run_never_gets_its_name(tmp_path, monkeypatch,
             folder, "projector_entries", lambda *a: (e for e in projector(*a) if "bias" not in e.name)
         )
     with pytest.raises(
-        ValueError, match=r"is not the run|does not load|tokens in the prompts|processor writes"
+        ValueError, match=r"is not the run|have no place|tokens in the prompts|processor writes"
     ):
         export(run, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -166,6 +166,21 @@ def test_pefts_own_loader(tmp_path, decoder, bits):
     }
 
 
+@pytest.mark.parametrize(
+    ("decoder", "settings", "to", "words"),
+    [
+        ("llama", {"pool": 3}, "hf", "joins patches in front of its projector"),
+        ("llama", {"pool": 3}, "peft", "nothing can be exported; chat and eval read the run itself"),
+        ("gemma3_text", {}, "gguf", "gemma3_text decoders are not written to GGUF, only llama, mistral"),
+    ],
+)
+def test_a_run_that_a_layout_cannot_hold(tmp_path, decoder, settings, to, words):
+    """Of tiles and DINOv2: test_tiles.py, test_gguf.py; Gemma 3 itself has a standard folder."""
+    run = made_run(tmp_path / "run", decoder, "clip", "lora", **settings)
+    with pytest.raises(ValueError, match=words):
+        export(run, tmp_path / "out", to=to)
+
+
 def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
     run = made_run(tmp_path / "run", "llama", "clip", "stage1")
     (tmp_path / "there").mkdir()
@@ -178,6 +193,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(tmp_path):
             {"to": "gguf", "quantise": "q4_k_m"},
             r"llama-quantize OUT/model-f16.gguf OUT/model-q4_k_m.gguf Q4_K_M",
         ),
+        ({"to": "gguf", "quantise": "q4"}, "--quantise takes f32, f16, bf16, q8_0, not 'q4'"),
         ({"to": "gguf", "dtype": "fp16"}, "leave --dtype out"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -22,7 +22,9 @@ from basic_lite.export import gguf as written  # noqa: E402
 from basic_lite.export import gguf_vocabulary as vocabulary  # noqa: E402
 from basic_lite.export import modelfile  # noqa: E402
 
-PAIRS = [(decoder, tower) for decoder in DECODERS for tower in ("clip", "siglip")]
+PHI = ("phi3", "phi4_mini")
+FAMILIES = [*DECODERS, "phi4_mini", "qwen2", "qwen3"]
+PAIRS = [(decoder, tower) for decoder in FAMILIES for tower in ("clip", "siglip")]
 TEXT = {
     "token_embd": "embed_tokens",
     "output_norm": "norm",
@@ -32,6 +34,8 @@ TEXT = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_qkv": "self_attn.qkv_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
@@ -62,6 +66,11 @@ def read(path) -> tuple[dict, dict]:
     return {name: field.contents() for name, field in reader.fields.items()}, tensors
 
 
+def own(keys: dict) -> set[str]:
+    """Return the names of a file's keys without those of its header."""
+    return {name for name in keys if not name.startswith("GGUF.")}
+
+
 def merged(run, tmp_path):
     """Return the run's LLaVA with its adapters merged by PEFT, not by the export."""
     assembled, _ = checkpoint.load_run(run)
@@ -74,7 +83,7 @@ def merged(run, tmp_path):
 def in_transformers(name: str, family: str) -> str:
     """Return the name of a text tensor in a `LlavaForConditionalGeneration`."""
     *head, kind = name.split(".")
-    stem = "mlp.gate_up_proj" if head[-1] == "ffn_up" and family == "phi3" else TEXT[head[-1]]
+    stem = "mlp.gate_up_proj" if head[-1] == "ffn_up" and family in PHI else TEXT[head[-1]]
     if stem == "lm_head":
         return f"lm_head.{kind}"
     layer = f"layers.{head[1]}." if head[0] == "blk" else ""
@@ -110,10 +119,15 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
             expected = expected + 1
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5)
     expected = {name for name in state if "language_model" in name or "lm_head" in name}
-    assert compared == expected - ({"lm_head.weight"} if decoder == "gemma" else set())
+    assert compared == expected - ({"lm_head.weight"} if text.tie_word_embeddings else set())
 
-    architecture = {"gemma": "gemma", "phi3": "phi3"}.get(decoder, "llama")
+    architecture = {"mistral": "llama", "phi4_mini": "phi3"}.get(decoder, decoder)
+    head = 12 if decoder in ("gemma", "qwen3") else 8
     wanted = {
+        "general.type": "model",
+        "general.name": "LLM" if decoder == "phi3" else decoder,  # its tokenizer here is not Phi-3's
+        "general.file_type": 0,
+        "general.quantization_version": 2,
         "general.architecture": architecture,
         f"{architecture}.block_count": 4,
         f"{architecture}.embedding_length": 32,
@@ -121,17 +135,29 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
         f"{architecture}.context_length": 128,
         f"{architecture}.attention.head_count": 4,
         f"{architecture}.attention.head_count_kv": 2,
-        f"{architecture}.rope.dimension_count": 12 if decoder == "gemma" else 8,
+        f"{architecture}.attention.key_length": head,
+        f"{architecture}.attention.value_length": head,
+        f"{architecture}.attention.layer_norm_rms_epsilon": text.rms_norm_eps,
+        f"{architecture}.rope.dimension_count": 4 if decoder == "phi4_mini" else head,
         f"{architecture}.rope.freq_base": 10000.0,
         f"{architecture}.vocab_size": 320,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": assembled.tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "tokenizer.ggml.padding_token_id": 0,
         "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": False,
     }
-    assert {name: keys[name] for name in wanted} == pytest.approx(wanted)
-    assert keys[f"{architecture}.attention.layer_norm_rms_epsilon"] == pytest.approx(text.rms_norm_eps)
+    if decoder in PHI:
+        wanted |= {"phi3.rope.scaling.original_context_length": 4096, "phi3.attention.sliding_window": 0}
+    assert {name: keys[name] for name in wanted} == {
+        name: pytest.approx(value) if isinstance(value, float) else value for name, value in wanted.items()
+    }
+    lists = {f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges")}
+    if assembled.tokenizer.unk_token_id is not None:
+        lists |= {"tokenizer.ggml.unknown_token_id"}
+    assert own(keys) == wanted.keys() | lists | {"tokenizer.chat_template"}
     assert len(keys["tokenizer.ggml.tokens"]) == 320 == len(tensors["token_embd.weight"])
     assert keys["tokenizer.ggml.tokens"][4] == "<|im_start|>"
     assert keys["tokenizer.ggml.merges"] == ["<|im_end|> <|im_end|>"]  # none would not be loaded
@@ -161,6 +187,11 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
     assert keys["clip.vision.image_std"] == pytest.approx(list(transform.std))
     wanted = {
         "general.architecture": "clip",
+        "general.type": "mmproj",
+        "general.name": tower,
+        "general.file_type": 0,
+        "general.quantization_version": 2,
+        "clip.has_llava_projector": True,
         "clip.projector_type": "mlp",
         "clip.has_vision_encoder": True,
         "clip.vision.block_count": 3,
@@ -174,6 +205,12 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
         "clip.use_gelu": config.vision_config.hidden_act != "quick_gelu",
     }
     assert {name: keys[name] for name in wanted} == wanted
+    assert keys["clip.vision.attention.layer_norm_epsilon"] == pytest.approx(
+        config.vision_config.layer_norm_eps
+    )
+    placed = {"basic_lite.class_token"} if tower == "clip" else set()
+    shown = {f"clip.vision.{name}" for name in ("image_mean", "image_std", "attention.layer_norm_epsilon")}
+    assert own(keys) == wanted.keys() | shown | placed
     assert wanted["clip.use_gelu"] == (tower == "siglip")
 
 
@@ -257,7 +294,7 @@ def test_numbers_beyond_fp16_ask_for_bf16(tmp_path):
 
 def test_towers_that_llama_cpp_lacks_are_refused(tmp_path):
     run = made_run(tmp_path / "run", "llama", "dinov2", "stage1")
-    with pytest.raises(ValueError, match="CLIP and SigLIP towers, no dinov2; use --to hf"):
+    with pytest.raises(ValueError, match="CLIP and SigLIP towers, not dinov2; use --to hf"):
         export(run, tmp_path / "out", to="gguf")
     assert "dinov2" in TOWERS
 
@@ -396,6 +433,28 @@ def test_a_rule_that_llama_cpp_lacks_is_refused():
     both = {"type": "Sequence", "pretokenizers": [rule, vocabulary.PRE_TOKENIZERS["gpt-2"]]}
     with pytest.raises(ValueError, match="a rule that is none of gpt-2, smollm, llama-bpe, qwen2"):
         vocabulary.vocabulary_of(byte_level(both), 900, 0)
+
+
+@pytest.mark.parametrize(
+    ("folder", "strips", "name"),
+    [
+        ("microsoft/Phi-3-mini-4k-instruct", True, "Phi-3-mini-4k-instruct"),
+        ("models/mine", True, "Phi-3"),
+        ("models/mine", False, "mine"),
+        ("runs/phi3-like", False, "LLM"),
+    ],
+)
+def test_a_name_makes_llama_cpp_read_special_tokens_as_in_training(folder, strips, name):
+    """It strips what follows them by the model's name alone, and by that name asks for four tokens."""
+    from tokenizers import AddedToken, Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    words = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|end|>"]
+    backend.add_special_tokens([AddedToken(word, rstrip=strips and word == "<|end|>") for word in words])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer("<|end|> \n<s>").input_ids == ([4, 1] if strips else tokenizer("<|end|><s>").input_ids)
+    assert vocabulary.name_of(folder, tokenizer) == name
 
 
 # -- Ollama

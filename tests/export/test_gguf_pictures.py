@@ -162,7 +162,18 @@ def test_llama_cpps_markers_stand_where_training_has_pictures(template, marker):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shown", [True, False])
-@pytest.mark.parametrize(("decoder", "tower"), [("llama", "siglip"), ("llama", "clip"), ("gemma", "siglip")])
+@pytest.mark.parametrize(
+    ("decoder", "tower"),
+    [
+        ("llama", "siglip"),
+        ("llama", "clip"),
+        ("gemma", "siglip"),
+        ("phi3", "siglip"),
+        ("phi4_mini", "clip"),
+        ("qwen2", "clip"),
+        ("qwen3", "siglip"),
+    ],
+)
 def test_llama_cpp_answers_as_the_run(tmp_path, decoder, tower, shown):
     """The released reader itself, from the messages of a chat page to the logprobs of the first token.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -11,32 +13,71 @@ from command import run as command
 from made_runs import export, made_run
 from safetensors.torch import load_file, save_file
 
-from basic_lite.export import folder, readers
+from basic_lite.export import readers
+
+VLLM, SGLANG = readers.READERS
 
 
-@pytest.mark.parametrize(("decoder", "tower"), [("llama", "clip"), ("gemma", "siglip"), ("llama", "dinov2")])
-def test_what_vllm_and_sglang_load(tmp_path, decoder, tower):
-    run = made_run(tmp_path / "run", decoder, tower, "stage1")
+@pytest.mark.parametrize(
+    ("decoder", "tower", "tiles", "words"),
+    [
+        ("llama", "clip", 1, None),
+        ("gemma", "siglip", 1, None),
+        ("gemma3_text", "clip", 1, None),
+        ("llama", "clip", 4, None),
+        ("olmo3", "clip", 1, "its LLaVA does not run olmo3 decoders"),
+        (
+            "llama",
+            "dinov2",
+            1,
+            "it has no dinov2 tower, only clip_vision_model, pixtral, siglip_vision_model",
+        ),
+        ("llama", "mlcd", 4, "it has no mlcd_vision_model tower"),
+    ],
+)
+def test_an_export_says_which_servers_do_not_load_it(tmp_path, decoder, tower, tiles, words):
+    run = made_run(tmp_path / "run", decoder, tower, "stage1", tiles=tiles)
     notes = export(run, tmp_path / "out")["notes"]
-    config, names = folder.contents(tmp_path / "out")
-    assert len(names) > 40
-    vllm = [line for line in notes if line.startswith("vLLM")]
-    if tower == "dinov2":
-        words = "vLLM does not load this folder: it has no dinov2 tower, only clip_vision_model, pixtral"
-        assert vllm[0].startswith(words)
-    else:
-        assert not vllm
-        assert any("SGLang does not load this folder: it has no" in line for line in notes)
-    served = config | {"vision_config": config["vision_config"] | {"model_type": "clip_vision_model"}}
-    vllm = readers.READERS[0]
-    assert not [line for line in readers.refusals(served, names) if line.startswith(vllm.name)]
+    said = {line.split()[0]: line for line in notes}
+    assert ("vLLM" in said) == bool(words)
+    assert f"vLLM does not load this folder: {words}" in said.get("vLLM", "") if words else True
+    reason = f"it has no {'llava_next, only llava (' if tiles > 1 else ''}"
+    assert said["SGLang"].startswith(f"SGLang does not load this folder: {reason}")
+
+
+def test_what_a_server_looks_at_in_a_folder():
+    """The tables, against a folder that each of the two would load but for one fault."""
+    config = {
+        "model_type": "llava",
+        "vision_feature_select_strategy": "full",
+        "text_config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        "vision_config": {"model_type": "pixtral"},
+    }
+    names = [
+        "language_model.model.embed_tokens.weight",
+        "vision_tower.x",
+        "multi_modal_projector.linear_1.bias",
+    ]
+    assert readers.refusals(config, names) == []
     for fault, words in (
-        ({"image_token_index": None}, "config.json lacks image_token_index"),
-        ({"vision_feature_select_strategy": "cls_patch"}, "it takes no vision_feature_select_strategy"),
+        ({"model_type": "llava_onevision"}, "it has no llava_onevision, only llava"),
+        ({"vision_config": {"model_type": "dinov2"}}, "it has no dinov2 tower, only"),
+        ({"vision_feature_select_strategy": "mean"}, "it takes no vision_feature_select_strategy 'mean'"),
         ({"text_config": {"model_type": "llama"}}, "text_config names no architectures"),
+        (
+            {"text_config": config["text_config"] | {"model_type": "smollm3"}},
+            "does not run smollm3 decoders",
+        ),
     ):
-        assert words in readers.refusals(served | fault, names)[0]
-    assert "knows no tensor model.layers.0.x" in readers.refusals(served, ["model.layers.0.x"])[0]
+        for reader, line in zip((VLLM, SGLANG), readers.refusals(config | fault, names), strict=True):
+            assert line.startswith(f"{reader.name} does not load this folder: ")
+            assert words in line
+            assert line.endswith(f"({reader.source}, read on {reader.read_on})")
+    assert "knows no tensor model.layers.0.x" in readers.refusals(config, ["model.layers.0.x"])[0]
+    # As transformers 5 saves a LLaVA: vLLM renames them, SGLang does not.
+    assert [line.split()[0] for line in readers.refusals(config, ["model.language_model.norm.weight"])] == [
+        "SGLang"
+    ]
 
 
 def test_every_layout_is_opened_again(tmp_path):
@@ -72,6 +113,49 @@ def test_every_layout_is_opened_again(tmp_path):
     assert "basic-lite export run OUT" in command("export", "run", cwd=tmp_path, expect=2).stderr
 
 
+def halve(path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGED = {
+    "hf": {
+        "config.json": (halve, "broken/config.json is cut off or damaged: export the run again, or get"),
+        "model.safetensors": (halve, "broken does not load: "),
+        "tokenizer.json": (Path.unlink, "broken/tokenizer.json is missing: export the run again, or get"),
+        "processor_config.json": (lambda path: path.write_text("[]"), "is cut off or damaged"),
+        "generation_config.json": (lambda path: path.write_text("{}"), "broken does not load: "),
+    },
+    "peft": {
+        "projector.safetensors": (Path.unlink, "broken/projector.safetensors is missing"),
+        "adapter_model.safetensors": (halve, "broken does not load: "),
+    },
+    "gguf": {
+        "model-f16.gguf": (halve, "broken does not load: model-f16.gguf is cut off or damaged"),
+        "mmproj-f16.gguf": (lambda path: path.write_bytes(b"GGUF"), "mmproj-f16.gguf is cut off or damaged"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_folder_is_one_line_whatever_its_reader_raises(tmp_path, kind):
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+    made_run(tmp_path / "run", "llama", "clip", "lora")
+    command("export", "run", "out", "--to", kind, cwd=tmp_path)
+    (tmp_path / "out/export.json").unlink()
+    for name, (damage, words) in DAMAGED[kind].items():
+        shutil.copytree(tmp_path / "out", tmp_path / "broken")
+        damage(tmp_path / "broken" / name)
+        refused = command("export", "--check", "broken", cwd=tmp_path, expect=2).stderr.splitlines()
+        assert sum(line.startswith("error: ") for line in refused) == 1
+        assert words in refused[-1], name
+        shutil.rmtree(tmp_path / "broken")
+    if kind == "gguf":
+        shutil.copy(tmp_path / "out/mmproj-f16.gguf", tmp_path / "out/model-f16.gguf")
+        refused = command("export", "--check", "out", cwd=tmp_path, expect=2)
+        assert "model-f16.gguf is of the architecture clip: the files were confused" in refused.stderr
+
+
 def test_halves_of_two_models_do_not_fit(tmp_path):
     gguf = pytest.importorskip("gguf")
     import numpy as np
@@ -86,7 +170,9 @@ def test_halves_of_two_models_do_not_fit(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     refused = command("export", "--check", "out", cwd=tmp_path, expect=2)
-    assert "do not fit: width of the embeddings model-f16.gguf 32, mmproj-f16.gguf 48" in refused.stderr
+    assert (
+        "halves do not fit: width of the embeddings model-f16.gguf 32, mmproj-f16.gguf 48" in refused.stderr
+    )
 
 
 @pytest.fixture
@@ -134,6 +220,22 @@ def test_yes_needs_no_answer_and_public_is_said(tmp_path, monkeypatch, hub):
     command("export", "run", "out", "--to", "peft", "--push", "me/mine", "--public", "--yes", cwd=tmp_path)
     assert hub[0] == ("me/mine", {"private": False, "exist_ok": True})
     assert json.loads((tmp_path / "out/export.json").read_text())["to"] == "peft"
+
+
+def test_without_a_network_a_push_ends_in_one_line(tmp_path, monkeypatch, hub):
+    """huggingface_hub lets its HTTP library's own errors through, which are no `OSError`."""
+
+    class ConnectError(Exception):
+        pass
+
+    def unreachable(self: object, name: str, **more: object) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    made_run(tmp_path / "run", "llama", "clip", "stage1")
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", unreachable)
+    refused = command("export", "run", "out", "--push", "me/mine", "--yes", cwd=tmp_path, expect=2)
+    assert refused.stderr.endswith("error: me/mine was not sent: [Errno -2] Name or service not known\n")
+    assert hub == []
 
 
 def test_a_wrong_name_is_refused_before_the_work(tmp_path, monkeypatch, hub):

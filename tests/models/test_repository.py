@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from command import run
+from command import COMMAND, run
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -126,6 +130,29 @@ def test_a_start_ends_in_one_line_with_the_page_and_the_command(tmp_path, monkey
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_missing_model_is_named(tmp_path):
+    calls = []
+
+    class Mute(BaseRequestHandler):
+        def handle(self) -> None:
+            calls.append(self.request.recv(100))  # and closes: the client would ask five times for each file
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Mute) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        silent = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "NO_PROXY": "*"}
+        silent.pop("HF_HUB_OFFLINE", None)
+        command = [*COMMAND, "stage1", "--model", "tiny", "--llm", "nobody/nothing", "--dry-run"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=silent, capture_output=True, text=True, timeout=300, check=False
+        )
+        server.shutdown()
+    assert done.returncode == 2
+    assert "'nobody/nothing'" in done.stderr
+    assert f"{silent['HF_ENDPOINT']} does not answer" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("error", "words"), REFUSALS[:2], ids=["gated", "absent"])

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from basic_lite.data.world.dialogues import exam
-from basic_lite.data.world.grammar import caption, letter, with_options
-from basic_lite.data.world.lexicon import LANGUAGES, is_meaningful
-from basic_lite.data.world.scenes import is_reserved, sample_scene
-from parts.corpus import words_of
+from basic_lite.data.world.dialogues import held_out_queries
+from basic_lite.data.world.grammar import Ask, ask, caption, choose, letter, with_options
+from basic_lite.data.world.lexicon import LANGUAGES, Language, is_meaningful
+from basic_lite.data.world.questions import KINDS
+from basic_lite.data.world.scenes import Scene, sample_scene
+from parts.corpus import is_reserved, words_of
 from parts.pretrain_decoder import blur
+
+
+def exam(
+    questions: int, language: Language, seed: int, wanted: Callable[[Scene], bool] = lambda scene: True
+) -> list[tuple[Scene, Ask]]:
+    """Return `held_out_queries` in words; of each kind every other question is multiple choice."""
+    rng = random.Random(seed)
+    asked = enumerate(held_out_queries(questions, seed, wanted))
+    return [
+        (scene, (choose if i // len(KINDS) % 2 else ask)(query, language, rng)) for i, (scene, query) in asked
+    ]
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ and no tower or picture is involved.
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerFast
@@ -25,9 +26,15 @@ from basic_lite.data.world.scenes import (
     SHAPES,
     Scene,
     Thing,
-    is_reserved,
     sample_scene,
 )
+
+
+def is_reserved(scene: Scene) -> bool:
+    """Say whether the decoder reads no description of a scene with these things: of one scene in eight."""
+    things = sorted((*thing.pair, thing.size, thing.row, thing.column) for thing in scene.things)
+    return zlib.crc32(repr(things).encode()) % 8 == 0
+
 
 _ROWS = {"en": ("top", "middle", "bottom"), "zh": ("上", "中", "下")}
 _COLUMNS = {"en": ("left", "middle", "right"), "zh": ("左", "中", "右")}

@@ -17,6 +17,7 @@ from parts.answering import probe_decoder
 from parts.build import read_decoder
 from parts.pretrain_decoder import Lesson
 from parts.pretrain_tower import normalise, probe_tower
+from parts.vocabulary import train_tokenizer
 
 pytestmark = needs_parts
 
@@ -87,6 +88,7 @@ def test_the_recorded_figures_do_not_fall(folder, names, floor):
 def test_the_second_course_goes_on_from_what_the_first_one_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "probe_decoder", lambda *given, **named: {"en": 0.0, "zh": 0.0})
     monkeypatch.setattr(answering, "probe_shallow", lambda *given, **named: {})
+    monkeypatch.setattr(build, "train_tokenizer", lambda seed: train_tokenizer(seed, scenes=200))
     steps = []
     said = lambda step, values: steps.append(step)  # noqa: E731
     build.build_decoder(tmp_path / "whole", 0, 2, "cpu", said, finish=1)

@@ -5,12 +5,11 @@ import random
 import pytest
 import torch
 
-from basic_lite.data.world.dialogues import exam
 from basic_lite.data.world.render import render
-from basic_lite.data.world.scenes import COLOURS, HELD_OUT, SHAPES, Scene, is_reserved, sample_scene
-from parts.answering import probe_decoder, probe_shallow
+from basic_lite.data.world.scenes import COLOURS, HELD_OUT, SHAPES, Scene, sample_scene
+from parts.answering import exam, probe_decoder, probe_shallow
 from parts.build import _save_half, read_decoder
-from parts.corpus import ANSWER, CAPTION, Corpus, Mixture, words_of
+from parts.corpus import ANSWER, CAPTION, Corpus, Mixture, is_reserved, words_of
 from parts.pretrain_decoder import Lesson, blur, train_decoder
 from parts.pretrain_tower import SHOWN, album, recolour, train_tower
 from parts.vocabulary import train_tokenizer

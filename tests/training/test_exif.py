@@ -11,6 +11,7 @@ import torch
 from command import make_world, run, settings_shown, stage1, stage2
 from made_runs import export, made_run
 from PIL import Image
+from rich.console import Console
 from tiny import tiny_assembled
 
 from basic_lite import files
@@ -127,7 +128,7 @@ def test_an_export_says_what_its_readers_do(tmp_path, monkeypatch, exif):
     for folder in ("out", "peft"):
         card = (tmp_path / folder / "README.md").read_text()
         assert f"(`--exif {exif}`" in card
-    begin = start.find(tmp_path / "out", lora=True, device="cpu", say=print)
+    begin = start.find(tmp_path / "out", lora=True, device="cpu", console=Console())
     assert begin.manifest["sources"]["exif"] == exif
     # transformers' own loader turns pictures, whatever the run did.
     assert hf_llava.load(str(tmp_path / "out"), "cpu").transform("pad").exif == "rotate"

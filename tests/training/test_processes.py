@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from basic_lite.files import checkpoints, file_hash
 
+SPEEDS = ("samples_per_second", "peak_mib", "rows_per_chunk", "val_seconds")
+
 
 @pytest.mark.slow
 def test_two_processes_make_the_update_of_one(world, tmp_path):
@@ -31,7 +33,7 @@ def test_two_processes_make_the_update_of_one(world, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
     logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two")]
     for ours, theirs in zip(*logs, strict=True):
-        for key in ours.keys() - {"samples_per_second", "peak_mib", "rows_per_chunk", "samples", "val_named"}:
+        for key in ours.keys() - {*SPEEDS, "samples", "val_named"}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
         assert [sample["id"] for sample in ours.get("samples", [])] == [
             sample["id"] for sample in theirs.get("samples", [])

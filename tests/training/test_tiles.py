@@ -15,13 +15,13 @@ from PIL import Image
 from processes import finish, launch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import llm_folder, tiny_assembled, tower_folder
+from tiny import tiny_assembled, tower_folder
 
 from basic_lite import chat, files
 from basic_lite.analysis.inspection import InspectionSettings, inspect_layers
 from basic_lite.analysis.samples import Sample
 from basic_lite.data import tiles
-from basic_lite.data.checks import unfit_findings
+from basic_lite.data.checks import check_data, unfit_findings
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
@@ -172,30 +172,25 @@ def test_lengths_are_those_of_the_encoded_rows(sized):
     ]
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_the_check_finds_the_rows_that_are_too_long_with_tiles(sized, tmp_path, counted):
+def test_the_check_finds_the_rows_that_are_too_long_with_tiles(sized, tmp_path):
     """With the tokenizer the very rows that training cuts; without it, by estimates."""
-    tower, llm = tower_folder(), llm_folder()
     assembled = tiny_assembled(tiles=4)
     rows = open_rows(sized / "instruct.json")
+    rows.sizes = tiles.picture_sizes(rows)
     dataset = assembled.supervised(rows, assembled.template, assembled.transform("pad"), max_length=None)
     lengths = [len(dataset[row]["input_ids"]) for row in range(len(rows))]
-    limit = sorted(lengths)[len(lengths) // 2]
-    more = ("--tokenizer", llm, "--template", assembled.template.name) if counted else ()
-    # What is given is without tiles, whose largest block is 45 patches and 6 newlines.
-    given = (*("--images", sized, "--tiles", 4, "--tower", tower, "--max-length", limit - 42), *more)
-    report = tmp_path / "report.json"
-    command = ("data", "check", sized / "instruct.json", *given, "--report", report, "--workers", 1)
-    run(*command, cwd=tmp_path, expect=1)
-    found = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
-    cut = {finding["row"] for finding in found if finding["code"] == "too_long"}
-    if counted:
-        assert cut == {row for row, length in enumerate(lengths) if length > limit}
-    assert 0 < len(cut) < len(rows)
-    refused = run(
-        "data", "check", sized / "instruct.json", "--tiles", 4, "--tower", tower, cwd=tmp_path, expect=2
-    )
-    assert "error: --tiles go by the pictures' sizes: add --images FOLDER" in refused.stderr
+    limit = max(lengths) - 1
+    given = {"pictures": None, "max_length": limit, "tokens_per_image": 9, "tiling": assembled.tiling}
+    encoder = replace(assembled.text_encoder(assembled.template, limit), tiling=None)
+    found = check_data(rows, encoder=encoder, **given)
+    cut = {finding.row for finding in found if finding.code == "too_long"}
+    assert cut == {row for row, length in enumerate(lengths) if length > limit}
+    estimated = check_data(rows, **given | {"max_length": 48})  # 51 tokens are a picture of four tiles
+    assert 2 in {finding.row for finding in estimated if finding.code == "no_supervision"}
+    command = ("data", "check", sized / "instruct.json", "--tiles", 4, "--tower", tower_folder())
+    assert "20 rows in" in run(*command, "--images", sized, cwd=tmp_path).stdout
+    refused = run(*command, cwd=tmp_path, expect=2).stderr
+    assert "error: --tiles go by the pictures' sizes: add --images FOLDER" in refused
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ from basic_lite.training.validation import History, Validator, WordTokens, hold_
 
 SHORT = ("--bits", 16, "--max-steps", 6, "--save-steps", 2, "--keep", 9)
 SHARE = ("--val-share", "25%", "--val-steps", 2)
-SPEEDS = ("samples_per_second", "peak_mib", "rows_per_chunk")  # the last one is said anew when a run goes on
+# The third is said anew when a run goes on.
+SPEEDS = ("samples_per_second", "peak_mib", "rows_per_chunk", "val_seconds")
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -160,13 +161,16 @@ def test_the_log_and_the_terminal_have_every_measurement(whole):
     for row in measured(folder):
         assert f"validation {row['step']}/6  lm {row['val_lm']:.3f}  das {row['val_das']:.3f}" in said
         assert f"named {100 * row['val_named']:.3f} %" in said
-    assert said.count("true 'a green one'") == 4 * sum(s["true"] == "a green one" for s in row["samples"])
+    assert said.count("(true: a green one)") == 4 * sum(s["true"] == "a green one" for s in row["samples"])
     summary = files.read_manifest(folder)["validation"]
     losses = {row["step"]: row["val_lm"] for row in measured(folder)}
     assert summary["first"] == {"step": 0, "lm": losses[0]}
     assert summary["last"] == {"step": 6, "lm": losses[6]}
     assert f"last {losses[6]:.3f} (step 6)" in said
     assert "of the time" in said
+    seconds = [json.loads(line).get("val_seconds") for line in (folder / "log.jsonl").open()]
+    assert all(value > 0 for value in seconds if value is not None)
+    assert len([value for value in seconds if value is not None]) == 4
 
 
 def test_a_killed_run_ends_with_the_same_bytes(whole, world, tmp_path):

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -25,7 +25,7 @@ from basic_lite.data.world.grammar import DESCRIBE, Ask, caption, choose, letter
 from basic_lite.data.world.lexicon import LANGUAGES, Language
 from basic_lite.data.world.questions import GROUPS
 from basic_lite.data.world.render import render
-from basic_lite.data.world.scenes import Scene, sample_scene
+from basic_lite.data.world.scenes import COLOURS, SHAPES, Scene, sample_scene
 
 TSV_COLUMNS = (
     *("index", "question", "hint", "A", "B", "C", "D", "answer"),
@@ -60,7 +60,12 @@ def world_in(folder: Path) -> World:
 
 
 def write_world(
-    folder: Path, seed: int = 0, captions: int = 1000, conversations: int = 1000, questions: int = 280
+    folder: Path,
+    seed: int = 0,
+    captions: int = 1000,
+    conversations: int = 1000,
+    questions: int = 280,
+    named: int = len(COLOURS),
 ) -> World:
     """Write the data set of both stages and both benchmarks.
 
@@ -70,6 +75,8 @@ def write_world(
         captions: Rows of stage 1.
         conversations: Rows of stage 2.
         questions: MMBench questions per language, before rotations; kinds take turns.
+        named: how many of the eight colours, and of the eight shapes, captions speak of. Pictures show all of
+            them; a thing of another colour or shape is left out of its caption.
 
     Returns:
         Where everything is.
@@ -78,7 +85,8 @@ def write_world(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     pictures: dict[str, Scene] = {}
-    rows = [_caption_row(i, pictures, rng) for i in range(captions)]
+    mentioned = _pairs(named, seed)
+    rows = [_caption_row(i, pictures, rng, mentioned) for i in range(captions)]
     world.stage1.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     rows = [_conversation_row(i, pictures, rng) for i in range(conversations)]
     world.stage2.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -101,15 +109,27 @@ def _draw_one(job: tuple[Path, Scene]) -> None:
     render(scene).image.save(path)
 
 
-def _caption_row(number: int, pictures: dict[str, Scene], rng: random.Random) -> dict[str, object]:
+def _pairs(named: int, seed: int) -> frozenset[tuple[str, str]]:
+    """Return the pairs of some colours and some shapes, which ones depends on the seed."""
+    rng = random.Random(f"named {seed}")
+    colours, shapes = (rng.sample(words, named) for words in (COLOURS, SHAPES))
+    return frozenset((colour, shape) for colour in colours for shape in shapes)
+
+
+def _caption_row(
+    number: int, pictures: dict[str, Scene], rng: random.Random, mentioned: frozenset[tuple[str, str]]
+) -> dict[str, object]:
     """Note one picture and return its row: a request with `<image>` before or after it, and a caption."""
     scene = sample_scene(rng)
+    while not (things := tuple(thing for thing in scene.things if thing.pair in mentioned)):
+        scene = sample_scene(rng)
     name = f"images/caption_{number:05d}.png"
     pictures[name] = scene
     language = rng.choice(LANGUAGES)
     request = rng.choice(DESCRIBE[language])
     request = rng.choice((f"<image>\n{request}", f"{request}\n<image>"))
-    turns = [(request, caption(scene, language, rng, full=rng.random() < 0.7))]
+    said = caption(replace(scene, things=things), language, rng, full=rng.random() < 0.7)
+    turns = [(request, said)]
     return {"id": f"caption_{number:05d}", "image": name, "conversations": _conversation(turns)}
 
 

@@ -1,4 +1,4 @@
-"""Questions on scenes put together: conversations to train on, and exams on held-out scenes."""
+"""Questions on scenes put together: conversations to train on, and queries on held-out scenes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from basic_lite.data.world.grammar import DESCRIBE, Ask, ask, caption, choose, letter, with_options
-from basic_lite.data.world.lexicon import LANGUAGES, Language
+from basic_lite.data.world.grammar import DESCRIBE, ask, caption, choose, letter, with_options
+from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.questions import KINDS, Noun, Query, fits, queries
 from basic_lite.data.world.scenes import EVERY_PAIR, HELD_OUT, SEEN, Scene, Thing, sample_scene
 
@@ -17,8 +17,6 @@ class Turn:
     """A question and its answer.
 
     Attributes:
-        question: What is asked.
-        answer: What is answered.
         about: For each noun of the question the things that it fits.
         nouns: The nouns; empty for a description.
         describes: Whether a description of everything is asked for.
@@ -90,17 +88,6 @@ def held_out_queries(
         if possible:
             out.append((scene, rng.choice(new if new and kind != "existence" else possible)))
     return out
-
-
-def exam(
-    questions: int, language: Language, seed: int, wanted: Callable[[Scene], bool] = lambda scene: True
-) -> list[tuple[Scene, Ask]]:
-    """Return `held_out_queries` in words; of each kind every other question is multiple choice."""
-    rng = random.Random(seed)
-    asked = enumerate(held_out_queries(questions, seed, wanted))
-    return [
-        (scene, (choose if i // len(KINDS) % 2 else ask)(query, language, rng)) for i, (scene, query) in asked
-    ]
 
 
 def _pair(noun: Noun) -> tuple[str, ...]:

@@ -125,10 +125,15 @@ class Ask:
     options: tuple[str, ...] = ()
 
 
-def caption(
+def caption(scene: Scene, language: Language, rng: random.Random, full: bool = True) -> str:
+    """Describe a scene in one or several sentences; see `caption_pieces`."""
+    return "".join(text for text, _ in caption_pieces(scene, language, rng, full))
+
+
+def caption_pieces(
     scene: Scene, language: Language, rng: random.Random, full: bool = True, shuffle: bool = True
-) -> str:
-    """Describe a scene.
+) -> list[tuple[str, Thing | None]]:
+    """Return a caption in pieces: joined they are its text, and each thing is described in one piece.
 
     Args:
         scene: The scene.
@@ -137,17 +142,7 @@ def caption(
         full: If true every thing has its size, colour, shape and place; if false sizes or places may be left
             out.
         shuffle: If false the things come in the scene's own order.
-
-    Returns:
-        One or several sentences.
     """
-    return "".join(text for text, _ in caption_pieces(scene, language, rng, full, shuffle))
-
-
-def caption_pieces(
-    scene: Scene, language: Language, rng: random.Random, full: bool = True, shuffle: bool = True
-) -> list[tuple[str, Thing | None]]:
-    """Return a caption in pieces: its text is theirs joined, and each thing is told in one piece."""
     things = list(scene.things)
     if shuffle:
         rng.shuffle(things)
@@ -167,12 +162,9 @@ def _caption_en(
     both = [f"{noun} {spot}".strip() for noun, spot in zip(what, where, strict=True)]
     forms = ["there", "shows", "see", "count"] + (["is", "first"] if place else [])
     form = rng.choice(forms)
-    if form == "is":
-        told = [_capital(f"{noun} is {spot}.") for noun, spot in zip(what, where, strict=True)]
-        return _listed("", told, things, " ", " ", "")
-    if form == "first":
-        told = [_capital(f"{spot} is {noun}.") for noun, spot in zip(what, where, strict=True)]
-        return _listed("", told, things, " ", " ", "")
+    if form in ("is", "first"):
+        pairs = zip(what, where, strict=True) if form == "is" else zip(where, what, strict=True)
+        return _listed("", [_capital(f"{one} is {other}.") for one, other in pairs], things, " ", " ", "")
     if form == "count":
         plural = "" if len(things) == 1 else "s"
         start = f"{_capital(NUMBER_EN[len(things)])} object{plural}: "
@@ -192,24 +184,24 @@ def _caption_zh(
     where = [PLACE_ZH[thing.place] for thing in things]
     form = rng.choice(["count", "shows"] + (["have", "is"] if place else []))
     if form == "have":
-        told = [f"{spot}有一个{noun}" for noun, spot in zip(what, where, strict=True)]
-        return _listed("", told, things, "，", "，", "。")
+        said = [f"{spot}有一个{noun}" for noun, spot in zip(what, where, strict=True)]
+        return _listed("", said, things, "，", "，", "。")
     if form == "is":
-        told = [f"一个{noun}在{spot}。" for noun, spot in zip(what, where, strict=True)]
-        return _listed("", told, things, "", "", "")
+        said = [f"一个{noun}在{spot}。" for noun, spot in zip(what, where, strict=True)]
+        return _listed("", said, things, "", "", "")
     both = [f"{spot}的{noun}" if place else noun for noun, spot in zip(what, where, strict=True)]
     start = f"图中有{NUMBER_ZH[len(things)]}个物体：" if form == "count" else "图中有"
     return _listed(start, both, things, "、", "、", "。")
 
 
 def _listed(
-    start: str, told: list[str], things: list[Thing], between: str, last: str, end: str
+    start: str, said: list[str], things: list[Thing], between: str, last: str, end: str
 ) -> list[tuple[str, Thing | None]]:
-    """Return pieces: what is told of each thing, and what stands before, between and after them."""
+    """Return pieces: what is said of each thing, and what stands before, between and after them."""
     pieces: list[tuple[str, Thing | None]] = [(start, None)]
-    for i, (text, thing) in enumerate(zip(told, things, strict=True)):
+    for i, (text, thing) in enumerate(zip(said, things, strict=True)):
         if i:
-            pieces.append((last if i == len(told) - 1 else between, None))
+            pieces.append((last if i == len(said) - 1 else between, None))
         pieces.append((text, thing))
     return [piece for piece in [*pieces, (end, None)] if piece[0]]
 
@@ -238,8 +230,6 @@ def ask(query: Query, language: Language, rng: random.Random) -> Ask:
     if language == "en" and not many:
         indefinite = query.form == "existence"
         nouns = [_article(noun) if indefinite else f"the {noun}" for noun in nouns]
-    if language == "zh" and query.form == "existence":
-        nouns = [f"{noun}" for noun in nouns]
     text = rng.choice(_ASK[language][query.form]).format(*nouns)
     return Ask(query.kind, _capital(text), answer_word(query, query.answer[1], language))
 
@@ -258,12 +248,8 @@ def answer_word(query: Query, value: str | int | Noun, language: Language) -> st
     """Word one possible answer of a query."""
     if not isinstance(value, tuple):
         return word(query.answer[0], value, language)
-    facts = dict(value)
-    return (
-        f"{facts['colour']} {facts['shape']}"
-        if language == "en"
-        else f"{COLOUR_ZH[facts['colour']]}的{SHAPE_ZH[facts['shape']]}"
-    )
+    colour, shape = dict(value)["colour"], dict(value)["shape"]
+    return f"{colour} {shape}" if language == "en" else f"{COLOUR_ZH[colour]}的{SHAPE_ZH[shape]}"
 
 
 def with_options(question: Ask, language: Language) -> str:

@@ -12,9 +12,7 @@ DECODER = PARTS / "decoder"
 TOWER = PARTS / "tower"
 """A CLIP vision tower with its image processor, for `AutoModel` and `AutoImageProcessor`."""
 
-_PARTS = Path(__file__).parent / "weights"
-
-EMBEDDED: dict[str, Path] = {"tiny-decoder": _PARTS / "decoder", "tiny-tower": _PARTS / "tower"}
+EMBEDDED: dict[str, Path] = {"tiny-decoder": DECODER, "tiny-tower": TOWER}
 
 
 def located(source: str) -> str:

@@ -63,7 +63,7 @@ def _yes_or_no(kind: str, form: str, nouns: tuple[Noun, ...], truth: bool) -> Qu
     return Query(kind, form, nouns, ("truth", "yes" if truth else "no"), ("yes", "no"))
 
 
-def attribute_queries(scene: Scene, rng: random.Random) -> list[Query]:
+def attribute_queries(scene: Scene) -> list[Query]:
     """Colour by shape or place, shape by colour or place, place by shape or by colour and shape."""
     result = []
     values = {"colour": COLOURS, "shape": SHAPES, "place": PLACES}
@@ -169,7 +169,7 @@ def queries(
     Returns:
         For each kind its queries in random order; a kind that the scene does not allow has an empty list.
     """
-    every = attribute_queries(scene, rng) + count_queries(scene, rng) + relation_queries(scene, rng)
+    every = attribute_queries(scene) + count_queries(scene, rng) + relation_queries(scene, rng)
     every += existence_queries(scene, rng, pairs) + comparison_queries(scene, rng)
     rng.shuffle(every)
     return {kind: _balanced([q for q in every if q.kind == kind]) for kind in kinds}

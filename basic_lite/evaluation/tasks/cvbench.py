@@ -1,7 +1,7 @@
 """CV-Bench: the Hugging Face rows and VLMEvalKit's TSVs; half of the value is 2D (two sources), half 3D.
 
-Sources: Cambrian `eval/cv_bench` (prompt, the weights of the three sources), lmms-eval
-`tasks/cv_bench/utils.py` (letters, `cv_bench_default_aggregate_results`).
+Sources: Cambrian `eval/eval/ade`, `coco` and `omni` (prompt), lmms-eval `tasks/cv_bench/utils.py` (letters,
+`cv_bench_default_aggregate_results` with the weights of the three sources).
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from basic_lite.evaluation.rules import by_letter, compared, score_each
 from basic_lite.evaluation.statistics import Score, value_of
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
 
+STYLES = {
+    "llava": f"{{prompt}}\n{LETTER}",
+    "lmms": "Note: You only need to respond with {letters} without providing any additional information.\n\n"
+    "{prompt}",
+}
 WEIGHTS = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
 _NEEDS = ("idx", "task", "prompt", "choices", "answer", "source")
 _FIRST = re.compile(r"[(\s]*([A-Z])[).\s]*", re.IGNORECASE)
@@ -37,12 +42,16 @@ def _question(row: Row, style: str) -> Question:
         raise ValueError(
             f"CV-Bench's question {row['id']} is of source {row['source']!r}, none of its three."
         )
-    of_hub = "prompt" in row  # with its options in the question
-    options = dict(zip(OPTIONS, map(str, row["choices"]), strict=False)) if of_hub else choices_in(row)
-    asked = {**row, "task": str(row["task"])}
+    listed = row.get("choices")  # in VLMEvalKit's table the options are columns
+    named = zip(OPTIONS, map(str, listed), strict=False) if isinstance(listed, list) else ()
+    options = dict(named) or choices_in(row)
+    if row.get("prompt"):  # the question with its options
+        text = STYLES[style].format(prompt=row["prompt"], letters=", ".join(options))
+    else:
+        text = options_prompt(str(row["question"]), options)
     return question_of(
-        asked,
-        f"{row['prompt']}\n{LETTER}" if of_hub else options_prompt(str(row["question"]), options),
+        {**row, "task": str(row["task"])},
+        text,
         answer=str(row["answer"]).strip().strip("()"),
         choices=options,
         category="task",
@@ -86,6 +95,7 @@ BENCHMARK = Benchmark(
         _tsv_rows,
     ),
     question=_question,
+    styles=STYLES,
     scorers=tuple(RULES),
     score=score,
     aliases=("cvbench",),

@@ -20,6 +20,7 @@ from basic_lite.evaluation.rules import compared, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import tsv_reader
 
+STYLES = {"llava": f"\n{SHORT}", "original": "", "lmms": ""}
 _NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer")
 
 
@@ -71,7 +72,7 @@ def _question(row: Row, style: str) -> Question:
     }
     return question_of(
         {**row, **groups},
-        f"{row['question']}\n{SHORT}",
+        f"{row['question']}{STYLES[style]}",
         answer=truth,
         category="subcategory",
         picture=f"{row['category']}_{group}",  # the edited picture of a set is no independent draw either
@@ -145,6 +146,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     question=_question,
+    styles=STYLES,
     scorers=tuple(RULES),
     score=score,
     aliases=("hallusion-bench",),

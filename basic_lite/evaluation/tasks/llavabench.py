@@ -1,7 +1,7 @@
 """LLaVA-Bench (in the wild): 60 questions about 24 pictures, graded by a judge beside GPT-4's answers.
 
-The rule is the original's, from memory; no score without a judge. Sources: LLaVA
-`llava/eval/eval_gpt_review_bench.py` (message, decoding), `summarize_gpt_review.py` (value), lmms-eval
+There is no score without a judge. Sources: LLaVA `llava/eval/table/rule.json` (rule, the same for all
+categories), `eval_gpt_review_bench.py` (message, decoding), `summarize_gpt_review.py` (value), lmms-eval
 `tasks/llava-in-the-wild` (columns of the hub's rows).
 """
 

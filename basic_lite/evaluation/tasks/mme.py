@@ -20,7 +20,7 @@ from basic_lite.evaluation.statistics import Score, mean_by, value_of
 from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
 
-STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
+STYLES = {"llava": 128, "lmms": 16}
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -34,9 +34,11 @@ def _question(row: Row, style: str) -> Question:
     truth = row["answer"].strip()
     if truth.lower() not in ("yes", "no"):
         raise ValueError(f"The answer of MME's question {row['id']} is {truth!r}, neither yes nor no.")
+    asked = row["question"].strip().replace(_REQUEST, "")
     return question_of(
         {**row, "answer": truth},
-        f"{row['question'].strip().replace(_REQUEST, '')}\n{SHORT}",
+        # Two spaces stand before some requests: lmms-eval leaves one of them.
+        f"{asked.strip() if style == 'llava' else asked}\n{SHORT}",
         max_new_tokens=STYLES[style],
         answer=truth.lower(),
         category="category",

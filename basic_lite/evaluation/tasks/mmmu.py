@@ -20,7 +20,11 @@ from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, listed, tsv_reader
 
-STYLES = {"llava": "({}) {}", "lmms": "{}. {}"}
+STYLES = {"llava": ("({}) {}", "\n"), "lmms": ("{}. {}", "\n\n")}
+"""Style -> how an option stands, and what stands before the request of an open answer.
+
+MMMU's YAML has blank lines between question, options and request; folded, each but the last is one newline.
+"""
 _PICTURE = re.compile(r"<image \d>")
 _COMMAS = re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.\d+)?[eE][+-]?\d+")
@@ -112,9 +116,9 @@ def _question(row: Row, style: str) -> Question | None:
         choice = row["question_type"] == "multiple-choice"
         choices = dict(zip(OPTIONS, listed(str(row["options"])), strict=False)) if choice else {}
         subject = str(row["id"]).removeprefix("validation_").rpartition("_")[0]
-    options = "\n".join(STYLES[style].format(letter, text) for letter, text in choices.items())
-    words = [str(row["question"]), *([options] if options else [])]
-    text = ("\n\n" if style == "llava" else "\n").join(words)
+    option, before_open = STYLES[style]
+    options = "".join(f"\n{option.format(letter, text)}" for letter, text in choices.items())
+    request = f"\n\n{LETTER}" if choices else f"{before_open}{SHORT}"
     answers = listed(str(row["answer"]))
     groups = {
         "subject": str(subject),
@@ -123,7 +127,7 @@ def _question(row: Row, style: str) -> Question | None:
     }
     return question_of(
         {**row, **groups},
-        f"{text}\n\n{LETTER if choices else SHORT}",
+        f"{row['question']}{options}{request}",
         answer=answers[0] if choices else None,
         answers=() if choices else tuple(answers),
         choices=choices,

@@ -11,6 +11,7 @@ from basic_lite.evaluation.question import LETTER, Question, options_prompt, que
 from basic_lite.evaluation.rules import Rule, by_letter, scored_by
 from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
+STYLES = {"llava": LETTER, "lmms": LETTER.removesuffix(".")}
 _PLACES = (("", 0), ("(", 1), ("option ", 7), ("the answer is ", 14))
 
 
@@ -29,7 +30,7 @@ def _question(row: Row, style: str) -> Question:
     groups = {"category": str(row["category"]), "l2_category": str(row["l2_category"])}
     return question_of(
         {**row, **groups},
-        options_prompt(asked, choices) if choices else f"{asked}\n{LETTER}",
+        options_prompt(asked, choices) if choices else f"{asked}\n{STYLES[style]}",
         answer=str(row["answer"]).strip(),
         choices=choices or dict.fromkeys("ABCD", ""),
         category="category",
@@ -48,6 +49,7 @@ BENCHMARK = Benchmark(
         tsv_reader("MMStar", ("MMStar.tsv", "MMStar*.tsv"), _NEEDS),
     ),
     question=_question,
+    styles=STYLES,
     scorers=tuple(RULES),
     score=scored_by(RULES, "category", "l2_category"),
 )

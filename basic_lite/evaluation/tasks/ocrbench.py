@@ -1,6 +1,7 @@
 """OCRBench: the original JSON, the Hugging Face rows and VLMEvalKit's TSV; 1,000 questions, a point for each.
 
-Sources: MultimodalOCR `OCRBench/example.py`, lmms-eval `tasks/ocrbench/utils.py`.
+Sources: MultimodalOCR `OCRBench/example.py` (rule) and `OCRBench/scripts/LLaVA1_5.py` (prompt), lmms-eval
+`tasks/ocrbench/utils.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
 from basic_lite.evaluation.files import Source, main_file, read_list, table_reader, with_pictures
-from basic_lite.evaluation.question import Question, question_of
+from basic_lite.evaluation.question import SHORT, Question, question_of
 from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
+STYLES = {"llava": f"\n{SHORT}", "lmms": ""}
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
-
-
 _HALF_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)} | {0x3000: 0x20}
 
 
@@ -50,7 +50,7 @@ def _question(row: Row, style: str) -> Question:
     formula = kind in _FORMULAS or row.get("dataset") in _FORMULAS
     return question_of(
         {**row, "kind": kind, "formula": formula},
-        str(row["question"]).strip(),
+        str(row["question"]).strip() + STYLES[style],
         answers=tuple(map(str, answer)),
         category="kind",
         fields=("kind", "formula"),
@@ -86,6 +86,7 @@ BENCHMARK = Benchmark(
         ),
     ),
     question=_question,
+    styles=STYLES,
     scorers=tuple(RULES),
     score=score,
 )

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import Source, find_optional, read_json_lines, table_rows, with_pictures
+from basic_lite.evaluation.files import (
+    Source,
+    find_optional,
+    read_json_lines,
+    read_list,
+    read_text,
+    table_rows,
+    with_pictures,
+)
 from basic_lite.evaluation.question import SHORT, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
@@ -33,7 +41,7 @@ def _wanted(source: Source, category: str) -> bool:
 
 
 def _label_files(source: Source, prefix: str) -> dict[str, list[dict[str, Any]]]:
-    """Return category -> its labelled rows, from JSON lines in files named .json."""
+    """Return category -> its labelled rows, from JSON lines, or a JSON list, in files named .json."""
     pattern = f"{prefix}_pope_*.json"
     data = Path(source.data)
     if data.is_file() and data.match(pattern):
@@ -44,8 +52,11 @@ def _label_files(source: Source, prefix: str) -> dict[str, list[dict[str, Any]]]
         raise ValueError(f"{source.data} has no POPE labels: looked for {pattern}, POPE.tsv.")
     labels = {}
     for path in paths:
-        rows = read_json_lines(path, ("question_id", "image", "text", "label"))
-        labels[path.stem.removeprefix(f"{prefix}_pope_")] = rows
+        # COCO's files hold JSON lines; those of GQA and A-OKVQA one list, and "seem" in their names.
+        as_list = read_text(path).lstrip().startswith("[")
+        needs = ("question_id", "image", "text", "label")
+        rows = read_list(path, None, needs) if as_list else read_json_lines(path, needs)
+        labels[path.stem.removeprefix(f"{prefix}_pope_").removeprefix("seem_")] = rows
     return {category: rows for category, rows in labels.items() if _wanted(source, category)}
 
 

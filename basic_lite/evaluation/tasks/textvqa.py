@@ -1,12 +1,12 @@
 """TextVQA: the official JSON with Rosetta's OCR tokens, and the Hugging Face rows.
 
-LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve points. Sources: LLaVA
-`llava/eval/eval_textvqa.py` and `m4c_evaluator.py`, lmms-eval `tasks/textvqa`.
+LLaVA's prompt names the OCR tokens; without them LLaVA-1.5 loses about twelve points. Sources: LLaVA's
+question file (prompt), `llava/eval/eval_textvqa.py` and `m4c_evaluator.py`, lmms-eval `tasks/textvqa`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,29 +30,16 @@ _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
 
 
-def _first_upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _with_tokens(question: str, row: Row) -> str:
-    return f"{question}\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}\n{SHORT}"
-
-
-STYLES: dict[str, tuple[Callable[[Row], str], bool]] = {
-    "llava": (lambda row: _with_tokens(_first_upper(row["question"]), row), True),
-    "llava_no_ocr": (lambda row: f"{_first_upper(row['question'])}\n{SHORT}", False),
-    # lmms-eval's `capitalize` puts all further letters in lower case.
-    "lmms": (lambda row: f"{row['question'].capitalize()}\n{SHORT}", False),
-    "lmms_ocr": (lambda row: _with_tokens(row["question"].capitalize(), row), True),
-}
-"""Style -> its words, and whether they need the OCR tokens."""
+STYLES = {"llava": True, "llava_no_ocr": False, "lmms": False, "lmms_ocr": True}
+"""Style -> whether the prompt names the OCR tokens; lmms-eval's words are LLaVA's."""
 
 
 def _question(row: Row, style: str) -> Question:
     answers = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
+    tokens = f"\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}" if STYLES[style] else ""
     return question_of(
         {**row, "image_class": (row.get("image_classes") or [""])[0]},
-        STYLES[style][0](row),
+        f"{row['question'].capitalize()}{tokens}\n{SHORT}",  # all letters but the first in lower case
         answers=tuple(answers),
         category="image_class",
         picture=row["image_id"],
@@ -62,7 +49,7 @@ def _question(row: Row, style: str) -> Question:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     tsv = find_tsv(source, "TextVQA_VAL.tsv") if source.split == "val" else None
-    if tsv is not None and STYLES[source.style][1]:
+    if tsv is not None and STYLES[source.style]:
         raise ValueError(
             f"{tsv} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
         )
@@ -73,7 +60,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     split = source.split
     path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
     rows = read_list(path, "data", _NEEDS)
-    tokens = _tokens(source, {row["image_id"] for row in rows}) if STYLES[source.style][1] else {}
+    tokens = _tokens(source, {row["image_id"] for row in rows}) if STYLES[source.style] else {}
     for row in rows:
         row |= {"id": row["question_id"], "file": f"{row['image_id']}.jpg"}
         row["ocr_tokens"] = tokens.get(row["image_id"], [])
@@ -124,7 +111,7 @@ def _check_tokens(path: Path, tokens: Mapping[str, list[str]], pictures: set[str
 
 
 def _table_rows(source: Source) -> Iterable[dict[str, Any]]:
-    tokens = ("ocr_tokens",) if STYLES[source.style][1] else ()
+    tokens = ("ocr_tokens",) if STYLES[source.style] else ()
     return table_reader(*_NEEDS, *tokens, key="question_id", splits={"val": "validation"})(source)
 
 

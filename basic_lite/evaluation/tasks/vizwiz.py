@@ -1,6 +1,6 @@
 """VizWiz-VQA: the official JSON files and the Hugging Face rows.
 
-Sources: the VizWiz challenge's evaluation (`vizwiz_official`), LLaVA
+Sources: the VizWiz challenge's `vqaEval.py` (`vizwiz_official`), LLaVA's question file (prompt) and
 `scripts/convert_vizwiz_for_submission.py`, lmms-eval `tasks/vizwiz_vqa` (scorer `vqa_m4c`).
 """
 
@@ -26,8 +26,7 @@ from basic_lite.evaluation.statistics import Score, percent
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-# lmms-eval's `capitalize` puts all further letters of the question in lower case.
-STYLES = {"llava": lambda question: question, "lmms": str.capitalize}
+STYLES = {"llava": 128, "lmms": 128}  # the same in both
 SCORERS = ("vizwiz_official", "vqa_m4c")
 
 
@@ -37,7 +36,8 @@ def _question(row: Row, style: str) -> Question:
     answers = [answer["answer"] if isinstance(answer, dict) else answer for answer in given]
     return question_of(
         {**row, "answerable": bool(row.get("answerable", kind != "unanswerable"))},
-        f"{STYLES[style](row['question'])}\n{UNANSWERABLE}\n{SHORT}",
+        f"{row['question'].capitalize()}\n{UNANSWERABLE}\n{SHORT}",  # all but the first in lower case
+        max_new_tokens=STYLES[style],
         answers=tuple(answers),
         category="answer_type",
         picture=None,  # each has one question

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from basic_lite.data.world.dataset import ROTATION, TSV_COLUMNS, World, benchmar
 from basic_lite.data.world.grammar import LETTER_PROMPT
 from basic_lite.data.world.lexicon import COLOUR_ZH, PLACE_ZH, SHAPE_ZH
 from basic_lite.data.world.render import SIDE, render
-from basic_lite.data.world.scenes import sample_scene
+from basic_lite.data.world.scenes import COLOURS, SHAPES, sample_scene
 from basic_lite.files import file_hash
 
 
@@ -50,6 +51,23 @@ def test_stage1_rows_are_captions_of_pictures(world):
         assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"]
         assert row["conversations"][0]["value"].count("<image>") == 1
         assert Image.open(world.images / row["image"]).size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("named", [2, 4])
+def test_captions_may_leave_colours_and_shapes_out_that_pictures_show(named, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(dataset, "_draw", lambda folder, pictures: shown.extend(pictures.values()))
+    made = write_world(tmp_path, seed=3, captions=120, conversations=0, questions=0, named=named)
+    rows = json.loads(made.stage1.read_text(encoding="utf-8"))
+    said = [re.findall(r"\w+|[^\x00-\x7f]", row["conversations"][1]["value"].lower()) for row in rows]
+    for english, chinese in ((COLOURS, COLOUR_ZH), (SHAPES, SHAPE_ZH)):
+        told = {name for words in said for name in english if name in words or chinese[name][0] in words}
+        pictured = {
+            thing.colour if english is COLOURS else thing.shape for scene in shown for thing in scene.things
+        }
+        assert len(told) == named
+        assert pictured == set(english)
+    assert len({row["image"] for row in rows}) == len(shown) == 120
 
 
 def test_stage2_rows_alternate_and_carry_the_image_mark_once_first(world):

@@ -6,8 +6,9 @@ import random
 import re
 
 import pytest
+from parts.answering import exam
 
-from basic_lite.data.world.dialogues import dialogue, exam
+from basic_lite.data.world.dialogues import dialogue
 from basic_lite.data.world.grammar import ask, caption, choose, letter, with_options
 from basic_lite.data.world.lexicon import COLOUR_ZH, PLACE_ZH, SHAPE_ZH, attributes, is_meaningful, named_by
 from basic_lite.data.world.questions import KINDS, queries

@@ -129,12 +129,6 @@ def test_textvqa_prompts(fixtures, style, expected):
     assert textvqa_questions(fixtures, style)[0].text == expected
 
 
-def test_textvqa_lmms_lowers_what_llava_keeps():
-    row = {"question": "what does NASA say?", "ocr_tokens": []}
-    assert textvqa.STYLES["lmms"][0](row).startswith("What does nasa say?")
-    assert textvqa.STYLES["llava"][0](row) == f"What does NASA say?\nReference OCR token: \n{SHORT}"
-
-
 @pytest.mark.parametrize(
     ("answers", "each", "value"),
     [

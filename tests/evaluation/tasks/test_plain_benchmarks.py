@@ -442,7 +442,7 @@ def test_the_hubs_rows_are_read(parquet, png, tmp_path):
     assert question.category == "Art_Theory"
     assert question.fields["pictures"] == 2
     assert question.text == (
-        "<image 1> or <image 2>?\n\n(A) red\n(B) <image 2>\n\n"
+        "<image 1> or <image 2>?\n(A) red\n(B) <image 2>\n\n"
         "Answer with the option's letter from the given choices directly."
     )
 

@@ -62,6 +62,20 @@ def test_label_files_alone_are_asked_too(folder):
     assert [question.id for question in questions(data)] == ["popular/1", "random/1", "random/2"]
 
 
+@pytest.mark.parametrize("prefix", ["gqa", "aokvqa"])
+def test_label_files_of_gqa_and_aokvqa_are_read_as_pope_publishes_them(tmp_path, prefix):
+    for kind in ("random", "popular", "adversarial"):
+        path = tmp_path / f"output/{prefix}_pope_seem_{kind}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([label(1, f"a {kind} cup in the image", "yes")], indent=4))
+    benchmark = {row.name: row for row in pope.BENCHMARKS}[f"pope-{prefix}"]
+    asked = benchmark.read(Source(tmp_path, "test", with_images=False))
+    assert sorted(question.category for question in asked) == ["adversarial", "popular", "random"]
+    for data in (tmp_path, tmp_path / f"output/{prefix}_pope_seem_random.json"):
+        (question,) = benchmark.read(Source(data, "random", with_images=False))
+        assert (question.id, question.text) == ("random/1", f"Is there a random cup in the image?\n{SHORT}")
+
+
 def make(rows):
     return [
         evaluation_question.Question(i, "?", None, 128, answer=label, category=category)

@@ -1,0 +1,196 @@
+"""Decoder layers that run in few operations give the numbers of their classes' own code."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from copy import deepcopy
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from tiny import ALL_DECODERS, adapted, tiny_batch, tiny_llava
+from torch import nn
+
+from basic_lite.method.attention import causal_only, install
+from basic_lite.models.adapters import group_adapters
+from basic_lite.models.decoder_layer import FAMILIES, keep_dequantised, streamline
+from basic_lite.models.devices import recompute_layers
+from basic_lite.models.parts import parts_of
+
+EVERY = r".*language_model.*\.([qkvo]_proj|qkv_proj|gate_up_proj|gate_proj|up_proj|down_proj)"
+KNOWN = sorted(set(FAMILIES.values()))
+
+
+def quantise(module: nn.Module) -> None:
+    """Put 4-bit layers, doubly quantised, in the place of linear ones, PEFT's bases too."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and not name.startswith("default"):
+            packed = bnb.nn.Linear4bit(
+                child.in_features, child.out_features, child.bias is not None, torch.float32, quant_type="nf4"
+            )
+            packed.weight = bnb.nn.Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
+            packed.bias = child.bias
+            setattr(module, name, packed.to("cpu"))
+        else:
+            quantise(child)
+
+
+def dequantise(module: nn.Module) -> None:
+    """Put linear layers with the same weights in the place of 4-bit ones."""
+    for name, child in module.named_children():
+        if isinstance(child, bnb.nn.Linear4bit) and not hasattr(child, "lora_A"):
+            weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state)
+            linear = nn.Linear(*reversed(weight.shape), child.bias is not None)
+            linear.weight, linear.bias = nn.Parameter(weight, requires_grad=False), child.bias
+            setattr(module, name, linear)
+        else:
+            dequantise(child)
+
+
+def model_of(decoder: str, stage: int, bits: int = 16) -> nn.Module:
+    model = tiny_llava(decoder)
+    model = adapted(model, target_modules=EVERY, lora_alpha=7) if stage == 2 else model
+    if bits == 4:
+        quantise(parts_of(model).decoder.layers)
+    install(parts_of(model).decoder)
+    return model.train()
+
+
+def exact(model: nn.Module) -> nn.Module:
+    """In fp64, norms by their formula: the classes' own go through fp32 whatever they are given."""
+    model = deepcopy(model).double()
+    for norm in parts_of(model).decoder.modules():
+        if type(norm).__name__.endswith("RMSNorm"):
+            shift = 1 if type(norm).__name__.startswith("Gemma") else 0
+            epsilon = norm.eps if shift else norm.variance_epsilon
+
+            def forward(x, norm=norm, shift=shift, epsilon=epsilon):
+                return x / (x.square().mean(-1, keepdim=True) + epsilon).sqrt() * (norm.weight + shift)
+
+            norm.forward = forward
+    return model
+
+
+def streamlined(model: nn.Module, depth: int = 3) -> nn.Module:
+    model = deepcopy(model)
+    decoder = parts_of(model).decoder
+    group_adapters(decoder.layers)
+    assert streamline(decoder) == depth
+    return model
+
+
+def gradients(model: nn.Module, padding: str = "right", half: bool = False) -> dict[str, torch.Tensor]:
+    batch = tiny_batch(padding)
+    batch["pixel_values"] = batch["pixel_values"].to(next(model.parameters()).dtype)
+    decoder = parts_of(model).decoder
+    causal = causal_only(decoder, batch["input_ids"].shape[1]) if padding == "right" else nullcontext()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half), causal:
+        loss = model(**batch, use_cache=False).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def error(given: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
+    assert given.keys() == truth.keys()
+    return max(float((given[n].double() - truth[n]).norm() / truth[n].norm()) for n in truth)
+
+
+@pytest.mark.parametrize("padding", ["right", "left"])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("decoder", KNOWN)
+def test_loss_and_gradients_are_those_of_the_class_s_own_code(decoder, stage, padding):
+    model = model_of(decoder, stage)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:
+            nn.init.normal_(parameter, 0.5, 0.2)
+    truth = gradients(exact(model), padding)
+    assert error(gradients(streamlined(exact(model)), padding), truth) < 1e-12
+    single = error(gradients(streamlined(model), padding), truth)
+    assert single < max(1e-5, 2 * error(gradients(model, padding), truth))
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("decoder", ["llama", "phi3"])
+def test_so_they_are_in_4_bits(decoder, stage, kept):
+    model = model_of(decoder, stage, bits=4)
+    ours, plain = streamlined(model), deepcopy(model)
+    dequantise(plain)
+    assert keep_dequantised(parts_of(ours).decoder, kept, torch.float32) == kept
+    truth = gradients(exact(plain))
+    assert error(gradients(ours), truth) < max(1e-5, 2 * error(gradients(model), truth))
+
+
+@pytest.mark.parametrize("count", [1, 2, None])
+def test_so_they_are_where_layers_run_again(count):
+    model = model_of("llama", 2)
+    ours = streamlined(deepcopy(model).double())
+    truth = gradients(deepcopy(ours))
+    recompute_layers(parts_of(ours).decoder, count)
+    assert error(gradients(ours), truth) < 1e-12
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("decoder", ["llama", "gemma", "phi3"])
+def test_in_bf16_the_error_is_no_larger(decoder, stage):
+    errors = torch.zeros(2)
+    for seed in range(4):  # the error is noise: of each it is a tenth more or less
+        model = model_of(decoder, stage)
+        generator = torch.Generator().manual_seed(seed)
+        parts = parts_of(model)
+        for parameter in parts.decoder.layers.parameters():
+            if parameter.dim() == 2:  # so small that nothing grows from layer to layer
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        for part in (parts.decoder, parts.llava.vision_tower):  # as on a GPU; what is trained stays fp32
+            for parameter in part.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+        truth = gradients(exact(model))
+        for i, each in enumerate((model, streamlined(model))):
+            given = gradients(each, half=True)
+            errors[i] += sum(float((given[n].double() - truth[n]).square().sum()) for n in truth) ** 0.5
+    assert 0 < errors[1] < 1.15 * errors[0]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_kept_weights_give_the_same_bits(stage):
+    model = model_of("llama", stage, bits=4)
+    ours, kept = streamlined(model), streamlined(model)
+    assert keep_dequantised(parts_of(kept).decoder, 9, torch.float32) == 3  # all but the last
+    plain, held = gradients(ours), gradients(kept)
+    assert all(torch.equal(held[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("decoder", sorted(set(ALL_DECODERS) - set(KNOWN)))
+def test_other_classes_stay_as_they_are(decoder):
+    model = tiny_llava(decoder)
+    layers = parts_of(model).decoder.layers
+    before = [type(layer) for layer in layers]
+    assert streamline(parts_of(model).decoder) == (0 if decoder != "phi4_mini" else 3)
+    if decoder != "phi4_mini":
+        assert [type(layer) for layer in layers] == before
+
+
+def test_a_part_of_each_head_rotates_as_the_class_has_it():
+    model = model_of("phi4_mini", 1)
+    own, plain = gradients(streamlined(model)), gradients(model)
+    assert all(torch.equal(own[name], plain[name]) for name in plain)
+
+
+def test_adapters_on_some_of_a_group_s_layers_stay_peft_s():
+    model = adapted(tiny_llava("llama"))  # query and value alone
+    group_adapters(parts_of(model).decoder.layers)
+    assert streamline(parts_of(model).decoder) == 0
+
+
+def test_evaluation_and_switched_off_adapters_run_the_class_s_own_code():
+    model = model_of("llama", 2)
+    ours, batch = streamlined(model), tiny_batch()
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(**batch).logits, model.eval()(**batch).logits)
+    for each in (ours, model):
+        each.train()
+    with ours.disable_adapter(), model.disable_adapter():
+        assert torch.equal(ours(**batch).logits, model(**batch).logits)
