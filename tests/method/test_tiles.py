@@ -135,7 +135,7 @@ def some_text(share: float) -> list[list[bool]]:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_text_has_no_part_in_l_sds_however_a_step_is_split(tmp_path, share, importance, deferred):
     batch, spared = tiled_batch(), some_text(share)
-    truth = tiled_oracle(our_model().model, batch, 2, importance, (1.0, 0.7, 0.3), spared)
+    truth = tiled_oracle(our_model().model, batch, 2, importance, (1.0, 0.7, 0.3), spared=spared)
     assert (truth["sds"] == 0) == (share == 1)
     for cuts in ([], [1], [2, 3]):
         loss, found = step(tmp_path, our_model(), batch, cuts, truth["counts"], deferred, spared, importance)

@@ -1,8 +1,8 @@
 """Scenes with a sign in them that has a word on it: a world for questions about reading.
 
 A sign stands in a free cell of the grid, and its word is the caption. The word says nothing about the things
-around it, so it can only be read. A sign covers whole patches, or it would take a reader several times as many
-samples to learn to read. Nothing here touches the world that the other commands use.
+around it, so it can only be read. A sign covers whole patches, or a reader would need several times as many
+samples. Nothing here touches the world that the other commands use.
 """
 
 from __future__ import annotations
