@@ -29,6 +29,9 @@ _WHOLE_NORMS = ("olmo2", "olmo3")
 _AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
 """Families with a norm after attention and one after the MLP."""
 
+_STREAMLINED = ("llama", "mistral", "qwen2", "gemma", "phi3")
+"""Families whose layers train in few operations (`models.decoder_layer`)."""
+
 FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
 """Families for which Liger has modules (see `training.liger`)."""
 
@@ -158,6 +161,11 @@ class DecoderSize:
     def fusable(self) -> bool:
         """Whether Liger has modules for this family."""
         return self.family in FUSABLE
+
+    @property
+    def streamlined(self) -> bool:
+        """Whether its layers train in few operations (`models.decoder_layer`), all but the last."""
+        return self.family in _STREAMLINED and not self.partial
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:

@@ -423,6 +423,7 @@ def train(
         tower_learning_rate=settings.tower.tower_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
+        dequantised=settings.dequantised,
         sharded=settings.shards > 1,
         manifest=prepared.manifest,
         validator=validator,

@@ -544,6 +544,15 @@ class Memory:
     ] = None
     recompute: RecomputeOption = None
     recompute_layers: RecomputeLayersOption = None
+    keep_dequantised: Annotated[
+        str,
+        option(
+            help="Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
+            "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
+            panel=MEMORY,
+            metavar="N|auto",
+        ),
+    ] = "auto"
     fit: Annotated[
         str | None,
         option(
@@ -825,6 +834,7 @@ class Settings:
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
         rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
         fused_kernels: Liger's modules on a GPU.
+        dequantised: decoder layers whose 4-bit weights are also held dequantised.
         shards: processes over which the decoder's layers are cut; 1 leaves them whole.
     """
 
@@ -846,6 +856,7 @@ class Settings:
     recompute: int | None = 0
     rows_per_chunk: int | None = None
     fused_kernels: bool = True
+    dequantised: int = 0
     shards: int = 1
 
     def __post_init__(self) -> None:
@@ -932,6 +943,7 @@ class Settings:
             "group": self.group,
             "shards": self.shards if self.shards > 1 else None,
             "recompute": self.recompute,
+            "dequantised_layers": self.dequantised or None,
             "lora": self.lora,
             "save_steps": self.run.save_steps,
             "keep": self.run.keep,
