@@ -11,7 +11,11 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import rank_and_count, say_on
-from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.batches import drawn_counts
+from basic_lite.data.mix import open_sources
+from basic_lite.data.readers import Rows
+from basic_lite.data.rows import WHITE
+from basic_lite.data.stream import Stream
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
@@ -63,6 +67,7 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
         tiles=model.tiles,
         pool=model.pool,
         exif=model.exif,
+        background=model.background,
     )
     # Before the data: that a decoder does not exist is not found out after 27 GB of pictures.
     read_config(sources.llm, "language model")
@@ -88,6 +93,7 @@ def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
         bits=bits if parts.bits is None else parts.bits,
         image_size=sources.image_size if parts.image_size is None else parts.image_size,
         exif=parts.exif or sources.exif,
+        background=parts.background or sources.background,
         tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
     )
     checkpoint.check_parts(changed, first)
@@ -180,14 +186,14 @@ class Plan:
 
     Attributes:
         settings: to run with.
-        rows: the training data; `None` in a dry run whose data are not here yet.
+        rows: the training data; `None` in a dry run whose data are not here yet, or are streamed.
         held_out: the rows that are measured; `None` for none.
         steps: optimizer steps, or when they are known.
         memory: what is predicted for the card.
     """
 
     settings: Settings
-    rows: Rows | None
+    rows: Rows | Stream | None
     held_out: HeldOut | None
     steps: int | str
     memory: Row
@@ -197,6 +203,7 @@ class Plan:
         parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
         resolution = {"tiles": sources.tiles, "pool": sources.pool}
         parts |= {name: value for name, value in resolution.items() if value > 1} | {"exif": sources.exif}
+        parts |= {"background": sources.background} if sources.background != WHITE else {}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 
@@ -230,20 +237,32 @@ def decide(
         ValueError: If there are no rows, `hold_out` cannot, or `--fit` is given and nothing fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
-    if not settings.run.dry_run or settings.data.path.exists():
-        data = settings.data
-        rows = open_rows(data.path, data.images, follow_links=data.follow_links, min_rating=data.min_rating)
+    data = settings.data
+    if data.stream:
+        steps = settings.max_steps
+        rows = None if settings.run.dry_run else open_stream(settings)
+        held_out = hold_out(rows, settings)
+    elif not settings.run.dry_run or all(source.path.exists() for source in data.sources):
+        how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
+        rows = open_sources(data.sources, **how, background=sources.background)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
-        if held_out is not None and settings.validation.val_steps is None:
-            validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
-            settings = replace(settings, validation=validation)
         if line:
             console.print(line, highlight=False, soft_wrap=True)
+    if held_out is not None and settings.validation.val_steps is None:
+        assert isinstance(steps, int), "held-out rows are of data that are here"
+        validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+        settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
     settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
     return Plan(settings, rows, held_out, steps, row)
+
+
+def open_stream(settings: Settings) -> Stream:
+    """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
+    data, (source,) = settings.data, settings.data.sources
+    return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
 
 
 # Few rows: a global batch that nobody asked for shrinks.
@@ -281,8 +300,8 @@ def fit_batch(
         The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
     """
     processes, usable = rank_and_count()[1], rows.trained
-    pictures = int(rows.has_image[usable].sum())
-    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+    kinds = drawn_counts([rows.has_image & usable, ~rows.has_image & usable], rows.sets).sum(1).tolist()
+    kinds = kinds if settings.group else [sum(kinds)]
 
     def steps_with(tried: Settings) -> int:
         at_once = tried.micro_batch * processes

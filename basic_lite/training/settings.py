@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from rich.table import Table
 
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import Exif, colour
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
 from basic_lite.models import zoo
 
 if TYPE_CHECKING:
+    from basic_lite.data.mix import Source
     from basic_lite.data.pictures import Aspect
     from basic_lite.method.objective import Objective
 
@@ -259,6 +260,14 @@ QuantisedCopyOption = Annotated[
 a_seed = within(0, 2**32 - 1)  # numpy takes no others
 
 
+def a_colour(option: typer.CallbackParam, given: str | None) -> str | None:
+    """Return a colour as `#rrggbb`."""
+    try:
+        return None if given is None else colour(given)
+    except ValueError as error:
+        raise ValueError(f"{option.opts[0]}: {error}") from None
+
+
 def a_share(option: typer.CallbackParam, given: str | None) -> str | None:
     """Refuse what is no share of rows to hold out; a number without a percent sign could mean either."""
     if given is not None and not 0 < _percent(given) <= 50:
@@ -322,6 +331,10 @@ class Model:
             panel=DATA,
         ),
     ] = "ignore"
+    background: Annotated[
+        str,
+        option(help="What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"),
+    ] = "white"
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -362,6 +375,16 @@ class PartsOfStage1:
         Exif | None,
         option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
     ] = None
+    background: Annotated[
+        str | None,
+        option(
+            help="What transparent pictures are put on.",
+            default="stage 1's",
+            panel=DATA,
+            callback=a_colour,
+            metavar="COLOUR",
+        ),
+    ] = None
     tower_layer: Annotated[
         int | None,
         option(help="Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
@@ -374,14 +397,33 @@ class Data:
     """The rows, and what is done with those that are long or bad."""
 
     data: Annotated[
-        Path | None,
+        list[str] | None,
         option(
-            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+            help="JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+            "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
             panel=DATA,
+            metavar="DATA[:WEIGHT]",
         ),
     ] = None
-    images: ImagesOption = None
+    images: Annotated[
+        list[str] | None,
+        option(
+            help="Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+            default="the data's own",
+            panel=DATA,
+            metavar="IMAGES",
+        ),
+    ] = None
+    stream: Annotated[
+        bool,
+        option(
+            "--stream",
+            help="Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+            "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
+            panel=DATA,
+        ),
+    ] = False
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
@@ -411,10 +453,12 @@ class Data:
     ] = None
 
     @property
-    def path(self) -> Path:
-        """The annotations, once `checks.training_files` has found them."""
-        assert self.data is not None, "no data are known yet"
-        return self.data
+    def sources(self) -> tuple[Source, ...]:
+        """The data sets, once `checks.training_files` has found them; raises as `parse_sources`."""
+        from basic_lite.data.mix import parse_sources
+
+        assert self.data, "no data are known yet"
+        return parse_sources(self.data, self.images)
 
     @property
     def processes(self) -> int:
@@ -850,7 +894,7 @@ class Settings:
     @property
     def group(self) -> bool:
         """Whether a batch holds rows of one modality and similar length: stage 1 has captions alone."""
-        return self.stage == 2
+        return self.stage == 2 and not self.data.stream
 
     @property
     def objective(self) -> Objective:
@@ -862,8 +906,8 @@ class Settings:
         table = Table("setting", "value", show_header=False, box=None)
         shown = more | {
             "out": self.out,
-            "data": self.data.data,
-            "images": self.data.images,
+            "data": ", ".join(self.data.data or []),
+            "images": ", ".join(self.data.images or []) or None,
             "aspect": self.aspect,
             "learning_rate": self.learning_rate,
             "global_batch": self.global_batch,
@@ -872,6 +916,7 @@ class Settings:
             "fused_kernels": self.fused_kernels,
             "epochs": None if self.max_steps > 0 else self.epochs,
             "max_steps": self.max_steps if self.max_steps > 0 else None,
+            "stream": self.data.stream or None,
             "follow_links": self.data.follow_links,
             "min_rating": self.data.min_rating,
             "max_length": self.data.max_length,

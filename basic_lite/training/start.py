@@ -11,6 +11,7 @@ from rich.console import Console
 from basic_lite import files
 from basic_lite.console import say_on
 from basic_lite.data import conversation
+from basic_lite.data.rows import WHITE
 from basic_lite.models import checkpoint, devices, llava, quantised, repository, unpacked, zoo
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.trainable import Adapters
@@ -190,6 +191,7 @@ def _model(source: str, device: str, say: quantised.Say) -> Start:
         dtype=devices.choose_dtype("auto", device),
         tower_layer=config.get("vision_feature_layer", -2),
         exif=config.get(unpacked.EXIF_KEY, "ignore"),
+        background=config.get(unpacked.BACKGROUND_KEY, WHITE),
     )
     manifest = {
         "stage": 1,

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainingArguments
 from basic_lite import files
 from basic_lite.data.layout import Layout, layout_of
 from basic_lite.data.pictures import ImageTransform
+from basic_lite.data.stream import StreamBatches
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
@@ -58,6 +59,9 @@ class SavingTrainer(Trainer):
     def best(self) -> int | None:
         """Step of a checkpoint that stays however old it is; `None` for none."""
         return None
+
+    def save_position(self, folder: Path) -> None:
+        """Write into a checkpoint where the data are read on, where that does not follow from its step."""
 
     def before_saving(self) -> None:
         """Do what must be known before a checkpoint may be written; raises if it may not."""
@@ -134,6 +138,7 @@ class SavingTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if draft is not None:
+                    self.save_position(parts / name)
                     _add_state(parts / name)
                     (parts / name).rename(draft)
             finally:
@@ -206,7 +211,7 @@ class BasicTrainer(SavingTrainer):
         importance: Importance = "attention",
         target: TargetSpace | None = None,
         transform: ImageTransform | None = None,
-        batches: Sampler[list[int]] | None = None,
+        batches: Sampler | None = None,
         projector_learning_rate: float | None = None,
         tower_learning_rate: float | None = None,
         optimizer_name: str = "adamw",
@@ -577,6 +582,11 @@ class BasicTrainer(SavingTrainer):
         if self.is_world_process_zero():
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def save_position(self, folder: Path) -> None:
+        """Write where a stream is read on."""
+        if isinstance(self.batches, StreamBatches):
+            self.batches.save(folder, self.state.global_step)
 
     def before_saving(self) -> None:
         """Let no step whose gradients were not finite into a checkpoint."""
