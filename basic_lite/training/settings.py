@@ -770,8 +770,8 @@ class OfStage2:
     """What people try in stage 1."""
 
     train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
-    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
-    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
 
 
 @dataclass(frozen=True)
