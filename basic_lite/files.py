@@ -135,9 +135,11 @@ ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
+TOWER: str = "tower.safetensors"
+"""Weights of a vision tower that was trained, as far as its features depend on them."""
 
 WEIGHTS: tuple[str, ...] = ("*.safetensors",)
-STATE: tuple[str, ...] = ("*.pt", "*.pth")
+STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
 """Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
 
 CHECKED: str = ".checked.json"

@@ -24,14 +24,19 @@ def _data() -> None:
 @app.command()
 def check(
     annotations: Annotated[
-        Path,
+        list[str],
         typer.Argument(
-            help=".json or .jsonl, .gz too, or a folder of them; WebDataset .tar; Arrow, Parquet; a hub id.",
+            help=".json or .jsonl, .gz too, or a folder of them; WebDataset .tar; Arrow, Parquet; a hub id. "
+            "Several as for --data of a stage; weights change nothing here.",
             show_default=False,
         ),
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder, zip or tar of the images. Left out: only texts are checked.")
+        list[str] | None,
+        typer.Option(
+            help="Folder, zip or tar of the images; one for all, or one for each in the same order. "
+            "Left out: only texts are checked."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write all findings here, bad.jsonl beside it.")] = None,
     pictures: Annotated[
@@ -61,6 +66,10 @@ def check(
     stage: Annotated[
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
+    background: Annotated[
+        str,
+        typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR"),
+    ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,
     workers: Annotated[
@@ -81,13 +90,15 @@ def check(
 
       basic-lite data check llava_v1_5_mix665k.json --images data/ --report findings.json
 
+      basic-lite data check a.json b.json --images a/ --images b/
+
       basic-lite data check mix.jsonl --images data/ --pictures present --tokenizer vicuna-7b --workers 16
     """
     from rich.console import Console
 
     from basic_lite.data.checks import check_data
     from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
-    from basic_lite.data.readers import open_rows
+    from basic_lite.data.mix import open_sources, parse_sources
     from basic_lite.data.workers import cores
     from basic_lite.files import one_line
     from basic_lite.models.generate import counting_encoder
@@ -98,18 +109,19 @@ def check(
     processes = cores() if workers is None else workers
     try:
         encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
+        sources = parse_sources(annotations, images)
         with passes(Console(stderr=True)) as progress:
-            rows = open_rows(
-                annotations,
-                images,
+            rows = open_sources(
+                sources,
                 follow_links=follow_links,
                 min_rating=min_rating,
+                background=background,
                 workers=processes,
                 progress=progress,
             )
             findings = check_data(
                 rows,
-                pictures=pictures if images is not None or rows.stored else None,
+                pictures=pictures if images or rows.stored else None,
                 encoder=encoder,
                 stage=stage,
                 workers=processes,
@@ -126,13 +138,18 @@ def check(
         raise typer.Exit(130) from None
     seconds = round(time.monotonic() - started, 1)
     if report is not None:
-        facts = {"annotations": str(annotations), "images": None if images is None else str(images)}
+        facts = {"annotations": ", ".join(annotations), "images": ", ".join(images or []) or None}
         write_report(report, len(rows), findings, **facts, sha256=rows.sha256, seconds=seconds)
     console = Console()
     if findings:
         console.print(findings_table(findings))
     faulty = faulty_rows(findings)
     console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults", highlight=False)
+    if not (images or rows.stored) and rows.has_image.any():
+        line = (
+            "Their pictures were not looked at: --images FOLDER (training looks beside the file without it)."
+        )
+        console.print(line, highlight=False, soft_wrap=True)
     raise typer.Exit(1 if faulty else 0)
 
 

@@ -97,12 +97,14 @@ def make_world(folder: Path) -> Path:
 
 def stage1(world: Path, *more: object) -> list[object]:
     models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32"]
-    data = ["--data", world / "captions.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
+    data = [] if "--data" in more else ["--data", world / "captions.json"]
+    data += ["--global-batch", 4, "--micro-batch", 2, "--workers", 0]
     return ["stage1", *models, *data, "--logging-steps", 1, *more]
 
 
 def stage2(world: Path, *more: object) -> list[object]:
-    data = ["--data", world / "instruct.json", "--global-batch", 4, "--micro-batch", 2, "--workers", 0]
+    data = [] if "--data" in more else ["--data", world / "instruct.json"]
+    data += ["--global-batch", 4, "--micro-batch", 2, "--workers", 0]
     return ["stage2", *data, "--logging-steps", 1, *more]
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from basic_lite import pages
 from basic_lite.data.hub import is_stored
-from basic_lite.data.readers import answers_of, open_rows
+from basic_lite.data.readers import open_rows
 from basic_lite.data.world import parts
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
@@ -263,7 +263,7 @@ def texts_of(text: Path | None, llm: str) -> Iterable[str]:
     if text is None:
         return _captions() if llm in parts.EMBEDDED else _lines(SENTENCES)
     if text.suffix in (".json", ".jsonl") or is_stored(text):
-        return answers_of(open_rows(text))
+        return open_rows(text).answers()
     return _lines(text)
 
 

@@ -32,6 +32,35 @@ def permuted(count: int, *key: int) -> np.ndarray:
     return np.random.RandomState([part % 2**32 for part in key]).permutation(count)
 
 
+def drawn_counts(kinds: Sequence[np.ndarray], sets: Sequence[tuple[int, float]]) -> np.ndarray:
+    """Return `(kinds, sets)` int64: how many rows of each data set and kind an epoch draws.
+
+    Args:
+        kinds: `(rows,)` bool each, such as rows with and rows without an image.
+        sets: rows and weight of each data set, in order.
+    """
+    ends = np.cumsum([rows for rows, _ in sets])[:-1]
+    counts = [[int(part.sum()) for part in np.split(kind, ends)] for kind in kinds]
+    return np.array([[_drawn(n, w) for n, (_, w) in zip(row, sets, strict=True)] for row in counts])
+
+
+def _drawn(rows: int, weight: float) -> int:
+    return max(round(rows * weight), 1) if rows else 0
+
+
+def _share_of(count: int, take: int, epoch: int, *key: int) -> np.ndarray:
+    """Return an epoch's `take` of `range(count)`: none again before all came, nor twice in one epoch."""
+    left, turn, drawn = np.zeros(0, np.int64), 0, np.zeros(0, np.int64)
+    for _ in range(epoch + 1):
+        drawn, left = left[:take], left[take:]
+        if len(drawn) < take:
+            fresh, turn = permuted(count, *key, turn), turn + 1
+            again = np.isin(fresh, drawn)
+            left = np.concatenate([drawn, fresh[~again], fresh[again]])
+            drawn, left = left[:take], left[take:]
+    return drawn
+
+
 def batch_order(
     lengths: Sequence[int] | np.ndarray,
     modality: Sequence[bool] | np.ndarray,
@@ -211,6 +240,10 @@ class Collator:
 class Batches(torch.utils.data.Sampler[list[int]]):
     """Which rows go together: each once per epoch, the same for the same seed, the largest batch first.
 
+    Of a data set with a weight an epoch draws that share of its rows, with and without an image alike: those
+    that did not come before, until all came. Above 1, each row comes as often as the whole number says, and
+    the rest is such a share.
+
     Args:
         lengths: tokens of each row, or an estimate; only their order matters.
         modality: which rows have an image.
@@ -223,6 +256,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
             run that goes on with batches of several times as many still puts the same rows into every step.
         rank: which part of every batch this process gets, from 0.
         ranks: how many processes share the rows; each gets `batch_size` rows at a time.
+        sets: rows and weight of each data set, in order; `None` for one whose rows all come once.
     """
 
     def __init__(
@@ -238,6 +272,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         order_rows: int | None = None,
         rank: int = 0,
         ranks: int = 1,
+        sets: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         if len(lengths) != len(modality):
             raise ValueError(
@@ -254,6 +289,13 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         self.rows = np.arange(len(lengths)) if usable is None else np.flatnonzero(usable)
         self.lengths = np.asarray(lengths, dtype=np.int64)[self.rows]
         self.modality = np.asarray(modality, dtype=bool)[self.rows]
+        self.weights = [1.0]
+        self.members = [np.arange(len(self.rows))]  # places in `rows`: two arrays, by modality, for each set
+        if sets is not None and any(weight != 1 for _, weight in sets):
+            of_set = np.searchsorted(np.cumsum([rows for rows, _ in sets]), self.rows, side="right")
+            kinds = [(number, kind) for number in range(len(sets)) for kind in (True, False)]
+            self.members = [np.flatnonzero((of_set == n) & (self.modality == kind)) for n, kind in kinds]
+            self.weights = [sets[number][1] for number, _ in kinds]
         self.batch_size = batch_size
         self.seed = seed
         self.group = group
@@ -274,10 +316,24 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         self.epoch = epoch
         self.skipped = skip
 
+    def _drawn(self) -> np.ndarray:
+        """Return the places in `rows` that the epoch draws, in their order, some of them repeatedly."""
+        if self.weights == [1.0]:
+            return self.members[0]
+        parts = [np.zeros(0, np.int64)]
+        for number, (members, weight) in enumerate(zip(self.members, self.weights, strict=True)):
+            if len(members):
+                times, rest = divmod(_drawn(len(members), weight), len(members))
+                share = _share_of(len(members), rest, self.epoch, self.seed, number)
+                parts += [members] * times + [members[share]]
+        return np.sort(np.concatenate(parts))
+
     def _order(self) -> list[np.ndarray]:
+        drawn = self._drawn()
+        lengths = self.lengths[drawn]
         batches = batch_order(
-            self.lengths,
-            self.modality,
+            lengths,
+            self.modality[drawn],
             batch_size=self.order_rows,
             seed=self.seed,
             epoch=self.epoch,
@@ -287,8 +343,8 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         if self.joined > 1:
             parts = [batches[i : i + self.joined] for i in range(0, len(batches), self.joined)]
             together = [np.concatenate(part) for part in parts]
-            batches = [rows[np.argsort(-self.lengths[rows], kind="stable")] for rows in together]
-        return share(batches, self.rank, self.ranks, self.batch_size)
+            batches = [rows[np.argsort(-lengths[rows], kind="stable")] for rows in together]
+        return [drawn[batch] for batch in share(batches, self.rank, self.ranks, self.batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._order()[self.skipped :]
@@ -301,6 +357,10 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         """Return the batches of a whole epoch, the same for every epoch."""
         if self.ranks > 1:
             return len(self._order())
-        images = int(self.modality.sum())
-        kinds = (images, len(self.rows) - images) if self.group else (len(self.rows),)
+        counts = {True: 0, False: 0}
+        for members, weight in zip(self.members, self.weights, strict=True):
+            images = int(self.modality[members].sum())
+            for kind, rows in ((True, images), (False, len(members) - images)):
+                counts[kind] += _drawn(rows, weight)
+        kinds = tuple(counts.values()) if self.group else (sum(counts.values()),)
         return -(-sum(-(-rows // self.order_rows) for rows in kinds) // self.joined)

@@ -15,11 +15,17 @@ import numpy as np
 from basic_lite.data.archives import locate, nearest_name
 from basic_lite.data.conversation import IMAGE
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.findings import caption_findings, in_order, note_findings, text_findings
+from basic_lite.data.findings import (
+    caption_findings,
+    in_order,
+    note_findings,
+    of_each_set,
+    text_findings,
+)
 from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, STILL_TRAINS, Finding, RowFault, normal_form, shown
+from basic_lite.data.rows import CODES, STILL_TRAINS, WHITE, Finding, RowFault, normal_form, shown
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
@@ -107,7 +113,7 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
         try:
             encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
-            findings.append(Finding(row, sample.id, fault.code, fault.detail))
+            findings.append(rows.named(Finding(row, sample.id, fault.code, fault.detail)))
     return findings
 
 
@@ -198,7 +204,8 @@ class Pictures:
 
     def _key(self) -> dict[str, str]:
         root = "" if self.rows.images is None else os.path.realpath(self.rows.images)
-        return {"format": "2", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
+        key = {"format": "2", "sha256": self.rows.sha256, "root": root, "links": str(self.rows.follow_links)}
+        return key if self.rows.background == WHITE else key | {"background": self.rows.background}
 
     def findings(self, details: dict[int, str]) -> list[Finding]:
         """Return a finding for every row that has one of the pictures in `details`."""
@@ -303,7 +310,7 @@ class _Looker:
             if stored.stamp == stamp and status == GOOD:
                 return picture, GOOD, stamp, ""
             stamp = stored.stamp
-            check_picture(ref, self.depth)
+            check_picture(ref, self.depth, self.rows.background)
         except RowFault as fault:
             return picture, CODES.index(fault.code) + 1, stamp, fault.detail
         return picture, GOOD if self.depth == "decode" else 0, stamp, ""
@@ -364,6 +371,10 @@ def check_data(
     Returns:
         The findings, by row.
     """
+    if rows.parts[0] is not rows:
+        given = {"pictures": pictures, "max_length": max_length, "tokens_per_image": tokens_per_image}
+        given |= {"stage": stage, "encoder": encoder, "workers": workers, "progress": progress}
+        return of_each_set(rows, lambda part: check_data(part, **given))
     findings = _stage_findings(rows, stage) + note_findings(rows)
     if encoder is None:
         findings += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
@@ -396,6 +407,8 @@ def check_rows(
     Returns:
         What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
     """
+    if rows.parts[0] is not rows:
+        return of_each_set(rows, lambda part: check_rows(part, stage, images=images, decoded=decoded))
     findings = _stage_findings(rows, stage)
     findings += check_pictures(rows, depth="present", sample=images)
     findings += check_pictures(rows, depth="decode", sample=decoded)
@@ -416,18 +429,26 @@ def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
         stage: that the rows are for.
 
     Raises:
-        ValueError: If more rows are bad than the budget allows; counts them by code and names the first.
+        ValueError: If more rows of a data set are bad than the budget allows; counts them by code and names
+            the first.
     """
-    bad, most = int((~rows.usable).sum()), budget * len(rows)
-    if bad <= most and bad < len(rows):
-        return
-    faults = in_order([*text_findings(rows), *rows.faults])
-    faults = [fault for fault in faults if fault.code not in STILL_TRAINS]
+    usable, start = rows.usable, 0
+    for part in rows.parts:  # each by itself: a small set with a wrong image folder must not go unseen
+        stop = start + len(part)
+        bad = int((~usable[start:stop]).sum())
+        if bad > budget * len(part) or bad == len(part):
+            _refuse(rows, part, range(start, stop), bad, budget, stage)
+        start = stop
+
+
+def _refuse(rows: Rows, part: Rows, numbers: range, bad: int, budget: float, stage: int) -> None:
+    faults = in_order([*of_each_set(rows, text_findings), *rows.faults])
+    faults = [fault for fault in faults if fault.code not in STILL_TRAINS and fault.row in numbers]
     counts = Counter({fault.row: fault.code for fault in reversed(faults)}.values()).most_common()
-    first = "; ".join(f"row {f.row} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])
+    first = "; ".join(f"{f.where} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])
     raise ValueError(
-        f"{bad:,} of {len(rows):,} rows of {rows.path} cannot be trained on "
+        f"{bad:,} of {len(part):,} rows of {part.path} cannot be trained on "
         f"({', '.join(f'{count} {code}' for code, count in counts)}), more than the allowed {budget:.1%}: "
         f"{first}{'; ...' if len(faults) > 3 else ''}. "
-        f"Repair what `basic-lite data check {rows.path} --stage {stage}` lists, or allow more"
+        f"Repair what `basic-lite data check {part.path} --stage {stage}` lists, or allow more"
     )

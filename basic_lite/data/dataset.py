@@ -17,7 +17,7 @@ from basic_lite.data.conversation import Encoded, encode
 from basic_lite.data.findings import read_bad_rows
 from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import RowFault, Sample, caption_fault, shown
+from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Tiling, image_tokens
 
@@ -110,7 +110,8 @@ class RowEncoder:
                 encoded = self.text(sample, sizes["sizes"])
                 pixels = [self.transform(picture) for picture in pictures]
         except RowFault as fault:
-            raise RowFault(fault.code, f"row {row} (id {shown(sample.id)}): {fault.detail}") from None
+            where = sample.where or f"row {row}"
+            raise RowFault(fault.code, f"{where} (id {shown(sample.id)}): {fault.detail}") from None
         item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels, **sizes}
         return {**item, "row": row, "id": sample.id}, encoded.truncated
 
@@ -237,10 +238,17 @@ class SupervisedRows(Dataset):
             name = self.rows.raw(row).id
         except RowFault:
             name = ""
-        line = {"row": row, "id": name, "code": fault.code, "detail": fault.detail, "replaced_by": other}
-        self.bad_log.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.bad_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:  # one write: lines of several workers do not mix
-            os.write(file, (json.dumps(line) + "\n").encode())
-        finally:
-            os.close(file)
+        line = self.rows.named(Finding(row, name, fault.code, fault.detail)).as_dict() | {
+            "replaced_by": other
+        }
+        append_line(self.bad_log, line)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append a JSON object to a file in one write: lines of several workers do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, (json.dumps(line) + "\n").encode())
+    finally:
+        os.close(file)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def caption_findings(rows: Rows) -> list[Finding]:
         fault = caption_fault(int(columns.images[row]), int(columns.turns[row]))
         assert fault is not None, row
         findings.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
+    return findings
+
+
+def of_each_set(rows: Rows, look: Callable[[Rows], list[Finding]]) -> list[Finding]:
+    """Look through every data set of a mix by itself; the findings have the mix's row numbers."""
+    findings, start = [], 0
+    for part in rows.parts:
+        findings += [rows.named(replace(finding, row=finding.row + start)) for finding in look(part)]
+        start += len(part)
     return findings
 
 
@@ -194,7 +204,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         of_code = [finding for finding in findings if finding.code == code]
         if of_code:
             fate = "uses" if code in NOTES else "keeps" if code in STILL_TRAINS else "leaves out"
-            example = f"row {of_code[0].row}: {of_code[0].detail}"
+            example = f"{of_code[0].where}: {of_code[0].detail}"
             table.add_row(code, f"{len(of_code):,}", fate, example.encode("utf-8", "replace").decode())
     return table
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress
+from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, sample_row
 from basic_lite.data.rows import RowFault, read_row
 from basic_lite.files import load_table, one_line, save_table, table_places
 
@@ -159,11 +159,13 @@ def index_dataset(
     kept = load_table(places, key, COLUMNS)
     if kept is not None:
         return Index(kept[0]["sha256"], (0,), **kept[1])
-    counts = picture_counts(dataset)
-    texts = dataset.remove_columns([column for column in PICTURES if column in dataset.column_names])
+    pictures = picture_columns(dataset)
+    counts = picture_counts(dataset, pictures)
+    texts = dataset.remove_columns(pictures)
     columns, digest = Columns(), hashlib.sha256()
     for number, stored in enumerate(texts):
-        row = columns.add(lambda: read_row({**dict(stored), **_stand_ins(counts, number)}, stored=True))  # noqa: B023
+        whole = {**dict(stored), **_stand_ins(counts, number)}
+        row = columns.add(lambda: read_row(plain_row(whole), stored=True))  # noqa: B023
         seen = row.detail if isinstance(row, RowFault) else repr((row.id, len(row.images), row.turns))
         digest.update(seen.encode("utf-8", "backslashreplace"))
         if progress is not None and number % 1000 == 0:
@@ -193,8 +195,8 @@ def _files(path: Path, config: str | None = None, split: str | None = None) -> t
     Raises:
         ValueError: If there are none.
     """
-    for kind in ("parquet", "arrow"):
-        files = [path] if path.suffix == f".{kind}" else sorted(path.glob(f"**/*.{kind}"))
+    for kind, suffix in (("parquet", ".parquet"), ("arrow", ".arrow"), ("webdataset", ".tar")):
+        files = [path] if path.suffix == suffix else sorted(path.glob(f"**/*{suffix}"))
         if split is None:
             files = [file for file in files if file.name.startswith("train")] or files
         elif path.is_dir():
@@ -255,6 +257,28 @@ def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[
     return by_column
 
 
+def picture_columns(dataset: Dataset) -> list[str]:
+    """Return the columns that hold pictures: `PICTURES`, and those of a shard's members."""
+    import datasets
+
+    features: Mapping[str, Any] = dataset.features or {}
+    known = {name for name, feature in features.items() if isinstance(feature, datasets.Image)}
+    return [name for name in dataset.column_names if name in PICTURES or name in known]
+
+
+def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row of a data set; `datasets` reads WebDataset's shards as a column for each kind of member.
+
+    Raises:
+        RowFault: `malformed_row`.
+    """
+    key = stored.get("__key__")
+    if not isinstance(key, str):
+        return stored
+    members = {f"{key}.{name}": value for name, value in stored.items() if value and name[:2] != "__"}
+    return sample_row(members)
+
+
 def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
     """Return as many empty pictures as a row has, in the columns that hold them."""
     return {column: [b""] * int(number[row]) for column, number in counts.items()}
@@ -281,7 +305,7 @@ class Fetch:
 
     def __call__(self, row: int) -> Mapping[str, Any]:
         """Return row `row`, its pictures encoded."""
-        return self.dataset[row]
+        return plain_row(self.dataset[row])
 
 
 @dataclass(frozen=True)
@@ -318,38 +342,31 @@ STAGES: dict[int, Published] = {
 }
 
 
-def fetch(stage: int, data: Path | None, images: Path | None) -> tuple[Path, Path | None]:
-    """Return annotation file and image root of a stage, from the arguments or from the hub.
+def fetch(stage: int, images: Sequence[str] | None) -> tuple[str, list[str] | None]:
+    """Return annotation file and image root of a stage's published set, from the hub.
 
     Args:
         stage: 1 or 2.
-        data: what the user gave, a path or a hub id, or `None`.
         images: what the user gave, or `None`.
 
     Raises:
-        ValueError: In one line, if a given file does not exist or the hub does not answer.
+        ValueError: In one line, if a folder does not exist or the hub does not answer.
     """
-    if data is not None:
-        if not data.is_file() and not data.is_dir() and not is_stored(data):
-            raise ValueError(
-                f"--data {data} does not exist; give a LLaVA JSON or JSONL file, a folder of Arrow or "
-                "Parquet, or a hub id"
-            )
-        if images is not None and not images.exists():
-            raise ValueError(f"--images {images} does not exist; give the folder that image paths start from")
-        return data, images
+    given = next((folder for folder in images or [] if not Path(folder).exists()), None)
+    if given is not None:
+        raise ValueError(f"--images {given} does not exist; give the folder that image paths start from")
     from huggingface_hub import hf_hub_download
 
     row = STAGES[stage]
-    if row.images is None and images is None:
+    if row.images is None and not images:
         raise ValueError(f"stage {stage} needs pictures that no single download holds: give {row.remedy}")
     quiet = silence()
     try:
-        annotations = Path(hf_hub_download(row.repository, row.annotations, repo_type="dataset"))
-        if images is None and row.images is not None:
-            images = Path(hf_hub_download(row.repository, row.images, repo_type="dataset"))
+        annotations = hf_hub_download(row.repository, row.annotations, repo_type="dataset")
+        if not images and row.images is not None:
+            images = [hf_hub_download(row.repository, row.images, repo_type="dataset")]
     except Exception as error:  # the hub's client raises many types, none of them common
         raise ValueError(
             f"{row.repository} cannot be fetched ({quiet or one_line(error)}): give {row.remedy}"
         ) from error
-    return annotations, images
+    return annotations, list(images) if images else None

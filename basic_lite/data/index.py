@@ -13,7 +13,7 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -451,21 +451,30 @@ def shard_row(chunk: bytes) -> dict[str, Any]:
         for member in archive:
             if (file := archive.extractfile(member)) is not None:
                 members[member.name] = file.read()
-    return _sample(members)
+    return sample_row(members)
 
 
-def _sample(members: dict[str, bytes]) -> dict[str, Any]:
+def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row that members of a shard are, by their names; texts may be bytes or parsed already.
+
+    Raises:
+        RowFault: `malformed_row`.
+    """
     row: dict[str, Any] = {}
     caption = None
     for name, content in members.items():
         if name.endswith(".json"):
-            parsed = parse_row(content.strip())
+            parsed = parse_row(content.strip()) if isinstance(content, bytes) else content
             row |= parsed if isinstance(parsed, dict) else {"conversations": parsed}
         elif name.endswith((".txt", ".caption")):
-            caption = content.decode("utf-8", "replace").strip()
+            caption = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+            caption = caption.strip()
     if caption is not None and not any(row.get(column) is not None for column in LAYOUTS):
         row["caption"] = caption
-    pictures = [content for name, content in members.items() if name.lower().endswith(PICTURE_SUFFIXES)]
+    pictures = []
+    for name, content in members.items():
+        if name.lower().endswith(PICTURE_SUFFIXES):
+            pictures += content if isinstance(content, list) else [content]
     if pictures:
         row = {name: value for name, value in row.items() if name not in IMAGE_COLUMNS} | {"images": pictures}
     return {"id": posixpath.basename(next(iter(members))).partition(".")[0], **row}
@@ -482,7 +491,7 @@ def shard_columns(path: Path) -> dict[str, np.ndarray]:
     def describe_sample(members: dict[str, bytes], start: int, end: int) -> None:
         if not any(name.endswith(TEXT_SUFFIXES) for name in members):
             return
-        row = columns.add(lambda: read_row(_sample(members), stored=True), start, end - start)
+        row = columns.add(lambda: read_row(sample_row(members), stored=True), start, end - start)
         if isinstance(row, RawRow):
             places = range(len(row.images))
             columns.values["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in places]

@@ -108,6 +108,9 @@ def token_lengths(
     Returns:
         `(rows,)` int32, right to about a hundredth; 0 for rows that cannot be trained on.
     """
+    if rows.parts[0] is not rows:  # each keeps its own
+        given = {"workers": workers, "progress": progress}
+        return np.concatenate([token_lengths(part, encoder, **given) for part in rows.parts])
     content = json.dumps(specification(backend_of(encoder.tokenizer)), sort_keys=True)
     tokenizer = hashlib.sha256(content.encode()).hexdigest()
     key = {"format": "1", "sha256": rows.sha256, "tokenizer": tokenizer}

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from basic_lite.data.archives import locate, read_bytes, read_file, read_stored
-from basic_lite.data.rows import Exif, ImageRef, RowFault, shown
+from basic_lite.data.rows import WHITE, Exif, ImageRef, RowFault, shown
 from basic_lite.files import one_line
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
@@ -75,11 +75,11 @@ def rgb(image: Image.Image) -> Image.Image:
     """Return a picture as RGB: transparency on white, and deep grey as `value_range` says.
 
     Pillow's own conversion would show what colour transparent pixels happen to have, black for most logos,
-    and clip 16-bit grey to white.
+    and clip 16-bit grey to white. What was transparent is kept in `info`, for `on_background`.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    info = image.info
+    info, layers = image.info, None
     if _is_deep(image):
         values = np.asarray(image)
         low, high = value_range(values)[:2]
@@ -90,14 +90,33 @@ def rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in info:
         image = image.convert("RGBA")
-        opacity = image.getchannel("A")
-        if opacity.getextrema() != (255, 255):
-            canvas = Image.new("RGB", image.size, (255, 255, 255))
-            canvas.paste(image, mask=opacity)
-            image = canvas
+        if image.getchannel("A").getextrema() != (255, 255):
+            layers = image
+            image = _composed(layers, WHITE)
     image = image.convert("RGB")
-    image.info = {"exif": info["exif"]} if "exif" in info else {}
+    kept = {"exif": info.get("exif"), LAYERS: layers}
+    image.info = {name: value for name, value in kept.items() if value is not None}
     return image
+
+
+LAYERS: str = "layers"
+"""Key in the `info` of a picture that was transparent: it, as RGBA."""
+
+
+def _composed(layers: Image.Image, background: str) -> Image.Image:
+    canvas = Image.new("RGB", layers.size, background)
+    canvas.paste(layers, mask=layers.getchannel("A"))
+    return canvas
+
+
+def on_background(image: Image.Image, background: str) -> Image.Image:
+    """Return a picture from `rgb` with `background` in place of white where it was transparent."""
+    layers = image.info.get(LAYERS)
+    if background == WHITE or layers is None or layers.size != image.size:
+        return image
+    composed = _composed(layers, background)
+    composed.info = {name: value for name, value in image.info.items() if name != LAYERS}
+    return composed
 
 
 FULL_RANGE: int = 65_535
@@ -260,12 +279,13 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:
+def check_picture(ref: ImageRef, depth: Depth = "decode", background: str = WHITE) -> None:
     """Look for what would keep a picture from training.
 
     Args:
         ref: where it is.
         depth: `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`.
+        background: what transparency is put on.
 
     Raises:
         RowFault: those of `load_image`; where nothing is wrong, the first of `PICTURE_NOTES` that holds.
@@ -283,7 +303,7 @@ def check_picture(ref: ImageRef, depth: Depth = "decode") -> None:
         # An eighth of the size in each direction: every byte of a JPEG is still read, half of the work
         # is saved.
         image.draft(None, (1, 1))
-        pixels = decoded(image, ref.name)
+        pixels = on_background(decoded(image, ref.name), background)
         if _is_deep(image):
             low, high, own = value_range(np.asarray(image))
             if own:
@@ -347,6 +367,7 @@ class ImageTransform:
         resample: Pillow's number of the filter; 3 is bicubic.
         shortest_edge: what `crop` resizes the shortest edge to before it cuts; `None` means `size`.
         exif: `"rotate"` turns a picture as its EXIF says, `"ignore"` leaves it as it is stored.
+        background: what transparency is put on, `#rrggbb`.
     """
 
     size: int
@@ -356,6 +377,7 @@ class ImageTransform:
     resample: int = 3
     shortest_edge: int | None = None
     exif: Exif = "ignore"
+    background: str = WHITE
 
     def __post_init__(self) -> None:
         if self.aspect not in ("pad", "crop", "squash"):
@@ -371,7 +393,7 @@ class ImageTransform:
         Args:
             image: any mode and size.
         """
-        image = rgb(self.upright(image))
+        image = on_background(rgb(self.upright(image)), self.background)
         if self.aspect == "pad":
             image = self._pad(image)
         elif self.aspect == "squash":
@@ -382,7 +404,8 @@ class ImageTransform:
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """Return the picture as it is looked at: turned as its EXIF says, where that is asked for."""
+        """Return the picture as it is looked at: on the background, and turned if `exif` says so."""
+        image = on_background(image, self.background)
         return upright(image) if self.exif == "rotate" else image
 
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -406,6 +429,7 @@ class ImageTransform:
         size: int | None = None,
         aspect: Aspect,
         exif: Exif = "ignore",
+        background: str = WHITE,
     ) -> ImageTransform:
         """Make the transform that a `preprocessor_config.json` asks for.
 
@@ -415,6 +439,7 @@ class ImageTransform:
             aspect: `"pad"` for LLaVA's square of the mean colour; `"crop"` for the processor's own way,
                 which is a squash where it names height and width and cuts nothing (SigLIP); `"squash"`.
             exif: as the attribute.
+            background: as the attribute.
 
         Returns:
             The transform.
@@ -448,7 +473,8 @@ class ImageTransform:
         if aspect == "crop" and squash:
             aspect = "squash"
         shortest_edge = edge if size is None and aspect == "crop" and edge != crop else None
-        return cls(size or crop, mean, std, aspect, int(config.get("resample", 3)), shortest_edge, exif)
+        resample = int(config.get("resample", 3))
+        return cls(size or crop, mean, std, aspect, resample, shortest_edge, exif, background)
 
     def _pad(self, image: Image.Image) -> Image.Image:
         """Return `expand2square(image, mean).resize((size, size))` without ever making a large square.

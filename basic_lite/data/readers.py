@@ -14,6 +14,7 @@ from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, s
 from basic_lite.data.index import SHARDS, Index, Progress, open_index, parse_row, shard_row
 from basic_lite.data.rows import (
     STILL_TRAINS,
+    WHITE,
     ImageRef,
     RawRow,
     RowFault,
@@ -37,6 +38,7 @@ class Rows:
     Attributes:
         faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
         sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
+        background: what transparent pictures are put on, for checks of their colours.
         held_out: `(rows,)` bool, rows that are kept from training to be measured; none at first.
 
     Args:
@@ -62,6 +64,7 @@ class Rows:
         self.images, self.follow_links, self.stored = images, follow_links, stored
         self.faults: Sequence[Finding] = ()
         self.sizes: np.ndarray | None = None
+        self.background = WHITE
         self._ends: np.ndarray | None = None
         self.held_out = np.zeros(len(index.fault), bool)
 
@@ -69,6 +72,20 @@ class Rows:
     def sha256(self) -> str:
         """Return the hash of the annotations, for a run's manifest."""
         return self.index.sha256
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """Return the data sets that the rows are of: itself, but for a `Mix`."""
+        return (self,)
+
+    @property
+    def sets(self) -> tuple[tuple[int, float], ...]:
+        """Return of each data set its rows and its weight."""
+        return ((len(self), 1.0),)
+
+    def named(self, finding: Finding) -> Finding:
+        """Return a finding with what messages need to name its row."""
+        return finding
 
     @property
     def lengths(self) -> np.ndarray:
@@ -138,12 +155,10 @@ class Rows:
         try:
             raw = self.raw(row)
             name = raw.id
-            normal = normal_form(raw)
+            return sample_of(raw, self.images, self.follow_links)
         except RowFault as fault:
             named = f" (id {shown(name)})" if name else ""
             raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
-        images = tuple(self.image_ref(image) for image in normal.images)
-        return Sample(raw.id, images, normal.turns, raw.source, normal.silent)
 
     def raw(self, row: int) -> RawRow:
         """Return what the layout's reader makes of row `row`, its turns unchecked.
@@ -152,6 +167,15 @@ class Rows:
             RowFault: `malformed_row` or `bad_roles`.
         """
         return read_row(self._fetch(row), stored=self.stored)
+
+    def answers(self) -> Iterator[str]:
+        """Yield what the assistant says in the rows to train on, shuffled in an order that stays the same."""
+        for row in np.random.default_rng(0).permutation(np.flatnonzero(self.trained)):
+            try:
+                turns = self[int(row)].turns
+            except RowFault:
+                continue  # such a row is left out or replaced while training
+            yield from (text for role, text in turns if role == "assistant")
 
     def image_ref(self, image: object) -> ImageRef:
         """Return where the picture of an image entry is."""
@@ -248,6 +272,13 @@ def open_rows(
     return Rows(path, fetch, index, images=root, follow_links=follow_links, stored=shards)
 
 
+def sample_of(raw: RawRow, root: Path | None, follow_links: bool = False) -> Sample:
+    """Return a row in normal form; raises as `normal_form`."""
+    normal = normal_form(raw)
+    images = tuple(image_ref(image, root, follow_links=follow_links) for image in normal.images)
+    return Sample(raw.id, images, normal.turns, raw.source, normal.silent, notes=normal.notes)
+
+
 def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -> ImageRef:
     """Return where the picture of an image entry is: bytes, a path, or `{"bytes", "path"}`."""
     if isinstance(image, Mapping):
@@ -279,13 +310,3 @@ def image_root(images: str | Path) -> Path:
     if isinstance(opened, str):
         raise ValueError(opened)
     return root
-
-
-def answers_of(rows: Rows) -> Iterator[str]:
-    """Yield what the assistant says in the rows to train on, in a shuffled order that is always the same."""
-    for row in np.random.default_rng(0).permutation(np.flatnonzero(rows.trained)):
-        try:
-            turns = rows[int(row)].turns
-        except RowFault:
-            continue  # such a row is left out or replaced while training
-        yield from (text for role, text in turns if role == "assistant")

@@ -21,6 +21,24 @@ evaluation, chat and its export's users must do, too: it belongs to the run's tr
 """
 
 
+WHITE: str = "#ffffff"
+"""What transparent pictures are put on by default."""
+
+
+def colour(text: str) -> str:
+    """Return a colour as `#rrggbb`.
+
+    Raises:
+        ValueError: In one line, if it is neither a name that HTML knows nor of that form.
+    """
+    from PIL import ImageColor
+
+    name = text.strip().lower()
+    if name in ImageColor.colormap or re.fullmatch("#[0-9a-f]{6}", name):
+        return "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(name))
+    raise ValueError(f"a colour is a name such as white, or #rrggbb, got {text!r}")
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something wrong with a row.
@@ -30,16 +48,26 @@ class Finding:
         id: its own name.
         code: one of `basic_lite.data.rows.CODES`.
         detail: one line for a person.
+        file: where several data sets are mixed, which one it is.
+        row_in_file: its number there.
     """
 
     row: int
     id: str
     code: str
     detail: str
+    file: str = ""
+    row_in_file: int = 0
+
+    @property
+    def where(self) -> str:
+        """The row, and of a mix the file, as messages name it."""
+        return f"row {self.row_in_file} of {self.file}" if self.file else f"row {self.row}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as a JSON object; of an endless id, the start."""
-        return asdict(self) | {"id": self.id[:1000]}
+        known = asdict(self) | {"id": self.id[:1000]}
+        return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored")
@@ -131,6 +159,8 @@ class Sample:
         turns: `(role, text)` with role `"user"` or `"assistant"`.
         source: which data set the row is from, empty where the file does not say.
         silent: places of answers that carry no loss.
+        where: what messages call the row, where its number is not enough.
+        notes: codes of `ROW_NOTES` about what is not done as the row says.
     """
 
     id: str
@@ -138,6 +168,8 @@ class Sample:
     turns: list[Turn]
     source: str = ""
     silent: frozenset[int] = frozenset()
+    where: str = ""
+    notes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,8 @@ def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.nda
         workers: processes that read.
         exif: of the transform.
     """
+    if rows.parts[0] is not rows:  # each keeps its own
+        return np.concatenate([picture_sizes(part, workers, exif) for part in rows.parts])
     root = hashlib.sha256(str(rows.images).encode("utf-8", "surrogateescape")).hexdigest()
     key = {"format": "1", "rows": rows.sha256, "images": root}
     key |= {} if exif == "ignore" else {"exif": exif}

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from basic_lite import files
 from basic_lite.data.world import parts
 from basic_lite.export import configs, parity
-from basic_lite.export.card import orientation_note
+from basic_lite.export.card import background_note, orientation_note
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan, release
@@ -107,7 +107,9 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: Path) -> 
         tower=sources["tower"],
         layer=sources["tower_layer"],
         image=assembled.image_token_id,
-        orientation=orientation_note(assembled.sources.exif),
+        orientation=orientation_note(assembled.sources.exif)
+        + " "
+        + background_note(assembled.sources.background),
     )
     (folder / "README.md").write_text(how, encoding="utf-8")
     assert all(tensor.dtype == torch.float32 for tensor in projector.values()), (

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import WHITE, Exif
 from basic_lite.files import versions
 
 _LICENCES: dict[str, str] = {
@@ -42,6 +42,16 @@ def orientation_note(exif: Exif) -> str:
         "Trained on pictures as they are stored, without the rotation that EXIF asks for (`--exif ignore`, "
         "as LLaVA). transformers' `load_image` and pipeline turn them; its processor takes a picture that "
         "PIL has opened as it is, which is how training saw it."
+    )
+
+
+def background_note(background: str) -> str:
+    """Say what whoever shows pictures to an exported model does about transparent ones."""
+    name = "white" if background == WHITE else background
+    return (
+        f"Transparent pictures were put on {name} (`--background`). transformers' own loaders drop the "
+        "transparency and show what is hidden there, black for most logos: put such pictures on "
+        f'`PIL.Image.new("RGBA", picture.size, "{name}")` with `alpha_composite` first.'
     )
 
 
@@ -81,6 +91,7 @@ def model_card(run: Path, manifest: dict, export: dict) -> str:
     lines += _table("Method", method)
     lines += _table("Training", manifest["training"] | {"steps": manifest["steps"], "bits": sources["bits"]})
     lines += ["## Pictures", "", orientation_note(sources.get("exif", "ignore")), ""]
+    lines += [background_note(sources.get("background", WHITE)), ""]
     lines += _losses(run)
     lines += _results(run)
     lines += _export(export)

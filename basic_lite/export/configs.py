@@ -8,11 +8,12 @@ import torch
 from transformers import PretrainedConfig
 
 from basic_lite.data.conversation import stop_ids
+from basic_lite.data.rows import WHITE
 from basic_lite.data.world import parts
 from basic_lite.export.vocabulary import image_word
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled
-from basic_lite.models.unpacked import EXIF_KEY
+from basic_lite.models.unpacked import BACKGROUND_KEY, EXIF_KEY
 
 _PASSING = (
     "_name_or_path",
@@ -45,6 +46,8 @@ def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
         vision |= {"image_size": assembled.tiling.side}  # tells how many patches a tile has
     if assembled.sources.exif != "ignore":
         named[EXIF_KEY] = assembled.sources.exif
+    if assembled.sources.background != WHITE:
+        named[BACKGROUND_KEY] = assembled.sources.background
     return {
         **named,
         "image_token_index": assembled.image_token_id,

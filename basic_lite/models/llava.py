@@ -32,7 +32,7 @@ from basic_lite.data.batches import Collator
 from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import WHITE, Exif, colour
 from basic_lite.data.tiles import TiledTransform, Tiling
 from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
@@ -151,6 +151,7 @@ class Sources:
         tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
         pool: side of the squares of patches that become one visual embedding each; 1 for every patch its own.
         exif: whether pictures are turned as their EXIF says.
+        background: what transparent pictures are put on; a name, kept as `#rrggbb`.
     """
 
     llm: str
@@ -165,13 +166,15 @@ class Sources:
     tiles: int = 1
     pool: int = 1
     exif: Exif = "ignore"
+    background: str = WHITE
 
     def __post_init__(self) -> None:
         """Refuse a number of bits that there is no format for, and no tiles or patches at all.
 
         Raises:
-            ValueError: If `bits` is not 4, 8 or 16, or `tiles` or `pool` is below 1.
+            ValueError: If `bits` is not 4, 8 or 16, `tiles` or `pool` is below 1, or `background` no colour.
         """
+        object.__setattr__(self, "background", colour(self.background))
         if self.pool < 1:
             raise ValueError(f"pool must be 1 (every patch by itself) or more, got {self.pool}")
         if self.bits not in get_args(Bits):
@@ -192,10 +195,7 @@ class Sources:
         if llm is not None:
             return cls(llm, tower_id, **settings)
         if known is None:
-            raise ValueError(
-                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other "
-                f"decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
-            )
+            raise ValueError(zoo.no_model(model))
         for name in ("template", "image_token", "pad_token"):
             settings[name] = settings.get(name) or getattr(known, name)
         return cls(known.hub_id, tower_id, **settings)
@@ -237,6 +237,7 @@ class Assembled:
         With tiles it is LLaVA-NeXT's everywhere, which cuts nothing off and pads with black.
         """
         how: dict[str, Any] = {"size": self.image_size, "aspect": aspect, "exif": self.sources.exif}
+        how["background"] = self.sources.background
         transform = ImageTransform.from_processor(self.processor, **how)
         return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
 

@@ -28,6 +28,9 @@ from basic_lite.models import converted, quantised, repository, zoo
 EXIF_KEY = "basic_lite_exif"
 """In `config.json` of an export: its run's `--exif`, where that was not LLaVA's."""
 
+BACKGROUND_KEY = "basic_lite_background"
+"""The same of its run's `--background`, where that was not white."""
+
 LANGUAGE, VISION, PROJECTOR = "language_model", "vision_tower", "multi_modal_projector"
 
 _DECODERS: dict[str, str | None] = {

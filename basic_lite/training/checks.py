@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,10 @@ from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows
-from basic_lite.data.readers import Rows
+from basic_lite.data.mix import check_source, named_sources
+from basic_lite.data.readers import JSON_FILES, Rows, row_files
+from basic_lite.data.rows import WHITE
+from basic_lite.data.stream import Stream, check_beginning
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
@@ -176,6 +179,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     Raises:
         ValueError: If a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
     """
+    check_stream(settings)
     config = read_config(sources.llm, "language model")
     zoo.family_of(config.model_type, sources.llm)
     supervised_layers(config, settings.method.layers)
@@ -200,6 +204,33 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     if settings.stage == 2 and not settings.lora:
         check_whole_decoder_fits(config, choose_device())
     return config
+
+
+def check_stream(settings: Settings) -> None:
+    """Refuse what cannot be had of rows that nobody has counted.
+
+    Raises:
+        ValueError: In one line.
+    """
+    data = settings.data
+    if not data.stream:
+        return
+    source, *others = data.sources
+    if others or source.weight != 1:
+        raise ValueError("--stream reads one --data without a weight: shares are of rows that were counted")
+    if settings.max_steps <= 0:
+        raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
+    if settings.validation.val_share is not None:
+        raise ValueError("--val-share is of rows that were counted; with --stream give --val-data FILE")
+    path, intervention = source.path, settings.method.intervention
+    if any(file.name.endswith(JSON_FILES) for file in row_files(path)):
+        raise ValueError(f"{path} is read row by row anyway, and shuffled as a whole: leave --stream out")
+    if intervention != "none":
+        raise ValueError(f"--intervention {intervention} needs rows by number: leave --stream out")
+    if rank_and_count()[1] > 1:
+        raise ValueError(
+            "--stream is read by one process; start without `accelerate launch`, or leave it out"
+        )
 
 
 def check_folder(decided: Plan) -> Path | None:
@@ -287,6 +318,7 @@ def _leftovers(out: Path) -> list[Path]:
         files.CHECKED,
         files.PROJECTOR,
         files.DECODER,
+        files.TOWER,
         "log.jsonl",
         BAD_ROWS,
         teacher.FILE,
@@ -316,16 +348,22 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
         draw: draw a world that is missing; otherwise only say where it would be.
 
     Raises:
-        ValueError: In one line, if a given file does not exist or the hub does not answer.
+        ValueError: In one line, if a given file does not exist, a weight is none, or no hub answers.
     """
-    if data.data is not None or not world.is_embedded(llm):
-        path, images = hub.fetch(stage, data.data, data.images)
-        return replace(data, data=path, images=images)
+    if data.stream and not data.data:
+        raise ValueError("--stream reads a data set of your own: add --data HUB_ID")
+    if data.data:
+        for source in data.sources:
+            check_source(source)
+        return data
+    if not world.is_embedded(llm):
+        path, images = hub.fetch(stage, data.images)
+        return replace(data, data=[path], images=images)
     drawn = world.world_beside(out, console.print if draw else None)
     console.print(
         f"Offline, in the embedded world ({drawn.images}): drawn scenes, a decoder of 1.4 M parameters."
     )
-    return replace(data, data=drawn.stage1 if stage == 1 else drawn.stage2, images=drawn.images)
+    return replace(data, data=[str(drawn.stage1 if stage == 1 else drawn.stage2)], images=[str(drawn.images)])
 
 
 @dataclass(frozen=True)
@@ -440,8 +478,12 @@ def check_before_loading(
         check_resumable(sources, decided, resume)
     elif start is not None:
         start.check()
-    rows.faults = check_rows(rows, settings.stage)
-    check_budget(rows, settings.data.bad_budget, settings.stage)
+    if isinstance(rows, Stream):
+        for line in check_beginning(rows, settings.stage) if resume is None else []:
+            console.print(line, highlight=False, soft_wrap=True)
+    else:
+        rows.faults = check_rows(rows, settings.stage)
+        check_budget(rows, settings.data.bad_budget, settings.stage)
     if line := check_held_out(decided.held_out, rows, settings.stage):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -491,7 +533,9 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
     # May be others; of the micro-batch see `Passes`.
     free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])
     then = then | {"training": then["training"] | {name: now["training"][name] for name in free}}
-    then["sources"] = {"exif": "ignore"} | then["sources"]  # which older versions did not write
+    then["sources"] = {"exif": "ignore", "background": WHITE} | then[
+        "sources"
+    ]  # which older versions did not write
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
         if isinstance(old, dict):  # what an older version did not write counts as `None`
@@ -504,10 +548,17 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
             )
 
 
-def data_of(settings: Settings, rows: Rows, held_out: HeldOut | None = None) -> dict[str, object]:
+def data_of(settings: Settings, rows: Rows | Stream, held_out: HeldOut | None = None) -> dict[str, object]:
     """Return what a manifest says of the data."""
-    data: dict[str, object] = {"path": str(settings.data.data), "sha256": rows.sha256}
-    data |= {"rows": len(rows), "order": ORDER}
+    sources = settings.data.sources
+    data: dict[str, object] = {"path": named_sources(sources), "sha256": rows.sha256}
+    data |= {"stream": True} if isinstance(rows, Stream) else {"rows": len(rows)}
+    data |= {"order": ORDER}
+    if isinstance(rows, Rows) and rows.parts[0] is not rows:
+        data["sets"] = [
+            {"path": str(source.path), "sha256": part.sha256, "rows": len(part), "weight": source.weight}
+            for source, part in zip(sources, rows.parts, strict=True)
+        ]
     return data if held_out is None else data | {"held_out": held_out.identity()}
 
 
@@ -516,6 +567,8 @@ def hyperparameters(settings: Settings) -> dict[str, object]:
     measured: dict[str, object] = {}
     if settings.validation.on:
         measured = {"val_steps": settings.validation.val_steps, "stop_after": settings.validation.stop_after}
+    if settings.tower.on:
+        measured |= asdict(settings.tower)
     return measured | {
         "aspect": settings.aspect,
         "learning_rate": settings.learning_rate,

@@ -11,7 +11,11 @@ import torch
 from rich.console import Console
 
 from basic_lite.console import rank_and_count, say_on
-from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.batches import drawn_counts
+from basic_lite.data.mix import open_sources
+from basic_lite.data.readers import Rows
+from basic_lite.data.rows import WHITE
+from basic_lite.data.stream import Stream
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
@@ -30,6 +34,7 @@ from basic_lite.training.settings import (
     Run,
     Schedule,
     Settings,
+    Tower,
     Validation,
 )
 from basic_lite.training.validation import PER_RUN, HeldOut, hold_out
@@ -62,6 +67,7 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
         tiles=model.tiles,
         pool=model.pool,
         exif=model.exif,
+        background=model.background,
     )
     # Before the data: that a decoder does not exist is not found out after 27 GB of pictures.
     read_config(sources.llm, "language model")
@@ -87,6 +93,7 @@ def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
         bits=bits if parts.bits is None else parts.bits,
         image_size=sources.image_size if parts.image_size is None else parts.image_size,
         exif=parts.exif or sources.exif,
+        background=parts.background or sources.background,
         tower_layer=sources.tower_layer if parts.tower_layer is None else parts.tower_layer,
     )
     checkpoint.check_parts(changed, first)
@@ -108,6 +115,7 @@ def resolve(
     shards: int,
     lora: bool = False,
     projector_learning_rate: float | None = None,
+    tower: Tower | None = None,
     optimizer: Optimizer | None = None,
 ) -> Settings:
     """Take the options, and the stage's defaults where they say nothing.
@@ -126,6 +134,7 @@ def resolve(
         shards: processes over which the decoder's layers are cut.
         lora: stage 2 with adapters.
         projector_learning_rate: as given; stage 2 has a default for it.
+        tower: as given; `None` leaves it frozen.
         optimizer: as given.
 
     Raises:
@@ -136,6 +145,10 @@ def resolve(
     rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
     if stage == 2 and projector_learning_rate is None:
         projector_learning_rate = pace.projector_learning_rate
+    tower = tower or Tower()
+    if tower.on and tower.tower_learning_rate is None:
+        own = pace.tower_learning_rate if tower.train_tower else pace.tower_lora_learning_rate
+        tower = replace(tower, tower_learning_rate=own)
     rows = pace.rows_per_pass(schedule.global_batch)
     return Settings(
         stage=stage,
@@ -146,6 +159,7 @@ def resolve(
         validation=validation or Validation(),
         learning_rate=rate if schedule.learning_rate is None else schedule.learning_rate,
         projector_learning_rate=projector_learning_rate,
+        tower=tower,
         global_batch=pace.global_batch if schedule.global_batch is None else schedule.global_batch,
         micro_batch=rows if memory.micro_batch is None else memory.micro_batch,
         epochs=pace.epochs if schedule.epochs is None else schedule.epochs,
@@ -159,11 +173,11 @@ def resolve(
     )
 
 
-def adapters_of(adapters: Adapters, llm: str) -> trainable.Adapters:
+def adapters_of(adapters: Adapters, llm: str, tower_rank: int | None = None) -> trainable.Adapters:
     """Return stage 2's adapters; LLaVA-1.5's, or the embedded decoder's smaller ones."""
     rank = zoo.pace_of(llm, 2).rank if adapters.rank is None else adapters.rank
     alpha = 2 * rank if adapters.alpha is None else adapters.alpha
-    return trainable.Adapters(rank, alpha, adapters.dropout)
+    return trainable.Adapters(rank, alpha, adapters.dropout, tower_rank or 0)
 
 
 @dataclass(frozen=True)
@@ -172,14 +186,14 @@ class Plan:
 
     Attributes:
         settings: to run with.
-        rows: the training data; `None` in a dry run whose data are not here yet.
+        rows: the training data; `None` in a dry run whose data are not here yet, or are streamed.
         held_out: the rows that are measured; `None` for none.
         steps: optimizer steps, or when they are known.
         memory: what is predicted for the card.
     """
 
     settings: Settings
-    rows: Rows | None
+    rows: Rows | Stream | None
     held_out: HeldOut | None
     steps: int | str
     memory: Row
@@ -189,6 +203,7 @@ class Plan:
         parts = {"llm": sources.llm, "tower": sources.tower, "bits": sources.bits, "device": device}
         resolution = {"tiles": sources.tiles, "pool": sources.pool}
         parts |= {name: value for name, value in resolution.items() if value > 1} | {"exif": sources.exif}
+        parts |= {"background": sources.background} if sources.background != WHITE else {}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
         console.print(plan_line(self.memory), highlight=False)
 
@@ -222,20 +237,32 @@ def decide(
         ValueError: If there are no rows, `hold_out` cannot, or `--fit` is given and nothing fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
-    if not settings.run.dry_run or settings.data.path.exists():
-        data = settings.data
-        rows = open_rows(data.path, data.images, follow_links=data.follow_links, min_rating=data.min_rating)
+    data = settings.data
+    if data.stream:
+        steps = settings.max_steps
+        rows = None if settings.run.dry_run else open_stream(settings)
+        held_out = hold_out(rows, settings)
+    elif not settings.run.dry_run or all(source.path.exists() for source in data.sources):
+        how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
+        rows = open_sources(data.sources, **how, background=sources.background)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
-        if held_out is not None and settings.validation.val_steps is None:
-            validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
-            settings = replace(settings, validation=validation)
         if line:
             console.print(line, highlight=False, soft_wrap=True)
+    if held_out is not None and settings.validation.val_steps is None:
+        assert isinstance(steps, int), "held-out rows are of data that are here"
+        validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+        settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
     settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
     return Plan(settings, rows, held_out, steps, row)
+
+
+def open_stream(settings: Settings) -> Stream:
+    """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
+    data, (source,) = settings.data, settings.data.sources
+    return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
 
 
 # Few rows: a global batch that nobody asked for shrinks.
@@ -273,8 +300,8 @@ def fit_batch(
         The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
     """
     processes, usable = rank_and_count()[1], rows.trained
-    pictures = int(rows.has_image[usable].sum())
-    kinds = (pictures, int(usable.sum()) - pictures) if settings.group else (int(usable.sum()),)
+    kinds = drawn_counts([rows.has_image & usable, ~rows.has_image & usable], rows.sets).sum(1).tolist()
+    kinds = kinds if settings.group else [sum(kinds)]
 
     def steps_with(tried: Settings) -> int:
         at_once = tried.micro_batch * processes
@@ -376,6 +403,9 @@ def step_of(
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
         shards=settings.shards,
+        tower_trained=settings.tower.train_tower,
+        tower_rank=settings.tower.tower_lora or 0,
+        tower_depth=sources.tower_layer % (config.num_hidden_layers + 1),  # -1 is after the last of them
         maps=k if settings.method.kind == "translated" else 0,
     )
 

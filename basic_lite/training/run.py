@@ -27,11 +27,12 @@ from basic_lite.console import quiet_console, rank_and_count, say_on, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
-from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.dataset import RowEncoder, SupervisedRows, TextEncoder
 from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding
+from basic_lite.data.stream import Stream, StreamBatches, StreamedRows, read_position
 from basic_lite.data.templates import Template
 from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
@@ -74,13 +75,13 @@ class Prepared:
 
     assembled: Assembled
     settings: Settings
-    rows: Rows
+    rows: Rows | Stream
     held_out: HeldOut | None
     template: Template
     manifest: dict
     transform: ImageTransform
-    dataset: SupervisedRows
-    batches: Batches
+    dataset: SupervisedRows | StreamedRows
+    batches: Batches | StreamBatches
     passes: checks.Passes
     args: TrainingArguments
     steps: int
@@ -118,7 +119,8 @@ def assemble(
 
 def _freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
     trainable.freeze_projector(assembled)
-    idle = "; BASIC's terms reach nothing else, and are measured only" if settings.objective.active else ""
+    measured = settings.objective.active and not settings.tower.on
+    idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
     console.print(
         f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
         highlight=False,
@@ -184,21 +186,10 @@ def prepare(
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run trains nothing"
 
-    # The same rows in the same order as before, whatever a check would find today.
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
-    if assembled.tiling is not None and rows.sizes is None:
-        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
-        workers = max(settings.data.processes, 1)
-        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
     text = assembled.text_encoder(template, longest)
-    if resume is not None:
-        lines = findings.read_bad_rows(bad_log)
-        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
-    else:
-        rows.faults = [*rows.faults, *unfit_findings(rows, text)]
-        check_budget(rows, settings.data.bad_budget, settings.stage)
-        for line in findings.note_lines(rows):
-            console.print(line, highlight=False, soft_wrap=True)
+    if isinstance(rows, Rows):
+        _choose_rows(assembled, settings, rows, text, console, resume is not None)
 
     # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
@@ -218,40 +209,18 @@ def prepare(
     rank, ranks = rank_and_count()
     if resume is None and rank == 0:
         checks.clear(settings.out)
-        if rows.faults:
+        if isinstance(rows, Rows) and rows.faults:
             findings.write_bad_rows(bad_log, rows.faults)
     write_into(settings.out)
 
     # The rows as the model takes them, and which of them go together.
     transform = assembled.transform(settings.aspect)
-    dataset = assembled.supervised(
-        rows,
-        template,
-        transform,
-        max_length=longest,
-        bad_budget=settings.data.bad_budget,
-        bad_log=bad_log,
-        usable=rows.usable,
-    )
     accumulation = settings.global_batch // passes.loaded
-    lengths = rows.batch_lengths(text.image_tokens(rows), longest)
-    if settings.group and assembled.tiling is None:
-        # Counted once for these data and this tokenizer, a minute or two for 665k rows.
-        with findings.passes(console) as shown:
-            workers, progress = max(settings.data.processes, 1), partial(shown, "words")
-            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
-    batches = Batches(
-        lengths,
-        rows.has_image,
-        batch_size=passes.loaded // ranks,
-        order_rows=passes.order_rows,
-        seed=settings.run.seed,
-        group=settings.group,
-        accumulation=accumulation,
-        usable=rows.trained,
-        rank=rank,
-        ranks=ranks,
-    )
+    if isinstance(rows, Stream):
+        encoder = RowEncoder(text, transform)
+        dataset, batches = _from_stream(settings, rows, encoder, passes, resume)
+    else:
+        dataset, batches = _by_number(assembled, settings, rows, template, transform, passes, console)
 
     # Which layers compute twice, the seed, and what transformers' Trainer is told.
     devices.recompute_layers(parts_of(assembled.model).decoder, settings.recompute)
@@ -301,6 +270,86 @@ def prepare(
         resume,
         start,
     )
+
+
+def _choose_rows(
+    assembled: Assembled, settings: Settings, rows: Rows, text: TextEncoder, console: Console, resumed: bool
+) -> None:
+    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
+    if assembled.tiling is not None and rows.sizes is None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        workers = max(settings.data.processes, 1)
+        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
+    if resumed:
+        lines = findings.read_bad_rows(settings.out / checks.BAD_ROWS)
+        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+        return
+    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    for line in findings.note_lines(rows):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _by_number(
+    assembled: Assembled,
+    settings: Settings,
+    rows: Rows,
+    template: Template,
+    transform: ImageTransform,
+    passes: checks.Passes,
+    console: Console,
+) -> tuple[SupervisedRows, Batches]:
+    """Return rows as the model takes them, and which of them go together."""
+    rank, ranks = rank_and_count()
+    longest = assembled.longest(settings.data.max_length)
+    text = assembled.text_encoder(template, longest)
+    dataset = assembled.supervised(
+        rows,
+        template,
+        transform,
+        max_length=longest,
+        bad_budget=settings.data.bad_budget,
+        bad_log=settings.out / checks.BAD_ROWS,
+        usable=rows.usable,
+    )
+    lengths = rows.batch_lengths(text.image_tokens(rows), longest)
+    if settings.group and assembled.tiling is None:
+        # Counted once for these data and this tokenizer, a minute or two for 665k rows.
+        with findings.passes(console) as shown:
+            workers, progress = max(settings.data.processes, 1), partial(shown, "words")
+            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
+    batches = Batches(
+        lengths,
+        rows.has_image,
+        batch_size=passes.loaded // ranks,
+        order_rows=passes.order_rows,
+        seed=settings.run.seed,
+        group=settings.group,
+        accumulation=settings.global_batch // passes.loaded,
+        usable=rows.trained,
+        rank=rank,
+        ranks=ranks,
+        sets=rows.sets,
+    )
+    return dataset, batches
+
+
+def _from_stream(
+    settings: Settings, stream: Stream, encoder: RowEncoder, passes: checks.Passes, resume: Path | None
+) -> tuple[StreamedRows, StreamBatches]:
+    """Return a stream's rows as the model takes them, and which of them go together."""
+    bad_log = settings.out / checks.BAD_ROWS
+    dataset = StreamedRows(encoder, settings.data.bad_budget, bad_log, settings.data.processes)
+    batches = StreamBatches(
+        stream,
+        dataset,
+        step_rows=settings.global_batch,
+        batch_size=passes.loaded,
+        steps=settings.max_steps,
+        seed=settings.run.seed,
+        begin=None if resume is None else read_position(resume),
+    )
+    return dataset, batches
 
 
 def _longer_line(args: TrainingArguments, before: int, steps: int) -> str:
@@ -370,6 +419,7 @@ def train(
         transform=prepared.transform,
         batches=prepared.batches,
         projector_learning_rate=settings.projector_learning_rate,
+        tower_learning_rate=settings.tower.tower_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
         sharded=settings.shards > 1,
@@ -391,7 +441,7 @@ def train(
             parts_of(model),
             settings.method.layers,
             settings.method.weighting,
-            id_of=lambda row: prepared.rows.raw(row).id,
+            id_of=_id_of(prepared.rows),
             seed=settings.run.seed,
         )
         if changed is not None:
@@ -450,6 +500,11 @@ def train(
     return finished
 
 
+def _id_of(rows: Rows | Stream) -> Callable[[int], str]:
+    """Return what names rows for an intervention, which a stream has none of."""
+    return lambda row: "" if isinstance(rows, Stream) else rows.raw(row).id
+
+
 def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:
     """Return what the manifest says of a run's measurements, and whose weights the run has."""
     losses, best = trainer.history.losses, trainer.history.best
@@ -493,7 +548,9 @@ def _why_unmoved(trainer: BasicTrainer, settings: Settings) -> str:
     return f"no weight moved in {steps:,} steps, so {settings.out} is not finished: {why}"
 
 
-def _manifest(assembled: Assembled, settings: Settings, rows: Rows, held_out: HeldOut | None) -> dict:
+def _manifest(
+    assembled: Assembled, settings: Settings, rows: Rows | Stream, held_out: HeldOut | None
+) -> dict:
     objective = settings.objective
     method: dict[str, object] = {"basic": objective.active}
     if objective.active:
@@ -508,7 +565,8 @@ def _manifest(assembled: Assembled, settings: Settings, rows: Rows, held_out: He
         }
         if settings.method.intervention != "none":
             method["intervention"] = settings.method.intervention
-    data = checks.data_of(settings, rows, held_out) | {"left_out": int((~rows.usable).sum())}
+    data = checks.data_of(settings, rows, held_out)
+    data |= {"left_out": int((~rows.usable).sum())} if isinstance(rows, Rows) else {}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))
 
 

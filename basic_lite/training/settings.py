@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from rich.table import Table
 
-from basic_lite.data.rows import Exif
+from basic_lite.data.rows import Exif, colour
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
 from basic_lite.models import zoo
 
 if TYPE_CHECKING:
+    from basic_lite.data.mix import Source
     from basic_lite.data.pictures import Aspect
     from basic_lite.method.objective import Objective
 
@@ -259,6 +260,14 @@ QuantisedCopyOption = Annotated[
 a_seed = within(0, 2**32 - 1)  # numpy takes no others
 
 
+def a_colour(option: typer.CallbackParam, given: str | None) -> str | None:
+    """Return a colour as `#rrggbb`."""
+    try:
+        return None if given is None else colour(given)
+    except ValueError as error:
+        raise ValueError(f"{option.opts[0]}: {error}") from None
+
+
 def a_share(option: typer.CallbackParam, given: str | None) -> str | None:
     """Refuse what is no share of rows to hold out; a number without a percent sign could mean either."""
     if given is not None and not 0 < _percent(given) <= 50:
@@ -322,6 +331,10 @@ class Model:
             panel=DATA,
         ),
     ] = "ignore"
+    background: Annotated[
+        str,
+        option(help="What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"),
+    ] = "white"
     tower_layer: Annotated[
         int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
@@ -362,6 +375,16 @@ class PartsOfStage1:
         Exif | None,
         option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
     ] = None
+    background: Annotated[
+        str | None,
+        option(
+            help="What transparent pictures are put on.",
+            default="stage 1's",
+            panel=DATA,
+            callback=a_colour,
+            metavar="COLOUR",
+        ),
+    ] = None
     tower_layer: Annotated[
         int | None,
         option(help="Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
@@ -374,14 +397,33 @@ class Data:
     """The rows, and what is done with those that are long or bad."""
 
     data: Annotated[
-        Path | None,
+        list[str] | None,
         option(
-            help="LLaVA JSON or JSONL; folder of Arrow or Parquet; hub id.",
+            help="JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+            "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
             panel=DATA,
+            metavar="DATA[:WEIGHT]",
         ),
     ] = None
-    images: ImagesOption = None
+    images: Annotated[
+        list[str] | None,
+        option(
+            help="Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+            default="the data's own",
+            panel=DATA,
+            metavar="IMAGES",
+        ),
+    ] = None
+    stream: Annotated[
+        bool,
+        option(
+            "--stream",
+            help="Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+            "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
+            panel=DATA,
+        ),
+    ] = False
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
@@ -411,10 +453,12 @@ class Data:
     ] = None
 
     @property
-    def path(self) -> Path:
-        """The annotations, once `checks.training_files` has found them."""
-        assert self.data is not None, "no data are known yet"
-        return self.data
+    def sources(self) -> tuple[Source, ...]:
+        """The data sets, once `checks.training_files` has found them; raises as `parse_sources`."""
+        from basic_lite.data.mix import parse_sources
+
+        assert self.data, "no data are known yet"
+        return parse_sources(self.data, self.images)
 
     @property
     def processes(self) -> int:
@@ -681,6 +725,78 @@ ProjectorRateOption = Annotated[
 ]
 
 
+TrainTowerOption = Annotated[
+    bool,
+    option(
+        "--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL
+    ),
+]
+TowerLoraOption = Annotated[
+    int | None,
+    option(
+        help="Train adapters of this rank in the vision tower, too (with --lora).",
+        default="off",
+        panel=MODEL,
+        callback=within(1),
+        metavar="RANK",
+    ),
+]
+
+
+def of_stage_2(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option in stage 1, which knows it for that alone."""
+    if given:
+        raise ValueError(
+            f"{option.opts[0]} is for stage 2: stage 1 trains the projector alone, as LLaVA and the paper do"
+        )
+    return given
+
+
+@dataclass(frozen=True)
+class OfStage2:
+    """What people try in stage 1."""
+
+    train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
+    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Whether stage 2 trains the vision tower, which LLaVA-1.5 and the paper do not, and how."""
+
+    train_tower: TrainTowerOption = False
+    tower_lora: TowerLoraOption = None
+    tower_learning_rate: Annotated[
+        float | None,
+        option(
+            help="The vision tower's own peak.",
+            default="2e-6; 2e-5 with --tower-lora",
+            callback=within(above=0),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            ValueError: In one line.
+        """
+        if self.train_tower and self.tower_lora is not None:
+            raise ValueError(
+                "--train-tower trains the tower's own weights, --tower-lora adapters in it: give only one"
+            )
+        if self.tower_learning_rate is not None and not self.on:
+            raise ValueError(
+                "--tower-learning-rate is for a tower that is trained: add --train-tower or --tower-lora 16"
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether it is trained."""
+        return self.train_tower or self.tower_lora is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a stage is trained with: its options, and a value for each that the stage, data or card decide.
@@ -695,6 +811,7 @@ class Settings:
         aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
+        tower: whether the vision tower is trained, and at which rate.
         global_batch: rows per optimizer step.
         micro_batch: rows per forward pass.
         epochs: passes over the data.
@@ -715,6 +832,7 @@ class Settings:
     validation: Validation = Validation()
     learning_rate: float
     projector_learning_rate: float | None = None
+    tower: Tower = Tower()
     global_batch: int
     micro_batch: int
     epochs: float = 1.0
@@ -753,6 +871,10 @@ class Settings:
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
             )
+        if self.tower.tower_lora is not None and not self.lora:
+            raise ValueError(
+                "--tower-lora goes with --lora; with the whole decoder take --train-tower, or add --lora"
+            )
         if self.optimizer != "adamw" and not self.lora:
             raise ValueError(f"--optimizer {self.optimizer} is for adapters; add --lora, or leave it out")
         if self.optimizer != "adamw" and self.shards > 1:
@@ -772,7 +894,7 @@ class Settings:
     @property
     def group(self) -> bool:
         """Whether a batch holds rows of one modality and similar length: stage 1 has captions alone."""
-        return self.stage == 2
+        return self.stage == 2 and not self.data.stream
 
     @property
     def objective(self) -> Objective:
@@ -784,8 +906,8 @@ class Settings:
         table = Table("setting", "value", show_header=False, box=None)
         shown = more | {
             "out": self.out,
-            "data": self.data.data,
-            "images": self.data.images,
+            "data": ", ".join(self.data.data or []),
+            "images": ", ".join(self.data.images or []) or None,
             "aspect": self.aspect,
             "learning_rate": self.learning_rate,
             "global_batch": self.global_batch,
@@ -794,6 +916,7 @@ class Settings:
             "fused_kernels": self.fused_kernels,
             "epochs": None if self.max_steps > 0 else self.epochs,
             "max_steps": self.max_steps if self.max_steps > 0 else None,
+            "stream": self.data.stream or None,
             "follow_links": self.data.follow_links,
             "min_rating": self.data.min_rating,
             "max_length": self.data.max_length,
@@ -820,6 +943,9 @@ class Settings:
             "das_weight": self.objective.das_weight,
             "sds_weight": self.objective.sds_weight,
             "projector_learning_rate": self.projector_learning_rate,
+            "train_tower": self.tower.train_tower or None,
+            "tower_lora": self.tower.tower_lora,
+            "tower_learning_rate": self.tower.tower_learning_rate,
         }
         for name, value in shown.items():
             if value is not None or name in more:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from basic_lite import files
 from basic_lite.console import rank_and_count
-from basic_lite.data.readers import Rows, answers_of
+from basic_lite.data.readers import Rows
+from basic_lite.data.stream import Stream
 from basic_lite.method.fit import fit_target
 from basic_lite.method.premise import PARTLY, glance
 from basic_lite.method.targets import RAW, UNFITTED, TargetSpace, supervised_layers
@@ -25,7 +26,7 @@ FILE: str = "target.safetensors"
 def target_space(
     assembled: Assembled,
     settings: Settings,
-    rows: Rows,
+    rows: Rows | Stream,
     console: Console,
     *,
     resume: Path | None = None,
@@ -60,7 +61,7 @@ def target_space(
         space = _inherited(assembled, settings, start)
         if space is None:
             say = partial(console.print, highlight=False)
-            tokenizer, texts = assembled.tokenizer, answers_of(rows)
+            tokenizer, texts = assembled.tokenizer, rows.answers()
             space = fit_target(
                 assembled.model, tokenizer, texts, settings.method.kind, settings.method.layers, progress=say
             )
@@ -76,7 +77,7 @@ def target_space(
 def findings(
     assembled: Assembled,
     settings: Settings,
-    rows: Rows,
+    rows: Rows | Stream,
     space: TargetSpace,
     console: Console,
     resume: Path | None = None,
@@ -107,7 +108,7 @@ def manifest_entry(space: TargetSpace, out: Path) -> dict:
 
 
 def look_at(
-    assembled: Assembled, settings: Settings, rows: Rows, space: TargetSpace, console: Console
+    assembled: Assembled, settings: Settings, rows: Rows | Stream, space: TargetSpace, console: Console
 ) -> dict | None:
     """Look on a few hundred tokens of the data's text whether the target can teach, and say so.
 
@@ -130,7 +131,7 @@ def look_at(
             parts.decoder,
             parts.head,
             assembled.tokenizer,
-            answers_of(rows),
+            rows.answers(),
             k,
             settings.method.weighting,
             space,

@@ -21,6 +21,7 @@ from basic_lite.data.dataset import RowEncoder
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import RowFault
+from basic_lite.data.stream import Stream
 from basic_lite.data.templates import Template
 from basic_lite.method.fit import match_tokens
 from basic_lite.method.objective import Objective
@@ -65,7 +66,7 @@ class HeldOut:
         return {"path": str(self.rows.path), "sha256": self.rows.sha256, "rows": len(self.numbers)}
 
 
-def hold_out(rows: Rows, settings: Settings) -> HeldOut | None:
+def hold_out(rows: Rows | Stream | None, settings: Settings) -> HeldOut | None:
     """Choose the rows to measure, and keep them from training; `None` without either option.
 
     They depend on the annotations' hash alone: neither on the run's seed, nor on what a tokenizer or a check
@@ -73,7 +74,7 @@ def hold_out(rows: Rows, settings: Settings) -> HeldOut | None:
     several rows share a picture, the others are trained on.
 
     Args:
-        rows: the training data.
+        rows: the training data; a stream, or `None`, only without `--val-share`.
         settings: of the run.
 
     Raises:
@@ -82,9 +83,14 @@ def hold_out(rows: Rows, settings: Settings) -> HeldOut | None:
     validation = settings.validation
     if validation.val_data is not None:
         data = settings.data
-        images = validation.val_images or data.images
+        folders = {source.images for source in data.sources}
+        if validation.val_images is None and len(folders) > 1:
+            raise ValueError(
+                f"each --data has an image folder of its own: add --val-images for {validation.val_data}"
+            )
+        images = validation.val_images or folders.pop()
         others = open_rows(validation.val_data, images, follow_links=data.follow_links)
-        if others.sha256 == rows.sha256:
+        if isinstance(rows, Rows) and others.sha256 == rows.sha256:
             raise ValueError(
                 f"--val-data {validation.val_data} is what is trained on: take --val-share, or another file"
             )
@@ -95,6 +101,7 @@ def hold_out(rows: Rows, settings: Settings) -> HeldOut | None:
         return HeldOut(others, _mixed(others))
     if validation.val_share is None:
         return None
+    assert isinstance(rows, Rows), "a stream holds none out"
     count = round(validation.share * len(rows))
     if not count or count == len(rows):
         least = math.ceil(1000 / len(rows)) / 10 if len(rows) > 1 else math.inf
@@ -117,7 +124,7 @@ def _mixed(rows: Rows) -> np.ndarray:
     return permuted(len(rows), *(int(rows.sha256[i : i + 8], 16) for i in range(0, 64, 8)))
 
 
-def check_held_out(held_out: HeldOut | None, rows: Rows, stage: int) -> str:
+def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) -> str:
     """Look through the rows to measure as through those to train on; what is bad is not measured.
 
     Args:
@@ -140,7 +147,7 @@ def check_held_out(held_out: HeldOut | None, rows: Rows, stage: int) -> str:
         first = next(iter(held_out.rows.faults), None)
         raise ValueError(
             f"none of the {len(held_out.numbers):,} rows of {held_out.rows.path} that are to be measured is "
-            f"good{f': row {first.row}, {first.detail}' if first else ''}"
+            f"good{f': {first.where}, {first.detail}' if first else ''}"
         )
     bad = len(held_out.numbers) - good
     of_them = " of the rows" if held_out.rows is rows else f" rows of {held_out.rows.path}"

@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage1(data: Path, out: Path, *more: object, expect: int = 0) -> object:
     models = ["--llm", llm_folder(), "--tower", tower_folder(), "--precision", "fp32", "--bits", 16]
     batch = ["--global-batch", 4, "--micro-batch", 2, "--workers", 0, "--logging-steps", 1]
-    paths = ["--data", data / "captions.json", "--out", out]
+    paths = ["--out", out, *([] if "--data" in more else ["--data", data / "captions.json"])]
     return run("stage1", *models, *batch, *paths, *more, cwd=data, expect=expect)
 
 

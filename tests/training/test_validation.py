@@ -18,7 +18,7 @@ from transformers.integrations import integration_utils
 
 from basic_lite import files
 from basic_lite.data.dataset import SupervisedRows
-from basic_lite.data.readers import answers_of, open_rows
+from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.export.card import model_card
 from basic_lite.method.supervision import BasicSupervision
@@ -48,7 +48,7 @@ def measured(folder: Path) -> list[dict]:
 
 def settings(data: Path, **more: object) -> Settings:
     given = {"stage": 1, "out": Path("o"), "learning_rate": 1.0, "global_batch": 4, "micro_batch": 2}
-    return Settings(**given | {"data": Data(data), "validation": Validation(val_share="25%")} | more)
+    return Settings(**given | {"data": Data([str(data)]), "validation": Validation(val_share="25%")} | more)
 
 
 def even_ids(self: WordTokens, words: list[str]) -> frozenset[int]:
@@ -93,7 +93,7 @@ def test_rows_are_held_out_by_the_data_alone(whole, world):
     for more in ({"run": Run(seed=7)}, {"method": Method(basic=False)}, {"stage": 2, "lora": True}):
         assert hold_out(rows, settings(world / "captions.json", **more)).numbers.tolist() == held
     assert np.flatnonzero(rows.held_out).tolist() == sorted(held)
-    assert len(list(answers_of(rows))) == 12  # nor is a target fitted on their text
+    assert len(list(rows.answers())) == 12  # nor is a target fitted on their text
 
 
 def test_a_bad_row_is_not_replaced_by_one_that_is_held_out(world):

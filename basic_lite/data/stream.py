@@ -1,0 +1,392 @@
+"""A data set that is read row after row as training goes on, and never lies on this disk as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler, get_worker_info
+
+from basic_lite.data.batches import permuted
+from basic_lite.data.dataset import RowEncoder, append_line
+from basic_lite.data.findings import NOTED, read_bad_rows
+from basic_lite.data.hub import RATINGS, open_dataset, plain_row
+from basic_lite.data.index import estimated_length
+from basic_lite.data.readers import image_root, sample_of
+from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, read_row, shown
+
+BLOCK: int = 1000
+"""Rows that are read, and shuffled, together."""
+
+LEAST: int = 1000
+"""Rows that a share of bad ones is counted of at least: of the first ten, one would be a tenth."""
+
+POSITION: str = "stream.json"
+"""In a checkpoint: where the stream is to be read on."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream is read on: the start of a block, and how many of its shuffled rows were given.
+
+    Attributes:
+        step: optimizer steps before it.
+        turn: passes over the whole data before it.
+        shard: shards of this pass before it, in the pass's own order.
+        row: rows of that shard before the block.
+        number: rows of all passes before the block.
+        given: rows of the block that are used up.
+    """
+
+    step: int = 0
+    turn: int = 0
+    shard: int = 0
+    row: int = 0
+    number: int = 0
+    given: int = 0
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A row of a stream.
+
+    Attributes:
+        number: how many rows were read before it.
+        sample: it, in normal form, its pictures not yet decoded.
+    """
+
+    number: int
+    sample: Sample
+
+
+class Stream:
+    """A data set of the hub, or shards on a disk, that is read from its start to its end again and again.
+
+    Args:
+        source: hub id, or file or folder of Parquet, Arrow or WebDataset.
+        images: folder or archive that image paths are relative to, if rows hold paths.
+        follow_links: whether links under it may lead out of it.
+        min_rating: leave out rows that FineVision rates lower in anything.
+
+    Raises:
+        ValueError: In one line, if it cannot be opened.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        images: Path | None = None,
+        *,
+        follow_links: bool = False,
+        min_rating: int | None = None,
+    ) -> None:
+        self.path, self.follow_links, self.min_rating = source, follow_links, min_rating
+        self.images = None if images is None else image_root(images)
+        self.dataset: Any = open_dataset(source, streaming=True)
+
+    @property
+    def sha256(self) -> str:
+        """Return a hash of what tells the data from others: where they are, and their `revision`."""
+        return hashlib.sha256(repr((str(self.path), self.revision)).encode()).hexdigest()
+
+    @property
+    def revision(self) -> str | None:
+        """Return the hub's commit, or a hash of the files' names, sizes and times; `None` without a hub."""
+        if self.path.exists():
+            files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
+            stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            return hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest()
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().dataset_info(str(self.path).partition(":")[0].partition("@")[0]).sha
+        except Exception:  # the hub's client raises many kinds; rows may come from its cache
+            return None
+
+    def blocks(self, seed: int, begin: Position) -> Iterator[tuple[Position, list[Any]]]:
+        """Yield blocks of rows as stored, with where each starts; pass after pass, without end.
+
+        Every pass goes through the shards in another order.
+
+        Args:
+            seed: of the order.
+            begin: from `Position`s that this gave; what was given of the block does not matter.
+
+        Raises:
+            ValueError: If a whole pass has no row, or reading fails; in one line.
+        """
+        shards, start = self.dataset.num_shards, replace(begin, given=0)
+        while True:
+            order, block = permuted(shards, seed, start.turn).tolist(), []
+            before = start.number
+            for place in range(start.shard, shards):
+                first = start.row if place == start.shard else 0
+                rows = self.dataset.shard(shards, order[place])
+                for row, stored in enumerate(_read(rows.skip(first) if first else rows, self.path), first):
+                    block.append(stored)
+                    if len(block) == BLOCK:
+                        yield start, block
+                        number = start.number + BLOCK
+                        start, block = replace(start, shard=place, row=row + 1, number=number), []
+            if block:
+                yield start, block
+            number = start.number + len(block)
+            if number == before and not (start.shard or start.row):
+                raise ValueError(f"{self.path} holds no rows")
+            start = Position(start.step, start.turn + 1, number=number)
+
+    def parse(self, stored: Any) -> Sample | None:
+        """Return a row in normal form; `None` for one that is rated too low.
+
+        Raises:
+            RowFault: If it cannot be trained on.
+            ValueError: If it should have ratings and has none.
+        """
+        if self.min_rating is not None:
+            ratings = [stored[name] for name in RATINGS if stored.get(name) is not None]
+            if not ratings:
+                raise ValueError(
+                    f"{self.path} has no ratings; one of the columns {', '.join(RATINGS)} is needed"
+                )
+            if min(ratings) < self.min_rating:
+                return None
+        raw = read_row(plain_row(stored), stored=True)
+        return sample_of(raw, self.images, self.follow_links)
+
+    def beginning(self, count: int) -> list[Sample | RowFault | None]:
+        """Return the first rows, unshuffled, parsed, or what is wrong with them."""
+        parsed: list[Sample | RowFault | None] = []
+        for stored in islice(_read(self.dataset, self.path), count):
+            try:
+                parsed.append(self.parse(stored))
+            except RowFault as fault:
+                parsed.append(fault)
+        return parsed
+
+    def answers(self) -> Iterator[str]:
+        """Yield what the assistant says in the first rows."""
+        for sample in self.beginning(BLOCK):
+            if isinstance(sample, Sample):
+                yield from (text for role, text in sample.turns if role == "assistant")
+
+
+def _read(rows: Any, path: Path) -> Iterator[Any]:
+    try:
+        yield from rows
+    except Exception as error:  # the hub, Arrow and tars fail in their own ways
+        from basic_lite.files import one_line
+
+        raise ValueError(f"reading {path} failed: {one_line(error, 300)}") from None
+
+
+def check_beginning(stream: Stream, stage: int) -> list[str]:
+    """Look at the first rows of a stream, so that a layout that is not read ends a run before a model loads.
+
+    Returns:
+        A line for each note about them, with its count.
+
+    Raises:
+        ValueError: In one line, if most of them cannot be trained on, or there are none.
+    """
+    first = stream.beginning(100)
+    faults = [row for row in first if isinstance(row, RowFault)]
+    samples = [row for row in first if isinstance(row, Sample)]
+    if stage == 1:
+        faults += filter(None, (caption_fault(len(s.images), len(s.turns)) for s in samples))
+    if not first:
+        raise ValueError(f"{stream.path} holds no rows")
+    if 2 * len(faults) > len(first):
+        raise ValueError(
+            f"{len(faults)} of the first {len(first)} rows of {stream.path} cannot be trained on: "
+            f"{faults[0].code}, {faults[0].detail}"
+        )
+    counts = Counter(note for sample in samples for note in sample.notes)
+    return [f"{count} of the first {len(first)} rows: {NOTED[code]}." for code, count in counts.items()]
+
+
+SEEN, CUT, REPLACED, LEFT_OUT = range(4)
+"""Columns of the counts."""
+
+
+class StreamedRows(Dataset):
+    """Rows of a stream as token ids, labels and pixels.
+
+    A row that turns out bad when its picture is decoded is replaced by another one of its batch.
+
+    Args:
+        encoder: makes the items.
+        budget: share of the rows that may be bad; the next one raises.
+        bad_log: file that gets a line for each bad row.
+        workers: processes that encode.
+    """
+
+    def __init__(self, encoder: RowEncoder, budget: float, bad_log: Path | None, workers: int) -> None:
+        self.encoder, self.budget, self.bad_log = encoder, budget, bad_log
+        # A line for each process, which writes it alone; all read all.
+        self.state = torch.zeros(workers + 1, 4, dtype=torch.int64).share_memory_()
+        self.known = {line["row"] for line in ([] if bad_log is None else read_bad_rows(bad_log))}
+
+    def __getitems__(self, items: Sequence[Streamed]) -> list[dict[str, Any]]:
+        """Return a batch's rows, encoded; see `SupervisedRows`.
+
+        Raises:
+            RowFault: If a row is bad and the budget is spent, or all of a batch are.
+        """
+        encoded: list[dict[str, Any] | None] = []
+        faults: list[tuple[Streamed, RowFault]] = []
+        for item in items:
+            try:
+                made, truncated = self.encoder(item.sample, item.number)
+                encoded.append(made)
+                self._count(CUT, int(truncated > 0))
+            except RowFault as fault:
+                encoded.append(None)
+                faults.append((item, fault))
+        good = [made for made in encoded if made is not None]
+        self._count(SEEN, len(good))
+        if not good:
+            raise faults[0][1]
+        result = [good[place % len(good)] if made is None else made for place, made in enumerate(encoded)]
+        others = iter([made["row"] for made, old in zip(result, encoded, strict=True) if old is None])
+        for (item, fault), other in zip(faults, others, strict=True):
+            self._count(REPLACED, 1)
+            self.note(Finding(item.number, item.sample.id, fault.code, fault.detail), {"replaced_by": other})
+        return result
+
+    def leave_out(self, number: int, name: str, fault: RowFault) -> None:
+        """Count and log a row that is in no batch.
+
+        Raises:
+            RowFault: If the budget is spent.
+        """
+        self._count(LEFT_OUT, 1)
+        self.note(Finding(number, name, fault.code, fault.detail), {})
+
+    def note(self, finding: Finding, more: dict[str, Any]) -> None:
+        """Log a bad row, and see whether there may be so many."""
+        if self.bad_log is not None and finding.row not in self.known:
+            append_line(self.bad_log, finding.as_dict() | more)
+        seen, _, replaced, left_out = self.state.sum(0).tolist()
+        bad, read = replaced + left_out, seen + replaced + left_out
+        if bad > self.budget * max(read, LEAST):
+            share = (
+                f"{bad} of {read} rows of the stream turned out bad, more than the allowed {self.budget:.1%}"
+            )
+            detail = f"row {finding.row} (id {shown(finding.id)}): {finding.detail}"
+            raise RowFault(finding.code, f"{share}; the last: {detail}")
+
+    def tally(self) -> dict[str, int]:
+        """Return how many rows were `seen`, `truncated`, `replaced` and `left_out` since the run began."""
+        names = ("seen", "truncated", "replaced", "left_out")
+        return dict(zip(names, self.state.sum(0).tolist(), strict=True))
+
+    def _count(self, what: int, count: int) -> None:
+        worker = get_worker_info()
+        self.state[0 if worker is None else worker.id + 1, what] += count
+
+
+class StreamBatches(Sampler[list[Streamed]]):
+    """Which rows of a stream go together: a step's rows follow one another, a batch's are of similar length.
+
+    The rows themselves are what this gives, in place of their numbers: one process reads the stream, and the
+    workers encode what they are handed.
+
+    Args:
+        stream: the data.
+        dataset: counts what is left out.
+        step_rows: rows per optimizer step; the same ones whatever the batches' size.
+        batch_size: rows per batch.
+        steps: of the whole run.
+        seed: of the order.
+        begin: where a resumed run goes on. The batches before it come empty: the Trainer skips them unread.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        dataset: StreamedRows,
+        *,
+        step_rows: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        begin: Position | None = None,
+    ) -> None:
+        assert step_rows % batch_size == 0, (step_rows, batch_size)
+        self.stream, self.dataset, self.seed = stream, dataset, seed
+        self.step_rows, self.batch_size, self.steps = step_rows, batch_size, steps
+        self.begin = begin or Position()
+        self.positions: dict[int, Position] = {self.begin.step: self.begin}
+        self.drop_last = False  # accelerate asks for it
+
+    def __len__(self) -> int:
+        """Return the batches of the whole run: it is one epoch to the Trainer."""
+        return self.steps * (self.step_rows // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: there is one."""
+
+    def __iter__(self) -> Iterator[list[Streamed]]:
+        yield from ([] for _ in range(self.begin.step * (self.step_rows // self.batch_size)))
+        rows = self._rows()
+        for step in range(self.begin.step, self.steps):
+            pairs = list(islice(rows, self.step_rows))
+            chosen = [row for row, _ in pairs]
+            self.positions[step + 1] = replace(pairs[-1][1], step=step + 1)
+            self.positions.pop(step - 1000, None)  # workers fetch ahead, by far fewer
+            lengths = [estimated_length(row.sample.turns) for row in chosen]
+            kinds = [not row.sample.images for row in chosen]
+            order = np.lexsort((-np.array(lengths), np.array(kinds))).tolist()
+            for at in range(0, self.step_rows, self.batch_size):
+                yield [chosen[place] for place in order[at : at + self.batch_size]]
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write where the stream is read on after a step."""
+        path = folder / POSITION
+        path.write_text(json.dumps(asdict(self.positions[step])) + "\n", encoding="utf-8")
+
+    def _rows(self) -> Iterator[tuple[Streamed, Position]]:
+        """Yield good rows without end, each with where the next one is."""
+        blocks, given = self.stream.blocks(self.seed, self.begin), self.begin.given
+        with ThreadPoolExecutor(1) as pool:  # which reads the next block while this one is trained on
+            ahead, turn, good = pool.submit(next, blocks), self.begin.turn, bool(self.begin.step)
+            while True:
+                start, block = ahead.result()
+                if not good and start.turn > turn:
+                    raise ValueError(f"no row of {self.stream.path} can be trained on")
+                ahead = pool.submit(next, blocks)
+                order = permuted(len(block), self.seed, start.turn, start.number).tolist()
+                for place in range(given, len(block)):
+                    number = start.number + order[place]
+                    try:
+                        sample = self.stream.parse(block[order[place]])
+                    except RowFault as fault:
+                        self.dataset.leave_out(number, "", fault)
+                        continue
+                    if sample is not None:
+                        good = True
+                        yield Streamed(number, sample), replace(start, given=place + 1)
+                given = 0
+
+
+def read_position(checkpoint: Path) -> Position:
+    """Return where a checkpoint's stream is read on.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    path = checkpoint / POSITION
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: it says where the stream is read on; start again with --overwrite"
+        )
+    return Position(**json.loads(path.read_text(encoding="utf-8")))
