@@ -98,7 +98,7 @@ class Chat:
         try:
             picture = open_picture(path)
         except RowFault as error:
-            raise ValueError(f"{path} is no picture that can be read: {error}") from error
+            raise ValueError(str(error)) from error  # its name alone: a page shows no folder of this machine
         transform = self.assembled.transform("pad")
         picture = transform.upright(picture)
         self.waiting.append(Picture(path, transform(picture), (picture.height, picture.width)))
@@ -251,14 +251,11 @@ def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> 
             write(f"{error}\n")
 
 
-# A conversation with a run on a page in the browser, made with gradio, which is an extra.
-
 ADDRESS: str = "127.0.0.1"
 """The page has no password, so no other machine can reach it."""
 
 MISTAKE: str = "⚠ Not answered: "
-"""Begins what is said where an answer should be. An exception would leave gradio's text box switched off."""
-
+"""Stands in front of an error where an answer should be: an exception would leave gradio's text box off."""
 
 UPLOAD: str = "20mb"
 """Largest file that the page takes, as gradio writes it."""
@@ -361,13 +358,14 @@ def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampli
     return gradio.ChatInterface(
         reply,
         multimodal=True,
-        # No button that uploads the talk; an answer is text, whose links to pictures nobody fetches.
+        # No button that uploads the talk; an answer is text, whose links to pictures are not fetched.
         chatbot=gradio.Chatbot(buttons=["copy"], render_markdown=False, show_label=False, scale=1),
         textbox=gradio.MultimodalTextbox(
             file_types=["image"], file_count="multiple", placeholder="A message, and pictures with it"
         ),
         title=title,
-        description="The run's own template; temperature 0 takes the likeliest word.",
+        description="Answers follow the run's own template; at temperature 0 the likeliest token is taken.",
+        additional_inputs_accordion="Sampling",
         additional_inputs=[
             gradio.Slider(0, 2, sampling.temperature, step=0.05, label="temperature"),
             gradio.Slider(0.05, 1, sampling.top_p, step=0.05, label="top_p"),
@@ -446,6 +444,7 @@ def serve(
             ssr_mode=False,
             footer_links=[],
             max_file_size=UPLOAD,
+            css='[aria-label="Share"] { display: none !important }',  # it would upload a reader's picture
             app_kwargs={"middleware": [Middleware(SameOrigin)]},
             theme=gradio.themes.Default(font=fonts, font_mono=["monospace"]),
         )

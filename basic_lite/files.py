@@ -135,6 +135,8 @@ ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
 DECODER: str = "decoder.safetensors"
 """Weights of a decoder that was tuned as a whole, with its head."""
+TOWER: str = "tower.safetensors"
+"""Weights of a vision tower that was trained, as far as its features depend on them."""
 
 WEIGHTS: tuple[str, ...] = ("*.safetensors",)
 STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")

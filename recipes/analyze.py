@@ -158,8 +158,9 @@ def tokens(
 ) -> None:
     """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.
 
-    Shows how many matches mean something, how far states move from what the projector made, and how deep
-    layers drift to end tokens; and how much of a caption is left when matched tokens replace the picture.
+    Shows how many matches mean something, how far states move, and how deep layers drift to end tokens.
+
+    Shows how much of a caption is left when matched tokens replace the picture.
 
     Examples:
 

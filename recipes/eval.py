@@ -9,6 +9,7 @@ import typer
 
 from basic_lite.training import settings as o
 
+_LIMIT = "This many questions, drawn from each category: not the benchmark's number."
 _JUDGE = "Judge (MM-Vet, LLaVA-Bench)"
 _ADDRESS = "OpenAI-style address that questions and answers are sent to; key in BASIC_LITE_JUDGE_KEY."
 
@@ -66,14 +67,7 @@ def main(
     ] = None,
     images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
     split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
-    limit: Annotated[
-        int | None,
-        o.option(
-            help="This many questions, drawn from each category: not the benchmark's number.",
-            panel="Data",
-            callback=o.within(1),
-        ),
-    ] = None,
+    limit: Annotated[int | None, o.option(help=_LIMIT, panel="Data", callback=o.within(1))] = None,
     any_size: Annotated[
         bool,
         o.option("--any-size", help="Take data of another size: not the benchmark's number.", panel="Data"),

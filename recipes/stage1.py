@@ -18,6 +18,7 @@ def main(
     schedule: o.Schedule,
     validation: o.Validation,
     run: o.Run,
+    refused: o.OfStage2,
 ) -> None:
     """Align a projector: everything else is frozen, the decoder in 4 bits.
 

@@ -13,6 +13,7 @@ def main(
     lora: o.LoraOption = False,
     start: o.StartOption = Path("runs/stage1"),
     adapters: o.Adapters,
+    tower: o.Tower,
     parts: o.PartsOfStage1,
     data: o.Data,
     method: o.Method,
@@ -25,6 +26,8 @@ def main(
     run: o.Run,
 ) -> None:
     """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
+
+    The vision tower stays frozen unless --train-tower or --tower-lora is given.
 
     Starts from what stage 1 left, with its models; from a finished stage 2; or from a LLaVA of transformers.
     Defaults are LLaVA-1.5's and the paper's.
@@ -51,16 +54,20 @@ def main(
     begin = starts.find(start, lora, device, console)
     sources = plan.sources_of_stage2(begin.manifest, parts, lora)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
-    new = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm)) if lora else None
+    new = None
+    if lora:
+        new = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm, tower.tower_lora))
     settings = plan.resolve(
         *(2, sources.llm, device, data, begin.method(method), memory, schedule, run, out, validation),
         shards=shards,
         lora=lora,
         projector_learning_rate=projector_learning_rate,
+        tower=tower,
         optimizer=optimizer,
     )
 
     # 2. Check what can be checked before any weight is read.
+    begin.check_tower(tower)
     config = checks.check_sources(sources, settings)
     intervene = interventions.check(method.intervention, config, settings.micro_batch)
 
@@ -81,15 +88,18 @@ def main(
         begin.load(assembled)
         if new is not None:
             trainable.train_adapters(assembled, new, run.seed)
-            begin.load_adapters(assembled)
         else:
             trainable.train_everything(assembled)
+        if tower.train_tower:
+            trainable.train_tower(assembled)
+        begin.load_trained(assembled)
         clock.mark("models")
 
         # 6. Take over the start's target, or fit it, and train.
         made = (assembled, decided, assembled.template, console, clock)
         finished = training.run_stage(*made, resume=resume, start=begin, intervene=intervene)
     if finished:
-        peft = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft\n" if lora else ""
+        peft = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft\n"
+        peft = peft if lora and not tower.on else ""
         line = f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}"
         console.print(f"{peft}{line}", soft_wrap=True)

@@ -165,7 +165,12 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
 
 
 def fake_model(
-    name: str, held: Held, layers: int | None = None, text: PretrainedConfig | None = None
+    name: str,
+    held: Held,
+    layers: int | None = None,
+    text: PretrainedConfig | None = None,
+    tower_trained: bool = False,
+    tower_rank: int = 0,
 ) -> Assembled:
     """Build a model of real size, or of `text`, as a stage trains it; only inside `fake_gpu`."""
     dtype = torch.bfloat16 if held.half else torch.float32
@@ -176,10 +181,13 @@ def fake_model(
     if held.training == "projector":
         trainable.train_projector(assembled)
     elif held.training == "adapters":
-        trainable.train_adapters(assembled, trainable.Adapters(held.rank, 2 * held.rank, held.dropout))
+        sizes = (held.rank, 2 * held.rank, held.dropout, tower_rank)
+        trainable.train_adapters(assembled, trainable.Adapters(*sizes))
         assert group_adapters(parts_of(assembled.model).decoder.layers)
     else:
         trainable.train_everything(assembled)
+    if tower_trained:
+        trainable.train_tower(assembled)
     found = liger.patch_of(parts_of(assembled.model).decoder) if held.fused else None
     if found is not None:
         patch, pieces = found
@@ -243,7 +251,8 @@ def step_peak(name: str, step: Step, folder: str) -> int:
     half = (0.5, 0.5, 0.5)
     with fake_gpu() as mode:
         live = LiveBytes()
-        model = fake_model(name, step.held, step.decoder.depth).model
+        tower = {"tower_trained": step.tower_trained, "tower_rank": step.tower_rank}
+        model = fake_model(name, step.held, step.decoder.depth, **tower).model
         recompute_layers(parts_of(model).decoder, step.recompute)
         args = TrainingArguments(
             output_dir=folder,

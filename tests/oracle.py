@@ -11,8 +11,8 @@ import torch
 from tiny import IMAGE_TOKEN, PATCHES
 
 
-def oracle(model, batch, k, weights=None, importance="attention"):
-    """Everything the method defines, the slow and obvious way, in fp64."""
+def oracle(model, batch, k, weights=None, importance="attention", trained="projector"):
+    """Everything the method defines, the slow and obvious way, in fp64; gradients of names with `trained`."""
     model = copy.deepcopy(model).double().eval()  # eval: a checkpointed layer runs plainly
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation("eager")
@@ -61,7 +61,7 @@ def oracle(model, batch, k, weights=None, importance="attention"):
                 shares.append(a)
     lm, das, sds = lm / supervised, das / images, sds / images
     loss = lm + das + 0.01 * sds
-    parameters = [p for n, p in model.named_parameters() if "projector" in n and p.requires_grad]
+    parameters = [p for n, p in model.named_parameters() if trained in n and p.requires_grad]
     gradients = torch.autograd.grad(loss, parameters)
     return {
         "lm": lm,

@@ -124,8 +124,8 @@ def test_mistakes_are_answered_and_the_conversation_goes_on(tmp_path):
     chat = chats.Chat(tiny_assembled("llama"), max_new_tokens=2)
     (tmp_path / "x.png").write_text("no picture")
     heard = talk(chat, "", f"/image {tmp_path / 'x.png'}", "/image nowhere.png", "/nothing", "x" * 200, "hi")
-    assert "x.png is no picture that can be read" in heard
-    assert "nowhere.png is no picture" in heard
+    assert "image 'x.png' cannot be decoded: no known picture format\n" in heard
+    assert "image 'nowhere.png' does not exist\n" in heard
     assert "There is no /nothing" in heard
     assert "the decoder takes 128; start a new conversation (/reset in a terminal)" in heard
     assert len(chat.turns) == 2
@@ -154,7 +154,7 @@ def test_the_command_reads_standard_input(tmp_path, picture, monkeypatch):
     made_run(tmp_path / "runs/stage2", "llama", "clip", "lora")
     monkeypatch.setattr("sys.stdin", io.StringIO("what is it?\n/image nowhere\nand now?"))
     done = run("chat", "--image", picture, "--max-new-tokens", 4, cwd=tmp_path)
-    assert "nowhere is no picture" in done.stdout
+    assert "image 'nowhere' does not exist\n" in done.stdout
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\nhello\n"), encoding="utf-8"))
     done = run("chat", "--max-new-tokens", 3, "--temperature", 1, "--seed", 2, cwd=tmp_path)
     assert "the message holds bytes that are no text" in done.stdout

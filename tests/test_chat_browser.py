@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,7 @@ def test_a_picture_is_pasted_or_dropped(reader, assembled, tmp_path, kind):
     hears(page, alone)
     assert alone != expected(assembled, ("what is this", []))  # the picture mattered
     assert page.locator(".user-row img").count() == 1
+    playwright.expect(page.get_by_label("Share")).to_be_hidden()  # it uploads to a hub
 
 
 @pytest.mark.slow
@@ -143,4 +145,7 @@ def test_a_file_that_is_no_picture_is_answered_with_a_mistake(reader, tmp_path):
     file.write_bytes(b"no picture")
     give(page, "paste", file)
     send(page, "what is this")
-    playwright.expect(page.locator(".bot.message")).to_contain_text(chats.MISTAKE.strip(), timeout=20_000)
+    mistake = page.locator(".bot.message")
+    playwright.expect(mistake).to_contain_text(chats.MISTAKE.strip(), timeout=20_000)
+    assert "image 'no.png' cannot be decoded" in mistake.inner_text()
+    assert str(Path(tempfile.gettempdir())) not in mistake.inner_text()  # nor is any folder of the server

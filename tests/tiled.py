@@ -95,7 +95,7 @@ def tiled_batch(padding: str = "right", seed: int = 1) -> dict:
     }
 
 
-def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.01)):
+def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.01), is_wanted=is_projector):
     """Everything that the method defines on pictures of different sizes, the slow and obvious way."""
     model = copy.deepcopy(model).double().eval()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -151,7 +151,7 @@ def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.0
     assert not sizes
     lm, das, sds = lm / supervised, das / images, sds / images
     loss = weights[0] * lm + weights[1] * das + weights[2] * sds
-    trained = {n: p for n, p in model.named_parameters() if is_projector(n) and p.requires_grad}
+    trained = {n: p for n, p in model.named_parameters() if is_wanted(n) and p.requires_grad}
     gradients = torch.autograd.grad(loss, list(trained.values()))
     return {
         "lm": lm,

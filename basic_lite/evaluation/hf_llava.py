@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
-from basic_lite.data import hub
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.rows import WHITE, Exif
 from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
+from basic_lite.models.llava import read_config
 from basic_lite.models.unpacked import BACKGROUND_KEY
 
 FALLBACK = "vicuna_v1"
@@ -111,15 +111,7 @@ def _config(source: str) -> Any:
             raise ValueError(f"{source} holds no model (no config.json): {LLAVA}")
     elif source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ValueError(f"{source} does not exist: --model takes a folder or a hub id")
-    if not folder.is_dir():
-        hub.silence()
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"no model can be loaded from {source!r}: give a folder with config.json and safetensors, or a "
-            f"hub id while a hub can be reached ({repository.why(source, error)})"
-        ) from error
+    config = read_config(source, "model")
     # LLaVA's own repositories say model_type llava too, with other names of weights.
     name = LlavaForConditionalGeneration.__name__
     layout = (config.architectures or [name])[0]

@@ -25,7 +25,7 @@ from basic_lite.models.llava import Assembled
 FILE: str = "curve.jsonl"
 """A line for each point, in the folder of the stage."""
 
-SAMPLES: int = 32
+SAMPLES: int = 24
 """Held-out scenes or rows that each point is measured on."""
 
 POINTS: int = 6

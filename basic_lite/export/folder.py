@@ -125,6 +125,11 @@ def plan(
     elif quantise is not None or class_token is not None:
         option = "--quantise" if quantise else "--class-token"
         raise ValueError(f"{option} is for --to gguf, not --to {to}")
+    if to == "peft" and _trained_tower(manifest):
+        raise ValueError(
+            f"{run} trained its vision tower, too, which a folder of the LLM's adapters cannot hold; --to hf "
+            "writes it"
+        )
     if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
@@ -312,6 +317,10 @@ def _check_tower(manifest: dict) -> None:
         )
 
 
+def _trained_tower(manifest: dict) -> bool:
+    return any(manifest["training"].get(name) for name in ("train_tower", "tower_lora"))
+
+
 def _is_gemma(manifest: dict) -> bool:
     return read_config(manifest["sources"]["llm"], "language model").model_type == "gemma"
 
@@ -323,12 +332,17 @@ def _gemma_scale(manifest: dict) -> float:
 
 def _tower(assembled: Assembled) -> list[Entry]:
     """Return the tower's tensors under the names of transformers 4.x, held on the CPU (at most 1.7 GB)."""
-    tower = parts_of(assembled.model).llava.vision_tower
+    tower: Any = parts_of(assembled.model).llava.vision_tower
+    state = {n.replace(".base_layer.", "."): t for n, t in tower.state_dict().items() if ".lora_" not in n}
+    for name, module in tower.named_modules():
+        if hasattr(module, "get_delta_weight"):  # adapters of its own, added in fp32 as the decoder's
+            delta = module.get_delta_weight("default").detach().float()
+            state[f"{name}.weight"] = delta.add_(state[f"{name}.weight"])
     older = tower.config.model_type in ("clip_vision_model", "siglip_vision_model")
     prefix = "vision_tower.vision_model." if older else "vision_tower."
     return [
         Entry(prefix + name.removeprefix("vision_model."), tuple(tensor.shape), lambda tensor=tensor: tensor)
-        for name, tensor in ((n, t.detach().cpu()) for n, t in tower.state_dict().items())
+        for name, tensor in ((n, t.detach().cpu()) for n, t in state.items())
     ]
 
 

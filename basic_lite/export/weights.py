@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from basic_lite.files import ADAPTER, ADAPTER_WEIGHTS, write_json
 from basic_lite.models import converted, repository
+from basic_lite.models.trainable import TOWER_LAYERS
 
 Base = Literal["bf16", "dequantised"]
 INDEX: str = "model.safetensors.index.json"
@@ -92,7 +93,7 @@ def dequantised(entry: Entry, bits: int, dtype: torch.dtype, device: torch.devic
 
 
 class Adapters:
-    """The adapters of a run's PEFT folder, added to one base tensor at a time.
+    """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time.
 
     Raises:
         ValueError: If the folder was made by other settings than this project's, or a tensor has no place.
@@ -104,7 +105,7 @@ class Adapters:
         strange = [
             key
             for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-            if config.get(key)
+            if config.get(key) and set(config[key]) != {TOWER_LAYERS}
         ]
         if strange or config.get("bias", "none") != "none":
             raise ValueError(
@@ -112,7 +113,7 @@ class Adapters:
             )
         self.scale = config["lora_alpha"] / config["r"]
         self.tensors = {entry.name: entry for entry in entries_of(folder / ADAPTER_WEIGHTS)}
-        self.unused = {name for name in self.tensors if ".lora_" in name}
+        self.unused = {name for name in self.tensors if ".lora_" in name and ".vision_tower." not in name}
 
     def merge(self, entry: Entry) -> Entry:
         """Return `W + scale * B A`, computed in fp32; a tensor without adapter as it is."""

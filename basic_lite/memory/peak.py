@@ -46,6 +46,9 @@ class Step:
         basic: BASIC's terms are on.
         rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
         shards: processes over which the decoder's layers are cut.
+        tower_trained: the tower's own weights are trained, as far as its features depend on them.
+        tower_rank: of adapters in the tower; 0 for none.
+        tower_depth: layers of the tower up to its features; `None` for all but the last.
         maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
         accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
     """
@@ -60,8 +63,29 @@ class Step:
     basic: bool = True
     rows_per_chunk: int | None = None
     shards: int = 1
+    tower_trained: bool = False
+    tower_rank: int = 0
+    tower_depth: int | None = None
     maps: int = 0
     accumulates: bool = True
+
+    @property
+    def tower_layers(self) -> int:
+        """Layers of the tower up to its features."""
+        return self.tower.depth - 1 if self.tower_depth is None else self.tower_depth
+
+    @property
+    def tower_tuned(self) -> int:
+        """Parameters that are trained in the tower."""
+        if self.tower_trained:
+            return self.tower.parameters_to(self.tower_layers)
+        return self.tower.adapter_parameters(self.tower_rank, self.tower_layers)
+
+    @property
+    def tower_width(self) -> int:
+        """Bytes of an element of the tower's states: fp32 if its weights are, or a first norm widens them."""
+        first_norm = self.tower.family in ("clip_vision_model", "mlcd_vision_model")
+        return 4 if self.tower_trained or (self.tower_rank and first_norm) else self.held.width
 
     @property
     def tokens(self) -> int:
@@ -127,11 +151,17 @@ def static_parts(step: Step) -> dict[str, float]:
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
         "embeddings and head": tables * decoder.table_parameters,
-        "tower": held.width * step.tower.parameters,
+        "tower": (4 if step.tower_trained else held.width) * step.tower.parameters,
+        **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
         "projector": (12 + waiting) * projector,  # fp32: weights, two moments, gradients
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
+
+
+def _tuning_of_tower(step: Step, moments: float, waiting: int) -> float:
+    """Bytes beside a trained tower's weights; its adapters are weights, too."""
+    return step.tower_tuned * ((8 if step.tower_trained else 4 + moments) + waiting)
 
 
 def activation_bytes(step: Step, recompute: int | None = None) -> float:
@@ -185,7 +215,8 @@ def _moments(step: Step) -> list[dict[str, float]]:
     depth = decoder.depth
     state = step.patches * decoder.width
     embeddings, projector = _embeddings(step), _projector(step)
-    around = embeddings + projector + (4 * state if step.basic else 0)  # the target waits
+    tower = _kept_by_tower(step)
+    around = embeddings + projector + tower + (4 * state if step.basic else 0)  # the target waits
     if is_masked(decoder, step.row):  # for layers with and without a window
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
@@ -217,8 +248,12 @@ def _moments(step: Step) -> list[dict[str, float]]:
             | _gradients(step, depth)
         )
     if step.basic:
-        rest = incoming + projector + 4 * state
+        rest = incoming + projector + tower + 4 * state
         moments.append({"activations": rest, "head and losses": _terms(step)} | _gradients(step, depth))
+    if step.tower_tuned:  # the last one, when the decoder holds nothing any more
+        tuned = 0 if step.accumulates else 4 * step.tower_tuned
+        moments.append({"activations": tower + _tower_again(step)} | _gradients(step, depth))
+        moments[-1]["gradients"] = moments[-1].get("gradients", 0.0) + tuned
     return moments
 
 
@@ -236,7 +271,27 @@ def _tower(step: Step) -> float:
     """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
     tower, width = step.tower, step.held.width
     tokens = step.micro_batch * tower.squares * tower.positions
-    return _pixels(step) + width * tokens * ((tower.depth + 5) * tower.width + 2 * tower.inner)
+    states = max(step.tower_width, width) * (tower.depth + 5) * tower.width
+    return _pixels(step) + tokens * (states + width * 2 * tower.inner)
+
+
+def _kept_by_tower(step: Step) -> float:
+    """What waits for the backward pass of a trained tower: the input of each of its layers."""
+    if not step.tower_tuned:
+        return 0.0
+    positions = step.micro_batch * step.tower.squares * step.tower.positions
+    return _pixels(step) + (step.tower_layers + 2) * positions * step.tower.width * step.tower_width
+
+
+def _tower_again(step: Step) -> float:
+    """One layer of a trained tower that runs again, and the gradients in its MLP."""
+    tower, width = step.tower, step.held.width
+    positions = step.micro_batch * tower.squares * tower.positions
+    narrow = width * tower.layer_parameters if step.tower_trained and step.held.half else 0
+    # Three copies of the narrowed input; query, key, value, output; two sums; four tensors inside the MLP.
+    kept = (12 * width + 3 * step.tower_width) * tower.width + 4 * width * tower.inner
+    working = 3 * width * tower.inner + 2 * step.tower_width * tower.width
+    return positions * (kept + working) + narrow
 
 
 def _pixels(step: Step) -> float:

@@ -320,6 +320,20 @@ class TowerSize:
             return patches + (2 + self.registers) * width + layers + scales + norm
         return patches + width + 2 * width + positions + layers + scales + norm  # class and mask token
 
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of one layer."""
+        return self.parameters - replace(self, depth=self.depth - 1).parameters
+
+    def parameters_to(self, depth: int) -> int:
+        """Weights up to the states after `depth` layers: without later ones, last norm and pooling head."""
+        return replace(self, depth=depth, head=False).parameters - 2 * self.width
+
+    def adapter_parameters(self, rank: int, depth: int) -> int:
+        """Weights of adapters on every linear layer of the first `depth` layers."""
+        mlp = 3 if self.family == "aimv2_vision_model" else 2
+        return depth * rank * (8 * self.width + mlp * (self.width + self.inner))
+
 
 def projector_parameters(tower: TowerSize, decoder: DecoderSize) -> int:
     """Weights and biases of LLaVA's two-layer projector."""
@@ -335,10 +349,7 @@ def published_decoder(name: str) -> DecoderSize:
     if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
         return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
-        raise ValueError(
-            f"no model is named {name!r}; known: {', '.join(DECODERS)}. Any other decoder of type "
-            f"{', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
-        )
+        raise ValueError(zoo.no_model(name))
     return DecoderSize.of(DECODERS[name])
 
 

@@ -22,6 +22,7 @@ from basic_lite.files import (
     EMBEDDING_SPACE,
     FORMAT,
     PROJECTOR,
+    TOWER,
     check_files,
     complete,
     one_line,
@@ -31,7 +32,7 @@ from basic_lite.files import (
 from basic_lite.models import repository
 from basic_lite.models.llava import Assembled, Sources, assemble, read_config
 from basic_lite.models.parts import parts_of
-from basic_lite.models.tower import vision_config
+from basic_lite.models.tower import parameters_of_features, vision_config
 
 
 def identity(source: str, config: object) -> dict[str, object]:
@@ -172,6 +173,8 @@ def load_run(
         raise ValueError(
             f"{folder} has a manifest but no weights: the run did not finish; go on with --resume"
         )
+    if (folder / TOWER).is_file():
+        load_tower(assembled.model, folder / TOWER)
     return assembled, manifest
 
 
@@ -239,6 +242,41 @@ def load_decoder(model: nn.Module, path: Path) -> None:
     )
     if head is not None:
         parts.head.weight.copy_(head)
+
+
+def trained_of_tower(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the tower's own parameters that are trained, without its adapters, by their name inside it."""
+    named = parts_of(model).llava.vision_tower.named_parameters()
+    return {name: p for name, p in named if p.requires_grad and ".lora_" not in name}
+
+
+def save_tower(model: nn.Module, path: Path) -> None:
+    """Write what was trained of the tower."""
+    state = {
+        f"vision_tower.{name}": p.detach().cpu().contiguous() for name, p in trained_of_tower(model).items()
+    }
+    with complete(path) as draft:
+        save_file(state, draft, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_tower(model: nn.Module, path: Path) -> None:
+    """Read what `save_tower` wrote: all that the tower's features depend on, and nothing else.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or of another tower or feature layer.
+    """
+    llava = parts_of(model).llava
+    wanted = parameters_of_features(llava.vision_tower, llava.config.vision_feature_layer)
+    try:
+        state = {name.removeprefix("vision_tower."): tensor for name, tensor in load_file(path).items()}
+        strange = sorted(state.keys() ^ wanted.keys())
+        if strange:
+            raise ValueError(f"{len(strange)} tensors are missing or have no place, first: {strange[0]}")
+        for name, parameter in wanted.items():
+            parameter.copy_(state[name])
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is no tower of this model: {one_line(error, 200)}") from error
 
 
 def check_identity(assembled: Assembled, manifest: dict) -> None:

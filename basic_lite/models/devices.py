@@ -67,12 +67,18 @@ def layers_to_recompute(every: bool | None, count: int | None, device: str) -> i
     return None if (device == "cuda" if every is None else every) else 0
 
 
+def recompute_all(module: Any) -> None:
+    """Run every layer of a transformers model again in backward."""
+    enable = getattr(module, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
+    (enable or module.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 def recompute_layers(decoder: Any, count: int | None = None) -> None:
     """Run the first `count` decoder layers again in backward instead of keeping what they computed.
 
     The first, not the last: backward reaches them when the activations of all later layers are gone, so
     what one layer keeps while it is run again is not added to theirs. BASIC does not mind: it watches the
-    forward pass alone, where each layer computes the same either way. The frozen tower keeps nothing.
+    forward pass alone, where each layer computes the same either way. A frozen tower keeps nothing.
 
     Args:
         decoder: the language model.
@@ -86,8 +92,7 @@ def recompute_layers(decoder: Any, count: int | None = None) -> None:
         raise ValueError(f"this decoder has {depth} layers; between 0 and {depth} can recompute, not {count}")
     if count == 0:
         return
-    enable = getattr(decoder, "activation_checkpointing_enable", None)  # the name since transformers 5.2x
-    (enable or decoder.gradient_checkpointing_enable)({"use_reentrant": False})
+    recompute_all(decoder)
     # transformers also asks the text's embeddings for a gradient, which only reentrant recomputation needs:
     # 92 MB of embeddings and gradient that nothing reads, in stage 2 of a 7B at micro-batch 4.
     decoder.disable_input_require_grads()

@@ -195,10 +195,7 @@ class Sources:
         if llm is not None:
             return cls(llm, tower_id, **settings)
         if known is None:
-            raise ValueError(
-                f"no model is named {model!r}; known: {', '.join(zoo.LLMS)}. Any other "
-                f"decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER"
-            )
+            raise ValueError(zoo.no_model(model))
         for name in ("template", "image_token", "pad_token"):
             settings[name] = settings.get(name) or getattr(known, name)
         return cls(known.hub_id, tower_id, **settings)

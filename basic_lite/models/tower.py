@@ -96,10 +96,25 @@ def load_tower(
             tower.config, name
         ):  # DINOv3 moves its positions at random in training mode, frozen or not
             setattr(tower.config, name, None)
+    _without_dropout(tower)
     registers = zoo.registers_of(config)
     if registers:
         tower.register_forward_hook(partial(_without_registers, count=registers))
     return tower.to(device)
+
+
+def _without_dropout(tower: nn.Module) -> None:
+    """Switch off what a tower's configuration drops in training mode, of attention, states or whole layers.
+
+    The whole model is in training mode for the decoder's sake, a frozen tower too. And one that is trained
+    runs twice, with the same result only if nothing is drawn.
+    """
+    for module in tower.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "drop_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _without_registers(tower: nn.Module, args: tuple, output: Any, count: int) -> BaseModelOutputWithPooling:
@@ -171,18 +186,42 @@ def up_to_the_features(tower: Any, layer: int | list[int]) -> Iterator[None]:
         tower: the vision tower.
         layer: index or indices of the hidden states that are the features, as in `LlavaConfig`.
     """
-    encoder = tower.encoder if hasattr(tower, "encoder") else tower.model  # DINOv3 calls it model
-    layers = encoder.layers if hasattr(encoder, "layers") else encoder.layer
-    wanted = [layer] if isinstance(layer, int) else layer
-    needed = max(index if index >= 0 else len(layers) + 1 + index for index in wanted)
-    idle: list[nn.Module] = []
-    if needed < len(layers):
-        norms = (getattr(tower, name, None) for name in ("post_layernorm", "layernorm", "norm", "rms_norm"))
-        idle = [*layers[needed:], *(norm for norm in norms if norm is not None)]
-        if isinstance(getattr(tower, "head", None), nn.Module):
-            idle.append(tower.head)
-    with passing_through(idle):
+    with passing_through(_after_the_features(tower, layer)):
         yield
+
+
+def layers_of_tower(tower: Any) -> nn.ModuleList:
+    """Return a tower's layers, first to last."""
+    encoder = tower.encoder if hasattr(tower, "encoder") else tower.model  # DINOv3 calls it model
+    return encoder.layers if hasattr(encoder, "layers") else encoder.layer
+
+
+def layers_to_the_features(tower: Any, layer: int | list[int]) -> nn.ModuleList:
+    """Return a tower's layers up to the one whose states are the features."""
+    layers = layers_of_tower(tower)
+    wanted = [layer] if isinstance(layer, int) else layer
+    return layers[: max(index if index >= 0 else len(layers) + 1 + index for index in wanted)]
+
+
+def _after_the_features(tower: Any, layer: int | list[int]) -> list[nn.Module]:
+    """Return a tower's modules whose output nothing reads: later layers, the last norm, the pooling head."""
+    names = ("post_layernorm", "layernorm", "norm", "rms_norm", "head")
+    ends = (getattr(tower, name, None) for name in names)
+    later = layers_of_tower(tower)[len(layers_to_the_features(tower, layer)) :]
+    return [*later, *(end for end in ends if isinstance(end, nn.Module))]
+
+
+def parameters_of_features(tower: Any, layer: int | list[int]) -> dict[str, nn.Parameter]:
+    """Return the parameters by which a tower's features change, by their name inside it.
+
+    Args:
+        tower: the vision tower, without adapters.
+        layer: index or indices of the hidden states that are the features.
+    """
+    idle = {id(p) for module in _after_the_features(tower, layer) for p in module.parameters()}
+    named = tower.named_parameters()
+    # DINO's mask token stands for patches that only its own pre-training hides.
+    return {name: p for name, p in named if id(p) not in idle and not name.endswith("mask_token")}
 
 
 @contextmanager

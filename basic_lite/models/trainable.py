@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from basic_lite.models import zoo
+from basic_lite.models import devices, zoo
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of, piece
+from basic_lite.models.tower import layers_to_the_features, parameters_of_features
 
 
 class DroppedLinear(nn.Linear):
@@ -64,7 +65,11 @@ _PROJECTOR = (
     r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?(linear_[12]\.(weight|bias)|image_newline)$"
 )
 _ADAPTER = r"(^|\.)language_model\.layers\.\d+\..*\.lora_[AB]\.default\.weight$"
+_TOWER_ADAPTER = r"(^|\.)vision_tower\..*\.lora_[AB]\.default\.weight$"
 _DECODER = r"(^|\.)(language_model\.(embed_tokens|layers|norm)\.|lm_head\.)"
+
+TOWER_LAYERS: str = r"vision_tower\..*"
+"""By which PEFT's settings tell the tower's adapters, of a rank of their own, from the decoder's."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,13 @@ class Adapters:
         rank: of the update.
         alpha: its scale times the rank.
         dropout: on the adapters' input.
+        tower_rank: of the vision tower's own, scaled by 2; 0 for none.
     """
 
     rank: int = zoo.RANK
     alpha: int = 2 * zoo.RANK
     dropout: float = zoo.DROPOUT
+    tower_rank: int = 0
 
 
 def train_projector(assembled: Assembled) -> None:
@@ -101,13 +108,22 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
     if adapters.rank < 1:
         raise ValueError(f"the adapters' rank must be at least 1, got {adapters.rank}")
     names = "|".join(assembled.family.lora_targets)
+    # The whole name, not a suffix: "q_proj" alone also hits CLIP's layers.
+    targets = rf".*language_model\.layers\.\d+\.[\w.]+\.({names})"
+    own: dict[str, Any] = {}
+    if adapters.tower_rank:
+        targets = f"{targets}|{_linear_layers_of_tower(assembled)}"
+        own = {
+            "rank_pattern": {TOWER_LAYERS: adapters.tower_rank},
+            "alpha_pattern": {TOWER_LAYERS: 2 * adapters.tower_rank},
+        }
     config = LoraConfig(
         r=adapters.rank,
         lora_alpha=adapters.alpha,
         lora_dropout=adapters.dropout,
-        # The whole name, not a suffix: "q_proj" alone also hits CLIP's layers.
-        target_modules=rf".*language_model\.layers\.\d+\.[\w.]+\.({names})",
+        target_modules=targets,
         modules_to_save=["multi_modal_projector"],
+        **own,
     )
     model: Any = assembled.model
     bits = assembled.sources.bits
@@ -122,7 +138,55 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
     _drop_the_original(parts_of(wrapped).llava.multi_modal_projector)
     draw_again_in_backward(wrapped)
     assembled.model = wrapped
+    if adapters.tower_rank:
+        _run_for_backward(assembled)
     check_contract(wrapped, "adapters")
+
+
+def _linear_layers_of_tower(assembled: Assembled) -> str:
+    """Return a pattern of the names of the linear layers that a tower's features pass."""
+    llava = parts_of(assembled.model).llava
+    layers = layers_to_the_features(llava.vision_tower, llava.config.vision_feature_layer)
+    linear = {id(module) for module in layers.modules() if isinstance(module, nn.Linear)}
+    if not linear:
+        raise ValueError(
+            f"--tower-layer {llava.config.vision_feature_layer} leaves no layer for --tower-lora"
+        )
+    names = [name for name, module in llava.vision_tower.named_modules() if id(module) in linear]
+    return rf".*vision_tower\.({'|'.join(re.escape(name) for name in names)})"
+
+
+def train_tower(assembled: Assembled) -> None:
+    """Stage 2: what the tower's features depend on, in fp32, beside what else is trained already.
+
+    Not trained are the layers after the feature layer and what follows them: nothing reads what they make.
+    """
+    llava = parts_of(assembled.model).llava
+    llava.vision_tower.float()  # as `train_everything`
+    for parameter in parameters_of_features(llava.vision_tower, llava.config.vision_feature_layer).values():
+        parameter.requires_grad_(True)
+    _run_for_backward(assembled)
+
+
+def _run_for_backward(assembled: Assembled) -> None:
+    """Let a tower that is trained multiply in the decoder's precision, and run its layers twice.
+
+    It is called outside the outer model's `forward`, which is where the trainer's autocast is. And a layer
+    that backward passes keeps its input alone: running a tower again costs 1 to 3 % of a 7B's step, and all
+    that 23 layers of CLIP-L would keep is 3 GB for four pictures.
+    """
+    tower: Any = parts_of(assembled.model).llava.vision_tower
+    devices.recompute_all(tower)
+    dtype, forward = assembled.sources.dtype, tower.forward
+    if dtype == torch.float32:
+        return
+
+    def narrowed(pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Cached, the narrow copies would stay until the pass ends, as in the trainer.
+        with torch.autocast(pixel_values.device.type, dtype, cache_enabled=False):
+            return forward(pixel_values, *args, **kwargs)
+
+    tower.forward = narrowed
 
 
 def _drop_the_original(projector: Any) -> None:
@@ -165,7 +229,7 @@ def freeze_projector(assembled: Assembled) -> None:
 
 _CONTRACTS = {
     "projector": (_PROJECTOR,),
-    "adapters": (_PROJECTOR, _ADAPTER),
+    "adapters": (_PROJECTOR, _ADAPTER, _TOWER_ADAPTER),
     "decoder": (_PROJECTOR, _DECODER),
 }
 
@@ -189,12 +253,14 @@ def check_contract(model: nn.Module, kind: str) -> None:
     wanted = 4 if parts.tiling is None else 5  # with the newline
     assert len(projector) == wanted, f"the projector's {wanted} tensors must be trained, found {projector}"
     if kind == "adapters":
-        linear = [m for m in parts.decoder.layers.modules() if hasattr(m, "lora_A")]
-        adapters = [name for name in trained if re.search(_ADAPTER, name)]
-        assert linear, "no linear layer of the decoder got an adapter"
-        assert len(adapters) == 2 * len(linear), (
-            f"{len(linear)} adapted layers but {len(adapters)} adapter tensors"
-        )
+        layers = {_ADAPTER: parts.decoder.layers, _TOWER_ADAPTER: parts.llava.vision_tower}
+        for pattern, modules in layers.items():
+            linear = [m for m in modules.modules() if hasattr(m, "lora_A")]
+            adapters = [name for name in trained if re.search(pattern, name)]
+            assert linear or pattern != _ADAPTER, "no linear layer of the decoder got an adapter"
+            assert len(adapters) == 2 * len(linear), (
+                f"{len(linear)} adapted layers but {len(adapters)} adapter tensors"
+            )
     if kind == "decoder":
         whole = [*parts.decoder.parameters(), *parts.head.parameters()]
         assert all(p.requires_grad for p in whole), "a part of the decoder is frozen"
@@ -208,7 +274,7 @@ def trainable_table(model: nn.Module) -> Table:
             short = re.sub(r"^(base_model\.model\.)?(model\.)?", "", name).replace(
                 ".modules_to_save.default", ""
             )
-            short = re.sub(r"\.layers\.\d+\.", ".layers.*.", short).replace(".default.", ".")
+            short = re.sub(r"\.(layers?)\.\d+\.", r".\1.*.", short).replace(".default.", ".")
             key = (short, str(parameter.dtype).removeprefix("torch."))
             groups.setdefault(key, []).append(parameter.numel())
     table = Table("trained", "dtype", "tensors", "parameters", title=None)

@@ -138,7 +138,8 @@ _QWEN = ("<|image_pad|>", "<|endoftext|>")
 _SMOLLM2 = ("<reponame>", "<|endoftext|>")
 _GEMMA = ("<unused0>", "<pad>")
 _LLAMA2 = ("<unk>", "</s>")
-_META = {"licence": "Llama 3 licence", "gated": True}
+_META31 = {"licence": "Llama 3.1 licence", "gated": True}
+_META32 = {"licence": "Llama 3.2 licence", "gated": True}
 _GOOGLE = {"licence": "Gemma terms", "gated": True}
 
 LLMS: dict[str, LLM] = {
@@ -150,9 +151,9 @@ LLMS: dict[str, LLM] = {
         licence="MIT",
     ),
     "mistral-7b": LLM("mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", *_LLAMA2),
-    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
-    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
-    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META),
+    "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
+    "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
+    "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META31),
     "qwen2.5-0.5b": LLM("Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
     "qwen2.5-1.5b": LLM("Qwen/Qwen2.5-1.5B-Instruct", "qwen2", "qwen2_5", *_QWEN),
     "qwen2.5-3b": LLM(
@@ -177,7 +178,8 @@ LLMS: dict[str, LLM] = {
     "mistral-7b-v0.3": LLM("mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", *_LLAMA2),
     TINY: LLM("tiny-decoder", "llama", "chatml", "<image>", "<pad>", tower=TINY, bits=16),
 }
-"""Hub ids, token names, licences and gates as on the hub's pages, written down without a hub at hand."""
+"""Hub ids, token names, licences and gates as on the hub's pages; this package's README says what of them was
+confirmed, and by which source."""
 # fmt: on
 
 
@@ -350,6 +352,8 @@ class Pace:
         epochs: passes over the data.
         rank: of stage 2's adapters.
         projector_learning_rate: the projector's own in stage 2.
+        tower_learning_rate: of a vision tower that stage 2 trains, LLaVA-NeXT's.
+        tower_lora_learning_rate: of adapters in it: ten times as much, as of the decoder's.
     """
 
     global_batch: int
@@ -358,6 +362,8 @@ class Pace:
     epochs: float = 1.0
     rank: int = RANK
     projector_learning_rate: float = 2e-5
+    tower_learning_rate: float = 2e-6
+    tower_lora_learning_rate: float = 2e-5
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
         """Return `micro_batch`, or the next smaller one that divides another global batch than this pace's.
@@ -394,6 +400,18 @@ def family_of(model_type: str, source: str) -> Family:
         ValueError: If it is not supported; says what is.
     """
     return _supported(model_type, source, "decoders", FAMILIES, WHY_NOT, LLMS)
+
+
+def no_model(name: str) -> str:
+    """Say that a name is not in the table, and why none of its family is."""
+    plain = name.lower().replace("-", "").replace(".", "_")
+    families = sorted(WHY_NOT, key=len, reverse=True)  # qwen3_5_moe before qwen3_5
+    family = next((f for f in families if plain.startswith(f)), None)
+    reason = "" if family is None else f": {family} is no family here, because {WHY_NOT[family]}"
+    return (
+        f"no model is named {name!r}{reason}; known: {', '.join(LLMS)}. Any other decoder of type "
+        f"{', '.join(FAMILIES)} goes in as --llm ID_OR_FOLDER"
+    )
 
 
 def tower_family_of(model_type: str, source: str) -> TowerFamily:

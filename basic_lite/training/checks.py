@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -318,6 +318,7 @@ def _leftovers(out: Path) -> list[Path]:
         files.CHECKED,
         files.PROJECTOR,
         files.DECODER,
+        files.TOWER,
         "log.jsonl",
         BAD_ROWS,
         teacher.FILE,
@@ -566,6 +567,8 @@ def hyperparameters(settings: Settings) -> dict[str, object]:
     measured: dict[str, object] = {}
     if settings.validation.on:
         measured = {"val_steps": settings.validation.val_steps, "stop_after": settings.validation.stop_after}
+    if settings.tower.on:
+        measured |= asdict(settings.tower)
     return measured | {
         "aspect": settings.aspect,
         "learning_rate": settings.learning_rate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import TrainingArguments
@@ -21,28 +23,35 @@ def check_name(name: str) -> None:
 
 
 def make(
-    name: str, model: nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
+    name: str,
+    model: nn.Module,
+    args: TrainingArguments,
+    projector_learning_rate: float | None = None,
+    tower_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a model's trained parameters.
 
-    8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. The
-    projector keeps fp32 moments in any case: it is small, and everything passes through it.
+    8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. What is no
+    adapter keeps fp32 moments in any case: the projector, which everything passes through, and the tower.
 
     Args:
         name: one of `NAMES`.
         model: its trained parameters are fp32.
         args: learning rate, betas, epsilon, weight decay, device.
         projector_learning_rate: the projector's own; `None` for the same.
+        tower_learning_rate: that of a vision tower that is trained, or of its adapters; `None` for the same.
 
     Raises:
         ValueError: If the name is unknown, or 8 bits are asked for where there are no adapters.
     """
     check_name(name)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    projector = [p for n, p in named if "multi_modal_projector" in n]
-    others = [p for n, p in named if "multi_modal_projector" not in n]
-    rate = args.learning_rate if projector_learning_rate is None else projector_learning_rate
-    groups = [{"params": others}, {"params": projector, "lr": rate}]
+    own = {"multi_modal_projector": projector_learning_rate, "vision_tower": tower_learning_rate}
+    others = [p for n, p in named if not any(part in n for part in own)]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    for part, rate in own.items():
+        rate = args.learning_rate if rate is None else rate
+        groups.append({"params": [p for n, p in named if part in n], "lr": rate})
     groups = [group for group in groups if group["params"]]
     settings = {
         "lr": args.learning_rate,
@@ -66,5 +75,5 @@ def make(
     # the parameters: adapters of a later run got the ids, so the fp32 moments, of an earlier run's projector.
     optimizer.mng = GlobalOptimManager.__new__(GlobalOptimManager)
     optimizer.mng.initialize()
-    optimizer.mng.override_config(projector, "optim_bits", 32)
+    optimizer.mng.override_config([p for n, p in named if "lora_" not in n], "optim_bits", 32)
     return optimizer

@@ -34,6 +34,7 @@ from basic_lite.training.settings import (
     Run,
     Schedule,
     Settings,
+    Tower,
     Validation,
 )
 from basic_lite.training.validation import PER_RUN, HeldOut, hold_out
@@ -114,6 +115,7 @@ def resolve(
     shards: int,
     lora: bool = False,
     projector_learning_rate: float | None = None,
+    tower: Tower | None = None,
     optimizer: Optimizer | None = None,
 ) -> Settings:
     """Take the options, and the stage's defaults where they say nothing.
@@ -132,6 +134,7 @@ def resolve(
         shards: processes over which the decoder's layers are cut.
         lora: stage 2 with adapters.
         projector_learning_rate: as given; stage 2 has a default for it.
+        tower: as given; `None` leaves it frozen.
         optimizer: as given.
 
     Raises:
@@ -142,6 +145,10 @@ def resolve(
     rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
     if stage == 2 and projector_learning_rate is None:
         projector_learning_rate = pace.projector_learning_rate
+    tower = tower or Tower()
+    if tower.on and tower.tower_learning_rate is None:
+        own = pace.tower_learning_rate if tower.train_tower else pace.tower_lora_learning_rate
+        tower = replace(tower, tower_learning_rate=own)
     rows = pace.rows_per_pass(schedule.global_batch)
     return Settings(
         stage=stage,
@@ -152,6 +159,7 @@ def resolve(
         validation=validation or Validation(),
         learning_rate=rate if schedule.learning_rate is None else schedule.learning_rate,
         projector_learning_rate=projector_learning_rate,
+        tower=tower,
         global_batch=pace.global_batch if schedule.global_batch is None else schedule.global_batch,
         micro_batch=rows if memory.micro_batch is None else memory.micro_batch,
         epochs=pace.epochs if schedule.epochs is None else schedule.epochs,
@@ -165,11 +173,11 @@ def resolve(
     )
 
 
-def adapters_of(adapters: Adapters, llm: str) -> trainable.Adapters:
+def adapters_of(adapters: Adapters, llm: str, tower_rank: int | None = None) -> trainable.Adapters:
     """Return stage 2's adapters; LLaVA-1.5's, or the embedded decoder's smaller ones."""
     rank = zoo.pace_of(llm, 2).rank if adapters.rank is None else adapters.rank
     alpha = 2 * rank if adapters.alpha is None else adapters.alpha
-    return trainable.Adapters(rank, alpha, adapters.dropout)
+    return trainable.Adapters(rank, alpha, adapters.dropout, tower_rank or 0)
 
 
 @dataclass(frozen=True)
@@ -395,6 +403,9 @@ def step_of(
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
         shards=settings.shards,
+        tower_trained=settings.tower.train_tower,
+        tower_rank=settings.tower.tower_lora or 0,
+        tower_depth=sources.tower_layer % (config.num_hidden_layers + 1),  # -1 is after the last of them
         maps=k if settings.method.kind == "translated" else 0,
     )
 

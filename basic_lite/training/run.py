@@ -119,7 +119,8 @@ def assemble(
 
 def _freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
     trainable.freeze_projector(assembled)
-    idle = "; BASIC's terms reach nothing else, and are measured only" if settings.objective.active else ""
+    measured = settings.objective.active and not settings.tower.on
+    idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
     console.print(
         f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
         highlight=False,
@@ -418,6 +419,7 @@ def train(
         transform=prepared.transform,
         batches=prepared.batches,
         projector_learning_rate=settings.projector_learning_rate,
+        tower_learning_rate=settings.tower.tower_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
         sharded=settings.shards > 1,

@@ -725,6 +725,78 @@ ProjectorRateOption = Annotated[
 ]
 
 
+TrainTowerOption = Annotated[
+    bool,
+    option(
+        "--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL
+    ),
+]
+TowerLoraOption = Annotated[
+    int | None,
+    option(
+        help="Train adapters of this rank in the vision tower, too (with --lora).",
+        default="off",
+        panel=MODEL,
+        callback=within(1),
+        metavar="RANK",
+    ),
+]
+
+
+def of_stage_2(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option in stage 1, which knows it for that alone."""
+    if given:
+        raise ValueError(
+            f"{option.opts[0]} is for stage 2: stage 1 trains the projector alone, as LLaVA and the paper do"
+        )
+    return given
+
+
+@dataclass(frozen=True)
+class OfStage2:
+    """What people try in stage 1."""
+
+    train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
+    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Whether stage 2 trains the vision tower, which LLaVA-1.5 and the paper do not, and how."""
+
+    train_tower: TrainTowerOption = False
+    tower_lora: TowerLoraOption = None
+    tower_learning_rate: Annotated[
+        float | None,
+        option(
+            help="The vision tower's own peak.",
+            default="2e-6; 2e-5 with --tower-lora",
+            callback=within(above=0),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            ValueError: In one line.
+        """
+        if self.train_tower and self.tower_lora is not None:
+            raise ValueError(
+                "--train-tower trains the tower's own weights, --tower-lora adapters in it: give only one"
+            )
+        if self.tower_learning_rate is not None and not self.on:
+            raise ValueError(
+                "--tower-learning-rate is for a tower that is trained: add --train-tower or --tower-lora 16"
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether it is trained."""
+        return self.train_tower or self.tower_lora is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a stage is trained with: its options, and a value for each that the stage, data or card decide.
@@ -739,6 +811,7 @@ class Settings:
         aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
         learning_rate: peak of the cosine schedule.
         projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
+        tower: whether the vision tower is trained, and at which rate.
         global_batch: rows per optimizer step.
         micro_batch: rows per forward pass.
         epochs: passes over the data.
@@ -759,6 +832,7 @@ class Settings:
     validation: Validation = Validation()
     learning_rate: float
     projector_learning_rate: float | None = None
+    tower: Tower = Tower()
     global_batch: int
     micro_batch: int
     epochs: float = 1.0
@@ -796,6 +870,10 @@ class Settings:
             raise ValueError(
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
+            )
+        if self.tower.tower_lora is not None and not self.lora:
+            raise ValueError(
+                "--tower-lora goes with --lora; with the whole decoder take --train-tower, or add --lora"
             )
         if self.optimizer != "adamw" and not self.lora:
             raise ValueError(f"--optimizer {self.optimizer} is for adapters; add --lora, or leave it out")
@@ -865,6 +943,9 @@ class Settings:
             "das_weight": self.objective.das_weight,
             "sds_weight": self.objective.sds_weight,
             "projector_learning_rate": self.projector_learning_rate,
+            "train_tower": self.tower.train_tower or None,
+            "tower_lora": self.tower.tower_lora,
+            "tower_learning_rate": self.tower.tower_learning_rate,
         }
         for name, value in shown.items():
             if value is not None or name in more:

@@ -16,7 +16,7 @@ from basic_lite.models import checkpoint, devices, llava, quantised, repository,
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.trainable import Adapters
 from basic_lite.training.settings import Adapters as AdapterOptions
-from basic_lite.training.settings import Method
+from basic_lite.training.settings import Method, Tower
 
 Kind = Literal["stage 1", "adapters", "decoder", "model"]
 
@@ -73,7 +73,7 @@ class Start:
         if self.kind != "adapters":
             return resolved
         config = checkpoint.adapter_config(self.source)
-        then = Adapters(config["r"], config["lora_alpha"], resolved.dropout)
+        then = replace(resolved, rank=config["r"], alpha=config["lora_alpha"])
         for name, wanted, had in (("rank", asked.rank, then.rank), ("alpha", asked.alpha, then.alpha)):
             if wanted is not None and wanted != had:
                 raise ValueError(
@@ -95,12 +95,36 @@ class Start:
         if self.kind == "decoder":
             checkpoint.load_decoder(assembled.model, self.source / files.DECODER)
 
-    def load_adapters(self, assembled: Assembled) -> None:
-        """Let adapters, and the projector beside them, go on from where they were.
+    def check_tower(self, tower: Tower) -> None:
+        """See that a tower that was trained goes on as it was.
 
         Raises:
-            ValueError: If the file does not fit.
+            ValueError: If it would be trained in another way, or not at all.
         """
+        if self.kind not in ("adapters", "decoder"):
+            return
+        had = {name: self.manifest["training"].get(name) for name in ("train_tower", "tower_lora")}
+        if had["train_tower"] or had["tower_lora"]:
+            how = "--train-tower" if had["train_tower"] else f"--tower-lora {had['tower_lora']}"
+            if (tower.train_tower, tower.tower_lora) != (bool(had["train_tower"]), had["tower_lora"]):
+                raise ValueError(
+                    f"{self.source} trained its tower, too, which goes on with {how} alone; for anything "
+                    f"else basic-lite export {self.source} FOLDER, and --start from that FOLDER"
+                )
+        elif tower.tower_lora is not None and self.kind == "adapters":
+            raise ValueError(
+                f"the adapters in {self.source} have none in the tower and go on as they are; for "
+                f"--tower-lora basic-lite export {self.source} FOLDER, and --start from that FOLDER"
+            )
+
+    def load_trained(self, assembled: Assembled) -> None:
+        """Let what a stage 2 trained in a form of its own go on: adapters with their projector, the tower.
+
+        Raises:
+            ValueError: If a file does not fit.
+        """
+        if self.run is not None and (self.run / files.TOWER).is_file():
+            checkpoint.load_tower(assembled.model, self.run / files.TOWER)
         if self.kind == "adapters":
             checkpoint.load_adapter(assembled.model, self.source)
 

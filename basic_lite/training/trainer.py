@@ -92,6 +92,8 @@ class SavingTrainer(Trainer):
             checkpoint.save_projector(model, folder / files.PROJECTOR)
             if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
                 checkpoint.save_decoder(model, folder / files.DECODER)
+        if checkpoint.trained_of_tower(model):
+            checkpoint.save_tower(model, folder / files.TOWER)
         self._write_manifest(folder)
 
     def _write_manifest(self, folder: Path) -> None:
@@ -152,6 +154,8 @@ class SavingTrainer(Trainer):
     def load_weights(self, folder: Path) -> None:
         """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
         model = self.accelerator.unwrap_model(self.model)
+        if checkpoint.trained_of_tower(model):
+            checkpoint.load_tower(model, folder / files.TOWER)
         if hasattr(model, "peft_config"):
             from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -209,6 +213,7 @@ class BasicTrainer(SavingTrainer):
         transform: ImageTransform | None = None,
         batches: Sampler | None = None,
         projector_learning_rate: float | None = None,
+        tower_learning_rate: float | None = None,
         optimizer_name: str = "adamw",
         fused_kernels: bool = True,
         grouped_adapters: bool = True,
@@ -234,6 +239,7 @@ class BasicTrainer(SavingTrainer):
             transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
             batches: which rows go together, instead of the Trainer's own sampler.
             projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
+            tower_learning_rate: another one for a vision tower that is trained (LLaVA-NeXT: 2e-6).
             optimizer_name: one of `optimizers.NAMES`.
             fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder, and the
                 projector's fp32 products made of bf16 ones (`models.projector`).
@@ -286,7 +292,7 @@ class BasicTrainer(SavingTrainer):
         self.validator, self.stop_after, self.keeps_best = validator, stop_after, keeps_best
         self.measuring_seconds = 0.0
         self.batches = batches
-        self.projector_learning_rate = projector_learning_rate
+        self.learning_rates = projector_learning_rate, tower_learning_rate
         self.manifest = manifest
         self.metrics = Metrics()
         optimizers.check_name(optimizer_name)
@@ -487,8 +493,8 @@ class BasicTrainer(SavingTrainer):
         if self.optimizer is None:
             if self.sharded:  # before it sees a parameter, and after a checkpoint was read into whole ones
                 distributed.shard(self.model, self.args.device)
-            rate = self.projector_learning_rate
-            self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, rate)
+            rates = self.learning_rates
+            self.optimizer = optimizers.make(self.optimizer_name, self.model, self.args, *rates)
             adapters.forget_after_steps(self.groups, self.optimizer)
             self.optimizer.register_load_state_dict_post_hook(distributed.cut_moments)
         return self.optimizer

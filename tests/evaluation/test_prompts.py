@@ -52,153 +52,68 @@ BLIND = {"question": "Is it so?", "category": "VS", "subcategory": "map", "gt_an
 BLIND |= {"set_id": "0", "figure_id": "1", "question_id": "0"}
 STAR = {"question": "Which?\nOptions: A: red, B: blue ", "answer": "A", "category": "c", "l2_category": "d"}
 
+VIZWIZ = {"question": "What is THIS? I see", "answers": []}
+VET = {"question": "What is x?", "answer": "1", "capability": "ocr"}
+BENCH = {"question": "What is it?", "gpt_answer": "A", "caption": "c"}
+AI2D = {"question": "Which?", "options": list(ABCD.values()), "answer": "1"}
+WORLD = {"question": "Which?", "answer": "A", **ABCD}
+CV_TSV = {**CV, "choices": None, "question": "Which?", "A": "red", "B": "blue"}
+CHART = {"question": "How many?", "answer": ["3"], "half": "human_test"}
+TEXT = {"question": "what is it?", "answer": "x", "kind": "k"}
+PAGE = {"question": "Who?", "answers": ["me"]}
+CUP = {"question": "Is there a cup?", "label": "no"}
+RED = {"question": "Is it red?", "image_id": 1}
+DVD = {"question": "Is the DVD red?"}
+SAID = f"What does the usa sign say?\nReference OCR token: STOP, Ahead\n{SHORT}"
+BARE = f"What does the usa sign say?\nReference OCR token: \n{SHORT}"
+SEEN = f"What is this? i see\n{UNANSWERABLE}\n{SHORT}"
+IRON = f"Which?\nA. iron\nB. wood\n{LETTER}"
+ONE_WORD = "How many?\nAnswer the question with a single word."
+
 # Benchmark, style, row as a reader yields it, the user turn, where the words were compared.
 PROMPTS: list[tuple[str, str, dict[str, Any], str, str]] = [
-    (
-        "vqav2",
-        "llava",
-        {"question": "Is it red?", "image_id": 1},
-        f"Is it red?\n{SHORT}",
-        "LLaVA docs/Evaluation.md",
-    ),
-    ("vqav2", "lmms", {"question": "Is it red?", "image_id": 1}, f"Is it red?\n{SHORT}", "lmms-eval vqav2"),
-    (
-        "gqa",
-        "llava",
-        {"question": "Is the DVD red?"},
-        f"Is the DVD red?\n{SHORT}",
-        "llava_gqa_testdev_balanced.jsonl",
-    ),
-    ("gqa", "lmms", {"question": "Is the DVD red?"}, f"Is the DVD red?\n{SHORT}", "lmms-eval gqa"),
-    (
-        "scienceqa",
-        "llava",
-        SQA,
-        f"Context: Look at it.\nWhich?\nA. iron\nB. wood\n{LETTER}",
-        "llava_test_CQM-A.json",
-    ),
-    (
-        "scienceqa",
-        "llava",
-        {**SQA, "hint": ""},
-        f"Which?\nA. iron\nB. wood\n{LETTER}",
-        "llava_test_CQM-A.json",
-    ),
-    (
-        "scienceqa",
-        "lmms",
-        SQA,
-        f"Context: Look at it.\nWhich?\nA. iron\nB. wood\n{LETTER}",
-        "lmms-eval scienceqa",
-    ),
-    (
-        *("textvqa", "llava", OCR),
-        f"What does the usa sign say?\nReference OCR token: STOP, Ahead\n{SHORT}",
-        "llava_textvqa_val_v051_ocr.jsonl",
-    ),
-    (
-        *("textvqa", "llava", {**OCR, "ocr_tokens": []}),
-        f"What does the usa sign say?\nReference OCR token: \n{SHORT}",
-        "llava_textvqa_val_v051_ocr.jsonl",
-    ),
+    ("vqav2", "llava", RED, f"Is it red?\n{SHORT}", "LLaVA docs/Evaluation.md"),
+    ("vqav2", "lmms", RED, f"Is it red?\n{SHORT}", "lmms-eval vqav2"),
+    ("gqa", "llava", DVD, f"Is the DVD red?\n{SHORT}", "llava_gqa_testdev_balanced.jsonl"),
+    ("gqa", "lmms", DVD, f"Is the DVD red?\n{SHORT}", "lmms-eval gqa"),
+    ("scienceqa", "llava", SQA, f"Context: Look at it.\n{IRON}", "llava_test_CQM-A.json"),
+    ("scienceqa", "llava", {**SQA, "hint": ""}, IRON, "llava_test_CQM-A.json"),
+    ("scienceqa", "lmms", SQA, f"Context: Look at it.\n{IRON}", "lmms-eval scienceqa"),
+    ("textvqa", "llava", OCR, SAID, "llava_textvqa_val_v051_ocr.jsonl"),
+    ("textvqa", "llava", {**OCR, "ocr_tokens": []}, BARE, "llava_textvqa_val_v051_ocr.jsonl"),
     ("textvqa", "lmms", OCR, f"What does the usa sign say?\n{SHORT}", "lmms-eval textvqa"),
-    (
-        *("vizwiz", "llava", {"question": "What is THIS? I see", "answers": []}),
-        f"What is this? i see\n{UNANSWERABLE}\n{SHORT}",
-        "vizwiz/llava_test.jsonl",
-    ),
-    (
-        *("vizwiz", "lmms", {"question": "What is THIS? I see", "answers": []}),
-        f"What is this? i see\n{UNANSWERABLE}\n{SHORT}",
-        "lmms-eval vizwiz_vqa",
-    ),
-    (
-        "pope",
-        "llava",
-        {"question": "Is there a cat?", "label": "no"},
-        f"Is there a cat?\n{SHORT}",
-        "llava_pope_test.jsonl",
-    ),
-    (
-        "pope",
-        "lmms",
-        {"question": "Is there a cat?", "label": "no"},
-        f"Is there a cat?\n{SHORT}",
-        "lmms-eval pope",
-    ),
+    ("vizwiz", "llava", VIZWIZ, SEEN, "vizwiz/llava_test.jsonl"),
+    ("vizwiz", "lmms", VIZWIZ, SEEN, "lmms-eval vizwiz_vqa"),
+    ("pope", "llava", CUP, f"Is there a cup?\n{SHORT}", "llava_pope_test.jsonl"),
+    ("pope", "lmms", CUP, f"Is there a cup?\n{SHORT}", "lmms-eval pope"),
     ("mme", "llava", MME, f"Is it red?\n{SHORT}", "llava_mme.jsonl"),
     ("mme", "lmms", MME, f"Is it red? \n{SHORT}", "lmms-eval mme"),
     ("seed", "llava", SEED, f"Which?\n{FOUR}\n{LETTER}", "LLaVA docs/Evaluation.md"),
     ("seed", "lmms", SEED, f"Which?\n{FOUR}\n{LETTER}", "lmms-eval seedbench"),
-    (
-        "mmvet",
-        "llava",
-        {"question": "What is x? ", "answer": "1", "capability": "ocr"},
-        "What is x? ",
-        "llava-mm-vet.jsonl",
-    ),
-    (
-        "mmvet",
-        "lmms",
-        {"question": "What is x?", "answer": "1", "capability": "ocr"},
-        f"{STEPS}\n\nWhat is x?",
-        "lmms-eval mmvet",
-    ),
-    (
-        *("llava-bench", "llava", {"question": "What is it?", "gpt_answer": "A", "caption": "c"}),
-        *("What is it?", "LLaVA docs/Evaluation.md"),
-    ),
-    (
-        *("ai2d", "llava", {"question": "Which?", "options": list(ABCD.values()), "answer": "1"}),
-        *(f"Which?\n{FOUR}\n{LETTER}", "lmms-eval ai2d"),
-    ),
+    ("mmvet", "llava", {**VET, "question": "What is x? "}, "What is x? ", "llava-mm-vet.jsonl"),
+    ("mmvet", "lmms", VET, f"{STEPS}\n\nWhat is x?", "lmms-eval mmvet"),
+    ("llava-bench", "llava", BENCH, "What is it?", "LLaVA docs/Evaluation.md"),
+    ("ai2d", "llava", AI2D, f"Which?\n{FOUR}\n{LETTER}", "lmms-eval ai2d"),
     ("mmstar", "llava", STAR, f"Which?\nOptions: A: red, B: blue\n{LETTER}", "LLaVA's request"),
     ("mmstar", "lmms", STAR, f"Which?\nOptions: A: red, B: blue\n{LETTER[:-1]}", "lmms-eval mmstar"),
-    (
-        "mmmu",
-        "llava",
-        CHOICE,
-        f"<image 1> Which?\n(A) red\n(B) blue\n\n{LETTER}",
-        "MMMU configs/llava1.5.yaml",
-    ),
-    ("mmmu", "llava", OPEN, f"<image 1> Which?\n{SHORT}", "MMMU configs/llava1.5.yaml"),
+    ("mmmu", "llava", CHOICE, f"<image 1> Which?\n(A) red\n(B) blue\n\n{LETTER}", "MMMU llava1.5.yaml"),
+    ("mmmu", "llava", OPEN, f"<image 1> Which?\n{SHORT}", "MMMU llava1.5.yaml"),
     ("mmmu", "lmms", CHOICE, f"<image 1> Which?\nA. red\nB. blue\n\n{LETTER}", "lmms-eval mmmu"),
     ("mmmu", "lmms", OPEN, f"<image 1> Which?\n\n{SHORT}", "lmms-eval mmmu"),
     ("realworldqa", "llava", {"question": "Which? ", "answer": "A"}, "Which?", "lmms-eval realworldqa"),
-    (
-        *("realworldqa", "llava", {"question": "Which?", "answer": "A", **ABCD}),
-        *(f"Which?\n{FOUR}\n{LETTER}", "VLMEvalKit vlm/llava"),
-    ),
+    ("realworldqa", "llava", WORLD, f"Which?\n{FOUR}\n{LETTER}", "VLMEvalKit vlm/llava"),
     ("hallusionbench", "llava", BLIND, f"Is it so?\n{SHORT}", "LLaVA's request"),
     ("hallusionbench", "lmms", BLIND, "Is it so?", "lmms-eval hallusion_bench"),
     ("cv-bench", "llava", CV, f"Which?\n{OPTIONS}\n{LETTER}", "Cambrian eval/eval/ade, coco, omni"),
     ("cv-bench", "lmms", CV, f"{NOTE}\n\nWhich?\n{OPTIONS}", "lmms-eval cv_bench"),
-    (
-        *("cv-bench", "llava", {**CV, "choices": None, "question": "Which?", "A": "red", "B": "blue"}),
-        *(f"Which?\n{OPTIONS}\n{LETTER}", "VLMEvalKit's table, with a prompt and without choices"),
-    ),
+    ("cv-bench", "llava", CV_TSV, f"Which?\n{OPTIONS}\n{LETTER}", "VLMEvalKit's table, with a prompt"),
     ("mmvp", "llava", MMVP, f"Open?\nA. Open\nB. Closed\n{LETTER}", "lmms-eval mmvp"),
-    (
-        *("chartqa", "llava", {"question": "How many?", "answer": ["3"], "half": "human_test"}),
-        *(f"How many?\n{SHORT}", "LLaVA's request"),
-    ),
-    (
-        *("chartqa", "lmms", {"question": "How many?", "answer": ["3"], "half": "human_test"}),
-        *("How many?\nAnswer the question with a single word.", "lmms-eval chartqa"),
-    ),
-    (
-        *("ocrbench", "llava", {"question": "what is it?", "answer": "x", "kind": "k"}),
-        *(f"what is it?\n{SHORT}", "MultimodalOCR OCRBench/scripts/LLaVA1_5.py"),
-    ),
-    (
-        "ocrbench",
-        "lmms",
-        {"question": "what is it?", "answer": "x", "kind": "k"},
-        "what is it?",
-        "lmms-eval ocrbench",
-    ),
-    ("docvqa", "lmms", {"question": "Who?", "answers": ["me"]}, f"Who?\n{SHORT}", "lmms-eval docvqa"),
-    ("infovqa", "llava", {"question": "Who?", "answers": ["me"]}, f"Who?\n{SHORT}", "lmms-eval infovqa"),
+    ("chartqa", "llava", CHART, f"How many?\n{SHORT}", "LLaVA's request"),
+    ("chartqa", "lmms", CHART, ONE_WORD, "lmms-eval chartqa"),
+    ("ocrbench", "llava", TEXT, f"what is it?\n{SHORT}", "MultimodalOCR OCRBench/scripts/LLaVA1_5.py"),
+    ("ocrbench", "lmms", TEXT, "what is it?", "lmms-eval ocrbench"),
+    ("docvqa", "lmms", PAGE, f"Who?\n{SHORT}", "lmms-eval docvqa"),
+    ("infovqa", "llava", PAGE, f"Who?\n{SHORT}", "lmms-eval infovqa"),
 ]
 
 

@@ -63,6 +63,21 @@ POINTS = {
         replace(LORA, fused=True),
         {"text": 824, "micro_batch": 4, "recompute": 3},
     ),
+    "7B, stage 2, tower, fused": (
+        "vicuna-7b",
+        replace(LORA, fused=True),
+        {"text": 824, "micro_batch": 2, "recompute": 3, "tower_trained": True},
+    ),
+    "7B, stage 2, tower, one micro-batch": (
+        "vicuna-7b",
+        LORA,
+        {"text": 64, "micro_batch": 8, "recompute": 3, "tower_trained": True, "accumulates": False},
+    ),
+    "Gemma-2B, stage 2, tower's adapters, fused": (
+        "gemma-2b",
+        replace(LORA, fused=True),
+        {"text": 64, "micro_batch": 8, "recompute": 3, "tower_rank": 16},
+    ),
     "Phi-3, stage 1, all, fused": ("phi3-mini", FUSED, {"recompute": 3, "micro_batch": 8}),
     "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
 }

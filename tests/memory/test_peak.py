@@ -93,6 +93,7 @@ DEFAULT = (
     "7B, stage 2, two of three",
     "Gemma-2B, stage 2, all, fused",
     "Phi-3, stage 1, one of three, fused",
+    "7B, stage 2, tower, fused",
 )
 """Each family, stage and way of recomputing once."""
 

@@ -82,7 +82,7 @@ def test_the_list_of_models_takes_no_torch():
         assert (lora["micro_batch"] is not None) == fits
     assert {row["tower"] for row in rows if "tower" in row} == set(zoo.TOWERS)
     shown = basic_lite("models")
-    assert "Llama 3 licence, gated" in " ".join(shown.split())
+    assert "Llama 3.2 licence, gated" in " ".join(shown.split())
 
 
 def test_the_version_takes_no_torch():

@@ -1,4 +1,4 @@
-"""Every later family through both stages, as a user types them."""
+"""Every family through both stages, as a user types them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 from PIL import Image
-from tiny import MORE_DECODERS, llm_folder, tower_folder
+from tiny import ALL_DECODERS, llm_folder, tower_folder
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
@@ -30,7 +30,7 @@ def basic_lite(*arguments: object) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("decoder", MORE_DECODERS)
+@pytest.mark.parametrize("decoder", ALL_DECODERS)
 def test_both_stages_train_it_in_four_bits(tmp_path, rows, decoder):
     data = ["--data", rows / "rows.json", "--images", rows, "--workers", 0, "--logging-steps", 1]
     pace = ["--global-batch", 2, "--micro-batch", 2, "--max-steps", 1]

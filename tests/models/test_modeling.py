@@ -383,6 +383,14 @@ def test_unsupported_models_are_refused_by_name(tmp_path):
         llava.assemble(llava.Sources(str(tmp_path / "nothing"), str(tower_folder())))
     with pytest.raises(ValueError, match="no model is named 'llama-9'; known: vicuna-7b"):
         llava.Sources.named("llama-9", "clip-l-336")
+    for name, reason in (
+        ("gemma2-2b", "gemma2 is no family here, because it caps its attention scores"),
+        ("gemma-2-9b-it", "gemma2 is no family here"),
+        ("qwen3.5-4b", "qwen3_5 is no family here, because most of its layers are a recurrence"),
+        ("Mixtral-8x7b", "mixtral is no family here, because its experts are stacked tensors"),
+    ):
+        with pytest.raises(ValueError, match=f"no model is named '{name}': {reason}"):
+            llava.Sources.named(name, "clip-l-336")
 
 
 @pytest.mark.parametrize(
