@@ -353,8 +353,8 @@ def pretended_gpu() -> Iterator[Places]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from bitsandbytes import optim
 
-    from basic_lite.method import row_kernel
     from basic_lite.bench import step
+    from basic_lite.method import row_kernel
     from basic_lite.training import liger
 
     places = _PLACES
