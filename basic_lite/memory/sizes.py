@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +73,7 @@ class DecoderSize:
         window: tokens that a layer with a sliding window sees; `None` without such layers.
         windowed: layers with a sliding window.
         partial: only a part of each head is rotated.
+        positions: tokens of the longest row; `None` where it is not known.
     """
 
     family: str
@@ -87,6 +88,7 @@ class DecoderSize:
     window: int | None = None
     windowed: int = 0
     partial: bool = False
+    positions: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
@@ -113,6 +115,7 @@ class DecoderSize:
             window=window,
             windowed=0 if window is None else _layers_with_a_window(config, family),
             partial=any(share not in (None, 1.0) for share in shares),
+            positions=getattr(config, "max_position_embeddings", None),
         )
 
     @property

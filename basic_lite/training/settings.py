@@ -500,6 +500,10 @@ class Method:
             help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
         ),
     ] = types.SDS_WEIGHT
+    sds_text: Annotated[
+        types.SdsText,
+        option(help="L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+    ] = "keep"
     intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
 
     @property
@@ -766,8 +770,8 @@ class OfStage2:
     """What people try in stage 1."""
 
     train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
-    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
-    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
 
 
 @dataclass(frozen=True)
@@ -882,6 +886,11 @@ class Settings:
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
             )
+        if self.method.sds_text == "skip" and not self.objective.sds_weight:
+            off = "--sds-weight 0" if self.method.basic else "--no-basic"
+            raise ValueError(
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
+            )
         if self.tower.tower_lora is not None and not self.lora:
             raise ValueError(
                 "--tower-lora goes with --lora; with the whole decoder take --train-tower, or add --lora"
@@ -954,6 +963,7 @@ class Settings:
             "intervention": None if self.method.intervention == "none" else self.method.intervention,
             "das_weight": self.objective.das_weight,
             "sds_weight": self.objective.sds_weight,
+            "sds_text": None if self.method.sds_text == "keep" else self.method.sds_text,
             "projector_learning_rate": self.projector_learning_rate,
             "train_tower": self.tower.train_tower or None,
             "tower_lora": self.tower.tower_lora,
