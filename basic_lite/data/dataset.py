@@ -116,20 +116,23 @@ class RowEncoder:
             RowFault: Names the row and its id.
         """
         try:
+            sizes: list[Size] = []
             if self.text.tiling is None:
-                encoded, sizes = self.text(sample), {}
+                encoded = self.text(sample)
                 pixels = [self.transform(load_image(image)) for image in sample.images]
             else:  # how many tokens a picture takes follows from its size
                 pictures = [self.transform.upright(load_image(image)) for image in sample.images]
-                sizes = {"sizes": [(picture.height, picture.width) for picture in pictures]}
-                encoded = self.text(sample, sizes["sizes"])
+                sizes = [(picture.height, picture.width) for picture in pictures]
+                encoded = self.text(sample, sizes)
                 pixels = [self.transform(picture) for picture in pictures]
         except RowFault as fault:
             where = sample.where or f"row {row}"
             raise RowFault(fault.code, f"{where} (id {shown(sample.id)}): {fault.detail}") from None
-        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels, **sizes}
+        item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels}
+        if self.text.tiling is not None:
+            item["sizes"] = sizes
         if self.lettering is not None:
-            item["lettering"] = [self._lettered(*picture) for picture in zip_longest(pixels, *sizes.values())]
+            item["lettering"] = [self._lettered(*picture) for picture in zip_longest(pixels, sizes)]
         return {**item, "row": row, "id": sample.id}, encoded.truncated
 
     def _lettered(self, pixels: torch.Tensor, size: Size | None = None) -> torch.Tensor:

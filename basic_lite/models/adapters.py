@@ -96,15 +96,14 @@ class Packed:
     def _wide_scales(self) -> torch.Tensor:
         if self._nested is None:
             return self._scales
-        if self._at_hand.of is not self or self._at_hand.values is None:
-            second, (code, size, dtype), offsets = self._nested
-            self._at_hand.values = self._at_hand.of = None
-            wide = torch.ops.bitsandbytes.dequantize_blockwise.default(
-                self._scales, second, code, size, dtype
-            )
-            wide.view(-1, size).add_(offsets)
-            self._at_hand.of, self._at_hand.values = self, wide
-        return self._at_hand.values
+        if self._at_hand.of is self and self._at_hand.values is not None:
+            return self._at_hand.values
+        second, (code, size, dtype), offsets = self._nested
+        self._at_hand.values = self._at_hand.of = None
+        wide = torch.ops.bitsandbytes.dequantize_blockwise.default(self._scales, second, code, size, dtype)
+        wide.view(-1, size).add_(offsets)
+        self._at_hand.of, self._at_hand.values = self, wide
+        return wide
 
 
 class Base:
@@ -177,7 +176,7 @@ class Group:
         self.layers, self.base = list(layers), base
         self.seeds, self.number = seeds or Seeds(), number
         self.keep_narrow = keep_narrow
-        adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+        adapted: list[Any] = [layer for layer in layers if isinstance(layer, LoraLayer)]
         self.dropout = _dropout_of(adapted[0]) if adapted else 0.0
         self.scaling: float = adapted[0].scaling[ADAPTER] if adapted else 0.0
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [

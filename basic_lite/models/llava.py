@@ -244,7 +244,8 @@ class Assembled:
     @property
     def patch_side(self) -> int:
         """Side in pixels of what becomes one visual embedding: a patch, or those that are pooled."""
-        return parts_of(self.model).llava.config.vision_config.patch_size
+        tower: Any = parts_of(self.model).llava.config.vision_config
+        return tower.patch_size
 
     def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
         """Return the tokens of an image, or with tiles those of images of these heights and widths."""
@@ -334,8 +335,8 @@ def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
         )
 
 
-def longest_with(tiling: Tiling, max_length: int, decoder: PretrainedConfig) -> int:
-    """Return `max_length` and the tokens of the most tiles, at most the decoder's positions.
+def longest_with(tiling: Tiling, max_length: int, decoder: object) -> int:
+    """Return `max_length` and the tokens of the most tiles, at most the positions of the decoder, if known.
 
     Raises:
         ValueError: If those do not suffice for a picture.
