@@ -304,7 +304,8 @@ class Comparison:
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
         options = {**self.stage1, **self._with_text_patches(variant.options, None)}
-        return {name: value for name, value in options.items() if value != NOT_ON_TEXT and name != NAMED}
+        known = {name: value for name, value in options.items() if value != NOT_ON_TEXT and name != NAMED}
+        return processes.for_stage(known)
 
     def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
         """Say which file tells where text is; while there is no folder of a world, only the user's."""
