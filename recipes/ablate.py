@@ -21,7 +21,7 @@ def main(
     plan: Annotated[
         str,
         typer.Argument(
-            help="layers, losses, weights, importance, target, lambda, teacher-noise, text-patches; data, "
+            help="layers, losses, weights, importance, target, lambda, teacher-noise, text; data, "
             "rate, patches or world (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],
@@ -79,10 +79,6 @@ def main(
         bool,
         o.option("--tune", help="First choose the learning rate, on plain alone, first seed.", panel=HERE),
     ] = False,
-    text_patches: Annotated[
-        Path | None,
-        o.option(help="Where your pictures hold text, JSON: row id to patches.", default="none", panel=HERE),
-    ] = None,
     teacher: Annotated[
         str | None,
         o.option(help="teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
@@ -131,7 +127,6 @@ def main(
         measured_on=measure_data,
         measured_rows=measure_rows,
         benchmarks={benchmark: asked_on} if benchmark else {},
-        text_patches=text_patches,
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
     )
     console = quiet_console()

@@ -46,10 +46,7 @@ def premise(
         Path | None,
         o.option(help="JSON file for one LLM's figures; a page with a plot beside it.", default="none"),
     ] = None,
-    json: Annotated[
-        Path | None,
-        o.option(help="JSON Lines file that each LLM's figures are appended to.", default="none"),
-    ] = None,
+    json: Annotated[Path | None, o.option(help="JSON Lines to append figures to.", default="none")] = None,
 ) -> None:
     """Test on text whether the states of layers 1..k still name their tokens, and which --target to use.
 

@@ -126,7 +126,8 @@ def step(
         "cap_gib": cap,
     }
     if against:
-        results = compare_steps(assembled, rounds=rounds, **settings)
+        sizes = [micro_batch * factor for factor in (2, 4)] if device == "cuda" else []
+        results = compare_steps(assembled, rounds=rounds, micro_batches=sizes, **settings)
         console.print(markdown(results), soft_wrap=True)
     else:
         results = measure_steps(assembled, basic=basic, **settings)

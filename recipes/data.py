@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import typer
@@ -47,11 +48,18 @@ def check(
         ),
     ] = "decode",
     max_length: Annotated[
-        int, typer.Option(help="Most tokens of a row, images included.", callback=o.within(1))
+        int,
+        typer.Option(
+            help="Most tokens of a row, images included, those of --tiles apart.", callback=o.within(1)
+        ),
     ] = 2048,
     tokens_per_image: Annotated[
         int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.", callback=o.within(1))
     ] = 576,
+    tiles: o.TilesOption = 1,
+    tower: Annotated[
+        str, typer.Option(help="With --tiles, whose squares they are: name, folder or hub id.")
+    ] = "clip-l-336",
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -99,15 +107,26 @@ def check(
     from basic_lite.data.checks import check_data
     from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
     from basic_lite.data.mix import open_sources, parse_sources
+    from basic_lite.data.tiles import Tiling, picture_sizes
     from basic_lite.data.workers import cores
     from basic_lite.files import one_line
+    from basic_lite.memory.sizes import towers_named
+    from basic_lite.models import zoo
     from basic_lite.models.generate import counting_encoder
+    from basic_lite.models.llava import longest_with
 
     started = time.monotonic()
     template = template or ("plain" if stage == 1 else None)
-    limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
-    processes = cores() if workers is None else workers
+    processes, tiling = cores() if workers is None else workers, None
     try:
+        if tiles > 1:
+            ((_, size),) = towers_named(tower, None, False)
+            tiling = Tiling.up_to(tiles, size.image_size, size.patch_size)
+            tokens_per_image = tiling.across**2
+            # Of an LLM by name the context is known, and limits a row as in training.
+            decoder = SimpleNamespace(**zoo.DECODER_CONFIGS.get(tokenizer or "", {}))
+            max_length = longest_with(tiling, max_length, decoder)
+        limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
         encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
         sources = parse_sources(annotations, images)
         with passes(Console(stderr=True)) as progress:
@@ -119,10 +138,16 @@ def check(
                 workers=processes,
                 progress=progress,
             )
+            if tiling is not None:
+                if not images and not rows.stored:
+                    raise ValueError("--tiles go by the pictures' sizes: add --images FOLDER")
+                for part in rows.parts:
+                    part.sizes = picture_sizes(part, processes)
             findings = check_data(
                 rows,
                 pictures=pictures if images or rows.stored else None,
                 encoder=encoder,
+                tiling=tiling,
                 stage=stage,
                 workers=processes,
                 progress=progress,

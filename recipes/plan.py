@@ -68,7 +68,9 @@ def main(
             for name, _ in towers:
                 console.print(tables.stage_table(kind, [p for p in plans if p[0].tower == name]), "")
         too_large: dict[str, choice.Row] = {}
-        for row, _ in plans:
+        for row, step in plans:
+            if tables.too_many_tokens((row.model, step.decoder), step.tower):
+                continue
             if row.micro_batch is None and row.gpu_gib == cards[-1]:
                 too_large.setdefault(row.model, row)
         for row in too_large.values():
@@ -86,5 +88,6 @@ def main(
         return
     if len(models) > 1:
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
+    refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
     basis = "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic."
-    console.print(*remedies, basis, sep="\n", soft_wrap=True)
+    console.print(*filter(None, refused), *remedies, basis, sep="\n", soft_wrap=True)

@@ -38,6 +38,7 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.types import Window
 from basic_lite.models import trainable, zoo
 from basic_lite.models.adapters import group_adapters
+from basic_lite.models.decoder_layer import streamline
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import parts_of
@@ -192,6 +193,8 @@ def fake_model(
     if found is not None:
         patch, pieces = found
         patch(model=parts_of(assembled.model).decoder, **pieces)
+    if held.training != "decoder" and held.bits != 8:
+        streamline(parts_of(assembled.model).decoder, found is not None)
     return assembled
 
 

@@ -95,8 +95,19 @@ def tiled_batch(padding: str = "right", seed: int = 1) -> dict:
     }
 
 
-def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.01), is_wanted=is_projector):
-    """Everything that the method defines on pictures of different sizes, the slow and obvious way."""
+def tiled_oracle(
+    model,
+    batch,
+    k,
+    importance="attention",
+    weights=(1.0, 1.0, 0.01),
+    is_wanted=is_projector,
+    spared=None,
+):
+    """Everything that the method defines on pictures of different sizes, the slow and obvious way.
+
+    `spared` says of each picture's patches which `L_sds` leaves out; the others get their importance.
+    """
     model = copy.deepcopy(model).double().eval()
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation("eager")
@@ -131,7 +142,9 @@ def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.0
         for last, patches in blocks:
             images += 1
             text = [j for j in range(last + 1, len(ids)) if ids[j] != IMAGE_TOKEN]
-            for i in patches:
+            left_out = [False] * len(patches) if spared is None else spared[images - 1]
+            all_of_it, kept, divergences = 0.0, 0.0, 0.0
+            for i, out in zip(patches, left_out, strict=True):
                 v = outputs.hidden_states[0][0, i]
                 states = [outputs.hidden_states[layer][0, i].detach() for layer in range(1, k + 1)]
                 squares_of = [layer**2 for layer in range(1, k + 1)]
@@ -145,9 +158,13 @@ def tiled_oracle(model, batch, k, importance="attention", weights=(1.0, 1.0, 0.0
                     a = (total / (k * len(text))).detach()
                 das = das + a * (v / v.norm() - target / target.norm()).pow(2).sum()
                 p, q = torch.softmax(embedding @ target, 0), torch.softmax(embedding @ v, 0)
-                sds = sds + a * (p * (p.log() - q.log())).sum()
+                all_of_it = all_of_it + a
+                if not out:
+                    kept, divergences = kept + a, divergences + a * (p * (p.log() - q.log())).sum()
                 targets.append(target)
                 shares.append(a)
+            if not all(left_out):
+                sds = sds + divergences * all_of_it / kept
     assert not sizes
     lm, das, sds = lm / supervised, das / images, sds / images
     loss = weights[0] * lm + weights[1] * das + weights[2] * sds

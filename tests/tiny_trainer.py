@@ -60,6 +60,7 @@ def trainer(out: Path, model=None, rows=None, *, batch=2, accumulation=2, group=
         "projector_learning_rate",
         "manifest",
         "layers",
+        "importance",
         "target",
         "deferred",
         "prune_last_layer",

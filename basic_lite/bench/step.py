@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,18 @@ from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import layer_weights, supervised_layers
+from basic_lite.models.adapters import ungroup_adapters
+from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import layers_of, parts_of
-from basic_lite.models.trainable import Adapters, train_adapters, train_projector
-from basic_lite.training import liger
+from basic_lite.models.trainable import (
+    Adapters,
+    draw_again_in_backward,
+    keep_dropout,
+    train_adapters,
+    train_projector,
+)
 from basic_lite.training.trainer import BasicTrainer
 
 # What `bench step --against` measures beside our step: LLaVA's plain one, and BASIC written plainly.
@@ -61,8 +71,9 @@ def measure_baseline(
 ) -> Facts:
     """Train as the documentation of transformers and peft says, with transformers' own Trainer.
 
-    The model gets ids, pictures and labels and returns its own loss, with the head on all rows; on a GPU with
-    Liger's modules. Checkpointing is what the model was set to before.
+    The model gets ids, pictures and labels and returns its own loss; on a GPU with `use_liger_kernel=True`,
+    Liger's modules and its fused head (the naive one needs the logits). Of ours nothing runs. Checkpointing
+    is what the model was set to before.
 
     Args:
         assembled: a model whose trainable parameters are set.
@@ -77,13 +88,13 @@ def measure_baseline(
     """
     parts = parts_of(assembled.model)
     device, decoder = parts.embedding.device, parts.decoder
-    liger.fuse(decoder)
     sizes = assembled.tokens_per_image, text, decoder.config.vocab_size, assembled.image_size
     before, clock = decoder.config._attn_implementation, _Clock(device)
     decoder.set_attn_implementation("eager" if naive else "sdpa")
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            args = arguments_of(assembled, scratch, micro_batch, steps + warm, remove_unused_columns=False)
+        with tempfile.TemporaryDirectory() as scratch, _published(assembled.model):
+            more = {"remove_unused_columns": False, "use_liger_kernel": not naive and _takes_liger(device)}
+            args = arguments_of(assembled, scratch, micro_batch, steps + warm, **more)
             trainer = (_Naive if naive else Trainer)(
                 assembled.model,
                 args,
@@ -102,6 +113,27 @@ def measure_baseline(
     speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
     peak = round(torch.cuda.max_memory_allocated() / 2**20, 1) if device.type == "cuda" else None
     return {"samples/s": round(statistics.median(speeds), 4), "speeds": speeds, "peak MiB": peak}
+
+
+def _takes_liger(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+@contextmanager
+def _published(model: Any) -> Iterator[None]:
+    """Take out of a model what a trainer of ours has put in, and afterwards what Liger has."""
+    decoder = parts_of(model).decoder
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind, own = type(inner), type(inner).forward
+    as_published(decoder)
+    ungroup_adapters(decoder.layers)
+    keep_dropout(model)
+    try:
+        yield
+    finally:
+        kind.forward = own  # its fused head is another forward pass of the class and of the model
+        vars(inner).pop("forward", None)
+        draw_again_in_backward(model)
 
 
 def _collator(assembled: Assembled) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
@@ -200,63 +232,115 @@ def set_recomputed(assembled: Assembled, count: int | None) -> None:
 
 
 def compare_steps(
-    assembled: Assembled, *, rounds: int = 1, naive: bool = True, baseline: bool = True, **settings: Any
+    assembled: Assembled,
+    *,
+    rounds: int = 1,
+    naive: bool = True,
+    baseline: bool = True,
+    micro_batches: Sequence[int] = (),
+    **settings: Any,
 ) -> list[Facts]:
-    """Measure, in one process and in turn, our step and the two that others would take.
+    """Measure, in one process and in shuffled turns, our step and the two that others would take.
+
+    The documented plain step may have what suits it best: before anything counts it is tried with every layer
+    recomputed and with none, at each of `micro_batches`, and the fastest is measured.
 
     Args:
         assembled: from `synthetic.random_model`.
         rounds: how often each has its turn, so that a slow minute of the machine meets them all.
         naive: also BASIC written plainly.
         baseline: also the plain step of transformers and peft.
+        micro_batches: that the documented plain step may choose from, besides ours.
         settings: of `measure_steps`, without `basic`.
 
     Returns:
         One row each: name, median samples per second over all rounds, highest peak in MiB (on a GPU), and
-        the seconds of its step over those of our plain one and of the documented plain one.
+        the seconds of its step over those of our plain one and of the documented plain one, with the 95 %
+        interval of that ratio.
     """
     shared = {name: settings[name] for name in ("micro_batch", "text", "steps", "warm") if name in settings}
     ours, theirs = "basic_lite, plain", "transformers and peft, plain"
-    runs: dict[str, Callable[[bool], Facts]] = {
-        "basic_lite, BASIC": lambda again: measure_steps(assembled, basic=True, prepared=again, **settings),
-        ours: lambda again: measure_steps(assembled, basic=False, prepared=True, **settings),
+    measure_steps(assembled, basic=True, **{**settings, "steps": 1, "warm": 0})
+    runs: dict[str, Callable[[], Facts]] = {
+        "basic_lite, BASIC": lambda: measure_steps(assembled, basic=True, prepared=True, **settings),
+        ours: lambda: measure_steps(assembled, basic=False, prepared=True, **settings),
     }
+
+    def documented(size: int, again: int | None, steps: int | None = None, naive: bool = False) -> Facts:
+        set_recomputed(assembled, again)
+        short = {} if steps is None else {"steps": steps, "warm": 1}
+        return measure_baseline(assembled, naive=naive, **{**shared, **short, "micro_batch": size})
+
     if baseline:
-        runs[theirs] = lambda again: measure_baseline(assembled, naive=False, **shared)
-    if naive:
-        runs["the same, BASIC by whole maps and logits"] = lambda again: measure_baseline(
-            assembled, naive=True, **shared
+        sizes = sorted({settings["micro_batch"], *micro_batches})
+        tried = {
+            (size, again): _tried(partial(documented, size, again, 2))
+            for size in sizes
+            for again in (0, None)
+        }
+        fitting = {how: facts["samples/s"] for how, facts in tried.items() if facts is not None}
+        size, again = (
+            max(fitting, key=lambda how: fitting[how]) if fitting else (settings["micro_batch"], None)
         )
+        theirs += f" (micro-batch {size}, {'nothing' if again == 0 else 'all'} recomputed)"
+        runs[theirs] = lambda: documented(size, again)
+    if naive:
+        given = settings["micro_batch"], settings["recompute"]
+        runs["the same, BASIC by whole maps and logits"] = lambda: documented(*given, naive=True)
     on_gpu = parts_of(assembled.model).embedding.is_cuda
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float] = dict.fromkeys(runs, 0.0)
     failed: set[str] = set()
-    for turn in range(rounds):
-        for name, run in runs.items():
-            if name in failed:
-                continue
-            release_memory()
-            try:
-                facts = run(turn > 0)
-            except (torch.OutOfMemoryError, ValueError) as error:
-                if isinstance(error, ValueError) and "out of memory" not in str(error):
-                    raise
+    order, shuffled = list(runs), random.Random(0)
+    for _ in range(rounds):
+        shuffled.shuffle(order)
+        for name in order:
+            facts = None if name in failed else _tried(runs[name])
+            if facts is None:
                 failed.add(name)
                 continue
             speeds[name] += facts["speeds"]
             peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
-    medians = {name: statistics.median(speeds[name]) for name in runs if name not in failed}
     rows: list[Facts] = []
     for name in runs:
         if name in failed:
             rows.append({"name": name, "why not": "out of memory"})
             continue
-        row: Facts = {"name": name, "samples/s": round(medians[name], 4)}
+        row: Facts = {"name": name, "samples/s": round(statistics.median(speeds[name]), 4)}
         row["peak MiB"] = peaks[name] if on_gpu else None
         for base, column in ((ours, "time / our plain"), (theirs, "time / documented plain")):
-            row[column] = round(medians[base] / medians[name], 3) if base in medians else None
+            known = base in speeds and base not in failed
+            middle, low, high = ratio(speeds[base], speeds[name]) if known else (None, None, None)
+            row |= {column: middle, f"{column}, 95 %": f"{low} to {high}" if known else None}
         rows.append(row)
     return rows
+
+
+def _tried(run: Callable[[], Facts]) -> Facts | None:
+    """Measure; `None` where memory is too short."""
+    release_memory()
+    try:
+        return run()
+    except (torch.OutOfMemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and "out of memory" not in str(error):
+            raise
+        return None
+
+
+def ratio(base: Sequence[float], speeds: Sequence[float], resamples: int = 2000) -> tuple[float, ...]:
+    """Return the ratio of two median speeds and the ends of its 95 % interval.
+
+    The steps of both are drawn anew, with replacement, and independently.
+    """
+    draw = random.Random(0)
+    drawn = sorted(
+        statistics.median(draw.choices(base, k=len(base)))
+        / statistics.median(draw.choices(speeds, k=len(speeds)))
+        for _ in range(resamples)
+    )
+    middle = statistics.median(base) / statistics.median(speeds)
+    ends = drawn[int(0.025 * resamples)], drawn[int(0.975 * resamples)]
+    return tuple(round(value, 3) for value in (middle, *ends))
 
 
 def measure_steps(

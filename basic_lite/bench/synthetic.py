@@ -14,6 +14,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PretrainedConfig,
 )
+from transformers.initialization import no_init_weights
 
 from basic_lite.data import templates
 from basic_lite.models import zoo
@@ -28,6 +29,7 @@ CLIP_L_336: dict[str, Any] = {
     key: value for key, value in zoo.TOWER_CONFIGS["clip-l-336"].items() if key != "model_type"
 }
 _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
+_BLOCK = 1_000_003  # a prime: no two rows of a matrix are alike
 
 
 def random_model(
@@ -58,6 +60,7 @@ def random_model(
         raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
     if bits not in (4, 16):
         raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
+    family = zoo.FAMILIES[(text or DECODERS[name]).model_type]
     text = text or type(DECODERS[name])(**DECODERS[name].to_dict())
     text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
@@ -76,23 +79,51 @@ def random_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
+            with no_init_weights():
+                model = LlavaForConditionalGeneration(config)
             torch.set_default_dtype(torch.float32)
             model.model.multi_modal_projector = Projector(config)
     finally:
         torch.set_default_dtype(old)
+    _fill(model, shift=family.model_type.startswith("gemma"))
     if bits == 4:
         for layer in layers_of(parts_of(model).decoder):
             _quantise(layer, dtype, device)
     model.requires_grad_(False)
     model.train()
     check_quantisation(model)
-    family = zoo.FAMILIES[text.model_type]
     template = templates.TEMPLATES["plain"]
     sources = Sources(f"random {name}", "random clip-l-336", bits=bits, dtype=dtype)
     ids = (_IMAGE_TOKEN, _PAD_TOKEN, tokens)
     nobody: Any = None  # no words are read or written
     return Assembled(model, nobody, template, {}, tower.image_size, *ids, family, sources)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, shift: bool) -> None:
+    """Give matrices pieces of one block of random numbers: drawing 7 billion takes most of a minute.
+
+    Args:
+        model: whose parameters hold anything; the projector has made its own.
+        shift: the decoder's norms add 1 to their weights.
+    """
+    block, place = None, 0
+    for name, parameter in model.named_parameters():
+        if "multi_modal_projector" in name:
+            continue
+        if parameter.dim() < 2:
+            one = name.endswith("weight") and not (shift and "language_model" in name)
+            parameter.fill_(1.0 if one else 0.0)
+            continue
+        if block is None:
+            generator = torch.Generator(parameter.device).manual_seed(0)
+            block = torch.empty(_BLOCK, dtype=torch.float32, device=parameter.device)
+            block = block.normal_(0, 0.02, generator=generator).to(parameter.dtype)
+        flat = parameter.view(-1)
+        while len(flat):
+            some = block[place : place + len(flat)]
+            flat[: len(some)].copy_(some)
+            flat, place = flat[len(some) :], (place + len(some)) % _BLOCK
 
 
 def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -232,7 +233,10 @@ class Collator:
                 batch["image_sizes"] = [size for row in rows for size in row["sizes"]]
                 blocks = self.tiling.blocks(batch["image_sizes"])
         image = self.image_token_id
-        batch["layout"] = layout_of(input_ids, attention_mask, image, len(pixels), labels, blocks)
+        layout = layout_of(input_ids, attention_mask, image, len(pixels), labels, blocks)
+        if lettering := [patches for row in rows for patches in row.get("lettering", [])]:
+            layout = replace(layout, spared=torch.cat(lettering))
+        batch["layout"] = layout
         batch["rows"] = [row["row"] for row in rows]
         return batch
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from basic_lite.data.archives import locate, nearest_name
 from basic_lite.data.conversation import IMAGE
-from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.dataset import TextEncoder, images_of
 from basic_lite.data.findings import (
     caption_findings,
     in_order,
@@ -26,6 +26,7 @@ from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import CODES, STILL_TRAINS, WHITE, Finding, RowFault, normal_form, shown
+from basic_lite.data.tiles import Tiling
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
 
@@ -36,26 +37,31 @@ TEMPLATE_TOKENS: int = 64
 """What a template may add to a row, its system text above all."""
 
 
-def estimated_findings(rows: Rows, *, max_length: int, tokens_per_image: int) -> list[Finding]:
+def estimated_findings(
+    rows: Rows, *, max_length: int, tokens_per_image: int, tiling: Tiling | None = None
+) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, by the estimates of the index.
 
     Args:
-        rows: from `open_rows`.
+        rows: from `open_rows`; with tiles it knows the pictures' sizes.
         max_length: most tokens of a row, images included.
         tokens_per_image: tokens that an image takes.
+        tiling: grids of tiles, with which it takes what its size asks for.
     """
-    tokens, findings = rows.batch_lengths(tokens_per_image), []
+    of_images, findings = images_of(rows, tokens_per_image, tiling), []
+    tokens = rows.batch_lengths(of_images)
     for row in np.flatnonzero(tokens > max_length).tolist():
         raw = rows.raw(row)
         length = f"about {int(tokens[row]):,} tokens (estimated)"
-        findings.append(_too_long(row, raw.id, length, len(raw.images), tokens_per_image, max_length))
+        taken = int(of_images[row])
+        findings.append(_too_long(row, raw.id, length, len(raw.images), taken, max_length))
         try:
             turns = normal_form(raw).turns
         except RowFault:
             continue  # `text_findings` has it
         pictured = [place for place, (_, text) in enumerate(turns[::2]) if IMAGE in text]
         before = estimated_length(turns[: 2 * max(pictured, default=0) + 1])
-        if before + len(raw.images) * tokens_per_image > max_length:
+        if before + taken > max_length:
             detail = f"{length}: its pictures, or its first question, do not fit into {max_length:,}"
             findings.append(Finding(row, raw.id, "no_supervision", detail))
     return findings
@@ -123,8 +129,9 @@ def _may_exceed(rows: Rows, encoder: TextEncoder, length: int) -> np.ndarray:
     return rows.usable & (2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images > length)
 
 
-def _too_long(row: int, name: str, length: str, images: int, tokens_per_image: int, fit: int) -> Finding:
-    detail = f"{length} with {images} images of {tokens_per_image}; {fit:,} fit: its end is cut off"
+def _too_long(row: int, name: str, length: str, images: int, taken: int, fit: int) -> Finding:
+    of_them = f" {taken:,} of them for {images} image{'s' if images > 1 else ''}," if images else ""
+    detail = f"{length},{of_them} and {fit:,} fit: its end is cut off"
     return Finding(row, name, "too_long", detail)
 
 
@@ -139,15 +146,15 @@ class _Counter:
         return [finding for row in numbers for finding in self.look(row)]
 
     def look(self, row: int) -> Iterator[Finding]:
-        sample, fit = self.rows[row], self.encoder.max_length
+        sample, sizes, fit = self.rows[row], self.rows.sizes_of(row), self.encoder.max_length
         assert fit is not None
         whole = replace(self.encoder, max_length=None)
         try:
-            tokens = len(whole(sample).input_ids)
-            if tokens > fit:
-                images, per_image = len(sample.images), self.encoder.tokens_per_image
-                yield _too_long(row, sample.id, f"{tokens:,} tokens", images, per_image, fit)
-                self.encoder(sample)
+            ids = whole(sample, sizes).input_ids
+            if len(ids) > fit:
+                taken = ids.count(self.encoder.image_token_id)
+                yield _too_long(row, sample.id, f"{len(ids):,} tokens", len(sample.images), taken, fit)
+                self.encoder(sample, sizes)
         except RowFault as fault:
             yield Finding(row, sample.id, fault.code, fault.detail)
 
@@ -353,6 +360,7 @@ def check_data(
     tokens_per_image: int = 576,
     stage: int = 2,
     encoder: TextEncoder | None = None,
+    tiling: Tiling | None = None,
     workers: int = 1,
     progress: Progress = lambda what, done, total: None,
 ) -> list[Finding]:
@@ -365,6 +373,7 @@ def check_data(
         tokens_per_image: tokens that an image takes.
         stage: 1 takes only rows of one image and its caption.
         encoder: counts tokens, with the two limits above; `None` estimates them.
+        tiling: grids of tiles; `rows` then know the sizes of their pictures.
         workers: processes to do it.
         progress: called with what is being done, how much of it is done, and of how much.
 
@@ -373,12 +382,15 @@ def check_data(
     """
     if rows.parts[0] is not rows:
         given = {"pictures": pictures, "max_length": max_length, "tokens_per_image": tokens_per_image}
-        given |= {"stage": stage, "encoder": encoder, "workers": workers, "progress": progress}
+        given |= {"stage": stage, "encoder": encoder, "tiling": tiling}
+        given |= {"workers": workers, "progress": progress}
         return of_each_set(rows, lambda part: check_data(part, **given))
     findings = _stage_findings(rows, stage) + note_findings(rows)
     if encoder is None:
-        findings += estimated_findings(rows, max_length=max_length, tokens_per_image=tokens_per_image)
+        given = {"max_length": max_length, "tokens_per_image": tokens_per_image}
+        findings += estimated_findings(rows, **given, tiling=tiling)
     else:
+        encoder = replace(encoder, tiling=tiling)
         findings += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
     if pictures is not None:
         images = partial(progress, "images")

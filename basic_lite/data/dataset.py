@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,26 @@ from torch.utils.data import Dataset
 
 from basic_lite.data.conversation import Encoded, encode
 from basic_lite.data.findings import read_bad_rows
+from basic_lite.data.lettering import lettering
 from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
-from basic_lite.data.tiles import Tiling, image_tokens
+from basic_lite.data.tiles import Size, Tiling, image_tokens
+
+
+def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
+    """Return `(rows,)` int64, the image tokens of every row.
+
+    Args:
+        rows: from `open_rows`; with tiles their `sizes` are known.
+        tokens_per_image: of a picture in one square.
+        tiling: grids of tiles; `None` for one square per picture.
+    """
+    if tiling is None:
+        return rows.index.images.astype(np.int64) * tokens_per_image
+    assert rows.sizes is not None, "the pictures' sizes are read before tiles are counted"
+    return image_tokens(rows.index.images, rows.sizes, tiling)
 
 
 @dataclass(frozen=True)
@@ -44,10 +60,7 @@ class TextEncoder:
 
     def image_tokens(self, rows: Rows) -> np.ndarray:
         """Return `(rows,)` int64, the image tokens of every row."""
-        if self.tiling is None:
-            return rows.index.images.astype(np.int64) * self.tokens_per_image
-        assert rows.sizes is not None, "the pictures' sizes are read before tiles are counted"
-        return image_tokens(rows.index.images, rows.sizes, self.tiling)
+        return images_of(rows, self.tokens_per_image, self.tiling)
 
     def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:
         """Return ids, labels and how many tokens were cut off.
@@ -89,10 +102,12 @@ class RowEncoder:
     Attributes:
         text: makes ids and labels.
         transform: from a picture to the tower's pixels.
+        lettering: side of a patch in pixels, to say which patches hold text; `None` to say nothing.
     """
 
     text: TextEncoder
     transform: ImageTransform
+    lettering: int | None = None
 
     def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
         """Return an item of `SupervisedRows` and how many tokens were cut off.
@@ -113,7 +128,16 @@ class RowEncoder:
             where = sample.where or f"row {row}"
             raise RowFault(fault.code, f"{where} (id {shown(sample.id)}): {fault.detail}") from None
         item = {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixels": pixels, **sizes}
+        if self.lettering is not None:
+            item["lettering"] = [self._lettered(*picture) for picture in zip_longest(pixels, *sizes.values())]
         return {**item, "row": row, "id": sample.id}, encoded.truncated
+
+    def _lettered(self, pixels: torch.Tensor, size: Size | None = None) -> torch.Tensor:
+        """Return `(P,)` bool, which patches of a picture hold text."""
+        assert self.lettering is not None
+        if self.text.tiling is None or size is None:
+            return lettering(pixels[None], self.lettering).flatten()
+        return self.text.tiling.in_order(lettering(pixels, self.lettering), size)
 
 
 SEEN, CUT, BAD = 1, 2, 4
@@ -138,6 +162,7 @@ class SupervisedRows(Dataset):
             Rows that it names already, from before a run was resumed, count too.
         usable: `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all.
         tiling: grids of tiles; `transform` is then a `TiledTransform`.
+        lettering: side of a patch in pixels, to say which patches hold text; `None` to say nothing.
     """
 
     def __init__(
@@ -154,10 +179,11 @@ class SupervisedRows(Dataset):
         bad_log: Path | None = None,
         usable: np.ndarray | None = None,
         tiling: Tiling | None = None,
+        lettering: int | None = None,
     ) -> None:
         self.rows = rows
         text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length, tiling)
-        self.encoder = RowEncoder(text, transform)
+        self.encoder = RowEncoder(text, transform, lettering)
         self.bad_budget = bad_budget
         self.bad_log = bad_log
         self.usable = np.ones(len(rows), bool) if usable is None else usable
@@ -179,7 +205,8 @@ class SupervisedRows(Dataset):
         Returns:
             `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
             tensors, one per image, `row` and `id`; of the row that replaces it if it is bad. With tiles
-            `pixels` are `(squares, 3, h, w)`, and `sizes` has the pictures' heights and widths.
+            `pixels` are `(squares, 3, h, w)`, and `sizes` has the pictures' heights and widths. Where text is
+            looked for, `lettering` has `(P,)` bool per image, which of its patches hold some.
 
         Raises:
             ValueError: If the row is bad and the budget is spent; names the row and its id.

@@ -32,6 +32,7 @@ class Layout:
         slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
         feature: `(F,)` int64, flat positions of the image tokens, newlines included; `None` without newlines.
         kept: `(N,)` int64, where the patches stand among those; `None` where all of them are patches.
+        spared: `(N,)` bool, patches that `L_sds` leaves out, set by the collator; `None` for none.
         images: `I`, known on the host.
         rows: `B`, known on the host.
         images_in_row: images of each row, known on the host.
@@ -52,6 +53,7 @@ class Layout:
     slot: torch.Tensor
     feature: torch.Tensor | None
     kept: torch.Tensor | None
+    spared: torch.Tensor | None
     images: int
     rows: int
     images_in_row: tuple[int, ...]
@@ -97,6 +99,7 @@ class Layout:
             patch_count=self.patch_count[image:end],
             feature=feature,
             kept=kept,
+            spared=None if self.spared is None else self.spared[patches],
             blocks=inside,
             text=self.text[start:stop],
             is_text=self.is_text[start:stop],
@@ -207,6 +210,7 @@ def layout_of(
         slot,
         feature,
         kept,
+        None,
         images=images,
         rows=rows,
         images_in_row=tuple((last // input_ids.shape[1]).bincount(minlength=rows).tolist()),

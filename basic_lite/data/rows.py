@@ -292,7 +292,10 @@ ROLES: dict[str, str] = {
     **{"system": "system", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
 }
 
-IMAGE_COLUMNS: tuple[str, ...] = ("image", "images", "image_path", "image_paths")
+IMAGE_COLUMNS: tuple[str, ...] = (
+    *("image", "images", "image_path", "image_paths", "image_file", "image_files"),
+    *("image_url", "image_urls", "img", "picture", "pictures"),
+)
 """Columns that hold a row's pictures, one or a list; the first that has any counts."""
 
 

@@ -131,6 +131,27 @@ class Tiling:
         """Return what pictures take, by their heights and widths."""
         return [_block(self, (int(height), int(width))) for height, width in sizes]
 
+    def in_order(self, values: torch.Tensor, size: Size) -> torch.Tensor:
+        """Return one value for each patch of a picture, in the order that the patches have in a row.
+
+        Args:
+            values: `(squares, across, across)`, of the patches of all squares.
+            size: height and width of the picture.
+
+        Returns:
+            `(patches,)`.
+        """
+        block, (down, right) = self.block(size), self.grid(size)
+        whole, tiles = values[0], values[1:]
+        lines = (
+            tiles.view(down, right, self.across, self.across).transpose(1, 2).reshape(down * self.across, -1)
+        )
+        top, left = (
+            (total - kept) // 2 for total, kept in zip(lines.shape, (block.rows, block.columns), strict=True)
+        )
+        shown = lines[top : top + block.rows, left : left + block.columns]
+        return torch.cat([whole.flatten(), shown.flatten()])
+
     def largest(self) -> Block:
         """Return the block of the most tokens: of a picture that has the shape of its grid."""
         of_grids = (

@@ -27,7 +27,6 @@ from basic_lite.experiments.plans import (
     DEMO_VARIANTS,
     METHOD,
     NAMED,
-    NOT_ON_TEXT,
     TUNE,
     Plan,
     Usual,
@@ -100,6 +99,9 @@ def _shown(value: object) -> str:
 SCENES: int = 200
 """Held-out scenes that a run is measured on."""
 
+MORE_SIGNS: int = 2
+"""As many times more captions does the world of signs have: to read takes longer than to name things."""
+
 _STAMP = "world.json"
 
 
@@ -132,17 +134,15 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     return world_in(folder)
 
 
-def draw_signs(
-    folder: Path, seed: int, scale: dict[str, int], scenes: int, say: Callable[[str], None]
-) -> None:
+def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callable[[str], None]) -> None:
     """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
-    stamp = {"seed": seed, "captions": scale["captions"], "held out": scenes}
+    stamp = {"seed": seed, "captions": captions, "held out": scenes}
     path = folder / _STAMP
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp:
         return
-    say(f"Drawing scenes with signs, seed {seed}: {scale['captions']:,} to learn from, in {folder}")
+    say(f"Drawing scenes with signs, seed {seed}: {captions:,} to learn from, in {folder}")
     with complete(folder) as draft:
-        signs.write_signs(draft, seed, scale["captions"], scenes)
+        signs.write_signs(draft, seed, captions, scenes)
         write_json(draft / _STAMP, stamp)
 
 
@@ -165,7 +165,6 @@ class Comparison:
         measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
         measured_rows: how many of its rows.
         benchmarks: to score every run on, with `data`, `images` and `answer_by` of each.
-        text_patches: for the plan about text, outside the embedded world: row id -> patches that hold text.
         chosen: names of the only variants to run; empty for all.
     """
 
@@ -179,7 +178,6 @@ class Comparison:
     measured_on: Path | None
     measured_rows: int
     benchmarks: Mapping[str, Mapping[str, str | None]]
-    text_patches: Path | None
     chosen: Sequence[str]
 
     def run(
@@ -266,16 +264,10 @@ class Comparison:
                 "plan world is about captions of the embedded world, where it is known what they leave out; "
                 "leave out --data and take the embedded decoder (--model tiny)"
             )
-        if not self.plan.signs:
-            if self.text_patches is not None:
-                raise ValueError(f"--text-patches is for the plan text-patches, not {self.plan.name}")
-        elif not self._embedded and self.text_patches is None:
+        if self.plan.signs and self._embedded and self.stage2 is not None:
             raise ValueError(
-                "text-patches on your own data needs --text-patches FILE, which says where text is: "
-                '{"row id": [patch, ...]}, patches row by row'
+                "the embedded world's signs are for stage 1: leave --stage 2 out, or give --data"
             )
-        elif self._embedded and (self.stage2 is not None or self.text_patches is not None):
-            raise ValueError("the embedded world's signs are for stage 1 and say themselves where text is")
 
     @property
     def _embedded(self) -> bool:
@@ -303,15 +295,8 @@ class Comparison:
 
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
-        options = {**self.stage1, **self._with_text_patches(variant.options, None)}
-        known = {name: value for name, value in options.items() if value != NOT_ON_TEXT and name != NAMED}
-        return processes.for_stage(known)
-
-    def _with_text_patches(self, options: Mapping[str, object], folder: Path | None) -> dict[str, object]:
-        """Say which file tells where text is; while there is no folder of a world, only the user's."""
-        file = self.text_patches or (folder and folder / signs.TEXT_PATCHES)
-        spare = NOT_ON_TEXT if file is None else f"spare={file}"
-        return {name: spare if value == NOT_ON_TEXT else value for name, value in options.items()}
+        known = {**self.stage1, **variant.options}
+        return processes.for_stage({name: value for name, value in known.items() if name != NAMED})
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
@@ -319,8 +304,6 @@ class Comparison:
         content["parts"] = fingerprints(self._sources)
         if self.stage2 is not None:
             content["stage2"] = _plain(self.stage2)
-        if self.text_patches is not None:
-            content["text patches"] = str(self.text_patches)
         for name, where in self.benchmarks.items():
             content[f"{name} data"] = str(where["data"])
             if where["answer_by"] != "text":
@@ -347,7 +330,7 @@ class Comparison:
         kind = "signs" if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
-            varied = _plain(self._with_text_patches(variant.options, world))
+            varied = _plain(variant.options)
             if (named := varied.pop(NAMED, None)) is not None:
                 captions = world_in(self._world(seed, int(str(named))))
                 varied |= {"data": str(captions.stage1), "images": str(captions.images)}
@@ -410,7 +393,8 @@ class Comparison:
             fewer = {count for v in self._variants() if (count := v.options.get(NAMED)) is not None}
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
-                    draw_signs(self._world(seed), seed, scale, self._scenes, say)
+                    captions = scale["captions"] * MORE_SIGNS
+                    draw_signs(self._world(seed), seed, captions, self._scenes, say)
                     continue
                 draw(self._world(seed), seed, scale, say)
                 for named in sorted(int(str(count)) for count in fewer):

@@ -7,18 +7,15 @@ An intervention is named by one string, which goes into the settings and the man
     shuffled        every image gets the target of the image before it
     teacher=FOLDER  targets from another decoder of equal width, on the same visual embeddings
     teacher=random  the same from a decoder like this one with random weights
-    spare=FILE      L_sds leaves out the patches that a JSON file names: {"row id": [patch, ...]}
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -29,7 +26,7 @@ from basic_lite.method.types import Intervention, Refinement, Weighting
 from basic_lite.models import converted, repository
 from basic_lite.models.parts import Parts
 
-KINDS = ("none", "noise", "shuffled", "teacher", "spare")
+KINDS = ("none", "noise", "shuffled", "teacher")
 
 
 def parse(text: str) -> tuple[str, str]:
@@ -39,10 +36,9 @@ def parse(text: str) -> tuple[str, str]:
         ValueError: If there is no such intervention, or its value is missing, superfluous or out of range.
     """
     kind, sign, value = text.partition("=")
-    if kind not in KINDS or bool(sign) != (kind in ("noise", "teacher", "spare")) or (sign and not value):
+    if kind not in KINDS or bool(sign) != (kind in ("noise", "teacher")) or (sign and not value):
         raise ValueError(
-            f"no intervention is {text!r}; known: none, noise=SIZE, shuffled, teacher=FOLDER, "
-            "teacher=random, spare=FILE"
+            f"no intervention is {text!r}; known: none, noise=SIZE, shuffled, teacher=FOLDER, teacher=random"
         )
     if kind == "noise":
         try:
@@ -77,8 +73,6 @@ def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[...
                 f"the teacher {value} is {width} wide and the decoder {config.hidden_size}; "
                 "targets need equal width"
             )
-    if kind == "spare":
-        read_spared(Path(value))
     return partial(make, text)
 
 
@@ -87,7 +81,6 @@ def make(
     parts: Parts,
     layers: int | None,
     weighting: Weighting,
-    id_of: Callable[[int], object],
     seed: int = 0,
 ) -> Intervention | None:
     """Make an intervention from its name; `None` for none.
@@ -97,7 +90,6 @@ def make(
         parts: of the model that is trained.
         layers: k; `None` for half, of another teacher's layers too.
         weighting: of layers 1..k.
-        id_of: a row's number -> its id in the data.
         seed: of a random teacher's weights.
     """
     kind, value = parse(text)
@@ -109,8 +101,6 @@ def make(
         random = value == "random"
         other = random_teacher(parts.decoder, seed) if random else load_teacher(value, parts.decoder)
         return Intervention(refinement=OtherTeacher(other, layers, weighting))
-    if kind == "spare":
-        return Intervention(refinement=spared(read_spared(Path(value)), id_of))
     return None
 
 
@@ -205,46 +195,3 @@ def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
         reason = repository.why(source, error)
         raise ValueError(f"no teacher can be loaded from {source!r}: {reason}") from error
     return made.to(like.device)
-
-
-def read_spared(path: Path) -> dict[str, list[int]]:
-    """Read the patches to leave out, by row id.
-
-    Raises:
-        ValueError: If the file is missing or of another shape.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        right = all(isinstance(p, int) and p >= 0 for patches in content.values() for p in patches)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} names no patches to spare ({error})") from error
-    if not right:
-        raise ValueError(f'{path} must hold {{"row id": [patch, ...]}} with patches from 0')
-    return content
-
-
-def spared(
-    patches: Mapping[str, list[int]], id_of: Callable[[int], object]
-) -> Callable[[Refinement, Mapping[str, object]], Refinement]:
-    """Return a change that marks the patches of each row that `L_sds` is to leave out.
-
-    A row of several images counts its patches through.
-    """
-
-    def change(refinement: Refinement, given: Mapping[str, object]) -> Refinement:
-        layout, rows = given["layout"], given["rows"]
-        if rows is None:
-            raise ValueError("spare=FILE needs batches that say which rows they are made of (`rows`)")
-        per_image = len(layout.patch) // layout.images
-        mask, start = torch.zeros(len(layout.patch), dtype=torch.bool), 0
-        for row, images in zip(rows, layout.images_in_row, strict=True):
-            named = patches.get(str(id_of(row)), []) if images else []
-            if named and max(named) >= images * per_image:
-                raise ValueError(
-                    f"row {id_of(row)} has {images * per_image} patches, and none is number {max(named)}"
-                )
-            mask[[start + patch for patch in named]] = True
-            start += images * per_image
-        return replace(refinement, spared=mask.to(refinement.importance.device))
-
-    return change

@@ -24,7 +24,7 @@ PLAIN: Options = {"basic": False}
 
 METHOD: tuple[str, ...] = (
     *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
-    *("rows_per_chunk", "intervention"),
+    *("rows_per_chunk", "sds_text", "intervention"),
 )
 """Options that both stages have: what holds for one holds for the other."""
 
@@ -33,9 +33,6 @@ NAMED: str = "named"
 
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 """Of the demo, and at every level of a sweep."""
-
-NOT_ON_TEXT: str = "spare=TEXT_PATCHES"
-"""The intervention that leaves out text, before it is known which file says where text is."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +134,10 @@ _NOISE = Plan(
 )
 
 _TEXT = Plan(
-    "text-patches",
+    "text",
     "Does L_sds blur text, and does it help to leave text out?",
-    {
-        "plain": PLAIN,
-        "everywhere": {},
-        "not on text": {"intervention": NOT_ON_TEXT},
-        "nowhere": {"sds_weight": 0.0},
-    },
-    baseline="everywhere",
+    {"plain": PLAIN, "basic": {}, "basic, not on text": {"sds_text": "skip"}},
+    baseline="plain",
     signs=True,
 )
 

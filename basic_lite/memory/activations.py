@@ -6,7 +6,7 @@ shapes: they are not estimates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from basic_lite.memory.sizes import DecoderSize
@@ -26,6 +26,7 @@ class Held:
         dropout: in front of the adapters.
         half: bf16 activations (else fp32).
         fused: Liger's norms, gated MLPs and rotary embedding where the family has them, as on a GPU.
+        streamlined: layers in few operations where the family's are known; never the last one.
     """
 
     bits: int = 4
@@ -34,6 +35,7 @@ class Held:
     dropout: float = zoo.DROPOUT
     half: bool = True
     fused: bool = False
+    streamlined: bool = True
 
     @property
     def width(self) -> int:
@@ -54,6 +56,16 @@ def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
 def is_fused(size: DecoderSize, held: Held) -> bool:
     """Whether Liger's modules run in a decoder: where they are asked for and exist."""
     return held.fused and size.fusable
+
+
+def is_streamlined(size: DecoderSize, held: Held) -> bool:
+    """Whether a layer runs as `models.decoder_layer` has it: norms frozen, not in 8 bits."""
+    return held.streamlined and size.streamlined and held.training != "decoder" and held.bits != 8
+
+
+def keeps_inputs_alone(size: DecoderSize, held: Held) -> bool:
+    """Whether norms and gates keep what they were given, and nothing that they made of it."""
+    return is_fused(size, held) or is_streamlined(size, held)
 
 
 def kept_per_token(size: DecoderSize, held: Held, row: int = 0) -> float:
@@ -82,7 +94,7 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
     """
     norms = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
     widened = 0  # weights of norms in fp32
-    if size.family in ("gemma", "gemma3_text") and not is_fused(size, held):  # 1 + weight
+    if size.family in ("gemma", "gemma3_text") and not keeps_inputs_alone(size, held):  # 1 + weight
         widened = 4 * norms
     elif size.family in ("cohere2", "stablelm") and held.half and held.training != "decoder":
         widened = (8 if size.family == "stablelm" else 4) * norms  # with biases
@@ -116,7 +128,7 @@ def norm_bytes(size: DecoderSize, held: Held, after: bool = False) -> int:
         after: its input comes from attention or the MLP, and so in the precision of products.
     """
     given = held.width if after else held.stream
-    if is_fused(size, held):
+    if keeps_inputs_alone(size, held):
         return size.width * given + 4
     if size.family == "stablelm":
         return 4 * size.width + 8
@@ -160,8 +172,8 @@ def _attention(size: DecoderSize, held: Held, row: int) -> int:
 
 
 def _mlp(size: DecoderSize, held: Held) -> int:
-    """Gate, its activation, and up; Liger's computes the activation again."""
-    return held.width * (2 if is_fused(size, held) else 3) * size.inner
+    """Gate, its activation, and up, unless the activation is computed again."""
+    return held.width * (2 if keeps_inputs_alone(size, held) else 3) * size.inner
 
 
 def _inputs(size: DecoderSize, held: Held) -> int:
@@ -169,7 +181,7 @@ def _inputs(size: DecoderSize, held: Held) -> int:
     width = held.width
     # What the output projection gets is the attention's output, kept anyway. It is laid out anew where only a
     # part of each head was rotated, and in Phi-3, but not after Liger's rotary embedding.
-    anew = size.partial or (size.joined and not is_fused(size, held))
+    anew = size.partial or (size.joined and not keeps_inputs_alone(size, held))
     output = size.query if anew else 0
     shared = width * (
         (1 if size.norms == 1 else 2) * size.width + output + size.inner
@@ -199,6 +211,7 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
         rows: supervised rows, padding among them included.
         mask: elements of the mask: one per row and token that it could see.
     """
+    held = replace(held, streamlined=False)
     width = held.width
     norms = _norms(size, held)
     all_tokens = (

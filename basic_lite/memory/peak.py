@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from basic_lite.memory.activations import (
@@ -10,6 +10,7 @@ from basic_lite.memory.activations import (
     checkpoint_bytes,
     is_fused,
     is_masked,
+    keeps_inputs_alone,
     kept_by_last,
     kept_per_layer,
     kept_per_token,
@@ -50,6 +51,7 @@ class Step:
         tower_rank: of adapters in the tower; 0 for none.
         tower_depth: layers of the tower up to its features; `None` for all but the last.
         maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
+        dequantised: decoder layers whose 4-bit weights are also held dequantised, from one step to the next.
         accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
     """
 
@@ -67,6 +69,7 @@ class Step:
     tower_rank: int = 0
     tower_depth: int | None = None
     maps: int = 0
+    dequantised: int = 0
     accumulates: bool = True
 
     @property
@@ -150,6 +153,11 @@ def static_parts(step: Step) -> dict[str, float]:
     return {
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
+        **(
+            {"layers held dequantised": step.dequantised * dequantised_bytes(step)}
+            if step.dequantised
+            else {}
+        ),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": (4 if step.tower_trained else held.width) * step.tower.parameters,
         **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
@@ -157,6 +165,11 @@ def static_parts(step: Step) -> dict[str, float]:
         "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
+
+
+def dequantised_bytes(step: Step) -> int:
+    """Bytes of one decoder layer's linear weights in the precision of products."""
+    return step.held.width * step.decoder.linear_parameters
 
 
 def _tuning_of_tower(step: Step, moments: float, waiting: int) -> float:
@@ -220,7 +233,8 @@ def _moments(step: Step) -> list[dict[str, float]]:
     if is_masked(decoder, step.row):  # for layers with and without a window
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
-    behind = step.rows * (norm_bytes(decoder, held) + decoder.width * held.width)  # the decoder's last norm
+    last = norm_bytes(decoder, replace(held, streamlined=False))
+    behind = step.rows * (last + decoder.width * held.width)  # the decoder's last norm
     incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
     moments = [
         {"activations": _tower(step)},
@@ -232,13 +246,14 @@ def _moments(step: Step) -> list[dict[str, float]]:
         before = kept - _last(step)
         moments.append({"activations": around + before + incoming + _working(step, tokens)})
         moments[-1] |= _gradients(step, 2)
-    # What Liger's first norm keeps is the input that is kept anyway.
-    own = input_bytes if is_fused(decoder, held) else 0
+    # What the first norm keeps, if nothing that it made, is the input that is kept anyway.
+    own = input_bytes if keeps_inputs_alone(decoder, held) else 0
     for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
         again = _whole(step) - own + incoming + _again(step, tokens)
         moments.append({"activations": around + layer * input_bytes + again})
         moments[-1] |= _gradients(step, depth - layer + 1)
     if step.recompute == depth:
+        own = input_bytes if is_fused(decoder, held) else 0
         again = _last(step) - own + incoming + _again(step, step.rows)
         moments.append({"activations": around + kept + again} | _gradients(step, 1))
     if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
@@ -375,7 +390,7 @@ def _again(step: Step, tokens: int) -> float:
     """
     held = step.held
     working = _working(step, tokens)
-    if not is_fused(step.decoder, held) or held.training != "projector" or held.bits == 16:
+    if not keeps_inputs_alone(step.decoder, held) or held.training != "projector" or held.bits == 16:
         return working
     inner = held.width * tokens * step.decoder.inner
     return max(working, inner * (4 if step.decoder.joined else 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,9 @@ _WHOLE_NORMS = ("olmo2", "olmo3")
 
 _AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
 """Families with a norm after attention and one after the MLP."""
+
+_STREAMLINED = ("llama", "mistral", "qwen2", "gemma", "phi3")
+"""Families whose layers train in few operations (`models.decoder_layer`)."""
 
 FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
 """Families for which Liger has modules (see `training.liger`)."""
@@ -70,6 +73,7 @@ class DecoderSize:
         window: tokens that a layer with a sliding window sees; `None` without such layers.
         windowed: layers with a sliding window.
         partial: only a part of each head is rotated.
+        positions: tokens of the longest row; `None` where it is not known.
     """
 
     family: str
@@ -84,6 +88,7 @@ class DecoderSize:
     window: int | None = None
     windowed: int = 0
     partial: bool = False
+    positions: int | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
@@ -110,6 +115,7 @@ class DecoderSize:
             window=window,
             windowed=0 if window is None else _layers_with_a_window(config, family),
             partial=any(share not in (None, 1.0) for share in shares),
+            positions=getattr(config, "max_position_embeddings", None),
         )
 
     @property
@@ -155,6 +161,11 @@ class DecoderSize:
     def fusable(self) -> bool:
         """Whether Liger has modules for this family."""
         return self.family in FUSABLE
+
+    @property
+    def streamlined(self) -> bool:
+        """Whether its layers train in few operations (`models.decoder_layer`), all but the last."""
+        return self.family in _STREAMLINED and not self.partial
 
     @cached_property
     def linears(self) -> tuple[Linear, ...]:

@@ -48,7 +48,8 @@ def plan_row(
         basic: BASIC's terms are on.
 
     Returns:
-        The row, and its step (of the least memory, where nothing fits).
+        The row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of the
+        decoder's).
     """
     step = step_of(kind, model[1], tower[1])
     step = replace(
@@ -58,9 +59,22 @@ def plan_row(
         ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
     )
     batch = GLOBAL_BATCH[kind]
-    chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
+    chosen = None
+    if not too_many_tokens(model, tower[1]):
+        chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
     smallest = least(step, optimizers)
     return row_of(kind, model[0], tower[0], gib, batch, chosen, smallest), chosen or smallest
+
+
+def too_many_tokens(model: tuple[str, DecoderSize], tower: TowerSize) -> str:
+    """Say in one line that a picture's tiles take more tokens than the decoder reads; else nothing."""
+    name, decoder = model
+    if decoder.positions is None or tower.squares == 1 or tower.tokens < decoder.positions:
+        return ""
+    return (
+        f"{name} was made for {decoder.positions:,} tokens, and a picture of --tiles {tower.tiles} takes up "
+        f"to {tower.tokens:,}: it is refused; take fewer tiles, or --pool 2"
+    )
 
 
 def plan_rows(
@@ -140,7 +154,8 @@ def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
     tower = rows[0][1].tower
     if tower.squares > 1 or tower.pool > 1:  # of the picture that takes most
         line("squares of a picture, at most", [tower.squares for _ in rows])
-        line("its tokens", [f"{tower.tokens:,}" for _ in rows])
+        refused = too_many_tokens(("", rows[0][1].decoder), tower) and ": too many"
+        table.add_row("its tokens", *[f"{tower.tokens:,}{refused}" for _ in rows])
     if kind == "stage2 --lora":
         line("optimizer", [step.optimizer for _, step in rows])
     line("seconds per sample", [f"{row.seconds_per_sample or 0:.3f}" for row, _ in rows])

@@ -281,7 +281,9 @@ class BasicSupervision:
             importance = layout.patch_count.to(self._target.dtype).reciprocal()[layout.image]
         if self._space.kind == INDIVIDUAL and layout.images == 1:
             importance = torch.zeros_like(importance)  # a mean that is its own leaves nothing
-        refinement = Refinement(self._initial, self._target, importance, layout.image, layout.images)
+        refinement = Refinement(
+            self._initial, self._target, importance, layout.image, layout.images, layout.spared
+        )
         if self._intervention.refinement is not None:
             given = self._received | {"layout": layout, "rows": self._rows}
             refinement, self._received = self._intervention.refinement(refinement, given), {}

@@ -24,6 +24,9 @@ Weighting = Literal["quadratic", "linear", "constant", "decreasing"]
 Importance = Literal["attention", "uniform"]
 """Of patches; the first is the paper's."""
 
+SdsText = Literal["keep", "skip"]
+"""Whether `L_sds` counts on patches that hold text; the first is the paper's."""
+
 TargetKind = Literal["raw", "centred", "translated", "individual"]
 """In which space the target is; the first is the paper's."""
 
@@ -53,7 +56,8 @@ class Refinement:
         importance: `(N,)` fp32, detached: how much the text attends to each patch.
         image: `(N,)` int64: the image that each patch belongs to, from 0.
         images: how many images there are (`I`), known on the host.
-        spared: `(N,)` bool, patches that `L_sds` leaves out; `None` for none, as in the paper.
+        spared: `(N,)` bool, patches that `L_sds` leaves out, such as those with text; `None` for none, as in
+            the paper.
     """
 
     initial: torch.Tensor
@@ -72,10 +76,20 @@ class Refinement:
         return (values / patches[self.image]).sum()
 
     def without_spared(self) -> Refinement:
-        """Return it with importance 0 at the spared patches; the others keep theirs."""
+        """Return it with the importance of each image's spared patches shared out among its other ones.
+
+        Those keep their proportions, so that an image weighs the same however much of it is spared: uniform
+        weights of `1 / P` become `1 / patches kept`. An image that is spared whole weighs nothing.
+        """
         if self.spared is None:
             return self
-        return replace(self, importance=self.importance.masked_fill(self.spared, 0.0), spared=None)
+        kept = self.importance.masked_fill(self.spared, 0.0)
+        whole, left = (
+            weights.new_zeros(self.images).index_add(0, self.image, weights)
+            for weights in (self.importance, kept)
+        )
+        scale = (whole / left.where(left > 0, 1.0)).where(left > 0, 0.0)
+        return replace(self, importance=kept * scale[self.image], spared=None)
 
 
 @dataclass(frozen=True)

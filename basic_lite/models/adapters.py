@@ -469,6 +469,14 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     return groups
 
 
+def ungroup_adapters(decoder_layers: Iterable[nn.Module]) -> None:
+    """Let PEFT's own classes run again, as for a comparison with them."""
+    for layer in decoder_layers:
+        for module in layer.modules():
+            if isinstance(module, _Grouped):
+                module.__class__ = type(module).__mro__[2]
+
+
 def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> list[Base]:
     """Return the frozen weights of a decoder layer's groups, in 4 bits laid side by side where possible."""
     layers = [layer for group in groups for layer in group]

@@ -241,6 +241,11 @@ class Assembled:
         transform = ImageTransform.from_processor(self.processor, **how)
         return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
 
+    @property
+    def patch_side(self) -> int:
+        """Side in pixels of what becomes one visual embedding: a patch, or those that are pooled."""
+        return parts_of(self.model).llava.config.vision_config.patch_size
+
     def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
         """Return the tokens of an image, or with tiles those of images of these heights and widths."""
         if self.tiling is None:

@@ -61,6 +61,16 @@ def draw_again_in_backward(model: nn.Module) -> None:
                 layer.lora_dropout[name] = nn.Identity()
 
 
+def keep_dropout(model: nn.Module) -> None:
+    """Undo `draw_again_in_backward`: dropout stands in front of the adapters again, and is kept."""
+    layer: Any
+    for layer in model.modules():
+        for name in getattr(layer, "lora_dropout", {}):
+            if isinstance(layer.lora_A[name], DroppedLinear):
+                layer.lora_A[name].__class__ = nn.Linear
+                layer.lora_dropout[name] = nn.Dropout(layer.lora_A[name].dropout)
+
+
 _PROJECTOR = (
     r"(^|\.)multi_modal_projector\.(modules_to_save\.default\.)?(linear_[12]\.(weight|bias)|image_newline)$"
 )

@@ -18,7 +18,19 @@ from basic_lite.data.rows import WHITE
 from basic_lite.data.stream import Stream
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
-from basic_lite.memory.choice import TEXT, Kind, Row, budget_bytes, candidates, fit, least, needed, row_of
+from basic_lite.memory.choice import (
+    TEXT,
+    Kind,
+    Row,
+    budget_bytes,
+    candidates,
+    dequantise,
+    fit,
+    least,
+    most_dequantised,
+    needed,
+    row_of,
+)
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.models import checkpoint, devices, trainable, unpacked, zoo
@@ -391,6 +403,7 @@ def step_of(
         half=sources.dtype == torch.bfloat16,
         fused=settings.fused_kernels and device == "cuda",
     )
+    at_once = settings.micro_batch * rank_and_count()[1]
     k = max(decoder.depth // 2, 1) if settings.method.layers is None else settings.method.layers
     return Step(
         decoder,
@@ -407,6 +420,7 @@ def step_of(
         tower_rank=settings.tower.tower_lora or 0,
         tower_depth=sources.tower_layer % (config.num_hidden_layers + 1),  # -1 is after the last of them
         maps=k if settings.method.kind == "translated" else 0,
+        accumulates=settings.global_batch > at_once,
     )
 
 
@@ -447,7 +461,7 @@ def fit_memory(
         optimizers = ("adamw", "paged-adamw-8bit")
     rows = settings.global_batch // rank_and_count()[1]
     if memory.fit is not None:
-        fitting = fit(step, budget, candidates(rows), gib, optimizers)
+        fitting = fit(step, budget, candidates(rows), gib, optimizers, rows=rows)
         if fitting is None:
             smallest = needed(least(step, optimizers)) / 1e9
             more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
@@ -459,14 +473,43 @@ def fit_memory(
         chosen = fitting
     elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
         chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
+    chosen = hold_dequantised(chosen, memory.keep_dequantised, budget, device, memory.fit is not None)
     settings = replace(
         settings,
         micro_batch=chosen.micro_batch,
         recompute=chosen.recompute,
         optimizer=chosen.optimizer,
         rows_per_chunk=chosen.rows_per_chunk,
+        dequantised=chosen.dequantised,
     )
     return settings, row_of(kind, *names, gib, rows, chosen, chosen)
+
+
+def hold_dequantised(step: Step, wanted: str, budget: float, device: str, fitted: bool) -> Step:
+    """Return the step with the layers that are held dequantised.
+
+    Args:
+        step: as it was chosen.
+        wanted: `--keep-dequantised`: a number, or `auto`.
+        budget: bytes that may be used.
+        device: `"cuda"` or `"cpu"`.
+        fitted: for a card (`--fit`), whatever the device.
+
+    Raises:
+        ValueError: If `wanted` is neither, or more than can be held.
+    """
+    if wanted == "auto":
+        return dequantise(step, budget) if device == "cuda" or fitted else step
+    if not wanted.isdecimal():
+        raise ValueError(f"--keep-dequantised takes a number of decoder layers, or auto; got {wanted!r}")
+    most = most_dequantised(step)
+    if int(wanted) > most:
+        why = "" if most else " (one process, 4 bits, and a family that is streamlined: Llama, Mistral, ...)"
+        raise ValueError(
+            f"--keep-dequantised {wanted}: at most {most} layers can be held dequantised here{why}; "
+            "give fewer, or auto"
+        )
+    return replace(step, dequantised=int(wanted))
 
 
 def plan_line(row: Row) -> str:
@@ -476,5 +519,6 @@ def plan_line(row: Row) -> str:
     return (
         f"memory plan: {row.peak_gb:.2f} GB at the peak, of {row.gpu_gib:.1f} GiB; micro-batch "
         f"{row.micro_batch} x {row.accumulation}, {row.recompute_layers} layers recompute, "
+        f"{f'{row.dequantised_layers} are held dequantised, ' if row.dequantised_layers else ''}"
         f"{row.rows_per_chunk} rows per chunk ({parts})"
     )

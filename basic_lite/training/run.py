@@ -217,7 +217,7 @@ def prepare(
     transform = assembled.transform(settings.aspect)
     accumulation = settings.global_batch // passes.loaded
     if isinstance(rows, Stream):
-        encoder = RowEncoder(text, transform)
+        encoder = RowEncoder(text, transform, _lettering(assembled, settings))
         dataset, batches = _from_stream(settings, rows, encoder, passes, resume)
     else:
         dataset, batches = _by_number(assembled, settings, rows, template, transform, passes, console)
@@ -311,6 +311,7 @@ def _by_number(
         bad_budget=settings.data.bad_budget,
         bad_log=settings.out / checks.BAD_ROWS,
         usable=rows.usable,
+        lettering=_lettering(assembled, settings),
     )
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
     if settings.group and assembled.tiling is None:
@@ -422,6 +423,7 @@ def train(
         tower_learning_rate=settings.tower.tower_learning_rate,
         optimizer_name=settings.optimizer,
         fused_kernels=settings.fused_kernels,
+        dequantised=settings.dequantised,
         sharded=settings.shards > 1,
         manifest=prepared.manifest,
         validator=validator,
@@ -441,7 +443,6 @@ def train(
             parts_of(model),
             settings.method.layers,
             settings.method.weighting,
-            id_of=_id_of(prepared.rows),
             seed=settings.run.seed,
         )
         if changed is not None:
@@ -500,9 +501,9 @@ def train(
     return finished
 
 
-def _id_of(rows: Rows | Stream) -> Callable[[int], str]:
-    """Return what names rows for an intervention, which a stream has none of."""
-    return lambda row: "" if isinstance(rows, Stream) else rows.raw(row).id
+def _lettering(assembled: Assembled, settings: Settings) -> int | None:
+    """Return the side of the patches that are searched for text; `None` where `L_sds` counts on all."""
+    return assembled.patch_side if settings.method.sds_text == "skip" else None
 
 
 def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:
@@ -565,6 +566,8 @@ def _manifest(
         }
         if settings.method.intervention != "none":
             method["intervention"] = settings.method.intervention
+        if settings.method.sds_text != "keep":
+            method["sds_text"] = settings.method.sds_text
     data = checks.data_of(settings, rows, held_out)
     data |= {"left_out": int((~rows.usable).sum())} if isinstance(rows, Rows) else {}
     return checkpoint.manifest_of(assembled, settings.stage, method, data, checks.hyperparameters(settings))

@@ -500,6 +500,10 @@ class Method:
             help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
         ),
     ] = types.SDS_WEIGHT
+    sds_text: Annotated[
+        types.SdsText,
+        option(help="L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+    ] = "keep"
     intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
 
     @property
@@ -540,6 +544,15 @@ class Memory:
     ] = None
     recompute: RecomputeOption = None
     recompute_layers: RecomputeLayersOption = None
+    keep_dequantised: Annotated[
+        str,
+        option(
+            help="Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
+            "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
+            panel=MEMORY,
+            metavar="N|auto",
+        ),
+    ] = "auto"
     fit: Annotated[
         str | None,
         option(
@@ -757,8 +770,8 @@ class OfStage2:
     """What people try in stage 1."""
 
     train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
-    tower_lora: Annotated[int | None, typer.Option(hidden=True, callback=of_stage_2)] = None
-    tower_learning_rate: Annotated[float | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
 
 
 @dataclass(frozen=True)
@@ -821,6 +834,7 @@ class Settings:
         recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
         rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
         fused_kernels: Liger's modules on a GPU.
+        dequantised: decoder layers whose 4-bit weights are also held dequantised.
         shards: processes over which the decoder's layers are cut; 1 leaves them whole.
     """
 
@@ -842,6 +856,7 @@ class Settings:
     recompute: int | None = 0
     rows_per_chunk: int | None = None
     fused_kernels: bool = True
+    dequantised: int = 0
     shards: int = 1
 
     def __post_init__(self) -> None:
@@ -870,6 +885,11 @@ class Settings:
             raise ValueError(
                 "--target individual is less its mean over the pictures of a forward pass; take a "
                 f"--micro-batch of 2 at least, got {self.micro_batch}"
+            )
+        if self.method.sds_text == "skip" and not self.objective.sds_weight:
+            off = "--sds-weight 0" if self.method.basic else "--no-basic"
+            raise ValueError(
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
             )
         if self.tower.tower_lora is not None and not self.lora:
             raise ValueError(
@@ -923,6 +943,7 @@ class Settings:
             "group": self.group,
             "shards": self.shards if self.shards > 1 else None,
             "recompute": self.recompute,
+            "dequantised_layers": self.dequantised or None,
             "lora": self.lora,
             "save_steps": self.run.save_steps,
             "keep": self.run.keep,
@@ -942,6 +963,7 @@ class Settings:
             "intervention": None if self.method.intervention == "none" else self.method.intervention,
             "das_weight": self.objective.das_weight,
             "sds_weight": self.objective.sds_weight,
+            "sds_text": None if self.method.sds_text == "keep" else self.method.sds_text,
             "projector_learning_rate": self.projector_learning_rate,
             "train_tower": self.tower.train_tower or None,
             "tower_lora": self.tower.tower_lora,

@@ -217,6 +217,7 @@ class BasicTrainer(SavingTrainer):
         optimizer_name: str = "adamw",
         fused_kernels: bool = True,
         grouped_adapters: bool = True,
+        dequantised: int = 0,
         deferred: bool = True,
         prune_last_layer: bool = True,
         sharded: bool = False,
@@ -243,7 +244,9 @@ class BasicTrainer(SavingTrainer):
             optimizer_name: one of `optimizers.NAMES`.
             fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder, and the
                 projector's fp32 products made of bf16 ones (`models.projector`).
-            grouped_adapters: adapters that share an input run in one function (see `models.adapters`).
+            grouped_adapters: adapters that share an input run in one function (see `models.adapters`), and
+                decoder layers in few operations where their class is known (`models.decoder_layer`).
+            dequantised: decoder layers of these whose 4-bit weights are also held dequantised.
             deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
                 the same gradients and values for less memory.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
@@ -304,6 +307,8 @@ class BasicTrainer(SavingTrainer):
         fused = fused_kernels and liger.fuse(decoder)
         if grouped_adapters and not sharded:
             decoder_layer.streamline(decoder, fused)
+            product = torch.bfloat16 if args.bf16 else decoder.dtype
+            decoder_layer.keep_dequantised(decoder, dequantised, product)
         if fused_kernels:
             for module in parts_of(self.model).llava.multi_modal_projector.modules():
                 if isinstance(module, Projector):

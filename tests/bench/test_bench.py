@@ -85,6 +85,52 @@ def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
     assert found[0]["time / our plain"] == pytest.approx(wanted, rel=0.01)
 
 
+def test_the_documented_step_has_nothing_of_ours_in_it(shrunk, monkeypatch):
+    """After our step, whose classes stay in the model, PEFT's and transformers' own must run."""
+    from peft.tuners.lora import Linear
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    from basic_lite.bench import step as bench
+
+    assembled, seen = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu"), []
+    settings = {"micro_batch": 1, "text": 5, "steps": 1}
+    bench.measure_steps(assembled, stage=2, rank=4, recompute=0, basic=True, cap_gib=None, **settings)
+    modules = list(assembled.model.modules())
+    names = {type(m).__module__ for m in modules}
+    assert "basic_lite.models.adapters" in names
+    assert "basic_lite.models.decoder_layer" in names
+
+    class Spy(bench.Trainer):
+        def train(self):  # what it is now: afterwards ours is put back
+            seen.extend(
+                (type(m), m.lora_dropout if hasattr(m, "lora_A") else {}) for m in self.model.modules()
+            )
+            dropouts.extend(type(drop["default"]) for _, drop in seen if drop)
+            return super().train()
+
+    dropouts: list[type] = []
+    monkeypatch.setattr(bench, "Trainer", Spy)
+    bench.measure_baseline(assembled, naive=False, **settings)
+    kinds = {kind for kind, _ in seen}
+    ours = {kind.__name__ for kind in kinds if kind.__module__.startswith("basic_lite")}
+    assert ours == {"Projector", "LlamaDecoderLayer"}  # the last layer's, which asks for no chosen rows
+    assert LlamaDecoderLayer in kinds
+    assert {kind for kind, drop in seen if drop} == {Linear}
+    assert set(dropouts) == {torch.nn.Dropout}
+
+
+def test_an_interval_holds_the_ratio_and_grows_with_the_noise():
+    from basic_lite.bench.step import ratio
+
+    base = [1.0 + 0.01 * (i % 5) for i in range(25)]
+    middle, low, high = ratio(base, [2 * speed for speed in base])
+    assert middle == 0.5
+    assert low < 0.5 < high
+    assert 0.48 < low < high < 0.52
+    _, wide_low, wide_high = ratio([s + 0.2 * (i % 3) for i, s in enumerate(base)], base)
+    assert wide_high - wide_low > high - low
+
+
 def test_the_naive_terms_are_basics(shrunk):
     """What is measured as naive BASIC computes the same thing."""
     from basic_lite import BasicSupervision

@@ -137,6 +137,10 @@ def test_pictures_inside_a_row(tmp_path: Path, write_rows: Callable, picture: Ca
 NOTED: dict[str, tuple[dict, str]] = {
     "no placeholder": (row("a", "What?", "A cup.", image="0.png"), "no_placeholder"),
     "image_path, no placeholder": ({"image_path": "0.png", **row("a", "What?", "A cup.")}, "no_placeholder"),
+    **{
+        f"{column}, no placeholder": ({column: "0.png", **row("a", "What?", "A cup.")}, "no_placeholder")
+        for column in ("image_file", "image_url", "img", "picture", "pictures")
+    },
     "starts with an answer": ({"image": "0.png", "conversations": [GPT, HUMAN, GPT]}, "dropped_turn"),
     "half a weight": ({"image": "0.png", "conversations": [HUMAN, {**GPT, "weight": 0.5}]}, "weight_ignored"),
 }

@@ -47,7 +47,6 @@ def a_comparison(plan: str, out) -> comparison.Comparison:
         measured_on=None,
         measured_rows=9,
         benchmarks={},
-        text_patches=None,
         chosen=[],
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 import torch
@@ -16,14 +15,11 @@ from basic_lite.method.targets import layer_weights
 from basic_lite.method.types import Refinement
 from basic_lite.models.parts import parts_of
 
-IDS = ["first", "pair", "text", "after", "short"]
-"""Of the rows of `tiny_batch`, which have 1, 2, 0, 1 and 1 images."""
-
 
 def watched(model, text: str, seed: int = 7, **options: object) -> BasicSupervision:
     """Watch one forward pass under an intervention."""
     supervision, batch = BasicSupervision(model, layers=2, **options), tiny_batch()
-    if (changed := make(text, parts_of(model), 2, "quadratic", IDS.__getitem__)) is not None:
+    if (changed := make(text, parts_of(model), 2, "quadratic")) is not None:
         supervision.intervene(changed)
     token = model.config.image_token_id
     rows = layout_of(batch["input_ids"], batch["attention_mask"], token, 5)
@@ -93,24 +89,6 @@ def test_another_teacher_gives_the_targets_of_its_own_layers(model, raw, tmp_pat
     assert len(parts_of(model).decoder.layers) == parts_of(model).decoder.config.num_hidden_layers == depth
 
 
-def test_spared_patches_leave_one_term_alone(model, raw, tmp_path):
-    """`L_sds` as if they had no importance; `L_das` as before."""
-    file = tmp_path / "spare.json"
-    file.write_text(json.dumps({"first": [0, 2], "pair": [1, PATCHES + 3], "after": [1], "nobody": [0]}))
-    seen, plain = watched(model, f"spare={file}"), watched(model, "none")
-    gone = [0, 2, PATCHES + 1, 2 * PATCHES + 3, 3 * PATCHES + 1]
-    assert seen.refinement.spared.nonzero().flatten().tolist() == gone
-    p = (raw.target @ parts_of(model).embedding.T).log_softmax(-1)
-    q = (raw.initial @ parts_of(model).embedding.T).log_softmax(-1)
-    each = raw.importance * (p.exp() * (p - q)).sum(-1)
-    each[gone] = 0
-    assert float(seen.terms["sds"].total.detach()) == pytest.approx(float(each.detach().sum()), rel=1e-4)
-    assert torch.equal(seen.terms["das"].total, plain.terms["das"].total)
-    file.write_text(json.dumps({"short": [99]}))
-    with pytest.raises(ValueError, match="none is number 99"):
-        watched(model, f"spare={file}")
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -120,7 +98,6 @@ def test_spared_patches_leave_one_term_alone(model, raw, tmp_path):
         ("noise=-1", "noise must be 0 or a positive number"),
         ("noise=much", "noise must be 0 or a positive number"),
         ("teacher=/nowhere", "no teacher can be loaded"),
-        ("spare=/nowhere.json", "names no patches to spare"),
         ("shuffled", "two images in a forward pass"),
     ],
 )
@@ -140,17 +117,3 @@ def test_a_teacher_of_another_width_is_refused(model):
 def test_names():
     assert parse("none") == ("none", "")
     assert parse("teacher=a=b") == ("teacher", "a=b")
-
-
-def test_patches_are_spared_by_the_ids_of_rows(model, tmp_path):
-    file = tmp_path / "spare.json"
-    file.write_text(json.dumps({"pair": [1]}))
-    changed = make(f"spare={file}", parts_of(model), 2, "quadratic", IDS.__getitem__)
-    batch = tiny_batch()
-    given = {
-        "layout": layout_of(batch["input_ids"], batch["attention_mask"], model.config.image_token_id, 5),
-        "rows": [0, 1, 2, 3, 4],
-    }
-    after = changed.refinement(watched(model, "none").refinement, given)
-    assert after.spared.nonzero().flatten().tolist() == [PATCHES + 1]
-    assert make("none", parts_of(model), 2, "quadratic", IDS.__getitem__) is None

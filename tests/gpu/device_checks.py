@@ -136,6 +136,7 @@ for _options in (
     ("--target", "centred"),
     ("--no-basic",),
     ("--importance", "uniform"),
+    ("--sds-text", "skip"),
     ("--no-recompute", "--rows-per-chunk", 32),
     ("--fit", "auto"),
     ("--intervention", "noise=0.5"),
@@ -148,13 +149,6 @@ for _options in (
     def trains(shop: Workshop, options: tuple = _options) -> None:
         (line,) = shop.train(*FIRST, *options, out="again")
         assert all(line[name] is not None for name in ("loss", "grad_norm"))
-
-
-@check("stage1 --intervention spare=FILE")
-def spares(shop: Workshop) -> None:
-    rows = json.loads(world_in(shop.world()).stage1.read_text())
-    (shop.folder / "spare.json").write_text(json.dumps({row["id"]: [0, 5] for row in rows}))
-    shop.train(*FIRST, "--intervention", "spare=spare.json", out="again")
 
 
 @check("stage2 --lora --target translated (with the maps of stage 1)")

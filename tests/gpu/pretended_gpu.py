@@ -353,6 +353,7 @@ def pretended_gpu() -> Iterator[Places]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from bitsandbytes import optim
 
+    from basic_lite.bench import step
     from basic_lite.method import row_kernel
     from basic_lite.training import liger
 
@@ -417,6 +418,7 @@ def pretended_gpu() -> Iterator[Places]:
         patch.setattr(optim, "PagedAdamW8bit", optim.AdamW8bit)
         patch.setattr(row_kernel, "works_on", lambda device: False)
         patch.setattr(liger, "fuse", lambda decoder: False)
+        patch.setattr(step, "_takes_liger", lambda device: False)
         forget()
         try:
             with pretending():

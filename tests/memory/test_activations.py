@@ -13,6 +13,7 @@ from basic_lite.bench.synthetic import DECODERS
 from basic_lite.memory.activations import kept_per_layer, kept_per_token
 from basic_lite.memory.sizes import DecoderSize
 from basic_lite.models import zoo
+from basic_lite.models.decoder_layer import FAMILIES as FAMILIES_IN_FEW
 from basic_lite.training.liger import patch_of
 
 
@@ -68,6 +69,14 @@ def test_the_families_with_fused_modules_are_those_that_training_fuses():
         decoder = SimpleNamespace(config=SimpleNamespace(model_type=family))
         size = replace(DecoderSize.of(config_of("qwen2", 2)), family=family)
         assert size.fusable == (patch_of(decoder) is not None)
+
+
+def test_the_families_in_few_operations_are_those_that_are_known():
+    assert {family for family in zoo.FAMILIES if family in FAMILIES_IN_FEW.values()} == {
+        family
+        for family in zoo.FAMILIES
+        if replace(DecoderSize.of(config_of("qwen2", 2)), family=family).streamlined
+    }
 
 
 def test_thirty_two_layers_keep_exactly_thirty_two_times_as_much(measured):

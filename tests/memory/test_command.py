@@ -13,7 +13,7 @@ from basic_lite.models.llava import read_config
 
 FIELDS = {
     *("stage", "model", "tower", "gpu_gib", "micro_batch", "accumulation", "recompute_layers"),
-    *("rows_per_chunk", "peak_gb", "parts", "seconds_per_sample"),
+    *("rows_per_chunk", "peak_gb", "parts", "seconds_per_sample", "dequantised_layers"),
 }
 
 

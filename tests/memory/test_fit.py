@@ -9,7 +9,7 @@ import pytest
 from command import run, stage1, stage2
 from tiny import llm_folder, tower_folder
 
-from basic_lite.memory.choice import KINDS, budget_bytes, candidates, fit, least, needed, step_of
+from basic_lite.memory.choice import KINDS, budget_bytes, candidates, dequantise, fit, least, needed, step_of
 from basic_lite.memory.peak import activation_bytes
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
 
@@ -44,6 +44,39 @@ def test_a_larger_card_is_never_slower_and_the_choice_fits(kind):
     assert times == pytest.approx(sorted(times, reverse=True), rel=0.02)
 
 
+@pytest.mark.parametrize("kind", ["stage1", "stage2 --lora"])
+def test_memory_that_is_left_holds_dequantised_layers(kind):
+    step, budget = step_of(kind, published_decoder("vicuna-7b"), CLIP), budget_bytes(16)
+    step = replace(step, micro_batch=4, recompute=32)
+    held = dequantise(step, budget)
+    one = 2 * (4 * 4096**2 + 3 * 4096 * 11008)  # bytes of a layer's matrices in bf16
+    assert 0 < held.dequantised < 31
+    assert needed(held) == pytest.approx(needed(step) + held.dequantised * one)
+    assert needed(held) <= 0.95 * budget < needed(held) + one
+    assert dequantise(step, needed(step)).dequantised == 0
+    assert dequantise(step, 1e12).dequantised == 31  # the last layer has no such code
+
+
+@pytest.mark.parametrize(
+    "change", [{"family": "olmo2"}, {"bits": 16}, {"training": "decoder"}, {"shards": 2}]
+)
+def test_what_cannot_be_held_dequantised_is_not(change):
+    step = step_of("stage1", published_decoder("vicuna-7b"), CLIP)
+    if "family" in change:
+        step = replace(step, decoder=replace(step.decoder, **change))
+    elif "shards" in change:
+        step = replace(step, **change)
+    else:
+        step = replace(step, held=replace(step.held, **change))
+    assert dequantise(step, 1e12).dequantised == 0
+
+
+def test_a_step_of_one_pass_is_planned_as_one():
+    step, budget = step_of("stage2 --lora", published_decoder("vicuna-7b"), CLIP), budget_bytes(80)
+    assert fit(step, budget, [4], 80, rows=8).accumulates
+    assert not fit(step, budget, [4], 80, rows=4).accumulates
+
+
 def test_the_optimizer_changes_only_where_nothing_else_fits():
     step = step_of("stage2 --lora", published_decoder("vicuna-7b"), CLIP)
     both = ("adamw", "paged-adamw-8bit")
@@ -75,6 +108,12 @@ def test_what_cannot_fit_is_said(world, tmp_path):
     assert "GB at least and 0.5 GB may be used; take a smaller --model" in refused.stderr
     refused = run(*stage1(world, "--fit", "lots"), cwd=tmp_path, expect=2)
     assert "--fit takes the card's memory in GiB, such as 24, or auto; got 'lots'" in refused.stderr
+    for wanted, answer in (
+        ("many", "--keep-dequantised takes a number of decoder layers, or auto; got 'many'"),
+        (99, "--keep-dequantised 99: at most "),
+    ):
+        refused = run(*stage1(world, "--keep-dequantised", wanted), cwd=tmp_path, expect=2)
+        assert answer in refused.stderr
     assert not (tmp_path / "runs").exists()
     assert llm_folder().is_dir()
     assert tower_folder().is_dir()

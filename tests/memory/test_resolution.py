@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+from command import run
 
 from basic_lite.memory.choice import step_of
 from basic_lite.memory.peak import peak
@@ -52,6 +54,19 @@ def test_a_wider_projector_is_counted():
         plain.tower, plain.decoder
     )
     assert more == 3 * 1024 * 4096
+
+
+def test_a_picture_of_more_tokens_than_the_decoder_reads_is_no_plan(tmp_path):
+    """As training refuses it: nine tiles of Vicuna's 4,096 tokens, though they fit the card."""
+    said = run("plan", "--model", "vicuna-7b", "--tiles", 9, "--gpu", 80, cwd=tmp_path).stdout
+    assert said.count("5,832: too many") == 3
+    line = "vicuna-7b was made for 4,096 tokens, and a picture of --tiles 9 takes up to 5,832: it is refused"
+    assert line in said
+    assert "does not fit" not in said
+    rows = run("plan", "--model", "vicuna-7b", "--tiles", 9, "--gpu", 80, "--json", cwd=tmp_path).stdout
+    assert [json.loads(row).get("micro_batch") for row in rows.splitlines()][:3] == [None] * 3
+    for more in (("--tiles", 4), ("--tiles", 9, "--pool", 2)):
+        assert "too many" not in run("plan", "--model", "vicuna-7b", *more, cwd=tmp_path).stdout
 
 
 def test_the_table_names_the_tokens():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
+from itertools import chain, pairwise
 
 import pytest
 import torch
@@ -68,9 +69,10 @@ def our_model(bits=16, lora=False):
     return assembled
 
 
-def step(tmp_path, assembled, batch, cuts, counts, deferred=True):
+def step(tmp_path, assembled, batch, cuts, counts, deferred=True, spared=None, importance="attention"):
     """Return the loss and the gradients of one optimizer step whose rows go through in parts."""
-    run = trainer(tmp_path, assembled.model, objective=Objective(0.7, 0.3), deferred=deferred, accumulation=1)
+    given = {"objective": Objective(0.7, 0.3), "deferred": deferred, "importance": importance}
+    run = trainer(tmp_path, assembled.model, accumulation=1, **given)
     run.transform = None
     run.create_optimizer()
     tiling = assembled.tiling
@@ -78,6 +80,8 @@ def step(tmp_path, assembled, batch, cuts, counts, deferred=True):
     layout = layout_of(
         *(batch["input_ids"], batch["attention_mask"], 3, len(blocks), batch["labels"]), blocks=blocks
     )
+    if spared is not None:
+        layout = replace(layout, spared=torch.tensor([*chain(*spared)]))
     whole = batch | {"layout": layout}
     edges, loss = [0, *cuts, 5], 0.0
     for start, stop in pairwise(edges):
@@ -114,6 +118,39 @@ def test_every_split_of_a_step_gives_the_gradient_of_the_formulas(tmp_path, bits
         assert len(found) == 5
         for name, gradient in found.items():
             assert close(gradient, truth["gradients"][name], 1e-4), (cuts, name)
+
+
+PATCHES_OF_PICTURES = (27, 45, 27, 18, 36, 33)
+
+
+def some_text(share: float) -> list[list[bool]]:
+    """Return which patches of `tiled_batch`'s pictures hold text: of one none, of another all."""
+    generator = torch.Generator().manual_seed(4)
+    chosen = [(torch.rand(count, generator=generator) < share).tolist() for count in PATCHES_OF_PICTURES]
+    return [[False] * 27, *chosen[1:3], [True] * 18, *chosen[4:]] if 0 < share < 1 else chosen
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("importance", ["attention", "uniform"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_text_has_no_part_in_l_sds_however_a_step_is_split(tmp_path, share, importance, deferred):
+    batch, spared = tiled_batch(), some_text(share)
+    truth = tiled_oracle(our_model().model, batch, 2, importance, (1.0, 0.7, 0.3), spared=spared)
+    assert (truth["sds"] == 0) == (share == 1)
+    for cuts in ([], [1], [2, 3]):
+        loss, found = step(tmp_path, our_model(), batch, cuts, truth["counts"], deferred, spared, importance)
+        assert close(loss, truth["loss"], 1e-5)
+        for name, gradient in found.items():
+            assert close(gradient, truth["gradients"][name], 1e-4), (cuts, name)
+
+
+def test_no_text_in_a_batch_changes_nothing(tmp_path):
+    (loss, ours), (other, theirs) = (
+        step(tmp_path, our_model(), tiled_batch(), [2], (47, 6), spared=spared)
+        for spared in (None, some_text(0))
+    )
+    torch.testing.assert_close(loss, other, rtol=1e-6, atol=0)
+    assert all(torch.allclose(ours[name], theirs[name], rtol=1e-5) for name in theirs)
 
 
 def test_terms_in_the_forward_pass_are_the_same(tmp_path):

@@ -12,14 +12,16 @@ import pytest
 import torch
 from command import make_world, run, settings_shown, stage1, stage2
 from PIL import Image
+from processes import finish, launch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny import tiny_assembled, tower_folder
 
 from basic_lite import chat, files
 from basic_lite.analysis.inspection import InspectionSettings, inspect_layers
 from basic_lite.analysis.samples import Sample
 from basic_lite.data import tiles
-from basic_lite.data.checks import unfit_findings
+from basic_lite.data.checks import check_data, unfit_findings
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
@@ -168,6 +170,42 @@ def test_lengths_are_those_of_the_encoded_rows(sized):
     assert [rows.sizes_of(row) for row in range(5)] == [
         [list(size) for size in item["sizes"]] for item in items[:5]
     ]
+
+
+def test_the_check_finds_the_rows_that_are_too_long_with_tiles(sized, tmp_path):
+    """With the tokenizer the very rows that training cuts; without it, by estimates."""
+    assembled = tiny_assembled(tiles=4)
+    rows = open_rows(sized / "instruct.json")
+    rows.sizes = tiles.picture_sizes(rows)
+    dataset = assembled.supervised(rows, assembled.template, assembled.transform("pad"), max_length=None)
+    lengths = [len(dataset[row]["input_ids"]) for row in range(len(rows))]
+    limit = max(lengths) - 1
+    given = {"pictures": None, "max_length": limit, "tokens_per_image": 9, "tiling": assembled.tiling}
+    encoder = replace(assembled.text_encoder(assembled.template, limit), tiling=None)
+    found = check_data(rows, encoder=encoder, **given)
+    cut = {finding.row for finding in found if finding.code == "too_long"}
+    assert cut == {row for row, length in enumerate(lengths) if length > limit}
+    estimated = check_data(rows, **given | {"max_length": 48})  # 51 tokens are a picture of four tiles
+    assert 2 in {finding.row for finding in estimated if finding.code == "no_supervision"}
+    command = ("data", "check", sized / "instruct.json", "--tiles", 4, "--tower", tower_folder())
+    assert "20 rows in" in run(*command, "--images", sized, cwd=tmp_path).stdout
+    refused = run(*command, cwd=tmp_path, expect=2).stderr
+    assert "error: --tiles go by the pictures' sizes: add --images FOLDER" in refused
+
+
+@pytest.mark.slow
+def test_two_processes_with_tiles_make_the_update_of_one(sized, tmp_path):
+    more = ("--bits", 16, "--tiles", 4, "--sds-text", "skip", "--max-steps", 3)
+    run(*stage1(sized, *more, "--micro-batch", 4, "--out", "one"), cwd=tmp_path)
+    finish(launch(stage1(sized, *more, "--out", "two"), tmp_path))
+    one, two = (load_file(tmp_path / name / "projector.safetensors") for name in ("one", "two"))
+    assert len(one) == 5
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
+    logs = [[json.loads(line) for line in (tmp_path / n / "log.jsonl").open()] for n in ("one", "two")]
+    for ours, theirs in zip(*logs, strict=True):
+        for key in ("lm", "das", "sds", "cosine", "grad_norm"):
+            assert theirs[key] == pytest.approx(ours[key], rel=1e-4), key
 
 
 def test_sizes_are_read_once_and_kept(sized, monkeypatch, tmp_path):

@@ -262,4 +262,5 @@ def test_a_step_equals_the_face_for_other_loops(tmp_path, decoder, padding):
     pairs = zip(model.named_parameters(), other.named_parameters(), strict=True)
     for (name, ours), (_, theirs) in pairs:
         if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+            # Other orders of sums: in fp32 each of the two is 1e-5 from the truth.
+            assert (ours.grad - theirs.grad).norm() <= 2e-5 * theirs.grad.norm(), name

@@ -1,7 +1,8 @@
 """Scenes with a sign in them that has a word on it: a world for questions about reading.
 
-A sign stands in a free cell of the grid, and the caption begins with its word. The word says nothing about
-the things around it, so it can only be read. Nothing here touches the world that the other commands use.
+A sign stands in a free cell of the grid, and its word is the caption. The word says nothing about the things
+around it, so it can only be read. A sign covers whole patches, or a reader would need several times as many
+samples. Nothing here touches the world that the other commands use.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.render import PATCH, SCALE, SIDE, render
 from basic_lite.data.world.scenes import Scene, sample_scene
 
 WORDS: tuple[str, ...] = ("red", "blue", "green", "black", "star", "ring", "heart", "cross")
 """What signs say: words that the decoder knows, each a token of its own at a text's beginning."""
 
-TEXT_PATCHES: str = "text_patches.json"
-"""Row id -> patches that the sign covers, in a world's folder."""
-
 HELD_OUT: str = "held_out.json"
 """Rows to measure on, in a world's folder."""
 
-_CELL, _HEIGHT = SIDE // 3, 17
+_COLUMNS, _ROWS = (0, 3, 5), (0, 3, 6)
+"""Where a sign begins in each column and row of the grid, in patches."""
+
+_WIDTH, _HEIGHT = 3, 2
+"""Of a sign, in patches."""
 
 
 @dataclass(frozen=True)
@@ -37,34 +38,30 @@ class Sign:
         word: one of `WORDS`.
         row: of its cell.
         column: of its cell.
-        shift: pixels that it stands below the middle of its cell.
     """
 
     word: str
     row: int
     column: int
-    shift: int
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in pixels of the picture; right and bottom are outside."""
-        top = self.row * _CELL + (_CELL - _HEIGHT) // 2 + self.shift
-        return self.column * _CELL, top, (self.column + 1) * _CELL, top + _HEIGHT
+        left, top = _COLUMNS[self.column] * PATCH, _ROWS[self.row] * PATCH
+        return left, top, left + _WIDTH * PATCH, top + _HEIGHT * PATCH
 
     @property
     def patches(self) -> list[int]:
-        """The patches that it covers any of, row by row."""
-        left, top, right, bottom = self.box
-        grid = SIDE // PATCH
-        rows = range(top // PATCH, -(-bottom // PATCH))
-        return [row * grid + column for row in rows for column in range(left // PATCH, -(-right // PATCH))]
+        """The patches that it covers, row by row."""
+        grid, top, left = SIDE // PATCH, _ROWS[self.row], _COLUMNS[self.column]
+        return [(top + row) * grid + left + column for row in range(_HEIGHT) for column in range(_WIDTH)]
 
 
 def put_sign(scene: Scene, rng: random.Random) -> Sign:
     """Return a sign for a free cell of a scene."""
     taken = {(thing.row, thing.column) for thing in scene.things}
     free = [(row, column) for row in range(3) for column in range(3) if (row, column) not in taken]
-    return Sign(rng.choice(WORDS), *rng.choice(free), shift=rng.randint(-5, 5))
+    return Sign(rng.choice(WORDS), *rng.choice(free))
 
 
 def render_with(scene: Scene, sign: Sign) -> Image.Image:
@@ -83,7 +80,7 @@ def render_with(scene: Scene, sign: Sign) -> Image.Image:
 
 
 def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
-    """Write `stage1.json`, `held_out.json`, their pictures and which patches hold text.
+    """Write `stage1.json`, `held_out.json` and their pictures.
 
     Args:
         folder: where to; created when missing.
@@ -92,7 +89,6 @@ def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
         held_out: rows to measure on, each with a pair of colour and shape that training never shows.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    patches: dict[str, list[int]] = {}
     for name, count, new in (("stage1.json", captions, False), (HELD_OUT, held_out, True)):
         rng, rows = random.Random(f"signs {seed} {name}"), []
         for number in range(count):
@@ -100,10 +96,7 @@ def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
             sign = put_sign(scene, rng)
             row = f"{'new' if new else 'sign'}_{number:05d}"
             render_with(scene, sign).save(folder / "images" / f"{row}.png")
-            said = f"{sign.word}. {caption(scene, 'en', rng)}"
-            turns = [{"from": "human", "value": "<image>\nRead the sign and describe the picture."}]
-            turns.append({"from": "gpt", "value": said})
+            turns = [{"from": "human", "value": "<image>\nRead the sign."}]
+            turns.append({"from": "gpt", "value": f"{sign.word}."})
             rows.append({"id": row, "image": f"images/{row}.png", "conversations": turns})
-            patches[row] = sign.patches
         (folder / name).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    (folder / TEXT_PATCHES).write_text(json.dumps(patches), encoding="utf-8")
