@@ -32,7 +32,7 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, m
             if measures.path_of(folder, step).is_file():
                 continue
             if step in stages and not is_finished(folder / step):
-                options = {k: Path(v) if k in ("data", "images") else v for k, v in stages[step].items()}
+                options = processes.for_stage(stages[step])
                 stage, more = (stage1, {}) if step == "stage1" else (stage2, {"start": folder / "stage1"})
                 with progress.during(processes.phase_of(step)):
                     processes.train(stage.main, folder / step, **options, **more, seed=seed)

@@ -295,7 +295,8 @@ class Comparison:
 
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
-        return {name: value for name, value in {**self.stage1, **variant.options}.items() if name != NAMED}
+        known = {**self.stage1, **variant.options}
+        return processes.for_stage({name: value for name, value in known.items() if name != NAMED})
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""

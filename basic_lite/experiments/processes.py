@@ -224,6 +224,12 @@ def train(stage: Callable[..., None], folder: Path, **options: object) -> None:
         sys.exit(STOPPED)
 
 
+def for_stage(options: Mapping[str, object]) -> dict[str, object]:
+    """Return options as a stage takes them: data and images as lists, as several data sets may be mixed."""
+    several = ("data", "images")
+    return {k: [str(v)] if k in several and isinstance(v, str | Path) else v for k, v in options.items()}
+
+
 def phase_of(step: str, measuring: bool = False) -> str:
     """Return how a step is called in the progress file and on the display."""
     name = _PHASES.get(step, step)
