@@ -6,9 +6,8 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -27,20 +26,15 @@ def rank_and_count() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def command_console() -> Console:
-    """Return the console of a command; of several processes only the first prints."""
-    return Console(quiet=rank_and_count()[0] > 0, highlight=False)
+def command_console(width: int | None = None) -> Console:
+    """Return the console of a command, which breaks no line; of several processes only the first prints."""
+    return Console(quiet=rank_and_count()[0] > 0, width=width, highlight=False, soft_wrap=True)
 
 
 def quiet_console() -> Console:
     """Return the console of a command that loads models, with the libraries' own progress bars off."""
     silence_libraries()
     return command_console()
-
-
-def say_on(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a line on a console as it is, however long."""
-    return partial(console.print, highlight=False, soft_wrap=True)
 
 
 def silence_libraries() -> None:

@@ -110,9 +110,7 @@ def main(
         console = quiet_console()
         with files.held(out):
             console.print(architectures.report(out))
-        console.print(
-            f"Figures: {out}/architecture.json   for a README: {out}/architecture.md", highlight=False
-        )
+        console.print(f"Figures: {out}/architecture.json   for a README: {out}/architecture.md")
         return
     asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
     asked_on["answer_by"] = answer_by

@@ -128,7 +128,7 @@ def step(
     if against:
         sizes = [micro_batch * factor for factor in (2, 4)] if device == "cuda" else []
         results = compare_steps(assembled, rounds=rounds, micro_batches=sizes, **settings)
-        console.print(markdown(results), soft_wrap=True)
+        console.print(markdown(results))
     else:
         results = measure_steps(assembled, basic=basic, **settings)
         for name, value in results.items():

@@ -70,4 +70,4 @@ def main(
         annotations, tokenizer=reader, template=template, tokens_per_image=tokens_per_image
     )
     for line in [*facts.lines(), *padding.lines()]:
-        console.print(line, soft_wrap=True)
+        console.print(line)

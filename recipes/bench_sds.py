@@ -42,6 +42,6 @@ def sds(
     emulate_card(cap, device)
     dtype = devices.choose_dtype(precision, device)
     results = measure_sds(rows, width, vocabulary, device, dtype, repeats)
-    console.print(markdown(results), soft_wrap=True)
+    console.print(markdown(results))
     if out is not None:
         write_json(out, {"rows": rows, "width": width, "vocabulary": vocabulary, "results": results})

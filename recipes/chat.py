@@ -65,11 +65,11 @@ def main(
     device = devices.choose_device()
     bits, line = bits_for(run, "chat", device)
     if line:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     assembled, manifest = checkpoint.load_run(run, device, bits=bits)
     title = f"{manifest['sources']['llm']} with {manifest['sources']['tower']}"
     if web:
-        console.print(f"{title}: http://{conversation.ADDRESS}:{port} (Ctrl-C ends it)", highlight=False)
+        console.print(f"{title}: http://{conversation.ADDRESS}:{port} (Ctrl-C ends it)")
         conversation.serve(assembled, title, port=port, max_new_tokens=max_new_tokens, sampling=sampling)
         return
     chat = Chat(assembled, max_new_tokens, sampling)
@@ -90,7 +90,7 @@ def main(
         print(text, end="", flush=True)
 
     if typed:
-        console.print(f"{title}. {HELP}", highlight=False)
+        console.print(f"{title}. {HELP}")
     converse(chat, lines(), write)
     if typed:
         print()

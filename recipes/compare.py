@@ -67,4 +67,4 @@ def main(
             for run, folder in zip((run_a, run_b), folders, strict=True)
         }
         path = show.write_page(result, name, questions, answers, (out or run_b / "compare") / f"{name}.html")
-        console.print(f"{len(result.flipped)} flipped questions in {path}", highlight=False)
+        console.print(f"{len(result.flipped)} flipped questions in {path}")

@@ -104,6 +104,7 @@ def check(
     """
     from rich.console import Console
 
+    from basic_lite.console import command_console
     from basic_lite.data.checks import check_data
     from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
     from basic_lite.data.mix import open_sources, parse_sources
@@ -165,16 +166,16 @@ def check(
     if report is not None:
         facts = {"annotations": ", ".join(annotations), "images": ", ".join(images or []) or None}
         write_report(report, len(rows), findings, **facts, sha256=rows.sha256, seconds=seconds)
-    console = Console()
+    console = command_console()
     if findings:
         console.print(findings_table(findings))
     faulty = faulty_rows(findings)
-    console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults", highlight=False)
+    console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults")
     if not (images or rows.stored) and rows.has_image.any():
         line = (
             "Their pictures were not looked at: --images FOLDER (training looks beside the file without it)."
         )
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     raise typer.Exit(1 if faulty else 0)
 
 

@@ -51,12 +51,11 @@ def main(
             out if seeds == 1 else out / f"seed-{number}": number for number in range(seed, seed + seeds)
         }
         for folder, number in folders.items():
-            world_at(folder / "world", lambda line: console.print(line, highlight=False), number)
+            world_at(folder / "world", console.print, number)
         runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
         jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
         console.print(
             "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.",
-            highlight=False,
         )
         try:
             with processes.ProgressBoard(console) as board:
@@ -72,10 +71,10 @@ def main(
             title = f"plain against BASIC, embedded world, seed {number}, {minutes} min {rest} s"
             console.print(table.side_by_side(results, title))
             for line in curves.sentences(demo.curves_of_demos([folder]), results.baseline):
-                console.print(line, style="bold", highlight=False)
-            console.print(demo.cost_of(folder), highlight=False)
+                console.print(line, style="bold")
+            console.print(demo.cost_of(folder))
             page = report.write_demo(folder, results)
-            console.print(f"Report: {page}   figures: {folder / 'summary.json'}", highlight=False)
+            console.print(f"Report: {page}   figures: {folder / 'summary.json'}")
         if seeds > 1:
             results = demo.compare(list(folders), list(folders.values()))
             content = {"seeds": results.seeds, "columns": demo.columns(results)}
@@ -84,9 +83,9 @@ def main(
             console.print(table.side_by_side(results, "means over seeds"))
             page = report.write_demos(list(folders), results, out / "seeds.html")
             for line in curves.sentences(demo.curves_of_demos(list(folders)), results.baseline):
-                console.print(line, style="bold", highlight=False)
+                console.print(line, style="bold")
             where = f"figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}"
-            console.print(f"Report: {page}   {where}", highlight=False)
+            console.print(f"Report: {page}   {where}")
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:

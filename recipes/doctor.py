@@ -17,7 +17,7 @@ def main(
         o.option(help="A model by name: its download, room on disk and memory too.", default="none"),
     ] = None,
 ) -> None:
-    """Try device, driver, bf16, 4-bit layers, fused kernels, disk and hub; each fault with what mends it.
+    """Try device, driver, bf16, 4-bit layers, fused kernels, disk and hub; each fault with its remedy.
 
     Exit code 0 if a run is possible (notes included), 1 if something is broken.
 
@@ -36,10 +36,8 @@ def main(
     broken = False
     for finding in examine(out, model):
         broken = broken or finding.state == "bad"
-        console.print(
-            f"{finding.state:<5} {finding.name:<13} {finding.text}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{finding.state:<5} {finding.name:<13} {finding.text}")
         if finding.remedy and finding.state != "good":
-            console.print(f"      {'':<13} -> {finding.remedy}", soft_wrap=True)
+            console.print(f"      {'':<13} -> {finding.remedy}")
     if broken:
         raise typer.Exit(1)

@@ -73,8 +73,6 @@ def main(
 
       basic-lite export my-llava --push me/my-llava
     """
-    from functools import partial
-
     from basic_lite import files
     from basic_lite.console import quiet_console
     from basic_lite.export import adapter, inspection, publication
@@ -82,7 +80,7 @@ def main(
     from basic_lite.models import devices
 
     console = quiet_console()
-    say = partial(console.print, highlight=False, soft_wrap=True)
+    say = console.print
     device = device or devices.choose_device()
     if out is None and not check and push is None:
         raise ValueError(f"say where the export of {run} goes: basic-lite export {run} OUT")
@@ -113,7 +111,7 @@ def main(
             if base == "bf16" and plan.base is None:
                 held = plan.quantise or str(plan.dtype).removeprefix("torch.")
                 say(f"{run} holds no quantised base; its own weights are exported, in {held}")
-            content = export(plan, manifest, lambda line: console.print(f"{line} ...", highlight=False))
+            content = export(plan, manifest, lambda line: console.print(f"{line} ..."))
         for line in exported.summary(content):
             say(line)
         console.print(f"Written: {out}")

@@ -21,9 +21,9 @@ def main(json: Annotated[bool, o.option("--json", help="One JSON object per line
     """
     import json as encoder
 
-    from rich.console import Console
     from rich.table import Table
 
+    from basic_lite.console import command_console
     from basic_lite.models import zoo
 
     models, towers = model_rows(), tower_rows()
@@ -31,7 +31,7 @@ def main(json: Annotated[bool, o.option("--json", help="One JSON object per line
         for row in [*models, *towers]:
             print(encoder.dumps(row))
         return
-    console = Console(width=max(Console().width, 150))  # a hub id that is cut off is of no use
+    console = command_console(max(command_console().width, 150))  # a hub id that is cut off is of no use
     table = Table("--model", "hub id", "licence", box=None, pad_edge=False)
     for head in ("size", "template", "k of", "stage 1", "stage 2"):
         table.add_column(head, justify="left" if head == "template" else "right")
@@ -59,8 +59,6 @@ def main(json: Annotated[bool, o.option("--json", help="One JSON object per line
         "stage 1, stage 2: smallest card by prediction, CLIP-L-336, 4 bits, --lora (see basic-lite plan).",
         f"Any other decoder of type {', '.join(zoo.FAMILIES)} goes in as --llm ID_OR_FOLDER.",
         sep="\n",
-        highlight=False,
-        soft_wrap=True,
     )
 
 

@@ -90,4 +90,4 @@ def main(
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
     refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
     basis = "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic."
-    console.print(*filter(None, refused), *remedies, basis, sep="\n", soft_wrap=True)
+    console.print(*filter(None, refused), *remedies, basis, sep="\n")

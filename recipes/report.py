@@ -32,5 +32,5 @@ def main(
     page, said = report.write(runs, place)
     console = command_console()
     for line in said:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+        console.print(line)
+    console.print(f"Report: {page}")

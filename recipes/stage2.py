@@ -102,4 +102,4 @@ def main(
         peft = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft\n"
         peft = peft if lora and not tower.on else ""
         line = f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}"
-        console.print(f"{peft}{line}", soft_wrap=True)
+        console.print(f"{peft}{line}")

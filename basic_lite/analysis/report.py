@@ -130,7 +130,7 @@ def write(path: Path, analysis: Analysis) -> Path:
 
 
 def lead(analysis: Analysis) -> list[str]:
-    """Say the results in a few sentences, whatever they are."""
+    """Summarise the results in a few sentences, whatever they are."""
     parts = [
         f"{len(analysis.samples.chosen)} pictures, {analysis.grid} x {analysis.grid} patches each, through "
         f"{len(analysis.results[0].depths) - 2} layers."

@@ -26,7 +26,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def lettering(squares: torch.Tensor, patch: int) -> torch.Tensor:
-    """Say which patches hold text.
+    """Return which patches hold text.
 
     Args:
         squares: `(squares, 3, h, w)` uint8, on the CPU: what the tower receives before it is normalised.

@@ -272,7 +272,7 @@ class StreamedRows(Dataset):
         self.note(Finding(number, name, fault.code, fault.detail), {})
 
     def note(self, finding: Finding, more: dict[str, Any]) -> None:
-        """Log a bad row, and see whether there may be so many."""
+        """Log a bad row, and see whether the budget allows it."""
         if self.bad_log is not None and finding.row not in self.known:
             append_line(self.bad_log, finding.as_dict() | more)
         seen, _, replaced, left_out = self.state.sum(0).tolist()

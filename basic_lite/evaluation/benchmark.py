@@ -85,7 +85,7 @@ class Benchmark:
         return next(iter(self.sizes))
 
     def figures(self, rows: int) -> Figures:
-        """Return the published figures that a set of so many rows compares with, and what they are of.
+        """Return the published figures that a set of this many rows compares with, and what they are of.
 
         A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
         """

@@ -166,7 +166,7 @@ def question_of(
         text: The user turn.
         category: Name in the row of what the results are broken down by.
         fields: Names in the row of what the scorer or export needs.
-        more: Other attributes of `Question`; answers are at most 128 tokens long unless it says so.
+        more: Other attributes of `Question`; answers are at most 128 tokens long unless this is given.
     """
     made: dict[str, Any] = {
         "max_new_tokens": 128,

@@ -100,14 +100,14 @@ class Suite:
     def _announce(self, evaluation: Evaluation, questions: list[Question]) -> None:
         name, split = evaluation.name, evaluation.split_name
         where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-        self.console.print(f"{name} {split}: {where}", highlight=False)
+        self.console.print(f"{name} {split}: {where}")
         if not evaluation.is_published(questions):
             sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[split])
-            self.console.print(f"Not the published {sizes} rows: this is no {name} number.", highlight=False)
+            self.console.print(f"Not the published {sizes} rows: this is no {name} number.")
 
     def _answer_and_score(self, ready: list[Asked], overwrite: bool, settings: dict[str, Any]) -> None:
         done: dict[str, int] = {}
-        say = partial(self.console.print, highlight=False, soft_wrap=True)
+        say = partial(self.console.print)
         if self.asks and ready:
             ready[0][0].candidate.settle(self.team, say)
         for evaluation, questions in ready if self.asks else ():
@@ -122,7 +122,7 @@ class Suite:
             silence_libraries()
             self.team.gather(ready[0][0].candidate.load)
         elif self.asks and ready:
-            self.console.print(f"{before}/{total} are answered; --overwrite asks again", highlight=False)
+            self.console.print(f"{before}/{total} are answered; --overwrite asks again")
         begun, answered = time.monotonic(), 0
         task = self.bar.add_task("", total=total, completed=before, note="", visible=asking)
 
@@ -148,14 +148,14 @@ class Suite:
                     if self.team.rank == 0:
                         self._finish(evaluation, questions, left)
         if answered:
-            self.console.print(f"{answered:,} answers, {speed()}", highlight=False)
+            self.console.print(f"{answered:,} answers, {speed()}")
 
     def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
         """Score or export the answers that are there."""
         if evaluation.candidate.given is not None:
             evaluation.take_given(questions)
         if left:
-            self.console.print(f"{left:,} questions are left; the same command goes on.", highlight=False)
+            self.console.print(f"{left:,} questions are left; the same command goes on.")
         labelled = evaluation.has_labels(questions)
         if self.step == "score" or (self.step == "all" and labelled):
             name, total = f"grades of {evaluation.judge}", len(questions)
@@ -181,4 +181,4 @@ class Suite:
                 raise
             self.failures[name] = one_line(error, 1000)
             reason = escape(self.failures[name])
-            self.console.print(f"[red]{name} is left out:[/red] {reason}", highlight=False)
+            self.console.print(f"[red]{name} is left out:[/red] {reason}")

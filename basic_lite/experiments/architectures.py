@@ -145,7 +145,7 @@ def judge(candidate: Candidate) -> Verdict:
 
 
 def _why(candidate: Candidate) -> str:
-    """Say why attention shows no importance: in our words, for a library's change with its releases."""
+    """Explain why attention shows no importance: in our words, for a library's change with its releases."""
     return zoo.WHY_NOT.get(
         candidate.model_type, "not each of its first layers has attention that can be watched"
     )

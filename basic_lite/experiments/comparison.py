@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ SETUP: str = "ablation.json"
 
 
 def fingerprints(sources: Sources) -> dict[str, object]:
-    """Say which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
+    """Return which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
     configs = {
         "llm": read_config(sources.llm, "language model"),
         "tower": vision_config(read_config(sources.tower, "vision tower")),
@@ -209,7 +208,7 @@ class Comparison:
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
-                console.print(f"{state}: {run.name}, in {run.folder}", highlight=False)
+                console.print(f"{state}: {run.name}, in {run.folder}")
             return
         with files.held(self.out):
             if overwrite and (self.out / SETUP).is_file():
@@ -248,7 +247,6 @@ class Comparison:
         console.print(
             f"Learning rate {rate:g}: of {', '.join(f'{tried:g}' for tried in sorted(losses))} the one that "
             f"gives plain the lowest caption loss{' (at an end of what was tried)' if ends else ''}.",
-            highlight=False,
         )
         return replace(self, stage1={**self.stage1, "learning_rate": rate})
 
@@ -384,11 +382,11 @@ class Comparison:
         left = [run for run in todo if not run.finished]
         done = len(todo) - len(left)
         if done:
-            console.print(f"{done} of {len(todo)} runs are done already", highlight=False)
+            console.print(f"{done} of {len(todo)} runs are done already")
         if not left:
             return
         if self._embedded:
-            say = partial(console.print, highlight=False)
+            say = console.print
             scale = scale_of(1 if self.stage2 is None else 2, self.quick)
             fewer = {count for v in self._variants() if (count := v.options.get(NAMED)) is not None}
             for seed in {run.seed: None for run in left}:
@@ -405,13 +403,12 @@ class Comparison:
         console.print(
             f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
             "command goes on.",
-            highlight=False,
         )
         try:
             with processes.ProgressBoard(console) as board:
                 processes.run_all(todo, jobs, threads, board.show)
         except KeyboardInterrupt:
-            console.print("Stopped. What is done stays; the same command goes on.", highlight=False)
+            console.print("Stopped. What is done stays; the same command goes on.")
             raise
 
     def _bytes_of_a_run(self) -> int:
@@ -480,10 +477,8 @@ class Comparison:
         content |= {"measuring_share": share, "savings": curves.savings_as_dict(along, self.plan.baseline)}
         files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
         for line in (how_sure, *said, *costs):
-            console.print(line, highlight=False)
-        console.print(
-            f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md", highlight=False
-        )
+            console.print(line)
+        console.print(f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md")
 
 
 def _plain(options: Mapping[str, object]) -> dict[str, object]:

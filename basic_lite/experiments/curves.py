@@ -30,7 +30,7 @@ SAMPLES: int = 24
 
 POINTS: int = 6
 SPACING: float = 1.6
-"""The last point is the last step; the next one has so many times the samples of the one before it."""
+"""The last point is the last step; the next one has this many times the samples of the one before it."""
 
 DRAWS: int = 2000
 """Resamples of an interval."""
@@ -79,7 +79,7 @@ def measuring_share(runs: Sequence[Path]) -> float | None:
 
 
 def cost_sentence(share: float) -> str:
-    """Say in a sentence what measuring along the way costs."""
+    """Describe in a sentence what measuring along the way costs."""
     return f"Measuring along the way took {share:.1%} of stage 1's time."
 
 
@@ -302,7 +302,7 @@ def band(curve: Curve, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sentence(saving: Saving, curve: Curve, base: str) -> str:
-    """Say in a sentence how many samples a variant needs for what the baseline ends with, whatever it is.
+    """Describe in a sentence how many samples a variant needs for what the baseline ends with.
 
     Args:
         saving: the last of `savings`.
@@ -348,7 +348,7 @@ def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Savin
 
 
 def sentences(curves: Curves, baseline: str, measure: str = "caption_loss") -> list[str]:
-    """Say when every variant has reached the baseline's final caption loss, and what it saves before."""
+    """Describe when every variant has reached the baseline's final caption loss, and what it saves before."""
     said = []
     for variant, of in all_savings(curves, baseline).items():
         if measure in of:
@@ -373,7 +373,7 @@ def headline_of(made: Sequence[Saving]) -> Saving | None:
 
 
 def way_sentence(made: Sequence[Saving], base: str) -> str:
-    """Say what a variant saves on the way to the end."""
+    """Describe what a variant saves on the way to the end."""
     best = lead_of(made[:-1])
     if best is None:
         return " On the way there it needs no fewer samples beyond noise."

@@ -93,7 +93,7 @@ def seconds_of(demo: Path) -> float:
 
 
 def cost_of(demo: Path) -> str:
-    """Say what measuring along the way cost in a finished demo; empty where nothing was measured."""
+    """Describe what measuring along the way cost in a finished demo; empty where nothing was measured."""
     share = curves.measuring_share([folder_of(demo, variant) for variant in DEMO.variants])
     return "" if share is None else curves.cost_sentence(share)
 

@@ -108,7 +108,7 @@ def _stopped_at_the_end() -> Iterator[dict[str, subprocess.Popen]]:
 
 
 def succeeded(process: subprocess.Popen) -> bool:
-    """Say whether a child that has ended did what it was started for.
+    """Return whether a child that has ended did what it was started for.
 
     Raises:
         KeyboardInterrupt: If a signal stopped it. Somebody wants the work stopped: the other children's too.
@@ -371,4 +371,4 @@ class ProgressBoard:
     def _print_once(self, line: str) -> None:
         if not self._console.is_terminal and line not in self._printed:
             self._printed.add(line)
-            self._console.print(line, highlight=False)
+            self._console.print(line)

@@ -226,7 +226,7 @@ def _needed(saving: Saving, first: int) -> tuple[str, str]:
 
 
 def _lead(compared: Mapping[str, Pair], before: Inspection) -> str:
-    """Say the results in three sentences, whatever they are."""
+    """Summarise the results in three sentences, whatever they are."""
     named, cosine = compared["meaningful_stage1"], compared["cosine_stage1"]
     share = 100 * sum(before.meaningful) / sum(before.shown)
     answers = []

@@ -107,7 +107,7 @@ class Sweep:
 
     @property
     def sentences(self) -> list[str]:
-        """Say where BASIC helped, two sentences for each measure that has a better side."""
+        """Describe where BASIC helped, two sentences for each measure that has a better side."""
         return [self._said(measure) for measure in self.judged]
 
     def _said(self, measure: Measure) -> str:

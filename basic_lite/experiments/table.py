@@ -75,7 +75,7 @@ class DifferenceTable:
 
     @property
     def how_sure(self) -> str:
-        """Say in a sentence what the intervals are."""
+        """Describe in a sentence what the intervals are."""
         over = " or ".join(dict.fromkeys(measure.over for measure in self.measures))
         if len(self.seeds) == 1:
             return (

@@ -32,7 +32,7 @@ def licence_of(source: str) -> str | None:
 
 
 def orientation_note(exif: Exif) -> str:
-    """Say what whoever shows pictures to an exported model does about their EXIF rotation."""
+    """Describe what whoever shows pictures to an exported model does about their EXIF rotation."""
     if exif == "rotate":
         return (
             "Trained on pictures turned as their EXIF says (`--exif rotate`). transformers' `load_image` "
@@ -46,7 +46,7 @@ def orientation_note(exif: Exif) -> str:
 
 
 def background_note(background: str) -> str:
-    """Say what whoever shows pictures to an exported model does about transparent ones."""
+    """Describe what whoever shows pictures to an exported model does about transparent ones."""
     name = "white" if background == WHITE else background
     return (
         f"Transparent pictures were put on {name} (`--background`). transformers' own loaders drop the "

@@ -143,7 +143,7 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
     Args:
         wanted: from `plan`.
         manifest: the run's.
-        tell: told what is being done.
+        tell: called with a line for each step.
 
     Returns:
         The content of `export.json`.
@@ -207,7 +207,7 @@ def ask(wanted: Plan) -> Asked:
 
 
 def summary(content: dict) -> list[str]:
-    """Say in a few lines what `export.json` holds."""
+    """Describe in a few lines what `export.json` holds."""
     parity, lines = content.get("parity"), []
     if parity and "decoder_gap" in parity:
         lines.append(

@@ -139,7 +139,7 @@ class Adapters:
                 yield Entry(short, entry.shape, entry.read)
 
     def check_all_used(self) -> None:
-        """Say so if an adapter found no base tensor, rather than drop what was trained."""
+        """Fail if an adapter found no base tensor, rather than drop what was trained."""
         if self.unused:
             raise ValueError(
                 f"{len(self.unused)} adapter tensors fit no tensor of the base, first: {min(self.unused)}"

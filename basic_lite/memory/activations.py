@@ -83,7 +83,7 @@ def kept_per_token(size: DecoderSize, held: Held, row: int = 0) -> float:
 
 
 def is_masked(size: DecoderSize, row: int) -> bool:
-    """Whether rows of so many tokens need masks, which all layers then get (see `attention.causal_only`)."""
+    """Whether rows this long need masks, which all layers then get (see `attention.causal_only`)."""
     return size.window is not None and row > size.window
 
 

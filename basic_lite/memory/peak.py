@@ -50,7 +50,7 @@ class Step:
         tower_trained: the tower's own weights are trained, as far as its features depend on them.
         tower_rank: of adapters in the tower; 0 for none.
         tower_depth: layers of the tower up to its features; `None` for all but the last.
-        maps: k, where the target is translated: so many `(D, D)` matrices beside the model.
+        maps: k, where the target is translated: that many `(D, D)` matrices beside the model.
         dequantised: decoder layers whose 4-bit weights are also held dequantised, from one step to the next.
         accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
     """

@@ -67,7 +67,7 @@ def plan_row(
 
 
 def too_many_tokens(model: tuple[str, DecoderSize], tower: TowerSize) -> str:
-    """Say in one line that a picture's tiles take more tokens than the decoder reads; else nothing."""
+    """Describe in one line that a picture's tiles take more tokens than the decoder reads; else nothing."""
     name, decoder = model
     if decoder.positions is None or tower.squares == 1 or tower.tokens < decoder.positions:
         return ""
@@ -106,7 +106,7 @@ def fitting(
 
 
 def remedy(row: Row, others: Sequence[str]) -> str:
-    """Say in one line what to do where nothing fits.
+    """Describe in one line what to do where nothing fits.
 
     Args:
         row: the plan that does not fit.

@@ -70,7 +70,7 @@ def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
         k: number of supervised layers.
 
     Raises:
-        ValueError: If none of them attends; says what to do.
+        ValueError: If none of them attends; names the remedy.
     """
     kinds = getattr(decoder.config, "layer_types", None) or []
     # The name alone does not tell: MiniMax calls its linear recurrence `self_attn` as well.

@@ -98,7 +98,7 @@ def divergence_and_difference(
 
 @cache
 def works_on(device: torch.device) -> bool:
-    """Say whether the kernel can be compiled and started on a GPU; warns once if not (no C compiler)."""
+    """Return whether the kernel can be compiled and started on a GPU; warns once if not (no C compiler)."""
     try:
         small = torch.zeros(2, 1, 64, device=device)
         divergence_and_difference(small[0], small[1], torch.bfloat16)

@@ -36,7 +36,7 @@ _IS_HAN = re.compile(rf"[{_HAN}]")
 
 
 def is_han(text: str) -> bool:
-    """Say whether a text holds a Chinese character."""
+    """Return whether a text holds a Chinese character."""
     return _IS_HAN.search(text) is not None
 
 
@@ -46,7 +46,7 @@ def words_of(text: str) -> list[str]:
 
 
 def is_content(word: str) -> bool:
-    """Say whether a word, or a token's text, may say something of a picture: no grammar, no punctuation."""
+    """Whether a word, or a token's text, may say something of a picture: no grammar, no punctuation."""
     word = word.strip().lower()
     if is_han(word):
         return any(is_han(c) and c not in FUNCTION_CHARACTERS for c in word)

@@ -36,7 +36,7 @@ from basic_lite.models.tower import parameters_of_features, vision_config
 
 
 def identity(source: str, config: object) -> dict[str, object]:
-    """Say which weights a folder or hub id stands for.
+    """Describe which weights a folder or hub id stands for.
 
     Returns:
         The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.

@@ -123,7 +123,7 @@ def commit_of(source: str) -> str | None:
 
 
 def why(source: str, error: BaseException) -> str:
-    """Say in one line why a library could not read a model, with what to do where the hub refused.
+    """Describe in one line why a library could not read a model, with what to do where the hub refused.
 
     Args:
         source: hub id or folder.

@@ -397,7 +397,7 @@ def family_of(model_type: str, source: str) -> Family:
     """Return the decoder family of `model_type`.
 
     Raises:
-        ValueError: If it is not supported; says what is.
+        ValueError: If it is not supported; lists what is.
     """
     return _supported(model_type, source, "decoders", FAMILIES, WHY_NOT, LLMS)
 
@@ -418,7 +418,7 @@ def tower_family_of(model_type: str, source: str) -> TowerFamily:
     """Return the tower family of `model_type`.
 
     Raises:
-        ValueError: If it is not supported; says what is.
+        ValueError: If it is not supported; lists what is.
     """
     return _supported(model_type, source, "vision towers", TOWER_FAMILIES, WHY_NO_TOWER, TOWERS)
 

@@ -100,7 +100,7 @@ class Clock:
         self._last = now
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Format it as one line."""
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
         return f"first step {sum(self.parts.values()):.1f} s after the command ({parts})"
 
@@ -141,7 +141,7 @@ class AtStart(TrainerCallback):
 
 
 class Measurements(TrainerCallback):
-    """Ask for a measurement of the held-out rows every so many steps and after the last one."""
+    """Ask for a measurement of the held-out rows every `every` steps and after the last one."""
 
     def __init__(self, every: int) -> None:
         """Measure every `every` optimizer steps."""
@@ -156,7 +156,7 @@ class Measurements(TrainerCallback):
 
 
 class FirstStep(TrainerCallback):
-    """Say once how long it took from the command to the end of the first step."""
+    """Print once how long it took from the command to the end of the first step."""
 
     def __init__(self, clock: Clock, console: Console) -> None:
         self.clock: Clock | None = clock
@@ -184,7 +184,7 @@ class FirstStep(TrainerCallback):
             if args.device.type == "cuda":
                 torch.cuda.synchronize(args.device)
             self.clock.mark("first step")
-            self.console.print(self.clock.line(), highlight=False, soft_wrap=True)
+            self.console.print(self.clock.line())
             self.clock = None
 
 
@@ -248,7 +248,7 @@ class StepProgress(TrainerCallback):
             return
         if "rows_per_chunk" in logs and state.is_world_process_zero:
             chunk = f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary"
-            self.console.print(chunk, highlight=False, soft_wrap=True)
+            self.console.print(chunk)
         names = ("loss", "lm", "das", "sds", "cosine")
         note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
         note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"
@@ -256,7 +256,7 @@ class StepProgress(TrainerCallback):
             self.progress.update(self.task, note=note)
         elif state.is_world_process_zero:
             step = f"{self.title} {state.global_step}/{state.max_steps}"
-            self.console.print(f"{step}  {note}", highlight=False, soft_wrap=True)
+            self.console.print(f"{step}  {note}")
 
     def on_evaluate(
         self,
@@ -280,7 +280,7 @@ class StepProgress(TrainerCallback):
             f"  {sample['id']}: {sample['answer']} (true: {sample['true']})" for sample in metrics["samples"]
         ]
         for line in lines:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(line, markup=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

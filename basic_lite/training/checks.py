@@ -119,7 +119,7 @@ BAD_ROWS: str = "bad.jsonl"
 """Rows that were replaced while training, one JSON object each, in the run folder."""
 
 SHARDED: str = "ACCELERATE_USE_FSDP"
-"""What `accelerate launch` says in the environment when it was asked for FSDP (see `sharding`)."""
+"""What `accelerate launch` says in the environment when it was asked for FSDP (see `distributed`)."""
 
 REFUSED: dict[str, str] = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -344,7 +344,7 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
         llm: the decoder; the embedded one has data of its own.
         data: as given.
         out: run folder; the embedded world lies beside it.
-        console: where it is said that the world is drawn.
+        console: where the drawing of the world is announced.
         draw: draw a world that is missing; otherwise only say where it would be.
 
     Raises:
@@ -438,7 +438,7 @@ def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
 
 
 def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
-    """Say what a resumed run does otherwise, and what of its numbers depends on it.
+    """Describe what a resumed run does otherwise, and what of its numbers depends on it.
 
     Args:
         changes: from `changes_of`.
@@ -480,12 +480,12 @@ def check_before_loading(
         start.check()
     if isinstance(rows, Stream):
         for line in check_beginning(rows, settings.stage) if resume is None else []:
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line)
     else:
         rows.faults = check_rows(rows, settings.stage)
         check_budget(rows, settings.data.bad_budget, settings.stage)
     if line := check_held_out(decided.held_out, rows, settings.stage):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
 
 
 def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:

@@ -28,7 +28,7 @@ class Forward:
     """Run a model on batches with known positions, without a host synchronisation.
 
     Attributes:
-        supervision: watches the forward pass: BASIC's own, or the plain twin's observer.
+        supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
         objective: the terms that are trained on.
         metrics: where the terms' values go.
         rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` while it goes by shape.
@@ -75,7 +75,7 @@ class Forward:
             model: the wrapped model.
             inputs: a batch with its layout.
             window: counts of the whole step.
-            watched: whether `supervision` looks on; the plain twin does without on steps that are not logged.
+            watched: whether `supervision` records; the baseline needs it on logged steps alone.
             deferred: compute BASIC's terms in the backward pass (see `Deferral`) where they have a gradient.
                 The loss then has their gradient but not yet their value: `deferral.value`, after `backward`.
         """

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from basic_lite.console import rank_and_count, say_on
+from basic_lite.console import rank_and_count
 from basic_lite.data.batches import drawn_counts
 from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
@@ -69,7 +69,7 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
     sources = Sources.named(
         model.model,
         model.tower,
-        None if model.llm is None else unpacked.language_model(model.llm, say_on(console)),
+        None if model.llm is None else unpacked.language_model(model.llm, console.print),
         template=model.template,
         image_token=model.image_token,
         bits=zoo.bits_of(model.model, model.llm) if model.bits is None else model.bits,
@@ -217,7 +217,7 @@ class Plan:
         parts |= {name: value for name, value in resolution.items() if value > 1} | {"exif": sources.exif}
         parts |= {"background": sources.background} if sources.background != WHITE else {}
         console.print(self.settings.table(**parts, optimizer_steps=self.steps, **more))
-        console.print(plan_line(self.memory), highlight=False)
+        console.print(plan_line(self.memory))
 
 
 def decide(
@@ -240,7 +240,7 @@ def decide(
         device: `"cuda"` or `"cpu"`.
         memory: as given.
         schedule: as given.
-        console: where a global batch is said that is not the default.
+        console: where a global batch that is not the default is announced.
         name: of the decoder, if it is not the source's.
         adapters: of stage 2.
         optimizer: as given.
@@ -260,7 +260,7 @@ def decide(
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
         if line:
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line)
     if held_out is not None and settings.validation.val_steps is None:
         assert isinstance(steps, int), "held-out rows are of data that are here"
         validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
@@ -513,7 +513,7 @@ def hold_dequantised(step: Step, wanted: str, budget: float, device: str, fitted
 
 
 def plan_line(row: Row) -> str:
-    """Say a plan in one line."""
+    """Format a plan as one line."""
     largest = sorted(row.parts.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{name} {size:.2f}" for name, size in largest if size >= 0.005)
     return (

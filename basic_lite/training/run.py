@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from basic_lite import files
-from basic_lite.console import quiet_console, rank_and_count, say_on, write_into
+from basic_lite.console import quiet_console, rank_and_count, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
 from basic_lite.data.checks import check_budget, unfit_findings
@@ -67,7 +67,7 @@ class Prepared:
         dataset: the rows as the model takes them.
         batches: which rows go together, in order.
         passes: how an optimizer step's rows are put through the model.
-        args: what transformers' Trainer is told.
+        args: the arguments of transformers' Trainer.
         steps: optimizer steps of the whole run.
         resume: checkpoint to go on from.
         start: what a stage 2 starts from.
@@ -110,11 +110,11 @@ def assemble(
         settings: of the run.
         device: `"cuda"` or `"cpu"`.
         keep_copy: write or read the decoder's quantised weights, for a fast start.
-        console: where it is said what is done.
+        console: where progress is printed.
     """
     place = devices.loading_place(device, sources.bits, settings.shards)
     copies = "keep" if keep_copy else "off"
-    return llava.assemble(sources, place, settings.run.seed, copies=copies, say=say_on(console))
+    return llava.assemble(sources, place, settings.run.seed, copies=copies, say=console.print)
 
 
 def _freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
@@ -123,8 +123,6 @@ def _freeze_projector(assembled: Assembled, settings: Settings, console: Console
     idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
     console.print(
         f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -145,7 +143,7 @@ def run_stage(
     At a rate of 0 the projector stays as it is. What will be trained is printed first.
 
     Returns:
-        Whether the run finished; `False` if a signal stopped it, which is said.
+        Whether the run finished; `False` if a signal stopped it, which is printed.
     """
     if decided.settings.projector_learning_rate == 0:
         _freeze_projector(assembled, decided.settings, console)
@@ -156,9 +154,7 @@ def run_stage(
     finished = train(prepared, space, console, clock, intervene, callbacks)
     if not finished:
         out = prepared.settings.out
-        console.print(
-            f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.", soft_wrap=True
-        )
+        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
     return finished
 
 
@@ -176,7 +172,7 @@ def prepare(
         assembled: the model with its trainable set attached.
         decided: settings, rows, and the memory that is predicted.
         template: `plain` in stage 1, the LLM's own in stage 2.
-        console: where it is said what a resumed run does otherwise.
+        console: where what a resumed run does otherwise is printed.
         resume: checkpoint to go on from.
         start: what a stage 2 starts from.
 
@@ -203,7 +199,7 @@ def prepare(
         if changes := checks.changes_of(passes, then):
             manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line)
 
     # An empty folder, but for the rows that are left out.
     rank, ranks = rank_and_count()
@@ -222,7 +218,7 @@ def prepare(
     else:
         dataset, batches = _by_number(assembled, settings, rows, template, transform, passes, console)
 
-    # Which layers compute twice, the seed, and what transformers' Trainer is told.
+    # Which layers compute twice, the seed, and the arguments of transformers' Trainer.
     devices.recompute_layers(parts_of(assembled.model).decoder, settings.recompute)
     set_seed(settings.run.seed)
     steps = plan.optimizer_steps(replace(settings, micro_batch=passes.loaded // ranks), len(batches))
@@ -252,7 +248,7 @@ def prepare(
         seed=settings.run.seed,
     )
     if longer and then is not None:
-        console.print(_longer_line(args, then["steps"], steps), highlight=False, soft_wrap=True)
+        console.print(_longer_line(args, then["steps"], steps))
         manifest["resumed"] += [{"step": then["steps"], "steps": [then["steps"], steps]}]
     return Prepared(
         assembled,
@@ -287,7 +283,7 @@ def _choose_rows(
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]
     check_budget(rows, settings.data.bad_budget, settings.stage)
     for line in findings.note_lines(rows):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
 
 
 def _by_number(
@@ -354,7 +350,7 @@ def _from_stream(
 
 
 def _longer_line(args: TrainingArguments, before: int, steps: int) -> str:
-    """Say what it does to the learning rate that a finished run goes on."""
+    """Describe what it does to the learning rate that a finished run goes on."""
     nothing = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     schedule = get_cosine_schedule_with_warmup(nothing, args.get_warmup_steps(steps), steps)
     rate = args.learning_rate * schedule.lr_lambdas[0](before)
@@ -391,7 +387,7 @@ def train(
         console: where progress goes.
         clock: counts the seconds since the command; says them after the first step.
         intervene: makes what an experiment does to the teacher, once the model's parts are known.
-        callbacks: what else looks on, such as an experiment's measuring; called before a step is saved.
+        callbacks: further callbacks, such as an experiment's measuring; called before a step is saved.
 
     Returns:
         Whether the run finished; `False` if a signal stopped it (with a checkpoint).
@@ -487,17 +483,17 @@ def train(
         if validator is not None:
             trainer.manifest["validation"] = _validation(trainer, kept)
             line = _validation_line(trainer.manifest["validation"], trainer.measuring_seconds / seconds)
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line)
         if stopped_early:
             step, steps = trainer.state.global_step, prepared.steps
             why = f"{validation.stop_after} measurements in a row without a lower loss"
-            console.print(f"ended at step {step} of {steps}: {why} (--stop-after)", highlight=False)
+            console.print(f"ended at step {step} of {steps}: {why} (--stop-after)")
         if kept is None:
             trainer.save_model()
         else:
             trainer.take_weights(kept)
     if line := _rows_line(counts, settings, prepared.assembled.longest(settings.data.max_length)):
-        console.print(line, highlight=False)
+        console.print(line)
     return finished
 
 

@@ -211,7 +211,7 @@ BasicOption = Annotated[
     bool,
     option(
         "--basic/--no-basic",
-        help="With BASIC's two terms, or (--no-basic) the plain LLaVA twin.",
+        help="With BASIC's two terms, or (--no-basic) the plain LLaVA baseline.",
         panel=METHOD,
     ),
 ]
@@ -240,7 +240,7 @@ RecomputeOption = Annotated[
 RecomputeLayersOption = Annotated[
     int | None,
     option(
-        help="Recompute so many layers alone, the first ones.",
+        help="Recompute only that many layers, the first ones.",
         default="all or none",
         panel=MEMORY,
         callback=within(0),
@@ -556,8 +556,8 @@ class Memory:
     fit: Annotated[
         str | None,
         option(
-            help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of so many "
-            "GiB, or auto for this one.",
+            help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
+            "or auto for this one.",
             default="off",
             panel=MEMORY,
             metavar="GIB|auto",

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from rich.console import Console
 
 from basic_lite import files
-from basic_lite.console import say_on
 from basic_lite.data import conversation
 from basic_lite.data.rows import WHITE
 from basic_lite.models import checkpoint, devices, llava, quantised, repository, unpacked, zoo
@@ -143,7 +142,7 @@ def find(source: Path, lora: bool, device: str, console: Console) -> Start:
     """
     if (source / files.MANIFEST).is_file() or _is_run_by_name(source):
         return _run(source, lora)
-    return _model(str(source), device, say_on(console))
+    return _model(str(source), device, console.print)
 
 
 def _is_run_by_name(source: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -40,7 +39,7 @@ def target_space(
         assembled: the model.
         settings: of the run.
         rows: the training data.
-        console: where it is said what is done.
+        console: where progress is printed.
         resume: checkpoint that the run goes on from; the file must be there then, and unchanged.
         start: run of stage 1 that this one starts from.
 
@@ -60,7 +59,7 @@ def target_space(
     if not path.is_file():  # it is there for all processes but the first, too
         space = _inherited(assembled, settings, start)
         if space is None:
-            say = partial(console.print, highlight=False)
+            say = console.print
             tokenizer, texts = assembled.tokenizer, rows.answers()
             space = fit_target(
                 assembled.model, tokenizer, texts, settings.method.kind, settings.method.layers, progress=say
@@ -70,7 +69,7 @@ def target_space(
         with files.write_errors(path), files.complete(path) as draft:
             space.save(draft)
     space = TargetSpace.load(path)
-    console.print(f"target {space.kind}: {quality_line(space)}", highlight=False)
+    console.print(f"target {space.kind}: {quality_line(space)}")
     return space
 
 
@@ -89,7 +88,7 @@ def findings(
         settings: of the run.
         rows: the training data.
         space: of the run's target.
-        console: where it is said what is found.
+        console: where the verdict is printed.
         resume: checkpoint that the run goes on from: nothing is looked at again.
     """
     found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
@@ -119,7 +118,7 @@ def look_at(
         settings: of the run.
         rows: the training data.
         space: of the run's target.
-        console: where it is said.
+        console: where the verdict is printed.
 
     Returns:
         The figures for the manifest; `None` where there is hardly any text.
@@ -137,23 +136,20 @@ def look_at(
             space,
         )
     except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
-        console.print(f"whether the LLM can teach was not looked at: {error}", highlight=False)
+        console.print(f"whether the LLM can teach was not looked at: {error}")
         return None
     verdict, raw = found.verdict, found.measured.targets[RAW][k].own
     bad = verdict.case == "untrained" or (verdict.case == "fails" and raw < PARTLY)
-    console.print(
-        f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "", highlight=False
-    )
+    console.print(f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "")
     if verdict.case == "fails" and space.kind == RAW:
         console.print(
             "--target translated may do better; basic-lite analyze premise --text DATA says whether.",
-            highlight=False,
         )
     return found.json()
 
 
 def quality_line(space: TargetSpace) -> str:
-    """Say in one line what a space does to held-out text, at the first and the last layer."""
+    """Describe in one line what a space does to held-out text, at the first and the last layer."""
     layers = space.report["layers"]
     ends = []
     for number in sorted({1, len(layers)}):

@@ -71,7 +71,7 @@ class SavingTrainer(Trainer):
 
         Args:
             folder: where to.
-            whole: what `sharding.gather` returned, where the adapters are cut.
+            whole: what `distributed.gather` returned, where the adapters are cut.
         """
         with files.write_errors(folder):
             self._save_weights(folder, whole)
@@ -232,7 +232,7 @@ class BasicTrainer(SavingTrainer):
         Args:
             model: a LLaVA whose trainable parameters are set.
             args: of the Trainer.
-            objective: weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain twin.
+            objective: weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain baseline.
             layers: k; `None` for half.
             weighting: how layers 1..k are weighted.
             importance: how patches are weighted.
@@ -253,7 +253,7 @@ class BasicTrainer(SavingTrainer):
             sharded: cut the decoder's layers over the processes when training begins.
             manifest: written into every checkpoint.
             validator: measures held-out rows when `evaluate` is called (see `callbacks.Measurements`).
-            stop_after: end the run after so many measurements without a lower loss.
+            stop_after: end the run after this many measurements without a lower loss.
             keeps_best: save where a measurement is the best one yet, and keep that checkpoint.
             kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
         """
@@ -285,7 +285,7 @@ class BasicTrainer(SavingTrainer):
             self.objective.rows_per_chunk,
             target or TargetSpace(),
         )
-        # The plain twin's cosine is worth a look too, on the steps that are logged; it trains nothing.
+        # The plain baseline's cosine is worth a look too, on the steps that are logged; it trains nothing.
         self._observer = (
             None
             if self.objective.active

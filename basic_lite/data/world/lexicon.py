@@ -79,7 +79,7 @@ def attributes(thing: Thing) -> dict[str, str]:
 
 
 def is_meaningful(token: str, thing: Thing | None) -> bool:
-    """Say whether a token names something true of the thing at a patch; with no thing there, nothing does."""
+    """Return whether a token names something true of the thing at a patch; of no thing nothing is true."""
     named = named_by(token)
     if thing is None or named is None:
         return False

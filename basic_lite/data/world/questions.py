@@ -50,7 +50,7 @@ class Query:
 
 
 def fits(thing: Thing, noun: Noun) -> bool:
-    """Say whether all attributes of the noun hold of the thing."""
+    """Return whether all attributes of the noun hold of the thing."""
     return all(getattr(thing, attribute) == value for attribute, value in noun)
 
 

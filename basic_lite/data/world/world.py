@@ -22,7 +22,7 @@ _STAMP = "world.json"
 
 
 def is_embedded(llm: str) -> bool:
-    """Say whether a decoder is the one that ships with the package."""
+    """Return whether a decoder is the one that ships with the package."""
     return llm in parts.EMBEDDED
 
 
@@ -89,7 +89,7 @@ def held_out_scenes(count: int, seed: int) -> list[Scene]:
 
 
 def meaningful(scene: Scene, picture: Picture, tokens: list[str]) -> list[bool | None]:
-    """Say of each patch whether its token names something true there; `None` where no thing is."""
+    """Return for each patch whether its token names something true there; `None` where no thing is."""
     return [
         is_meaningful(token, scene.things[thing]) if share >= SHOWN else None
         for token, thing, share in zip(tokens, picture.thing, picture.share, strict=True)
