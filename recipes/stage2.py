@@ -54,9 +54,7 @@ def main(
     begin = starts.find(start, lora, device, console)
     sources = plan.sources_of_stage2(begin.manifest, parts, lora)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
-    new = None
-    if lora:
-        new = begin.adapters(adapters, plan.adapters_of(adapters, sources.llm, tower.tower_lora))
+    new = begin.adapters(adapters, plan.adapters_of(lora, adapters, sources.llm, tower.tower_lora), tower)
     settings = plan.resolve(
         *(2, sources.llm, device, data, begin.method(method), memory, schedule, run, out, validation),
         shards=shards,
@@ -67,7 +65,6 @@ def main(
     )
 
     # 2. Check what can be checked before any weight is read.
-    begin.check_tower(tower)
     config = checks.check_sources(sources, settings)
     intervene = interventions.check(method.intervention, config, settings.micro_batch)
 
@@ -86,12 +83,7 @@ def main(
         # 5. Assemble with what the start has learnt; train adapters or the whole decoder, and the projector.
         assembled = training.assemble(sources, decided.settings, device, parts.quantised_copy, console)
         begin.load(assembled)
-        if new is not None:
-            trainable.train_adapters(assembled, new, run.seed)
-        else:
-            trainable.train_everything(assembled)
-        if tower.train_tower:
-            trainable.train_tower(assembled)
+        trainable.train_decoder(assembled, new, run.seed, tower=tower.train_tower)
         begin.load_trained(assembled)
         clock.mark("models")
 
@@ -99,7 +91,6 @@ def main(
         made = (assembled, decided, assembled.template, console, clock)
         finished = training.run_stage(*made, resume=resume, start=begin, intervene=intervene)
     if finished:
-        peft = f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft\n"
-        peft = peft if lora and not tower.on else ""
-        line = f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}"
-        console.print(f"{peft}{line}")
+        if lora and not tower.on:
+            console.print(f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft")
+        console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")

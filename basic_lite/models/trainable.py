@@ -227,6 +227,22 @@ def train_everything(assembled: Assembled) -> None:
     check_contract(assembled.model, "decoder")
 
 
+def train_decoder(
+    assembled: Assembled, adapters: Adapters | None, seed: int = 0, *, tower: bool = False
+) -> None:
+    """Stage 2: adapters or, where there are none, the whole decoder; the projector, and the tower if asked.
+
+    Raises:
+        ValueError: If a decoder that is trained whole is quantised.
+    """
+    if adapters is None:
+        train_everything(assembled)
+    else:
+        train_adapters(assembled, adapters, seed)
+    if tower:
+        train_tower(assembled)
+
+
 def freeze_projector(assembled: Assembled) -> None:
     """Stage 2 with the projector as stage 1 left it; what else is trained stays so.
 

@@ -185,8 +185,12 @@ def resolve(
     )
 
 
-def adapters_of(adapters: Adapters, llm: str, tower_rank: int | None = None) -> trainable.Adapters:
-    """Return stage 2's adapters; LLaVA-1.5's, or the embedded decoder's smaller ones."""
+def adapters_of(
+    lora: bool, adapters: Adapters, llm: str, tower_rank: int | None
+) -> trainable.Adapters | None:
+    """Return stage 2's adapters: LLaVA-1.5's, or the embedded decoder's smaller ones; `None` without any."""
+    if not lora:
+        return None
     rank = zoo.pace_of(llm, 2).rank if adapters.rank is None else adapters.rank
     alpha = 2 * rank if adapters.alpha is None else adapters.alpha
     return trainable.Adapters(rank, alpha, adapters.dropout, tower_rank or 0)

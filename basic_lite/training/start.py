@@ -63,13 +63,15 @@ class Start:
         """Return the method with the start's target where none is asked for."""
         return replace(asked, target=asked.target or self.manifest["method"].get("target"))
 
-    def adapters(self, asked: AdapterOptions, resolved: Adapters) -> Adapters:
-        """Return the adapters to train: those that go on, or new ones.
+    def adapters(self, asked: AdapterOptions, resolved: Adapters | None, tower: Tower) -> Adapters | None:
+        """Return the adapters to train: those that go on, or new ones; `None` where the decoder is.
 
         Raises:
-            ValueError: If another rank or scale is asked for than that of adapters that go on.
+            ValueError: If another rank or scale is asked for than that of adapters that go on, or a tower
+                that was trained would be trained in another way.
         """
-        if self.kind != "adapters":
+        self._check_tower(tower)
+        if self.kind != "adapters" or resolved is None:
             return resolved
         config = checkpoint.adapter_config(self.source)
         then = replace(resolved, rank=config["r"], alpha=config["lora_alpha"])
@@ -94,7 +96,7 @@ class Start:
         if self.kind == "decoder":
             checkpoint.load_decoder(assembled.model, self.source / files.DECODER)
 
-    def check_tower(self, tower: Tower) -> None:
+    def _check_tower(self, tower: Tower) -> None:
         """See that a tower that was trained goes on as it was.
 
         Raises:

@@ -99,7 +99,7 @@ def test_what_is_left_out_is_llavas():
 
 
 def test_a_default_is_the_same_wherever_it_is_needed():
-    adapters = plan.adapters_of(settings.Adapters(), "x")
+    adapters = plan.adapters_of(True, settings.Adapters(), "x", None)
     assert adapters == trainable.Adapters() == trainable.Adapters(128, 256, 0.05)
     assert (Held().rank, Held().dropout, zoo.pace_of("x", 2).rank) == (128, 0.05, 128)
     assert GLOBAL_BATCH == {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
