@@ -92,9 +92,10 @@ class Log:
 
     @property
     def sentences(self) -> list[str]:
-        """Say how far it is, and what became of the held-out rows."""
+        """Sentences on how far it is and what became of the held-out rows."""
         last = (self.steps or self.measurements or [{"step": 0, "steps": 0}])[-1]
-        said = [f"{self.name}: {last['step']:,} of {last['steps']:,} steps"]
+        done = max(last["step"], self.manifest.get("steps", 0))  # not every step is logged, be it the last
+        said = [f"{self.name}: {done:,} of {last['steps']:,} steps"]
         best = self.best
         if best is None:
             said.append("no held-out rows were measured (--val-share or --val-data)")

@@ -74,6 +74,15 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path):
     assert "<td>0</td><td></td>" in write([folder], tmp_path / "page.html")[0].read_text()
 
 
+def test_a_finished_run_whose_last_step_is_not_logged_is_done(tmp_path):
+    folder = made(tmp_path / "run", {})
+    lines = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    (folder / "log.jsonl").write_text(lines[0])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"steps": 4}))
+    assert write([folder], tmp_path / "page.html")[1][0].startswith(f"{tmp_path.name}/run: 4 of 4 steps")
+
+
 def test_several_runs_stand_in_one_plot_by_the_command(tmp_path):
     runs = [made(tmp_path / "plain", LOSSES), made(tmp_path / "basic", {})]
     said = run("report", *runs, cwd=tmp_path).stdout
