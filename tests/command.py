@@ -58,6 +58,12 @@ def interrupt_when(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def write_row(folder: Path) -> None:
+    """Write `rows.json`, a question about `0.png`."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a red one"}]
+    (folder / "rows.json").write_text(json.dumps([{"id": "a", "image": "0.png", "conversations": turns}]))
+
+
 def make_world(folder: Path) -> Path:
     """Fill a folder with pictures, captions, instructions and a benchmark."""
     names = ["red", "green", "blue", "white"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from tiny import ALL_DECODERS, IMAGE_TOKEN, TOWERS, VOCABULARY
+from tiny import IMAGE_TOKEN, VOCABULARY, is_projector, parts_config, train_projector
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72], [72, 24]]
@@ -36,25 +36,10 @@ def tiny_llava_next(
 ) -> LlavaNextForConditionalGeneration:
     """Build a random LLaVA-NeXT of transformers, frozen but for its projector and newline."""
     torch.manual_seed(seed)
-    config = LlavaNextConfig(
-        text_config=ALL_DECODERS[decoder](),
-        vision_config=TOWERS[tower](),
-        image_token_index=IMAGE_TOKEN,
-        image_grid_pinpoints=PINPOINTS,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="full" if tower == "siglip" else "default",
-    )
+    config = LlavaNextConfig(**parts_config(decoder, tower), image_grid_pinpoints=PINPOINTS)
     model = LlavaNextForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_projector(name))
-        if "projector" in name and "weight" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    train_projector(model)
     return model
-
-
-def is_projector(name: str) -> bool:
-    """Whether a parameter is the projector's, or the newline."""
-    return "multi_modal_projector" in name or "image_newline" in name
 
 
 def tiled_batch(padding: str = "right", seed: int = 1) -> dict:

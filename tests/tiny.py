@@ -6,9 +6,11 @@ import json
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import (
     Aimv2VisionConfig,
     AutoModel,
@@ -140,22 +142,36 @@ def adapted(model: LlavaForConditionalGeneration, **settings: object) -> PeftMod
     return get_peft_model(model, config)
 
 
+def parts_config(decoder: str, tower: str) -> dict[str, Any]:
+    """Return what the configurations of LLaVA and of LLaVA-NeXT share."""
+    return {
+        "text_config": ALL_DECODERS[decoder](),
+        "vision_config": TOWERS[tower](),
+        "image_token_index": IMAGE_TOKEN,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "full" if tower == "siglip" else "default",
+    }
+
+
+def is_projector(name: str) -> bool:
+    """Whether a parameter is the projector's, or the newline of tiles."""
+    return "multi_modal_projector" in name or "image_newline" in name
+
+
+def train_projector(model: nn.Module) -> None:
+    """Freeze everything but projector and newline, and spread the projector's weights."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_projector(name))
+        if "projector" in name and "weight" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
 def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> LlavaForConditionalGeneration:
     """Build a random LLaVA of about 60,000 parameters, in fp32, frozen but for its projector."""
     torch.manual_seed(seed)
-    config = LlavaConfig(
-        text_config=ALL_DECODERS[decoder](),
-        vision_config=TOWERS[tower](),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=PATCHES,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="full" if tower == "siglip" else "default",
-    )
+    config = LlavaConfig(**parts_config(decoder, tower), image_seq_length=PATCHES)
     model = LlavaForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("multi_modal_projector" in name)
-        if "projector" in name and "weight" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+    train_projector(model)
     return model
 
 

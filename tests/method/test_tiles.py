@@ -8,8 +8,8 @@ from itertools import chain, pairwise
 import pytest
 import torch
 from oracle import close
-from tiled import is_projector, tiled_batch, tiled_oracle, tiny_llava_next
-from tiny import DECODERS, tiny_assembled
+from tiled import tiled_batch, tiled_oracle, tiny_llava_next
+from tiny import DECODERS, is_projector, tiny_assembled
 from tiny_trainer import gradients, trainer
 
 from basic_lite import BasicSupervision

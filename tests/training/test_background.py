@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from command import data_check, make_world, run, settings_shown, stage1, stage2
+from command import data_check, make_world, run, settings_shown, stage1, stage2, write_row
 from made_runs import export, made_run
 from PIL import Image
+from rich.console import Console
 from tiny import tiny_assembled
 
 from basic_lite import files
@@ -48,9 +49,7 @@ def composed(values, background):
 @pytest.fixture
 def logos(tmp_path):
     values = logo(tmp_path / "0.png")
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a red one"}]
-    row = {"id": "a", "image": "0.png", "conversations": turns}
-    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    write_row(tmp_path)
     return tmp_path, values
 
 
@@ -151,6 +150,6 @@ def test_an_export_says_it_and_carries_it(tmp_path, monkeypatch, background):
     for folder in ("out", "peft"):
         card = (tmp_path / folder / "README.md").read_text()
         assert f"Transparent pictures were put on {background} (`--background`)" in card
-    begin = start.find(tmp_path / "out", lora=True, device="cpu", say=print)
+    begin = start.find(tmp_path / "out", lora=True, device="cpu", console=Console())
     assert begin.manifest["sources"]["background"] == colour(background)
     assert hf_llava.load(str(tmp_path / "out"), "cpu").transform("pad").background == colour(background)

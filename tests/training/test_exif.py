@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from command import make_world, run, settings_shown, stage1, stage2
+from command import make_world, run, settings_shown, stage1, stage2, write_row
 from made_runs import export, made_run
 from PIL import Image
 from rich.console import Console
@@ -45,9 +45,7 @@ def photo(path, orientation=6):
 @pytest.fixture
 def photos(tmp_path):
     seen = photo(tmp_path / "0.png")
-    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a red one"}]
-    row = {"id": "a", "image": "0.png", "conversations": turns}
-    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    write_row(tmp_path)
     return tmp_path, seen
 
 

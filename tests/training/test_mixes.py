@@ -11,21 +11,6 @@ from command import run, settings_shown, stage1, stage2
 from PIL import Image
 
 from basic_lite.files import file_hash, read_manifest
-from basic_lite.training.trainer import BasicTrainer
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Rows of every batch that is trained on."""
-    seen: list[list[int]] = []
-    real = BasicTrainer.compute_loss
-
-    def compute_loss(self, model, inputs, *more, **named):
-        seen.append(list(inputs["rows"]))
-        return real(self, model, inputs, *more, **named)
-
-    monkeypatch.setattr(BasicTrainer, "compute_loss", compute_loss)
-    return seen
 
 
 @pytest.fixture

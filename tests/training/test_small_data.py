@@ -119,22 +119,10 @@ def test_warm_up_is_what_it_was_where_it_is_a_step(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("count", "given", "batch", "steps", "said"),
     [
-        (
-            100,
-            ["--global-batch", 256],
-            256,
-            1,
-            "Warning: 100 rows are 1 optimizer step at a global batch of 256",
-        ),
+        (100, ["--global-batch", 256], 256, 1, "Warning: 100 rows are 1 optimizer step at a global batch"),
         (100, ["--global-batch", 50], 50, 2, "a smaller --global-batch or more --epochs give more."),
         (100, ["--global-batch", 2], 2, 50, ""),
-        (
-            100,
-            ["--micro-batch", 4],
-            4,
-            25,
-            "it is 4 here, for 25 optimizer steps, and more --epochs give more",
-        ),
+        (100, ["--micro-batch", 4], 4, 25, "it is 4 here, for 25 optimizer steps, and more --epochs give"),
         (100, ["--max-steps", 7], 256, 7, ""),
         (100, ["--epochs", 4], 8, 52, "it is 8 here, for 52 optimizer steps (--global-batch 256 keeps it)."),
         (100, ["--epochs", 60], 256, 60, ""),

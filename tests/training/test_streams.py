@@ -18,7 +18,6 @@ from basic_lite.data import stream as streams
 from basic_lite.data.readers import open_rows
 from basic_lite.data.stream import Position, Stream
 from basic_lite.files import file_hash, read_manifest
-from basic_lite.training.trainer import BasicTrainer
 
 HUB_ID = "somebody/shards"
 
@@ -28,20 +27,6 @@ def _small_blocks(monkeypatch, tmp_path):
     monkeypatch.setattr(streams, "BLOCK", 5)
     monkeypatch.setattr(streams, "LEAST", 20)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Rows of every batch that is trained on."""
-    seen: list[list[int]] = []
-    real = BasicTrainer.compute_loss
-
-    def compute_loss(self, model, inputs, *more, **named):
-        seen.append(list(inputs["rows"]))
-        return real(self, model, inputs, *more, **named)
-
-    monkeypatch.setattr(BasicTrainer, "compute_loss", compute_loss)
-    return seen
 
 
 def png(number: int) -> bytes:
