@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.data.rows import TOKENS_PER_IMAGE
 from basic_lite.training import settings as o
 
 app = typer.Typer(
@@ -52,10 +53,10 @@ def check(
         typer.Option(
             help="Most tokens of a row, images included, those of --tiles apart.", callback=o.within(1)
         ),
-    ] = 2048,
+    ] = o.Data.max_length,
     tokens_per_image: Annotated[
         int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.", callback=o.within(1))
-    ] = 576,
+    ] = TOKENS_PER_IMAGE,
     tiles: o.TilesOption = 1,
     tower: Annotated[
         str, typer.Option(help="With --tiles, whose squares they are: name, folder or hub id.")

@@ -21,7 +21,7 @@ from basic_lite.data.batches import Batches, Collator
 from basic_lite.data.dataset import SupervisedRows
 from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.rows import ImageRef
+from basic_lite.data.rows import MAX_LENGTH, TOKENS_PER_IMAGE, ImageRef
 from basic_lite.data.workers import shared_heap
 
 
@@ -138,7 +138,7 @@ def measure_data(
     images: Path | None = None,
     *,
     image_size: int = 336,
-    tokens_per_image: int = 576,
+    tokens_per_image: int = TOKENS_PER_IMAGE,
     batch_size: int = 16,
     workers: int = 2,
     step_seconds: float = 0.2,
@@ -185,7 +185,7 @@ def measure_data(
             tokens_per_image=tokens_per_image,
             bad_budget=1.0,
         )
-        lengths = rows.batch_lengths(tokens_per_image, 2048)
+        lengths = rows.batch_lengths(tokens_per_image, MAX_LENGTH)
         batches = Batches(lengths, rows.has_image, batch_size=batch_size, seed=0, group=True, usable=usable)
         if len(batches) < 2:
             raise ValueError(

@@ -15,7 +15,7 @@ from basic_lite.data.batches import batch_order
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.lengths import WordCounter
 from basic_lite.data.readers import Rows, open_rows
-from basic_lite.data.rows import RowFault
+from basic_lite.data.rows import MAX_LENGTH, TOKENS_PER_IMAGE, RowFault
 from basic_lite.files import write_json
 
 SIZES: tuple[int, ...] = (2, 4, 16)
@@ -129,8 +129,8 @@ def measure_padding(
     *,
     tokenizer: Any = None,
     template: str = "vicuna_v1",
-    tokens_per_image: int = 576,
-    max_length: int = 2048,
+    tokens_per_image: int = TOKENS_PER_IMAGE,
+    max_length: int = MAX_LENGTH,
     most: int = 4096,
 ) -> Padding:
     """Put rows together as a stage-2 training would, and measure what is padding.

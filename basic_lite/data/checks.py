@@ -25,7 +25,17 @@ from basic_lite.data.findings import (
 from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import CODES, STILL_TRAINS, WHITE, Finding, RowFault, normal_form, shown
+from basic_lite.data.rows import (
+    CODES,
+    MAX_LENGTH,
+    STILL_TRAINS,
+    TOKENS_PER_IMAGE,
+    WHITE,
+    Finding,
+    RowFault,
+    normal_form,
+    shown,
+)
 from basic_lite.data.tiles import Tiling
 from basic_lite.data.workers import in_processes
 from basic_lite.files import load_table, save_table, table_places
@@ -356,8 +366,8 @@ def check_data(
     rows: Rows,
     *,
     pictures: Depth | None = "decode",
-    max_length: int = 2048,
-    tokens_per_image: int = 576,
+    max_length: int = MAX_LENGTH,
+    tokens_per_image: int = TOKENS_PER_IMAGE,
     stage: int = 2,
     encoder: TextEncoder | None = None,
     tiling: Tiling | None = None,

@@ -19,7 +19,7 @@ from basic_lite.data.findings import read_bad_rows
 from basic_lite.data.lettering import lettering
 from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, shown
+from basic_lite.data.rows import MAX_LENGTH, Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Size, Tiling, image_tokens
 
@@ -177,7 +177,7 @@ class SupervisedRows(Dataset):
         transform: ImageTransform,
         image_token_id: int,
         tokens_per_image: int,
-        max_length: int | None = 2048,
+        max_length: int | None = MAX_LENGTH,
         bad_budget: float = 0.0,
         bad_log: Path | None = None,
         usable: np.ndarray | None = None,

@@ -21,6 +21,12 @@ evaluation, chat and its export's users must do, too: it belongs to the run's tr
 """
 
 
+MAX_LENGTH: int = 2048
+"""Most tokens of a row by default, with those of its pictures: LLaVA-1.5's."""
+
+TOKENS_PER_IMAGE: int = 576
+"""Of LLaVA-1.5's tower, CLIP-L-336, where no tower is named."""
+
 WHITE: str = "#ffffff"
 """What transparent pictures are put on by default."""
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from basic_lite.data.conversation import IGNORE_INDEX, encode
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import open_rows
+from basic_lite.data.rows import MAX_LENGTH
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.dataset import world_in
 from basic_lite.data.world.grammar import caption
@@ -335,7 +336,7 @@ def rows_of_file(
     images: str | None,
     count: int,
     label: str,
-    max_length: int = 2048,
+    max_length: int = MAX_LENGTH,
     follow_links: bool = False,
     words: Sequence[str] = (),
     terms: bool = True,

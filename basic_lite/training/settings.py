@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 from rich.table import Table
 
-from basic_lite.data.rows import Exif, colour
+from basic_lite.data.rows import MAX_LENGTH, Exif, colour
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
 from basic_lite.models import zoo
@@ -433,7 +433,7 @@ class Data:
             panel=DATA,
             callback=within(1),
         ),
-    ] = 2048
+    ] = MAX_LENGTH
     bad_budget: Annotated[
         float,
         option(
