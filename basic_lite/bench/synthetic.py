@@ -81,6 +81,7 @@ def random_model(
         with torch.device(device):
             with no_init_weights():
                 model = LlavaForConditionalGeneration(config)
+            model.tie_weights()  # which the initialisation would have done
             torch.set_default_dtype(torch.float32)
             model.model.multi_modal_projector = Projector(config)
     finally:

@@ -533,9 +533,8 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
     # May be others; of the micro-batch see `Passes`.
     free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])
     then = then | {"training": then["training"] | {name: now["training"][name] for name in free}}
-    then["sources"] = {"exif": "ignore", "background": WHITE} | then[
-        "sources"
-    ]  # which older versions did not write
+    # What older versions did not write was this.
+    then["sources"] = {"exif": "ignore", "background": WHITE} | then["sources"]
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
         if isinstance(old, dict):  # what an older version did not write counts as `None`

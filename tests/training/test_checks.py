@@ -11,7 +11,7 @@ from basic_lite.training.checks import check_same_run
 
 THEN = {
     "stage": 1,
-    "sources": {"llm": "a", "bits": 4, "exif": "ignore"},
+    "sources": {"llm": "a", "bits": 4, "exif": "ignore", "background": "#ffffff"},
     "llm": {"revision": "1"},
     "tower": {"revision": "2"},
     "template": "plain",
