@@ -154,17 +154,19 @@ def most_dequantised(step: Step) -> int:
     return max(step.decoder.depth - 1, 0) if possible else 0
 
 
-def dequantise(step: Step, budget: float) -> Step:
+def dequantise(step: Step, budget: float, longest: int = 0) -> Step:
     """Return the step with as many dequantised layers as the memory that it leaves can hold.
 
     Each saves two or three unpackings per micro-batch and changes no number. A layer that recomputes costs
-    far more, so this comes last; a twentieth of the budget stays for what no plan foresees.
+    far more, so this comes last. A twentieth of the budget stays for what no plan foresees, and room for a
+    pass of the longest rows: a step is planned for usual ones, and these weights are never given back.
 
     Args:
         step: as it was chosen.
         budget: bytes that may be used.
+        longest: most text tokens of a row.
     """
-    room = (1 - SPARE) * budget - needed(replace(step, dequantised=0))
+    room = (1 - SPARE) * budget - needed(replace(step, dequantised=0, text=max(step.text, longest)))
     count = min(int(max(room, 0) // dequantised_bytes(step)), most_dequantised(step))
     return replace(step, dequantised=count)
 

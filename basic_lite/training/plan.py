@@ -12,6 +12,7 @@ from rich.console import Console
 
 from basic_lite.console import rank_and_count
 from basic_lite.data.batches import drawn_counts
+from basic_lite.data.checks import TEMPLATE_TOKENS
 from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE
@@ -271,7 +272,12 @@ def decide(
         settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
-    settings, row = fit_memory(settings, step, device, memory, names=names, optimizer=optimizer)
+    longest = settings.data.max_length - step.tower.tokens
+    if isinstance(rows, Rows):
+        longest = min(longest, int(rows.lengths.max(initial=0)) + TEMPLATE_TOKENS)
+    settings, row = fit_memory(
+        settings, step, device, memory, names=names, longest=longest, optimizer=optimizer
+    )
     return Plan(settings, rows, held_out, steps, row)
 
 
@@ -435,6 +441,7 @@ def fit_memory(
     memory: Memory,
     *,
     names: tuple[str, str],
+    longest: int,
     optimizer: Optimizer | None = None,
 ) -> tuple[Settings, Row]:
     """Choose what is to be chosen and predict the peak; the global batch stays what it is.
@@ -448,6 +455,7 @@ def fit_memory(
         device: `"cuda"` or `"cpu"`.
         memory: as given.
         names: of decoder and tower, for the row.
+        longest: most text tokens of a row.
         optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
 
     Returns:
@@ -477,7 +485,8 @@ def fit_memory(
         chosen = fitting
     elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
         chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
-    chosen = hold_dequantised(chosen, memory.keep_dequantised, budget, device, memory.fit is not None)
+    auto = device == "cuda" or memory.fit is not None
+    chosen = hold_dequantised(chosen, memory.keep_dequantised, budget if auto else 0.0, longest)
     settings = replace(
         settings,
         micro_batch=chosen.micro_batch,
@@ -489,21 +498,20 @@ def fit_memory(
     return settings, row_of(kind, *names, gib, rows, chosen, chosen)
 
 
-def hold_dequantised(step: Step, wanted: str, budget: float, device: str, fitted: bool) -> Step:
+def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> Step:
     """Return the step with the layers that are held dequantised.
 
     Args:
         step: as it was chosen.
         wanted: `--keep-dequantised`: a number, or `auto`.
-        budget: bytes that may be used.
-        device: `"cuda"` or `"cpu"`.
-        fitted: for a card (`--fit`), whatever the device.
+        budget: bytes that may be used; 0 for none on its own account.
+        longest: most text tokens of a row.
 
     Raises:
         ValueError: If `wanted` is neither, or more than can be held.
     """
     if wanted == "auto":
-        return dequantise(step, budget) if device == "cuda" or fitted else step
+        return dequantise(step, budget, longest)
     if not wanted.isdecimal():
         raise ValueError(f"--keep-dequantised takes a number of decoder layers, or auto; got {wanted!r}")
     most = most_dequantised(step)

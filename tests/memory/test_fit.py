@@ -54,6 +54,10 @@ def test_memory_that_is_left_holds_dequantised_layers(kind):
     assert needed(held) == pytest.approx(needed(step) + held.dequantised * one)
     assert needed(held) <= 0.95 * budget < needed(held) + one
     assert dequantise(step, needed(step)).dequantised == 0
+    text = step.text + (700 if kind == "stage1" else 200)
+    longest = dequantise(step, budget, longest=text)
+    assert 0 < longest.dequantised < held.dequantised
+    assert needed(replace(longest, text=text)) <= 0.95 * budget
     assert dequantise(step, 1e12).dequantised == 31  # the last layer has no such code
 
 
