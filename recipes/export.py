@@ -42,7 +42,11 @@ def main(
         o.option("--old-gemma", help="For readers that scale Gemma's image features (transformers < 5.4)."),
     ] = False,
     quantise: Annotated[
-        str | None, o.option(help="Format of GGUF: f16, bf16, f32 or q8_0.", default="f16")
+        str | None,
+        o.option(
+            help="Format of GGUF: f16, bf16, f32, q8_0; q4_k_m and others by llama.cpp's llama-quantize.",
+            default="f16",
+        ),
     ] = None,
     class_token: Annotated[
         Literal["first", "last"] | None,

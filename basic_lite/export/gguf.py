@@ -8,6 +8,7 @@ text models, `tools/mtmd/clip.cpp` and `tools/mtmd/models/llava.cpp` (0c1e5709) 
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ from basic_lite.export import folder as hf
 from basic_lite.export.chat_template import chat_template
 from basic_lite.export.gguf_vocabulary import name_of, write_vocabulary
 from basic_lite.export.modelfile import modelfile
-from basic_lite.export.readers import GGUF_ARCHITECTURES, GGUF_FORMATS
+from basic_lite.export.readers import GGUF_ARCHITECTURES, GGUF_FORMATS, QUANTIZE
 from basic_lite.export.weights import Entry
 from basic_lite.models.llava import Assembled
 
@@ -41,22 +42,26 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
     Raises:
         ValueError: If a weight does not fit the format, or a tensor read back is not the run's.
     """
-    assert wanted.quantise in GGUF_FORMATS, "the plan was checked"
+    assert wanted.quantise is not None, "the plan was checked"
+    form = wanted.quantise if wanted.quantise in GGUF_FORMATS else "f16"
     tell("asking the run")
     asked = hf.ask(wanted)
     assembled = asked.assembled
     with files.complete(wanted.out) as draft:
         draft.mkdir()
-        text, pictures = f"model-{wanted.quantise}.gguf", f"mmproj-{_picture_format(wanted)}.gguf"
+        text, pictures = f"model-{form}.gguf", f"mmproj-{_picture_format(wanted)}.gguf"
         config: Any = assembled.model.config
         template = chat_template(assembled.template, markers=True)
         tell(f"writing {text}")
         decoder = list(hf.decoder_entries(wanted, manifest, config.tie_word_embeddings))
         rows = next(e.shape[0] for e in decoder if e.name.endswith("embed_tokens.weight"))
         name = name_of(manifest["sources"]["llm"], assembled.tokenizer)
-        writer = text_writer(config.text_config, wanted.quantise, name)
+        writer = text_writer(config.text_config, form, name)
         write_vocabulary(writer, assembled, template, rows)
-        gaps = _write(writer, text_tensors(decoder, config.text_config), draft / text, wanted.quantise)
+        gaps = _write(writer, text_tensors(decoder, config.text_config), draft / text, form)
+        if form != wanted.quantise:
+            tell(f"quantising to {wanted.quantise}")
+            text = _quantised(draft / text, wanted.quantise)
         tell(f"writing {pictures}")
         writer = picture_writer(assembled, _picture_format(wanted), wanted.class_token)
         projector = hf.projector_entries(wanted, manifest)
@@ -83,6 +88,23 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
     return content
 
 
+def _quantised(path: Path, form: str) -> str:
+    """Let llama.cpp's tool make a file of fewer bits, in place of the one that was compared with the run.
+
+    Raises:
+        ValueError: In one line, if it fails.
+    """
+    made = path.with_name(f"model-{form}.gguf")
+    done = subprocess.run(
+        [QUANTIZE, str(path), str(made), form.upper()], capture_output=True, text=True, check=False
+    )
+    if done.returncode or not made.is_file():
+        why = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise ValueError(f"{QUANTIZE} does not make {form} of this model: {why[:200]}")
+    path.unlink()
+    return made.name
+
+
 def _picture_format(wanted: hf.Plan) -> str:
     """Return the projector file's: its own rounding costs little, and its kernels want 16 bits."""
     return "f32" if wanted.quantise == "f32" else "f16"
@@ -107,6 +129,8 @@ def _notes(config: Any, wanted: hf.Plan) -> list[str]:
             "releases since May 2025 do not (its issue 25814) and would misread every patch: for them export "
             "with --class-token last"
         )
+    if wanted.quantise not in GGUF_FORMATS:
+        lines.append(f"the text model was compared with the run in f16; {QUANTIZE} rounded it afterwards")
     window = getattr(text, "sliding_window", None)
     if window and window < text.max_position_embeddings:
         lines.append(

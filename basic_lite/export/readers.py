@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ GGUF_ARCHITECTURES: dict[str, str] = {
 """llama.cpp's architecture of a decoder, by `model_type`; its Llama has no sliding window."""
 
 GGUF_FORMATS: tuple[str, ...] = ("f32", "f16", "bf16", "q8_0")
-"""Formats that are written here; those of 2 to 6 bits are made by llama.cpp's own llama-quantize."""
+"""Formats that are written here; those of 1 to 6 bits are made of f16 by llama.cpp's own `QUANTIZE`."""
+
+QUANTIZE: str = "llama-quantize"
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,16 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: 
         ValueError: In one line.
     """
     if re.fullmatch(r"(i?q[1-6]|tq[12])_\w+", quantise):
+        if shutil.which(QUANTIZE) is None:
+            raise ValueError(
+                f"{quantise} is made by llama.cpp's own tool, which is not on the PATH: install llama.cpp, "
+                "or export with --quantise f16 and run elsewhere "
+                f"{QUANTIZE} OUT/model-f16.gguf OUT/model-{quantise}.gguf {quantise.upper()}"
+            )
+    elif quantise not in GGUF_FORMATS:
         raise ValueError(
-            f"{quantise} is made by llama.cpp's own tool: export with --quantise f16, then run "
-            f"llama-quantize OUT/model-f16.gguf OUT/model-{quantise}.gguf {quantise.upper()}"
+            f"--quantise takes {', '.join(GGUF_FORMATS)}, or a format of {QUANTIZE}, not {quantise!r}"
         )
-    if quantise not in GGUF_FORMATS:
-        raise ValueError(f"--quantise takes {', '.join(GGUF_FORMATS)}, not {quantise!r}")
     if dtype is not None:
         raise ValueError("--to gguf takes its format from --quantise; leave --dtype out")
     if decoder not in GGUF_ARCHITECTURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 
 import pytest
@@ -212,6 +213,33 @@ def test_every_tensor_and_key_is_the_runs(tmp_path, decoder, tower, kind):
     shown = {f"clip.vision.{name}" for name in ("image_mean", "image_std", "attention.layer_norm_epsilon")}
     assert own(keys) == wanted.keys() | shown | placed
     assert wanted["clip.use_gelu"] == (tower == "siglip")
+
+
+TOOL = """#!/bin/sh
+[ "$3" = Q4_K_M ] || { echo "invalid ftype '$3'" >&2; exit 1; }
+cp "$1" "$2"
+"""
+
+
+def test_few_bits_are_made_by_llama_cpp_s_own_tool(tmp_path, monkeypatch):
+    """The tool itself is no part of the test: whether it is called, and what becomes of its file."""
+    tool = tmp_path / "llama-quantize"
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run = made_run(tmp_path / "run", "llama", "clip", "lora")
+    content = export(run, tmp_path / "out", to="gguf", quantise="q4_k_m")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.gguf")) == [
+        "mmproj-f16.gguf",
+        "model-q4_k_m.gguf",
+    ]
+    assert "FROM ./model-q4_k_m.gguf" in (tmp_path / "out/Modelfile").read_text()
+    assert any("llama-quantize rounded it afterwards" in note for note in content["notes"])
+    with pytest.raises(
+        ValueError, match=r"llama-quantize does not make q2_k of this model: invalid ftype 'Q2_K'"
+    ):
+        export(run, tmp_path / "other", to="gguf", quantise="q2_k")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("decoder", ["llama", "phi3"])
