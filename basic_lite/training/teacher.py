@@ -113,12 +113,7 @@ def look_at(
 
     One forward pass over 254 tokens and as many products with the vocabulary as there are targets.
 
-    Args:
-        assembled: the model.
-        settings: of the run.
-        rows: the training data.
-        space: of the run's target.
-        console: where the verdict is printed.
+    Arguments are those of `findings`.
 
     Returns:
         The figures for the manifest; `None` where there is hardly any text.

@@ -18,7 +18,17 @@ from basic_lite.memory.peak import Step
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
 
 LORA = Held(4, "adapters")
+FUSED_LORA = replace(LORA, fused=True)
 FUSED = Held(fused=True)
+
+
+def tuned(
+    name: str, held: Held, micro_batch: int, recompute: int, text: int = 824, **more: object
+) -> tuple[str, Held, dict]:
+    """Return a point of stage 2, with rows of LLaVA's instructions."""
+    return name, held, {"text": text, "micro_batch": micro_batch, "recompute": recompute} | more
+
+
 POINTS = {
     "7B, stage 1, nothing recomputed": ("vicuna-7b", Held(), {"recompute": 0}),
     "7B, stage 1, one of three": ("vicuna-7b", Held(), {"recompute": 1}),
@@ -27,57 +37,19 @@ POINTS = {
     "Gemma-2B, stage 1, nothing recomputed": ("gemma-2b", Held(), {"micro_batch": 1}),
     "7B, stage 1, nothing recomputed, fused": ("vicuna-7b", FUSED, {"recompute": 0}),
     "7B, stage 1, all, fused": ("vicuna-7b", FUSED, {"recompute": 3, "micro_batch": 3}),
-    "7B, stage 2, two of three, fused": (
-        "vicuna-7b",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 1, "recompute": 2},
-    ),
+    "7B, stage 2, two of three, fused": tuned("vicuna-7b", FUSED_LORA, 1, 2),
     "Gemma-2B, stage 1, all, fused": ("gemma-2b", FUSED, {"recompute": 3, "micro_batch": 8}),
-    "Gemma-2B, stage 2, all, fused": (
-        "gemma-2b",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 4, "recompute": 3},
+    "Gemma-2B, stage 2, all, fused": tuned("gemma-2b", FUSED_LORA, 4, 3),
+    "7B, stage 2, nothing recomputed, fused": tuned("vicuna-7b", FUSED_LORA, 1, 0),
+    "7B, stage 2, all, fused, one micro-batch": tuned("vicuna-7b", FUSED_LORA, 4, 3, accumulates=False),
+    "7B, stage 2, 16 bits, all, fused": tuned("vicuna-7b", replace(LORA, bits=16, fused=True), 2, 3),
+    "7B, stage 2, one of three, no dropout": tuned("vicuna-7b", replace(LORA, dropout=0.0), 2, 1),
+    "Phi-3, stage 2, all, fused": tuned("phi3-mini", FUSED_LORA, 4, 3),
+    "7B, stage 2, tower, fused": tuned("vicuna-7b", FUSED_LORA, 2, 3, tower_trained=True),
+    "7B, stage 2, tower, one micro-batch": tuned(
+        "vicuna-7b", LORA, 8, 3, text=64, tower_trained=True, accumulates=False
     ),
-    "7B, stage 2, nothing recomputed, fused": (
-        "vicuna-7b",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 1, "recompute": 0},
-    ),
-    "7B, stage 2, all, fused, one micro-batch": (
-        "vicuna-7b",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 4, "recompute": 3, "accumulates": False},
-    ),
-    "7B, stage 2, 16 bits, all, fused": (
-        "vicuna-7b",
-        replace(LORA, bits=16, fused=True),
-        {"text": 824, "micro_batch": 2, "recompute": 3},
-    ),
-    "7B, stage 2, one of three, no dropout": (
-        "vicuna-7b",
-        replace(LORA, dropout=0.0),
-        {"text": 824, "micro_batch": 2, "recompute": 1},
-    ),
-    "Phi-3, stage 2, all, fused": (
-        "phi3-mini",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 4, "recompute": 3},
-    ),
-    "7B, stage 2, tower, fused": (
-        "vicuna-7b",
-        replace(LORA, fused=True),
-        {"text": 824, "micro_batch": 2, "recompute": 3, "tower_trained": True},
-    ),
-    "7B, stage 2, tower, one micro-batch": (
-        "vicuna-7b",
-        LORA,
-        {"text": 64, "micro_batch": 8, "recompute": 3, "tower_trained": True, "accumulates": False},
-    ),
-    "Gemma-2B, stage 2, tower's adapters, fused": (
-        "gemma-2b",
-        replace(LORA, fused=True),
-        {"text": 64, "micro_batch": 8, "recompute": 3, "tower_rank": 16},
-    ),
+    "Gemma-2B, stage 2, tower's adapters, fused": tuned("gemma-2b", FUSED_LORA, 8, 3, text=64, tower_rank=16),
     "Phi-3, stage 1, all, fused": ("phi3-mini", FUSED, {"recompute": 3, "micro_batch": 8}),
     "Phi-3, stage 1, one of three, fused": ("phi3-mini", FUSED, {"recompute": 1}),
 }
