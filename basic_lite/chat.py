@@ -30,17 +30,11 @@ HELP: str = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """How the next token is drawn."""
 
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: smallest share of probability that is drawn from, of 1.
-        seed: of the draws: the same conversation gets the same answers; `None` for new ones.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    temperature: float = 0.0  # divides the logits; 0 takes the likeliest token
+    top_p: float = 1.0  # smallest share of probability that is drawn from, of 1
+    seed: int | None = None  # of the draws: the same conversation gets the same answers; `None` for new ones
 
     def options(self, stops: list[int], pad: int, longest: int, never: Sequence[int]) -> dict[str, Any]:
         """Return `generate`'s options; arguments as `models.generate.greedily`."""
@@ -92,8 +86,7 @@ class Chat:
     def show(self, path: Path) -> None:
         """Put a picture in front of the next message.
 
-        Raises:
-            ValueError: If it is missing or does not decode.
+        Raises ValueError if it is missing or does not decode.
         """
         try:
             picture = open_picture(path)
@@ -175,8 +168,7 @@ class Chat:
     def save(self, path: Path) -> None:
         """Write the conversation as messages of OpenAI's shape, with the files of its pictures.
 
-        Raises:
-            ValueError: If nothing was said yet, or the file exists.
+        Raises ValueError if nothing was said yet, or the file exists.
         """
         if not self.turns:
             raise ValueError("there is no conversation to save yet")
@@ -264,8 +256,7 @@ UPLOAD: str = "20mb"
 def check_gradio() -> None:
     """Look whether the page can be made, before a model is loaded.
 
-    Raises:
-        ValueError: If gradio is not installed.
+    Raises ValueError if gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
         raise ValueError(

@@ -156,8 +156,7 @@ refused."""
 def read_manifest(folder: str | Path) -> dict:
     """Read a run's manifest.
 
-    Raises:
-        ValueError: In one line, if there is none, it is damaged, or it is of another format or convention.
+    Raises ValueError if there is none, it is damaged, or it is of another format or convention.
     """
     path = Path(folder) / MANIFEST
     try:
@@ -287,8 +286,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 def check_archives(checkpoint: Path) -> None:
     """Read every file that `torch.save` wrote into a checkpoint against the sums that it holds of itself.
 
-    Raises:
-        ValueError: If one is cut off or a byte of it has changed.
+    Raises ValueError if one is cut off or a byte of it has changed.
     """
     for path in sorted(checkpoint.glob("*.pt*")):
         try:

@@ -63,8 +63,7 @@ def by_truth(scene: Scene, picture: Picture, texts: Sequence[str]) -> Judge:
 def read_words(path: Path) -> list[str]:
     """Return the words of a file with one on each line; `#` starts a comment.
 
-    Raises:
-        ValueError: If it cannot be read or holds no word that may say something of a picture.
+    Raises ValueError if it cannot be read or holds no word that may say something of a picture.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -130,21 +130,13 @@ def write_page(path: Path, result: Examined, model: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every LLM.
+    """What is asked of every LLM."""
 
-    Attributes:
-        text: file of text; `None` for what is shipped.
-        tokens: held-out tokens to read.
-        layers: the largest k; `None` for half.
-        weighting: of layers 1..k.
-        random_weights: take the configuration alone.
-    """
-
-    text: Path | None
-    tokens: int
-    layers: int | None
-    weighting: Weighting
-    random_weights: bool
+    text: Path | None  # file of text; `None` for what is shipped
+    tokens: int  # held-out tokens to read
+    layers: int | None  # the largest k; `None` for half
+    weighting: Weighting  # of layers 1..k
+    random_weights: bool  # take the configuration alone
 
 
 def check(llms: Sequence[str], records: Path | None) -> None:
@@ -171,8 +163,7 @@ def check(llms: Sequence[str], records: Path | None) -> None:
 def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], None]) -> Examined:
     """Load a language model and examine it.
 
-    Raises:
-        ValueError: In one line, if it cannot be loaded or the text cannot be read.
+    Raises ValueError if it cannot be loaded or the text cannot be read.
     """
     texts = texts_of(asked.text, sources.llm)
     causal, tokenizer = load(sources, device, asked.random_weights)

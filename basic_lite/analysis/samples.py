@@ -34,22 +34,15 @@ _ENDINGS = tuple(f".{suffix}" for names in SUFFIXES.values() for suffix in names
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
+    """One picture."""
 
-    Attributes:
-        name: its path in the folder, or what a scene holds.
-        open: returns it, as RGB.
-        question: what a user would ask, without the placeholder.
-        caption: what it shows, in words; `None` where it has no caption.
-        scene: what it shows exactly, with the drawing; only in the embedded world.
-        large: returns a larger drawing of it for the report; `None` where there is none.
-    """
-
-    name: str
-    open: Callable[[], Image.Image]
-    question: str = QUESTION
-    caption: str | None = None
+    name: str  # its path in the folder, or what a scene holds
+    open: Callable[[], Image.Image]  # returns it, as RGB
+    question: str = QUESTION  # what a user would ask, without the placeholder
+    caption: str | None = None  # what it shows, in words; `None` where it has no caption
+    # What it shows exactly, with the drawing; only in the embedded world
     scene: tuple[Scene, Picture] | None = None
+    # Returns a larger drawing of it for the report; `None` where there is none
     large: Callable[[], Image.Image] | None = None
 
     def turns(self, answered: bool) -> list[Turn]:
@@ -60,21 +53,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is shown to every model of an analysis.
+    """What is shown to every model of an analysis."""
 
-    Attributes:
-        chosen: the samples, in order.
-        source: where they are from, in words.
-        available: how many there were to choose from.
-        unreadable: chosen ones that cannot be read, each with the reason.
-        seed: of scenes and their wording.
-    """
-
-    chosen: list[Sample]
-    source: str
-    available: int
+    chosen: list[Sample]  # the samples, in order
+    source: str  # where they are from, in words
+    available: int  # how many there were to choose from
+    # Chosen ones that cannot be read, each with the reason
     unreadable: list[str] = field(default_factory=list)
-    seed: int = 0
+    seed: int = 0  # of scenes and their wording
 
 
 def choose_samples(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Samples:
@@ -196,21 +182,13 @@ BEFORE = "before training"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of an analysis.
+    """One model of an analysis."""
 
-    Attributes:
-        label: as tables and plots call it.
-        folder: of the run; of `BEFORE` the one whose beginning it is.
-        manifest: of that run.
-        seed: of the fresh projector; `None` for a trained run.
-        seed_from: how that seed is known.
-    """
-
-    label: str
-    folder: Path
-    manifest: dict
-    seed: int | None = None
-    seed_from: str = ""
+    label: str  # as tables and plots call it
+    folder: Path  # of the run; of `BEFORE` the one whose beginning it is
+    manifest: dict  # of that run
+    seed: int | None = None  # of the fresh projector; `None` for a trained run
+    seed_from: str = ""  # how that seed is known
 
     @property
     def kind(self) -> str:

@@ -31,36 +31,23 @@ class Category(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run B against run A on the same questions.
+    """Run B against run A on the same questions."""
 
-    Attributes:
-        metric: What the values are.
-        scorer: The scoring rule of both.
-        n: Questions (for MMBench groups of rotations).
-        a: Value of run A.
-        b: Value of run B.
-        interval: 95 % paired bootstrap interval of `difference`.
-        gained: Questions that B has more right than A.
-        lost: Questions that B has less right than A.
-        n_clusters: Pictures, or questions where each has a picture of its own: what is resampled.
-        p_value: Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right.
-        knows_pictures: False for scores of versions that did not keep which questions share a picture: the
-            interval and the p then take them for independent.
-        categories: Name -> what the runs reach in it.
-    """
-
-    metric: str
-    scorer: str
-    n: int
-    a: float
-    b: float
-    interval: tuple[float, float]
-    gained: tuple[Id, ...]
-    lost: tuple[Id, ...]
-    n_clusters: int
+    metric: str  # what the values are
+    scorer: str  # the scoring rule of both
+    n: int  # questions (for MMBench groups of rotations)
+    a: float  # value of run A
+    b: float  # value of run B
+    interval: tuple[float, float]  # 95 % paired bootstrap interval of `difference`
+    gained: tuple[Id, ...]  # questions that B has more right than A
+    lost: tuple[Id, ...]  # questions that B has less right than A
+    n_clusters: int  # pictures, or questions where each has a picture of its own: what is resampled
+    # Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right
     p_value: float | None
+    # False for scores of versions that did not keep which questions share a picture: the interval and the p
+    # then take them for independent
     knows_pictures: bool
-    categories: Mapping[str, Category]
+    categories: Mapping[str, Category]  # name -> what the runs reach in it
 
     @property
     def difference(self) -> float:

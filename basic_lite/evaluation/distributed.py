@@ -30,15 +30,10 @@ class ProcessLost(OSError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one command.
+    """The processes of one command."""
 
-    Attributes:
-        rank: number of this one; only the first, 0, prints and writes.
-        count: how many there are.
-    """
-
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # number of this one; only the first, 0, prints and writes
+    count: int = 1  # how many there are
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         """Call `work` in every process and return all results, in order of rank, in each of them.

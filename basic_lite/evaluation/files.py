@@ -18,21 +18,13 @@ AGAIN = "the file is cut off or damaged, get it again"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark's files are.
+    """Where a benchmark's files are."""
 
-    Attributes:
-        data: A folder or file with the original files, a folder with Parquet files, or a hub id.
-        split: Name of the split, as the table of benchmarks has it.
-        images: Folder of the pictures; `None` looks beside the data.
-        with_images: False reads no pictures, which is enough for scoring.
-        style: Prompt style; some need more files than others.
-    """
-
-    data: str | Path
-    split: str
-    images: Path | None = None
-    with_images: bool = True
-    style: str = "llava"
+    data: str | Path  # a folder or file with the original files, a folder with Parquet files, or a hub id
+    split: str  # name of the split, as the table of benchmarks has it
+    images: Path | None = None  # folder of the pictures; `None` looks beside the data
+    with_images: bool = True  # false reads no pictures, which is enough for scoring
+    style: str = "llava"  # prompt style; some need more files than others
 
     @property
     def folder(self) -> Path:
@@ -64,8 +56,7 @@ def hub_id(data: str | Path) -> str | None:
 def is_table(source: Source) -> bool:
     """Return whether the data is a hub id or a folder in the layout of `datasets`.
 
-    Raises:
-        ValueError: If it is neither that nor an existing file or folder.
+    Raises ValueError if it is neither that nor an existing file or folder.
     """
     path = Path(source.data)
     if hub_id(source.data):
@@ -197,11 +188,7 @@ def _other_shape(path: Path, wanted: str, fault: str) -> ValueError:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file.
-
-    Raises:
-        ValueError: If it is missing or no UTF-8.
-    """
+    """Return a text file; raises ValueError if it is missing or no UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -213,11 +200,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If it is missing or no JSON.
-    """
+    """Return the content of a JSON file; raises ValueError if it is missing or no JSON."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -257,8 +240,7 @@ def read_json_lines(
 def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     """Check that a row has what its reader needs.
 
-    Raises:
-        ValueError: If the row is no mapping or lacks a name.
+    Raises ValueError if the row is no mapping or lacks a name.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is no JSON object: it is no file of this kind.")
@@ -270,8 +252,7 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
 def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[str, Any]]:
     """Return the rows of a JSON list, or of the list that stands under `name` in a JSON object.
 
-    Raises:
-        ValueError: If it is no such file, or a row lacks one of `needs`.
+    Raises ValueError if it is no such file, or a row lacks one of `needs`.
     """
     content = read_json(path)
     if name is not None:
@@ -288,8 +269,7 @@ def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[s
 def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the rows of a JSON object of id to row.
 
-    Raises:
-        ValueError: If it is no such file, or a row lacks a name.
+    Raises ValueError if it is no such file, or a row lacks a name.
     """
     content = read_json(path)
     for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
@@ -313,8 +293,7 @@ def unique(ids: Iterable[Id], where: str) -> None:
 def find(source: Source, what: str, *patterns: str) -> Path:
     """Return the file that matches the first matching pattern, in the folder or one folder below.
 
-    Raises:
-        ValueError: If there is none, or several match the same pattern.
+    Raises ValueError if there is none, or several match the same pattern.
     """
     path = find_optional(source, *patterns)
     if path is None:

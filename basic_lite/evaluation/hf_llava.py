@@ -31,27 +31,16 @@ LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf
 
 @dataclass
 class HfLlava:
-    """A LLaVA and its processor.
+    """A LLaVA and its processor."""
 
-    Attributes:
-        model: in evaluation mode.
-        processor: `LlavaProcessor`.
-        tokenizer: the processor's.
-        pad_token_id: id that fills a batch.
-        image_token_id: id that marks a patch.
-        tokens_per_image: patches per image.
-        stops: ids that end an answer.
-        template: in place of the processor's chat template.
-    """
-
-    model: LlavaForConditionalGeneration
-    processor: Any
-    tokenizer: Any
-    pad_token_id: int
-    image_token_id: int
-    tokens_per_image: int
-    stops: list[int]
-    template: Template | None = None
+    model: LlavaForConditionalGeneration  # in evaluation mode
+    processor: Any  # `LlavaProcessor`
+    tokenizer: Any  # the processor's
+    pad_token_id: int  # id that fills a batch
+    image_token_id: int  # id that marks a patch
+    tokens_per_image: int  # patches per image
+    stops: list[int]  # ids that end an answer
+    template: Template | None = None  # in place of the processor's chat template
 
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation, see `Assembled.transform`; turned by EXIF as `load_image` does."""
@@ -90,8 +79,7 @@ class HfLlava:
 def identity(source: str) -> str:
     """Return what distinguishes a model: hashes of its configuration and weights, or the hub's commit.
 
-    Raises:
-        ValueError: If the folder or the hub has no such model.
+    Raises ValueError if the folder or the hub has no such model.
     """
     _config(source)
     folder = Path(source)

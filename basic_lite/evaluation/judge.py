@@ -45,35 +45,22 @@ def number_in(value: object, low: float, high: float) -> bool:
 
 @dataclass(frozen=True)
 class Grading:
-    """How a judge grades the answers to a benchmark.
+    """How a judge grades the answers to a benchmark."""
 
-    Attributes:
-        prompt: `(question, answer, rule) -> message`; the rule is the benchmark's or the user's.
-        read: Reply -> grade, not checked yet.
-        valid: Whether a value is a grade.
-        what: What a grade is, in words.
-        score: `(questions, predictions, grades, judge) -> score`.
-        rule: The rule that is used unless another is given.
-        note: What a reader of a score by `rule` must know.
-        system: System message; `""` for none.
-        max_tokens: Most tokens of a reply.
-        temperature: Of the first try.
-        again: Added to the message where a reply held no grade.
-        warmer: Added to the temperature at each try after the second.
-    """
-
+    # `(question, answer, rule) -> message`; the rule is the benchmark's or the user's
     prompt: Callable[[Question, str, str], str]
-    read: Callable[[str], Any]
-    valid: Callable[[object], bool]
-    what: str
+    read: Callable[[str], Any]  # reply -> grade, not checked yet
+    valid: Callable[[object], bool]  # whether a value is a grade
+    what: str  # what a grade is, in words
+    # `(questions, predictions, grades, judge) -> score`
     score: Callable[[Sequence[Question], Mapping[Id, str], Grades, str], Score]
-    rule: str
-    note: str = ""
-    system: str = ""
-    max_tokens: int = 3
-    temperature: float = 0.0
-    again: str = ""
-    warmer: float = 0.5
+    rule: str  # the rule that is used unless another is given
+    note: str = ""  # what a reader of a score by `rule` must know
+    system: str = ""  # system message; `""` for none
+    max_tokens: int = 3  # most tokens of a reply
+    temperature: float = 0.0  # of the first try
+    again: str = ""  # added to the message where a reply held no grade
+    warmer: float = 0.5  # added to the temperature at each try after the second
 
     def messages(self, text: str) -> list[dict[str, str]]:
         """Return the messages of a request."""
@@ -83,25 +70,15 @@ class Grading:
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that grades.
+    """A model that grades."""
 
-    Attributes:
-        name: As its address and the results name it.
-        url: Its address: `https://host/v1`, or the whole path of the chat completions.
-        rule: Rule or table of examples in place of the benchmark's.
-    """
-
-    name: str
-    url: str
-    rule: str | None = None
+    name: str  # as its address and the results name it
+    url: str  # its address: `https://host/v1`, or the whole path of the chat completions
+    rule: str | None = None  # rule or table of examples in place of the benchmark's
 
     @property
     def address(self) -> str:
-        """The address of the chat completions.
-
-        Raises:
-            ValueError: If the address is none of the web.
-        """
+        """The address of the chat completions; raises ValueError if the address is none of the web."""
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(
                 f"--judge-url {self.url} is no address: give one such as http://localhost:8000/v1."
@@ -120,8 +97,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _reply(judge: Judge, grading: Grading, text: str, temperature: float) -> str:
     """Send one message, again while the address is busy, and return the reply.
 
-    Raises:
-        ValueError: In one line, if there is none.
+    Raises ValueError if there is none.
     """
     body = {"model": judge.name, "messages": grading.messages(text)}
     body |= {"max_tokens": grading.max_tokens, "temperature": temperature}
@@ -293,8 +269,7 @@ def write_prompts(
 def read_rule(path: str | Path) -> str:
     """Return a judge's rule from a text file, or the text that a script such as MM-Vet's assigns to `prompt`.
 
-    Raises:
-        ValueError: If the file is missing or the script assigns no text to `prompt`.
+    Raises ValueError if the file is missing or the script assigns no text to `prompt`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -52,8 +52,7 @@ def claim(path: Path, conditions: dict[str, Any], overwrite: bool = False) -> No
 def answered(path: Path, questions: Sequence[Question]) -> set[Id]:
     """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
 
-    Raises:
-        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
+    Raises ValueError if the file is damaged or belongs to another benchmark; it is left as it is.
     """
     if not path.is_file():
         return set()

@@ -25,22 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers.
+    """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers."""
 
-    Attributes:
-        run: run folder.
-        model: folder or hub id of a LLaVA of transformers.
-        given: file of answers.
-        image_size: side of the tower's input in pixels; `None` takes the run's.
-        tower_layer: which hidden states of the tower are its features; `None` takes the run's.
-        template: words around a model's questions, of `templates.TEMPLATES`; `None` takes its own.
-    """
-
-    run: Path | None = None
-    model: str | None = None
-    given: Path | None = None
-    image_size: int | None = None
+    run: Path | None = None  # run folder
+    model: str | None = None  # folder or hub id of a LLaVA of transformers
+    given: Path | None = None  # file of answers
+    image_size: int | None = None  # side of the tower's input in pixels; `None` takes the run's
+    # Which hidden states of the tower are its features; `None` takes the run's
     tower_layer: int | None = None
+    # Words around a model's questions, of `templates.TEMPLATES`; `None` takes its own
     template: str | None = None
 
     def __str__(self) -> str:
@@ -50,8 +43,7 @@ class Candidate:
     def check(self) -> None:
         """Look for the run or model and at what is to be changed in it, before any data is read.
 
-        Raises:
-            ValueError: If it is not there, or cannot be asked in the way it is to be.
+        Raises ValueError if it is not there, or cannot be asked in the way it is to be.
         """
         if self.run is not None and self.template is not None:
             raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
@@ -65,8 +57,7 @@ class Candidate:
     def identity(self) -> str | None:
         """What distinguishes the run or model from others; `None` for answers whose maker is not known.
 
-        Raises:
-            ValueError: If there is no such run or model.
+        Raises ValueError if there is no such run or model.
         """
         if self.model is not None:
             from basic_lite.evaluation.hf_llava import identity
@@ -107,8 +98,7 @@ class Candidate:
     def settle(self, processes: Processes, say: Callable[[str], None]) -> None:
         """Let the first process decide for all what depends on a card's memory, and say what it decided.
 
-        Raises:
-            ValueError: If the run's parts cannot be read.
+        Raises ValueError if the run's parts cannot be read.
         """
         self.__dict__["settings"] = processes.first(lambda: self.settings)
         if "bits" in self.settings:
@@ -129,48 +119,30 @@ class Candidate:
     def load(self) -> None:
         """Load the model, where that has not been done.
 
-        Raises:
-            ValueError: If it cannot be loaded, or a file of the run has changed.
+        Raises ValueError if it cannot be loaded, or a file of the run has changed.
         """
         _ = self.loaded
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One candidate on one benchmark.
+    """One candidate on one benchmark."""
 
-    Attributes:
-        candidate: what is evaluated.
-        name: benchmark, in the table of benchmarks.
-        out: folder of predictions and results.
-        data: original files, Parquet files or hub id; `None` takes the table's hub id.
-        images: folder of the pictures.
-        split: `None` takes the table's.
-        prompt_style: style of the benchmark.
-        scorer: scoring rule; `None` takes LLaVA's.
-        limit: ask this many questions alone.
-        any_size: take all questions of another number than the published one.
-        judge: who grades, or graded `judge_scores`.
-        judge_scores: a judge's grades.
-        judge_url: OpenAI-style address that the judge is asked at; `None` asks nobody.
-        judge_prompt: file of the judge's rule or table, in place of the benchmark's.
-        answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
-    """
-
-    candidate: Candidate
-    name: str
-    out: Path
-    data: str | None = None
-    images: Path | None = None
-    split: str | None = None
-    prompt_style: str = "llava"
-    scorer: str | None = None
-    limit: int | None = None
-    any_size: bool = False
-    judge: str | None = None
-    judge_scores: Path | None = None
-    judge_url: str | None = None
-    judge_prompt: Path | None = None
+    candidate: Candidate  # what is evaluated
+    name: str  # benchmark, in the table of benchmarks
+    out: Path  # folder of predictions and results
+    data: str | None = None  # original files, Parquet files or hub id; `None` takes the table's hub id
+    images: Path | None = None  # folder of the pictures
+    split: str | None = None  # `None` takes the table's
+    prompt_style: str = "llava"  # style of the benchmark
+    scorer: str | None = None  # scoring rule; `None` takes LLaVA's
+    limit: int | None = None  # ask this many questions alone
+    any_size: bool = False  # take all questions of another number than the published one
+    judge: str | None = None  # who grades, or graded `judge_scores`
+    judge_scores: Path | None = None  # a judge's grades
+    judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
+    judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
+    # `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next
     answer_by: str = "text"
 
     @property
@@ -191,9 +163,8 @@ class Evaluation:
     def check_options(self) -> None:
         """Check what was asked for, before any data is read.
 
-        Raises:
-            ValueError: If the benchmark has no such scoring rule or takes no judge's grades, or the judge has
-                no name or address.
+        Raises ValueError if the benchmark has no such scoring rule or takes no judge's grades, or the judge
+        has no name or address.
         """
         table.scorer_of(self.name, self.scorer)
         if self.judge_scores is None and self.judge_url is None:
@@ -217,8 +188,7 @@ class Evaluation:
     def questions(self, with_images: bool) -> list[Question]:
         """Read the questions: a published split whole, unless `limit` or `any_size` is given.
 
-        Raises:
-            ValueError: If they cannot be read, are not as many as published, or lack rotations.
+        Raises ValueError if they cannot be read, are not as many as published, or lack rotations.
         """
         limit = sys.maxsize if self.any_size and self.limit is None else self.limit
         questions = table.load(
@@ -237,8 +207,7 @@ class Evaluation:
     def submitted_ids(self) -> Sequence[Id] | None:
         """Return the ids that the server expects where these are more than the split's, else `None`.
 
-        Raises:
-            ValueError: If the list of them cannot be read.
+        Raises ValueError if the list of them cannot be read.
         """
         return self.benchmark.all_asked(table.source_of(self.name, self.data, split=self.split))
 
@@ -250,9 +219,8 @@ class Evaluation:
     def claim(self, questions: list[Question], overwrite: bool = False) -> int:
         """Make the prediction file this evaluation's, and return how many questions it answers already.
 
-        Raises:
-            ValueError: If a file of the run has changed, the answers that are there were made under other
-                conditions, or the benchmark has no choices to compare.
+        Raises ValueError if a file of the run has changed, the answers that are there were made under other
+        conditions, or the benchmark has no choices to compare.
         """
         if self.candidate.run is not None:
             check_files(self.candidate.run, "weights")
@@ -294,8 +262,7 @@ class Evaluation:
     def take_given(self, questions: list[Question]) -> None:
         """Copy the file of answers to where a run's own are, if it belongs to this benchmark.
 
-        Raises:
-            ValueError: If it is missing, damaged or of another benchmark.
+        Raises ValueError if it is missing, damaged or of another benchmark.
         """
         assert self.candidate.given is not None
         answers = predictions.read(self.candidate.given, questions)
@@ -344,8 +311,7 @@ class Evaluation:
     def export(self, questions: list[Question]) -> list[Path]:
         """Write what is handed in: the server's file, and where a judge scores the messages to it.
 
-        Raises:
-            ValueError: If nothing is handed in for this benchmark.
+        Raises ValueError if nothing is handed in for this benchmark.
         """
         row, given = self.benchmark, self._given(questions)
         if row.export is None:

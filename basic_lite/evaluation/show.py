@@ -124,11 +124,7 @@ def test_name(result: Comparison) -> str:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a `results.json`.
-
-    Raises:
-        ValueError: If it is missing or no JSON.
-    """
+    """Read a `results.json`; raises ValueError if it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -197,40 +197,28 @@ STATISTICS: dict[str, Statistic] = {
 
 @dataclass(frozen=True)
 class Score:
-    """The outcome of scoring one benchmark.
+    """The outcome of scoring one benchmark."""
 
-    Attributes:
-        metric: What `value` is, in words.
-        scorer: Name of the scoring rule.
-        value: The number to publish, in per cent (MME: points); `None` where only a judge can give it.
-        items: Question (for MMBench a group of rotations) -> share right in [0, 1].
-        categories: Question -> category, for the paired comparison.
-        clusters: Question -> picture, where several questions are about one; `None` in scores of versions
-            that did not keep it.
-        cells: Unit -> outcome, where the value is no mean of `items`.
-        statistic: Name in `STATISTICS` of what makes the value from the outcomes.
-        right_wrong: Whether each item is right or wrong, with nothing between.
-        breakdown: Name of a grouping -> group -> value.
-        figures: Other numbers, by name.
-        unparsed: Answers from which the rule read nothing.
-        missing: Questions without a prediction; they count as wrong.
-        notes: What a reader of the number must know.
-    """
-
-    metric: str
-    scorer: str
+    metric: str  # what `value` is, in words
+    scorer: str  # name of the scoring rule
+    # The number to publish, in per cent (MME: points); `None` where only a judge can give it
     value: float | None
-    items: Mapping[Id, float]
+    items: Mapping[Id, float]  # question (for MMBench a group of rotations) -> share right in [0, 1]
+    # Question -> category, for the paired comparison
     categories: Mapping[Id, str] = field(default_factory=dict)
+    # Question -> picture, where several questions are about one; `None` in scores of versions that did not
+    # keep it
     clusters: Mapping[Id, Id] | None = field(default_factory=dict)
+    # Unit -> outcome, where the value is no mean of `items`
     cells: Mapping[Id, Cell] = field(default_factory=dict)
-    statistic: str = "mean"
-    right_wrong: bool = False
+    statistic: str = "mean"  # name in `STATISTICS` of what makes the value from the outcomes
+    right_wrong: bool = False  # whether each item is right or wrong, with nothing between
+    # Name of a grouping -> group -> value
     breakdown: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    unparsed: int = 0
-    missing: int = 0
-    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)  # other numbers, by name
+    unparsed: int = 0  # answers from which the rule read nothing
+    missing: int = 0  # questions without a prediction; they count as wrong
+    notes: tuple[str, ...] = ()  # what a reader of the number must know
 
     @property
     def outcomes(self) -> Mapping[Id, Cell]:
@@ -333,11 +321,7 @@ def save_score(score: Score, path: str | Path) -> None:
 
 
 def load_score(path: str | Path) -> Score:
-    """Read what `save_score` wrote.
-
-    Raises:
-        ValueError: If the file is missing or no score.
-    """
+    """Read what `save_score` wrote; raises ValueError if the file is missing or no score."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         for name in ("items", "categories"):

@@ -25,25 +25,15 @@ Asked = tuple[Evaluation, list[Question]]
 
 @dataclass
 class Suite:
-    """The benchmarks of one command.
+    """The benchmarks of one command."""
 
-    Attributes:
-        names: of the benchmarks.
-        evaluation: makes the evaluation of a name.
-        step: `"all"`, `"generate"`, `"score"` or `"export"`.
-        console: where it prints.
-        team: the processes of the command.
-        failures: name -> why the benchmark was left out.
-        results: contents of `results.json`.
-    """
-
-    names: Sequence[str]
-    evaluation: Callable[[str], Evaluation]
-    step: str
-    console: Console
-    team: Processes = ALONE
-    failures: dict[str, str] = field(default_factory=dict)
-    results: list[dict] = field(default_factory=list)
+    names: Sequence[str]  # of the benchmarks
+    evaluation: Callable[[str], Evaluation]  # makes the evaluation of a name
+    step: str  # `"all"`, `"generate"`, `"score"` or `"export"`
+    console: Console  # where it prints
+    team: Processes = ALONE  # the processes of the command
+    failures: dict[str, str] = field(default_factory=dict)  # name -> why the benchmark was left out
+    results: list[dict] = field(default_factory=list)  # contents of `results.json`
 
     def __post_init__(self) -> None:
         self.bar = progress_bar(self.console)

@@ -38,8 +38,7 @@ _ALIASES = {alias: name for name, benchmark in BENCHMARKS.items() for alias in b
 def name_of(name: str) -> str:
     """Return a benchmark's name in the table; case, `_` and common other names do not matter.
 
-    Raises:
-        ValueError: If the table has no such benchmark.
+    Raises ValueError if the table has no such benchmark.
     """
     plain = name.strip().lower().replace("_", "-")
     plain = _ALIASES.get(plain, plain)
@@ -51,8 +50,7 @@ def name_of(name: str) -> str:
 def scorer_of(name: str, scorer: str | None) -> str:
     """Return the scorer to use: the one named, or the benchmark's first.
 
-    Raises:
-        ValueError: If the benchmark has no such scorer, or what the scorer needs is not installed.
+    Raises ValueError if the benchmark has no such scorer, or what the scorer needs is not installed.
     """
     benchmark = BENCHMARKS[name_of(name)]
     scorer = scorer or benchmark.scorers[0]
@@ -77,8 +75,7 @@ def source_of(
 ) -> Source:
     """Return where a benchmark's data is; arguments as of `load`.
 
-    Raises:
-        ValueError: If the benchmark has no such split.
+    Raises ValueError if the benchmark has no such split.
     """
     benchmark = BENCHMARKS[name_of(name)]
     split = split or benchmark.split

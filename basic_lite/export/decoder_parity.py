@@ -15,15 +15,10 @@ from basic_lite.models.parts import parts_of
 
 @dataclass
 class Seen:
-    """What entered the run's decoder, and what came out of its head.
+    """What entered the run's decoder, and what came out of its head."""
 
-    Attributes:
-        embeds: `(1, S, D)` on the CPU.
-        logits: `(S, V)` fp32, on the CPU.
-    """
-
-    embeds: torch.Tensor
-    logits: torch.Tensor
+    embeds: torch.Tensor  # `(1, S, D)` on the CPU
+    logits: torch.Tensor  # `(S, V)` fp32, on the CPU
 
 
 @torch.inference_mode()

@@ -37,29 +37,19 @@ from basic_lite.models.tower import vision_config
 
 @dataclass(frozen=True)
 class Plan:
-    """What is exported, resolved and checked before anything is loaded.
+    """What is exported, resolved and checked before anything is loaded."""
 
-    Attributes:
-        run: run folder.
-        out: the folder to make; must not exist.
-        base: for a run on a 4- or 8-bit base, which base the folder holds.
-        dtype: of the weights.
-        device: where run and folder are compared.
-        shard_bytes: most bytes of one file.
-        old_gemma: divide the projector by Gemma's embedding scale, for readers that multiply everything.
-        quantise: format of the matrices in GGUF files; `None` for other layouts.
-        class_token: where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None`
-            for other layouts and towers.
-    """
-
-    run: Path
-    out: Path
-    base: Base | None
-    dtype: torch.dtype
-    device: str
-    shard_bytes: int = 2 * 2**30
+    run: Path  # run folder
+    out: Path  # the folder to make; must not exist
+    base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
+    dtype: torch.dtype  # of the weights
+    device: str  # where run and folder are compared
+    shard_bytes: int = 2 * 2**30  # most bytes of one file
+    # Divide the projector by Gemma's embedding scale, for readers that multiply everything
     old_gemma: bool = False
-    quantise: str | None = None
+    quantise: str | None = None  # format of the matrices in GGUF files; `None` for other layouts
+    # Where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None` for other
+    # layouts and towers
     class_token: str | None = None
 
 
@@ -166,26 +156,19 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
 
 @dataclass
 class Asked:
-    """What a run said before its weights were freed.
+    """What a run said before its weights were freed."""
 
-    Attributes:
-        assembled: the run without weights: configuration, tokenizer, ids.
-        known: its answers, on the base that the export will hold.
-        to_run: how far that base is from the quantised one that was trained on; `None` if it is the same.
-        tower: the vision tower's tensors.
-    """
-
-    assembled: Assembled
-    known: list[export_parity.Answer]
+    assembled: Assembled  # the run without weights: configuration, tokenizer, ids
+    known: list[export_parity.Answer]  # its answers, on the base that the export will hold
+    # How far that base is from the quantised one that was trained on; `None` if it is the same
     to_run: dict | None
-    tower: list[Entry]
+    tower: list[Entry]  # the vision tower's tensors
 
 
 def ask(wanted: Plan) -> Asked:
     """Ask the run the fixed prompts, and free it.
 
-    Raises:
-        ValueError: If the base in full precision is too far from the quantised one that was trained on.
+    Raises ValueError if the base in full precision is too far from the quantised one that was trained on.
     """
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     known, to_run = export_parity.ask_run(assembled), None
@@ -306,8 +289,7 @@ def _times(entry: Entry, factor: float) -> Entry:
 def _check_tower(manifest: dict) -> None:
     """Refuse a tower whose registers LLaVA's own class would take for patches.
 
-    Raises:
-        ValueError: If it has registers.
+    Raises ValueError if it has registers.
     """
     registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
     if registers:
@@ -363,11 +345,7 @@ class _Configured(nn.Module):
 
 
 def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
-    """Compare folder and run; return what `export.json` says.
-
-    Raises:
-        ValueError: If the gap is too large.
-    """
+    """Compare folder and run; return what `export.json` says. Raises ValueError if the gap is too large."""
     scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
     answers = export_parity.ask_folder(folder, asked.known, wanted.device, scale)
     result = export_parity.compare_logits(answers, asked.known)

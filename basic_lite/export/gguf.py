@@ -39,8 +39,7 @@ _TINY = {"F16": 2.0**-25, "Q8_0": 127 * 2.0**-25}
 def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
     """Write both files, read them back, compare every tensor with the run; then the folder gets its name.
 
-    Raises:
-        ValueError: If a weight does not fit the format, or a tensor read back is not the run's.
+    Raises ValueError if a weight does not fit the format, or a tensor read back is not the run's.
     """
     assert wanted.quantise is not None, "the plan was checked"
     form = wanted.quantise if wanted.quantise in GGUF_FORMATS else "f16"
@@ -91,8 +90,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
 def _quantised(path: Path, form: str) -> str:
     """Let llama.cpp's tool make a file of fewer bits, in place of the one that was compared with the run.
 
-    Raises:
-        ValueError: In one line, if it fails.
+    Raises ValueError if it fails.
     """
     made = path.with_name(f"model-{form}.gguf")
     done = subprocess.run(

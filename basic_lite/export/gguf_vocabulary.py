@@ -53,25 +53,15 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp needs of a tokenizer.
+    """What llama.cpp needs of a tokenizer."""
 
-    Attributes:
-        model: `"llama"` (sentencepiece) or `"gpt2"` (byte-level BPE).
-        pre: name of the rule that splits a text first.
-        tokens: one per row of the embeddings.
-        types: of the tokens.
-        scores: of the tokens, for `"llama"`.
-        merges: two tokens separated by a space, for `"gpt2"`.
-        space_prefix: a text that starts the prompt gets a space in front.
-    """
-
-    model: str
-    pre: str
-    tokens: list[str]
-    types: list[TokenType]
-    scores: list[float]
-    merges: list[str]
-    space_prefix: bool
+    model: str  # `"llama"` (sentencepiece) or `"gpt2"` (byte-level BPE)
+    pre: str  # name of the rule that splits a text first
+    tokens: list[str]  # one per row of the embeddings
+    types: list[TokenType]  # of the tokens
+    scores: list[float]  # of the tokens, for `"llama"`
+    merges: list[str]  # two tokens separated by a space, for `"gpt2"`
+    space_prefix: bool  # a text that starts the prompt gets a space in front
 
 
 def vocabulary_of(tokenizer: Any, rows: int, stop: int) -> Vocabulary:
@@ -119,10 +109,7 @@ def pre_tokenizer_of(backend: Tokenizer) -> str:
     """Return llama.cpp's name of the rule by which this tokenizer splits texts.
 
     Rules are compared by what they do on texts with digits, white space and many scripts, because the same
-    rule is written in several ways.
-
-    Raises:
-        ValueError: If none gives the same ids.
+    rule is written in several ways. Raises ValueError if none gives the same ids.
     """
     own = specification(backend)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in _PROBES]

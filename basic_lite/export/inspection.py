@@ -32,8 +32,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 def kind_of(folder: Path) -> str:
     """Return `"hf"`, `"peft"` or `"gguf"`, by what lies in a folder.
 
-    Raises:
-        ValueError: If it is no exported folder.
+    Raises ValueError if it is no exported folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")

@@ -51,21 +51,13 @@ PROMPTS: tuple[tuple[list[Turn], int], ...] = (
 
 @dataclass
 class Answer:
-    """What a model did with one prompt.
+    """What a model did with one prompt."""
 
-    Attributes:
-        ids: of the prompt.
-        pixels: `(I, 3, h, w)` fp32, or `None`; with tiles the squares of all pictures.
-        produced: ids that the logits follow: the greedy answer, or the one that was given.
-        logits: `(answer + 1, V)` fp32, of the prompt's last position and the answer's.
-        text: the answer.
-    """
-
-    ids: list[int]
-    pixels: torch.Tensor | None
-    produced: list[int]
-    logits: torch.Tensor
-    text: str
+    ids: list[int]  # of the prompt
+    pixels: torch.Tensor | None  # `(I, 3, h, w)` fp32, or `None`; with tiles the squares of all pictures
+    produced: list[int]  # ids that the logits follow: the greedy answer, or the one that was given
+    logits: torch.Tensor  # `(answer + 1, V)` fp32, of the prompt's last position and the answer's
+    text: str  # the answer
 
 
 def pictures() -> list[Image.Image]:

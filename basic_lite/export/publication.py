@@ -12,11 +12,7 @@ _KEPT_HERE = ["export.json", ".*"]
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Look at a hub id before any work.
-
-    Raises:
-        ValueError: If it is none, or nobody is logged in.
-    """
+    """Look at a hub id before any work; raises ValueError if it is none, or nobody is logged in."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

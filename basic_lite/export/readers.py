@@ -30,27 +30,16 @@ QUANTIZE: str = "llama-quantize"
 
 @dataclass(frozen=True)
 class Reader:
-    """A program that loads a standard LLaVA folder.
+    """A program that loads a standard LLaVA folder."""
 
-    Attributes:
-        name: of the program.
-        source: files that were read, at their version.
-        read_on: day of the reading, ISO.
-        models: `model_type` of whole folders that it has a class for.
-        towers: `model_type` of vision towers that it has.
-        decoders: `model_type` of LLMs that its LLaVA classes run.
-        strategies: values of `vision_feature_select_strategy` that it takes.
-        prefixes: beginnings of tensor names that it knows.
-    """
-
-    name: str
-    source: str
-    read_on: str
-    models: frozenset[str]
-    towers: frozenset[str]
-    decoders: frozenset[str]
-    strategies: frozenset[str]
-    prefixes: tuple[str, ...]
+    name: str  # of the program
+    source: str  # files that were read, at their version
+    read_on: str  # day of the reading, ISO
+    models: frozenset[str]  # `model_type` of whole folders that it has a class for
+    towers: frozenset[str]  # `model_type` of vision towers that it has
+    decoders: frozenset[str]  # `model_type` of LLMs that its LLaVA classes run
+    strategies: frozenset[str]  # values of `vision_feature_select_strategy` that it takes
+    prefixes: tuple[str, ...]  # beginnings of tensor names that it knows
 
 
 _DECODERS = (
@@ -156,11 +145,7 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: 
 
 
 def check_installed() -> None:
-    """Look whether GGUF files can be read and written.
-
-    Raises:
-        ValueError: If the package gguf is missing.
-    """
+    """Look whether GGUF files can be read and written; raises ValueError if the package gguf is missing."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
             "GGUF files need the package gguf, which is not installed here: pip install gguf (in a checkout: "

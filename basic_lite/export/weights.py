@@ -28,17 +28,11 @@ _INSIDE: str = "base_model.model.model."
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that is read when it is written.
+    """A tensor that is read when it is written."""
 
-    Attributes:
-        name: in the exported folder.
-        shape: known before the tensor is read.
-        read: returns it, in any dtype.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    name: str  # in the exported folder
+    shape: tuple[int, ...]  # known before the tensor is read
+    read: Callable[[], torch.Tensor]  # returns it, in any dtype
 
     @property
     def numel(self) -> int:
@@ -47,11 +41,7 @@ class Entry:
 
 
 def weight_files(source: str, revision: str | None) -> list[Path]:
-    """Return the safetensors of a folder or hub id, in order.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Return the safetensors of a folder or hub id, in order; raises ValueError if there are none."""
     return repository.weight_files(converted.safetensors_folder(source, revision))
 
 

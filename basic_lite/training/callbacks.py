@@ -44,9 +44,8 @@ class GradientContract:
     def check(self) -> None:
         """Look at the gradients of one of the first optimizer steps (waits for the device).
 
-        Raises:
-            RuntimeError: If a frozen parameter has a gradient, a trained one has none after the patience, or
-                one is not finite.
+        Raises RuntimeError if a frozen parameter has a gradient, a trained one has none after the patience,
+        or one is not finite.
         """
         self.steps += 1
         for name, parameter in self.frozen:

@@ -54,8 +54,7 @@ REHEARSAL: str = ".rehearsal"
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
     """See that the checkpoints that a run keeps will fit, and one more while it is written.
 
-    Raises:
-        ValueError: If they will not; says how much is missing.
+    Raises ValueError if they will not; says how much is missing.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     needed = trained * (BYTES_PER_PARAMETER * (keep + 1) + 4)
@@ -71,9 +70,7 @@ def check_disk(out: Path, model: nn.Module, keep: int) -> None:
 def rehearse(trainer: BasicTrainer, out: Path) -> None:
     """Save, read back, and for adapters merge one matrix, before the first step is paid for.
 
-    Raises:
-        ValueError: If the folder cannot be written.
-        AssertionError: If what is read is not what was written.
+    Raises ValueError if the folder cannot be written; AssertionError if what is read is not what was written.
     """
     folder = out / REHEARSAL
     shutil.rmtree(folder, ignore_errors=True)
@@ -236,8 +233,7 @@ def check_stream(settings: Settings) -> None:
 def check_folder(decided: Plan) -> Path | None:
     """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing.
 
-    Raises:
-        ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
+    Raises ValueError if the folder is in use and neither flag is given, or there is nothing to resume.
     """
     out, resume, overwrite = decided.settings.out, decided.settings.run.resume, decided.settings.run.overwrite
     if resume:
@@ -368,19 +364,12 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
 
 @dataclass(frozen=True)
 class Passes:
-    """How the rows of an optimizer step are put through the model; the update does not depend on it.
+    """How the rows of an optimizer step are put through the model; the update does not depend on it."""
 
-    Attributes:
-        order_rows: rows of a pass, over all processes, when the run began: its order is made for them.
-        micro_batch: rows of a pass in one process.
-        processes: that share the rows.
-        workers: that prepare them.
-    """
-
-    order_rows: int
-    micro_batch: int
-    processes: int
-    workers: int
+    order_rows: int  # rows of a pass, over all processes, when the run began: its order is made for them
+    micro_batch: int  # rows of a pass in one process
+    processes: int  # that share the rows
+    workers: int  # that prepare them
 
     @classmethod
     def of(cls, settings: Settings, then: dict | None = None) -> Passes:

@@ -99,8 +99,7 @@ class FiniteGuard:
     def look(self, wait: bool = False) -> None:
         """Take in the verdicts that have arrived, or all of them.
 
-        Raises:
-            Diverged: If three steps in a row were skipped.
+        Raises Diverged if three steps in a row were skipped.
         """
         while self._pending:
             verdict = self._pending[0]

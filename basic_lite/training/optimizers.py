@@ -13,11 +13,7 @@ NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown optimizer.
-
-    Raises:
-        ValueError: If `name` is not among `NAMES`.
-    """
+    """Refuse an unknown optimizer; raises ValueError if `name` is not among `NAMES`."""
     if name not in NAMES:
         raise ValueError(f"--optimizer must be one of {', '.join(NAMES)}, got {name!r}")
 

@@ -199,21 +199,14 @@ def adapters_of(
 
 @dataclass(frozen=True)
 class Plan:
-    """What data and card decide.
+    """What data and card decide."""
 
-    Attributes:
-        settings: to run with.
-        rows: the training data; `None` in a dry run whose data are not here yet, or are streamed.
-        held_out: the rows that are measured; `None` for none.
-        steps: optimizer steps, or when they are known.
-        memory: what is predicted for the card.
-    """
-
-    settings: Settings
+    settings: Settings  # to run with
+    # The training data; `None` in a dry run whose data are not here yet, or are streamed
     rows: Rows | Stream | None
-    held_out: HeldOut | None
-    steps: int | str
-    memory: Row
+    held_out: HeldOut | None  # the rows that are measured; `None` for none
+    steps: int | str  # optimizer steps, or when they are known
+    memory: Row  # what is predicted for the card
 
     def print(self, console: Console, sources: Sources, device: str, **more: object) -> None:
         """Print the parts, the settings, `more` of them before the others, and the memory plan."""

@@ -29,27 +29,16 @@ _PANELS = {
 
 @dataclass(frozen=True)
 class Log:
-    """What a run's `log.jsonl` says, finished or not.
+    """What a run's `log.jsonl` says, finished or not."""
 
-    Attributes:
-        run: its folder.
-        steps: lines of training steps, in order.
-        measurements: lines of held-out rows, in order; the first one is of step 0.
-        manifest: of the finished run; empty before.
-    """
-
-    run: Path
-    steps: list[dict[str, Any]]
-    measurements: list[dict[str, Any]]
-    manifest: dict[str, Any]
+    run: Path  # its folder
+    steps: list[dict[str, Any]]  # lines of training steps, in order
+    measurements: list[dict[str, Any]]  # lines of held-out rows, in order; the first one is of step 0
+    manifest: dict[str, Any]  # of the finished run; empty before
 
     @classmethod
     def of(cls, run: Path) -> Log:
-        """Read it.
-
-        Raises:
-            ValueError: If the folder has no log.
-        """
+        """Read it; raises ValueError if the folder has no log."""
         path = run / "log.jsonl"
         if not path.is_file():
             raise ValueError(f"{run} holds no run that has logged a step (no log.jsonl); name a run's folder")

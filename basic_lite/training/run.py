@@ -54,39 +54,22 @@ WARMUP: float = 0.03
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a stage is trained with.
+    """Everything that a stage is trained with."""
 
-    Attributes:
-        assembled: the model with its trainable set attached.
-        settings: of the run.
-        rows: the training data.
-        held_out: the rows that are measured; `None` for none.
-        template: `plain` in stage 1, the LLM's own in stage 2.
-        manifest: of the run so far.
-        transform: from a picture to pixels.
-        dataset: the rows as the model takes them.
-        batches: which rows go together, in order.
-        passes: how an optimizer step's rows are put through the model.
-        args: the arguments of transformers' Trainer.
-        steps: optimizer steps of the whole run.
-        resume: checkpoint to go on from.
-        start: what a stage 2 starts from.
-    """
-
-    assembled: Assembled
-    settings: Settings
-    rows: Rows | Stream
-    held_out: HeldOut | None
-    template: Template
-    manifest: dict
-    transform: ImageTransform
-    dataset: SupervisedRows | StreamedRows
-    batches: Batches | StreamBatches
-    passes: checks.Passes
-    args: TrainingArguments
-    steps: int
-    resume: Path | None
-    start: Start | None
+    assembled: Assembled  # the model with its trainable set attached
+    settings: Settings  # of the run
+    rows: Rows | Stream  # the training data
+    held_out: HeldOut | None  # the rows that are measured; `None` for none
+    template: Template  # `plain` in stage 1, the LLM's own in stage 2
+    manifest: dict  # of the run so far
+    transform: ImageTransform  # from a picture to pixels
+    dataset: SupervisedRows | StreamedRows  # the rows as the model takes them
+    batches: Batches | StreamBatches  # which rows go together, in order
+    passes: checks.Passes  # how an optimizer step's rows are put through the model
+    args: TrainingArguments  # the arguments of transformers' Trainer
+    steps: int  # optimizer steps of the whole run
+    resume: Path | None  # checkpoint to go on from
+    start: Start | None  # what a stage 2 starts from
 
 
 def begin(whole_decoder: bool = False) -> tuple[Console, Clock, str, int]:

@@ -22,19 +22,12 @@ Kind = Literal["stage 1", "adapters", "decoder", "model"]
 
 @dataclass(frozen=True)
 class Start:
-    """What a stage 2 begins with.
+    """What a stage 2 begins with."""
 
-    Attributes:
-        source: as it was named: a run folder, or the folder or hub id of a LLaVA.
-        kind: a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers.
-        manifest: the run's; of a LLaVA what is known of it in the same form.
-        projector: file of its projector.
-    """
-
-    source: Path
-    kind: Kind
-    manifest: dict[str, Any]
-    projector: Path
+    source: Path  # as it was named: a run folder, or the folder or hub id of a LLaVA
+    kind: Kind  # a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers
+    manifest: dict[str, Any]  # the run's; of a LLaVA what is known of it in the same form
+    projector: Path  # file of its projector
 
     @property
     def run(self) -> Path | None:
@@ -51,11 +44,7 @@ class Start:
         return said
 
     def check(self) -> None:
-        """Compare the run's weight files with its manifest.
-
-        Raises:
-            ValueError: If one has changed.
-        """
+        """Compare the run's weight files with its manifest; raises ValueError if one has changed."""
         if self.run is not None:
             files.check_files(self.run, "weights")
 
@@ -66,9 +55,8 @@ class Start:
     def adapters(self, asked: AdapterOptions, resolved: Adapters | None, tower: Tower) -> Adapters | None:
         """Return the adapters to train: those that go on, or new ones; `None` where the decoder is.
 
-        Raises:
-            ValueError: If another rank or scale is asked for than that of adapters that go on, or a tower
-                that was trained would be trained in another way.
+        Raises ValueError if another rank or scale is asked for than that of adapters that go on, or a tower
+        that was trained would be trained in another way.
         """
         self._check_tower(tower)
         if self.kind != "adapters" or resolved is None:
@@ -87,8 +75,7 @@ class Start:
     def load(self, assembled: Assembled) -> None:
         """Put what the start has learnt into a model that nothing is attached to yet.
 
-        Raises:
-            ValueError: If the model is not of the start's parts, or a file does not fit.
+        Raises ValueError if the model is not of the start's parts, or a file does not fit.
         """
         checkpoint.check_identity(assembled, self.manifest)
         if self.kind != "adapters":
@@ -99,8 +86,7 @@ class Start:
     def _check_tower(self, tower: Tower) -> None:
         """See that a tower that was trained goes on as it was.
 
-        Raises:
-            ValueError: If it would be trained in another way, or not at all.
+        Raises ValueError if it would be trained in another way, or not at all.
         """
         if self.kind not in ("adapters", "decoder"):
             return
@@ -121,8 +107,7 @@ class Start:
     def load_trained(self, assembled: Assembled) -> None:
         """Let what a stage 2 trained in a form of its own go on: adapters with their projector, the tower.
 
-        Raises:
-            ValueError: If a file does not fit.
+        Raises ValueError if a file does not fit.
         """
         if self.run is not None and (self.run / files.TOWER).is_file():
             checkpoint.load_tower(assembled.model, self.run / files.TOWER)

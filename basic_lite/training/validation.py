@@ -51,15 +51,10 @@ NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that are measured.
+    """The rows that are measured."""
 
-    Attributes:
-        rows: the training data, of which they are kept away, or those of `--val-data`.
-        numbers: `(n,)` int64, which of them, in an order that depends on the data alone.
-    """
-
-    rows: Rows
-    numbers: np.ndarray
+    rows: Rows  # the training data, of which they are kept away, or those of `--val-data`
+    numbers: np.ndarray  # `(n,)` int64, which of them, in an order that depends on the data alone
 
     def identity(self) -> dict[str, object]:
         """Return what a manifest says of them."""
@@ -380,13 +375,9 @@ _SUMS = ("rows", *dict.fromkeys(_OVER.values()), *_OVER)
 
 @dataclass(frozen=True)
 class History:
-    """The measurements of a run so far, from the log that its checkpoints hold: a resumed run knows them all.
+    """The measurements of a run so far, from the log in its checkpoints: a resumed run knows them all."""
 
-    Attributes:
-        losses: optimizer step -> lm loss; the first one is of step 0.
-    """
-
-    losses: dict[int, float]
+    losses: dict[int, float]  # optimizer step -> lm loss; the first one is of step 0
 
     @classmethod
     def of(cls, log_history: Sequence[dict]) -> History:

@@ -177,8 +177,7 @@ def _one(pictures: Sequence[Any]) -> Any:
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Return a score without value, or the substring proxy; a judge gives the benchmark's number.
 
-    Raises:
-        ValueError: If the scorer is unknown.
+    Raises ValueError if the scorer is unknown.
     """
     if scorer == "proxy_substring":
         items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
