@@ -48,18 +48,11 @@ class LayerMatches:
 
 @contextmanager
 def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]) -> Iterator[LayerMatches]:
-    """Match the patches' states after every decoder layer, while one row passes.
+    """Match the patches' states after every decoder layer, while one row passes; complete when it has.
 
     A hook on each layer gathers `(P, D)` states, matches them and lets them go: beside the forward pass
-    itself the initial embeddings and the target are all that is held.
-
-    Args:
-        model: the LLaVA, wrapped or not.
-        patch: `(P,)` int64, where the patches stand in the row, on the model's device.
-        weights: `w_1 .. w_k` of the target.
-
-    Yields:
-        The matches, complete when the forward pass is done.
+    itself the initial embeddings and the target are all that is held. `patch` `(P,)` int64 says where the
+    patches stand in the row, `weights` are `w_1 .. w_k` of the target.
     """
     parts, seen = parts_of(model), LayerMatches()
     initial = torch.empty(0)
@@ -126,8 +119,6 @@ class DepthResults:
 
 @dataclass(frozen=True)
 class PictureResults:
-    """The replacement test on one picture."""
-
     # Kind of `replacement.KINDS` -> caption loss, nats per token; empty without a caption
     losses: dict[str, float]
     # Depth -> caption loss with the tokens matched there, scaled as `replacement.DIRECTION`
@@ -138,8 +129,6 @@ class PictureResults:
 
 @dataclass
 class ModelResults:
-    """The results of one model on all pictures."""
-
     depths: list[DepthResults] = field(default_factory=list)  # initial, layers 1..L, target
     pictures: list[PictureResults] = field(default_factory=list)  # one for each picture
     # The first pictures' matches, `(depths, P)` ids, and a verdict for each where there is a judge
@@ -192,9 +181,8 @@ class ModelResults:
     def overlap(self, kind: str) -> dict[str, float | None]:
         """Compare the greedy texts of `kind` with those of the original embeddings and the captions.
 
-        Returns:
-            `token_f1` and `content_kept` against the original's text; `caption_said`, the share of the
-            caption's content words that the text has. Means over pictures.
+        Means over pictures: `token_f1` and `content_kept` against the original's text, and `caption_said`,
+        the share of the caption's content words that the text has.
         """
         own = replacement.ORIGINAL
         texts = [(p.texts[kind], p.texts[own], p.caption) for p in self.pictures if kind in p.texts]
@@ -212,8 +200,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class InspectionSettings:
-    """How a model is inspected."""
-
     template: Template  # how the conversation about a picture is written
     aspect: Aspect  # image preparation, as the stage's
     layers: int | None = None  # k of the target; `None` for half
@@ -233,16 +219,9 @@ def inspect_layers(
     settings: InspectionSettings,
     advance: Callable[[], None] = lambda: None,
 ) -> ModelResults:
-    """Show a model every picture, one at a time.
+    """Show a model every picture, one at a time, each with the judge of its matches or `None`.
 
     Held at a time: one row's forward pass, or four with stand-ins; of every picture `(L + 2, P)` numbers.
-
-    Args:
-        assembled: the model.
-        samples: at least one.
-        judges: the judge of each picture's matches, or `None`.
-        settings: how to inspect it.
-        advance: called after each picture.
     """
     for_inference(assembled.model)
     decoder = parts_of(assembled.model).decoder.config
@@ -348,11 +327,7 @@ def _features(
 ) -> torch.Tensor:
     """Return the visual embeddings that the decoder receives, `(P, D)`; with tiles newlines are among them.
 
-    Args:
-        assembled: the model.
-        sample: the picture; `None` for a blank one.
-        settings: how to inspect it.
-        size: with tiles, height and width that the picture is brought to, to take as many tokens.
+    The sample is `None` for a blank picture, brought to `size` with tiles, to take as many tokens.
     """
     llava, transform = parts_of(assembled.model).llava, assembled.transform(settings.aspect)
     if sample is None:  # the mean colour is 0 in the space that the tower receives

@@ -34,8 +34,6 @@ _ENDINGS = tuple(f".{suffix}" for names in SUFFIXES.values() for suffix in names
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture."""
-
     name: str  # its path in the folder, or what a scene holds
     open: Callable[[], Image.Image]  # returns it, as RGB
     question: str = QUESTION  # what a user would ask, without the placeholder
@@ -64,7 +62,7 @@ class Samples:
 
 
 def choose_samples(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Samples:
-    """Choose what is shown.
+    """Choose at most `limit` pictures to show, with their captions.
 
     Args:
         images: folder of pictures; the folder of a drawn world stands for held-out scenes of that world, and
@@ -74,7 +72,7 @@ def choose_samples(images: Path | None, captions: Path | None, limit: int, seed:
         seed: of the scenes where `images` is `None`.
 
     Raises:
-        ValueError: In one line, if there is no picture, none of them has a caption, or none can be read.
+        ValueError: If there is no picture, none of them has a caption, or none can be read.
     """
     if images is None or (captions is None and (images / "world.json").is_file()):
         return _scenes(images, limit, seed)
@@ -207,13 +205,9 @@ class Subject:
 def subjects(run: Path, against: Path | None = None, before: bool = True) -> list[Subject]:
     """Return the models of an analysis, in the order of tables and plots; nothing is loaded yet.
 
-    Args:
-        run: folder of stage 1 or 2.
-        against: another run of the same LLM and tower, usually the plain baseline.
-        before: include the run's own beginning: fresh projector of the same seed, LLM as it came.
-
-    Raises:
-        ValueError: In one line, if a folder is no run, its files have changed, or two are not comparable.
+    `against` is another run of the same LLM and tower, usually the plain baseline; `before` includes the
+    run's own beginning: fresh projector of the same seed, LLM as it came. Raises ValueError if a folder is no
+    run, its files have changed, or two are not comparable.
     """
     manifest = read_manifest(run)
     chosen = [Subject(BEFORE, run, manifest, *_first_seed(manifest))] if before else []

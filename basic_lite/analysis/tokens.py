@@ -47,7 +47,6 @@ class Analysis:
 
     @property
     def judged_how(self) -> str:
-        """How matches were judged, in words."""
         return NOBODY if self.judged_by is None else WAYS[self.judged_by]
 
     def as_dict(self) -> dict[str, object]:
@@ -105,9 +104,7 @@ def analyse(
     max_new_tokens: int = 48,
     advance: Callable[[str], None] = lambda label: None,
 ) -> Analysis:
-    """Show every model the same pictures.
-
-    All of them see the pictures as the last one does: a stage 1 cuts a square, a stage 2 pads to one.
+    """Show every model the same pictures, prepared as for the last (stage 1 cuts a square, stage 2 pads).
 
     Args:
         chosen: the models; loaded one after the other.

@@ -20,13 +20,7 @@ Figures = tuple[Mapping[str, float], str]
 
 
 def published(*llava: float, on: str, basic: float | None = None) -> Figures:
-    """Return published figures.
-
-    Args:
-        llava: LLaVA-1.5-7B, LLaVA-1.5-13B and their LoRA versions, from LLaVA `docs/MODEL_ZOO.md`.
-        on: What they were measured on; another split or scorer is not comparable.
-        basic: BASIC-7B, from the paper (ICCV 2025), where it has one.
-    """
+    """Return LLaVA's figures (`docs/MODEL_ZOO.md`: 7B, 13B, their LoRA versions) and BASIC-7B's (paper)."""
     models = ("LLaVA-1.5-7B", "LLaVA-1.5-13B", "LLaVA-1.5-7B LoRA", "LLaVA-1.5-13B LoRA")
     values = dict(zip(models, llava, strict=True))
     return values | ({} if basic is None else {"BASIC-7B": basic}), on
@@ -74,18 +68,12 @@ class Benchmark:
         return next(iter(self.sizes))
 
     def figures(self, rows: int) -> Figures:
-        """Return the published figures that a set of this many rows compares with, and what they are of.
-
-        A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
-        """
+        """Return the published figures that a set of this size compares with; a part gets the whole's."""
         whole = any(rows in sizes for sizes in self.sizes.values())
         return self.of_size.get(rows, ({}, "") if self.of_size and whole else self.published)
 
     def read(self, source: Source, style: str = "llava") -> list[Question]:
-        """Read the questions of a split, each with an id of its own.
-
-        Raises ValueError if the style is unknown, or the data is missing, damaged or another's.
-        """
+        """Read the questions of a split; raises ValueError if the data is missing, damaged or another's."""
         if style not in self.styles:
             raise ValueError(
                 f"Unknown prompt style {style!r} of {self.name}: use one of {', '.join(self.styles)}."
@@ -98,10 +86,7 @@ class Benchmark:
         return [question for question in questions if question is not None]
 
     def check_size(self, split: str, questions: Sequence[Question]) -> None:
-        """Check that a split is whole, as a part of it gives another number under the same name.
-
-        Raises ValueError if the number of rows, or of questions with their rotations, is no published one.
-        """
+        """Raise ValueError unless a split is whole: a part of it is another number of the same name."""
         if not self.sizes[split]:
             return
         advice = (

@@ -31,8 +31,6 @@ class Category(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run B against run A on the same questions."""
-
     metric: str  # what the values are
     scorer: str  # the scoring rule of both
     n: int  # questions (for MMBench groups of rotations)
@@ -51,7 +49,6 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Return B minus A."""
         return self.b - self.a
 
     @property
@@ -61,20 +58,15 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the interval leaves out a difference of 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def sign_flip_p(differences: Iterable[int]) -> float:
     """Return the exact two-sided p of a permutation test that swaps the two runs picture by picture.
 
-    If the runs are equally good, each picture's difference (questions gained minus lost) is as likely with
-    the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the questions about one
-    picture. With one question per picture this is McNemar's exact test; with several, McNemar's takes the
-    flips about one picture for independent and is too sure.
-
-    Args:
-        differences: One whole number per picture.
+    If the runs are equally good, each picture's difference (questions gained minus lost, a whole number) is
+    as likely with the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the
+    questions about one picture. With one question per picture this is McNemar's exact test.
     """
     differences = list(differences)
     sizes = Counter(abs(difference) for difference in differences if difference)
@@ -91,16 +83,10 @@ def sign_flip_p(differences: Iterable[int]) -> float:
 
 
 def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison:
-    """Compare two runs on the same questions, scored by the same rule.
+    """Compare run A and run B, the one of interest, on the same questions, scored by the same rule.
 
-    Args:
-        a: The run to compare with.
-        b: The run of interest.
-        draws: Bootstrap resamples; each draws the same questions for both runs.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: If metric, scorer or questions differ, or a run has no value.
+    Each of the `draws` bootstrap resamples draws the same questions for both runs. Raises ValueError if
+    metric, scorer or questions differ, or a run has no value.
     """
     if (a.metric, a.scorer) != (b.metric, b.scorer):
         raise ValueError(

@@ -35,7 +35,6 @@ class StoredImage:
         return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
 
     def read(self) -> bytes:
-        """Return the encoded picture."""
         source = self.source()
         return source if isinstance(source, bytes) else source.read_bytes()
 
@@ -99,14 +98,10 @@ class Question:
 
     @property
     def has_label(self) -> bool:
-        """Whether there is something to score against."""
         return self.answer is not None or any(answer.strip() for answer in self.answers)
 
     def open_image(self) -> Image | None:
-        """Return the picture, decoded as training decodes it, in RGB; `None` for a text-only question.
-
-        Raises ValueError if the file is missing, too large, or does not decode.
-        """
+        """Return the picture in RGB, decoded as training decodes it; `None` for a text-only question."""
         if self.image is None:
             return None
         from basic_lite.data.pictures import open_picture
@@ -114,10 +109,7 @@ class Question:
         return self._opened(open_picture)
 
     def image_size(self, exif: Exif = "ignore") -> tuple[int, int] | None:
-        """Return the picture's height and width for a transform with `exif`; `None` for text alone.
-
-        Raises ValueError if the file is missing, too large, or no picture.
-        """
+        """Return the picture's height and width for a transform with `exif`; `None` for text alone."""
         if self.image is None:
             return None
         from basic_lite.data.pictures import picture_size
@@ -146,7 +138,7 @@ def question_of(
         text: The user turn.
         category: Name in the row of what the results are broken down by.
         fields: Names in the row of what the scorer or export needs.
-        more: Other attributes of `Question`; answers are at most 128 tokens long unless this is given.
+        more: Other attributes of `Question`.
     """
     made: dict[str, Any] = {
         "max_new_tokens": 128,

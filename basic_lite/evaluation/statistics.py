@@ -124,7 +124,6 @@ def _shares(right: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def mean_of(cells: Sequence[float], counts: np.ndarray) -> np.ndarray:
-    """Return the mean of the outcomes."""
     return counts @ np.asarray(cells, dtype=float) / counts.sum(axis=1)
 
 
@@ -137,10 +136,7 @@ def _columns_of(cells: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
 
 
 def pooled_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
-    """Return 100 x F1 of "yes" over all `(category, answered yes, is yes)`, as lmms-eval's POPE does.
-
-    F1 = 2TP / (2TP + FP + FN).
-    """
+    """Return 100 x F1 of "yes", 2TP / (2TP + FP + FN), over `(category, answered yes, is yes)`."""
     _, said, true = (np.array(column) for column in zip(*cells, strict=True))
     hits = counts @ (said & true)
     return 100 * _shares(2.0 * hits, 2 * hits + counts @ (said ^ true))
@@ -167,10 +163,7 @@ def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np
 
 
 def weighted_groups(cells: Sequence[tuple[str, float, float]], counts: np.ndarray) -> np.ndarray:
-    """Return the weighted mean of the groups' means, from one `(group, weight, value)` per question.
-
-    The weights of the groups that are there count; they need not add up to 1.
-    """
+    """Return the weighted mean of the means of the groups that are there, from `(group, weight, value)`s."""
     total, weights = np.zeros(len(counts)), 0.0
     for columns in _columns_of(cells).values():
         weight = cells[columns[0]][1]
@@ -232,11 +225,9 @@ class Score:
 
     @property
     def n_clusters(self) -> int:
-        """How many things are resampled."""
         return len(set(self.clusters_of(self.outcomes)))
 
     def interval(self, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
-        """Return the 95 % bootstrap interval of the value, or `None` where there is no value."""
         if self.value is None or not self.outcomes:
             return None
         return bootstrap_interval(

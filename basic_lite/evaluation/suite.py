@@ -25,8 +25,6 @@ Asked = tuple[Evaluation, list[Question]]
 
 @dataclass
 class Suite:
-    """The benchmarks of one command."""
-
     names: Sequence[str]  # of the benchmarks
     evaluation: Callable[[str], Evaluation]  # makes the evaluation of a name
     step: str  # `"all"`, `"generate"`, `"score"` or `"export"`
@@ -40,7 +38,6 @@ class Suite:
 
     @property
     def asks(self) -> bool:
-        """Whether a model is to answer."""
         return self.step in ("all", "generate")
 
     def run(self, folder: Path, *, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> None:
@@ -141,7 +138,6 @@ class Suite:
             self.console.print(f"{answered:,} answers, {speed()}")
 
     def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
-        """Score or export the answers that are there."""
         if evaluation.candidate.given is not None:
             evaluation.take_given(questions)
         if left:

@@ -43,15 +43,9 @@ def watch_decoder(assembled: Assembled, answers: list[Answer]) -> list[Seen]:
 
 @torch.inference_mode()
 def judge_decoder(causal: nn.Module, seen: list[Seen], *dtypes: torch.dtype) -> dict[str, float]:
-    """Compare a causal LM on the run's embeddings.
+    """Compare another loader's causal LM on the run's embeddings; raises ValueError if the gap is too large.
 
-    Args:
-        causal: another loader's.
-        seen: of the run.
-        dtypes: of run and folder; the coarser one sets the limit.
-
-    Raises:
-        ValueError: If the gap is too large.
+    The coarser one of `dtypes`, of run and folder, sets the limit.
     """
     for_inference(causal)
     weight = next(causal.parameters())

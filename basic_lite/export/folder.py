@@ -37,8 +37,6 @@ from basic_lite.models.tower import vision_config
 
 @dataclass(frozen=True)
 class Plan:
-    """What is exported, resolved and checked before anything is loaded."""
-
     run: Path  # run folder
     out: Path  # the folder to make; must not exist
     base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
@@ -65,11 +63,6 @@ def plan(
     quantise: str | None = None,
     class_token: str | None = None,
 ) -> tuple[Plan, dict]:
-    """Resolve and check what is exported; returns it with the run's manifest.
-
-    Raises:
-        ValueError: In one line.
-    """
     manifest = files.read_manifest(run)
     bits = manifest["sources"]["bits"]
     whole = (run / files.DECODER).is_file()
@@ -130,16 +123,7 @@ def plan(
 def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
     """Write the folder, read it back, compare it with the run; it gets its name only if they agree.
 
-    Args:
-        wanted: from `plan`.
-        manifest: the run's.
-        tell: called with a line for each step.
-
-    Returns:
-        The content of `export.json`.
-
-    Raises:
-        ValueError: If the folder does not say what the run says; nothing is left of it.
+    `tell` is called with a line for each step. Returns the content of `export.json`.
     """
     tell("asking the run")
     asked = ask(wanted)
@@ -166,10 +150,6 @@ class Asked:
 
 
 def ask(wanted: Plan) -> Asked:
-    """Ask the run the fixed prompts, and free it.
-
-    Raises ValueError if the base in full precision is too far from the quantised one that was trained on.
-    """
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     known, to_run = export_parity.ask_run(assembled), None
     if (
@@ -221,7 +201,6 @@ def summary(content: dict) -> list[str]:
 def write_folder(
     assembled: Assembled, manifest: dict, wanted: Plan, tower: list[Entry], folder: Path
 ) -> None:
-    """Write weights, configuration, tokenizer and processor."""
     template = chat_template(assembled.template)
     files.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
     files.write_json(folder / "generation_config.json", configs.generation_config(assembled))
@@ -287,10 +266,7 @@ def _times(entry: Entry, factor: float) -> Entry:
 
 
 def _check_tower(manifest: dict) -> None:
-    """Refuse a tower whose registers LLaVA's own class would take for patches.
-
-    Raises ValueError if it has registers.
-    """
+    """Raise ValueError for a tower whose registers LLaVA's own class would take for patches."""
     registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
     if registers:
         raise ValueError(
@@ -329,7 +305,6 @@ def _tower(assembled: Assembled) -> list[Entry]:
 
 
 def release(assembled: Assembled) -> None:
-    """Free the run's weights; configuration, tokenizer and ids stay."""
     assembled.model = _Configured(assembled.model.config)
     gc.collect()
     if torch.cuda.is_available():

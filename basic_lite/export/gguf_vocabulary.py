@@ -65,15 +65,9 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: Any, rows: int, stop: int) -> Vocabulary:
-    """Translate a tokenizer.
+    """Translate a fast tokenizer; `rows` of the embeddings that no token has are filled with unused ones.
 
-    Args:
-        tokenizer: a fast one.
-        rows: of the embeddings; those that no token has are filled with unused ones.
-        stop: id of a special token.
-
-    Raises:
-        ValueError: If llama.cpp has no such tokenizer.
+    `stop` is the id of a special token. Raises ValueError if llama.cpp has no such tokenizer.
     """
     backend = backend_of(tokenizer)
     specified = specification(backend)
@@ -128,10 +122,6 @@ def name_of(source: str, tokenizer: Any) -> str:
 
     Of a model whose name holds "phi3" or "phi-3", and of no other, llama.cpp drops the white space after
     special tokens, as Phi-3's tokenizer does; if such a model lacks a token of Phi-3's, it does not load.
-
-    Args:
-        source: folder or hub id of the LLM.
-        tokenizer: of the LLM.
     """
     name, added = Path(source).name, tokenizer.added_tokens_decoder.values()
     drops = any(token.rstrip for token in added) and _PHI3 <= tokenizer.get_vocab().keys()
@@ -141,14 +131,7 @@ def name_of(source: str, tokenizer: Any) -> str:
 
 
 def write_vocabulary(writer: GGUFWriter, assembled: Assembled, template: str, rows: int) -> None:
-    """Write the tokenizer, its special ids and the chat template.
-
-    Args:
-        writer: of the text model.
-        assembled: the run's tokenizer and ids.
-        template: Jinja.
-        rows: of the embeddings.
-    """
+    """Write the tokenizer, its special ids and the chat template in Jinja, for `rows` of embeddings."""
     tokenizer: Any = assembled.tokenizer
     stop = stop_ids(assembled.template, tokenizer)[0]
     vocabulary = vocabulary_of(tokenizer, rows, stop)

@@ -36,18 +36,9 @@ def question(folder: Path, hub_id: str, public: bool) -> str:
 
 
 def push(folder: Path, hub_id: str, public: bool = False) -> str:
-    """Send a folder with its model card; an existing repository keeps its visibility.
+    """Send an exported folder with its model card; an existing repository keeps its visibility.
 
-    Args:
-        folder: exported.
-        hub_id: `owner/name`.
-        public: readable for everybody.
-
-    Returns:
-        Its address.
-
-    Raises:
-        ValueError: In one line, if the folder is no export or the hub refuses.
+    Returns its address. Raises ValueError if the folder is no export or the hub refuses.
     """
     from huggingface_hub import HfApi
 

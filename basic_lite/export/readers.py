@@ -30,8 +30,6 @@ QUANTIZE: str = "llama-quantize"
 
 @dataclass(frozen=True)
 class Reader:
-    """A program that loads a standard LLaVA folder."""
-
     name: str  # of the program
     source: str  # files that were read, at their version
     read_on: str  # day of the reading, ISO
@@ -77,12 +75,7 @@ READERS: tuple[Reader, ...] = (
 
 
 def refusals(config: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
-    """Return one line for each reader that would not load a folder, with its reason.
-
-    Args:
-        config: content of the folder's `config.json`.
-        names: of the folder's tensors.
-    """
+    """Return one line for each reader that would not load a folder, with its reason."""
     return [
         f"{reader.name} does not load this folder: {reason} ({reader.source}, read on {reader.read_on})"
         for reader in READERS
@@ -108,18 +101,7 @@ def _refusal(reader: Reader, config: Mapping[str, Any], names: Iterable[str]) ->
 
 
 def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: str | None) -> None:
-    """Look whether a run can become GGUF files, before anything is loaded.
-
-    Args:
-        decoder: `model_type` of the LLM.
-        tower: `model_type` of the vision tower.
-        activation: of the tower.
-        quantise: format of the matrices.
-        dtype: `--dtype`, which is not for GGUF.
-
-    Raises:
-        ValueError: In one line.
-    """
+    """Raise ValueError, before anything is loaded, if a run cannot become GGUF files."""
     if re.fullmatch(r"(i?q[1-6]|tq[12])_\w+", quantise):
         if shutil.which(QUANTIZE) is None:
             raise ValueError(

@@ -36,7 +36,6 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -83,14 +82,9 @@ def dequantised(entry: Entry, bits: int, dtype: torch.dtype, device: torch.devic
 
 
 class Adapters:
-    """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time.
-
-    Raises:
-        ValueError: If the folder was made by other settings than this project's, or a tensor has no place.
-    """
+    """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the adapters that `folder` holds."""
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         strange = [
             key
@@ -137,16 +131,9 @@ class Adapters:
 
 
 def write_shards(entries: Iterable[Entry], folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
-    """Write tensors in one dtype, no shard larger than `shard_bytes` (or than one tensor), with an index.
+    """Write tensors in one dtype, with an index, and return their bytes.
 
-    Args:
-        entries: what to write; floating-point tensors are converted.
-        folder: exists.
-        dtype: of the files.
-        shard_bytes: most bytes of a file.
-
-    Returns:
-        The bytes of all tensors.
+    No file is larger than `shard_bytes`, or than one tensor.
     """
     shards: list[list[Entry]] = [[]]
     filled, total, width = 0, 0, dtype.itemsize

@@ -51,10 +51,7 @@ class CircularAccuracy:
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell is empty as LLaVA sees it: null, NaN, or "nan" / "none" in any case.
-
-    Source: `is_none` in LLaVA `llava/eval/model_vqa_mmbench.py`. An empty string is an empty cell of a TSV.
-    """
+    """Return whether a cell is empty as LLaVA's `is_none` sees it, or in a TSV."""
     if value is None or value != value:
         return True
     return isinstance(value, str) and value.lower() in ("nan", "none", "")
@@ -71,7 +68,6 @@ def _mean(values: Iterable[bool]) -> float:
 
 
 def _by(name: str, base: Mapping[int, Mapping[str, Any]], hits: Mapping[int, bool]) -> dict[str, float]:
-    """Average hits by a column of the unrotated rows."""
     groups: dict[str, list[bool]] = defaultdict(list)
     for question, row in base.items():
         if not is_missing(row.get(name)):
@@ -90,11 +86,8 @@ def circular_accuracy(
     Args:
         rows: One mapping per row with `index`, `A` to `D`, `answer`, `category` and `l2-category`.
         predictions: Row index -> the model's answer.
-        method: How a letter is read from an answer, see `extract_option`.
+        method: How a letter is read from an answer, see `extract_option`; none is guessed.
         normalise: Fold Chinese punctuation and full-width letters first (`normalise_cn`).
-
-    Returns:
-        The accuracies; no answer is guessed, so an unresolved row makes its question wrong.
 
     Raises:
         ValueError: If there are no rows, or a row has no labelled answer.
@@ -311,8 +304,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     """Score by circular accuracy, by category and l2-category as the data names them.
 
     A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter. Answers with
-    Chinese characters are counted both ways, as a large difference points at a wrong prompt. Raises
-    ValueError if a row has no public answer, or the scorer is unknown.
+    Chinese characters are counted both ways, as a large difference points at a wrong prompt.
     """
     method = scorer.removesuffix(NORMALISE_CN)
     rows = [question.fields for question in questions]
@@ -390,10 +382,7 @@ def rotations_of(question: Question) -> int:
 
 
 def check_rotations(questions: Sequence[Question], where: str) -> None:
-    """Check that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
-
-    Raises ValueError if one lacks some: the file has lost rows.
-    """
+    """Raise ValueError if a question of a rotated TSV lacks some of its rotations: the file has lost rows."""
     rows = Counter(map(rotations_of, questions))
     if max(rows.values(), default=1) == 1:
         return
