@@ -37,7 +37,7 @@ MEMORY = "Memory and speed"
 VALIDATION = "Validation"
 
 
-def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
+def option(help: str, *names: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
     """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
@@ -142,33 +142,28 @@ Precision = Literal["auto", "bf16", "fp32"]
 LlmOption = Annotated[
     str | None,
     option(
-        help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.",
+        "Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.",
         default="that of --model",
         panel=MODEL,
     ),
 ]
-TemplateOption = Annotated[
-    str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)
-]
+TemplateOption = Annotated[str | None, option("Conversation template.", default="the LLM's own", panel=MODEL)]
 BitsOption = Annotated[
-    zoo.Bits | None, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
+    zoo.Bits | None, option("Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
 ]
 PrecisionOption = Annotated[
-    Precision, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
+    Precision, option("auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
 ]
 ImageSizeOption = Annotated[
     int | None,
     option(
-        help="Side of the tower's input in pixels.",
-        default="the tower's own",
-        panel=MODEL,
-        callback=within(1),
+        "Side of the tower's input in pixels.", default="the tower's own", panel=MODEL, callback=within(1)
     ),
 ]
 TilesOption = Annotated[
     int,
     option(
-        help="Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
+        "Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
         panel=MODEL,
         callback=within(1, 64),
     ),
@@ -176,22 +171,22 @@ TilesOption = Annotated[
 PoolOption = Annotated[
     int,
     option(
-        help="2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
+        "2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
         panel=MODEL,
         callback=among((1, 2)),
     ),
 ]
 ImagesOption = Annotated[
     Path | None,
-    option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
+    option("Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
 ]
 FollowLinksOption = Annotated[
-    bool, option("--follow-links", help="Allow links in the image folder that lead out of it.", panel=DATA)
+    bool, option("Allow links in the image folder that lead out of it.", "--follow-links", panel=DATA)
 ]
 MinRatingOption = Annotated[
     int | None,
     option(
-        help="Leave out rows that FineVision rates lower in anything.",
+        "Leave out rows that FineVision rates lower in anything.",
         default="none",
         panel=DATA,
         callback=within(1, 5),
@@ -200,15 +195,15 @@ MinRatingOption = Annotated[
 BasicOption = Annotated[
     bool,
     option(
+        "With BASIC's two terms, or (--no-basic) the plain LLaVA baseline.",
         "--basic/--no-basic",
-        help="With BASIC's two terms, or (--no-basic) the plain LLaVA baseline.",
         panel=METHOD,
     ),
 ]
 LayersOption = Annotated[
     int | None,
     option(
-        help="k: the target is made of decoder layers 1 to k.",
+        "k: the target is made of decoder layers 1 to k.",
         default="half of the decoder's",
         panel=METHOD,
         callback=within(1),
@@ -216,13 +211,13 @@ LayersOption = Annotated[
 ]
 WeightingOption = Annotated[
     types.Weighting,
-    option(help="Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD),
+    option("Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD),
 ]
 RecomputeOption = Annotated[
     bool | None,
     option(
+        "Recompute all decoder layers in backward (gradient checkpointing).",
         "--recompute/--no-recompute",
-        help="Recompute all decoder layers in backward (gradient checkpointing).",
         default="on a GPU",
         panel=MEMORY,
     ),
@@ -230,20 +225,20 @@ RecomputeOption = Annotated[
 RecomputeLayersOption = Annotated[
     int | None,
     option(
-        help="Recompute only that many layers, the first ones.",
+        "Recompute only that many layers, the first ones.",
         default="all or none",
         panel=MEMORY,
         callback=within(0),
         metavar="N",
     ),
 ]
-RankOption = Annotated[int, option(help="Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
-DryRunOption = Annotated[bool, option("--dry-run", help="Print the resolved settings, load nothing.")]
+RankOption = Annotated[int, option("Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
+DryRunOption = Annotated[bool, option("Print the resolved settings, load nothing.", "--dry-run")]
 QuantisedCopyOption = Annotated[
     bool,
     option(
+        "Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
         "--quantised-copy/--no-quantised-copy",
-        help="Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
         panel=MODEL,
     ),
 ]
@@ -292,7 +287,7 @@ class Model:
     model: Annotated[
         str,
         option(
-            help="vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
+            "vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
             panel=MODEL,
         ),
     ] = "vicuna-7b"
@@ -300,14 +295,14 @@ class Model:
     tower: Annotated[
         str | None,
         option(
-            help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
+            "clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
             default="clip-l-336",
             panel=MODEL,
         ),
     ] = None
     template: TemplateOption = None
     image_token: Annotated[
-        str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
+        str | None, option("Token that marks a patch.", default="an unused one", panel=MODEL)
     ] = None
     bits: BitsOption = None
     precision: PrecisionOption = "auto"
@@ -317,16 +312,14 @@ class Model:
     exif: Annotated[
         Exif,
         option(
-            help="A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.",
-            panel=DATA,
+            "A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.", panel=DATA
         ),
     ] = "ignore"
     background: Annotated[
-        str,
-        option(help="What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"),
+        str, option("What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR")
     ] = "white"
     tower_layer: Annotated[
-        int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
+        int, option("Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
     quantised_copy: QuantisedCopyOption = True
 
@@ -336,15 +329,14 @@ class Adapters:
     """Stage 2's adapters, as LLaVA-1.5 has them; without `--lora` there are none."""
 
     rank: Annotated[
-        int | None,
-        option(help="Rank of the adapters.", default=str(zoo.RANK), panel=MODEL, callback=within(1)),
+        int | None, option("Rank of the adapters.", default=str(zoo.RANK), panel=MODEL, callback=within(1))
     ] = None
     alpha: Annotated[
         int | None,
-        option(help="Scale times rank of the adapters.", default="2 * rank", panel=MODEL, callback=within(1)),
+        option("Scale times rank of the adapters.", default="2 * rank", panel=MODEL, callback=within(1)),
     ] = None
     dropout: Annotated[
-        float, option(help="Dropout in front of the adapters.", panel=MODEL, callback=within(0, below=1))
+        float, option("Dropout in front of the adapters.", panel=MODEL, callback=within(0, below=1))
     ] = zoo.DROPOUT
 
 
@@ -353,22 +345,19 @@ class PartsOfStage1:
     """What stage 2 may change of stage 1's parts."""
 
     bits: Annotated[
-        zoo.Bits | None, option(help="Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
+        zoo.Bits | None, option("Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
     ] = None
     image_size: Annotated[
         int | None,
-        option(
-            help="Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)
-        ),
+        option("Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)),
     ] = None
     exif: Annotated[
-        Exif | None,
-        option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
+        Exif | None, option("A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA)
     ] = None
     background: Annotated[
         str | None,
         option(
-            help="What transparent pictures are put on.",
+            "What transparent pictures are put on.",
             default="stage 1's",
             panel=DATA,
             callback=a_colour,
@@ -377,7 +366,7 @@ class PartsOfStage1:
     ] = None
     tower_layer: Annotated[
         int | None,
-        option(help="Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
+        option("Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
     ] = None
     quantised_copy: QuantisedCopyOption = True
 
@@ -389,7 +378,7 @@ class Data:
     data: Annotated[
         list[str] | None,
         option(
-            help="JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+            "JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
             "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
             panel=DATA,
@@ -399,7 +388,7 @@ class Data:
     images: Annotated[
         list[str] | None,
         option(
-            help="Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+            "Folder, zip or tar that image paths start from; one for all --data, or one for each.",
             default="the data's own",
             panel=DATA,
             metavar="IMAGES",
@@ -408,9 +397,9 @@ class Data:
     stream: Annotated[
         bool,
         option(
-            "--stream",
-            help="Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+            "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
             "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
+            "--stream",
             panel=DATA,
         ),
     ] = False
@@ -419,7 +408,7 @@ class Data:
     max_length: Annotated[
         int,
         option(
-            help="Most tokens of a row, those of --tiles apart; longer answers are cut.",
+            "Most tokens of a row, those of --tiles apart; longer answers are cut.",
             panel=DATA,
             callback=within(1),
         ),
@@ -427,19 +416,14 @@ class Data:
     bad_budget: Annotated[
         float,
         option(
-            help="Share of rows that may be bad: replaced, logged. Above it the run stops.",
+            "Share of rows that may be bad: replaced, logged. Above it the run stops.",
             panel=DATA,
             callback=within(0, below=1),
         ),
     ] = 0.005
     workers: Annotated[
         int | None,
-        option(
-            help="Processes that prepare batches.",
-            default="2; 1 on one core",
-            panel=DATA,
-            callback=within(0),
-        ),
+        option("Processes that prepare batches.", default="2; 1 on one core", panel=DATA, callback=within(0)),
     ] = None
 
     @property
@@ -466,12 +450,12 @@ class Method:
     weighting: WeightingOption = "quadratic"
     importance: Annotated[
         types.Importance,
-        option(help="Weights of patches: attention (of the text to them) or uniform.", panel=METHOD),
+        option("Weights of patches: attention (of the text to them) or uniform.", panel=METHOD),
     ] = "attention"
     target: Annotated[
         types.TargetKind | None,
         option(
-            help="Space of the target: raw; centred or translated (fitted on the data's text); individual "
+            "Space of the target: raw; centred or translated (fitted on the data's text); individual "
             "(less its mean over pictures).",
             default="raw; stage 2: stage 1's",
             panel=METHOD,
@@ -479,21 +463,17 @@ class Method:
     ] = None
     das_weight: Annotated[
         float,
-        option(
-            help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)
-        ),
+        option("Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)),
     ] = types.DAS_WEIGHT
     sds_weight: Annotated[
         float,
-        option(
-            help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
-        ),
+        option("Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)),
     ] = types.SDS_WEIGHT
     sds_text: Annotated[
         types.SdsText,
-        option(help="L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+        option("L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
     ] = "keep"
-    intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
+    intervention: Annotated[str, option("What an experiment does to the teacher.", hidden=True)] = "none"
 
     @property
     def kind(self) -> types.TargetKind:
@@ -516,7 +496,7 @@ class Memory:
     rows_per_chunk: Annotated[
         int | None,
         option(
-            help="Patches per pass of L_sds over the vocabulary.",
+            "Patches per pass of L_sds over the vocabulary.",
             default="by size",
             panel=MEMORY,
             callback=within(1),
@@ -525,7 +505,7 @@ class Memory:
     micro_batch: Annotated[
         int | None,
         option(
-            help="Rows per forward pass; must divide the global batch.",
+            "Rows per forward pass; must divide the global batch.",
             default="8; stage 2: 4",
             panel=MEMORY,
             callback=within(1),
@@ -536,7 +516,7 @@ class Memory:
     keep_dequantised: Annotated[
         str,
         option(
-            help="Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
+            "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
             "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
             panel=MEMORY,
             metavar="N|auto",
@@ -545,7 +525,7 @@ class Memory:
     fit: Annotated[
         str | None,
         option(
-            help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
+            "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
             "or auto for this one.",
             default="off",
             panel=MEMORY,
@@ -555,9 +535,9 @@ class Memory:
     fused_kernels: Annotated[
         bool,
         option(
-            "--fused-kernels/--no-fused-kernels",
-            help="On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
+            "On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
             "made of bf16 ones.",
+            "--fused-kernels/--no-fused-kernels",
             panel=MEMORY,
         ),
     ] = True
@@ -570,7 +550,7 @@ class Schedule:
     learning_rate: Annotated[
         float | None,
         option(
-            help="Peak of the cosine schedule.",
+            "Peak of the cosine schedule.",
             default="1e-3; stage 2: 2e-4 with --lora, else 2e-5",
             callback=within(above=0),
         ),
@@ -578,17 +558,16 @@ class Schedule:
     global_batch: Annotated[
         int | None,
         option(
-            help="Rows per optimizer step.",
+            "Rows per optimizer step.",
             default="LLaVA-1.5's; fewer where the data are few",
             callback=within(1),
         ),
     ] = None
     epochs: Annotated[
-        float | None, option(help="Passes over the data.", default="1", callback=within(above=0))
+        float | None, option("Passes over the data.", default="1", callback=within(above=0))
     ] = None
     max_steps: Annotated[
-        int,
-        option(help="Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1)),
+        int, option("Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1))
     ] = -1
 
 
@@ -596,24 +575,24 @@ class Schedule:
 class Run:
     """What is kept, said and repeated."""
 
-    save_steps: Annotated[int, option(help="Steps between checkpoints.", callback=within(1))] = 500
+    save_steps: Annotated[int, option("Steps between checkpoints.", callback=within(1))] = 500
     keep: Annotated[
         str,
         option(
-            help="How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
+            "How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
             "validation loss, whose weights are the run's.",
             callback=a_keep,
             metavar="N|best",
         ),
     ] = "2"
-    logging_steps: Annotated[int, option(help="Steps between lines of log.jsonl.", callback=within(1))] = 10
+    logging_steps: Annotated[int, option("Steps between lines of log.jsonl.", callback=within(1))] = 10
     seed: Annotated[
-        int, option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed)
+        int, option("Seed of the projector, the order of rows, and dropout.", callback=a_seed)
     ] = 0
-    report_to: Annotated[str, option(help="Tracker, such as tensorboard.")] = "none"
-    along: Annotated[str, option(help="What an experiment measures on the way, as JSON.", hidden=True)] = ""
-    resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")] = False
-    overwrite: Annotated[bool, option("--overwrite", help="Replace the run in --out.")] = False
+    report_to: Annotated[str, option("Tracker, such as tensorboard.")] = "none"
+    along: Annotated[str, option("What an experiment measures on the way, as JSON.", hidden=True)] = ""
+    resume: Annotated[bool, option("Go on from the last checkpoint in --out.", "--resume")] = False
+    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False
     dry_run: DryRunOption = False
 
     @property
@@ -634,7 +613,7 @@ class Validation:
     val_share: Annotated[
         str | None,
         option(
-            help="Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
+            "Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
             default="off",
             panel=VALIDATION,
             callback=a_share,
@@ -643,12 +622,12 @@ class Validation:
     ] = None
     val_data: Annotated[
         Path | None,
-        option(help="Rows to measure instead, in a file of their own.", default="off", panel=VALIDATION),
+        option("Rows to measure instead, in a file of their own.", default="off", panel=VALIDATION),
     ] = None
     val_images: Annotated[
         Path | None,
         option(
-            help="Folder, zip or tar that the image paths of --val-data start from.",
+            "Folder, zip or tar that the image paths of --val-data start from.",
             default="--images, else that of the file",
             panel=VALIDATION,
         ),
@@ -656,7 +635,7 @@ class Validation:
     val_steps: Annotated[
         int | None,
         option(
-            help="Optimizer steps between two measurements; the start and the end are measured anyway.",
+            "Optimizer steps between two measurements; the start and the end are measured anyway.",
             default="a tenth of the run",
             panel=VALIDATION,
             callback=within(1),
@@ -665,7 +644,7 @@ class Validation:
     val_samples: Annotated[
         int,
         option(
-            help="Rows whose answers are written out each time, greedily.",
+            "Rows whose answers are written out each time, greedily.",
             panel=VALIDATION,
             callback=within(0, 32),
         ),
@@ -673,7 +652,7 @@ class Validation:
     stop_after: Annotated[
         int | None,
         option(
-            help="End the run after that many measurements in a row without a lower loss.",
+            "End the run after that many measurements in a row without a lower loss.",
             default="off",
             panel=VALIDATION,
             callback=within(1),
@@ -701,35 +680,30 @@ class Validation:
         return 0.0 if self.val_share is None else _percent(self.val_share) / 100
 
 
-OutOption = Annotated[Path, option(help="Run folder.")]
+OutOption = Annotated[Path, option("Run folder.")]
 LoraOption = Annotated[
-    bool, option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
+    bool, option("Train adapters on a 4-bit decoder. Without: the whole decoder.", "--lora")
 ]
 StartOption = Annotated[
-    Path, option(help="Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
+    Path, option("Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
 ]
 OptimizerOption = Annotated[
     Optimizer | None,
-    option(
-        help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY
-    ),
+    option("adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY),
 ]
 ProjectorRateOption = Annotated[
-    float | None,
-    option(help="The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0)),
+    float | None, option("The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0))
 ]
 
 
 TrainTowerOption = Annotated[
     bool,
-    option(
-        "--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL
-    ),
+    option("Train the vision tower, too: all that its features depend on.", "--train-tower", panel=MODEL),
 ]
 TowerLoraOption = Annotated[
     int | None,
     option(
-        help="Train adapters of this rank in the vision tower, too (with --lora).",
+        "Train adapters of this rank in the vision tower, too (with --lora).",
         default="off",
         panel=MODEL,
         callback=within(1),
@@ -765,9 +739,7 @@ class Tower:
     tower_learning_rate: Annotated[
         float | None,
         option(
-            help="The vision tower's own peak.",
-            default="2e-6; 2e-5 with --tower-lora",
-            callback=within(above=0),
+            "The vision tower's own peak.", default="2e-6; 2e-5 with --tower-lora", callback=within(above=0)
         ),
     ] = None
 
