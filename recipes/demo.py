@@ -52,7 +52,7 @@ def main(
         runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
         jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
         console.print(
-            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.",
+            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on."
         )
         try:
             with processes.ProgressBoard(console) as board:

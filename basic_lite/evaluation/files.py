@@ -74,11 +74,7 @@ def open_table(source: Source, config: str | None, split: str) -> Any:
 
 
 def table_rows(
-    source: Source,
-    config: str | None,
-    split: str,
-    needs: Iterable[str],
-    image: str | None = "image",
+    source: Source, config: str | None, split: str, needs: Iterable[str], image: str | None = "image"
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split, with `"image"` a `StoredImage`, or `None` where the cell is null.
 

@@ -93,9 +93,7 @@ def _freeze_projector(assembled: Assembled, settings: Settings, console: Console
     trainable.freeze_projector(assembled)
     measured = settings.objective.active and not settings.tower.on
     idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
-    console.print(
-        f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
-    )
+    console.print(f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.")
 
 
 def run_stage(
@@ -394,10 +392,7 @@ def train(
     # What an experiment does to the teacher.
     if intervene is not None:
         changed = intervene(
-            parts_of(model),
-            settings.method.layers,
-            settings.method.weighting,
-            seed=settings.run.seed,
+            parts_of(model), settings.method.layers, settings.method.weighting, seed=settings.run.seed
         )
         if changed is not None:
             trainer.supervision.intervene(changed)

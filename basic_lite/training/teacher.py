@@ -118,7 +118,7 @@ def look_at(
     console.print(f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "")
     if verdict.case == "fails" and space.kind == RAW:
         console.print(
-            "--target translated may do better; basic-lite analyze premise --text DATA says whether.",
+            "--target translated may do better; basic-lite analyze premise --text DATA says whether."
         )
     return found.json()
 

@@ -324,8 +324,7 @@ class Validator:
         prompt, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
         with torch.autocast(device.type, torch.bfloat16, enabled=assembled.sources.dtype == torch.bfloat16):
             produced = model.generate(
-                **inputs,
-                **greedily(self._stops, assembled.pad_token_id, LONGEST, [assembled.image_token_id]),
+                **inputs, **greedily(self._stops, assembled.pad_token_id, LONGEST, [assembled.image_token_id])
             )
         decode: Any = assembled.tokenizer.decode
         ids = (until_stop(row, self._stops) for row in produced[:, prompt:].tolist())
