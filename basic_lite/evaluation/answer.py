@@ -1,8 +1,4 @@
-"""Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
-
-Answers go to a JSONL file, a line each, the longest prompts first; scoring reads that file and never sees
-the model.
-"""
+"""Ask a model the questions of a benchmark, the longest prompts first; the answers go to a JSONL file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Grades of a judge: asked of a model at an OpenAI-style address, or read from a file.
-
-Nothing is sent unless an address is given. Every grade is kept in a file as soon as it is there, so that the
-same command goes on after an interruption and asks nothing twice.
-"""
+"""Grades of a judge: asked of a model at an OpenAI-style address, or read from a file."""
 
 from __future__ import annotations
 

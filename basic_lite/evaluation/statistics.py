@@ -1,13 +1,10 @@
 """Scores and how sure they are: bootstrap intervals over pictures, from counts.
 
-Answers about one picture are no independent draws: GQA's testdev asks 32 questions about each of 398
-pictures, and runs that merely like other pictures differ "clearly" in an interval over its questions. So
-pictures are resampled, each with all its questions (the cluster bootstrap; Davison and Hinkley, Bootstrap
-Methods and their Application, section 3.8).
-
-A resample is a multinomial draw over the distinct pictures, never a copy. An outcome (`Cell`) is a number, or
-a tuple that begins with its group; pictures of different groups are resampled separately, because the
-benchmarks fix the sizes of groups.
+Answers about one picture are no independent draws (GQA asks 32 questions about each), so pictures are
+resampled, each with all its questions (the cluster bootstrap; Davison and Hinkley, Bootstrap Methods and
+their Application, section 3.8). A resample is a multinomial draw over the distinct pictures, never a copy. An
+outcome (`Cell`) is a number, or a tuple that begins with its group; groups are resampled separately, because
+the benchmarks fix their sizes.
 """
 
 from __future__ import annotations

@@ -127,10 +127,9 @@ class Forward:
         return loss, terms
 
     def _rows_per_chunk(self, count: int) -> int | None:
-        """Choose the patches per pass over the vocabulary, once per run, when the decoder has let go.
+        """Choose the patches per pass over the vocabulary, once per run: on a GPU from the free memory.
 
-        On a GPU as many as the memory that is free below the peak allows; the run's first step is its
-        largest. Elsewhere `None`: by shape.
+        The decoder has let go by then, and the run's first step is its largest. Elsewhere `None`: by shape.
         """
         embedding = self.parts.embedding
         if self.rows_per_chunk is None and embedding.is_cuda:
@@ -156,7 +155,6 @@ class Forward:
 def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Put visual features `(F, D)`, newlines included, among the text's `embeds` `(B, S, D)`.
 
-    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer;
-    the collator has done so already.
+    `LlavaModel` compares their numbers on the device, and waits; the collator has done so already.
     """
     return embeds.flatten(0, 1).index_copy(0, layout.places, features).view_as(embeds)

@@ -119,11 +119,7 @@ def resolve(
     tower: Tower | None = None,
     optimizer: Optimizer | None = None,
 ) -> Settings:
-    """Take the options, and the stage's defaults where they say nothing.
-
-    `data` has the rows found; stage 2's `method` is with stage 1's target where none is given, and its
-    projector has a default rate. Raises ValueError if the options do not go together.
-    """
+    """Take the options, and the stage's defaults where they say nothing; raises ValueError if they clash."""
     pace = zoo.pace_of(llm, stage)
     whole_decoder = stage == 2 and not lora
     rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
@@ -201,8 +197,8 @@ def decide(
 ) -> Plan:
     """Open the rows, hold some out, and let the rest decide the global batch and the card the micro-batch.
 
-    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows, `hold_out`
-    cannot, or `--fit` is given and nothing fits.
+    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows or nothing
+    fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
@@ -236,9 +232,6 @@ def open_stream(settings: Settings) -> Stream:
     """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
     data, (source,) = settings.data, settings.data.sources
     return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
-
-
-# Few rows: a global batch that nobody asked for shrinks.
 
 
 def optimizer_steps(settings: Settings, batches: int) -> int:
@@ -289,9 +282,6 @@ def fit_batch(
 
 def _counted(number: int, what: str = "optimizer step") -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
-
-
-# What a stage chooses for the card that it runs on: `--fit`, and on a GPU how many layers recompute.
 
 
 def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
@@ -369,20 +359,10 @@ def fit_memory(
 ) -> tuple[Settings, Row]:
     """Choose what is to be chosen and predict the peak; the global batch stays what it is.
 
-    `--fit` chooses micro-batch, recomputed layers, rows per chunk and the adapters' optimizer. Without it, on
-    a GPU, only the layers that recompute are chosen, from free memory; all, if it is short.
-
-    Args:
-        settings: of the stage, before the choice.
-        step: what they mean.
-        device: `"cuda"` or `"cpu"`.
-        memory: as given.
-        names: of decoder and tower, for the row.
-        longest: most text tokens of a row.
-        optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
-
-    Raises:
-        ValueError: If `--fit` is given and nothing fits.
+    `--fit` chooses micro-batch, recomputed layers, rows per chunk and, unless one was asked for, the
+    adapters' optimizer; ValueError if nothing fits. Without it, on a GPU, only the layers that recompute are
+    chosen, from free memory; all, if it is short. `names` are of decoder and tower, `longest` the most text
+    tokens of a row.
     """
     budget, gib = budget_of(memory.fit, device)
     kind, chosen = kind_of(settings), step
@@ -421,8 +401,7 @@ def fit_memory(
 def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> Step:
     """Return the step with the layers that are held dequantised: `wanted`, a number, or `auto` for what fits.
 
-    A budget of 0 is none on its own account; `longest` is the most text tokens of a row. Raises ValueError if
-    more are wanted than can be held.
+    Without a budget `auto` holds none; `longest` is the most text tokens of a row.
     """
     if wanted == "auto":
         return dequantise(step, budget, longest)

@@ -110,8 +110,7 @@ def run_stage(
 ) -> bool:
     """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
 
-    At a rate of 0 the projector stays as it is. Returns `False` if a signal stopped the run, which is
-    printed.
+    Returns `False` if a signal stopped the run, which is printed.
     """
     if decided.settings.projector_learning_rate == 0:
         _freeze_projector(assembled, decided.settings, console)
@@ -340,16 +339,8 @@ def train(
 ) -> bool:
     """Train one stage and leave a complete run folder; `False` if a signal stopped it, at a checkpoint.
 
-    Args:
-        prepared: from `prepare`.
-        space: of the target, from `teach`.
-        console: where progress goes.
-        clock: counts the seconds since the command; says them after the first step.
-        intervene: makes what an experiment does to the teacher, once the model's parts are known.
-        callbacks: further callbacks, such as an experiment's measuring; called before a step is saved.
-
-    Raises:
-        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
+    `intervene` makes what an experiment does to the teacher, once the model's parts are known; `callbacks`
+    are called before a step is saved. Raises Unmoved if all steps are done and no weight is another one.
     """
     settings, model, resume = prepared.settings, prepared.assembled.model, prepared.resume
     validation = settings.validation

@@ -52,9 +52,8 @@ def within(
 ) -> Callable[[typer.CallbackParam, float | None], float | None]:
     """Return the callback of a numeric option that refuses what is outside a range, in one line.
 
-    The range is open at `above` and `below`, closed at `least` and `most`; `off` may be given too, and says
-    that the option does not count. Typer's own `min` and `max` have no open ends, let `nan` pass, and do not
-    say what was given.
+    The range is open at `above` and `below`; `off` says that the option does not count. Typer's own `min` and
+    `max` have no open ends, let `nan` pass, and do not say what was given.
     """
     bounds = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
     named = [f"{words} {bound}" for bound, words in bounds if bound is not None and bound != math.inf]
@@ -88,8 +87,7 @@ def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
 
-    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines. The function that is
-    returned takes the options and builds the dataclasses.
+    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
@@ -760,52 +758,30 @@ class Tower:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a stage is trained with: its options, and a value for each that the stage, data or card decide.
+    """What a stage is trained with: its options, and a value for each that the stage, data or card decide."""
 
-    Attributes:
-        stage: 1 or 2.
-        out: run folder.
-        data: the rows.
-        method: BASIC's terms and their target.
-        run: what is kept, said and repeated.
-        validation: what is measured along the way.
-        aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
-        learning_rate: peak of the cosine schedule.
-        projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
-        tower: whether the vision tower is trained, and at which rate.
-        global_batch: rows per optimizer step.
-        micro_batch: rows per forward pass.
-        epochs: passes over the data.
-        max_steps: optimizer steps instead of epochs, where the schedule ends; -1 is off.
-        lora: adapters instead of the whole decoder (stage 2).
-        optimizer: 8-bit moments are for adapters.
-        recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
-        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
-        fused_kernels: Liger's modules on a GPU.
-        dequantised: decoder layers whose 4-bit weights are also held dequantised.
-        shards: processes over which the decoder's layers are cut; 1 leaves them whole.
-    """
-
-    stage: Literal[1, 2]
-    out: Path
-    data: Data = Data()
-    method: Method = Method()
-    run: Run = Run()
-    validation: Validation = Validation()
-    learning_rate: float
-    projector_learning_rate: float | None = None
-    tower: Tower = Tower()
-    global_batch: int
-    micro_batch: int
-    epochs: float = 1.0
-    max_steps: int = -1
-    lora: bool = False
-    optimizer: Optimizer = "adamw"
+    stage: Literal[1, 2]  # 1 or 2
+    out: Path  # run folder
+    data: Data = Data()  # the rows
+    method: Method = Method()  # BASIC's terms and their target
+    run: Run = Run()  # what is kept, said and repeated
+    validation: Validation = Validation()  # what is measured along the way
+    learning_rate: float  # peak of the cosine schedule
+    projector_learning_rate: float | None = None  # the projector's own, 0 freezes it; `None` for the same
+    tower: Tower = Tower()  # whether the vision tower is trained, and at which rate
+    global_batch: int  # rows per optimizer step
+    micro_batch: int  # rows per forward pass
+    epochs: float = 1.0  # passes over the data
+    max_steps: int = -1  # optimizer steps instead of epochs, where the schedule ends; -1 is off
+    lora: bool = False  # adapters instead of the whole decoder (stage 2)
+    optimizer: Optimizer = "adamw"  # 8-bit moments are for adapters
+    # How many decoder layers, the first ones, run again in backward; `None` for all
     recompute: int | None = 0
+    # Patches per pass over the vocabulary in `L_sds`; `None` chooses by size
     rows_per_chunk: int | None = None
-    fused_kernels: bool = True
-    dequantised: int = 0
-    shards: int = 1
+    fused_kernels: bool = True  # Liger's modules on a GPU
+    dequantised: int = 0  # decoder layers whose 4-bit weights are also held dequantised
+    shards: int = 1  # processes over which the decoder's layers are cut; 1 leaves them whole
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded."""

@@ -38,13 +38,9 @@ from basic_lite.training.validation import NAMES, History, Validator
 
 
 class SavingTrainer(Trainer):
-    """A Trainer whose checkpoints hold what was trained alone, with the manifest, and are never half written.
+    """A Trainer whose checkpoints hold only what was trained, with the manifest, and are never half written."""
 
-    Attributes:
-        manifest: what every checkpoint says of its run; `None` leaves it out.
-    """
-
-    manifest: dict | None = None
+    manifest: dict | None = None  # what every checkpoint says of its run; `None` leaves it out
     model: nn.Module
     optimizer: torch.optim.Optimizer
     train_dataset: Dataset
@@ -68,9 +64,7 @@ class SavingTrainer(Trainer):
     def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
         """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
 
-        Args:
-            folder: where to.
-            whole: what `distributed.gather` returned, where the adapters are cut.
+        `whole` is what `distributed.gather` returned, where the adapters are cut.
         """
         with files.write_errors(folder):
             self._save_weights(folder, whole)
@@ -433,11 +427,7 @@ class BasicTrainer(SavingTrainer):
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
-        """Clip the step's gradients, the same on all processes; a step whose norm is not finite is not taken.
-
-        Returns:
-            The norm before.
-        """
+        """Clip the gradients, the same on all processes, and refuse the step if their norm is not finite."""
         self._average_gradients()
         largest = self.max_grad_norm or math.inf
         if self.sharded:

@@ -46,9 +46,6 @@ NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""
 
 
-# Which rows are measured.
-
-
 @dataclass(frozen=True)
 class HeldOut:
     rows: Rows  # the training data, of which they are kept away, or those of `--val-data`
@@ -131,9 +128,6 @@ def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) ->
     return f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}"
 
 
-# What a model makes of them.
-
-
 @dataclass(frozen=True)
 class _Batch:
     inputs: dict[str, Any]
@@ -201,15 +195,8 @@ class Validator:
 
         All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`; of
         each sample there is the id, the true answer and the model's (in the first process, or in all of cut
-        layers).
-
-        Args:
-            model: as it is now.
-            wrapped: what training calls.
-            accelerator: of the training.
-            on_device: completes a batch, as for a training step.
-            rows_at_once: rows per forward pass, of one process.
-            sharded: the decoder's layers are cut over the processes.
+        layers). `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and
+        `sharded` says that the decoder's layers are cut over the processes.
         """
         for_inference(model)
         try:
@@ -339,9 +326,6 @@ _OVER = {"lm": "tokens", "das": "images", "sds": "images", "cosine": "images", "
 """What each figure is a mean over."""
 
 _SUMS = ("rows", *dict.fromkeys(_OVER.values()), *_OVER)
-
-
-# What a run's measurements say together.
 
 
 @dataclass(frozen=True)
