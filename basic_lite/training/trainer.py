@@ -38,7 +38,7 @@ from basic_lite.training.validation import NAMES, History, Validator
 
 
 class SavingTrainer(Trainer):
-    """A Trainer whose checkpoints hold only what was trained, with the manifest, and are never half written."""
+    """A Trainer whose checkpoints hold only what was trained, with the manifest, never half written."""
 
     manifest: dict | None = None  # what every checkpoint says of its run; `None` leaves it out
     model: nn.Module
