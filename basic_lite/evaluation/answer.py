@@ -53,24 +53,20 @@ def generate(
     Rows of a batch are padded on the left; answers equal those of batch size 1. The longest prompts come
     first: if memory fails, it fails at once, and the batch is answered in halves.
 
-    Several processes answer neighbouring batches at the same time, and the first writes them in order: the
-    file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
-    kill, in whatever number, ends with the same bytes.
+    Several processes answer neighbouring batches at the same time, and the first writes them in order, so
+    whoever goes on after a kill, in whatever number, ends with the same bytes.
 
     Args:
-        assembled: the model.
-        questions: of one benchmark.
+        assembled: the model, in every process.
+        questions: of one benchmark, in every process.
         path: prediction file, appended to.
-        batch_size: prompts per batch; `None` for as many as the card has room for.
+        batch_size: prompts per batch; `None` for as many as the card has room for, which is said.
         model_id: written into every line.
         max_batches: stop after this many; `None` for all.
         by_likelihood: answer a choice with the letter that is likeliest to come next.
         advance: called with the number of new answers.
-        say: called with a line about the batch size that was chosen.
-        processes: of this command; each has the model and all questions.
-
-    Raises:
-        ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
+        say: called with a line about the batch size.
+        processes: of this command.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
@@ -175,9 +171,9 @@ NEAR: float = 1e-3
 def _as_alone(assembled: Model, ask: Ask, rows: list[Row]) -> list[str]:
     """Answer some prompts at once as each of them is answered alone.
 
-    How a matrix product rounds depends on the size of the batch, so where two tokens are all but equally
-    likely it may decide between them. In fp32 such a question is asked again by itself: its answer is then
-    the same in every batch. In bf16 that rounding is everywhere, and is left as it is.
+    How a matrix product rounds depends on the size of the batch. In fp32, where two tokens are all but
+    equally likely, the question is asked again by itself; in bf16 that rounding is everywhere, and is left as
+    it is.
     """
     texts, gaps = _ask_rows(assembled, ask, rows)
     if len(rows) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:

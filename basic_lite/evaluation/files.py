@@ -78,15 +78,7 @@ def table_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split, with `"image"` a `StoredImage`, or `None` where the cell is null.
 
-    Args:
-        source: Hub id or folder; without `with_images` the pictures are left out.
-        config: Name of the configuration, where the data set has several.
-        split: Name of the split on the hub.
-        needs: Columns that must be there.
-        image: The image column; `None` for a data set without pictures.
-
-    Raises:
-        ValueError: If the data set cannot be had or lacks a column.
+    `needs` are columns that must be there; a data set without pictures has no `image` column (`None`).
     """
     opened = open_table(source, config, split)
     pictured = image if source.with_images else None
@@ -294,12 +286,10 @@ def find_optional(source: Source, *patterns: str) -> Path | None:
 def locate_images(
     source: Source, names: Mapping[Id, str | None], folders: Iterable[str]
 ) -> dict[Id, ImageSource]:
-    """Return question id -> picture file; raises ValueError with the number of missing ones.
+    """Return question id -> picture file, from file names below the image folder; all must exist.
 
-    Args:
-        source: Where the data is; its `images` decides, else the first of `folders` beside the data.
-        names: Question id -> file name below the image folder; `None` for a text-only question.
-        folders: Folder names in the original layout, tried in order.
+    The folder is `source.images`, else the first of `folders` beside the data. `None` is a text-only
+    question.
     """
     if not source.with_images or not any(names.values()):
         return dict.fromkeys(names)

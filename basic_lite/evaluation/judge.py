@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.files import read_json_lines
+from basic_lite.evaluation.files import json_lines, read_json_lines
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.files import write_text
@@ -139,7 +139,7 @@ def ask(
     if kept.is_file():
         rows = read_json_lines(kept, ("key", "grade"), drop_cut_end=True)
         known = {row["key"]: row["grade"] for row in rows}
-        write_text(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(kept, json_lines(rows))
     grades: dict[str, list[Grade]] = {}
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as file:
@@ -152,14 +152,8 @@ def ask(
                 except ValueError as error:
                     done = f"The grades so far are in {kept}; the same command goes on."
                     raise ValueError(f"Question {question.id}: {error} {done}") from None
-                row = {
-                    "key": key,
-                    "question_id": question.id,
-                    "judge": judge.name,
-                    "grade": grade,
-                    "reply": reply,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                row = {"key": key, "question_id": question.id, "judge": judge.name}
+                file.write(json_lines([row | {"grade": grade, "reply": reply}]))
                 file.flush()
                 known[key] = grade
             grades[str(question.id)] = [_as_grade(known[key])]
@@ -234,11 +228,11 @@ def write_prompts(
     rule: str | None = None,
 ) -> Path:
     """Write a JSON line `{id, prompt}` per question, for a judge that is asked by other means."""
-    lines = []
-    for question in questions:
-        text = grading.prompt(question, predictions.get(question.id, ""), rule or grading.rule)
-        lines.append(json.dumps({"id": question.id, "prompt": text}, ensure_ascii=False) + "\n")
-    return write_text(path, "".join(lines))
+    rows = [
+        {"id": q.id, "prompt": grading.prompt(q, predictions.get(q.id, ""), rule or grading.rule)}
+        for q in questions
+    ]
+    return write_text(path, json_lines(rows))
 
 
 def read_rule(path: str | Path) -> str:

@@ -133,12 +133,8 @@ def question_of(
 ) -> Question:
     """Make the question of a row that has `"id"`, `"image"` and, where it is known, `"picture"`.
 
-    Args:
-        row: As a reader yields it.
-        text: The user turn.
-        category: Name in the row of what the results are broken down by.
-        fields: Names in the row of what the scorer or export needs.
-        more: Other attributes of `Question`.
+    `category` names the row's entry that the results are broken down by, `fields` those that the scorer or
+    export needs; `more` are other attributes of `Question`.
     """
     made: dict[str, Any] = {
         "max_new_tokens": TOKEN_LIMITS["llava"],

@@ -51,12 +51,11 @@ def resample(
         cells: One outcome per unit.
         group: The group of an outcome.
         draws: How many resamples; fewer, but at least 1,000, where very many clusters differ.
-        seed: Of the random numbers; the same seed gives the same interval.
+        seed: Of the random numbers.
         clusters: What each unit belongs to, such as its picture; `None` where each stands alone.
 
     Returns:
-        The K distinct outcomes and `(draws, K)` counts. A cluster comes with all its units, so that the sum
-        of a row varies where clusters differ in size.
+        The K distinct outcomes and `(draws, K)` counts; a row's sum varies where clusters differ in size.
     """
     outcomes = list(dict.fromkeys(cells))
     position = {outcome: number for number, outcome in enumerate(outcomes)}
@@ -248,14 +247,8 @@ def score_of(
 ) -> Score:
     """Make the score of a benchmark whose units are its questions.
 
-    Args:
-        questions: What was asked.
-        predictions: Question id -> answer.
-        items: Question id -> share right, for the questions that count.
-        scorer: Name of the scoring rule.
-        metric: What the value is, in words.
-        groupings: Name -> the group of a question, to break the value down by.
-        more: Other attributes of `Score`, in place of what is worked out here.
+    `items` has the share right of the questions that count; `groupings` say, by name, the group of a question
+    to break the value down by; `more` are other attributes of `Score`, in place of what is worked out here.
     """
     counted = {question.id: question for question in questions if question.id in items}
     made: dict[str, Any] = {

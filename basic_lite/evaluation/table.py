@@ -95,12 +95,8 @@ def load(
         split: `None` takes the table's.
         images: Folder of the pictures; `None` looks beside the data.
         prompt_style: A style of the benchmark.
-        limit: Keep this many (for MMBench questions with all rotations, for MME pictures), see `sample`; the
-            size is then not checked.
+        limit: Keep this many units, see `sample`; the size is then not checked.
         with_images: False reads no pictures, which is enough for scoring and exporting.
-
-    Raises:
-        ValueError: In one line, if anything about the name, the split, the data or its size is wrong.
     """
     benchmark = BENCHMARKS[name_of(name)]
     source = source_of(name, data, split=split, images=images, with_images=with_images)
@@ -116,8 +112,7 @@ def load(
 def sample(questions: Sequence[Question], unit: Callable[[Question], Hashable], limit: int) -> list[Question]:
     """Draw whole units by chance, from each category its share; the same ones on every machine.
 
-    Which ones depends on the units' names alone, not on their order, and a larger sample holds a smaller one:
-    answers to 100 questions are the first 100 of 200.
+    It goes by the units' names alone, and a larger sample holds a smaller one.
     """
     category: dict[Hashable, str] = {}
     for question in questions:

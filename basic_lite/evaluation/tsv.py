@@ -125,11 +125,7 @@ def picture_holders(cells: Mapping[str, str | None], where: str) -> dict[str, st
 
 
 def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row.
-
-    `needs` are columns besides the index and the picture, `what` the benchmark. Raises ValueError if it is no
-    such table, or a picture is missing or damaged.
-    """
+    """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row."""
     rows = tsv_rows(path, ("index", *needs, "image"), what)
     unique((str(row["index"]) for row in rows), str(path))
     cells = {str(row["index"]): row["image"] or "" for row in rows}

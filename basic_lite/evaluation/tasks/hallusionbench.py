@@ -116,8 +116,8 @@ def _all_right(groups: Mapping[str, Sequence[float]]) -> float:
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score questions; the figures hold the share of figures, and of questions over all figures, all right.
 
-    `yes_no_vlmevalkit` puts sets of both categories with the same name together, `yes_no_original` tells
-    them apart and leaves out questions without a picture from the share of figures.
+    `yes_no_vlmevalkit` joins sets of both categories with the same name; `yes_no_original` tells them apart
+    and leaves questions without a picture out of the share of figures.
     """
     original = scorer == "yes_no_original"
     each = score_each(questions, predictions, scorer, RULES[scorer], ("category", "subcategory"))
