@@ -134,11 +134,7 @@ OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")
 
 
 def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
-    """Parse words with a stage's own command, and return what they set, by parameter.
-
-    Raises:
-        ValueError: If the stage has no such option, or it may not be given here.
-    """
+    """Parse words with a stage's own command, and return what they set, by parameter."""
     words = shlex.split(words) if isinstance(words, str) else list(words)
     name = stage.__module__.rsplit(".", 1)[-1]
     app = typer.Typer(add_completion=False)
@@ -160,5 +156,4 @@ def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
 
 
 def defaults_of(stage: Callable) -> dict[str, object]:
-    """Return a stage's defaults by parameter."""
     return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}

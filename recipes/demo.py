@@ -86,11 +86,7 @@ def main(
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:
-    """Make the demo's folder, or see that the one to go on with is of the same demo.
-
-    Raises:
-        ValueError: If the folder is in use, or there is nothing to resume, or it was another demo.
-    """
+    """Make the demo's folder, or see that the one to go on with is of the same demo."""
     from basic_lite.files import contents, remove, write_json
 
     stamp = out / "demo.json"

@@ -15,11 +15,7 @@ _ADDRESS = "OpenAI-style address that questions and answers are sent to; key in 
 
 
 def home_of(run: Path, model: str | None, answers: Path | None, out: Path | None) -> Path:
-    """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers.
-
-    Raises:
-        ValueError: If more than one thing is to be evaluated, or a run stands where a model's answers would.
-    """
+    """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers."""
     from basic_lite.files import MANIFEST
 
     if model is not None and answers is not None:

@@ -316,10 +316,10 @@ def locate_images(
 def with_pictures(
     source: Source, rows: Iterable[dict[str, Any]], folders: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Return rows with `"image"` the file that their `"file"` names; see `locate_images`."""
+    """Return rows with `"image"` the file that their `"file"` names, which tells pictures apart, too."""
     rows = list(rows)
     images = locate_images(source, {row["id"]: row["file"] for row in rows}, folders)
-    return [{**row, "image": images[row["id"]]} for row in rows]
+    return [{"picture": row["file"], **row, "image": images[row["id"]]} for row in rows]
 
 
 Export = Callable[[Sequence[Question], Mapping[Id, str], Path], Path]

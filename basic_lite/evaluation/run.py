@@ -251,6 +251,7 @@ class Evaluation:
             score = self._judged(grading, questions, given, advance)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
+        how = predictions.conditions_of(self.answers).get("answer_by")
         content = results(
             score,
             benchmark=self.name,
@@ -261,7 +262,7 @@ class Evaluation:
             limit=self.limit,
             run={
                 "folder": str(self.candidate),
-                "decoding": "likelihood of letters" if self._was_by_likelihood() else "greedy",
+                "decoding": "likelihood of letters" if how == "likelihood" else "greedy",
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,
                 "data": self.data,
@@ -306,9 +307,6 @@ class Evaluation:
         grades = judges.ask(grading, questions, given, judge, self.out / "grades.jsonl", advance)
         score = grading.score(questions, given, grades, self.judge)
         return replace(score, notes=(*score.notes, grading.note)) if grading.note and rule is None else score
-
-    def _was_by_likelihood(self) -> bool:
-        return predictions.conditions_of(self.answers).get("answer_by") == "likelihood"
 
     def _given(self, questions: list[Question]) -> predictions.Predictions:
         if not self.answers.is_file():

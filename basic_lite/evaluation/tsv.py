@@ -105,6 +105,11 @@ def listed(cell: str) -> list[str]:
     return [cell]
 
 
+def answers_in(row: Mapping[str, Any]) -> list[str]:
+    """Return a row's `answers`, or those in the `answer` of a table; none where labels are not public."""
+    return row.get("answers") or (listed(str(row["answer"])) if "answer" in row else [])
+
+
 def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
     """Return letter -> text of the options that a row has."""
     return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}

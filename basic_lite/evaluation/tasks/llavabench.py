@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -88,7 +89,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
                 f"{source.data}: question {row['question_id']} has no description or no answer of GPT-4."
             )
         asked = {"question": row["text"], "gpt_answer": references[row["question_id"]]}
-        asked |= {"caption": captions[row["image"]], "picture": row["image"], "file": row["image"]}
+        asked |= {"caption": captions[row["image"]], "file": row["image"]}
         rows.append({**row, **asked, "id": row["question_id"]})
     return with_pictures(source, rows, ("images",))
 
@@ -120,10 +121,6 @@ def graded(questions: Sequence[Question], predictions: Predictions, grades: Grad
     )
 
 
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    return unjudged(questions, predictions, scorer, "LLaVA-Bench score")
-
-
 BENCHMARK = Benchmark(
     name="llava-bench",
     hub="lmms-lab/llava-bench-in-the-wild",
@@ -138,7 +135,7 @@ BENCHMARK = Benchmark(
     ),
     question=_question,
     scorers=("unjudged",),
-    score=score,
+    score=partial(unjudged, metric="LLaVA-Bench score"),
     published=published(65.4, 72.5, 67.9, 69.5, on="judged by gpt-4-0314, beside GPT-4's answers"),
     export=submission(lambda q, answer: record(q, answer, "basic-lite"), lines=True),
     submission="answers.jsonl",

@@ -54,17 +54,19 @@ What is the dog doing? | It runs after a red ball on the beach. | The dog plays 
 """Our own examples; a published score needs MM-Vet's, which `judge.read_rule` takes from its script."""
 
 
+def _truth(question: Question) -> str:
+    return str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+
+
 def judge_prompt(question: Question, prediction: str, table: str) -> str:
     """Return the message that a judge of version 1 gets: the answer is the table's last row."""
-    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return f"{table}\n" + " | ".join([question.fields["question"], answer, prediction, ""])
+    return f"{table}\n" + " | ".join([question.fields["question"], _truth(question), prediction, ""])
 
 
 def judge_prompt_v2(question: Question, prediction: str, table: str) -> str:
     """Return the message of version 2: pictures are `<image>`, and a row of the table is one line."""
     asked = "".join("<image>" if name else words for words, name in parts_of(question.fields["question"]))
-    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    cells = [text.replace("\n", "<br>") for text in (asked, answer, prediction)]
+    cells = [text.replace("\n", "<br>") for text in (asked, _truth(question), prediction)]
     return f"{table}| " + " | ".join([*cells, ""])
 
 
@@ -127,10 +129,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     if find_optional(source, "mm-vet-v2.json") and not find_optional(source, "mm-vet.json"):
         raise ValueError(f"{source.data} holds MM-Vet v2: ask mmvet-v2.")
     content = read_keyed(main_file(source, "MM-Vet questions", "mm-vet.json"), ("imagename", *_NEEDS))
-    rows = [
-        {**row, "id": identity, "picture": row["imagename"], "file": row["imagename"]}
-        for identity, row in content.items()
-    ]
+    rows = [{**row, "id": identity, "file": row["imagename"]} for identity, row in content.items()]
     return with_pictures(source, rows, ("images", "."))
 
 

@@ -87,7 +87,7 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
         ]
     else:
         rows = _paired_by_position(asked, labels)
-    rows = [{**row, "picture": row["image"], "file": row["image"]} for row in rows]
+    rows = [{**row, "file": row["image"]} for row in rows]
     return with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
 
 
@@ -172,13 +172,17 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
             said[question.id] = "no" if question.answer == "yes" else "yes"
     cells = {q.id: (q.category, said[q.id] == "yes", q.answer == "yes") for q in questions}
     items = {question.id: float(said[question.id] == question.answer) for question in questions}
-    categories = sorted({question.category for question in questions})
-    per = {name: [cell for cell in cells.values() if cell[0] == name] for name in categories}
-    hits = {name: sum(yes and true for _, yes, true in per[name]) for name in categories}
-    said_yes = {name: sum(yes for _, yes, _ in per[name]) for name in categories}
-    is_yes = {name: sum(true for *_, true in per[name]) for name in categories}
     statistic = "mean_f1" if scorer == "pope_llava" else "pooled_f1"
-    right = {name: sum(yes == true for _, yes, true in per[name]) for name in categories}
+    breakdown: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in sorted({question.category for question in questions}):
+        here = [cell for cell in cells.values() if cell[0] == name]
+        said_yes, is_yes = (sum(cell[place] for cell in here) for place in (1, 2))
+        hits = sum(yes and true for _, yes, true in here)
+        breakdown["f1"][name] = value_of(here, "pooled_f1")
+        breakdown["accuracy"][name] = 100 * sum(yes == true for _, yes, true in here) / len(here)
+        breakdown["precision"][name] = 100 * hits / max(said_yes, 1)
+        breakdown["recall"][name] = 100 * hits / max(is_yes, 1)
+        breakdown["yes_ratio"][name] = 100 * said_yes / len(here)
     return score_of(
         questions,
         predictions,
@@ -189,13 +193,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         cells=cells,
         statistic=statistic,
         right_wrong=True,
-        breakdown={
-            "f1": {name: value_of(per[name], "pooled_f1") for name in categories},
-            "accuracy": {name: 100 * right[name] / len(per[name]) for name in categories},
-            "precision": {name: 100 * hits[name] / max(said_yes[name], 1) for name in categories},
-            "recall": {name: 100 * hits[name] / max(is_yes[name], 1) for name in categories},
-            "yes_ratio": {name: 100 * said_yes[name] / len(per[name]) for name in categories},
-        },
+        breakdown=dict(breakdown),
         unparsed=sum(answer == "other" for answer in said.values()),
     )
 

@@ -24,7 +24,7 @@ from basic_lite.evaluation.files import (
 )
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_reader
+from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_reader
 
 _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
@@ -35,12 +35,11 @@ STYLES = {"llava": True, "llava_no_ocr": False, "lmms": False, "lmms_ocr": True}
 
 
 def _question(row: Row, style: str) -> Question:
-    answers = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
     tokens = f"\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}" if STYLES[style] else ""
     return question_of(
         {**row, "image_class": (row.get("image_classes") or [""])[0]},
         f"{row['question'].capitalize()}{tokens}\n{SHORT}",  # all letters but the first in lower case
-        answers=tuple(answers),
+        answers=tuple(answers_in(row)),
         category="image_class",
         picture=row["image_id"],
         fields=("image_class",),
