@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.table import Table
@@ -87,7 +87,8 @@ def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
 
-    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines.
+    It stands in its class's `PANEL`, if there is one, unless it names another panel. A `Literal` is checked
+    by `among`: Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
@@ -98,10 +99,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             options = [(field.name, of_group[field.name], field.default) for field in fields(groups[name])]
         else:
             options = [(name, hints[name], parameter.default)]
-        flat += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_plain(hint))
-            for name, hint, default in options
-        ]
+        panel = getattr(groups.get(name), "PANEL", RUN)
+        for option_name, hint, default in options:
+            plain = {"default": default, "annotation": _plain(hint, panel)}
+            flat.append(inspect.Parameter(option_name, inspect.Parameter.KEYWORD_ONLY, **plain))
     signature = inspect.Signature(flat)
 
     @functools.wraps(function)
@@ -118,19 +119,20 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _plain(hint: Any) -> Any:
-    """Return an option's type with the values' own type in place of a `Literal`, and the check beside it."""
+def _plain(hint: Any, panel: str) -> Any:
+    """Return an option's type with the values' own type in place of a `Literal`, the check and the panel."""
     if get_origin(hint) is not Annotated:
         return hint
     kind, info = get_args(hint)
+    info = copy.copy(info)
+    if info.rich_help_panel == RUN:
+        info.rich_help_panel = panel
     parts = get_args(kind) if get_origin(kind) is not Literal else (kind,)
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
-    if choices is None:
-        return hint
-    info = copy.copy(info)
-    info.callback = among(choices)
-    plain = type(choices[0])
-    return Annotated[plain | None if type(None) in parts else plain, info]
+    if choices is not None:
+        info.callback, plain = among(choices), type(choices[0])
+        kind = plain | None if type(None) in parts else plain
+    return Annotated[kind, info]
 
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -326,16 +328,17 @@ class Model:
 class Adapters:
     """Stage 2's adapters, as LLaVA-1.5 has them; without `--lora` there are none."""
 
+    PANEL: ClassVar[str] = MODEL
+
     rank: Annotated[
-        int | None, option("Rank of the adapters.", default=str(zoo.RANK), panel=MODEL, callback=within(1))
+        int | None, option("Rank of the adapters.", default=str(zoo.RANK), callback=within(1))
     ] = None
     alpha: Annotated[
-        int | None,
-        option("Scale times rank of the adapters.", default="2 * rank", panel=MODEL, callback=within(1)),
+        int | None, option("Scale times rank of the adapters.", default="2 * rank", callback=within(1))
     ] = None
-    dropout: Annotated[
-        float, option("Dropout in front of the adapters.", panel=MODEL, callback=within(0, below=1))
-    ] = zoo.DROPOUT
+    dropout: Annotated[float, option("Dropout in front of the adapters.", callback=within(0, below=1))] = (
+        zoo.DROPOUT
+    )
 
 
 @dataclass(frozen=True)
@@ -373,13 +376,14 @@ class PartsOfStage1:
 class Data:
     """The rows, and what is done with those that are long or bad."""
 
+    PANEL: ClassVar[str] = DATA
+
     data: Annotated[
         list[str] | None,
         option(
             "JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
             "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
-            panel=DATA,
             metavar="DATA[:WEIGHT]",
         ),
     ] = None
@@ -388,7 +392,6 @@ class Data:
         option(
             "Folder, zip or tar that image paths start from; one for all --data, or one for each.",
             default="the data's own",
-            panel=DATA,
             metavar="IMAGES",
         ),
     ] = None
@@ -398,30 +401,23 @@ class Data:
             "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
             "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
             "--stream",
-            panel=DATA,
         ),
     ] = False
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
         int,
-        option(
-            "Most tokens of a row, those of --tiles apart; longer answers are cut.",
-            panel=DATA,
-            callback=within(1),
-        ),
+        option("Most tokens of a row, those of --tiles apart; longer answers are cut.", callback=within(1)),
     ] = MAX_LENGTH
     bad_budget: Annotated[
         float,
         option(
             "Share of rows that may be bad: replaced, logged. Above it the run stops.",
-            panel=DATA,
             callback=within(0, below=1),
         ),
     ] = 0.005
     workers: Annotated[
-        int | None,
-        option("Processes that prepare batches.", default="2; 1 on one core", panel=DATA, callback=within(0)),
+        int | None, option("Processes that prepare batches.", default="2; 1 on one core", callback=within(0))
     ] = None
 
     @property
@@ -443,12 +439,13 @@ class Data:
 class Method:
     """BASIC's two terms and their target."""
 
+    PANEL: ClassVar[str] = METHOD
+
     basic: BasicOption = True
     layers: LayersOption = None
     weighting: WeightingOption = "quadratic"
     importance: Annotated[
-        types.Importance,
-        option("Weights of patches: attention (of the text to them) or uniform.", panel=METHOD),
+        types.Importance, option("Weights of patches: attention (of the text to them) or uniform.")
     ] = "attention"
     target: Annotated[
         types.TargetKind | None,
@@ -456,20 +453,16 @@ class Method:
             "Space of the target: raw; centred or translated (fitted on the data's text); individual "
             "(less its mean over pictures).",
             default="raw; stage 2: stage 1's",
-            panel=METHOD,
         ),
     ] = None
     das_weight: Annotated[
-        float,
-        option("Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)),
+        float, option("Weight of L_das, the directional alignment; 0 is off.", callback=within(0))
     ] = types.DAS_WEIGHT
     sds_weight: Annotated[
-        float,
-        option("Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)),
+        float, option("Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0))
     ] = types.SDS_WEIGHT
     sds_text: Annotated[
-        types.SdsText,
-        option("L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+        types.SdsText, option("L_sds on patches that hold text: keep, or skip for the sake of reading.")
     ] = "keep"
     intervention: Annotated[str, option("What an experiment does to the teacher.", hidden=True)] = "none"
 
@@ -491,21 +484,17 @@ class Method:
 class Memory:
     """How a step is cut to fit the card; `plan.fit_memory` decides what is left open."""
 
+    PANEL: ClassVar[str] = MEMORY
+
     rows_per_chunk: Annotated[
         int | None,
-        option(
-            "Patches per pass of L_sds over the vocabulary.",
-            default="by size",
-            panel=MEMORY,
-            callback=within(1),
-        ),
+        option("Patches per pass of L_sds over the vocabulary.", default="by size", callback=within(1)),
     ] = None
     micro_batch: Annotated[
         int | None,
         option(
             "Rows per forward pass; must divide the global batch.",
             default="8; stage 2: 4",
-            panel=MEMORY,
             callback=within(1),
         ),
     ] = None
@@ -516,7 +505,6 @@ class Memory:
         option(
             "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
             "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
-            panel=MEMORY,
             metavar="N|auto",
         ),
     ] = "auto"
@@ -526,7 +514,6 @@ class Memory:
             "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
             "or auto for this one.",
             default="off",
-            panel=MEMORY,
             metavar="GIB|auto",
         ),
     ] = None
@@ -536,7 +523,6 @@ class Memory:
             "On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
             "made of bf16 ones.",
             "--fused-kernels/--no-fused-kernels",
-            panel=MEMORY,
         ),
     ] = True
 
@@ -608,26 +594,25 @@ class Run:
 class Validation:
     """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
 
+    PANEL: ClassVar[str] = VALIDATION
+
     val_share: Annotated[
         str | None,
         option(
             "Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
             default="off",
-            panel=VALIDATION,
             callback=a_share,
             metavar="PERCENT",
         ),
     ] = None
     val_data: Annotated[
-        Path | None,
-        option("Rows to measure instead, in a file of their own.", default="off", panel=VALIDATION),
+        Path | None, option("Rows to measure instead, in a file of their own.", default="off")
     ] = None
     val_images: Annotated[
         Path | None,
         option(
             "Folder, zip or tar that the image paths of --val-data start from.",
             default="--images, else that of the file",
-            panel=VALIDATION,
         ),
     ] = None
     val_steps: Annotated[
@@ -635,24 +620,17 @@ class Validation:
         option(
             "Optimizer steps between two measurements; the start and the end are measured anyway.",
             default="a tenth of the run",
-            panel=VALIDATION,
             callback=within(1),
         ),
     ] = None
     val_samples: Annotated[
-        int,
-        option(
-            "Rows whose answers are written out each time, greedily.",
-            panel=VALIDATION,
-            callback=within(0, 32),
-        ),
+        int, option("Rows whose answers are written out each time, greedily.", callback=within(0, 32))
     ] = 4
     stop_after: Annotated[
         int | None,
         option(
             "End the run after that many measurements in a row without a lower loss.",
             default="off",
-            panel=VALIDATION,
             callback=within(1),
             metavar="N",
         ),
