@@ -36,17 +36,18 @@ DEFAULT_BATCH: int = 16
 
 
 def generate(
-    assembled: Model,
-    questions: Sequence[Question],
-    path: Path,
+    assembled: Model,  # the model, in every process
+    questions: Sequence[Question],  # of one benchmark, in every process
+    path: Path,  # prediction file, appended to
     *,
+    # Prompts per batch; `None` for as many as the card has room for, which is said
     batch_size: int | None = 16,
-    model_id: str = "basic-lite",
-    max_batches: int | None = None,
-    by_likelihood: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
-    say: Callable[[str], None] = lambda line: None,
-    processes: Processes = ALONE,
+    model_id: str = "basic-lite",  # written into every line
+    max_batches: int | None = None,  # stop after this many; `None` for all
+    by_likelihood: bool = False,  # answer a choice with the letter that is likeliest to come next
+    advance: Callable[[int], None] = lambda count: None,  # called with the number of new answers
+    say: Callable[[str], None] = lambda line: None,  # called with a line about the batch size
+    processes: Processes = ALONE,  # of this command
 ) -> int:
     """Answer every question that `path` does not answer yet, greedily; return how many are still unanswered.
 
@@ -55,18 +56,6 @@ def generate(
 
     Several processes answer neighbouring batches at the same time, and the first writes them in order, so
     whoever goes on after a kill, in whatever number, ends with the same bytes.
-
-    Args:
-        assembled: the model, in every process.
-        questions: of one benchmark, in every process.
-        path: prediction file, appended to.
-        batch_size: prompts per batch; `None` for as many as the card has room for, which is said.
-        model_id: written into every line.
-        max_batches: stop after this many; `None` for all.
-        by_likelihood: answer a choice with the letter that is likeliest to come next.
-        advance: called with the number of new answers.
-        say: called with a line about the batch size.
-        processes: of this command.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")

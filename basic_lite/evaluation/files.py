@@ -23,7 +23,7 @@ class Source:
     data: str | Path  # a folder or file with the original files, a folder with Parquet files, or a hub id
     split: str  # name of the split, as the table of benchmarks has it
     images: Path | None = None  # folder of the pictures; `None` looks beside the data
-    with_images: bool = True  # false reads no pictures, which is enough for scoring
+    with_images: bool = True  # False reads no pictures, which is enough for scoring
     style: str = "llava"  # prompt style; some need more files than others
 
     @property
@@ -98,23 +98,14 @@ def table_rows(
 
 
 def table_reader(
-    *needs: str,
-    key: str | None = None,
-    config: str | None = None,
-    splits: Mapping[str, str] | None = None,
-    image: str = "image",
-    **names: str,
+    *needs: str,  # columns that must be there
+    key: str | None = None,  # column of the id; `None` takes the row's number
+    config: str | None = None,  # name of the configuration, where the data set has several
+    splits: Mapping[str, str] | None = None,  # split -> its name on the hub, where that is another
+    image: str = "image",  # the image column
+    **names: str,  # name in the rows -> column that it is a copy of
 ) -> Reader:
-    """Return a reader of the layout of `datasets`; its rows get an `"id"`.
-
-    Args:
-        needs: Columns that must be there.
-        key: Column of the id; `None` takes the row's number.
-        config: Name of the configuration, where the data set has several.
-        splits: Split -> its name on the hub, where that is another.
-        image: The image column.
-        names: Name in the rows -> column that it is a copy of.
-    """
+    """Return a reader of the layout of `datasets`; its rows get an `"id"`."""
 
     def read(source: Source) -> Iterator[dict[str, Any]]:
         split = (splits or {}).get(source.split, source.split)

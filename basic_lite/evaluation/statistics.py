@@ -39,20 +39,14 @@ _T_975 = (
 
 
 def resample(
-    cells: Sequence[Hashable],
-    group: Callable[[Any], Hashable],
-    draws: int = DRAWS,
-    seed: int = 0,
+    cells: Sequence[Hashable],  # one outcome per unit
+    group: Callable[[Any], Hashable],  # the group of an outcome
+    draws: int = DRAWS,  # how many resamples; fewer, but at least 1,000, where very many clusters differ
+    seed: int = 0,  # of the random numbers
+    # What each unit belongs to, such as its picture; `None` where each stands alone
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[list[Any], np.ndarray]:
     """Draw bootstrap resamples of clusters, those of different groups separately.
-
-    Args:
-        cells: One outcome per unit.
-        group: The group of an outcome.
-        draws: How many resamples; fewer, but at least 1,000, where very many clusters differ.
-        seed: Of the random numbers.
-        clusters: What each unit belongs to, such as its picture; `None` where each stands alone.
 
     Returns:
         The K distinct outcomes and `(draws, K)` counts; a row's sum varies where clusters differ in size.

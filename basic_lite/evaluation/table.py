@@ -77,27 +77,18 @@ def source_of(
 
 
 def load(
-    name: str,
+    name: str,  # in the table
+    # A folder or file with the original files, a folder of Parquet files, or a hub id (`hf:owner/name`;
+    # `lmms-lab/name` without `hf:`); `None` takes the table's hub id
     data: str | Path | None = None,
     *,
-    split: str | None = None,
-    images: str | Path | None = None,
-    prompt_style: str = "llava",
-    limit: int | None = None,
-    with_images: bool = True,
+    split: str | None = None,  # `None` takes the table's
+    images: str | Path | None = None,  # folder of the pictures; `None` looks beside the data
+    prompt_style: str = "llava",  # a style of the benchmark
+    limit: int | None = None,  # keep this many units, see `sample`; the size is then not checked
+    with_images: bool = True,  # False reads no pictures, which is enough for scoring and exporting
 ) -> list[Question]:
-    """Read a benchmark's questions.
-
-    Args:
-        name: In the table.
-        data: A folder or file with the original files, a folder of Parquet files, or a hub id
-            (`hf:owner/name`; `lmms-lab/name` without `hf:`); `None` takes the table's hub id.
-        split: `None` takes the table's.
-        images: Folder of the pictures; `None` looks beside the data.
-        prompt_style: A style of the benchmark.
-        limit: Keep this many units, see `sample`; the size is then not checked.
-        with_images: False reads no pictures, which is enough for scoring and exporting.
-    """
+    """Read a benchmark's questions."""
     benchmark = BENCHMARKS[name_of(name)]
     source = source_of(name, data, split=split, images=images, with_images=with_images)
     if limit is not None and limit < 1:

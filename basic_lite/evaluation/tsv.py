@@ -145,24 +145,15 @@ def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> It
 
 
 def tsv_reader(
-    what: str,
-    patterns: Sequence[str],
-    needs: Iterable[str],
+    what: str,  # the benchmark, for errors
+    patterns: Sequence[str],  # names of the table
+    needs: Iterable[str],  # columns that must be there, besides the index and the picture
     *,
-    split: str | None = None,
-    otherwise: Reader | None = None,
-    **names: str,
+    split: str | None = None,  # the one split that the table holds; `None` where there are no others
+    otherwise: Reader | None = None,  # reader of the original files, where there is no such table
+    **names: str,  # name in the rows -> column that it is a copy of
 ) -> Reader:
-    """Return a reader of one of VLMEvalKit's tables; the row's index is its `"id"`.
-
-    Args:
-        what: The benchmark, for errors.
-        patterns: Names of the table.
-        needs: Columns that must be there, besides the index and the picture.
-        split: The one split that the table holds; `None` where there are no others.
-        otherwise: Reader of the original files, where there is no such table.
-        names: Name in the rows -> column that it is a copy of.
-    """
+    """Return a reader of one of VLMEvalKit's tables; the row's index is its `"id"`."""
 
     def read(source: Source) -> Iterator[dict[str, Any]]:
         path = find_tsv(source, *patterns) if split in (None, source.split) else None

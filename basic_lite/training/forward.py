@@ -29,24 +29,18 @@ class Forward:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # the LLaVA
+        # Watches the forward pass: BASIC's own, or the plain baseline's observer
         supervision: BasicSupervision,
-        objective: Objective,
-        metrics: Metrics,
+        objective: Objective,  # the terms that are trained on
+        metrics: Metrics,  # where the terms' values go
+        # Run the decoder's last layer for supervised rows only, where that is exact
         prune_last_layer: bool = True,
+        # Let backward pass every layer also where nothing in front of it is trained: of layers that are cut,
+        # all processes fetch the pieces at the same time or wait for ever
         always_backward: bool = False,
     ) -> None:
-        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set.
-
-        Args:
-            model: the LLaVA.
-            supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
-            objective: the terms that are trained on.
-            metrics: where the terms' values go.
-            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
-            always_backward: let backward pass every layer also where nothing in front of it is trained: of
-                layers that are cut, all processes fetch the pieces at the same time or wait for ever.
-        """
+        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set."""
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
