@@ -214,14 +214,12 @@ def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> 
             write(f"{error}\n")
 
 
-ADDRESS: str = "127.0.0.1"
-"""The page has no password, so no other machine can reach it."""
+ADDRESS: str = "127.0.0.1"  # the page has no password, so no other machine can reach it
 
 MISTAKE: str = "⚠ Not answered: "
 """Stands in front of an error where an answer should be: an exception would leave gradio's text box off."""
 
-UPLOAD: str = "20mb"
-"""Largest file that the page takes, as gradio writes it."""
+UPLOAD: str = "20mb"  # largest file that the page takes, as gradio writes it
 
 
 def check_gradio() -> None:

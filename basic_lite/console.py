@@ -63,8 +63,7 @@ def progress_bar(console: Console, *, transient: bool = False) -> Progress:
     )
 
 
-OTHER_LOG: str = "other.log"
-"""What other libraries said, in the folder that a command writes."""
+OTHER_LOG: str = "other.log"  # what other libraries said, in the folder that a command writes
 
 _OURS = "basic_lite"
 

@@ -124,8 +124,7 @@ is guessed from a path or a name."""
 PROJECTOR: str = "projector.safetensors"
 ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
-DECODER: str = "decoder.safetensors"
-"""Weights of a decoder that was tuned as a whole, with its head."""
+DECODER: str = "decoder.safetensors"  # weights of a decoder that was tuned as a whole, with its head
 TOWER: str = "tower.safetensors"
 """Weights of a vision tower that was trained, as far as its features depend on them."""
 
@@ -136,8 +135,7 @@ STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
 CHECKED: str = ".checked.json"
 """Files that were checked, with size and times: one that has not changed since is not read again."""
 
-FORMAT: int = 1
-"""Version of the manifest; a reader refuses one that it does not know."""
+FORMAT: int = 1  # version of the manifest; a reader refuses one that it does not know
 
 EMBEDDING_SPACE: str = "first decoder layer's input; E = raw embed_tokens.weight"
 """The convention of `v`, `v^` and `E` (for Gemma it moves the logits by 45x): a run of another one is

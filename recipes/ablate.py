@@ -129,8 +129,7 @@ def main(
     asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
 
 
-OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")
-"""What `ablate` decides itself."""
+OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")  # what `ablate` decides itself
 
 
 def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:

@@ -83,8 +83,7 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         note(seen.target)
 
 
-FEWEST: int = 8
-"""With fewer captions it is not reported how much survives."""
+FEWEST: int = 8  # with fewer captions it is not reported how much survives
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
 
-DEFAULT_BATCH: int = 16
-"""Prompts per batch without a GPU."""
+DEFAULT_BATCH: int = 16  # prompts per batch without a GPU
 
 
 def generate(

@@ -32,8 +32,7 @@ class Source:
         return path if path.is_dir() else path.parent
 
 
-Reader = Callable[[Source], Iterable[dict[str, Any]]]
-"""`source -> rows` of a benchmark."""
+Reader = Callable[[Source], Iterable[dict[str, Any]]]  # `source -> rows` of a benchmark
 
 
 def hub_id(data: str | Path) -> str | None:

@@ -23,8 +23,7 @@ from basic_lite.models.llava import read_config
 from basic_lite.models.unpacked import BACKGROUND_KEY
 
 FALLBACK = "vicuna_v1"
-EXIF: Exif = "rotate"
-"""What transformers' own loader of pictures does, whatever a model was trained with."""
+EXIF: Exif = "rotate"  # what transformers' own loader of pictures does, whatever a model was trained with
 LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf or an exported folder"
 
 

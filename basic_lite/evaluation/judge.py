@@ -21,16 +21,14 @@ from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.files import write_text
 
-KEY = "BASIC_LITE_JUDGE_KEY"
-"""Environment variable of the key, which goes to the given address alone."""
+KEY = "BASIC_LITE_JUDGE_KEY"  # environment variable of the key, which goes to the given address alone
 
 _TRIES = 5
 _WAITS = (2.0, 4.0, 8.0, 16.0)  # seconds before an address that is busy is asked again
 _TIMEOUT = 120.0
 
 Grade = float | tuple[float, ...]
-Grades = Mapping[str, Sequence[Grade]]
-"""Question id, as text -> grades, one per run."""
+Grades = Mapping[str, Sequence[Grade]]  # question id, as text -> grades, one per run
 
 
 def number_in(value: object, low: float, high: float) -> bool:

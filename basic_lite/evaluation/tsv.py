@@ -16,8 +16,7 @@ from typing import Any
 
 from basic_lite.evaluation.files import AGAIN, Reader, Source, find_optional, main_file, unique
 
-LONGEST_INDEX = 64
-"""A shorter image cell names the row that holds the picture."""
+LONGEST_INDEX = 64  # a shorter image cell names the row that holds the picture
 
 OPTIONS = "ABCDEFGHI"
 

@@ -42,11 +42,9 @@ from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
 
-BYTES_PER_PARAMETER: int = 12
-"""Of a checkpoint: an fp32 weight and Adam's two fp32 moments."""
+BYTES_PER_PARAMETER: int = 12  # of a checkpoint: an fp32 weight and Adam's two fp32 moments
 
-REHEARSAL: str = ".rehearsal"
-"""Folder of the save that is tried before the first step; removed at once."""
+REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the first step; removed at once
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
@@ -104,8 +102,7 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
     adapters.check_all_used()
 
 
-BAD_ROWS: str = "bad.jsonl"
-"""Rows that were replaced while training, one JSON object each, in the run folder."""
+BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
 
 SHARDED: str = "ACCELERATE_USE_FSDP"
 """What `accelerate launch` says in the environment when it was asked for FSDP (see `distributed`)."""

@@ -140,8 +140,7 @@ def cut_moments(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = distribute_tensor(value, cut.device_mesh, cut.placements)
 
 
-BUCKET: int = 2**25
-"""Elements that travel at once, 128 MiB in fp32."""
+BUCKET: int = 2**25  # elements that travel at once, 128 MiB in fp32
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:

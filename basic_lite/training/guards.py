@@ -22,11 +22,9 @@ from basic_lite.data.layout import Layout
 from basic_lite.method.types import Diverged
 from basic_lite.training.callbacks import Metrics
 
-PATIENCE: int = 3
-"""Steps in a row without a finite gradient after which a run stops."""
+PATIENCE: int = 3  # steps in a row without a finite gradient after which a run stops
 
-BACKLOG: int = 64
-"""Steps whose verdict may be under way; then the host waits for the oldest."""
+BACKLOG: int = 64  # steps whose verdict may be under way; then the host waits for the oldest
 
 DUMP: str = "nonfinite.jsonl"
 """Skipped steps, one JSON object each, in the run folder: rows, and the terms' values."""

@@ -17,21 +17,10 @@ from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE
 from basic_lite.data.stream import Stream
+from basic_lite.memory import choice
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
-from basic_lite.memory.choice import (
-    TEXT,
-    Kind,
-    Row,
-    budget_bytes,
-    candidates,
-    dequantise,
-    fit,
-    least,
-    most_dequantised,
-    needed,
-    row_of,
-)
+from basic_lite.memory.choice import Kind, Row
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.models import checkpoint, devices, trainable, unpacked, zoo
@@ -298,7 +287,7 @@ def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
         gib = 0.0
     if not 0 < gib < 10_000:
         raise ValueError(f"--fit takes the card's memory in GiB, such as 24, or auto; got {wanted!r}")
-    return budget_bytes(gib), gib
+    return choice.budget_bytes(gib), gib
 
 
 def kind_of(settings: Settings) -> Kind:
@@ -334,7 +323,7 @@ def step_of(
         held,
         optimizer=settings.optimizer,
         micro_batch=settings.micro_batch,
-        text=max(min(TEXT[kind], longest - tower.tokens - 1), 1),
+        text=max(min(choice.TEXT[kind], longest - tower.tokens - 1), 1),
         recompute=decoder.depth if settings.recompute is None else settings.recompute,
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
@@ -373,9 +362,9 @@ def fit_memory(
         optimizers = ("adamw", "paged-adamw-8bit")
     rows = settings.global_batch // rank_and_count()[1]
     if memory.fit is not None:
-        fitting = fit(step, budget, candidates(rows), gib, optimizers, rows=rows)
+        fitting = choice.fit(step, budget, choice.candidates(rows), gib, optimizers, rows=rows)
         if fitting is None:
-            smallest = needed(least(step, optimizers)) / 1e9
+            smallest = choice.needed(choice.least(step, optimizers)) / 1e9
             more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
             raise ValueError(
                 f"--fit {memory.fit}: {kind} of {names[0]} needs {smallest:.1f} GB at least and "
@@ -384,7 +373,7 @@ def fit_memory(
             )
         chosen = fitting
     elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
-        chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
+        chosen = choice.fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
     auto = device == "cuda" or memory.fit is not None
     chosen = hold_dequantised(chosen, memory.keep_dequantised, budget if auto else 0.0, longest)
     settings = replace(
@@ -395,7 +384,7 @@ def fit_memory(
         rows_per_chunk=chosen.rows_per_chunk,
         dequantised=chosen.dequantised,
     )
-    return settings, row_of(kind, *names, gib, rows, chosen, chosen)
+    return settings, choice.row_of(kind, *names, gib, rows, chosen, chosen)
 
 
 def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> Step:
@@ -404,10 +393,10 @@ def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> St
     Without a budget `auto` holds none; `longest` is the most text tokens of a row.
     """
     if wanted == "auto":
-        return dequantise(step, budget, longest)
+        return choice.dequantise(step, budget, longest)
     if not wanted.isdecimal():
         raise ValueError(f"--keep-dequantised takes a number of decoder layers, or auto; got {wanted!r}")
-    most = most_dequantised(step)
+    most = choice.most_dequantised(step)
     if int(wanted) > most:
         why = "" if most else " (one process, 4 bits, and a family that is streamlined: Llama, Mistral, ...)"
         raise ValueError(

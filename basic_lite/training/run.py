@@ -48,8 +48,7 @@ from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
 from basic_lite.training.validation import HeldOut, History, Validator
 
-WARMUP: float = 0.03
-"""Share of the steps over which the learning rate rises."""
+WARMUP: float = 0.03  # share of the steps over which the learning rate rises
 
 
 @dataclass(frozen=True)

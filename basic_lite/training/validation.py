@@ -36,11 +36,9 @@ from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 from basic_lite.training.settings import Settings
 
-PER_RUN: int = 10
-"""Measurements of a run where `--val-steps` does not say."""
+PER_RUN: int = 10  # measurements of a run where `--val-steps` does not say
 
-LONGEST: int = 48
-"""Most tokens of a sample answer."""
+LONGEST: int = 48  # most tokens of a sample answer
 
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""

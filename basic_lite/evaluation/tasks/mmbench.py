@@ -26,8 +26,7 @@ from basic_lite.files import complete
 LETTER_CN = "请直接回答选项字母。"
 LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
 
-ROTATION = 1_000_000
-"""Rotation k of question i has index `i + k * ROTATION`."""
+ROTATION = 1_000_000  # rotation k of question i has index `i + k * ROTATION`
 
 LETTERS = "ABCD"
 

@@ -11,16 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find_optional,
-    read_json_lines,
-    read_list,
-    read_text,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SAME_STYLES, SHORT, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
@@ -52,9 +45,9 @@ def _label_files(source: Source, prefix: str) -> dict[str, list[dict[str, Any]]]
     labels = {}
     for path in paths:
         # COCO's files hold JSON lines; those of GQA and A-OKVQA one list, and "seem" in their names.
-        as_list = read_text(path).lstrip().startswith("[")
+        as_list = files.read_text(path).lstrip().startswith("[")
         needs = ("question_id", "image", "text", "label")
-        rows = read_list(path, None, needs) if as_list else read_json_lines(path, needs)
+        rows = files.read_list(path, None, needs) if as_list else files.read_json_lines(path, needs)
         labels[path.stem.removeprefix(f"{prefix}_pope_").removeprefix("seem_")] = rows
     return {category: rows for category, rows in labels.items() if _wanted(source, category)}
 
@@ -78,7 +71,7 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
     if tsv is not None:
         return list(_tsv_rows(source, tsv))
     labels = _label_files(source, prefix)
-    asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
+    asked = files.find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
     if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
         rows = [
             {**row, "id": f"{category}/{row['question_id']}", "category": category, "question": row["text"]}
@@ -88,7 +81,7 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
     else:
         rows = _paired_by_position(asked, labels)
     rows = [{**row, "file": row["image"]} for row in rows]
-    return with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
+    return files.with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
 
 
 def _thing(question: str) -> str:
@@ -100,7 +93,7 @@ def _thing(question: str) -> str:
 def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Give LLaVA's n-th question of a category the n-th label, as its script does, and check both match."""
     categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_json_lines(asked, ("question_id", "image", "text", "category")):
+    for row in files.read_json_lines(asked, ("question_id", "image", "text", "category")):
         categories[row["category"]].append(row)
     rows = []
     for category, questions in categories.items():
@@ -124,13 +117,13 @@ def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]])
 def _all_splits(source: Source, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Read the split test, or the three of the folder `Full`, which hold the same rows."""
     try:
-        yield from table_rows(source, None, "test", needs)
+        yield from files.table_rows(source, None, "test", needs)
         return
     except ValueError:
         if not any(Path(source.data).glob(f"**/{_KINDS[0]}-*.parquet")):
             raise
     for split in _KINDS:
-        yield from table_rows(source, None, split, needs)
+        yield from files.table_rows(source, None, split, needs)
 
 
 def _table_rows(source: Source, prefix: str) -> Iterator[dict[str, Any]]:
