@@ -101,7 +101,7 @@ def table_reader(
     key: str | None = None,  # column of the id; `None` takes the row's number
     config: str | None = None,  # name of the configuration, where the data set has several
     splits: Mapping[str, str] | None = None,  # split -> its name on the hub, where that is another
-    image: str = "image",  # the image column
+    image: str = "image",
     **names: str,  # name in the rows -> column that it is a copy of
 ) -> Reader:
     """Return a reader of the layout of `datasets`; its rows get an `"id"`."""

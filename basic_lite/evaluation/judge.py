@@ -47,7 +47,7 @@ class Grading:
     score: Callable[[Sequence[Question], Mapping[Id, str], Grades, str], Score]
     rule: str  # the rule that is used unless another is given
     note: str = ""  # what a reader of a score by `rule` must know
-    system: str = ""  # system message; `""` for none
+    system: str = ""  # message; "" for none
     max_tokens: int = 3  # most tokens of a reply
     temperature: float = 0.0  # of the first try
     again: str = ""  # added to the message where a reply held no grade

@@ -23,7 +23,7 @@ class StoredImage:
     """A picture in a column of a Hugging Face data set, read only when it is needed."""
 
     table: Any = field(repr=False)  # the data set, with the column not decoded
-    row: int  # row number
+    row: int
     column: str = "image"  # name of the image column
     of_several: bool = False  # the cell is a list of frames, of which the middle one is taken
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Candidate:
     """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers."""
 
-    run: Path | None = None  # run folder
+    run: Path | None = None
     model: str | None = None  # folder or hub id of a LLaVA of transformers
     given: Path | None = None  # file of answers
     image_size: int | None = None  # side of the tower's input in pixels; `None` takes the run's
@@ -119,12 +119,12 @@ class Evaluation:
     data: str | None = None  # original files, Parquet files or hub id; `None` takes the table's hub id
     images: Path | None = None  # folder of the pictures
     split: str | None = None  # `None` takes the table's
-    prompt_style: str = "llava"  # style of the benchmark
+    prompt_style: str = "llava"
     scorer: str | None = None  # scoring rule; `None` takes LLaVA's
     limit: int | None = None  # ask this many questions alone
     any_size: bool = False  # take all questions of another number than the published one
     judge: str | None = None  # who grades, or graded `judge_scores`
-    judge_scores: Path | None = None  # a judge's grades
+    judge_scores: Path | None = None
     judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
     judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
     # `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next

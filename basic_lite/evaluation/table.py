@@ -84,7 +84,7 @@ def load(
     *,
     split: str | None = None,  # `None` takes the table's
     images: str | Path | None = None,  # folder of the pictures; `None` looks beside the data
-    prompt_style: str = "llava",  # a style of the benchmark
+    prompt_style: str = "llava",
     limit: int | None = None,  # keep this many units, see `sample`; the size is then not checked
     with_images: bool = True,  # False reads no pictures, which is enough for scoring and exporting
 ) -> list[Question]:

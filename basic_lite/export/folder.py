@@ -37,7 +37,7 @@ from basic_lite.models.tower import vision_config
 
 @dataclass(frozen=True)
 class Plan:
-    run: Path  # run folder
+    run: Path
     out: Path  # the folder to make; must not exist
     base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
     dtype: torch.dtype  # of the weights

@@ -29,7 +29,7 @@ class Forward:
 
     def __init__(
         self,
-        model: nn.Module,  # the LLaVA
+        model: nn.Module,
         # Watches the forward pass: BASIC's own, or the plain baseline's observer
         supervision: BasicSupervision,
         objective: Objective,  # the terms that are trained on

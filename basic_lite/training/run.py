@@ -63,7 +63,7 @@ class Prepared:
     dataset: SupervisedRows | StreamedRows  # the rows as the model takes them
     batches: Batches | StreamBatches  # which rows go together, in order
     passes: checks.Passes  # how an optimizer step's rows are put through the model
-    args: TrainingArguments  # the arguments of transformers' Trainer
+    args: TrainingArguments
     steps: int  # optimizer steps of the whole run
     resume: Path | None  # checkpoint to go on from
     start: Start | None  # what a stage 2 starts from

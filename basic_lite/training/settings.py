@@ -738,9 +738,9 @@ class Tower:
 class Settings:
     """What a stage is trained with: its options, and a value for each that the stage, data or card decide."""
 
-    stage: Literal[1, 2]  # 1 or 2
-    out: Path  # run folder
-    data: Data = Data()  # the rows
+    stage: Literal[1, 2]
+    out: Path
+    data: Data = Data()
     method: Method = Method()  # BASIC's terms and their target
     run: Run = Run()  # what is kept, said and repeated
     validation: Validation = Validation()  # what is measured along the way

@@ -195,7 +195,7 @@ class BasicTrainer(SavingTrainer):
     def __init__(
         self,
         model: nn.Module,  # a LLaVA whose trainable parameters are set
-        args: TrainingArguments,  # of the Trainer
+        args: TrainingArguments,
         *,
         # Weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain baseline.
         objective: Objective | None = None,

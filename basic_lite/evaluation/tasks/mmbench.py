@@ -45,7 +45,7 @@ class CircularAccuracy:
     n_missing: int  # rows without a prediction; they count as wrong and are among `n_unparsed`
     text_share: float  # share of all rows that only the option's words resolved
     n_questions: int  # groups of rotations
-    n_rows: int  # rows
+    n_rows: int
     hits: dict[int, bool]  # question (index of the unrotated row) -> right in every rotation
 
 
