@@ -59,6 +59,8 @@ RUNS: dict[str, tuple] = {
     "whole": (*SECOND, "--start", "stage1"),
     "stage1-tiles": (*FIRST, "--bits", 4, "--tiles", 4),
     "lora-tiles": (*SECOND, "--lora", "--start", "stage1-tiles"),
+    "lora-tower": (*SECOND, "--lora", "--start", "stage1-4bit", "--train-tower"),
+    "lora-tower-lora": (*SECOND, "--lora", "--start", "stage1", "--tower-lora", 4),
 }
 """Run folder -> the command that makes it; `--start` names another one."""
 
@@ -227,7 +229,7 @@ def fits(shop: Workshop) -> None:
     assert supervision.loss().isfinite()
 
 
-for _name in ("lora", "lora-4bit", "whole", "lora-tiles"):
+for _name in ("lora", "lora-4bit", "whole", "lora-tiles", "lora-tower", "lora-tower-lora"):
 
     @check(f"eval mmbench --run {_name}")
     def evaluates(shop: Workshop, name: str = _name) -> None:
@@ -242,7 +244,7 @@ def compares(shop: Workshop) -> None:
     assert "questions" in shop.run("compare", "lora", "whole")
 
 
-for _name in ("lora", "lora-4bit", "lora-tiles"):
+for _name in ("lora", "lora-4bit", "lora-tiles", "lora-tower", "lora-tower-lora"):
 
     @check(f"chat {_name}")
     def chats(shop: Workshop, name: str = _name) -> None:
@@ -263,6 +265,8 @@ for _words in (
     ("stage1",),
     ("lora",),
     ("lora-4bit", "--base", "dequantised"),
+    ("lora-tower", "--base", "dequantised"),
+    ("lora-tower-lora",),
     ("lora", "--to", "peft"),
     ("lora", "--to", "gguf"),
 ):

@@ -22,6 +22,8 @@ ONCE = (
     "ablate: what a run of the embedded world is measured by",
     *("bench step --against (of a tiny model)", "bench generate"),
     *("stage2 --lora --start stage1-tiles", "eval mmbench --run lora-tiles", "chat lora-tiles"),
+    *("stage2 --lora --start stage1-4bit --train-tower", "stage2 --lora --start stage1 --tower-lora 4"),
+    *("chat lora-tower", "export lora-tower-lora"),
 )
 """Every command once; the other checks are further options of these."""
 
