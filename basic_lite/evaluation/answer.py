@@ -51,11 +51,10 @@ def generate(
     say: Callable[[str], None] = lambda line: None,
     processes: Processes = ALONE,
 ) -> int:
-    """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
+    """Answer every question that `path` does not answer yet, greedily; return how many are still unanswered.
 
-    Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
-    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once, and the
-    batch is answered in halves.
+    Rows of a batch are padded on the left; answers equal those of batch size 1. The longest prompts come
+    first: if memory fails, it fails at once, and the batch is answered in halves.
 
     Several processes answer neighbouring batches at the same time, and the first writes them in order: the
     file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
@@ -72,9 +71,6 @@ def generate(
         advance: called with the number of new answers.
         say: called with a line about the batch size that was chosen.
         processes: of this command; each has the model and all questions.
-
-    Returns:
-        How many questions of the benchmark are still without answer.
 
     Raises:
         ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
@@ -137,7 +133,6 @@ Ask = Callable[["Model", Batch, "list[Shown]"], tuple[list[str], list[float]]]
 
 
 def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
-    """Ask some prompts of a batch."""
     return ask(assembled, [pair for pair, _ in rows], [shown for _, shown in rows if shown is not None])
 
 

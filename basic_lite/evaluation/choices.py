@@ -170,15 +170,7 @@ def resolve_option(prediction: str, choices: Mapping[str, str], method: str) -> 
     """Return the chosen letter and what resolved it: `"letter"`, `"text"` (an option's words) or `""`.
 
     Text matching is unsound where one option is part of another word ("no" in "not"), so its share is
-    reported.
-
-    Args:
-        prediction: The model's answer.
-        choices: Letter -> text of the options that this question has.
-        method: As in `extract_option`.
-
-    Raises:
-        ValueError: If the method is unknown.
+    reported. Arguments and errors as of `extract_option`.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown option extraction {method!r}: use one of {', '.join(METHODS)}.")
@@ -186,19 +178,14 @@ def resolve_option(prediction: str, choices: Mapping[str, str], method: str) -> 
 
 
 def extract_option(prediction: str, choices: Mapping[str, str], method: str) -> str | None:
-    """Return the option letter that an answer chooses.
+    """Return the option letter that an answer chooses, `None` where the rule resolves nothing.
 
     Args:
         prediction: The model's answer.
         choices: Letter -> text of the options that this question has.
-        method: `"exact_matching"` (VLMEvalKit without a judge), `"lmms_static"` (lmms-eval's MMBench
-            without a judge; `"lmms_can_infer"` is its first stage alone), `"llava_sqa"` or `"lmms_sqa"`
-            (ScienceQA).
-
-    Returns:
-        The letter; `"Z"` where VLMEvalKit reads a refusal; `None` where the rule resolves nothing. The
-        MMBench rules of lmms-eval may name a letter that the question does not have, which is wrong but
-        parsed.
+        method: `"exact_matching"` (VLMEvalKit without a judge; `"Z"` is a refusal), `"lmms_static"`
+            (lmms-eval's MMBench without a judge, which may name a letter that the question does not have;
+            `"lmms_can_infer"` is its first stage alone), `"llava_sqa"` or `"lmms_sqa"` (ScienceQA).
 
     Raises:
         ValueError: If the method is unknown.

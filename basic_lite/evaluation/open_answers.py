@@ -219,18 +219,10 @@ def _words(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def normalize(text: str, variant: str) -> str:
-    """Return an answer as a scorer compares it.
+    """Return an answer as a scorer compares it; it may be empty (`"a"`, `"the"`).
 
-    Args:
-        text: A prediction or a human answer.
-        variant: `"m4c"` (LLaVA, TextVQA: deletes commas and question marks and splits `'s` off first),
-            `"vqa_official"` (the VQA server) or `"vlmevalkit"` (keeps the dot of `"5."`).
-
-    Returns:
-        The normalised answer; it may be empty (`"a"`, `"the"`).
-
-    Raises:
-        ValueError: If the variant is unknown.
+    `variant` is `"m4c"` (LLaVA, TextVQA: deletes commas and question marks and splits `'s` off first),
+    `"vqa_official"` (the VQA server) or `"vlmevalkit"` (keeps the dot of `"5."`); another raises ValueError.
     """
     if variant == "m4c":
         lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -251,10 +243,7 @@ def _m4c(text: str) -> str:
 
 
 def _soft(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the humans of `min(1, matches among the other humans / 3)`.
-
-    Ten humans and k matches give 0, .3, .6, .9 and, from four matches on, 1.
-    """
+    """Mean over the humans of `min(1, matches among the others / 3)`: with ten 0, .3, .6, .9 or 1."""
     humans = len(answers)
     matches = sum(answer == prediction for answer in answers)
     as_matching_human = matches * min(1.0, (matches - 1) / 3)
@@ -263,21 +252,13 @@ def _soft(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
-    """Score one answer against what the humans answered.
+    """Return the accuracy in [0, 1] of one answer against the human ones, ten in VQAv2, TextVQA and VizWiz.
 
-    Args:
-        prediction: The model's answer.
-        answers: The human answers, ten of them in VQAv2, TextVQA and VizWiz.
-        scorer: `"vqa_official"` (both sides normalised, but compared as they are where all humans wrote
-            the same), `"vqa_official_on_m4c"` (the same on the m4c-normalised prediction, as LLaVA submits to
-            the server), `"vqa_lmms"` (both sides always normalised), `"vqa_m4c"` (both sides always through
-            m4c; TextVQA) or `"vizwiz_official"` (only the prediction normalised).
-
-    Returns:
-        The accuracy in [0, 1].
-
-    Raises:
-        ValueError: If the scorer is unknown or there is no human answer.
+    `scorer` is `"vqa_official"` (both sides normalised, but compared as they are where all humans wrote the
+    same), `"vqa_official_on_m4c"` (the same on the m4c-normalised prediction, as LLaVA submits to the
+    server), `"vqa_lmms"` (both sides always normalised), `"vqa_m4c"` (both sides always through m4c; TextVQA)
+    or `"vizwiz_official"` (only the prediction normalised). Raises ValueError if it is unknown or there is no
+    human answer.
     """
     if not answers:
         raise ValueError(
@@ -320,18 +301,7 @@ def soft_score(
     groupings: Iterable[str],
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """Score open answers.
-
-    Args:
-        questions: With their human answers.
-        predictions: Question id -> answer.
-        scorer: As in `vqa_accuracy`.
-        groupings: Names in `Question.fields` to break the score down by.
-        notes: For the result.
-
-    Raises:
-        ValueError: If a question has no human answers, or the scorer is unknown.
-    """
+    """Score open answers by a scorer of `vqa_accuracy`, by the named entries of `Question.fields`."""
     return score_of(
         questions,
         predictions,

@@ -25,32 +25,19 @@ Asked = tuple[Evaluation, list[Question]]
 
 @dataclass
 class Suite:
-    """The benchmarks of one command.
-
-    Attributes:
-        names: of the benchmarks.
-        evaluation: makes the evaluation of a name.
-        step: `"all"`, `"generate"`, `"score"` or `"export"`.
-        console: where it prints.
-        team: the processes of the command.
-        failures: name -> why the benchmark was left out.
-        results: contents of `results.json`.
-    """
-
-    names: Sequence[str]
-    evaluation: Callable[[str], Evaluation]
-    step: str
-    console: Console
-    team: Processes = ALONE
-    failures: dict[str, str] = field(default_factory=dict)
-    results: list[dict] = field(default_factory=list)
+    names: Sequence[str]  # of the benchmarks
+    evaluation: Callable[[str], Evaluation]  # makes the evaluation of a name
+    step: str  # `"all"`, `"generate"`, `"score"` or `"export"`
+    console: Console  # where it prints
+    team: Processes = ALONE  # the processes of the command
+    failures: dict[str, str] = field(default_factory=dict)  # name -> why the benchmark was left out
+    results: list[dict] = field(default_factory=list)  # contents of `results.json`
 
     def __post_init__(self) -> None:
         self.bar = progress_bar(self.console)
 
     @property
     def asks(self) -> bool:
-        """Whether a model is to answer."""
         return self.step in ("all", "generate")
 
     def run(self, folder: Path, *, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> None:
@@ -151,7 +138,6 @@ class Suite:
             self.console.print(f"{answered:,} answers, {speed()}")
 
     def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
-        """Score or export the answers that are there."""
         if evaluation.candidate.given is not None:
             evaluation.take_given(questions)
         if left:

@@ -25,16 +25,7 @@ from basic_lite.training.callbacks import Metrics
 
 
 class Forward:
-    """Run a model on batches with known positions, without a host synchronisation.
-
-    Attributes:
-        supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
-        objective: the terms that are trained on.
-        metrics: where the terms' values go.
-        chunk: what `L_sds` has at once of patches and tokens; `None` while it goes by shape.
-        most_rows: the most patches that went through the vocabulary at once; 0 before any did.
-        deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
-    """
+    """Run a model on batches with known positions, without a host synchronisation."""
 
     def __init__(
         self,
@@ -45,13 +36,13 @@ class Forward:
         prune_last_layer: bool = True,
         always_backward: bool = False,
     ) -> None:
-        """Prepare.
+        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set.
 
         Args:
-            model: the LLaVA, wrapped or not, with its trainable parameters set.
-            supervision: who watches.
-            objective: what is trained on.
-            metrics: where values go.
+            model: the LLaVA.
+            supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
+            objective: the terms that are trained on.
+            metrics: where the terms' values go.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
             always_backward: let backward pass every layer also where nothing in front of it is trained: of
                 layers that are cut, all processes fetch the pieces at the same time or wait for ever.
@@ -164,17 +155,9 @@ class Forward:
 
 
 def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
+    """Put visual features `(F, D)`, newlines included, among the text's `embeds` `(B, S, D)`.
 
-    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
-    answer; the collator has done so already.
-
-    Args:
-        embeds: `(B, S, D)` of the text, anything at the patches.
-        features: `(F, D)`, newlines included.
-        layout: of the batch.
-
-    Returns:
-        `(B, S, D)`.
+    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer;
+    the collator has done so already.
     """
     return embeds.flatten(0, 1).index_copy(0, layout.places, features).view_as(embeds)

@@ -66,7 +66,6 @@ def _question(row: Row, style: str) -> Question:
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON list that the challenge's server reads."""
     return write_rows(
         path, ({"questionId": int(q.id), "answer": predictions.get(q.id, "")} for q in questions)
     )

@@ -129,7 +129,6 @@ lmms-eval `api/metrics.py` (`exact_match` with `ignore_case`, `ignore_punctuatio
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON list that GQA's evaluation reads."""
     rows = (
         {"questionId": str(question.id), "prediction": submitted(predictions.get(question.id, ""))}
         for question in questions

@@ -54,7 +54,6 @@ def judge_prompt(question: Question, prediction: str, rule: str) -> str:
 
 
 def read_pair(reply: str) -> tuple[float, ...]:
-    """Return the two numbers of a reply's first line."""
     return tuple(map(float, reply.split("\n")[0].replace(",", " ").split(" ")))
 
 
@@ -123,12 +122,10 @@ def graded(questions: Sequence[Question], predictions: Predictions, grades: Grad
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Return a score without value; a judge gives the benchmark's number."""
     return unjudged(questions, predictions, scorer, "LLaVA-Bench score")
 
 
 def export(questions: Sequence[Question], predictions: Mapping[Any, str], path: Path) -> Path:
-    """Write the answers as LLaVA's review script reads them."""
     lines = (to_line(record(q, predictions.get(q.id, ""), "basic-lite")) for q in questions)
     return write_text(path, "".join(lines))
 

@@ -130,7 +130,6 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON lines that the leaderboard reads."""
     rows = (
         {"question_id": question.fields["question_id"], "prediction": predictions.get(question.id, "")}
         for question in questions

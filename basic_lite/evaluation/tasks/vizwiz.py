@@ -65,11 +65,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the server's JSON list: every picture, m4c-normalised.
-
-    Raises:
-        ValueError: If a question has no prediction.
-    """
+    """Write the server's JSON list, m4c-normalised; raises ValueError if a question has no prediction."""
     missing = [question.id for question in questions if question.id not in predictions]
     if missing:
         raise ValueError(

@@ -86,11 +86,7 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def _all_asked(source: Source) -> list[Id] | None:
-    """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone.
-
-    Raises:
-        ValueError: If test-dev lies there without the whole test set's questions.
-    """
+    """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone."""
     if source.split != "test-dev":
         return None
     if is_table(source):
