@@ -17,6 +17,7 @@ ONCE = (
     *("stage1 --intervention teacher=tiny-decoder", "stage2 --lora --resume"),
     *("a step that runs out of memory is split", "two steps of a gemma", "two steps of a phi3"),
     *("BasicSupervision in a loop of one's own, translated target", "fit_target for a loop of one's own"),
+    "L_sds in tiles of the vocabulary",
     *("eval mmbench --run lora-4bit", "chat lora-4bit", "export lora-4bit --base dequantised"),
     *("analyze tokens --against", "analyze premise --bits 4"),
     "ablate: what a run of the embedded world is measured by",
