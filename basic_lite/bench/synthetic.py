@@ -162,7 +162,7 @@ def _pack(layers: nn.Module, dtype: torch.dtype, device: str) -> None:
             )
             made[shape] = packed.to(device)
         copied: Any = deepcopy(made[shape])
-        copied.weight.data = copied.weight.data.roll(32 * number, 0)
+        copied.weight.data = copied.weight.data.roll(number, 0)
         if child.bias is not None:
             copied.bias = nn.Parameter(torch.zeros(child.out_features, dtype=dtype, device=device))
         setattr(module, name, copied)
