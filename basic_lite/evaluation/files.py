@@ -309,7 +309,7 @@ def with_pictures(
     """Return rows with `"image"` the file that their `"file"` names, which tells pictures apart, too."""
     rows = list(rows)
     images = locate_images(source, {row["id"]: row["file"] for row in rows}, folders)
-    return [{"picture": row["file"], **row, "image": images[row["id"]]} for row in rows]
+    return [{**row, "picture": row.get("picture", row["file"]), "image": images[row["id"]]} for row in rows]
 
 
 Export = Callable[[Sequence[Question], Mapping[Id, str], Path], Path]

@@ -12,7 +12,7 @@ from torch import nn
 from basic_lite.data.layout import Layout
 from basic_lite.memory.available import unraised_bytes
 from basic_lite.method.attention import causal_only
-from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.chunks import Chunk, chunk_of
 from basic_lite.method.deferred import Deferral
 from basic_lite.method.losses import next_token
 from basic_lite.method.objective import Objective
@@ -44,8 +44,9 @@ class Forward:
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
-        self.rows_per_chunk = objective.rows_per_chunk
-        self.chunk = 0
+        rows = objective.rows_per_chunk
+        self.chunk = None if rows is None else Chunk(rows, len(self.parts.embedding))
+        self.most_rows = 0
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._always_backward = always_backward
         self._trains_layers = any(p.requires_grad for p in self.parts.decoder.parameters())
@@ -71,7 +72,7 @@ class Forward:
         if features is not None:
             if deferred and objective.active and features.requires_grad:
                 note = partial(self.metrics.add, window=window)
-                self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
+                self.deferral = Deferral(objective, parts.embedding, window, note, self._chunk)
                 features = self.deferral.hold(features, embeds.dtype, layout.kept)
                 initial = features.detach()
                 initial = initial if layout.kept is None else initial.index_select(0, layout.kept)
@@ -120,20 +121,20 @@ class Forward:
             loss = self.deferral.announce(loss)
         return loss, terms
 
-    def _rows_per_chunk(self, count: int) -> int | None:
-        """Choose the patches per pass over the vocabulary, once per run: on a GPU from the free memory.
+    def _chunk(self, count: int) -> Chunk | None:
+        """Choose what `L_sds` has at once, once per run: on a GPU what is fastest in the free memory.
 
         The decoder has let go by then, and the run's first step is its largest. Elsewhere `None`: by shape.
         """
         embedding = self.parts.embedding
-        if self.rows_per_chunk is None and embedding.is_cuda:
+        if self.chunk is None and embedding.is_cuda:
             three_in_fp32 = 12 * count * embedding.shape[1]  # (N, D) each
             budget = unraised_bytes(embedding.device) - three_in_fp32
-            self.rows_per_chunk = rows_in_chunk(count, len(embedding), budget)
+            self.chunk = chunk_of(count, *embedding.shape, embedding.element_size(), budget)
         if self.objective.sds_weight:
-            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
-            self.chunk = max(self.chunk, min(used, count))
-        return self.rows_per_chunk
+            used = self.chunk or chunk_of(count, *embedding.shape, embedding.element_size())
+            self.most_rows = max(self.most_rows, min(used.rows, count))
+        return self.chunk
 
     def _features(self, inputs: dict) -> torch.Tensor | None:
         """Return the projector's output, `(F, D)` in the projector's dtype; `None` without a picture."""

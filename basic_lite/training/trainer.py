@@ -544,8 +544,8 @@ class BasicTrainer(SavingTrainer):
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
             if self.splitter.limit is not None:
                 logs["micro_batch"] = self.splitter.limit
-            if self.forward.chunk != self._logged_chunk:
-                logs["rows_per_chunk"] = self._logged_chunk = self.forward.chunk
+            if self.forward.most_rows != self._logged_chunk:
+                logs["rows_per_chunk"] = self._logged_chunk = self.forward.most_rows
             self.guard.look(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
