@@ -109,7 +109,7 @@ def causal_only(decoder: PreTrainedModel, width: int) -> Iterator[None]:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Call `recorder(module, query, key, attention_mask, scaling, softcap)` at every attention inside the block."""
+    """Call `recorder(module, query, key, mask, scaling, softcap)` at every attention inside the block."""
     token = _recorder.set(recorder)
     try:
         yield

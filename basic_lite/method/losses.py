@@ -39,7 +39,7 @@ def column_blocks(matrix: torch.Tensor) -> Iterator[slice]:
 
 
 def log_softmax_(logits: torch.Tensor) -> torch.Tensor:
-    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor; returns what it subtracts."""
+    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor; returns the normaliser."""
     highest = logits.amax(1, keepdim=True)
     total = torch.zeros_like(highest)
     for block in column_blocks(logits):

@@ -132,7 +132,7 @@ class ScaledEmbedding(torch.nn.Embedding):
 
 @torch.no_grad()
 def fold_scales(causal: Any) -> PreTrainedModel:
-    """Move what LLaVA's class leaves out, or applies to visual embeddings as well, to where it is applied right.
+    """Move what LLaVA's class leaves out, or applies to visual embeddings as well, to its right place.
 
     - Logits capped (Gemma 2): by the head itself.
     - Logits (Granite `/ logits_scaling`, Cohere `* logit_scale`): into the last norm's weight; it is linear.

@@ -6,10 +6,10 @@ MAP_ELEMENTS: int = 1 << 24
 """Most elements of a piece: 64 MB in fp32."""
 
 _QUERIES: int = 256
-"""Fewest queries of a piece that is not the whole; keys that none of its queries can see are not multiplied."""
+"""Fewest queries of a piece that is not the whole; keys that none of its queries can see are left out."""
 
 WORKING: float = 4.5
-"""Pieces in fp32 that backward holds at once: scores, attention, its gradient and their product; one narrowed."""
+"""Pieces in fp32 that backward holds: scores, attention, its gradient, their product; half of a narrowed one."""
 
 
 def queries_per_piece(rows: int, heads: int, count: int, width: int) -> int:

@@ -125,7 +125,7 @@ class _Pieces:
         return torch.bmm(left, right)
 
     def map(self, queries: slice, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `tanh(scores / cap)` and the attention of some queries, each `(B * sides, groups * t, keys)`."""
+        """Return `tanh(scores / cap)` and the attention of some queries: `(B * sides, groups * t, keys)`."""
         some = self.grouped(self.query[:, :, queries])
         bent = self.product(some, self.key[:, :keys].mT).mul_(self.scaling / self.cap).tanh_()
         scores = (bent * self.cap).view(self.rows, self.heads, -1, keys)

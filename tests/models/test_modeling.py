@@ -357,7 +357,7 @@ def test_a_refused_family_is_named_with_the_reason(model_type, reason):
 
 @pytest.mark.parametrize("decoder", ["granite", "cohere2", "gemma2"])
 def test_llava_says_what_the_familys_own_class_says(decoder):
-    """Caps and factors of logits and embeddings, which LLaVA's class leaves out or applies to pictures, too."""
+    """Caps and factors of logits and embeddings that LLaVA's class leaves out or applies to pictures, too."""
     own = AutoModelForCausalLM.from_pretrained(llm_folder(decoder), dtype=torch.float32).eval()
     assembled = tiny_assembled(decoder)
     ids = torch.arange(4, 40)[None]
