@@ -23,7 +23,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement, Weighting
-from basic_lite.models import converted, repository
+from basic_lite.models import converted, repository, softcap
 from basic_lite.models.parts import Parts
 
 KINDS = ("none", "noise", "shuffled", "teacher")
@@ -167,7 +167,7 @@ class OtherTeacher:
 def random_teacher(decoder: nn.Module, seed: int) -> nn.Module:
     """Return a decoder of the same configuration with random weights."""
     config = deepcopy(decoder.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = softcap.implementation(config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     like = next(decoder.parameters())
@@ -188,7 +188,6 @@ def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
         made = AutoModel.from_pretrained(
             converted.safetensors_folder(source),
             dtype=like.dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
