@@ -24,6 +24,7 @@ from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
+from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.memory.available import Halves
@@ -105,7 +106,7 @@ def generate(
         ask = _choose if by_likelihood and batch[0][0].choices else _answer
         texts = halves(partial(_as_alone, assembled, ask), list(zip(batch, shown, strict=True)))
         rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
-        return [predictions.to_line(row) for row in rows]
+        return [json_lines([row]) for row in rows]
 
     with closing(own):
         for _ in range(0, len(batches), processes.count):

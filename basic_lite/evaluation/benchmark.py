@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
@@ -41,11 +40,10 @@ class Benchmark:
     # `(row, style) -> question`, or `None` for a row that is not asked
     question: Callable[[Row, str], Question | None]
     score: Scoring  # `(questions, predictions, scorer) -> score`
-    # Prompt style -> whatever its rendering needs, often the most tokens; the first is LLaVA's
-    styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": 128})
+    # Prompt style -> whatever its rendering needs, such as the most tokens; the first is LLaVA's
+    styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": None})
     grading: Grading | None = None  # how a judge grades, where only one can score; `None` elsewhere
-    # `(questions, predictions, path) -> path`; `None` where nothing is handed in
-    export: Callable[[Sequence[Question], Predictions, Path], Path] | None = None
+    export: files.Export | None = None  # `None` where nothing is handed in
     submission: str = "submission.json"  # name of the file that `export` writes (MME: folder)
     # `source -> ids` that a submission must hold, where these are more than the split's
     all_asked: Callable[[Source], Sequence[Id] | None] = lambda source: None

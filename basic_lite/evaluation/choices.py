@@ -54,31 +54,18 @@ def _exact_matching(prediction: str, choices: Mapping[str, str]) -> Extraction:
 
 
 _LMMS_LETTERS = "ABCDE"  # all five, however many options the question has
-_LMMS_AFFIXES = (
-    ("", "."),
-    ("", ","),
-    ("", ":"),
-    ("", ")"),
-    ("", ")."),
-    ("(", ")"),
-    ("(", ")."),
-    (":", ""),
-    (":", ","),
-    (":", "."),
-    (":", ")"),
-    (":", ")."),
-)
+_LMMS_MARKS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def _lmms_can_infer(prediction: str, choices: Mapping[str, str]) -> Extraction:
     if _API_FAILURE not in prediction:
         tokens = prediction.split()
         present = [letter for letter in _LMMS_LETTERS if letter in tokens]
-        # An "A" among more than three words may be the article; the affixes below are still tried.
+        # An "A" among more than three words may be the article; the marks below are still tried.
         if len(present) == 1 and not ("A" in tokens and len(tokens) > 3):
             return present[0], "letter"
-        for before, after in _LMMS_AFFIXES:
-            present = [letter for letter in _LMMS_LETTERS if before + letter + after in tokens]
+        for mark in _LMMS_MARKS:
+            present = [letter for letter in _LMMS_LETTERS if mark.format(letter) in tokens]
             if len(present) == 1:
                 return present[0], "letter"
     return _by_text(prediction, choices)
@@ -108,19 +95,12 @@ def lmms_mcq(prediction: str, letters: Sequence[str]) -> str | None:
             hits.append((10, 0, letter))
         if core.endswith(letter) and not core[-2:-1].isalpha():
             hits.append((9, len(text) - 1, letter))
-        for strength, pattern in (
-            (6, f"({letter})"),
-            (5, f"{letter}."),
-            (4, f"{letter}:"),
-            (3, f"{letter})"),
-        ):
-            hits.append((strength, text.rfind(pattern), letter))
-        hits.append((2, text.rfind(f"{letter} "), letter))
+        for strength, mark in ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} "), (0, "{}")):
+            hits.append((strength, text.rfind(mark.format(letter)), letter))
         for phrase in _ANSWER_PHRASES:
             start = text.lower().find(phrase)
             if start >= 0:
                 hits.append((7, text.find(letter, start + len(phrase)), letter))
-        hits.append((0, text.rfind(letter), letter))
     hits = [hit for hit in hits if hit[1] >= 0]
     return max(hits)[2] if hits else None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from basic_lite.data import hub
-from basic_lite.evaluation.question import Id, ImageSource, StoredImage
+from basic_lite.evaluation.question import Id, ImageSource, Question, StoredImage
 from basic_lite.files import write_text
 
 AGAIN = "the file is cut off or damaged, get it again"
@@ -336,6 +336,19 @@ def with_pictures(
     return [{**row, "image": images[row["id"]]} for row in rows]
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a submission that is a JSON list, whole or not at all, and return its path."""
-    return write_text(path, json.dumps(list(rows), ensure_ascii=False))
+Export = Callable[[Sequence[Question], Mapping[Id, str], Path], Path]
+"""`(questions, predictions, path) -> path` of what was written, whole or not at all."""
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def submission(row: Callable[[Question, str], Mapping[str, Any]], *, lines: bool = False) -> Export:
+    """Return the writer of a JSON list, or of JSON lines: a row for each question and its answer or `""`."""
+
+    def export(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
+        rows = [row(question, predictions.get(question.id, "")) for question in questions]
+        return write_text(path, json_lines(rows) if lines else json.dumps(rows, ensure_ascii=False))
+
+    return export

@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
-from basic_lite.evaluation.files import write_rows
+from basic_lite.evaluation.files import submission
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, by_field, score_of
 
@@ -45,128 +44,32 @@ from basic_lite.evaluation.statistics import Score, by_field, score_of
 # The views and conclusions contained in the software and documentation are those of the authors and should
 # not be interpreted as representing official policies, either expressed or implied, of the FreeBSD Project.
 
-CONTRACTIONS: dict[str, str] = {
-    "aint": "ain't",
-    "arent": "aren't",
-    "cant": "can't",
-    "couldve": "could've",
-    "couldnt": "couldn't",
-    "couldn'tve": "couldn't've",
-    "couldnt've": "couldn't've",
-    "didnt": "didn't",
-    "doesnt": "doesn't",
-    "dont": "don't",
-    "hadnt": "hadn't",
-    "hadnt've": "hadn't've",
-    "hadn'tve": "hadn't've",
-    "hasnt": "hasn't",
-    "havent": "haven't",
-    "hed": "he'd",
-    "hed've": "he'd've",
-    "he'dve": "he'd've",
-    "hes": "he's",
-    "howd": "how'd",
-    "howll": "how'll",
-    "hows": "how's",
-    "Id've": "I'd've",
-    "I'dve": "I'd've",
-    "Im": "I'm",
-    "Ive": "I've",
-    "isnt": "isn't",
-    "itd": "it'd",
-    "itd've": "it'd've",
-    "it'dve": "it'd've",
-    "itll": "it'll",
-    "let's": "let's",
-    "maam": "ma'am",
-    "mightnt": "mightn't",
-    "mightnt've": "mightn't've",
-    "mightn'tve": "mightn't've",
-    "mightve": "might've",
-    "mustnt": "mustn't",
-    "mustve": "must've",
-    "neednt": "needn't",
-    "notve": "not've",
-    "oclock": "o'clock",
-    "oughtnt": "oughtn't",
-    "ow's'at": "'ow's'at",
-    "'ows'at": "'ow's'at",
-    "'ow'sat": "'ow's'at",
-    "shant": "shan't",
-    "shed've": "she'd've",
-    "she'dve": "she'd've",
-    "she's": "she's",
-    "shouldve": "should've",
-    "shouldnt": "shouldn't",
-    "shouldnt've": "shouldn't've",
-    "shouldn'tve": "shouldn't've",
-    "somebody'd": "somebodyd",
-    "somebodyd've": "somebody'd've",
-    "somebody'dve": "somebody'd've",
-    "somebodyll": "somebody'll",
-    "somebodys": "somebody's",
-    "someoned": "someone'd",
-    "someoned've": "someone'd've",
-    "someone'dve": "someone'd've",
-    "someonell": "someone'll",
-    "someones": "someone's",
-    "somethingd": "something'd",
-    "somethingd've": "something'd've",
-    "something'dve": "something'd've",
-    "somethingll": "something'll",
-    "thats": "that's",
-    "thered": "there'd",
-    "thered've": "there'd've",
-    "there'dve": "there'd've",
-    "therere": "there're",
-    "theres": "there's",
-    "theyd": "they'd",
-    "theyd've": "they'd've",
-    "they'dve": "they'd've",
-    "theyll": "they'll",
-    "theyre": "they're",
-    "theyve": "they've",
-    "twas": "'twas",
-    "wasnt": "wasn't",
-    "wed've": "we'd've",
-    "we'dve": "we'd've",
-    "weve": "we've",
-    "werent": "weren't",
-    "whatll": "what'll",
-    "whatre": "what're",
-    "whats": "what's",
-    "whatve": "what've",
-    "whens": "when's",
-    "whered": "where'd",
-    "wheres": "where's",
-    "whereve": "where've",
-    "whod": "who'd",
-    "whod've": "who'd've",
-    "who'dve": "who'd've",
-    "wholl": "who'll",
-    "whos": "who's",
-    "whove": "who've",
-    "whyll": "why'll",
-    "whyre": "why're",
-    "whys": "why's",
-    "wont": "won't",
-    "wouldve": "would've",
-    "wouldnt": "wouldn't",
-    "wouldnt've": "wouldn't've",
-    "wouldn'tve": "wouldn't've",
-    "yall": "y'all",
-    "yall'll": "y'all'll",
-    "y'allll": "y'all'll",
-    "yall'd've": "y'all'd've",
-    "y'alld've": "y'all'd've",
-    "y'all'dve": "y'all'd've",
-    "youd": "you'd",
-    "youd've": "you'd've",
-    "you'dve": "you'd've",
-    "youll": "you'll",
-    "youre": "you're",
-    "youve": "you've",
-}
+CONTRACTIONS: dict[str, str] = dict(
+    pair.split(":")
+    for pair in """
+    aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've
+    couldnt've:couldn't've didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've
+    hadn'tve:hadn't've hasnt:hasn't havent:haven't hed:he'd hed've:he'd've he'dve:he'd've hes:he's
+    howd:how'd howll:how'll hows:how's Id've:I'd've I'dve:I'd've Im:I'm Ive:I've isnt:isn't itd:it'd
+    itd've:it'd've it'dve:it'd've itll:it'll let's:let's maam:ma'am mightnt:mightn't mightnt've:mightn't've
+    mightn'tve:mightn't've mightve:might've mustnt:mustn't mustve:must've neednt:needn't notve:not've
+    oclock:o'clock oughtnt:oughtn't ow's'at:'ow's'at 'ows'at:'ow's'at 'ow'sat:'ow's'at shant:shan't
+    shed've:she'd've she'dve:she'd've she's:she's shouldve:should've shouldnt:shouldn't
+    shouldnt've:shouldn't've shouldn'tve:shouldn't've somebody'd:somebodyd somebodyd've:somebody'd've
+    somebody'dve:somebody'd've somebodyll:somebody'll somebodys:somebody's someoned:someone'd
+    someoned've:someone'd've someone'dve:someone'd've someonell:someone'll someones:someone's
+    somethingd:something'd somethingd've:something'd've something'dve:something'd've
+    somethingll:something'll thats:that's thered:there'd thered've:there'd've there'dve:there'd've
+    therere:there're theres:there's theyd:they'd theyd've:they'd've they'dve:they'd've theyll:they'll
+    theyre:they're theyve:they've twas:'twas wasnt:wasn't wed've:we'd've we'dve:we'd've weve:we've
+    werent:weren't whatll:what'll whatre:what're whats:what's whatve:what've whens:when's whered:where'd
+    wheres:where's whereve:where've whod:who'd whod've:who'd've who'dve:who'd've wholl:who'll whos:who's
+    whove:who've whyll:why'll whyre:why're whys:why's wont:won't wouldve:would've wouldnt:wouldn't
+    wouldnt've:wouldn't've wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll y'allll:y'all'll
+    yall'd've:y'all'd've y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd youd've:you'd've
+    you'dve:you'd've youll:you'll youre:you're youve:you've
+    """.split()
+)
 
 _PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -279,9 +182,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
     raise ValueError(f"Unknown VQA scorer {scorer!r}: use one of {', '.join(SCORERS)}.")
 
 
-# Scores of VQAv2, TextVQA and VizWiz: the mean over questions of the soft accuracy over human answers.
-
-
 def soft_accuracies(
     questions: Sequence[Question], predictions: Mapping[Id, str], scorer: str
 ) -> dict[Id, float]:
@@ -313,10 +213,5 @@ def soft_score(
     )
 
 
-def export_answers(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
-    """Write the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""
-    rows = (
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    )
-    return write_rows(path, rows)
+export_answers = submission(lambda q, answer: {"question_id": q.id, "answer": _m4c(answer)})
+"""Writes the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""

@@ -76,10 +76,6 @@ def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
     return line
 
 
-def to_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: str) -> Predictions:
     """Pair records with questions by id, "7" and 7 alike; the answers are in the order of the questions.
 

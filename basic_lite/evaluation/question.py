@@ -141,7 +141,7 @@ def question_of(
         more: Other attributes of `Question`.
     """
     made: dict[str, Any] = {
-        "max_new_tokens": 128,
+        "max_new_tokens": TOKEN_LIMITS["llava"],
         "category": str(row.get(category) or ""),
         "picture": row.get("picture"),
         "fields": {name: row.get(name) for name in fields},
@@ -152,6 +152,11 @@ def question_of(
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 """The requests that end a question, as LLaVA-1.5 was trained to read them (LLaVA `docs/Evaluation.md`)."""
+
+TOKEN_LIMITS = {"llava": 128, "lmms": 16}
+"""Most new tokens where lmms-eval has LLaVA-1.5's words and lets the model write less."""
+SAME_STYLES = dict.fromkeys(("llava", "lmms"))
+"""Styles where it lets it write as much."""
 
 
 def options_prompt(question: str, choices: Mapping[str, str]) -> str:

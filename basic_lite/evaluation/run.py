@@ -13,7 +13,8 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
-from basic_lite.evaluation.distributed import Processes
+from basic_lite.evaluation.distributed import ALONE, Processes
+from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
@@ -208,25 +209,30 @@ class Evaluation:
         predictions.claim(self.answers, conditions, overwrite)
         return len(predictions.answered(self.answers, questions))
 
-    def generate(self, questions: list[Question], **settings: Any) -> int:
-        """Answer what is not answered yet, and return how many questions are left.
-
-        Args:
-            questions: of the benchmark, with pictures; claimed.
-            settings: of `answer.generate`.
-
-        Raises:
-            ValueError: If the model cannot be loaded, or a picture is missing.
-        """
+    def generate(
+        self,
+        questions: list[Question],
+        *,
+        batch_size: int | None = None,
+        max_batches: int | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+        say: Callable[[str], None] = lambda line: None,
+        processes: Processes = ALONE,
+    ) -> int:
+        """Answer what is not answered yet of claimed questions, see `answer.generate`."""
         from basic_lite.evaluation import answer
 
         return answer.generate(
             self.candidate.loaded,
             questions,
             self.answers,
+            batch_size=batch_size,
             model_id=str(self.candidate),
+            max_batches=max_batches,
             by_likelihood=self.answer_by == "likelihood",
-            **settings,
+            advance=advance,
+            say=say,
+            processes=processes,
         )
 
     def take_given(self, questions: list[Question]) -> None:
@@ -235,7 +241,7 @@ class Evaluation:
         answers = predictions.read(self.candidate.given, questions)
         who = str(self.candidate)
         rows = (predictions.record(q, answers[q.id], who) for q in questions if q.id in answers)
-        write_text(self.answers, "".join(map(predictions.to_line, rows)))
+        write_text(self.answers, json_lines(rows))
 
     def score(self, questions: list[Question], advance: Callable[[int], None] = lambda count: None) -> dict:
         """Score the predictions; write and return `results.json`; `advance` counts a judge's grades."""

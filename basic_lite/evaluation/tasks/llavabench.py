@@ -8,8 +8,7 @@ categories), `eval_gpt_review_bench.py` (message, decoding), `summarize_gpt_revi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -19,15 +18,15 @@ from basic_lite.evaluation.files import (
     find,
     main_file,
     read_json_lines,
+    submission,
     table_reader,
     with_pictures,
 )
 from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
-from basic_lite.evaluation.predictions import record, to_line
+from basic_lite.evaluation.predictions import record
 from basic_lite.evaluation.question import Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import tsv_reader
-from basic_lite.files import write_text
 
 _NEEDS = ("question_id", "question", "gpt_answer", "caption", "category")
 RULE = (
@@ -125,11 +124,6 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return unjudged(questions, predictions, scorer, "LLaVA-Bench score")
 
 
-def export(questions: Sequence[Question], predictions: Mapping[Any, str], path: Path) -> Path:
-    lines = (to_line(record(q, predictions.get(q.id, ""), "basic-lite")) for q in questions)
-    return write_text(path, "".join(lines))
-
-
 BENCHMARK = Benchmark(
     name="llava-bench",
     hub="lmms-lab/llava-bench-in-the-wild",
@@ -146,7 +140,7 @@ BENCHMARK = Benchmark(
     scorers=("unjudged",),
     score=score,
     published=published(65.4, 72.5, 67.9, 69.5, on="judged by gpt-4-0314, beside GPT-4's answers"),
-    export=export,
+    export=submission(lambda q, answer: record(q, answer, "basic-lite"), lines=True),
     submission="answers.jsonl",
     grading=Grading(
         prompt=judge_prompt,

@@ -31,6 +31,9 @@ ROTATION = 1_000_000
 
 LETTERS = "ABCD"
 
+CIRCULAR = "circular accuracy"
+"""The metric: a question counts only if every rotation of its options is answered rightly."""
+
 
 @dataclass(frozen=True)
 class CircularAccuracy:
@@ -328,7 +331,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     base = {rotations_of(question): question for question in reversed(questions)}
     pictures = {index: question.picture for index, question in base.items()}
     return Score(
-        metric="circular accuracy",
+        metric=CIRCULAR,
         scorer=scorer,
         value=100 * result.overall,
         items={index: float(hit) for index, hit in result.hits.items()},
