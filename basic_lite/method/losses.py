@@ -212,25 +212,6 @@ def semantic_distribution(
     return LossTerm("sds", total, refinement.images)
 
 
-class _GradientsMade(Function):
-    """A function whose forward pass makes the gradients of its first inputs, where they are wanted."""
-
-    @staticmethod
-    def keep(ctx: Any, *made: tuple[torch.Tensor | None, torch.dtype]) -> None:
-        """Keep gradients for `backward`, each with the dtype of its input."""
-        ctx.save_for_backward(*(gradient for gradient, _ in made))
-        ctx.dtypes = [dtype for _, dtype in made]
-
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        gradients = [None if g is None else (g * upstream).to(dtype) for g, dtype in kept]
-        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
-
-
 class _SemanticDistribution(Function):
     """KL by chunks of rows and tiles of the vocabulary; its gradient is made in the forward pass."""
 
@@ -373,7 +354,7 @@ class _Walk:
             teacher.add_(made[rows:])
 
 
-class _LinearCrossEntropy(_GradientsMade):
+class _LinearCrossEntropy(Function):
     """Row-chunked head and cross-entropy; gradients (of a trained head too) made in the forward pass."""
 
     @staticmethod
@@ -414,8 +395,17 @@ class _LinearCrossEntropy(_GradientsMade):
                 to_weight.addmm_(logits.T, hidden[part].to(precision))
             if to_hidden is not None:
                 multiply(logits, weight, to_hidden[part])
-        _GradientsMade.keep(ctx, (to_hidden, hidden.dtype), (to_weight, weight.dtype))
+        ctx.save_for_backward(to_hidden, to_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
+
+    @staticmethod
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in kept), None, None
 
 
 def _slope(capped: torch.Tensor, cap: float | None) -> torch.Tensor:
