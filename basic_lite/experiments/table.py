@@ -261,6 +261,8 @@ class Pair:
     def texts(self, each_seed: bool) -> list[str]:
         """Return label, both means, the difference, its interval and, where asked, that of each seed."""
         measure, other = self.measure, self.other
+        assert other.difference is not None, "the baseline comes first"
+        assert other.differences is not None, "the baseline comes first"
         label = f"{measure.label} ({measure.unit})" if measure.unit else measure.label
         means = [number(cell.mean, measure) for cell in (self.base, other)]
         texts = [label, *means, number(other.difference, measure, signed=True), interval(other, measure)]
