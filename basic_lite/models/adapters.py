@@ -23,7 +23,7 @@ What is hard, and how it is solved:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -217,9 +217,10 @@ class Group:
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
             (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in adapted
         ]
-        self.parameters = [weight for pair in self.pairs for weight in pair]
+        self.parameters = [a for a, _ in self.pairs] + [b for _, b in self.pairs]
         self._firsts: torch.Tensor | None = None
         self._seconds: list[torch.Tensor] = []  # in one piece where all have the same shape
+        self._copies: list[torch.Tensor] = []  # of `parameters`, cut out of them
         self._versions: list[int] | None = None
         self._at_hand: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
         self._gradients: list[torch.Tensor] = []
@@ -361,14 +362,10 @@ class Group:
         total = total.view(kept.shape)
         return total if kept.dtype == dtype else total.to(kept.dtype)
 
-    def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
-        if self._firsts is not None:
-            self._versions = [weight._version for weight in self.parameters]
-            yield from zip(_members([self._firsts, *self._seconds]), self._in_order(), strict=True)
-
-    def _in_order(self) -> list[nn.Parameter]:
-        return [a for a, _ in self.pairs] + [b for _, b in self.pairs]
+    def refresh(self) -> list[torch.Tensor]:
+        """Return the narrow copies that are kept, as `parameters` are, to be written anew by the caller."""
+        self._versions = [weight._version for weight in self.parameters]
+        return self._copies
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return all `A` and all `B` in `dtype`, written anew when a weight has changed.
@@ -387,11 +384,12 @@ class Group:
             seconds = [first.new_empty(size, dtype=dtype) for size in sizes]
             self._versions = None
         if self._versions != versions:
+            copies = _members([firsts, *seconds])
             with torch.no_grad():
-                _copy(_members([firsts, *seconds]), self._in_order())
+                _copy(copies, self.parameters)
             self._versions = versions
-        if self.keep_narrow and dtype != first.dtype:  # a copy that is not narrow is not worth its memory
-            self._firsts, self._seconds = firsts, seconds
+            if self.keep_narrow and dtype != first.dtype:  # a copy that is not narrow is not worth its memory
+                self._firsts, self._seconds, self._copies = firsts, seconds, copies
         return firsts, seconds
 
     def release(self) -> None:
@@ -414,14 +412,14 @@ class Group:
             wide = [torch.empty_like(gradient, dtype=self.parameters[0].dtype) for gradient in new]
             _copy(wide, new)
             self._gradients = wide
-            for weight, gradient in zip(self._in_order(), _members(wide), strict=True):
+            for weight, gradient in zip(self.parameters, _members(wide), strict=True):
                 weight.grad = gradient
             return
         ours = [gradient.data_ptr() for gradient in _members(self._gradients)]
-        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in self._in_order()]:
+        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in self.parameters]:
             torch._foreach_add_(self._gradients, new)  # pyright: ignore[reportPrivateImportUsage]
             return
-        for weight, gradient in zip(self._in_order(), _members(new), strict=True):  # somebody else has some
+        for weight, gradient in zip(self.parameters, _members(new), strict=True):  # somebody else has some
             wide = gradient.to(weight.dtype)
             weight.grad = wide if weight.grad is None else weight.grad + wide
 
@@ -604,9 +602,8 @@ def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer
 
     @torch.no_grad()
     def hook(*_: object) -> None:
-        pairs = [pair for group in groups for pair in group.refresh()]
-        if pairs:
-            narrow, wide = zip(*pairs, strict=True)
-            _copy(list(narrow), wide)
+        narrow = [copy for group in groups for copy in group.refresh()]
+        if narrow:
+            _copy(narrow, [weight for group in groups if group._copies for weight in group.parameters])
 
     optimizer.register_step_post_hook(hook)

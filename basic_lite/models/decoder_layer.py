@@ -50,7 +50,9 @@ _PROJECTIONS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("gate_proj", "up_proj"), ("gate_up_proj",)),
     (("down_proj",),),
 )
-_SILU, _GELU = ("SiLU", "SiLUActivation"), ("GELUTanh", "PytorchGELUTanh")
+# The last ones are Liger's MLPs, which a later model of a process is built of once an earlier one was fused.
+_SILU = ("SiLU", "SiLUActivation", "LigerSwiGLUMLP", "LigerPhi3SwiGLUMLP")
+_GELU = ("GELUTanh", "PytorchGELUTanh", "LigerGEGLUMLP")
 
 
 @dataclass
@@ -146,7 +148,7 @@ def _pieces_of(layer: Any, scales: Scales, rotary: Any, fused: bool) -> Pieces |
         return None
     norms = layer.input_layernorm, layer.post_attention_layernorm
     groups, adapted = _groups_of(attention, mlp, scales)
-    activation = type(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)).__name__
+    activation = type(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None) or mlp).__name__
     if groups is None or any(norm.weight.requires_grad for norm in norms):
         return None
     if activation not in (*_SILU, *_GELU):
