@@ -21,6 +21,7 @@ from basic_lite.bench import synthetic
 from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
 from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
+from basic_lite.method.chunks import Chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
@@ -236,11 +237,15 @@ def test_the_naive_terms_are_basics(shrunk):
 def test_the_semantic_distribution_is_measured_beside_its_products():
     found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
     assert [row["name"] for row in found] == [
-        *("three products", "L_sds", "naive", "liger fused JSD", "trl chunked divergence")
+        *("three products", "L_sds", "L_sds, in tiles", "naive", "liger fused JSD", "trl chunked divergence")
     ]
     assert found[0]["ratio"] == 1
-    assert all("need a GPU" in row["why not"] for row in found[3:])
-    assert markdown(found).count("\n") == 6
+    assert [row.get("chunk") for row in found[:4]] == [None, "32 x 300", "32 x 75", None]
+    assert "need a GPU" in found[4]["why not"]
+    assert "ratio" in found[5] or "trl>=1.16" in found[5]["why not"]
+    table = markdown(found)
+    assert table.count("\n") == 7
+    assert table.startswith("| name | ms | extra MiB | ratio | chunk |")
 
 
 class _TheirDivergence:
@@ -269,6 +274,23 @@ def test_trls_divergence_is_asked_for_the_same_thing(monkeypatch):
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     gradients = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_trl_itself_says_what_we_say():
+    """Where TRL is installed: its own code in place of the one above, on a CPU."""
+    pytest.importorskip("trl.kernels.chunked_divergence", reason="TRL 1.16 or later is not installed")
+    embedding = torch.randn(40_000, 48)  # two of its tiles
+    initial, target = torch.randn(37, 48, requires_grad=True), torch.randn(37, 48)
+    seen = Refinement(initial, target, torch.rand(37), torch.zeros(37, dtype=torch.long), 1)
+    theirs, ours = (
+        trl_divergence(seen, embedding),
+        semantic_distribution(seen, embedding, Chunk(9, 9_000)).total,
+    )
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
+    assert names["trl chunked divergence"]["ratio"] > 0
 
 
 @pytest.fixture

@@ -32,9 +32,11 @@ from basic_lite.data.world.dataset import world_in, write_world
 from basic_lite.data.world.world import held_out_scenes
 from basic_lite.experiments import measure
 from basic_lite.experiments.measure import inspect_model
+from basic_lite.method.chunks import Chunk
 from basic_lite.method.fit import fit_target
+from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.supervision import BasicSupervision
-from basic_lite.method.types import Window
+from basic_lite.method.types import Refinement, Window
 from basic_lite.models import devices
 from basic_lite.models.adapters import group_adapters
 from basic_lite.models.checkpoint import load_run
@@ -70,6 +72,8 @@ RUNS: dict[str, tuple] = {
     "whole": (*SECOND, "--start", "stage1"),
     "stage1-tiles": (*FIRST, "--bits", 4, "--tiles", 4),
     "lora-tiles": (*SECOND, "--lora", "--start", "stage1-tiles"),
+    "lora-tower": (*SECOND, "--lora", "--start", "stage1-4bit", "--train-tower"),
+    "lora-tower-lora": (*SECOND, "--lora", "--start", "stage1", "--tower-lora", 4),
 }
 """Run folder -> the command that makes it; `--start` names another one."""
 
@@ -226,6 +230,26 @@ for _kind in ("raw", "centred", "translated"):
         assert model.model.multi_modal_projector.linear_1.weight.grad.isfinite().all()
 
 
+@check("L_sds in tiles of the vocabulary")
+def walks_in_tiles(shop: Workshop) -> None:
+    """Value and gradient in bf16 and fp32 as those of whole rows, within what each precision rounds."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, table = torch.randn(3, 37, 64, generator=generator), torch.randn(9_000, 64, generator=generator)
+    importance, image = (torch.rand(37, generator=generator).to(shop.device), torch.zeros(37).long())
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 4e-3)):
+        results = []
+        for chunk in (Chunk(16, 9_000), Chunk(16, 4_000), Chunk(37, 1_000)):
+            initial = vectors[0].to(shop.device, dtype).requires_grad_()
+            target = (vectors[0] + 0.1 * vectors[1]).to(shop.device, dtype).float()
+            seen = Refinement(initial, target, importance, image.to(shop.device), 1)
+            total = semantic_distribution(seen, table.to(shop.device, dtype), chunk).total
+            total.backward()
+            results.append((total.detach(), initial.grad.float()))
+        for value, gradient in results[1:]:
+            assert abs(value - results[0][0]) <= 1e-4 * results[0][0]
+            assert (gradient - results[0][1]).norm() <= tolerance * results[0][1].norm()
+
+
 @check("fit_target for a loop of one's own")
 def fits(shop: Workshop) -> None:
     assembled = tiny_assembled()
@@ -238,7 +262,7 @@ def fits(shop: Workshop) -> None:
     assert supervision.loss().isfinite()
 
 
-for _name in ("lora", "lora-4bit", "whole", "lora-tiles"):
+for _name in ("lora", "lora-4bit", "whole", "lora-tiles", "lora-tower", "lora-tower-lora"):
 
     @check(f"eval mmbench --run {_name}")
     def evaluates(shop: Workshop, name: str = _name) -> None:
@@ -253,7 +277,7 @@ def compares(shop: Workshop) -> None:
     assert "questions" in shop.run("compare", "lora", "whole")
 
 
-for _name in ("lora", "lora-4bit", "lora-tiles"):
+for _name in ("lora", "lora-4bit", "lora-tiles", "lora-tower", "lora-tower-lora"):
 
     @check(f"chat {_name}")
     def chats(shop: Workshop, name: str = _name) -> None:
@@ -274,6 +298,8 @@ for _words in (
     ("stage1",),
     ("lora",),
     ("lora-4bit", "--base", "dequantised"),
+    ("lora-tower", "--base", "dequantised"),
+    ("lora-tower-lora",),
     ("lora", "--to", "peft"),
     ("lora", "--to", "gguf"),
 ):
