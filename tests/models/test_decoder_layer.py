@@ -287,7 +287,7 @@ def test_evaluation_and_switched_off_adapters_run_the_class_s_own_code():
 
 
 class Number(float):
-    """The interpreter hands numbers to kernels as they are; one of Liger's asks its epsilon for a type."""
+    """The interpreter hands numbers to kernels as they are; Liger's asks them for a type."""
 
     def to(self, *_: object) -> float:
         return self
@@ -308,7 +308,7 @@ def check_fused() -> None:
             patch(model=inside, **pieces)
             for norm in inside.modules():
                 if hasattr(norm, "casting_mode"):
-                    norm.variance_epsilon = Number(norm.variance_epsilon)
+                    norm.variance_epsilon, norm.offset = Number(norm.variance_epsilon), Number(norm.offset)
             assert streamline(inside, fused=True) == 3
             assert type(inside.layers[0]._pieces.gate).__name__ == "_FusedGate"
             recompute_layers(inside, again)
