@@ -189,6 +189,10 @@ class Seeds:
         self.now = int(number) if type(number) is torch.Tensor else 0  # a fake tensor has no value
 
 
+Found = list[tuple["Group", list[torch.Tensor]]]
+"""Groups, and gradients of all their `A` and `B` in blocks."""
+
+
 class Group:
     """Linear layers that receive the same tensor, all of them adapted or all of them frozen.
 
@@ -223,7 +227,7 @@ class Group:
         self._copies: list[torch.Tensor] = []  # of `parameters`, cut out of them
         self._versions: list[int] | None = None
         self._at_hand: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
-        self._gradients: list[torch.Tensor] = []
+        self.gradients: list[torch.Tensor] = []  # what `.grad` of the adapters is cut out of
 
     def run(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """Return one layer's output; the group's other outputs wait for the same `x`."""
@@ -317,13 +321,18 @@ class Group:
         return blocks
 
     def backward(
-        self, kept: Kept, given: Sequence[torch.Tensor], wants_x: bool = True
-    ) -> torch.Tensor | None:
-        """Add the adapters' gradients to theirs and return that of `x`.
+        self,
+        kept: Kept,
+        given: Sequence[torch.Tensor],
+        found: Found,
+        wants_x: bool = True,
+    ) -> Any:
+        """Return the gradient of `x`; `None` where it is not asked for.
 
         Args:
             kept: of `forward`.
             given: gradients of the outputs, in one block or one of each layer.
+            found: takes those of the adapters, for `add_gradients`.
             wants_x: whether that of `x` is asked for.
         """
         dtype = kept.product
@@ -342,7 +351,7 @@ class Group:
                 to_seconds = [_times(g.mT, part, scale) for g, part, _ in each]
             mask = self.mask(flat, kept.seed)
             seen = flat.expand(*firsts.shape[:-2], *flat.shape) if mask is None else mask * flat
-            self.add(_times(to_inner.mT, seen, scale), to_seconds)
+            found.append((self, [_times(to_inner.mT, seen, scale), *to_seconds]))
             del seen
         if not wants_x:
             return None
@@ -405,23 +414,34 @@ class Group:
         shape = (len(self.layers), *x.shape) if len(self.layers) > 1 else x.shape
         return x.new_empty(shape).bernoulli_(1 - self.dropout, generator=generator)
 
-    def add(self, firsts: torch.Tensor, seconds: list[torch.Tensor]) -> None:
-        """Add gradients of all `A` and `B`, in blocks, to the parameters' `.grad`, in fp32."""
-        new = [firsts, *seconds]
-        if all(weight.grad is None for weight in self.parameters):
-            wide = [torch.empty_like(gradient, dtype=self.parameters[0].dtype) for gradient in new]
-            _copy(wide, new)
-            self._gradients = wide
-            for weight, gradient in zip(self.parameters, _members(wide), strict=True):
+
+def add_gradients(found: Found) -> None:
+    """Add gradients to the `.grad` of groups' adapters, in the adapters' precision, all at once."""
+    fresh: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    to_copy: list[torch.Tensor] = []
+    to_add: list[torch.Tensor] = []
+    for group, new in found:
+        parameters = group.parameters
+        if all(weight.grad is None for weight in parameters):
+            group.gradients = [torch.empty_like(each, dtype=parameters[0].dtype) for each in new]
+            fresh += group.gradients
+            to_copy += new
+            for weight, gradient in zip(parameters, _members(group.gradients), strict=True):
                 weight.grad = gradient
-            return
-        ours = [gradient.data_ptr() for gradient in _members(self._gradients)]
-        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in self.parameters]:
-            torch._foreach_add_(self._gradients, new)  # pyright: ignore[reportPrivateImportUsage]
-            return
-        for weight, gradient in zip(self.parameters, _members(new), strict=True):  # somebody else has some
+            continue
+        ours = [gradient.data_ptr() for gradient in _members(group.gradients)]
+        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in parameters]:
+            sums += group.gradients
+            to_add += new
+            continue
+        for weight, gradient in zip(parameters, _members(new), strict=True):  # somebody else has some
             wide = gradient.to(weight.dtype)
             weight.grad = wide if weight.grad is None else weight.grad + wide
+    if fresh:
+        _copy(fresh, to_copy)
+    if sums:
+        torch._foreach_add_(sums, to_add)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Together(Function):
@@ -445,7 +465,9 @@ class _Together(Function):
         ctx.kept.saved_tensors = ctx.saved_tensors
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in upstream]
         given = [torch.stack(flat)] if ctx.joined else flat
-        to_x = ctx.group.backward(ctx.kept, given, ctx.needs_input_grad[0])
+        found: Found = []
+        to_x = ctx.group.backward(ctx.kept, given, found, ctx.needs_input_grad[0])
+        add_gradients(found)
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
