@@ -159,7 +159,8 @@ def run_captions(
     loss = each.sum(1) / labels.ne(IGNORE_INDEX).sum(1).clamp(min=1)
     seen = supervision.refinement
     cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
-    return CaptionBatch(loss.tolist(), cosine.view(seen.images, -1).mean(1).tolist(), seen, logits, labels)
+    cosines = [float(cosine[seen.image == image].mean()) for image in range(seen.images)]
+    return CaptionBatch(loss.tolist(), cosines, seen, logits, labels)
 
 
 @dataclass(frozen=True)
