@@ -51,10 +51,7 @@ def plan_row(
         The row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of the
         decoder's).
     """
-    step = step_of(kind, model[1], tower[1])
-    step = replace(
-        step, held=replace(step.held, rank=rank), text=step.text if text is None else text, basic=basic
-    )
+    step = planned_step(kind, model[1], tower[1], rank=rank, text=text, basic=basic)
     optimizers: tuple[Optimizer, ...] = (
         ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
     )
@@ -64,6 +61,15 @@ def plan_row(
         chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
     smallest = least(step, optimizers)
     return row_of(kind, model[0], tower[0], gib, batch, chosen, smallest), chosen or smallest
+
+
+def planned_step(
+    kind: Kind, decoder: DecoderSize, tower: TowerSize, *, rank: int, text: int | None, basic: bool
+) -> Step:
+    """Return a stage's step as a plan's options have it; see `plan_row`."""
+    step = step_of(kind, decoder, tower)
+    held = replace(step.held, rank=rank)
+    return replace(step, held=held, text=step.text if text is None else text, basic=basic)
 
 
 def too_many_tokens(model: tuple[str, DecoderSize], tower: TowerSize) -> str:
