@@ -21,7 +21,7 @@ def premise(
     llm: Annotated[
         list[str] | None,
         o.option(
-            "Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder. Several: a line each.",
+            "Any LLM of a family that basic-lite models lists: hub id or folder. Several: a line each.",
             default="that of --model",
             panel=o.MODEL,
         ),

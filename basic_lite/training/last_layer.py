@@ -10,16 +10,16 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from basic_lite.method.attention import alone
+from basic_lite.models.softcap import attend
 
 KEYWORD: str = "predicting_rows"
 """Name under which `forward` hands the rows through the decoder to its last layer."""
 
 _FAMILIES: frozenset[str] = frozenset(
     f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer"
-    for name in "Llama Gemma Mistral Phi3 Qwen2 Qwen3 SmolLM3 Gemma3 Olmo2 Olmo3 Granite".split()
+    for name in "Llama Gemma Mistral Phi3 Qwen2 Qwen3 SmolLM3 Gemma2 Gemma3 Olmo2 Olmo3 Granite".split()
 )
 """Classes that were read: norms before attention and MLP, after them, or both. GLM-4 and Cohere 2
 rotate neighbouring dimensions, Cohere's attention and MLP stand side by side, and Ministral 3 scales its
@@ -88,7 +88,9 @@ class _ChosenRows:
             )
         assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
-        normed_after = hasattr(self, "post_feedforward_layernorm")  # Gemma 3 and OLMo norm what is added
+        normed_after = hasattr(
+            self, "post_feedforward_layernorm"
+        )  # Gemma 2 and 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
         query, key, value = _projections(attention, normed, rows)
         if getattr(attention, "use_rope", True):  # SmolLM3 leaves it out in every fourth layer
@@ -97,7 +99,8 @@ class _ChosenRows:
             query = _rotate(query, _rows(cosine, rows), _rows(sine, rows))
             key = _rotate(key, cosine, sine)
         mask = _visible(attention_mask, rows, normed.shape[1])
-        seen, _ = sdpa_attention_forward(attention, query, key, alone(value), mask, scaling=attention.scaling)
+        cap = getattr(attention, "attn_logit_softcapping", None)
+        seen, _ = attend(attention, query, key, alone(value), mask, scaling=attention.scaling, softcap=cap)
         added, factor = attention.o_proj(seen.flatten(2)), getattr(self, "residual_multiplier", 1.0)
         added = self.post_attention_layernorm(added) if normed_after else added
         hidden = _rows(hidden_states, rows) + (added if factor == 1.0 else added * factor)
