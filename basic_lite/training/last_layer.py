@@ -88,9 +88,7 @@ class _ChosenRows:
             )
         assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
-        normed_after = hasattr(
-            self, "post_feedforward_layernorm"
-        )  # Gemma 2 and 3 and OLMo norm what is added
+        normed_after = hasattr(self, "post_feedforward_layernorm")  # Gemma 2, 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
         query, key, value = _projections(attention, normed, rows)
         if getattr(attention, "use_rope", True):  # SmolLM3 leaves it out in every fourth layer
