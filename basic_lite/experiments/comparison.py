@@ -53,7 +53,7 @@ def fingerprints(sources: Sources) -> dict[str, object]:
         "llm": read_config(sources.llm, "language model"),
         "tower": vision_config(read_config(sources.tower, "vision tower")),
     }
-    marks: dict[str, object] = {}
+    marks: dict[str, dict[str, object]] = {}
     for what, config in configs.items():
         source = getattr(sources, what)
         marks[what] = identity(source, config)
@@ -281,8 +281,8 @@ class Comparison:
 
     @property
     def _sources(self) -> Sources:
-        given = self.stage1
-        return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
+        given = _plain(self.stage1)
+        return Sources.named(given["model"], given.get("tower"), given.get("llm"))
 
     def _variants(self) -> list[Variant]:
         sources, given = self._sources, _plain(self.stage1)
@@ -485,10 +485,15 @@ class Comparison:
                 if variant.name == at_level("BASIC", level)
             }
             sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
-            level = "1" if "1" in places else sweep.levels[-1].name
-            along = {variant: drawn[at_level(variant, level)] for variant in DEMO_VARIANTS}
-            content = sweep.as_dict()
-            said = [*sweep.sentences, *curves.sentences(along, sweep.levels[0].table.baseline)]
+            ways = {
+                level.name: {variant: drawn[at_level(variant, level.name)] for variant in DEMO_VARIANTS}
+                for level in sweep.levels
+            }
+            along = ways["1" if "1" in places else sweep.levels[-1].name]
+            content, said = sweep.as_dict(), sweep.sentences
+            for level in sweep.levels:
+                baseline = level.table.baseline
+                said += [f"At {level.label}: {way}" for way in curves.sentences(ways[level.name], baseline)]
             sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
             report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(sweep))
@@ -509,7 +514,7 @@ class Comparison:
         console.print(f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md")
 
 
-def _plain(options: Mapping[str, object]) -> dict[str, object]:
+def _plain(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options as JSON takes them, without those that were not given."""
     return {
         name: str(value) if isinstance(value, Path) else value

@@ -225,7 +225,10 @@ class TextRows:
         Returns:
             `(B, 1, S)` in fp32 (fp64 for fp64 inputs); `None` where there is no text.
         """
-        with torch.autocast(query.device.type, enabled=False):  # it would narrow the maps for their sum
+        kind = query.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._attention(query, key, scaling, cap)
+        with torch.autocast(kind, enabled=False):  # it would narrow the maps for their sum
             return self._attention(query, key, scaling, cap)
 
     def _attention(
