@@ -156,9 +156,9 @@ def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float |
 def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1.0) -> tuple[Any, Any]:
     """Read an exported folder as a stranger would; returns its processor and model.
 
-    Capped logits, which LLaVA's class leaves as they are, are capped here as other readers do. `image_scale` is
-    what the folder's own readers multiply image features by, done here by hand. Raises ValueError if a tensor
-    is missing or has no place.
+    Capped logits, which LLaVA's class leaves as they are, are capped here as other readers do. `image_scale`
+    is what the folder's own readers multiply image features by, done here by hand. Raises ValueError if a
+    tensor is missing or has no place.
     """
     processor = AutoProcessor.from_pretrained(folder)
     loading: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
