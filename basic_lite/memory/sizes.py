@@ -240,6 +240,7 @@ class TowerSize:
         registers: tokens between class token and patches.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone.
         pool: side of the squares of patches that become one visual embedding each.
+        picture: height and width of the picture that is cut into tiles; `None` for the one that takes most.
     """
 
     family: str
@@ -252,6 +253,7 @@ class TowerSize:
     registers: int = 0
     tiles: int = 1
     pool: int = 1
+    picture: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -276,15 +278,21 @@ class TowerSize:
         registers = zoo.registers_of(config)
         return cls(family, depth, width, inner, size, config.patch_size, head, registers)
 
+    @property
+    def across(self) -> int:
+        """Patches along a side of the tower's input."""
+        return self.image_size // self.patch_size
+
     @cached_property
     def _image(self) -> tuple[int, int, int]:
-        """Tokens, patches and squares per image; with tiles, of the image that takes most."""
-        patches = (self.image_size // self.patch_size // self.pool) ** 2
+        """Tokens, patches and squares per image."""
+        patches = (self.across // self.pool) ** 2
         if self.tiles == 1:
             return patches, patches, 1
         from basic_lite.data.tiles import Tiling  # transformers with it, which a plan else does without
 
-        block = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool).largest()
+        tiling = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool)
+        block = tiling.largest() if self.picture is None else tiling.block(self.picture)
         return block.tokens, block.patches, block.squares
 
     @property
@@ -310,8 +318,7 @@ class TowerSize:
     @property
     def positions(self) -> int:
         """Tokens inside the tower: patches of a square and what stands in front of them."""
-        square = (self.image_size // self.patch_size) ** 2
-        return square + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
+        return self.across**2 + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
 
     @property
     def parameters(self) -> int:
@@ -397,14 +404,16 @@ def towers_named(
         pool: side of the squares of patches that become one visual embedding each.
 
     Raises:
-        ValueError: If the configuration cannot be read.
+        ValueError: If the configuration cannot be read, or a tower's patches cannot be joined so.
     """
     names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
     towers = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
         config = TOWERS.get(name) or _config(source, "vision tower")
-        towers.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
+        size = replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)
+        zoo.check_pool(pool, name, size.image_size, size.patch_size)
+        towers.append((name, size))
     return towers
 
 

@@ -438,6 +438,27 @@ def tower_family_of(model_type: str, source: str) -> TowerFamily:
     return _supported(model_type, source, "vision towers", TOWER_FAMILIES, WHY_NO_TOWER, TOWERS)
 
 
+def check_pool(pool: int, tower: str, size: int, patch: int) -> None:
+    """See that a tower's patches can be joined.
+
+    Args:
+        pool: side of the squares of patches that become one visual embedding each.
+        tower: its name.
+        size: side of its input in pixels.
+        patch: side of its patches in pixels.
+
+    Raises:
+        ValueError: If some would be left over.
+    """
+    across = size // patch
+    if across % pool or across < pool:
+        more = patch * -(-max(across, 1) // pool) * pool
+        raise ValueError(
+            f"--pool {pool} joins {pool} x {pool} patches, and {tower} has {across} a side at {size} pixels: "
+            f"add --image-size {more}, or leave --pool out"
+        )
+
+
 def _supported(
     model_type: str, source: str, what: str, families: Mapping[str, Row], why_not: dict[str, str], names: dict
 ) -> Row:
