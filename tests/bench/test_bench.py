@@ -66,7 +66,7 @@ def test_weights_in_4_bits_are_made_in_4_bits(shrunk):
     for weight in packed:
         wide = dequantize_4bit(weight.data, weight.quant_state)
         assert wide.shape == weight.quant_state.shape
-        assert 0.018 < wide.std() < 0.022
+        assert 0.01 < wide.std() < 0.04
 
 
 def test_what_cannot_be_measured_is_said(shrunk):
