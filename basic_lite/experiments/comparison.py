@@ -53,7 +53,7 @@ def fingerprints(sources: Sources) -> dict[str, object]:
         "llm": read_config(sources.llm, "language model"),
         "tower": vision_config(read_config(sources.tower, "vision tower")),
     }
-    marks: dict[str, object] = {}
+    marks: dict[str, dict[str, object]] = {}
     for what, config in configs.items():
         source = getattr(sources, what)
         marks[what] = identity(source, config)
@@ -135,7 +135,9 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     return world_in(folder)
 
 
-def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callable[[str], None]) -> None:
+def draw_signs(
+    folder: Path, seed: int, captions: int, scenes: int, size: str, say: Callable[[str], None]
+) -> None:
     """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
     stamp = {"seed": seed, "captions": captions, "held out": scenes}
     path = folder / _STAMP
@@ -143,7 +145,7 @@ def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callabl
         return
     say(f"Drawing scenes with signs, seed {seed}: {captions:,} to learn from, in {folder}")
     with complete(folder) as draft:
-        signs.write_signs(draft, seed, captions, scenes)
+        signs.write_signs(draft, seed, captions, scenes, size)
         write_json(draft / _STAMP, stamp)
 
 
@@ -281,8 +283,8 @@ class Comparison:
 
     @property
     def _sources(self) -> Sources:
-        given = self.stage1
-        return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
+        given = _plain(self.stage1)
+        return Sources.named(given["model"], given.get("tower"), given.get("llm"))
 
     def _variants(self) -> list[Variant]:
         sources, given = self._sources, _plain(self.stage1)
@@ -296,7 +298,11 @@ class Comparison:
             given.get("image_size", tower.image_size),
             tower.patch_size,
         )
-        return variants_for(self.plan, usual, given, self.defaults, self.chosen)
+        plan = self.plan
+        if self._embedded:
+            variants = {name: {**plan.embedded, **options} for name, options in plan.variants.items()}
+            plan = replace(plan, variants=variants)
+        return variants_for(plan, usual, given, self.defaults, self.chosen)
 
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
@@ -335,7 +341,7 @@ class Comparison:
         steps += self.benchmarks
         measured = self._measured(world)
         along = {"along": self._along(measured, seed)}
-        kind = "signs" if self.plan.signs and world is not None else "runs"
+        kind = self._signs if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
             varied = _plain(variant.options)
@@ -373,7 +379,7 @@ class Comparison:
         return json.dumps({**fewer, "seed": seed, "terms": False})
 
     def _world(self, seed: int, named: int | None = None) -> Path:
-        kind = "signs" if self.plan.signs else "seed"
+        kind = self._signs if self.plan.signs else "seed"
         return self.out / "worlds" / f"{kind if named is None else f'{NAMED}-{named}'}-{seed}"
 
     def _decoder(self, times: float) -> Path:
@@ -387,6 +393,11 @@ class Comparison:
         usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
         shared |= {name: getattr(pace, name) for name in usual}
         return {**shared, **_plain(self.stage1), "llm": str(self._decoder(times))}
+
+    @property
+    def _signs(self) -> str:
+        """Name of the folders of a world with signs and of its runs."""
+        return "signs" if self.plan.signs == "large" else f"{self.plan.signs}-signs"
 
     @property
     def _scenes(self) -> int:
@@ -420,7 +431,7 @@ class Comparison:
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
                     captions = scale["captions"] * MORE_SIGNS
-                    draw_signs(self._world(seed), seed, captions, self._scenes, say)
+                    draw_signs(self._world(seed), seed, captions, self._scenes, self.plan.signs, say)
                     continue
                 draw(self._world(seed), seed, scale, say)
                 for named in sorted(int(str(count)) for count in fewer):
@@ -485,10 +496,15 @@ class Comparison:
                 if variant.name == at_level("BASIC", level)
             }
             sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
-            level = "1" if "1" in places else sweep.levels[-1].name
-            along = {variant: drawn[at_level(variant, level)] for variant in DEMO_VARIANTS}
-            content = sweep.as_dict()
-            said = [*sweep.sentences, *curves.sentences(along, sweep.levels[0].table.baseline)]
+            ways = {
+                level.name: {variant: drawn[at_level(variant, level.name)] for variant in DEMO_VARIANTS}
+                for level in sweep.levels
+            }
+            along = ways["1" if "1" in places else sweep.levels[-1].name]
+            content, said = sweep.as_dict(), sweep.sentences
+            for level in sweep.levels:
+                baseline = level.table.baseline
+                said += [f"At {level.label}: {way}" for way in curves.sentences(ways[level.name], baseline)]
             sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
             report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(sweep))
@@ -509,7 +525,7 @@ class Comparison:
         console.print(f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md")
 
 
-def _plain(options: Mapping[str, object]) -> dict[str, object]:
+def _plain(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options as JSON takes them, without those that were not given."""
     return {
         name: str(value) if isinstance(value, Path) else value
