@@ -173,7 +173,7 @@ def random_teacher(decoder: PreTrainedModel, seed: int) -> PreTrainedModel:
     config = deepcopy(decoder.config)
     config._attn_implementation = softcap.implementation(config)
     if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+        delattr(config, "quantization_config")
     like = next(decoder.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ _QUERIES: int = 256
 """Fewest queries of a piece that is not the whole; keys that none of its queries can see are left out."""
 
 WORKING: float = 4.5
-"""Pieces in fp32 that backward holds: scores, attention, its gradient, their product, half of a narrow one."""
+"""Pieces in fp32 that backward holds: scores, attention, its gradient, their product, half a narrow one."""
 
 
 def queries_per_piece(rows: int, heads: int, count: int, width: int) -> int:
