@@ -170,7 +170,7 @@ class OtherTeacher:
 
 def random_teacher(decoder: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Return a decoder of the same configuration with random weights."""
-    config = deepcopy(decoder.config)
+    config: Any = deepcopy(decoder.config)
     config._attn_implementation = "sdpa"
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
