@@ -21,7 +21,7 @@ def main(
     plan: Annotated[
         str,
         typer.Argument(
-            help="layers, losses, weights, importance, target, lambda, teacher-noise, text; data, "
+            help="layers, losses, weights, importance, target, lambda, teacher-noise, text, tiles; data, "
             "rate, patches, world or space (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],

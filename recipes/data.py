@@ -58,9 +58,11 @@ def check(
         int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.", callback=o.within(1))
     ] = TOKENS_PER_IMAGE,
     tiles: o.TilesOption = 1,
+    pool: o.PoolOption = 1,
     tower: Annotated[
-        str, typer.Option(help="With --tiles, whose squares they are: name, folder or hub id.")
+        str, typer.Option(help="With --tiles, --pool or --image-size: name, folder or hub id.")
     ] = "clip-l-336",
+    image_size: o.ImageSizeOption = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -121,10 +123,11 @@ def check(
     template = template or ("plain" if stage == 1 else None)
     processes, tiling = cores() if workers is None else workers, None
     try:
+        if tiles > 1 or pool > 1 or image_size is not None:
+            ((_, size),) = towers_named(tower, image_size, False, 1, pool)
+            tokens_per_image = size.tokens
         if tiles > 1:
-            ((_, size),) = towers_named(tower, None, False)
-            tiling = Tiling.up_to(tiles, size.image_size, size.patch_size)
-            tokens_per_image = tiling.across**2
+            tiling = Tiling.up_to(tiles, size.image_size, size.patch_size * pool)
             # Of an LLM by name the context is known, and limits a row as in training.
             decoder = SimpleNamespace(**zoo.DECODER_CONFIGS.get(tokenizer or "", {}))
             max_length = longest_with(tiling, max_length, decoder)

@@ -37,7 +37,8 @@ def main(
 ) -> None:
     """Predict memory and time of each stage, and what fits a card. Loads and downloads nothing.
 
-    Of one model also what evaluation, chat and export need, and how many prompts a card answers at once.
+    Of one model also what evaluation, chat and export need, and how many prompts a card answers at once; with
+    --tiles or --pool also what 1, 4 and 9 tiles cost.
 
     Examples:
 
@@ -55,7 +56,7 @@ def main(
     from dataclasses import asdict
 
     from basic_lite.console import command_console
-    from basic_lite.memory import choice, inference, sizes, speed, tables
+    from basic_lite.memory import choice, inference, resolution, sizes, speed, tables
 
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
@@ -90,10 +91,19 @@ def main(
             print(*(encoder.dumps(asdict(row)) for row in uses), sep="\n")
         else:
             console.print(tables.inference_table(uses), "")
+    for kind in tables.kinds_of(stage) if len(models) == 1 and (tiles > 1 or pool > 1) else []:
+        for named in towers:
+            ways = resolution.resolutions(kind, models[0], named, asked)
+            if json:
+                print(*(encoder.dumps(asdict(row)) for row in ways), sep="\n")
+            else:
+                console.print(resolution.resolution_table(ways), "")
     if json:
         return
     if len(models) > 1:
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
     refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
     basis = "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic."
-    console.print(*filter(None, refused), *remedies, basis, sep="\n")
+    hint = "--tiles 4 shows what a picture in tiles costs, for text and small things."
+    hints = [hint if tiles == pool == 1 else resolution.LEGEND] if len(models) == 1 else []
+    console.print(*filter(None, refused), *remedies, *hints, basis, sep="\n")

@@ -135,7 +135,9 @@ def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], No
     return world_in(folder)
 
 
-def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callable[[str], None]) -> None:
+def draw_signs(
+    folder: Path, seed: int, captions: int, scenes: int, size: str, say: Callable[[str], None]
+) -> None:
     """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
     stamp = {"seed": seed, "captions": captions, "held out": scenes}
     path = folder / _STAMP
@@ -143,7 +145,7 @@ def draw_signs(folder: Path, seed: int, captions: int, scenes: int, say: Callabl
         return
     say(f"Drawing scenes with signs, seed {seed}: {captions:,} to learn from, in {folder}")
     with complete(folder) as draft:
-        signs.write_signs(draft, seed, captions, scenes)
+        signs.write_signs(draft, seed, captions, scenes, size)
         write_json(draft / _STAMP, stamp)
 
 
@@ -296,7 +298,11 @@ class Comparison:
             given.get("image_size", tower.image_size),
             tower.patch_size,
         )
-        return variants_for(self.plan, usual, given, self.defaults, self.chosen)
+        plan = self.plan
+        if self._embedded:
+            variants = {name: {**plan.embedded, **options} for name, options in plan.variants.items()}
+            plan = replace(plan, variants=variants)
+        return variants_for(plan, usual, given, self.defaults, self.chosen)
 
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
@@ -335,7 +341,7 @@ class Comparison:
         steps += self.benchmarks
         measured = self._measured(world)
         along = {"along": self._along(measured, seed)}
-        kind = "signs" if self.plan.signs and world is not None else "runs"
+        kind = self._signs if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
             varied = _plain(variant.options)
@@ -373,7 +379,7 @@ class Comparison:
         return json.dumps({**fewer, "seed": seed, "terms": False})
 
     def _world(self, seed: int, named: int | None = None) -> Path:
-        kind = "signs" if self.plan.signs else "seed"
+        kind = self._signs if self.plan.signs else "seed"
         return self.out / "worlds" / f"{kind if named is None else f'{NAMED}-{named}'}-{seed}"
 
     def _decoder(self, times: float) -> Path:
@@ -387,6 +393,11 @@ class Comparison:
         usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
         shared |= {name: getattr(pace, name) for name in usual}
         return {**shared, **_plain(self.stage1), "llm": str(self._decoder(times))}
+
+    @property
+    def _signs(self) -> str:
+        """Name of the folders of a world with signs and of its runs."""
+        return "signs" if self.plan.signs == "large" else f"{self.plan.signs}-signs"
 
     @property
     def _scenes(self) -> int:
@@ -420,7 +431,7 @@ class Comparison:
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
                     captions = scale["captions"] * MORE_SIGNS
-                    draw_signs(self._world(seed), seed, captions, self._scenes, say)
+                    draw_signs(self._world(seed), seed, captions, self._scenes, self.plan.signs, say)
                     continue
                 draw(self._world(seed), seed, scale, say)
                 for named in sorted(int(str(count)) for count in fewer):

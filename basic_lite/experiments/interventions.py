@@ -24,7 +24,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement, Weighting
-from basic_lite.models import converted, repository
+from basic_lite.models import converted, repository, softcap
 from basic_lite.models.parts import Parts, embedding_of
 
 KINDS = ("none", "noise", "shuffled", "teacher")
@@ -170,10 +170,10 @@ class OtherTeacher:
 
 def random_teacher(decoder: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Return a decoder of the same configuration with random weights."""
-    config: Any = deepcopy(decoder.config)
-    config._attn_implementation = "sdpa"
+    config = deepcopy(decoder.config)
+    config._attn_implementation = softcap.implementation(config)
     if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+        delattr(config, "quantization_config")
     like = next(decoder.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -192,7 +192,6 @@ def load_teacher(source: str, decoder: PreTrainedModel) -> PreTrainedModel:
         made = AutoModel.from_pretrained(
             converted.safetensors_folder(source),
             dtype=like.dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:

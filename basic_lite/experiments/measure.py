@@ -160,7 +160,8 @@ def run_captions(
     seen = supervision.refinement
     assert seen is not None, "the rows have pictures"
     cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
-    return CaptionBatch(loss.tolist(), cosine.view(seen.images, -1).mean(1).tolist(), seen, logits, labels)
+    cosines = [float(cosine[seen.image == image].mean()) for image in range(seen.images)]
+    return CaptionBatch(loss.tolist(), cosines, seen, logits, labels)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import get_args
 
+from basic_lite.data.world.render import SIDE
 from basic_lite.data.world.scenes import COLOURS
 from basic_lite.method.targets import RAW, TargetKind
 from basic_lite.method.types import Importance, Weighting
@@ -50,7 +51,9 @@ class Plan:
         asks: the question, in a sentence.
         variants: name of each variant and how it differs.
         baseline: the variant that all others are compared with.
-        signs: trained and measured in the world of scenes with signs to read.
+        signs: trained and measured in the world of scenes with signs to read, of this size; empty in the
+            usual world.
+        embedded: what all variants have in the embedded world.
         levels: for a sweep, label and options of each level; its variants are plain and BASIC at every
             level, and each level's BASIC is compared with that level's plain.
     """
@@ -59,7 +62,8 @@ class Plan:
     asks: str
     variants: Mapping[str, Options]
     baseline: str
-    signs: bool = False
+    signs: str = ""
+    embedded: Options = field(default_factory=dict)
     levels: Mapping[str, Options] = field(default_factory=dict)
 
     @classmethod
@@ -144,7 +148,15 @@ _TEXT = Plan(
     "Does L_sds blur text, and does it help to leave text out?",
     {"plain": PLAIN, "basic": {}, "basic, not on text": {"sds_text": "skip"}},
     baseline="plain",
-    signs=True,
+    signs="large",
+)
+_TILES = Plan(
+    "tiles",
+    "Do tiles read what one picture is too small for?",
+    {"one picture": {}, "tiles": {"tiles": 4}, "tiles, pooled": {"tiles": 4, "pool": 2}},
+    baseline="one picture",
+    signs="small",
+    embedded={"image_size": SIDE // 2},  # its pictures hold twice as much
 )
 
 
@@ -180,7 +192,7 @@ DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
 PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
-        *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT),
+        *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT, _TILES),
         *(_DATA, _RATE, _PATCHES, _WORLD, _SPACE),
     )
 }

@@ -26,13 +26,14 @@ TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.
 _WHOLE_NORMS = ("olmo2", "olmo3")
 """Families that normalise query and key over all heads at once."""
 
-_AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
+_AFTER = ("olmo2", "olmo3", "gemma2", "gemma3_text", "glm4")
 """Families with a norm after attention and one after the MLP."""
 
 _STREAMLINED = ("llama", "mistral", "qwen2", "gemma", "phi3")
 """Families whose layers train in few operations (`models.decoder_layer`)."""
 
-FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
+FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "olmo2")
+FUSABLE += ("olmo3",)
 """Families for which Liger has modules (see `training.liger`)."""
 
 
@@ -74,6 +75,7 @@ class DecoderSize:
         windowed: layers with a sliding window.
         partial: only a part of each head is rotated.
         positions: tokens of the longest row; `None` where it is not known.
+        capped: attention scores have a soft cap, so that sdpa's kernels do not run (`models.softcap`).
     """
 
     family: str
@@ -89,6 +91,7 @@ class DecoderSize:
     windowed: int = 0
     partial: bool = False
     positions: int | None = field(default=None, compare=False)
+    capped: bool = False
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
@@ -116,6 +119,7 @@ class DecoderSize:
             windowed=0 if window is None else _layers_with_a_window(config, family),
             partial=any(share not in (None, 1.0) for share in shares),
             positions=getattr(config, "max_position_embeddings", None),
+            capped=zoo.FAMILIES[family].attention_cap is not None,
         )
 
     @property
@@ -213,10 +217,11 @@ class DecoderSize:
 
 
 def _layers_with_a_window(config: PretrainedConfig | SimpleNamespace, family: str) -> int:
-    """Count them by `layer_types`; without these, all are alike but for Gemma-3's every sixth."""
+    """Count them by `layer_types`; without these, all but each second (Gemma 2) or sixth (Gemma 3)."""
     kinds, depth = getattr(config, "layer_types", None), config.num_hidden_layers
     if kinds is None:
-        return depth - depth // 6 if family == "gemma3_text" else depth
+        every = {"gemma2": 2, "gemma3_text": 6}.get(family)
+        return depth - depth // every if every else depth
     return sum(kind == "sliding_attention" for kind in kinds)
 
 
@@ -235,6 +240,7 @@ class TowerSize:
         registers: tokens between class token and patches.
         tiles: most tiles of a picture beside its whole; 1 for the picture alone.
         pool: side of the squares of patches that become one visual embedding each.
+        picture: height and width of the picture that is cut into tiles; `None` for the one that takes most.
     """
 
     family: str
@@ -247,6 +253,7 @@ class TowerSize:
     registers: int = 0
     tiles: int = 1
     pool: int = 1
+    picture: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -271,15 +278,21 @@ class TowerSize:
         registers = zoo.registers_of(config)
         return cls(family, depth, width, inner, size, config.patch_size, head, registers)
 
+    @property
+    def across(self) -> int:
+        """Patches along a side of the tower's input."""
+        return self.image_size // self.patch_size
+
     @cached_property
     def _image(self) -> tuple[int, int, int]:
-        """Tokens, patches and squares per image; with tiles, of the image that takes most."""
-        patches = (self.image_size // self.patch_size // self.pool) ** 2
+        """Tokens, patches and squares per image."""
+        patches = (self.across // self.pool) ** 2
         if self.tiles == 1:
             return patches, patches, 1
         from basic_lite.data.tiles import Tiling  # transformers with it, which a plan else does without
 
-        block = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool).largest()
+        tiling = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool)
+        block = tiling.largest() if self.picture is None else tiling.block(self.picture)
         return block.tokens, block.patches, block.squares
 
     @property
@@ -305,8 +318,7 @@ class TowerSize:
     @property
     def positions(self) -> int:
         """Tokens inside the tower: patches of a square and what stands in front of them."""
-        square = (self.image_size // self.patch_size) ** 2
-        return square + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
+        return self.across**2 + zoo.TOWER_FAMILIES[self.family].prefix_tokens + self.registers
 
     @property
     def parameters(self) -> int:
@@ -392,14 +404,16 @@ def towers_named(
         pool: side of the squares of patches that become one visual embedding each.
 
     Raises:
-        ValueError: If the configuration cannot be read.
+        ValueError: If the configuration cannot be read, or a tower's patches cannot be joined so.
     """
     names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
     towers = []
     for name in names:
         source = zoo.TOWERS[name].hub_id if name in zoo.TOWERS else name
         config = TOWERS.get(name) or _config(source, "vision tower")
-        towers.append((name, replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)))
+        size = replace(TowerSize.of(config, image_size, name), tiles=tiles, pool=pool)
+        zoo.check_pool(pool, name, size.image_size, size.patch_size)
+        towers.append((name, size))
     return towers
 
 

@@ -326,13 +326,7 @@ def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
         return
     native = native_size(read_processor(sources.tower, tower), tower)
     size = native if sources.image_size is None else sources.image_size
-    across = size // tower.patch_size
-    if across % sources.pool or across < sources.pool:
-        more = tower.patch_size * -(-max(across, 1) // sources.pool) * sources.pool
-        raise ValueError(
-            f"--pool {sources.pool} joins {sources.pool} x {sources.pool} patches, and {sources.tower} has "
-            f"{across} a side at {size} pixels: add --image-size {more}, or leave --pool out"
-        )
+    zoo.check_pool(sources.pool, sources.tower, size, tower.patch_size)
 
 
 def longest_with(tiling: Tiling, max_length: int, decoder: object) -> int:

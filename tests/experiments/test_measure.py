@@ -84,6 +84,19 @@ def test_every_figure_is_that_of_the_row_alone(data):
             assert measures[name].values[row] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
+def test_pictures_of_different_tiles_count_alike(data, tmp_path):
+    """Each picture's cosine is the mean over its own patches, of which another has more."""
+    assembled, rows = tiny_assembled(tiles=4), json.loads((data / "rows.json").read_text())[:3]
+    for row, size in zip(rows, [(40, 44), (24, 60), (90, 31)], strict=True):
+        Image.open(data / row["image"]).resize(size).save(tmp_path / row["image"])
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    where = (str(tmp_path / "rows.json"), str(tmp_path), 99, "rows")
+    together, alone = (measure_rows(assembled, rows_of_file(assembled, *where, size=n)) for n in (3, 1))
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.values == pytest.approx(theirs.values, rel=1e-4, abs=1e-6), ours.name
+    assert len({round(value, 4) for value in together[1].values}) == 3
+
+
 def test_without_the_terms_the_rest_is_the_same(data):
     """As along the way, where attention need not be read."""
     assembled, where = tiny_assembled(), (str(data / "rows.json"), str(data), 99, "rows")

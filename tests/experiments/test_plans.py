@@ -23,7 +23,9 @@ def test_variants_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path)
     assert plan.baseline in plan.variants or plan.levels
     for variant in variants_for(plan, Usual(8), {}, DEFAULTS):
         assert set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
-        assert set(variant.options) <= ({*DEFAULTS, *NO_OPTIONS} if plan.levels else set(METHOD))
+        assert set(variant.options) <= (
+            {*DEFAULTS, *NO_OPTIONS} if plan.levels or plan.embedded else set(METHOD)
+        )
         options = DEFAULTS | dict(variant.options)
         method = Method(**{field.name: options[field.name] for field in fields(Method)})
         given = {"stage": 1, "out": tmp_path, "learning_rate": 1e-3, "global_batch": 8, "micro_batch": 8}

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 from command import run
+from tiny import tiny_assembled
 
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.rows import ImageRef, Sample
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.tiles import Tiling
 from basic_lite.memory.choice import step_of
 from basic_lite.memory.peak import peak
+from basic_lite.memory.resolution import PICTURES
 from basic_lite.memory.sizes import projector_parameters, published_decoder, towers_named
 from basic_lite.memory.speed import flops_per_sample
 from basic_lite.memory.tables import plan_row, stage_table
@@ -66,7 +72,7 @@ def test_a_picture_of_more_tokens_than_the_decoder_reads_is_no_plan(tmp_path):
     rows = run("plan", "--model", "vicuna-7b", "--tiles", 9, "--gpu", 80, "--json", cwd=tmp_path).stdout
     assert [json.loads(row).get("micro_batch") for row in rows.splitlines()][:3] == [None] * 3
     for more in (("--tiles", 4), ("--tiles", 9, "--pool", 2)):
-        assert "too many" not in run("plan", "--model", "vicuna-7b", *more, cwd=tmp_path).stdout
+        assert ": too many" not in run("plan", "--model", "vicuna-7b", *more, cwd=tmp_path).stdout
 
 
 def test_the_table_names_the_tokens():
@@ -75,3 +81,63 @@ def test_the_table_names_the_tokens():
     table = stage_table("stage1", [plan_row("stage1", model, towers[0], 24)])
     cells = [[*column.cells] for column in table.columns]
     assert dict(zip(*cells, strict=True))["its tokens"] == "2,928"
+
+
+PHOTO = {1: 576, 4: 576 + 36 * 49, 9: 576 + 36 * 49}
+PAGE = {1: 576, 4: 576 + 48 * 35, 9: 576 + 72 * 51}
+PHOTO_POOLED = {1: 144, 4: 144 + 18 * 25, 9: 144 + 18 * 25}
+PAGE_POOLED = {1: 144, 4: 144 + 24 * 17, 9: 144 + 36 * 27}
+"""Tokens by tiles: 640 x 480 pixels become 48 x 36 patches in 2 x 2 tiles, also where there may be 9;
+1240 x 1754 become 34 x 48 in 2 x 2, and 50 x 72 in 3 x 3 (an odd line of border stays)."""
+
+
+def test_the_cost_of_a_resolution_is_the_one_of_the_rows_that_training_makes(tmp_path):
+    said = run("plan", "--model", "vicuna-7b", "--tiles", 4, "--stage", 1, "--json", cwd=tmp_path).stdout
+    rows = [row for row in map(json.loads, said.splitlines()) if "times" in row]
+    assert [(row["pool"], row["tiles"]) for row in rows] == [(p, t) for p in (1, 2) for t in (1, 4, 9)]
+    for row, photo, page in zip(
+        rows, [*PHOTO.values(), *PHOTO_POOLED.values()], [*PAGE.values(), *PAGE_POOLED.values()], strict=True
+    ):
+        assert (row["tokens"]["photo"], row["tokens"]["page"]) == (photo, page)
+        tower = step(tiles=row["tiles"], pool=row["pool"]).tower
+        assert row["tokens"]["most"] == tower.tokens
+        assert row["fits"] == (tower.tokens < 4096)
+    one, four = rows[:2]
+    assert one["times"] == {"photo": 1, "page": 1, "most": 1}
+    of_four = sum(flops_per_sample(step(tiles=4)).values()) / sum(flops_per_sample(step()).values())
+    assert four["times"]["most"] == pytest.approx(of_four, abs=0.005)
+    assert one["times"]["photo"] < four["times"]["photo"] < four["times"]["most"]
+    assert four["peak_gb"] == pytest.approx(
+        sum(peak(replace(step(tiles=4), micro_batch=1)).values()) / 1e9, abs=0.005
+    )
+
+
+@pytest.mark.parametrize("size", [(480, 640), (1754, 1240)])
+@pytest.mark.parametrize("tiles", [4, 9])
+def test_the_tokens_of_a_picture_are_those_that_its_row_takes(size, tiles):
+    """As training's encoder counts them, and as LLaVA-NeXT's processor does."""
+    tower = step(tiles=tiles, picture=size).tower
+    tiling = Tiling.up_to(tiles, 336, 14)
+    assembled = tiny_assembled()
+    image = assembled.image_token_id
+    encoder = TextEncoder(TEMPLATES["plain"], assembled.tokenizer, image, 576, None, tiling)
+    turns = [("user", "<image>"), ("assistant", "a page")]
+    row = encoder(Sample("0", (ImageRef("page.png"),), turns), [size])
+    assert row.input_ids.count(image) == tower.tokens
+    assert (tower.patches, tower.squares) == (tiling.block(size).patches, tiling.block(size).squares)
+
+
+def test_patches_that_cannot_be_joined_are_refused(tmp_path):
+    said = run(
+        "plan", "--model", "vicuna-7b", "--tower", "siglip-so400m-384", "--pool", 2, cwd=tmp_path, expect=2
+    )
+    assert "has 27 a side at 384 pixels: add --image-size 392, or leave --pool out" in said.stderr
+
+
+def test_a_plan_shows_what_tiles_cost_of_each_stage(tmp_path):
+    said = run("plan", "--model", "vicuna-7b", "--tiles", 9, "--pool", 2, "--gpu", 24, cwd=tmp_path).stdout
+    for stage in ("stage1", "stage2 --lora", "stage2"):
+        assert f"{stage}: tokens of a picture, GB of a pass of one row, operations per sample" in said
+    assert said.count("too many") == 3  # 9 tiles without --pool, in each
+    height, width = PICTURES["photo"]
+    assert f"photo: {width} x {height} pixels; page: {' x '.join(map(str, PICTURES['page'][::-1]))};" in said

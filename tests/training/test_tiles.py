@@ -15,7 +15,7 @@ from PIL import Image
 from processes import finish, launch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import tiny_assembled, tower_folder
+from tiny import llm_folder, tiny_assembled, tower_folder
 
 from basic_lite import chat, files
 from basic_lite.analysis.inspection import InspectionSettings, inspect_layers
@@ -191,6 +191,26 @@ def test_the_check_finds_the_rows_that_are_too_long_with_tiles(sized, tmp_path):
     assert "20 rows in" in run(*command, "--images", sized, cwd=tmp_path).stdout
     refused = run(*command, cwd=tmp_path, expect=2).stderr
     assert "error: --tiles go by the pictures' sizes: add --images FOLDER" in refused
+
+
+def test_the_check_counts_joined_patches_as_training_does(sized, tmp_path):
+    assembled = tiny_assembled(tiles=4, image_size=32, pool=2)
+    rows = open_rows(sized / "instruct.json")
+    rows.sizes = tiles.picture_sizes(rows)
+    dataset = assembled.supervised(rows, assembled.template, assembled.transform("pad"), max_length=None)
+    lengths = [len(dataset[row]["input_ids"]) for row in range(len(rows))]
+    limit = sorted(lengths)[-4]
+    assert limit < max(lengths)
+    more = assembled.tiling.largest().tokens - assembled.tokens_per_image  # which tiles may take on top
+    command = ("data", "check", sized / "instruct.json", "--images", sized, "--report", "found.json")
+    command += ("--tower", tower_folder(), "--tokenizer", llm_folder(), "--max-length", limit - more)
+    pooled = ("--tiles", 4, "--pool", 2, "--image-size", 32)
+    run(*command, *pooled, cwd=tmp_path, expect=1)
+    found = json.loads((tmp_path / "found.json").read_text())["findings"]
+    cut = {row["row"] for row in found if row["code"] in ("too_long", "no_supervision")}
+    assert cut == {row for row, length in enumerate(lengths) if length > limit}
+    said = run(*command, *pooled[:4], cwd=tmp_path, expect=2).stderr
+    assert "has 3 a side at 24 pixels: add --image-size 32, or leave --pool out" in said
 
 
 @pytest.mark.slow

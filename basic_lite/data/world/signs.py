@@ -11,6 +11,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -23,11 +24,29 @@ WORDS: tuple[str, ...] = ("red", "blue", "green", "black", "star", "ring", "hear
 HELD_OUT: str = "held_out.json"
 """Rows to measure on, in a world's folder."""
 
-_COLUMNS, _ROWS = (0, 3, 5), (0, 3, 6)
-"""Where a sign begins in each column and row of the grid, in patches."""
 
-_WIDTH, _HEIGHT = 3, 2
-"""Of a sign, in patches."""
+class Plates(NamedTuple):
+    """Where signs of one size can be, in patches.
+
+    Attributes:
+        width: of a sign.
+        height: of a sign.
+        columns: where it begins in each column of the grid.
+        rows: where it begins in each row.
+    """
+
+    width: int
+    height: int
+    columns: tuple[int, int, int]
+    rows: tuple[int, int, int]
+
+
+PLATES: dict[str, Plates] = {
+    "large": Plates(3, 2, (0, 3, 5), (0, 3, 6)),
+    # In one quarter of the picture, as tiles cut it, and in one patch where the picture is brought to half
+    # the size. It may stand in front of the edge of a thing.
+    "small": Plates(2, 2, (0, 4, 6), (0, 4, 6)),
+}
 
 
 @dataclass(frozen=True)
@@ -38,30 +57,33 @@ class Sign:
         word: one of `WORDS`.
         row: of its cell.
         column: of its cell.
+        plates: its size, and where it stands in its cell.
     """
 
     word: str
     row: int
     column: int
+    plates: Plates = PLATES["large"]
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom in pixels of the picture; right and bottom are outside."""
-        left, top = _COLUMNS[self.column] * PATCH, _ROWS[self.row] * PATCH
-        return left, top, left + _WIDTH * PATCH, top + _HEIGHT * PATCH
+        plates = self.plates
+        left, top = plates.columns[self.column] * PATCH, plates.rows[self.row] * PATCH
+        return left, top, left + plates.width * PATCH, top + plates.height * PATCH
 
     @property
     def patches(self) -> list[int]:
         """The patches that it covers, row by row."""
-        grid, top, left = SIDE // PATCH, _ROWS[self.row], _COLUMNS[self.column]
-        return [(top + row) * grid + left + column for row in range(_HEIGHT) for column in range(_WIDTH)]
+        left, top, right, bottom = (edge // PATCH for edge in self.box)
+        return [row * (SIDE // PATCH) + column for row in range(top, bottom) for column in range(left, right)]
 
 
-def put_sign(scene: Scene, rng: random.Random) -> Sign:
-    """Return a sign for a free cell of a scene."""
+def put_sign(scene: Scene, rng: random.Random, size: str = "large") -> Sign:
+    """Return a sign of a size of `PLATES` for a free cell of a scene."""
     taken = {(thing.row, thing.column) for thing in scene.things}
     free = [(row, column) for row in range(3) for column in range(3) if (row, column) not in taken]
-    return Sign(rng.choice(WORDS), *rng.choice(free))
+    return Sign(rng.choice(WORDS), *rng.choice(free), PLATES[size])
 
 
 def render_with(scene: Scene, sign: Sign) -> Image.Image:
@@ -79,7 +101,7 @@ def render_with(scene: Scene, sign: Sign) -> Image.Image:
     return image
 
 
-def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
+def write_signs(folder: Path, seed: int, captions: int, held_out: int, size: str = "large") -> None:
     """Write `stage1.json`, `held_out.json` and their pictures.
 
     Args:
@@ -87,13 +109,14 @@ def write_signs(folder: Path, seed: int, captions: int, held_out: int) -> None:
         seed: of every scene, sign and sentence.
         captions: rows to train on.
         held_out: rows to measure on, each with a pair of colour and shape that training never shows.
+        size: of the signs, of `PLATES`.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, count, new in (("stage1.json", captions, False), (HELD_OUT, held_out, True)):
         rng, rows = random.Random(f"signs {seed} {name}"), []
         for number in range(count):
             scene = sample_scene(rng, held_out=new)
-            sign = put_sign(scene, rng)
+            sign = put_sign(scene, rng, size)
             row = f"{'new' if new else 'sign'}_{number:05d}"
             render_with(scene, sign).save(folder / "images" / f"{row}.png")
             turns = [{"from": "human", "value": "<image>\nRead the sign."}]

@@ -11,14 +11,15 @@ import pytest
 from basic_lite.data.world.parts import DECODER
 from basic_lite.data.world.render import PATCH, SIDE, render
 from basic_lite.data.world.scenes import sample_scene
-from basic_lite.data.world.signs import WORDS, put_sign, render_with, write_signs
+from basic_lite.data.world.signs import PLATES, WORDS, Sign, put_sign, render_with, write_signs
 
 
+@pytest.mark.parametrize("size", PLATES)
 @pytest.mark.parametrize("seed", range(8))
-def test_a_sign_changes_its_own_patches_and_covers_no_thing(seed):
+def test_a_sign_changes_its_own_patches_and_covers_no_thing(seed, size):
     rng = random.Random(seed)
     scene = sample_scene(rng)
-    sign = put_sign(scene, rng)
+    sign = put_sign(scene, rng, size)
     plain, signed = (
         np.asarray(image).astype(int) for image in (render(scene).image, render_with(scene, sign))
     )
@@ -29,6 +30,15 @@ def test_a_sign_changes_its_own_patches_and_covers_no_thing(seed):
     left, top, right, bottom = sign.box
     assert 0 <= left < right <= SIDE
     assert 0 <= top < bottom <= SIDE
+
+
+def test_a_small_sign_is_in_one_tile_and_in_one_patch_of_half_the_size():
+    for row in range(3):
+        for column in range(3):
+            left, top, right, bottom = Sign("red", row, column, PLATES["small"]).box
+            for first, end in ((left, right), (top, bottom)):
+                assert first // (SIDE // 2) == (end - 1) // (SIDE // 2)
+                assert (first % (2 * PATCH), end - first) == (0, 2 * PATCH)
 
 
 def test_words_look_different():
