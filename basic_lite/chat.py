@@ -30,17 +30,9 @@ HELP: str = (
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: smallest share of probability that is drawn from, of 1.
-        seed: of the draws: the same conversation gets the same answers; `None` for new ones.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
+    temperature: float = 0.0  # divides the logits; 0 takes the likeliest token
+    top_p: float = 1.0  # smallest share of probability that is drawn from, of 1
+    seed: int | None = None  # of the draws: the same conversation gets the same answers; `None` for new ones
 
     def options(self, stops: list[int], pad: int, longest: int, never: Sequence[int]) -> dict[str, Any]:
         """Return `generate`'s options; arguments as `models.generate.greedily`."""
@@ -70,31 +62,18 @@ class Chat:
         sampling: Sampling = Sampling(),
         lock: threading.Lock | None = None,
     ) -> None:
-        """Start an empty conversation.
-
-        Args:
-            assembled: the run.
-            max_new_tokens: most tokens of an answer.
-            sampling: how tokens are drawn.
-            lock: held while the model answers; conversations with one model share it.
-        """
+        """Start an empty conversation; `lock` is held while the model answers, shared by all that use it."""
         self.assembled, self.max_new_tokens, self.sampling = assembled, max_new_tokens, sampling
         self.lock = lock or threading.Lock()
         for_inference(assembled.model)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
         self.turns: list[Turn] = []
         self.shown: list[Picture] = []
         self.waiting: list[Picture] = []
 
     def show(self, path: Path) -> None:
-        """Put a picture in front of the next message.
-
-        Raises:
-            ValueError: If it is missing or does not decode.
-        """
         try:
             picture = open_picture(path)
         except RowFault as error:
@@ -104,17 +83,11 @@ class Chat:
         self.waiting.append(Picture(path, transform(picture), (picture.height, picture.width)))
 
     def say(self, text: str) -> Iterator[str]:
-        """Answer a message, piece by piece.
+        """Answer a message, piece by piece: as soon as its tokens are complete words.
 
         An answer that is cut off (Ctrl-C, or the iterator is closed) is forgotten with its message; the
-        pictures wait for the next. The model then stops at its next token.
-
-        Yields:
-            Pieces of the answer, once their tokens are complete words.
-
-        Raises:
-            ValueError: If the message is no text, or the conversation no longer fits into what the decoder
-                was made for.
+        pictures wait for the next. The model then stops at its next token. Raises ValueError if the message
+        is no text, or the conversation no longer fits into what the decoder was made for.
         """
         assembled: Any = self.assembled
         model = assembled.model
@@ -173,11 +146,7 @@ class Chat:
             self.shown, self.waiting = self.shown + self.waiting, []
 
     def save(self, path: Path) -> None:
-        """Write the conversation as messages of OpenAI's shape, with the files of its pictures.
-
-        Raises:
-            ValueError: If nothing was said yet, or the file exists.
-        """
+        """Write the conversation as messages of OpenAI's shape, with the files of its pictures."""
         if not self.turns:
             raise ValueError("there is no conversation to save yet")
         if path.exists():
@@ -210,13 +179,7 @@ class _Left(StoppingCriteria):
 
 
 def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> None:
-    """Take messages and commands line by line until they end.
-
-    Args:
-        chat: the conversation.
-        lines: what the user types.
-        write: shows text as it comes, without adding a newline.
-    """
+    """Take messages and commands line by line until they end; `write` adds no newline."""
     for line in lines:
         words = line.strip()
         command, _, argument = words.partition(" ")
@@ -262,11 +225,7 @@ UPLOAD: str = "20mb"
 
 
 def check_gradio() -> None:
-    """Look whether the page can be made, before a model is loaded.
-
-    Raises:
-        ValueError: If gradio is not installed.
-    """
+    """Raise ValueError if gradio is not installed, before a model is loaded."""
     if importlib.util.find_spec("gradio") is None:
         raise ValueError(
             "--web needs gradio, which is not installed here: pip install gradio (6.x; in a checkout: "
@@ -287,14 +246,8 @@ def recalled(
     one reader says is held where another reader's answer could find it. A message without answer (a
     `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the next.
 
-    Args:
-        assembled: the model.
-        history: messages as gradio keeps them, `{"role", "content"}`. The content is a text or a list of
-            texts (bare, or `{"text"}`) and pictures (`{"path"}` from a client, `{"file": {"path"}}` from a
-            browser).
-        max_new_tokens: of an answer.
-        sampling: how tokens are drawn.
-        lock: held while the model answers; pages share one.
+    The content of a message of `history` is a text or a list of texts (bare, or `{"text"}`) and pictures
+    (`{"path"}` from a client, `{"file": {"path"}}` from a browser).
     """
     chat, asked = Chat(assembled, max_new_tokens, sampling, lock), ""
     for message in history:
@@ -325,14 +278,7 @@ def _parts(content: str | Sequence[Any]) -> tuple[str, list[Path]]:
 
 
 def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampling) -> Any:
-    """Return the page, a `gradio.ChatInterface`, not yet served.
-
-    Args:
-        assembled: the run.
-        title: of the page.
-        max_new_tokens: of an answer.
-        sampling: what the page's controls start with.
-    """
+    """Return the page, a `gradio.ChatInterface`, not yet served; its controls start with `sampling`."""
     import gradio  # pyright: ignore[reportMissingImports]
 
     lock = threading.Lock()
@@ -340,7 +286,6 @@ def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampli
     def reply(
         message: dict[str, Any], history: list[dict[str, Any]], temperature: float, top_p: float, seed: float
     ) -> Iterator[str]:
-        """Answer a message with its pictures, word by word."""
         answer = ""
         try:
             drawn = Sampling(temperature, top_p, None if seed < 0 else int(seed))
@@ -386,7 +331,6 @@ class SameOrigin:
     """
 
     def __init__(self, app: Any) -> None:
-        """Stand in front of an ASGI application."""
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -413,22 +357,7 @@ def serve(
     sampling: Sampling = Sampling(),
     wait: bool = True,
 ) -> Any:
-    """Show the page on this machine until Ctrl-C.
-
-    Args:
-        assembled: the run.
-        title: of the page.
-        port: where.
-        max_new_tokens: of an answer.
-        sampling: what the page's controls start with.
-        wait: return only when the page is closed.
-
-    Returns:
-        The page; `close()` ends it.
-
-    Raises:
-        ValueError: If the port is taken.
-    """
+    """Show the page on this machine until Ctrl-C, or return it, to be closed, where `wait` is false."""
     import gradio  # pyright: ignore[reportMissingImports]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]  # gradio has it
 

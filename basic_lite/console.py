@@ -48,12 +48,7 @@ def silence_libraries() -> None:
 
 
 def progress_bar(console: Console, *, transient: bool = False) -> Progress:
-    """Return a progress display with a count, the time used and the time left.
-
-    Args:
-        console: where it is shown.
-        transient: nothing stays when it ends; where no terminal is, nothing is shown at all.
-    """
+    """Return a progress display; a transient one is gone when it ends, and not shown where no terminal is."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -158,13 +153,7 @@ def aside() -> Iterator[None]:
 
 
 def write_into(folder: Path) -> None:
-    """Let messages of other libraries, also those that came before, go to `OTHER_LOG` in a folder.
-
-    Outside `aside` nothing happens.
-
-    Args:
-        folder: made when there is something to write.
-    """
+    """Let messages of other libraries, earlier ones too, go to `OTHER_LOG` in a folder (inside `aside`)."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _Aside):
             handler.folder = folder

@@ -57,13 +57,9 @@ def complete(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(target: Path, wait: bool = False) -> Iterator[bool]:
-    """Keep other processes from writing `target`, and yield whether this one may.
+    """Keep other processes from writing `target`, and yield whether this one may, at once or after a `wait`.
 
     The lock is a file beside it; the kernel lets go of it when the process dies.
-
-    Args:
-        target: A file or folder, there or not.
-        wait: For another process to let go; otherwise `False` is given at once where one holds it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -80,11 +76,7 @@ def locked(target: Path, wait: bool = False) -> Iterator[bool]:
 
 @contextmanager
 def write_errors(what: Path) -> Iterator[None]:
-    """Turn any library's error of writing into one line that names what could not be written.
-
-    Raises:
-        OSError: Of safetensors' own error for a full disk, torch's, or the system's.
-    """
+    """Turn any library's error of writing into one line that names what could not be written."""
     try:
         yield
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -101,7 +93,6 @@ _UNTOUCHED = "what was complete before is untouched: free some disk, and go on w
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -154,11 +145,7 @@ refused."""
 
 
 def read_manifest(folder: str | Path) -> dict:
-    """Read a run's manifest.
-
-    Raises:
-        ValueError: In one line, if there is none, it is damaged, or it is of another format or convention.
-    """
+    """Read a run's manifest; ValueError if it is missing, damaged, or of another format or convention."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +166,6 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides the numbers and is installed; nothing is imported."""
     names = "basic-lite torch transformers tokenizers peft accelerate bitsandbytes datasets pillow numpy"
     installed = {"python": platform.python_version()}
     for name in names.split():
@@ -189,7 +175,6 @@ def versions() -> dict[str, str]:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -203,15 +188,9 @@ def hashes(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, str]:
 def check_files(folder: str | Path, *kinds: str) -> None:
     """Compare a run's files with the hashes in its manifest; one of an older version has none.
 
-    Every file is read once. The results stand in `.checked.json` beside the manifest, and a file of
-    the same size and times is believed from then on. (The time of an inode's last change cannot be set back.)
-
-    Args:
-        folder: Of a run, or a checkpoint.
-        kinds: `"weights"`, and for a checkpoint `"state"`.
-
-    Raises:
-        ValueError: If a file is missing or has changed; names it, and says what to do.
+    Every file is read once. The results stand in `.checked.json` beside the manifest, and a file of the same
+    size and times is believed from then on. (The time of an inode's last change cannot be set back.) `kinds`
+    are `"weights"` and, for a checkpoint, `"state"`. The error names the file that is missing or has changed.
     """
     folder = Path(folder)
     manifest, before, after = read_manifest(folder), {}, {}
@@ -266,11 +245,7 @@ def _is(path: Path, sha: str) -> bool:
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Return whether a folder holds a run that reached its last step; `False` without a manifest.
-
-    Raises:
-        ValueError: As `read_manifest`, if there is one that cannot be read.
-    """
+    """Return whether a folder holds a run that reached its last step; `False` without a manifest."""
     return (Path(folder) / MANIFEST).is_file() and read_manifest(folder)["finished"]
 
 
@@ -285,11 +260,7 @@ def checkpoints(folder: str | Path) -> list[Path]:
 
 
 def check_archives(checkpoint: Path) -> None:
-    """Read every file that `torch.save` wrote into a checkpoint against the sums that it holds of itself.
-
-    Raises:
-        ValueError: If one is cut off or a byte of it has changed.
-    """
+    """Check every file that `torch.save` wrote into a checkpoint against the sums that it holds of itself."""
     for path in sorted(checkpoint.glob("*.pt*")):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -314,15 +285,9 @@ def table_places(path: Path, kind: str) -> list[Path]:
 def load_table(
     places: list[Path], key: Mapping[str, str], columns: Mapping[str, type[np.generic]]
 ) -> tuple[dict[str, str], dict[str, np.ndarray]] | None:
-    """Load the first table that was saved with `key`.
+    """Load the first of `places` that was saved with `key` and has columns of these kinds.
 
-    Args:
-        places: from `table_places`.
-        key: what must be the same as when it was saved.
-        columns: names and kinds of the columns it must have.
-
-    Returns:
-        All that was saved as text, and the columns; `None` if there is no such table or it is damaged.
+    Returns all that was saved as text, and the columns; `None` if there is no such table or it is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -374,9 +339,9 @@ Workers that a training process forked notice its death within five seconds.
 def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[None]:
     """Keep other commands from writing a folder until the block ends; their error names this one.
 
-    The kernel releases the lock when its process dies, however that happens.
-    Of the processes of one run (`accelerate launch`) the first holds the lock for all. The lock lies inside
-    the folder, so that it is the same one wherever the folder is mounted.
+    The kernel releases the lock when its process dies, however that happens. Of the processes of one run
+    (`accelerate launch`) the first holds the lock for all. The lock lies inside the folder, so that it is the
+    same one wherever the folder is mounted.
 
     Args:
         folder: Run folder; made if it is missing, and removed again if nothing was written into it.
@@ -384,8 +349,7 @@ def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[N
         wait: Seconds to wait for a process that holds the lock.
 
     Raises:
-        ValueError: In one line, if another process holds it (names that process), or if the folder cannot be
-            written to.
+        ValueError: If another process holds it (names that process), or the folder cannot be written to.
     """
     if rank_and_count()[0] > 0:
         yield

@@ -37,13 +37,7 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: object) -> str:
-    """Return a page.
-
-    Args:
-        template: path of the HTML file in this package, such as `experiments/demo.html`; it extends
-            `page.html`, and all text in `values` is escaped.
-        values: by the names that the template uses.
-    """
+    """Return a page of a template of this package, such as `experiments/demo.html`, with `values` escaped."""
     return _environment().get_template(template).render(**values)
 
 
@@ -61,7 +55,6 @@ def picture(image: Image.Image, longest: int = LONGEST) -> str:
 
 
 def as_svg(figure: Figure) -> Markup:
-    """Return a figure as an `<svg>` element for a page."""
     from markupsafe import Markup
 
     buffer = io.StringIO()

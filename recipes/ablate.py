@@ -22,7 +22,7 @@ def main(
         str,
         typer.Argument(
             help="layers, losses, weights, importance, target, lambda, teacher-noise, text, tiles; data, "
-            "rate, patches or world (plain and BASIC at every level); architecture (trains nothing)."
+            "rate, patches, world or space (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],
     model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",

@@ -27,7 +27,7 @@ def sds(
 
       basic-lite bench sds                                          (Vicuna-7B, eight pictures)
 
-      basic-lite bench sds --width 2048 --vocabulary 256000         (Gemma-2B)
+      basic-lite bench sds --width 2048 --vocabulary 256000         (Gemma-2B; --rows 576: in tiles)
 
       basic-lite bench sds --rows 288 --width 1024 --repeats 3      (on a CPU)
     """

@@ -210,10 +210,14 @@ def main(
                 answer_by=answer_by,
             )
 
-        Suite(names, evaluation, step, console, team).run(
-            out or home,
+        suite = Suite(
+            names,
+            evaluation,
+            step,
+            console,
+            team,
             overwrite=overwrite,
-            dry_run=dry_run,
             batch_size=batch_size,
             max_batches=None if max_steps < 0 else max_steps,
         )
+        suite.run(out or home, dry_run=dry_run)

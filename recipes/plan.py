@@ -31,6 +31,8 @@ def main(
     ] = None,
     rank: o.RankOption = o.zoo.RANK,
     basic: o.BasicOption = True,
+    train_tower: o.TrainTowerOption = False,
+    tower_lora: o.TowerLoraOption = None,
     json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Predict memory and time of each stage, and what fits a card. Loads and downloads nothing.
@@ -47,6 +49,8 @@ def main(
       basic-lite plan --llm ./my-llama --stage 1 --json
 
       basic-lite plan --model vicuna-7b --tiles 4
+
+      basic-lite plan --model vicuna-7b --gpu 24 --train-tower
     """
     import json as encoder
     from dataclasses import asdict
@@ -57,9 +61,11 @@ def main(
     models = sizes.decoders_named(model, llm)
     towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
+    o.Tower(train_tower, tower_lora)  # refuses both
+    asked = tables.Asked(rank, text, basic, train_tower, tower_lora)
     console, remedies = command_console(), []
     for kind in tables.kinds_of(stage):
-        plans = tables.plan_rows(kind, models, towers, cards, rank=rank, text=text, basic=basic)
+        plans = tables.plan_rows(kind, models, towers, cards, asked)
         if json:
             print(*(encoder.dumps(asdict(row)) for row, _ in plans), sep="\n")
             continue
@@ -75,7 +81,7 @@ def main(
             if row.micro_batch is None and row.gpu_gib == cards[-1]:
                 too_large.setdefault(row.model, row)
         for row in too_large.values():
-            others = tables.fitting(kind, row, towers[0], rank=rank, text=text, basic=basic)
+            others = tables.fitting(kind, row, towers[0], asked)
             remedies.append(tables.remedy(row, others))
     for named in towers if len(models) == 1 and stage is None else []:
         uses = [
@@ -87,7 +93,7 @@ def main(
             console.print(tables.inference_table(uses), "")
     for kind in tables.kinds_of(stage) if len(models) == 1 and (tiles > 1 or pool > 1) else []:
         for named in towers:
-            ways = resolution.resolutions(kind, models[0], named, rank=rank, text=text, basic=basic)
+            ways = resolution.resolutions(kind, models[0], named, asked)
             if json:
                 print(*(encoder.dumps(asdict(row)) for row in ways), sep="\n")
             else:

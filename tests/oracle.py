@@ -11,8 +11,11 @@ import torch
 from tiny import IMAGE_TOKEN, PATCHES
 
 
-def oracle(model, batch, k, weights=None, importance="attention", trained="projector"):
-    """Everything the method defines, the slow and obvious way, in fp64; gradients of names with `trained`."""
+def oracle(model, batch, k, weights=None, importance="attention", trained="projector", count=PATCHES):
+    """Everything the method defines, the slow and obvious way, in fp64; gradients of names with `trained`.
+
+    `count` is how many image tokens a picture takes.
+    """
     model = copy.deepcopy(model).double().eval()  # eval: a checkpointed layer runs plainly
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation("eager")
@@ -26,7 +29,7 @@ def oracle(model, batch, k, weights=None, importance="attention", trained="proje
         keep = batch["attention_mask"][row].bool()
         ids, labels = batch["input_ids"][row][keep], batch["labels"][row][keep]
         patches = (ids == IMAGE_TOKEN).nonzero().flatten().tolist()
-        blocks = [patches[start : start + PATCHES] for start in range(0, len(patches), PATCHES)]
+        blocks = [patches[start : start + count] for start in range(0, len(patches), count)]
         mine, pixels = pixels[: len(blocks)], pixels[len(blocks) :]
         outputs = model(
             input_ids=ids[None],
@@ -48,7 +51,7 @@ def oracle(model, batch, k, weights=None, importance="attention", trained="proje
                 target = sum(w * s for w, s in zip(weights, states, strict=True)) / sum(weights)
                 target = target.detach()
                 if importance == "uniform":
-                    a = torch.tensor(1 / PATCHES, dtype=torch.float64)
+                    a = torch.tensor(1 / count, dtype=torch.float64)
                 else:
                     total = sum(
                         outputs.attentions[layer][0, :, j, i].mean() for layer in range(k) for j in text

@@ -175,14 +175,16 @@ def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> Ll
     return model
 
 
-def tiny_batch(padding: str = "right", seed: int = 1) -> dict[str, torch.Tensor]:
+def tiny_batch(
+    padding: str = "right", seed: int = 1, patches: int = PATCHES, size: int = 24
+) -> dict[str, torch.Tensor]:
     """Five rows: one image, text behind and before it; two images; text only; image last; a short caption."""
     generator = torch.Generator().manual_seed(seed)
 
     def text(count: int) -> list[int]:
         return torch.randint(4, VOCABULARY, (count,), generator=generator).tolist()
 
-    block = [IMAGE_TOKEN] * PATCHES
+    block = [IMAGE_TOKEN] * patches
     rows = [
         [1, *text(3), *block, *text(14)],
         [1, *block, *text(4), *block, *text(7)],
@@ -203,7 +205,7 @@ def tiny_batch(padding: str = "right", seed: int = 1) -> dict[str, torch.Tensor]
         "input_ids": torch.tensor(ids),
         "attention_mask": torch.tensor(mask),
         "labels": torch.tensor(labels),
-        "pixel_values": torch.randn(5, 3, 24, 24, generator=generator),
+        "pixel_values": torch.randn(5, 3, size, size, generator=generator),
     }
 
 

@@ -36,34 +36,23 @@ class LayerMatches:
 
     The last layer is taken as it leaves the layer, before the decoder's final norm: the space that the first
     layer receives. The target is the weighted sum of the states after layers 1..k.
-
-    Attributes:
-        tokens: `L + 2` times `(P,)` int64, the token nearest to each patch's state by cosine.
-        similarity: `(P,)` fp32 each, that cosine.
-        cosine: `(P,)` fp32 each, the cosine of the state to the initial embedding; all ones at first.
-        target: `(P, D)` fp32.
     """
 
+    # `L + 2` times `(P,)` int64, the token nearest to each patch's state by cosine
     tokens: list[torch.Tensor] = field(default_factory=list)
-    similarity: list[torch.Tensor] = field(default_factory=list)
+    similarity: list[torch.Tensor] = field(default_factory=list)  # `(P,)` fp32 each, that cosine
+    # `(P,)` fp32 each, the cosine of the state to the initial embedding; all ones at first
     cosine: list[torch.Tensor] = field(default_factory=list)
-    target: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    target: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # `(P, D)` fp32
 
 
 @contextmanager
 def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]) -> Iterator[LayerMatches]:
-    """Match the patches' states after every decoder layer, while one row passes.
+    """Match the patches' states after every decoder layer, while one row passes; complete when it has.
 
     A hook on each layer gathers `(P, D)` states, matches them and lets them go: beside the forward pass
-    itself the initial embeddings and the target are all that is held.
-
-    Args:
-        model: the LLaVA, wrapped or not.
-        patch: `(P,)` int64, where the patches stand in the row, on the model's device.
-        weights: `w_1 .. w_k` of the target.
-
-    Yields:
-        The matches, complete when the forward pass is done.
+    itself the initial embeddings and the target are all that is held. `patch` `(P,)` int64 says where the
+    patches stand in the row, `weights` are `w_1 .. w_k` of the target.
     """
     parts, seen = parts_of(model), LayerMatches()
     initial = torch.empty(0)
@@ -105,27 +94,17 @@ FEWEST: int = 8
 
 @dataclass(frozen=True)
 class DepthResults:
-    """The results at one depth of the decoder, over all pictures.
+    """The results at one depth of the decoder, over all pictures."""
 
-    Attributes:
-        name: `"initial"`, a layer's number from 1, or `"target"`.
-        patches: how many there were.
-        judged: those whose match can be right or wrong.
-        meaningful: those whose match means something; `None` without a judge.
-        ends: those whose match is a special token or a newline.
-        similarity: mean cosine of a patch and its match.
-        cosine: quartiles and mean of the cosine to the initial embedding, `q1`, `median`, `q3`, `mean`.
-        common: the most frequent matches, id and count.
-    """
-
-    name: str
-    patches: int
-    judged: int
-    meaningful: int | None
-    ends: int
-    similarity: float
+    name: str  # `"initial"`, a layer's number from 1, or `"target"`
+    patches: int  # how many there were
+    judged: int  # those whose match can be right or wrong
+    meaningful: int | None  # those whose match means something; `None` without a judge
+    ends: int  # those whose match is a special token or a newline
+    similarity: float  # mean cosine of a patch and its match
+    # Quartiles and mean of the cosine to the initial embedding, `q1`, `median`, `q3`, `mean`
     cosine: dict[str, float]
-    common: list[tuple[int, int]]
+    common: list[tuple[int, int]]  # the most frequent matches, id and count
 
     @property
     def meaningful_share(self) -> float | None:
@@ -140,33 +119,19 @@ class DepthResults:
 
 @dataclass(frozen=True)
 class PictureResults:
-    """The replacement test on one picture.
-
-    Attributes:
-        losses: kind of `replacement.KINDS` -> caption loss, nats per token; empty without a caption.
-        by_layer: depth -> caption loss with the tokens matched there, scaled as `replacement.DIRECTION`.
-        texts: kind -> greedy text.
-        caption: what the picture shows, where a caption is given.
-    """
-
+    # Kind of `replacement.KINDS` -> caption loss, nats per token; empty without a caption
     losses: dict[str, float]
+    # Depth -> caption loss with the tokens matched there, scaled as `replacement.DIRECTION`
     by_layer: dict[str, float]
-    texts: dict[str, str]
-    caption: str | None
+    texts: dict[str, str]  # kind -> greedy text
+    caption: str | None  # what the picture shows, where a caption is given
 
 
 @dataclass
 class ModelResults:
-    """The results of one model on all pictures.
-
-    Attributes:
-        depths: initial, layers 1..L, target.
-        pictures: one for each picture.
-        views: the first pictures' matches, `(depths, P)` ids, and a verdict for each where there is a judge.
-    """
-
-    depths: list[DepthResults] = field(default_factory=list)
-    pictures: list[PictureResults] = field(default_factory=list)
+    depths: list[DepthResults] = field(default_factory=list)  # initial, layers 1..L, target
+    pictures: list[PictureResults] = field(default_factory=list)  # one for each picture
+    # The first pictures' matches, `(depths, P)` ids, and a verdict for each where there is a judge
     views: list[tuple[list[list[int]], list[list[bool | None]] | None]] = field(default_factory=list)
 
     def loss(self, kind: str) -> float | None:
@@ -216,9 +181,8 @@ class ModelResults:
     def overlap(self, kind: str) -> dict[str, float | None]:
         """Compare the greedy texts of `kind` with those of the original embeddings and the captions.
 
-        Returns:
-            `token_f1` and `content_kept` against the original's text; `caption_said`, the share of the
-            caption's content words that the text has. Means over pictures.
+        Means over pictures: `token_f1` and `content_kept` against the original's text, and `caption_said`,
+        the share of the caption's content words that the text has.
         """
         own = replacement.ORIGINAL
         texts = [(p.texts[kind], p.texts[own], p.caption) for p in self.pictures if kind in p.texts]
@@ -236,27 +200,15 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class InspectionSettings:
-    """How a model is inspected.
-
-    Attributes:
-        template: how the conversation about a picture is written.
-        aspect: image preparation, as the stage's.
-        layers: k of the target; `None` for half.
-        weighting: of layers 1..k.
-        ends: ids of tokens that end a text or a line.
-        views: pictures to keep in full.
-        tried: depths whose matches are tried as stand-ins beside the initial ones; `None` for k/2, k and L.
-        max_new_tokens: longest greedy text; 0 generates none.
-    """
-
-    template: Template
-    aspect: Aspect
-    layers: int | None = None
-    weighting: Weighting = "quadratic"
-    ends: frozenset[int] = frozenset()
-    views: int = 6
+    template: Template  # how the conversation about a picture is written
+    aspect: Aspect  # image preparation, as the stage's
+    layers: int | None = None  # k of the target; `None` for half
+    weighting: Weighting = "quadratic"  # of layers 1..k
+    ends: frozenset[int] = frozenset()  # ids of tokens that end a text or a line
+    views: int = 6  # pictures to keep in full
+    # Depths whose matches are tried as stand-ins beside the initial ones; `None` for k/2, k and L
     tried: tuple[int, ...] | None = None
-    max_new_tokens: int = 48
+    max_new_tokens: int = 48  # longest greedy text; 0 generates none
 
 
 @torch.no_grad()
@@ -267,16 +219,9 @@ def inspect_layers(
     settings: InspectionSettings,
     advance: Callable[[], None] = lambda: None,
 ) -> ModelResults:
-    """Show a model every picture, one at a time.
+    """Show a model every picture, one at a time, each with the judge of its matches or `None`.
 
     Held at a time: one row's forward pass, or four with stand-ins; of every picture `(L + 2, P)` numbers.
-
-    Args:
-        assembled: the model.
-        samples: at least one.
-        judges: the judge of each picture's matches, or `None`.
-        settings: how to inspect it.
-        advance: called after each picture.
     """
     for_inference(assembled.model)
     decoder = parts_of(assembled.model).decoder.config
@@ -382,11 +327,7 @@ def _features(
 ) -> torch.Tensor:
     """Return the visual embeddings that the decoder receives, `(P, D)`; with tiles newlines are among them.
 
-    Args:
-        assembled: the model.
-        sample: the picture; `None` for a blank one.
-        settings: how to inspect it.
-        size: with tiles, height and width that the picture is brought to, to take as many tokens.
+    The sample is `None` for a blank picture, brought to `size` with tiles, to take as many tokens.
     """
     llava, transform = parts_of(assembled.model).llava, assembled.transform(settings.aspect)
     if sample is None:  # the mean colour is 0 in the space that the tower receives

@@ -22,12 +22,7 @@ from basic_lite.method.words import is_content, is_han, words_of
 
 
 def units(text: str, content: bool = False) -> Counter[str]:
-    """Count the words of a text, Chinese ones character by character.
-
-    Args:
-        text: any.
-        content: only words that say something.
-    """
+    """Count the words of a text, or its content words alone, Chinese ones character by character."""
     counts = Counter(unit for word in words_of(text) for unit in (word if is_han(word) else [word]))
     return Counter({word: n for word, n in counts.items() if is_content(word)}) if content else counts
 
@@ -61,11 +56,7 @@ def by_truth(scene: Scene, picture: Picture, texts: Sequence[str]) -> Judge:
 
 
 def read_words(path: Path) -> list[str]:
-    """Return the words of a file with one on each line; `#` starts a comment.
-
-    Raises:
-        ValueError: If it cannot be read or holds no word that may say something of a picture.
-    """
+    """Return the words of a file with one on each line; `#` starts a comment."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -100,11 +91,6 @@ def end_tokens(tokenizer: Any, texts: list[str], templates: list[Template]) -> f
 
     All special tokens, what ends an answer in one of `templates`, and tokens that are newlines alone, be it
     as a byte token.
-
-    Args:
-        tokenizer: a Hugging Face fast tokenizer.
-        texts: of `token_texts`.
-        templates: whose ends count.
     """
     ids = set(tokenizer.all_special_ids)
     for template in templates:

@@ -61,7 +61,6 @@ def _cells(figures: Figures) -> list[str]:
 
 
 def table(result: Examined) -> Table:
-    """Return the figures as a table."""
     shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1))
     shown.columns[0].no_wrap = True
     for column in shown.columns[1:]:
@@ -116,13 +115,6 @@ def plot(result: Examined) -> str:
 
 
 def write_page(path: Path, result: Examined, model: str) -> None:
-    """Write the page: verdict, plot and table.
-
-    Args:
-        path: of the HTML file.
-        result: the examination.
-        model: what was examined, as it was named.
-    """
     values = {"model": model, "verdict": result.verdict, "summary": summary(result)}
     values |= {"plot": plot(result), "columns": COLUMNS.values(), "lines": lines(result)}
     pages.write(path, "analysis/premise.html", **values)
@@ -130,33 +122,15 @@ def write_page(path: Path, result: Examined, model: str) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of every LLM.
-
-    Attributes:
-        text: file of text; `None` for what is shipped.
-        tokens: held-out tokens to read.
-        layers: the largest k; `None` for half.
-        weighting: of layers 1..k.
-        random_weights: take the configuration alone.
-    """
-
-    text: Path | None
-    tokens: int
-    layers: int | None
-    weighting: Weighting
-    random_weights: bool
+    text: Path | None  # file of text; `None` for what is shipped
+    tokens: int  # held-out tokens to read
+    layers: int | None  # the largest k; `None` for half
+    weighting: Weighting  # of layers 1..k
+    random_weights: bool  # take the configuration alone
 
 
 def check(llms: Sequence[str], records: Path | None) -> None:
-    """Check what a user can get wrong, before any weight is read.
-
-    Args:
-        llms: names, hub ids or folders.
-        records: the file that figures are to be appended to.
-
-    Raises:
-        ValueError: In one line, if an LLM is missing or of no supported family, or the file is no JSON Lines.
-    """
+    """Raise ValueError, before any weight is read, for an LLM of no family or a damaged file of records."""
     for llm in llms:
         zoo.family_of(read_config(llm, "language model").model_type, llm)
     if records is not None and records.is_file():
@@ -169,11 +143,6 @@ def check(llms: Sequence[str], records: Path | None) -> None:
 
 
 def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], None]) -> Examined:
-    """Load a language model and examine it.
-
-    Raises:
-        ValueError: In one line, if it cannot be loaded or the text cannot be read.
-    """
     texts = texts_of(asked.text, sources.llm)
     causal, tokenizer = load(sources, device, asked.random_weights)
     return examine(
@@ -199,7 +168,6 @@ def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[
 
 
 def append(path: Path, content: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file, whole or not at all."""
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_text(path, f"{before}{json.dumps(content)}\n")
 
@@ -227,17 +195,7 @@ SENTENCES = Path(__file__).with_name("sentences.txt")
 def load(
     sources: Sources, device: str, random_weights: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a language model with its head, and its tokenizer.
-
-    Args:
-        sources: which one, and how it is held.
-        device: where it goes.
-        random_weights: take its configuration alone; the weights are transformers' own initialisation, not
-            quantised.
-
-    Raises:
-        ValueError: In one line, if the model cannot be loaded or is of no supported family.
-    """
+    """Load a language model with its head, or of its configuration with random weights; and its tokenizer."""
     config = read_config(sources.llm, "language model")
     zoo.family_of(config.model_type, sources.llm)
     tokenizer = repository.read_tokenizer(sources.llm)
@@ -252,13 +210,7 @@ def load(
 def texts_of(text: Path | None, llm: str) -> Iterable[str]:
     """Return text: a file's, captions of the embedded world for its decoder, or the shipped sentences.
 
-    Args:
-        text: training data in any layout that is trained on, or plain text, a line each; `None` for what is
-            shipped.
-        llm: the decoder's name or folder.
-
-    Raises:
-        ValueError: In one line, if the file is missing or no text.
+    The file is training data in any layout that is trained on, or plain text, a line each.
     """
     if text is None:
         return _captions() if llm in parts.EMBEDDED else _lines(SENTENCES)

@@ -34,18 +34,10 @@ KINDS: dict[str, str] = {
 def token_stand_ins(
     assembled: Assembled, ids: torch.Tensor, initial: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Return what stands in for visual embeddings, made of the tokens that they match.
+    """Return what stands in for visual embeddings `(P, D)`, made of the tokens `(P,)` that they match.
 
-        DIRECTION:  E[ids] / |E[ids]| * |initial|     only the direction is replaced
-        AS_TEXT:    embed_tokens(ids)                 the patch becomes a word of text, its norm included
-
-    Args:
-        assembled: the model.
-        ids: `(P,)` int64, the matched tokens.
-        initial: `(P, D)`, what they replace.
-
-    Returns:
-        Two tensors `(P, D)` in the dtype of `initial`.
+    DIRECTION:  E[ids] / |E[ids]| * |initial|     only the direction is replaced
+    AS_TEXT:    embed_tokens(ids)                 the patch becomes a word of text, its norm included
     """
     parts = parts_of(assembled.model)
     ids = ids.to(initial.device)
@@ -63,14 +55,9 @@ def caption_losses(
     patches: Mapping[str, torch.Tensor],
     rows: int = 4,
 ) -> dict[str, float]:
-    """Return the mean loss per caption token, in nats, with each of `patches` at the place of the picture.
+    """Return the mean loss per caption token, in nats, with each of `patches` `(P, D)` as the picture.
 
-    Args:
-        assembled: the model.
-        input_ids: `S` ids of one conversation with one picture.
-        labels: `S`, `IGNORE_INDEX` where there is no loss.
-        patches: name -> `(P, D)`.
-        rows: forward passes at a time.
+    `input_ids` and `labels` are of one conversation with one picture; `rows` forward passes go at a time.
     """
     names, results = list(patches), {}
     for start in range(0, len(names), rows):
@@ -114,16 +101,7 @@ def greedy_texts(
     max_new_tokens: int,
     rows: int = 4,
 ) -> dict[str, str]:
-    """Return the decoder's greedy answers with each of `patches` `(P, D)` at the place of the picture.
-
-    Args:
-        assembled: the model.
-        template: of the prompt; says what ends an answer.
-        prompt: ids with one picture.
-        patches: by name.
-        max_new_tokens: longest text.
-        rows: prompts at a time.
-    """
+    """Return the decoder's greedy answers with each of `patches` `(P, D)` at the place of the picture."""
     stops, names, results = stop_ids(template, assembled.tokenizer), list(patches), {}
     generate: Any = assembled.model.generate
     for start in range(0, len(names), rows):

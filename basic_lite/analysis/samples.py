@@ -34,22 +34,13 @@ _ENDINGS = tuple(f".{suffix}" for names in SUFFIXES.values() for suffix in names
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
-
-    Attributes:
-        name: its path in the folder, or what a scene holds.
-        open: returns it, as RGB.
-        question: what a user would ask, without the placeholder.
-        caption: what it shows, in words; `None` where it has no caption.
-        scene: what it shows exactly, with the drawing; only in the embedded world.
-        large: returns a larger drawing of it for the report; `None` where there is none.
-    """
-
-    name: str
-    open: Callable[[], Image.Image]
-    question: str = QUESTION
-    caption: str | None = None
+    name: str  # its path in the folder, or what a scene holds
+    open: Callable[[], Image.Image]  # returns it, as RGB
+    question: str = QUESTION  # what a user would ask, without the placeholder
+    caption: str | None = None  # what it shows, in words; `None` where it has no caption
+    # What it shows exactly, with the drawing; only in the embedded world
     scene: tuple[Scene, Picture] | None = None
+    # Returns a larger drawing of it for the report; `None` where there is none
     large: Callable[[], Image.Image] | None = None
 
     def turns(self, answered: bool) -> list[Turn]:
@@ -60,25 +51,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is shown to every model of an analysis.
+    """What is shown to every model of an analysis."""
 
-    Attributes:
-        chosen: the samples, in order.
-        source: where they are from, in words.
-        available: how many there were to choose from.
-        unreadable: chosen ones that cannot be read, each with the reason.
-        seed: of scenes and their wording.
-    """
-
-    chosen: list[Sample]
-    source: str
-    available: int
+    chosen: list[Sample]  # the samples, in order
+    source: str  # where they are from, in words
+    available: int  # how many there were to choose from
+    # Chosen ones that cannot be read, each with the reason
     unreadable: list[str] = field(default_factory=list)
-    seed: int = 0
+    seed: int = 0  # of scenes and their wording
 
 
 def choose_samples(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Samples:
-    """Choose what is shown.
+    """Choose at most `limit` pictures to show, with their captions.
 
     Args:
         images: folder of pictures; the folder of a drawn world stands for held-out scenes of that world, and
@@ -88,7 +72,7 @@ def choose_samples(images: Path | None, captions: Path | None, limit: int, seed:
         seed: of the scenes where `images` is `None`.
 
     Raises:
-        ValueError: In one line, if there is no picture, none of them has a caption, or none can be read.
+        ValueError: If there is no picture, none of them has a caption, or none can be read.
     """
     if images is None or (captions is None and (images / "world.json").is_file()):
         return _scenes(images, limit, seed)
@@ -196,21 +180,13 @@ BEFORE = "before training"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of an analysis.
+    """One model of an analysis."""
 
-    Attributes:
-        label: as tables and plots call it.
-        folder: of the run; of `BEFORE` the one whose beginning it is.
-        manifest: of that run.
-        seed: of the fresh projector; `None` for a trained run.
-        seed_from: how that seed is known.
-    """
-
-    label: str
-    folder: Path
-    manifest: dict
-    seed: int | None = None
-    seed_from: str = ""
+    label: str  # as tables and plots call it
+    folder: Path  # of the run; of `BEFORE` the one whose beginning it is
+    manifest: dict  # of that run
+    seed: int | None = None  # of the fresh projector; `None` for a trained run
+    seed_from: str = ""  # how that seed is known
 
     @property
     def kind(self) -> str:
@@ -229,13 +205,9 @@ class Subject:
 def subjects(run: Path, against: Path | None = None, before: bool = True) -> list[Subject]:
     """Return the models of an analysis, in the order of tables and plots; nothing is loaded yet.
 
-    Args:
-        run: folder of stage 1 or 2.
-        against: another run of the same LLM and tower, usually the plain baseline.
-        before: include the run's own beginning: fresh projector of the same seed, LLM as it came.
-
-    Raises:
-        ValueError: In one line, if a folder is no run, its files have changed, or two are not comparable.
+    `against` is another run of the same LLM and tower, usually the plain baseline; `before` includes the
+    run's own beginning: fresh projector of the same seed, LLM as it came. Raises ValueError if a folder is no
+    run, its files have changed, or two are not comparable.
     """
     manifest = read_manifest(run)
     chosen = [Subject(BEFORE, run, manifest, *_first_seed(manifest))] if before else []

@@ -32,35 +32,21 @@ WAYS: dict[str, str] = {
 
 @dataclass
 class Analysis:
-    """All results of an analysis.
+    """All results of an analysis."""
 
-    Attributes:
-        subjects: the models.
-        results: of each model.
-        samples: what was shown.
-        judged_by: key of `WAYS`, or `None`.
-        texts: text of every vocabulary row.
-        ends: ids of special tokens and newlines.
-        layers: k of the target.
-        weighting: of its layers.
-        grid: patches in a row of a picture.
-        prepared: the first pictures as the tower sees them.
-    """
-
-    subjects: list[Subject]
-    results: list[ModelResults]
-    samples: Samples
-    judged_by: str | None
-    texts: list[str]
-    ends: frozenset[int]
-    layers: int
-    weighting: str
-    grid: int
-    prepared: list[Image.Image]
+    subjects: list[Subject]  # the models
+    results: list[ModelResults]  # of each model
+    samples: Samples  # what was shown
+    judged_by: str | None  # key of `WAYS`, or `None`
+    texts: list[str]  # text of every vocabulary row
+    ends: frozenset[int]  # ids of special tokens and newlines
+    layers: int  # k of the target
+    weighting: str  # of its layers
+    grid: int  # patches in a row of a picture
+    prepared: list[Image.Image]  # the first pictures as the tower sees them
 
     @property
     def judged_how(self) -> str:
-        """How matches were judged, in words."""
         return NOBODY if self.judged_by is None else WAYS[self.judged_by]
 
     def as_dict(self) -> dict[str, object]:
@@ -118,9 +104,7 @@ def analyse(
     max_new_tokens: int = 48,
     advance: Callable[[str], None] = lambda label: None,
 ) -> Analysis:
-    """Show every model the same pictures.
-
-    All of them see the pictures as the last one does: a stage 1 cuts a square, a stage 2 pads to one.
+    """Show every model the same pictures, prepared as for the last (stage 1 cuts a square, stage 2 pads).
 
     Args:
         chosen: the models; loaded one after the other.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch.autograd import Function
 
 from basic_lite.files import one_line
 from basic_lite.memory.available import peak_mib
-from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
 Facts = dict[str, Any]
 
 LIGER, TRL = "liger fused JSD", "trl chunked divergence"
+
+TILES: int = 4
+"""Of the vocabulary, where tiles are measured beside the whole rows that are taken by shape."""
 
 
 class _RowWeight(Function):
@@ -52,7 +56,8 @@ def measure_sds(
 
     Returns:
         One row each: name, median milliseconds, MiB beyond the inputs (`None` on a CPU, where the
-        allocator does not tell), and the ratio to the three products. What cannot run says why.
+        allocator does not tell), and the ratio to the three products. What cannot run says why. `L_sds` is
+        cut by shape, "patches x tokens"; the other way, in tiles or by whole rows, stands below it.
     """
     generator = torch.Generator(device).manual_seed(0)
     embedding = torch.randn(vocabulary, width, generator=generator, device=device, dtype=dtype) * 0.02
@@ -60,17 +65,23 @@ def measure_sds(
     target = torch.randn(rows, width, generator=generator, device=device)
     importance = torch.rand(rows, generator=generator, device=device)
     seen = Refinement(initial, target, importance, torch.zeros(rows, dtype=torch.long, device=device), 1)
-    chunk = rows_in_chunk(rows, vocabulary)
+    whole = Chunk(rows_in_chunk(rows, vocabulary), vocabulary)
+    ours = {"L_sds": chunk_of(rows, vocabulary, width, embedding.element_size())}
+    if ours["L_sds"].columns < vocabulary:
+        ours["L_sds, whole rows"] = whole
+    else:
+        ours["L_sds, in tiles"] = Chunk(ours["L_sds"].rows, -(-vocabulary // TILES))
 
     def products() -> None:
-        """Two of (rows, D) x (D, V), one of (rows, V) x (V, D), in chunks of the same size."""
-        for start in range(0, rows, chunk):
-            for states in (initial.detach()[start : start + chunk], target[start : start + chunk].to(dtype)):
+        """Two of (rows, D) x (D, V), one of (rows, V) x (V, D), in chunks of whole rows."""
+        for start in range(0, rows, whole.rows):
+            part = slice(start, start + whole.rows)
+            for states in (initial.detach()[part], target[part].to(dtype)):
                 logits = states @ embedding.T
             torch.mm(logits, embedding)
 
-    def ours() -> None:
-        semantic_distribution(seen, embedding).total.backward()
+    def with_gradient(chunk: Chunk) -> None:
+        semantic_distribution(seen, embedding, chunk).total.backward()
 
     def naive() -> None:
         log_p = (target.to(dtype) @ embedding.T).float().log_softmax(-1)
@@ -84,30 +95,38 @@ def measure_sds(
         total = liger_fused_linear_jsd(weighted, embedding, target.to(dtype), embedding, jsd_beta=0.0)
         total.backward()
 
-    runs: dict[str, Callable[[], None]] = {"three products": products, "L_sds": ours, "naive": naive}
+    runs: dict[str, Callable[[], None]] = {"three products": products}
+    runs |= {name: partial(with_gradient, chunk) for name, chunk in ours.items()}
+    runs["naive"] = naive
 
     def trl() -> None:
         trl_divergence(seen, embedding).backward()
 
     others = {LIGER: liger, TRL: trl}
-    missing = dict.fromkeys(others, "its kernels need a GPU") if device != "cuda" else {}
-    if TRL not in missing and find_spec("trl") is None:
+    missing = {} if device == "cuda" else {LIGER: "its kernels need a GPU"}
+    if find_spec("trl") is None:
         missing[TRL] = "pip install 'trl>=1.16' brings it"
     runs |= {name: run for name, run in others.items() if name not in missing}
     measured = _in_turn(runs, initial, device, repeats)
     measured += [{"name": name, "why not": reason} for name, reason in missing.items()]
     base = next(row["ms"] for row in measured if row["name"] == "three products")
-    return [row | ({"ratio": round(row["ms"] / base, 3)} if "ms" in row else {}) for row in measured]
+    for row in measured:
+        if "ms" in row:
+            row["ratio"] = round(row["ms"] / base, 3)
+        if row["name"] in ours:
+            row["chunk"] = f"{ours[row['name']].rows} x {ours[row['name']].columns}"
+    return measured
 
 
 def trl_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
-    """Return `L_sds` by TRL's tiles over the vocabulary: five products, bounded memory, bf16 logits.
+    """Return `L_sds` by TRL's tiles over the vocabulary: five products, fp32 logits, bounded memory.
 
     Raises:
         ImportError: If there is no TRL of 1.16 or later.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
 
+    # It rounds the teacher's states as it does the student's.
     teacher = seen.target.to(embedding.dtype)
     # Student and teacher, each with its head and bias; 0.0 is KL(teacher || student).
     given = seen.initial, embedding, None, teacher, embedding, None, 0.0

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
+from basic_lite.files import one_line
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.models.adapters import ungroup_adapters
@@ -67,7 +72,14 @@ def arguments_of(
 
 
 def measure_baseline(
-    assembled: Assembled, *, naive: bool, micro_batch: int, text: int, steps: int, warm: int = 2
+    assembled: Assembled,
+    *,
+    naive: bool,
+    micro_batch: int,
+    text: int,
+    steps: int,
+    warm: int = 2,
+    unsloth: bool = False,
 ) -> Facts:
     """Train as the documentation of transformers and peft says, with transformers' own Trainer.
 
@@ -82,6 +94,7 @@ def measure_baseline(
         text: text tokens per row.
         steps: measured steps.
         warm: steps before them.
+        unsloth: let Unsloth's functions run the adapted layers.
 
     Returns:
         Samples per second of every measured step and their median, and peak MiB on a GPU (`None` elsewhere).
@@ -105,7 +118,8 @@ def measure_baseline(
             trainer.remove_callback(PrinterCallback)
             if isinstance(trainer, _Naive):
                 trainer.assembled = assembled
-            trainer.train()
+            with _unsloth_layers(decoder) if unsloth else nullcontext():  # after Liger has put its own in
+                trainer.train()
     finally:
         decoder.set_attn_implementation(before or "sdpa")
         for parameter in assembled.model.parameters():
@@ -113,6 +127,68 @@ def measure_baseline(
     speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]
     peak = round(torch.cuda.max_memory_allocated() / 2**20, 1) if device.type == "cuda" else None
     return {"samples/s": round(statistics.median(speeds), 4), "speeds": speeds, "peak MiB": peak}
+
+
+UNSLOTH = "Unsloth's LoRA layers, plain"
+
+
+def _why_no_unsloth(assembled: Assembled) -> str | None:
+    """Return why Unsloth's layers cannot be measured; `None` where they can.
+
+    Only ask when everything else has been measured: its import changes transformers, PEFT and bitsandbytes
+    for the rest of the process.
+    """
+    layer = parts_of(assembled.model).decoder.layers[0]
+    if not (hasattr(layer.self_attn, "q_proj") and hasattr(layer.mlp, "gate_proj")):
+        return "query, key and value are one matrix"
+    if importlib.util.find_spec("unsloth") is None:
+        return "unsloth is not installed"
+    try:
+        importlib.import_module("unsloth")
+    except Exception as error:  # it refuses machines without a GPU it knows, in several ways
+        return f"unsloth does not start: {one_line(error)}"
+    return None
+
+
+@contextmanager
+def _unsloth_layers(decoder: Any) -> Iterator[None]:
+    """Let Unsloth's functions run a decoder's adapted layers: query-key-value, output, and the gated MLP.
+
+    They are those that its own models are made of, without a dropout, on transformers' layers.
+    """
+    kernels = importlib.import_module("unsloth.kernels")
+    gelu = decoder.config.model_type.startswith("gemma")
+    mlp = kernels.apply_lora_mlp_geglu_approx if gelu else kernels.apply_lora_mlp_swiglu
+
+    def attend(
+        self: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        projected = kernels.apply_lora_qkv(self, hidden_states)
+        query, key, value = (part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in projected)
+        rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+        query, key = rotate(query, key, *position_embeddings)
+        run = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        seen, maps = run(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
+        return kernels.apply_lora_o(self, seen.flatten(2)), maps
+
+    modules = [
+        (module, function, vars(module).get("forward"))
+        for layer in decoder.layers
+        for module, function in ((layer.self_attn, attend), (layer.mlp, mlp))
+    ]
+    for module, function, _ in modules:
+        module.forward = MethodType(function, module)
+    try:
+        yield
+    finally:
+        for module, _, before in modules:
+            vars(module).pop("forward")
+            if before is not None:
+                module.forward = before
 
 
 def _takes_liger(device: torch.device) -> bool:
@@ -240,7 +316,7 @@ def compare_steps(
     micro_batches: Sequence[int] = (),
     **settings: Any,
 ) -> list[Facts]:
-    """Measure, in one process and in shuffled turns, our step and the two that others would take.
+    """Measure, in one process and in shuffled turns, our step and those that others would take.
 
     The documented plain step may have what suits it best: before anything counts it is tried with every layer
     recomputed and with none, at each of `micro_batches`, and the fastest is measured.
@@ -249,7 +325,8 @@ def compare_steps(
         assembled: from `synthetic.random_model`.
         rounds: how often each has its turn, so that a slow minute of the machine meets them all.
         naive: also BASIC written plainly.
-        baseline: also the plain step of transformers and peft.
+        baseline: also the plain step of transformers and peft, and in stage 2 the same with Unsloth's LoRA
+            layers, where it is installed.
         micro_batches: that the documented plain step may choose from, besides ours.
         settings: of `measure_steps`, without `basic`.
 
@@ -266,15 +343,15 @@ def compare_steps(
         ours: lambda: measure_steps(assembled, basic=False, prepared=True, **settings),
     }
 
-    def documented(size: int, again: int | None, steps: int | None = None, naive: bool = False) -> Facts:
+    def documented(size: int, again: int | None, steps: int | None = None, **kind: bool) -> Facts:
         set_recomputed(assembled, again)
         short = {} if steps is None else {"steps": steps, "warm": 1}
-        return measure_baseline(assembled, naive=naive, **{**shared, **short, "micro_batch": size})
+        return measure_baseline(assembled, **{**shared, **short, "naive": False, "micro_batch": size, **kind})
 
-    if baseline:
+    def at_its_best(name: str, **kind: bool) -> tuple[str, Callable[[], Facts]]:
         sizes = sorted({settings["micro_batch"], *micro_batches})
         tried = {
-            (size, again): _tried(partial(documented, size, again, 2))
+            (size, again): _tried(partial(documented, size, again, 2, **kind))
             for size in sizes
             for again in (0, None)
         }
@@ -282,25 +359,39 @@ def compare_steps(
         size, again = (
             max(fitting, key=lambda how: fitting[how]) if fitting else (settings["micro_batch"], None)
         )
-        theirs += f" (micro-batch {size}, {'nothing' if again == 0 else 'all'} recomputed)"
-        runs[theirs] = lambda: documented(size, again)
+        how = f"micro-batch {size}, {'nothing' if again == 0 else 'all'} recomputed"
+        return f"{name} ({how})", partial(documented, size, again, **kind)
+
+    if baseline:
+        theirs, runs[theirs] = at_its_best(theirs)
     if naive:
         given = settings["micro_batch"], settings["recompute"]
-        runs["the same, BASIC by whole maps and logits"] = lambda: documented(*given, naive=True)
+        runs["the same, BASIC by whole maps and logits"] = partial(documented, *given, naive=True)
     on_gpu = parts_of(assembled.model).embedding.is_cuda
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float] = dict.fromkeys(runs, 0.0)
     failed: set[str] = set()
-    order, shuffled = list(runs), random.Random(0)
-    for _ in range(rounds):
-        shuffled.shuffle(order)
-        for name in order:
-            facts = None if name in failed else _tried(runs[name])
-            if facts is None:
-                failed.add(name)
-                continue
-            speeds[name] += facts["speeds"]
-            peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
+    shuffled = random.Random(0)
+
+    def take_turns(order: list[str]) -> None:
+        for _ in range(rounds):
+            shuffled.shuffle(order)
+            for name in order:
+                facts = None if name in failed else _tried(runs[name])
+                if facts is None:
+                    failed.add(name)
+                    continue
+                speeds[name] += facts["speeds"]
+                peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
+
+    take_turns(list(runs))
+    why = None
+    if baseline and settings["stage"] == 2:  # in turns of its own, as its import changes the libraries
+        why = _why_no_unsloth(assembled)
+        if why is None:
+            name, run = at_its_best(UNSLOTH, unsloth=True)
+            runs[name], speeds[name], peaks[name] = run, [], 0.0
+            take_turns([name])
     rows: list[Facts] = []
     for name in runs:
         if name in failed:
@@ -313,6 +404,8 @@ def compare_steps(
             middle, low, high = ratio(speeds[base], speeds[name]) if known else (None, None, None)
             row |= {column: middle, f"{column}, 95 %": f"{low} to {high}" if known else None}
         rows.append(row)
+    if why is not None:
+        rows.append({"name": UNSLOTH, "why not": why})
     return rows
 
 

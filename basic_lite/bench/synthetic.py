@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -19,7 +22,7 @@ from transformers.initialization import no_init_weights
 from basic_lite.data import templates
 from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled, Sources, check_quantisation
-from basic_lite.models.parts import layers_of, parts_of
+from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
 
 DECODERS: dict[str, PretrainedConfig] = {
@@ -48,7 +51,7 @@ def random_model(
         name: of a decoder in `DECODERS`.
         bits: 4 quantises the decoder's layers as `assemble` does; 16 leaves them.
         dtype: of everything but the projector.
-        device: where it is built; the decoder passes through `dtype` before it is quantised.
+        device: where it is built; in 4 bits the decoder's layers never are in `dtype`.
         layers: decoder layers instead of the real number (for a small machine).
         text: the decoder's configuration instead of the real one.
         vision: what is other than in the real tower.
@@ -79,17 +82,18 @@ def random_model(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            with no_init_weights():
+            # Buffers are real; what the decoder's layers hold in 4 bits never is in 16.
+            with no_init_weights(), init_empty_weights(include_buffers=False) if bits == 4 else nullcontext():
                 model = LlavaForConditionalGeneration(config)
+            if bits == 4:
+                _pack(parts_of(model).decoder.layers, dtype, device)
+                _allocate(model, device)
             model.tie_weights()  # which the initialisation would have done
             torch.set_default_dtype(torch.float32)
             model.model.multi_modal_projector = Projector(config)
     finally:
         torch.set_default_dtype(old)
     _fill(model, shift=family.model_type.startswith("gemma"))
-    if bits == 4:
-        for layer in layers_of(parts_of(model).decoder):
-            _quantise(layer, dtype, device)
     model.requires_grad_(False)
     model.train()
     check_quantisation(model)
@@ -110,7 +114,7 @@ def _fill(model: nn.Module, shift: bool) -> None:
     """
     block, place = None, 0
     for name, parameter in model.named_parameters():
-        if "multi_modal_projector" in name:
+        if "multi_modal_projector" in name or parameter.dtype == torch.uint8:
             continue
         if parameter.dim() < 2:
             one = name.endswith("weight") and not (shift and "language_model" in name)
@@ -127,27 +131,49 @@ def _fill(model: nn.Module, shift: bool) -> None:
             flat, place = flat[len(some) :], (place + len(some)) % _BLOCK
 
 
-def _quantise(module: nn.Module, dtype: torch.dtype, device: str) -> None:
-    """Replace the linear layers inside `module` by nf4 ones with double quantisation."""
+def _pack(layers: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Replace the linear layers inside, which hold nothing, by nf4 ones with double quantisation.
+
+    One of each shape is quantised; the others are copies with their bytes moved along.
+    """
     from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            packed = Linear4bit(
-                child.in_features,
-                child.out_features,
-                bias=child.bias is not None,
-                compute_dtype=dtype,
-                compress_statistics=True,
-                quant_type="nf4",
-            )
+    linear = [
+        (module, name, child)
+        for module in layers.modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.Linear)
+    ]
+    made: dict[tuple[int, int], nn.Module] = {}
+    for number, (module, name, child) in enumerate(linear):
+        shape = child.in_features, child.out_features
+        if shape not in made:
+            generator = torch.Generator(device).manual_seed(0)
+            weight = torch.empty(child.weight.shape, dtype=dtype, device=device)
             make: Any = Params4bit  # whose __new__ alone knows its options
-            packed.weight = make(
-                child.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            packed = Linear4bit(
+                *shape, False, compute_dtype=dtype, compress_statistics=True, quant_type="nf4"
             )
-            setattr(module, name, packed.to(device))
-        else:
-            _quantise(child, dtype, device)
+            packed.weight = make(
+                weight.normal_(0, 0.02, generator=generator),
+                requires_grad=False,
+                quant_type="nf4",
+                compress_statistics=True,
+            )
+            made[shape] = packed.to(device)
+        copied: Any = deepcopy(made[shape])
+        copied.weight.data = copied.weight.data.roll(number, 0)
+        if child.bias is not None:
+            copied.bias = nn.Parameter(torch.zeros(child.out_features, dtype=dtype, device=device))
+        setattr(module, name, copied)
+
+
+def _allocate(model: nn.Module, device: str) -> None:
+    """Give parameters memory that have none."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device))
 
 
 class RandomRows(Dataset):

@@ -24,6 +24,7 @@ from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
+from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.hf_llava import HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.memory.available import Halves
@@ -51,11 +52,10 @@ def generate(
     say: Callable[[str], None] = lambda line: None,
     processes: Processes = ALONE,
 ) -> int:
-    """Answer every question that `path` does not answer yet: greedy decoding, the run's own template.
+    """Answer every question that `path` does not answer yet, greedily; return how many are still unanswered.
 
-    Rows of a batch are padded on the left, so that every answer starts at the same position; the answers
-    equal those of batch size 1. The longest prompts come first: if memory fails, it fails at once, and the
-    batch is answered in halves.
+    Rows of a batch are padded on the left; answers equal those of batch size 1. The longest prompts come
+    first: if memory fails, it fails at once, and the batch is answered in halves.
 
     Several processes answer neighbouring batches at the same time, and the first writes them in order: the
     file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
@@ -72,9 +72,6 @@ def generate(
         advance: called with the number of new answers.
         say: called with a line about the batch size that was chosen.
         processes: of this command; each has the model and all questions.
-
-    Returns:
-        How many questions of the benchmark are still without answer.
 
     Raises:
         ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
@@ -109,7 +106,7 @@ def generate(
         ask = _choose if by_likelihood and batch[0][0].choices else _answer
         texts = halves(partial(_as_alone, assembled, ask), list(zip(batch, shown, strict=True)))
         rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
-        return [predictions.to_line(row) for row in rows]
+        return [json_lines([row]) for row in rows]
 
     with closing(own):
         for _ in range(0, len(batches), processes.count):
@@ -137,7 +134,6 @@ Ask = Callable[["Model", Batch, "list[Shown]"], tuple[list[str], list[float]]]
 
 
 def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
-    """Ask some prompts of a batch."""
     return ask(assembled, [pair for pair, _ in rows], [shown for _, shown in rows if shown is not None])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
@@ -20,13 +19,7 @@ Figures = tuple[Mapping[str, float], str]
 
 
 def published(*llava: float, on: str, basic: float | None = None) -> Figures:
-    """Return published figures.
-
-    Args:
-        llava: LLaVA-1.5-7B, LLaVA-1.5-13B and their LoRA versions, from LLaVA `docs/MODEL_ZOO.md`.
-        on: What they were measured on; another split or scorer is not comparable.
-        basic: BASIC-7B, from the paper (ICCV 2025), where it has one.
-    """
+    """Return LLaVA's figures (`docs/MODEL_ZOO.md`: 7B, 13B, their LoRA versions) and BASIC-7B's (paper)."""
     models = ("LLaVA-1.5-7B", "LLaVA-1.5-13B", "LLaVA-1.5-7B LoRA", "LLaVA-1.5-13B LoRA")
     values = dict(zip(models, llava, strict=True))
     return values | ({} if basic is None else {"BASIC-7B": basic}), on
@@ -34,49 +27,37 @@ def published(*llava: float, on: str, basic: float | None = None) -> Figures:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark; `tasks/` has a file for each.
+    """One benchmark; `tasks/` has a file for each."""
 
-    Attributes:
-        name: On the command line.
-        hub: Data set on the hub that holds it.
-        sizes: Split -> the numbers of rows that published versions have; none where any number will do. The
-            first split is asked unless another is named.
-        scorers: Scoring rules; the first gives the number that LLaVA reports.
-        rows: Readers of the layout of `datasets` and of the original files; each row has an `"id"`.
-        question: `(row, style) -> question`, or `None` for a row that is not asked.
-        score: `(questions, predictions, scorer) -> score`.
-        styles: Prompt style -> whatever its rendering needs, often the most tokens; the first is LLaVA's.
-        grading: How a judge grades, where only one can score; `None` elsewhere.
-        export: `(questions, predictions, path) -> path`; `None` where nothing is handed in.
-        submission: Name of the file that `export` writes (MME: folder).
-        all_asked: `source -> ids` that a submission must hold, where these are more than the split's.
-        unit: What a limit counts: a question, with all its rotations, or a picture with all its questions.
-        units: Number of rows -> number of units, where these differ.
-        check: `(questions, where)` raises ValueError where data that is no published split is not whole.
-        programs: Scoring rule -> the Python package and the program that it needs, where it needs more.
-        aliases: Other names on the command line.
-        published: Published figures.
-        of_size: Number of rows -> published figures, where sizes differ in them.
-    """
-
-    name: str
-    hub: str
+    name: str  # on the command line
+    hub: str  # data set on the hub that holds it
+    # Split -> the numbers of rows that published versions have; none where any number will do. The first
+    # split is asked unless another is named.
     sizes: Mapping[str, tuple[int, ...]]
-    scorers: tuple[str, ...]
+    scorers: tuple[str, ...]  # scoring rules; the first gives the number that LLaVA reports
+    # Readers of the layout of `datasets` and of the original files; each row has an `"id"`
     rows: tuple[Reader, Reader]
+    # `(row, style) -> question`, or `None` for a row that is not asked
     question: Callable[[Row, str], Question | None]
-    score: Scoring
-    styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": 128})
-    grading: Grading | None = None
-    export: Callable[[Sequence[Question], Predictions, Path], Path] | None = None
-    submission: str = "submission.json"
+    score: Scoring  # `(questions, predictions, scorer) -> score`
+    # Prompt style -> whatever its rendering needs, such as the most tokens; the first is LLaVA's
+    styles: Mapping[str, Any] = field(default_factory=lambda: {"llava": None})
+    grading: Grading | None = None  # how a judge grades, where only one can score; `None` elsewhere
+    export: files.Export | None = None  # `None` where nothing is handed in
+    submission: str = "submission.json"  # name of the file that `export` writes (MME: folder)
+    # `source -> ids` that a submission must hold, where these are more than the split's
     all_asked: Callable[[Source], Sequence[Id] | None] = lambda source: None
+    # What a limit counts: a question, with all its rotations, or a picture with all its questions
     unit: Callable[[Question], Hashable] = lambda question: question.id
+    # Number of rows -> number of units, where these differ
     units: Mapping[int, int] = field(default_factory=dict)
+    # `(questions, where)` raises ValueError where data that is no published split is not whole
     check: Callable[[Sequence[Question], str], None] = lambda questions, where: None
+    # Scoring rule -> the Python package and the program that it needs, where it needs more
     programs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
-    published: Figures = ({}, "")
+    aliases: tuple[str, ...] = ()  # other names on the command line
+    published: Figures = ({}, "")  # published figures
+    # Number of rows -> published figures, where sizes differ in them
     of_size: Mapping[int, Figures] = field(default_factory=dict)
 
     @property
@@ -85,19 +66,12 @@ class Benchmark:
         return next(iter(self.sizes))
 
     def figures(self, rows: int) -> Figures:
-        """Return the published figures that a set of this many rows compares with, and what they are of.
-
-        A part of a set, which compares with nothing and is marked so, gets those of the whole beside it.
-        """
+        """Return the published figures that a set of this size compares with; a part gets the whole's."""
         whole = any(rows in sizes for sizes in self.sizes.values())
         return self.of_size.get(rows, ({}, "") if self.of_size and whole else self.published)
 
     def read(self, source: Source, style: str = "llava") -> list[Question]:
-        """Read the questions of a split, each with an id of its own.
-
-        Raises:
-            ValueError: In one line, if the style is unknown, or the data is missing, damaged or another's.
-        """
+        """Read the questions of a split; raises ValueError if the data is missing, damaged or another's."""
         if style not in self.styles:
             raise ValueError(
                 f"Unknown prompt style {style!r} of {self.name}: use one of {', '.join(self.styles)}."
@@ -110,11 +84,7 @@ class Benchmark:
         return [question for question in questions if question is not None]
 
     def check_size(self, split: str, questions: Sequence[Question]) -> None:
-        """Check that a split is whole, as a part of it gives another number under the same name.
-
-        Raises:
-            ValueError: If the number of rows, or of questions with their rotations, is no published one.
-        """
+        """Raise ValueError unless a split is whole: a part of it is another number of the same name."""
         if not self.sizes[split]:
             return
         advice = (

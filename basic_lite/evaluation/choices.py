@@ -54,31 +54,18 @@ def _exact_matching(prediction: str, choices: Mapping[str, str]) -> Extraction:
 
 
 _LMMS_LETTERS = "ABCDE"  # all five, however many options the question has
-_LMMS_AFFIXES = (
-    ("", "."),
-    ("", ","),
-    ("", ":"),
-    ("", ")"),
-    ("", ")."),
-    ("(", ")"),
-    ("(", ")."),
-    (":", ""),
-    (":", ","),
-    (":", "."),
-    (":", ")"),
-    (":", ")."),
-)
+_LMMS_MARKS = ("{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{}).")
 
 
 def _lmms_can_infer(prediction: str, choices: Mapping[str, str]) -> Extraction:
     if _API_FAILURE not in prediction:
         tokens = prediction.split()
         present = [letter for letter in _LMMS_LETTERS if letter in tokens]
-        # An "A" among more than three words may be the article; the affixes below are still tried.
+        # An "A" among more than three words may be the article; the marks below are still tried.
         if len(present) == 1 and not ("A" in tokens and len(tokens) > 3):
             return present[0], "letter"
-        for before, after in _LMMS_AFFIXES:
-            present = [letter for letter in _LMMS_LETTERS if before + letter + after in tokens]
+        for mark in _LMMS_MARKS:
+            present = [letter for letter in _LMMS_LETTERS if mark.format(letter) in tokens]
             if len(present) == 1:
                 return present[0], "letter"
     return _by_text(prediction, choices)
@@ -108,19 +95,12 @@ def lmms_mcq(prediction: str, letters: Sequence[str]) -> str | None:
             hits.append((10, 0, letter))
         if core.endswith(letter) and not core[-2:-1].isalpha():
             hits.append((9, len(text) - 1, letter))
-        for strength, pattern in (
-            (6, f"({letter})"),
-            (5, f"{letter}."),
-            (4, f"{letter}:"),
-            (3, f"{letter})"),
-        ):
-            hits.append((strength, text.rfind(pattern), letter))
-        hits.append((2, text.rfind(f"{letter} "), letter))
+        for strength, mark in ((6, "({})"), (5, "{}."), (4, "{}:"), (3, "{})"), (2, "{} "), (0, "{}")):
+            hits.append((strength, text.rfind(mark.format(letter)), letter))
         for phrase in _ANSWER_PHRASES:
             start = text.lower().find(phrase)
             if start >= 0:
                 hits.append((7, text.find(letter, start + len(phrase)), letter))
-        hits.append((0, text.rfind(letter), letter))
     hits = [hit for hit in hits if hit[1] >= 0]
     return max(hits)[2] if hits else None
 
@@ -170,15 +150,7 @@ def resolve_option(prediction: str, choices: Mapping[str, str], method: str) -> 
     """Return the chosen letter and what resolved it: `"letter"`, `"text"` (an option's words) or `""`.
 
     Text matching is unsound where one option is part of another word ("no" in "not"), so its share is
-    reported.
-
-    Args:
-        prediction: The model's answer.
-        choices: Letter -> text of the options that this question has.
-        method: As in `extract_option`.
-
-    Raises:
-        ValueError: If the method is unknown.
+    reported. Arguments and errors as of `extract_option`.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown option extraction {method!r}: use one of {', '.join(METHODS)}.")
@@ -186,19 +158,14 @@ def resolve_option(prediction: str, choices: Mapping[str, str], method: str) -> 
 
 
 def extract_option(prediction: str, choices: Mapping[str, str], method: str) -> str | None:
-    """Return the option letter that an answer chooses.
+    """Return the option letter that an answer chooses, `None` where the rule resolves nothing.
 
     Args:
         prediction: The model's answer.
         choices: Letter -> text of the options that this question has.
-        method: `"exact_matching"` (VLMEvalKit without a judge), `"lmms_static"` (lmms-eval's MMBench
-            without a judge; `"lmms_can_infer"` is its first stage alone), `"llava_sqa"` or `"lmms_sqa"`
-            (ScienceQA).
-
-    Returns:
-        The letter; `"Z"` where VLMEvalKit reads a refusal; `None` where the rule resolves nothing. The
-        MMBench rules of lmms-eval may name a letter that the question does not have, which is wrong but
-        parsed.
+        method: `"exact_matching"` (VLMEvalKit without a judge; `"Z"` is a refusal), `"lmms_static"`
+            (lmms-eval's MMBench without a judge, which may name a letter that the question does not have;
+            `"lmms_can_infer"` is its first stage alone), `"llava_sqa"` or `"lmms_sqa"` (ScienceQA).
 
     Raises:
         ValueError: If the method is unknown.

@@ -31,40 +31,24 @@ class Category(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Run B against run A on the same questions.
-
-    Attributes:
-        metric: What the values are.
-        scorer: The scoring rule of both.
-        n: Questions (for MMBench groups of rotations).
-        a: Value of run A.
-        b: Value of run B.
-        interval: 95 % paired bootstrap interval of `difference`.
-        gained: Questions that B has more right than A.
-        lost: Questions that B has less right than A.
-        n_clusters: Pictures, or questions where each has a picture of its own: what is resampled.
-        p_value: Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right.
-        knows_pictures: False for scores of versions that did not keep which questions share a picture: the
-            interval and the p then take them for independent.
-        categories: Name -> what the runs reach in it.
-    """
-
-    metric: str
-    scorer: str
-    n: int
-    a: float
-    b: float
-    interval: tuple[float, float]
-    gained: tuple[Id, ...]
-    lost: tuple[Id, ...]
-    n_clusters: int
+    metric: str  # what the values are
+    scorer: str  # the scoring rule of both
+    n: int  # questions (for MMBench groups of rotations)
+    a: float  # value of run A
+    b: float  # value of run B
+    interval: tuple[float, float]  # 95 % paired bootstrap interval of `difference`
+    gained: tuple[Id, ...]  # questions that B has more right than A
+    lost: tuple[Id, ...]  # questions that B has less right than A
+    n_clusters: int  # pictures, or questions where each has a picture of its own: what is resampled
+    # Exact two-sided p of the sign-flip test by picture; `None` where an answer can be half right
     p_value: float | None
+    # False for scores of versions that did not keep which questions share a picture: the interval and the p
+    # then take them for independent
     knows_pictures: bool
-    categories: Mapping[str, Category]
+    categories: Mapping[str, Category]  # name -> what the runs reach in it
 
     @property
     def difference(self) -> float:
-        """Return B minus A."""
         return self.b - self.a
 
     @property
@@ -74,20 +58,15 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the interval leaves out a difference of 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
 def sign_flip_p(differences: Iterable[int]) -> float:
     """Return the exact two-sided p of a permutation test that swaps the two runs picture by picture.
 
-    If the runs are equally good, each picture's difference (questions gained minus lost) is as likely with
-    the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the questions about one
-    picture. With one question per picture this is McNemar's exact test; with several, McNemar's takes the
-    flips about one picture for independent and is too sure.
-
-    Args:
-        differences: One whole number per picture.
+    If the runs are equally good, each picture's difference (questions gained minus lost, a whole number) is
+    as likely with the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the
+    questions about one picture. With one question per picture this is McNemar's exact test.
     """
     differences = list(differences)
     sizes = Counter(abs(difference) for difference in differences if difference)
@@ -104,16 +83,10 @@ def sign_flip_p(differences: Iterable[int]) -> float:
 
 
 def compare(a: Score, b: Score, draws: int = DRAWS, seed: int = 0) -> Comparison:
-    """Compare two runs on the same questions, scored by the same rule.
+    """Compare run A and run B, the one of interest, on the same questions, scored by the same rule.
 
-    Args:
-        a: The run to compare with.
-        b: The run of interest.
-        draws: Bootstrap resamples; each draws the same questions for both runs.
-        seed: Of the resamples.
-
-    Raises:
-        ValueError: If metric, scorer or questions differ, or a run has no value.
+    Each of the `draws` bootstrap resamples draws the same questions for both runs. Raises ValueError if
+    metric, scorer or questions differ, or a run has no value.
     """
     if (a.metric, a.scorer) != (b.metric, b.scorer):
         raise ValueError(

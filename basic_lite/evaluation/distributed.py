@@ -30,22 +30,13 @@ class ProcessLost(OSError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one command.
-
-    Attributes:
-        rank: number of this one; only the first, 0, prints and writes.
-        count: how many there are.
-    """
-
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # number of this one; only the first, 0, prints and writes
+    count: int = 1  # how many there are
 
     def gather(self, work: Callable[[], T]) -> list[T]:
         """Call `work` in every process and return all results, in order of rank, in each of them.
 
-        Raises:
-            ValueError, OSError: In every process, what the first of those that failed raised.
-            ProcessLost: If another process has ended.
+        Raises what the first of those that failed raised, in every process; ProcessLost if one has ended.
         """
         if self.count == 1:
             return [work()]

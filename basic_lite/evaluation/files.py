@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from basic_lite.data import hub
-from basic_lite.evaluation.question import Id, ImageSource, StoredImage
+from basic_lite.evaluation.question import Id, ImageSource, Question, StoredImage
 from basic_lite.files import write_text
 
 AGAIN = "the file is cut off or damaged, get it again"
@@ -18,25 +18,16 @@ AGAIN = "the file is cut off or damaged, get it again"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a benchmark's files are.
+    """Where a benchmark's files are."""
 
-    Attributes:
-        data: A folder or file with the original files, a folder with Parquet files, or a hub id.
-        split: Name of the split, as the table of benchmarks has it.
-        images: Folder of the pictures; `None` looks beside the data.
-        with_images: False reads no pictures, which is enough for scoring.
-        style: Prompt style; some need more files than others.
-    """
-
-    data: str | Path
-    split: str
-    images: Path | None = None
-    with_images: bool = True
-    style: str = "llava"
+    data: str | Path  # a folder or file with the original files, a folder with Parquet files, or a hub id
+    split: str  # name of the split, as the table of benchmarks has it
+    images: Path | None = None  # folder of the pictures; `None` looks beside the data
+    with_images: bool = True  # false reads no pictures, which is enough for scoring
+    style: str = "llava"  # prompt style; some need more files than others
 
     @property
     def folder(self) -> Path:
-        """The folder that holds the data."""
         path = Path(self.data)
         return path if path.is_dir() else path.parent
 
@@ -48,8 +39,7 @@ Reader = Callable[[Source], Iterable[dict[str, Any]]]
 def hub_id(data: str | Path) -> str | None:
     """Return the hub id that `data` names, `None` for a path.
 
-    Only the benchmarks' known owners go without the mark `hf:`; any other `a/b` is a path, so that a mistyped
-    folder asks nobody for a data set.
+    Only the benchmarks' known owners go without `hf:`, so that a mistyped folder asks nobody for a data set.
     """
     text = str(data)
     if text.startswith("hf:"):
@@ -62,11 +52,7 @@ def hub_id(data: str | Path) -> str | None:
 
 
 def is_table(source: Source) -> bool:
-    """Return whether the data is a hub id or a folder in the layout of `datasets`.
-
-    Raises:
-        ValueError: If it is neither that nor an existing file or folder.
-    """
+    """Return whether the data is a hub id or in the layout of `datasets`; raises ValueError if nowhere."""
     path = Path(source.data)
     if hub_id(source.data):
         return True
@@ -182,7 +168,6 @@ def shape_of(path: Path) -> str | None:
 
 
 def _loaded(text: str | bytes, kind: type) -> bool:
-    """Whether a text is JSON of a kind."""
     try:
         return isinstance(json.loads(text), kind)
     except ValueError:
@@ -197,11 +182,7 @@ def _other_shape(path: Path, wanted: str, fault: str) -> ValueError:
 
 
 def read_text(path: Path) -> str:
-    """Return a text file.
-
-    Raises:
-        ValueError: If it is missing or no UTF-8.
-    """
+    """Return a text file; raises ValueError if it is missing or no UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -213,11 +194,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: If it is missing or no JSON.
-    """
+    """Return the content of a JSON file; raises ValueError if it is missing or no JSON."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -228,15 +205,9 @@ def read_json(path: Path) -> Any:
 def read_json_lines(
     path: Path, needs: Iterable[str] = (), drop_cut_end: bool = False
 ) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file.
+    """Return the objects of a JSON-lines file; raises ValueError if a line is none or lacks one of `needs`.
 
-    Args:
-        path: The file.
-        needs: Names that every object must have.
-        drop_cut_end: Leave out a last line without newline that does not parse, as a killed writer leaves it.
-
-    Raises:
-        ValueError: If it is missing, or a line is no JSON object.
+    `drop_cut_end` leaves out a last line that does not parse, as a killed writer leaves it.
     """
     lines = read_text(path).split("\n")
     rows, needs = [], tuple(needs)
@@ -255,11 +226,6 @@ def read_json_lines(
 
 
 def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Check that a row has what its reader needs.
-
-    Raises:
-        ValueError: If the row is no mapping or lacks a name.
-    """
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is no JSON object: it is no file of this kind.")
     missing = [name for name in names if name not in row]
@@ -268,11 +234,7 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
 
 
 def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the rows of a JSON list, or of the list that stands under `name` in a JSON object.
-
-    Raises:
-        ValueError: If it is no such file, or a row lacks one of `needs`.
-    """
+    """Return the rows of a JSON list, or of the list under `name` in an object; each has all of `needs`."""
     content = read_json(path)
     if name is not None:
         require(content, [name], str(path))
@@ -286,11 +248,7 @@ def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[s
 
 
 def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the rows of a JSON object of id to row.
-
-    Raises:
-        ValueError: If it is no such file, or a row lacks a name.
-    """
+    """Return the rows of a JSON object of id to row; raises ValueError if a row lacks a name."""
     content = read_json(path)
     for identity, row in content.items() if isinstance(content, dict) else [("", content)]:
         require(row, names, f"{path} question {identity}")
@@ -298,11 +256,6 @@ def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def unique(ids: Iterable[Id], where: str) -> None:
-    """Check that no id comes twice.
-
-    Raises:
-        ValueError: Naming the first that does.
-    """
     seen: set[Id] = set()
     for identity in ids:
         if identity in seen:
@@ -311,11 +264,7 @@ def unique(ids: Iterable[Id], where: str) -> None:
 
 
 def find(source: Source, what: str, *patterns: str) -> Path:
-    """Return the file that matches the first matching pattern, in the folder or one folder below.
-
-    Raises:
-        ValueError: If there is none, or several match the same pattern.
-    """
+    """Return the file of the first matching pattern, in the folder or one below; there must be one alone."""
     path = find_optional(source, *patterns)
     if path is None:
         raise ValueError(f"{source.data} has no {what}: looked for {', '.join(patterns)}.")
@@ -349,15 +298,12 @@ def find_optional(source: Source, *patterns: str) -> Path | None:
 def locate_images(
     source: Source, names: Mapping[Id, str | None], folders: Iterable[str]
 ) -> dict[Id, ImageSource]:
-    """Return question id -> picture file, all checked to exist.
+    """Return question id -> picture file; raises ValueError with the number of missing ones.
 
     Args:
         source: Where the data is; its `images` decides, else the first of `folders` beside the data.
         names: Question id -> file name below the image folder; `None` for a text-only question.
         folders: Folder names in the original layout, tried in order.
-
-    Raises:
-        ValueError: If there is no folder, or files are missing from it (how many, and the first).
     """
     if not source.with_images or not any(names.values()):
         return dict.fromkeys(names)
@@ -390,6 +336,19 @@ def with_pictures(
     return [{**row, "image": images[row["id"]]} for row in rows]
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write a submission that is a JSON list, whole or not at all, and return its path."""
-    return write_text(path, json.dumps(list(rows), ensure_ascii=False))
+Export = Callable[[Sequence[Question], Mapping[Id, str], Path], Path]
+"""`(questions, predictions, path) -> path` of what was written, whole or not at all."""
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def submission(row: Callable[[Question, str], Mapping[str, Any]], *, lines: bool = False) -> Export:
+    """Return the writer of a JSON list, or of JSON lines: a row for each question and its answer or `""`."""
+
+    def export(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
+        rows = [row(question, predictions.get(question.id, "")) for question in questions]
+        return write_text(path, json_lines(rows) if lines else json.dumps(rows, ensure_ascii=False))
+
+    return export

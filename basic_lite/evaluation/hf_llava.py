@@ -31,27 +31,14 @@ LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf
 
 @dataclass
 class HfLlava:
-    """A LLaVA and its processor.
-
-    Attributes:
-        model: in evaluation mode.
-        processor: `LlavaProcessor`.
-        tokenizer: the processor's.
-        pad_token_id: id that fills a batch.
-        image_token_id: id that marks a patch.
-        tokens_per_image: patches per image.
-        stops: ids that end an answer.
-        template: in place of the processor's chat template.
-    """
-
-    model: LlavaForConditionalGeneration
-    processor: Any
-    tokenizer: Any
-    pad_token_id: int
-    image_token_id: int
-    tokens_per_image: int
-    stops: list[int]
-    template: Template | None = None
+    model: LlavaForConditionalGeneration  # in evaluation mode
+    processor: Any  # `LlavaProcessor`
+    tokenizer: Any  # the processor's
+    pad_token_id: int  # id that fills a batch
+    image_token_id: int  # id that marks a patch
+    tokens_per_image: int  # patches per image
+    stops: list[int]  # ids that end an answer
+    template: Template | None = None  # in place of the processor's chat template
 
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation, see `Assembled.transform`; turned by EXIF as `load_image` does."""
@@ -88,11 +75,7 @@ class HfLlava:
 
 
 def identity(source: str) -> str:
-    """Return what distinguishes a model: hashes of its configuration and weights, or the hub's commit.
-
-    Raises:
-        ValueError: If the folder or the hub has no such model.
-    """
+    """Return what distinguishes a model: hashes of its configuration and weights, or the hub's commit."""
     _config(source)
     folder = Path(source)
     if folder.is_dir():
@@ -127,14 +110,8 @@ def _config(source: str) -> Any:
 def load(source: str, device: torch.device | str = "cpu", template: str | None = None) -> HfLlava:
     """Load a model: in its own dtype on a GPU, in fp32 on a CPU.
 
-    Args:
-        source: folder or hub id.
-        device: where it goes.
-        template: of `templates.TEMPLATES`, in place of the folder's chat template; `None` for the folder's,
-            or LLaVA-1.5's where it has none.
-
-    Raises:
-        ValueError: In one line, if it cannot be loaded, is no LLaVA, or lacks weights.
+    `template` of `templates.TEMPLATES` stands in place of the model's chat template; one that has none takes
+    LLaVA-1.5's. Raises ValueError if it cannot be loaded, is no LLaVA, or lacks weights.
     """
     config = _config(source)
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"

@@ -38,70 +38,41 @@ Grades = Mapping[str, Sequence[Grade]]
 
 
 def number_in(value: object, low: float, high: float) -> bool:
-    """Whether a value is a number between two bounds."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and low <= value <= high  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Grading:
-    """How a judge grades the answers to a benchmark.
-
-    Attributes:
-        prompt: `(question, answer, rule) -> message`; the rule is the benchmark's or the user's.
-        read: Reply -> grade, not checked yet.
-        valid: Whether a value is a grade.
-        what: What a grade is, in words.
-        score: `(questions, predictions, grades, judge) -> score`.
-        rule: The rule that is used unless another is given.
-        note: What a reader of a score by `rule` must know.
-        system: System message; `""` for none.
-        max_tokens: Most tokens of a reply.
-        temperature: Of the first try.
-        again: Added to the message where a reply held no grade.
-        warmer: Added to the temperature at each try after the second.
-    """
-
+    # `(question, answer, rule) -> message`; the rule is the benchmark's or the user's
     prompt: Callable[[Question, str, str], str]
-    read: Callable[[str], Any]
-    valid: Callable[[object], bool]
-    what: str
+    read: Callable[[str], Any]  # reply -> grade, not checked yet
+    valid: Callable[[object], bool]  # whether a value is a grade
+    what: str  # what a grade is, in words
+    # `(questions, predictions, grades, judge) -> score`
     score: Callable[[Sequence[Question], Mapping[Id, str], Grades, str], Score]
-    rule: str
-    note: str = ""
-    system: str = ""
-    max_tokens: int = 3
-    temperature: float = 0.0
-    again: str = ""
-    warmer: float = 0.5
+    rule: str  # the rule that is used unless another is given
+    note: str = ""  # what a reader of a score by `rule` must know
+    system: str = ""  # system message; `""` for none
+    max_tokens: int = 3  # most tokens of a reply
+    temperature: float = 0.0  # of the first try
+    again: str = ""  # added to the message where a reply held no grade
+    warmer: float = 0.5  # added to the temperature at each try after the second
 
     def messages(self, text: str) -> list[dict[str, str]]:
-        """Return the messages of a request."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A model that grades.
-
-    Attributes:
-        name: As its address and the results name it.
-        url: Its address: `https://host/v1`, or the whole path of the chat completions.
-        rule: Rule or table of examples in place of the benchmark's.
-    """
-
-    name: str
-    url: str
-    rule: str | None = None
+    name: str  # as its address and the results name it
+    url: str  # its address: `https://host/v1`, or the whole path of the chat completions
+    rule: str | None = None  # rule or table of examples in place of the benchmark's
 
     @property
     def address(self) -> str:
-        """The address of the chat completions.
-
-        Raises:
-            ValueError: If the address is none of the web.
-        """
+        """The address of the chat completions; raises ValueError if the address is none of the web."""
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(
                 f"--judge-url {self.url} is no address: give one such as http://localhost:8000/v1."
@@ -118,11 +89,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _reply(judge: Judge, grading: Grading, text: str, temperature: float) -> str:
-    """Send one message, again while the address is busy, and return the reply.
-
-    Raises:
-        ValueError: In one line, if there is none.
-    """
+    """Send one message, again while the address is busy, and return the reply."""
     body = {"model": judge.name, "messages": grading.messages(text)}
     body |= {"max_tokens": grading.max_tokens, "temperature": temperature}
     headers = {"Content-Type": "application/json"}
@@ -168,16 +135,9 @@ def ask(
 ) -> dict[str, list[Grade]]:
     """Have every answer graded once, a missing one as an empty one.
 
-    Args:
-        grading: The benchmark's.
-        questions: What was asked.
-        predictions: Question id -> answer.
-        judge: Who grades.
-        kept: JSON lines of the grades; what stands there for the same judge and message is not asked again.
-        advance: Called with 1 for each grade.
-
-    Raises:
-        ValueError: In one line, if the judge cannot be reached or its reply holds no grade.
+    Each grade is appended to the JSON lines of `kept`; what stands there for the same judge and message is
+    not asked again. `advance` is called with 1 for each. Raises ValueError if the judge cannot be reached or
+    its reply holds no grade.
     """
     known: dict[str, Any] = {}
     if kept.is_file():
@@ -235,14 +195,9 @@ def _graded(grading: Grading, judge: Judge, text: str) -> tuple[Any, str]:
 def read_grades(path: str | Path, questions: Sequence[Question], grading: Grading) -> dict[str, list[Grade]]:
     """Read a judge's grades from a file, the same number of runs for all questions.
 
-    Args:
-        path: JSON of `{id: grade}`, or of MM-Vet's `{id: {"score": [grade per run]}}`; JSON lines with
-            `question_id` and `tuple` (LLaVA's reviews) or `grade` (what `ask` keeps).
-        questions: What was asked.
-        grading: The benchmark's.
-
-    Raises:
-        ValueError: If an id is missing or unknown, or a grade is none.
+    The file is JSON of `{id: grade}` or of MM-Vet's `{id: {"score": [grade per run]}}`, or JSON lines with
+    `question_id` and `tuple` (LLaVA's reviews) or `grade` (what `ask` keeps). Raises ValueError if an id is
+    missing or unknown, or a grade is none.
     """
     path, ids = Path(path), {str(question.id) for question in questions}
     if path.suffix == ".jsonl":
@@ -291,11 +246,7 @@ def write_prompts(
 
 
 def read_rule(path: str | Path) -> str:
-    """Return a judge's rule from a text file, or the text that a script such as MM-Vet's assigns to `prompt`.
-
-    Raises:
-        ValueError: If the file is missing or the script assigns no text to `prompt`.
-    """
+    """Return a judge's rule from a text file, or the text that MM-Vet's script assigns to `prompt`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if Path(path).suffix != ".py":

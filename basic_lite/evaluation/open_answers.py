@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
-from basic_lite.evaluation.files import write_rows
+from basic_lite.evaluation.files import submission
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, by_field, score_of
 
@@ -45,128 +44,32 @@ from basic_lite.evaluation.statistics import Score, by_field, score_of
 # The views and conclusions contained in the software and documentation are those of the authors and should
 # not be interpreted as representing official policies, either expressed or implied, of the FreeBSD Project.
 
-CONTRACTIONS: dict[str, str] = {
-    "aint": "ain't",
-    "arent": "aren't",
-    "cant": "can't",
-    "couldve": "could've",
-    "couldnt": "couldn't",
-    "couldn'tve": "couldn't've",
-    "couldnt've": "couldn't've",
-    "didnt": "didn't",
-    "doesnt": "doesn't",
-    "dont": "don't",
-    "hadnt": "hadn't",
-    "hadnt've": "hadn't've",
-    "hadn'tve": "hadn't've",
-    "hasnt": "hasn't",
-    "havent": "haven't",
-    "hed": "he'd",
-    "hed've": "he'd've",
-    "he'dve": "he'd've",
-    "hes": "he's",
-    "howd": "how'd",
-    "howll": "how'll",
-    "hows": "how's",
-    "Id've": "I'd've",
-    "I'dve": "I'd've",
-    "Im": "I'm",
-    "Ive": "I've",
-    "isnt": "isn't",
-    "itd": "it'd",
-    "itd've": "it'd've",
-    "it'dve": "it'd've",
-    "itll": "it'll",
-    "let's": "let's",
-    "maam": "ma'am",
-    "mightnt": "mightn't",
-    "mightnt've": "mightn't've",
-    "mightn'tve": "mightn't've",
-    "mightve": "might've",
-    "mustnt": "mustn't",
-    "mustve": "must've",
-    "neednt": "needn't",
-    "notve": "not've",
-    "oclock": "o'clock",
-    "oughtnt": "oughtn't",
-    "ow's'at": "'ow's'at",
-    "'ows'at": "'ow's'at",
-    "'ow'sat": "'ow's'at",
-    "shant": "shan't",
-    "shed've": "she'd've",
-    "she'dve": "she'd've",
-    "she's": "she's",
-    "shouldve": "should've",
-    "shouldnt": "shouldn't",
-    "shouldnt've": "shouldn't've",
-    "shouldn'tve": "shouldn't've",
-    "somebody'd": "somebodyd",
-    "somebodyd've": "somebody'd've",
-    "somebody'dve": "somebody'd've",
-    "somebodyll": "somebody'll",
-    "somebodys": "somebody's",
-    "someoned": "someone'd",
-    "someoned've": "someone'd've",
-    "someone'dve": "someone'd've",
-    "someonell": "someone'll",
-    "someones": "someone's",
-    "somethingd": "something'd",
-    "somethingd've": "something'd've",
-    "something'dve": "something'd've",
-    "somethingll": "something'll",
-    "thats": "that's",
-    "thered": "there'd",
-    "thered've": "there'd've",
-    "there'dve": "there'd've",
-    "therere": "there're",
-    "theres": "there's",
-    "theyd": "they'd",
-    "theyd've": "they'd've",
-    "they'dve": "they'd've",
-    "theyll": "they'll",
-    "theyre": "they're",
-    "theyve": "they've",
-    "twas": "'twas",
-    "wasnt": "wasn't",
-    "wed've": "we'd've",
-    "we'dve": "we'd've",
-    "weve": "we've",
-    "werent": "weren't",
-    "whatll": "what'll",
-    "whatre": "what're",
-    "whats": "what's",
-    "whatve": "what've",
-    "whens": "when's",
-    "whered": "where'd",
-    "wheres": "where's",
-    "whereve": "where've",
-    "whod": "who'd",
-    "whod've": "who'd've",
-    "who'dve": "who'd've",
-    "wholl": "who'll",
-    "whos": "who's",
-    "whove": "who've",
-    "whyll": "why'll",
-    "whyre": "why're",
-    "whys": "why's",
-    "wont": "won't",
-    "wouldve": "would've",
-    "wouldnt": "wouldn't",
-    "wouldnt've": "wouldn't've",
-    "wouldn'tve": "wouldn't've",
-    "yall": "y'all",
-    "yall'll": "y'all'll",
-    "y'allll": "y'all'll",
-    "yall'd've": "y'all'd've",
-    "y'alld've": "y'all'd've",
-    "y'all'dve": "y'all'd've",
-    "youd": "you'd",
-    "youd've": "you'd've",
-    "you'dve": "you'd've",
-    "youll": "you'll",
-    "youre": "you're",
-    "youve": "you've",
-}
+CONTRACTIONS: dict[str, str] = dict(
+    pair.split(":")
+    for pair in """
+    aint:ain't arent:aren't cant:can't couldve:could've couldnt:couldn't couldn'tve:couldn't've
+    couldnt've:couldn't've didnt:didn't doesnt:doesn't dont:don't hadnt:hadn't hadnt've:hadn't've
+    hadn'tve:hadn't've hasnt:hasn't havent:haven't hed:he'd hed've:he'd've he'dve:he'd've hes:he's
+    howd:how'd howll:how'll hows:how's Id've:I'd've I'dve:I'd've Im:I'm Ive:I've isnt:isn't itd:it'd
+    itd've:it'd've it'dve:it'd've itll:it'll let's:let's maam:ma'am mightnt:mightn't mightnt've:mightn't've
+    mightn'tve:mightn't've mightve:might've mustnt:mustn't mustve:must've neednt:needn't notve:not've
+    oclock:o'clock oughtnt:oughtn't ow's'at:'ow's'at 'ows'at:'ow's'at 'ow'sat:'ow's'at shant:shan't
+    shed've:she'd've she'dve:she'd've she's:she's shouldve:should've shouldnt:shouldn't
+    shouldnt've:shouldn't've shouldn'tve:shouldn't've somebody'd:somebodyd somebodyd've:somebody'd've
+    somebody'dve:somebody'd've somebodyll:somebody'll somebodys:somebody's someoned:someone'd
+    someoned've:someone'd've someone'dve:someone'd've someonell:someone'll someones:someone's
+    somethingd:something'd somethingd've:something'd've something'dve:something'd've
+    somethingll:something'll thats:that's thered:there'd thered've:there'd've there'dve:there'd've
+    therere:there're theres:there's theyd:they'd theyd've:they'd've they'dve:they'd've theyll:they'll
+    theyre:they're theyve:they've twas:'twas wasnt:wasn't wed've:we'd've we'dve:we'd've weve:we've
+    werent:weren't whatll:what'll whatre:what're whats:what's whatve:what've whens:when's whered:where'd
+    wheres:where's whereve:where've whod:who'd whod've:who'd've who'dve:who'd've wholl:who'll whos:who's
+    whove:who've whyll:why'll whyre:why're whys:why's wont:won't wouldve:would've wouldnt:wouldn't
+    wouldnt've:wouldn't've wouldn'tve:wouldn't've yall:y'all yall'll:y'all'll y'allll:y'all'll
+    yall'd've:y'all'd've y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd youd've:you'd've
+    you'dve:you'd've youll:you'll youre:you're youve:you've
+    """.split()
+)
 
 _PUNCTUATION = frozenset(';/[]"{}()=+\\_-><@`,?!')
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -219,18 +122,10 @@ def _words(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def normalize(text: str, variant: str) -> str:
-    """Return an answer as a scorer compares it.
+    """Return an answer as a scorer compares it; it may be empty (`"a"`, `"the"`).
 
-    Args:
-        text: A prediction or a human answer.
-        variant: `"m4c"` (LLaVA, TextVQA: deletes commas and question marks and splits `'s` off first),
-            `"vqa_official"` (the VQA server) or `"vlmevalkit"` (keeps the dot of `"5."`).
-
-    Returns:
-        The normalised answer; it may be empty (`"a"`, `"the"`).
-
-    Raises:
-        ValueError: If the variant is unknown.
+    `variant` is `"m4c"` (LLaVA, TextVQA: deletes commas and question marks and splits `'s` off first),
+    `"vqa_official"` (the VQA server) or `"vlmevalkit"` (keeps the dot of `"5."`); another raises ValueError.
     """
     if variant == "m4c":
         lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
@@ -251,10 +146,7 @@ def _m4c(text: str) -> str:
 
 
 def _soft(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the humans of `min(1, matches among the other humans / 3)`.
-
-    Ten humans and k matches give 0, .3, .6, .9 and, from four matches on, 1.
-    """
+    """Mean over the humans of `min(1, matches among the others / 3)`: with ten 0, .3, .6, .9 or 1."""
     humans = len(answers)
     matches = sum(answer == prediction for answer in answers)
     as_matching_human = matches * min(1.0, (matches - 1) / 3)
@@ -263,21 +155,13 @@ def _soft(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
-    """Score one answer against what the humans answered.
+    """Return the accuracy in [0, 1] of one answer against the human ones, ten in VQAv2, TextVQA and VizWiz.
 
-    Args:
-        prediction: The model's answer.
-        answers: The human answers, ten of them in VQAv2, TextVQA and VizWiz.
-        scorer: `"vqa_official"` (both sides normalised, but compared as they are where all humans wrote
-            the same), `"vqa_official_on_m4c"` (the same on the m4c-normalised prediction, as LLaVA submits to
-            the server), `"vqa_lmms"` (both sides always normalised), `"vqa_m4c"` (both sides always through
-            m4c; TextVQA) or `"vizwiz_official"` (only the prediction normalised).
-
-    Returns:
-        The accuracy in [0, 1].
-
-    Raises:
-        ValueError: If the scorer is unknown or there is no human answer.
+    `scorer` is `"vqa_official"` (both sides normalised, but compared as they are where all humans wrote the
+    same), `"vqa_official_on_m4c"` (the same on the m4c-normalised prediction, as LLaVA submits to the
+    server), `"vqa_lmms"` (both sides always normalised), `"vqa_m4c"` (both sides always through m4c; TextVQA)
+    or `"vizwiz_official"` (only the prediction normalised). Raises ValueError if it is unknown or there is no
+    human answer.
     """
     if not answers:
         raise ValueError(
@@ -296,9 +180,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
     if scorer == "vizwiz_official":
         return _soft(_official(prediction), list(answers))
     raise ValueError(f"Unknown VQA scorer {scorer!r}: use one of {', '.join(SCORERS)}.")
-
-
-# Scores of VQAv2, TextVQA and VizWiz: the mean over questions of the soft accuracy over human answers.
 
 
 def soft_accuracies(
@@ -320,18 +201,7 @@ def soft_score(
     groupings: Iterable[str],
     notes: tuple[str, ...] = (),
 ) -> Score:
-    """Score open answers.
-
-    Args:
-        questions: With their human answers.
-        predictions: Question id -> answer.
-        scorer: As in `vqa_accuracy`.
-        groupings: Names in `Question.fields` to break the score down by.
-        notes: For the result.
-
-    Raises:
-        ValueError: If a question has no human answers, or the scorer is unknown.
-    """
+    """Score open answers by a scorer of `vqa_accuracy`, by the named entries of `Question.fields`."""
     return score_of(
         questions,
         predictions,
@@ -343,10 +213,5 @@ def soft_score(
     )
 
 
-def export_answers(questions: Sequence[Question], predictions: Mapping[Id, str], path: Path) -> Path:
-    """Write the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""
-    rows = (
-        {"question_id": question.id, "answer": normalize(predictions.get(question.id, ""), "m4c")}
-        for question in questions
-    )
-    return write_rows(path, rows)
+export_answers = submission(lambda q, answer: {"question_id": q.id, "answer": _m4c(answer)})
+"""Writes the JSON list that the VQA servers read: every question, m4c-normalised, `""` if unanswered."""

@@ -28,13 +28,8 @@ def conditions_of(path: Path) -> dict[str, Any]:
 def claim(path: Path, conditions: dict[str, Any], overwrite: bool = False) -> None:
     """Make sure that a prediction file is continued under the conditions it was begun with.
 
-    Args:
-        path: prediction file; the conditions are written beside it.
-        conditions: checkpoint, benchmark, prompts, decoding.
-        overwrite: start the file again.
-
-    Raises:
-        ValueError: If the file was made under other conditions; nothing is overwritten.
+    The conditions (checkpoint, benchmark, prompts, decoding) are written beside it. Raises ValueError if the
+    file was made under others, and leaves it as it is unless `overwrite` begins it again.
     """
     if overwrite:
         path.unlink(missing_ok=True)
@@ -50,11 +45,7 @@ def claim(path: Path, conditions: dict[str, Any], overwrite: bool = False) -> No
 
 
 def answered(path: Path, questions: Sequence[Question]) -> set[Id]:
-    """Return the ids that a prediction file already answers, and cut off a line that a kill left unfinished.
-
-    Raises:
-        ValueError: If the file is damaged or belongs to another benchmark; it is left as it is.
-    """
+    """Return the ids that a prediction file answers, and cut off a line that a kill left unfinished."""
     if not path.is_file():
         return set()
     answers, content = read(path, questions, drop_cut_end=True), path.read_bytes()
@@ -66,10 +57,7 @@ def answered(path: Path, questions: Sequence[Question]) -> set[Id]:
 
 
 def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
-    """Return the line to write for an answer, with the fields of LLaVA's answer files.
-
-    The answer id is made from the content, so that a resumed run writes the same file.
-    """
+    """Return an answer in LLaVA's fields; its id is made of the content, the same after a resume."""
     identity = f"{model_id}/{question.id}/{question.text}/{text}"
     line: dict[str, Any] = {
         "question_id": question.id,
@@ -88,25 +76,11 @@ def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
     return line
 
 
-def to_line(row: dict[str, Any]) -> str:
-    """Return a record as the file has it, newline included."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: str) -> Predictions:
-    """Pair records with questions by id, "7" and 7 alike.
+    """Pair records with questions by id, "7" and 7 alike; the answers are in the order of the questions.
 
-    Args:
-        rows: Records.
-        questions: What was asked.
-        where: What to call the records in an error.
-
-    Returns:
-        Question id -> answer, in the order of the questions; questions without an answer are left out.
-
-    Raises:
-        ValueError: If a record lacks a field, an id comes twice or is none of the questions, or other words
-            were asked under it.
+    Raises ValueError, with the records called `where`, if one lacks a field, comes twice, is of none of the
+    questions, or answers other words.
     """
     known = {str(question.id): question for question in questions}
     answers: Predictions = {}
@@ -140,14 +114,8 @@ def _same_words(recorded: str, asked: str) -> bool:
 
 
 def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = False) -> Predictions:
-    """Read a prediction file and pair it with its questions.
+    """Read a prediction file and pair it with its questions; raises ValueError if it is damaged or another's.
 
-    Args:
-        path: The file.
-        questions: What was asked.
-        drop_cut_end: Leave out a last line that a killed run did not finish.
-
-    Raises:
-        ValueError: If the file is damaged or belongs to another benchmark.
+    `drop_cut_end` leaves out a last line that a killed run did not finish.
     """
     return match(read_json_lines(Path(path), drop_cut_end=drop_cut_end), questions, str(path))

@@ -20,19 +20,12 @@ Id = int | str
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A picture in a column of a Hugging Face data set, read only when it is needed.
+    """A picture in a column of a Hugging Face data set, read only when it is needed."""
 
-    Attributes:
-        table: The data set, with the column not decoded.
-        row: Row number.
-        column: Name of the image column.
-        of_several: The cell is a list of frames, of which the middle one is taken.
-    """
-
-    table: Any = field(repr=False)
-    row: int
-    column: str = "image"
-    of_several: bool = False
+    table: Any = field(repr=False)  # the data set, with the column not decoded
+    row: int  # row number
+    column: str = "image"  # name of the image column
+    of_several: bool = False  # the cell is a list of frames, of which the middle one is taken
 
     def source(self) -> bytes | Path:
         """Return the encoded picture, or the file that holds it."""
@@ -42,7 +35,6 @@ class StoredImage:
         return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
 
     def read(self) -> bytes:
-        """Return the encoded picture."""
         source = self.source()
         return source if isinstance(source, bytes) else source.read_bytes()
 
@@ -88,44 +80,28 @@ ImageSource = Path | bytes | StoredImage | Grid | None
 
 @dataclass(frozen=True)
 class Question:
-    """One question as a model is asked it, with what its scorer needs.
+    """One question as a model is asked it, with what its scorer needs."""
 
-    Attributes:
-        id: As the benchmark's prediction and submission files name it.
-        text: The user turn without the image token; generation puts it, and a newline, before the text.
-        image: A file, encoded bytes, a cell of a data set, or `None` for a text-only question.
-        max_new_tokens: Length limit of the benchmark's published decoding.
-        category: What the results are broken down by.
-        answer: The reference answer or letter; `None` where labels are not public.
-        answers: All human answers, where there are several.
-        choices: Letter -> text, for multiple choice.
-        picture: What tells the picture from others. Answers about one picture are no independent draws: they
-            are resampled together. `None` where the benchmark asks once about each picture.
-        fields: What only this benchmark's scorer or export needs, under the names of its files.
-    """
-
-    id: Id
-    text: str
-    image: ImageSource
-    max_new_tokens: int
-    category: str = ""
-    answer: str | None = None
-    answers: tuple[str, ...] = ()
-    choices: Mapping[str, str] = field(default_factory=dict)
+    id: Id  # as the benchmark's prediction and submission files name it
+    text: str  # the user turn without the image token; generation puts it, and a newline, before the text
+    image: ImageSource  # a file, encoded bytes, a cell of a data set, or `None` for a text-only question
+    max_new_tokens: int  # length limit of the benchmark's published decoding
+    category: str = ""  # what the results are broken down by
+    answer: str | None = None  # the reference answer or letter; `None` where labels are not public
+    answers: tuple[str, ...] = ()  # all human answers, where there are several
+    choices: Mapping[str, str] = field(default_factory=dict)  # letter -> text, for multiple choice
+    # What tells the picture from others. Answers about one picture are no independent draws: they are
+    # resampled together. `None` where the benchmark asks once about each picture.
     picture: Id | None = None
+    # What only this benchmark's scorer or export needs, under the names of its files
     fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_label(self) -> bool:
-        """Whether there is something to score against."""
         return self.answer is not None or any(answer.strip() for answer in self.answers)
 
     def open_image(self) -> Image | None:
-        """Return the picture, decoded as training decodes it, in RGB; `None` for a text-only question.
-
-        Raises:
-            ValueError: If the file is missing, too large, or does not decode.
-        """
+        """Return the picture in RGB, decoded as training decodes it; `None` for a text-only question."""
         if self.image is None:
             return None
         from basic_lite.data.pictures import open_picture
@@ -133,11 +109,7 @@ class Question:
         return self._opened(open_picture)
 
     def image_size(self, exif: Exif = "ignore") -> tuple[int, int] | None:
-        """Return the picture's height and width for a transform with `exif`; `None` for text alone.
-
-        Raises:
-            ValueError: If the file is missing, too large, or no picture.
-        """
+        """Return the picture's height and width for a transform with `exif`; `None` for text alone."""
         if self.image is None:
             return None
         from basic_lite.data.pictures import picture_size
@@ -166,10 +138,10 @@ def question_of(
         text: The user turn.
         category: Name in the row of what the results are broken down by.
         fields: Names in the row of what the scorer or export needs.
-        more: Other attributes of `Question`; answers are at most 128 tokens long unless this is given.
+        more: Other attributes of `Question`.
     """
     made: dict[str, Any] = {
-        "max_new_tokens": 128,
+        "max_new_tokens": TOKEN_LIMITS["llava"],
         "category": str(row.get(category) or ""),
         "picture": row.get("picture"),
         "fields": {name: row.get(name) for name in fields},
@@ -180,6 +152,11 @@ def question_of(
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 """The requests that end a question, as LLaVA-1.5 was trained to read them (LLaVA `docs/Evaluation.md`)."""
+
+TOKEN_LIMITS = {"llava": 128, "lmms": 16}
+"""Most new tokens where lmms-eval has LLaVA-1.5's words and lets the model write less."""
+SAME_STYLES = dict.fromkeys(("llava", "lmms"))
+"""Styles where it lets it write as much."""
 
 
 def options_prompt(question: str, choices: Mapping[str, str]) -> str:

@@ -24,16 +24,7 @@ def score_each(
     groupings: Iterable[str] = (),
     **more: Any,
 ) -> Score:
-    """Score each question by itself; what is unreadable or missing counts as wrong.
-
-    Args:
-        questions: What was asked.
-        predictions: Question id -> answer.
-        scorer: Name of the rule.
-        rule: The rule.
-        groupings: Names in `Question.fields` to break the value down by.
-        more: Other attributes of `Score`.
-    """
+    """Score each question by a rule, by entries of `Question.fields`; unreadable or missing is wrong."""
     shares = {q.id: rule(predictions[q.id], q) for q in questions if q.id in predictions}
     items = {question.id: float(shares.get(question.id) or 0.0) for question in questions}
     unparsed = sum(share is None for share in shares.values())

@@ -13,7 +13,8 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
-from basic_lite.evaluation.distributed import Processes
+from basic_lite.evaluation.distributed import ALONE, Processes
+from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
@@ -25,34 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers.
+    """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers."""
 
-    Attributes:
-        run: run folder.
-        model: folder or hub id of a LLaVA of transformers.
-        given: file of answers.
-        image_size: side of the tower's input in pixels; `None` takes the run's.
-        tower_layer: which hidden states of the tower are its features; `None` takes the run's.
-        template: words around a model's questions, of `templates.TEMPLATES`; `None` takes its own.
-    """
-
-    run: Path | None = None
-    model: str | None = None
-    given: Path | None = None
-    image_size: int | None = None
+    run: Path | None = None  # run folder
+    model: str | None = None  # folder or hub id of a LLaVA of transformers
+    given: Path | None = None  # file of answers
+    image_size: int | None = None  # side of the tower's input in pixels; `None` takes the run's
+    # Which hidden states of the tower are its features; `None` takes the run's
     tower_layer: int | None = None
+    # Words around a model's questions, of `templates.TEMPLATES`; `None` takes its own
     template: str | None = None
 
     def __str__(self) -> str:
-        """Return the run, model or file as results name it."""
         return str(self.model or self.run or self.given)
 
     def check(self) -> None:
-        """Look for the run or model and at what is to be changed in it, before any data is read.
-
-        Raises:
-            ValueError: If it is not there, or cannot be asked in the way it is to be.
-        """
+        """Raise ValueError if there is no such run or model, or it cannot be asked in this way."""
         if self.run is not None and self.template is not None:
             raise ValueError("--template is for a --model; a run is asked in the words it was trained with")
         if self.run is None and (self.image_size is not None or self.tower_layer is not None):
@@ -63,11 +52,7 @@ class Candidate:
 
     @cached_property
     def identity(self) -> str | None:
-        """What distinguishes the run or model from others; `None` for answers whose maker is not known.
-
-        Raises:
-            ValueError: If there is no such run or model.
-        """
+        """What distinguishes the run or model from others; `None` for answers whose maker is not known."""
         if self.model is not None:
             from basic_lite.evaluation.hf_llava import identity
 
@@ -105,11 +90,7 @@ class Candidate:
         return bits_for(self.run, "evaluate", choose_device())
 
     def settle(self, processes: Processes, say: Callable[[str], None]) -> None:
-        """Let the first process decide for all what depends on a card's memory, and say what it decided.
-
-        Raises:
-            ValueError: If the run's parts cannot be read.
-        """
+        """Let the first process decide for all what depends on a card's memory, and say what it decided."""
         self.__dict__["settings"] = processes.first(lambda: self.settings)
         if "bits" in self.settings:
             say(self._bits[1])
@@ -127,74 +108,42 @@ class Candidate:
         return hf_llava.load(self.model, choose_device(), self.template)
 
     def load(self) -> None:
-        """Load the model, where that has not been done.
-
-        Raises:
-            ValueError: If it cannot be loaded, or a file of the run has changed.
-        """
         _ = self.loaded
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One candidate on one benchmark.
-
-    Attributes:
-        candidate: what is evaluated.
-        name: benchmark, in the table of benchmarks.
-        out: folder of predictions and results.
-        data: original files, Parquet files or hub id; `None` takes the table's hub id.
-        images: folder of the pictures.
-        split: `None` takes the table's.
-        prompt_style: style of the benchmark.
-        scorer: scoring rule; `None` takes LLaVA's.
-        limit: ask this many questions alone.
-        any_size: take all questions of another number than the published one.
-        judge: who grades, or graded `judge_scores`.
-        judge_scores: a judge's grades.
-        judge_url: OpenAI-style address that the judge is asked at; `None` asks nobody.
-        judge_prompt: file of the judge's rule or table, in place of the benchmark's.
-        answer_by: `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next.
-    """
-
-    candidate: Candidate
-    name: str
-    out: Path
-    data: str | None = None
-    images: Path | None = None
-    split: str | None = None
-    prompt_style: str = "llava"
-    scorer: str | None = None
-    limit: int | None = None
-    any_size: bool = False
-    judge: str | None = None
-    judge_scores: Path | None = None
-    judge_url: str | None = None
-    judge_prompt: Path | None = None
+    candidate: Candidate  # what is evaluated
+    name: str  # benchmark, in the table of benchmarks
+    out: Path  # folder of predictions and results
+    data: str | None = None  # original files, Parquet files or hub id; `None` takes the table's hub id
+    images: Path | None = None  # folder of the pictures
+    split: str | None = None  # `None` takes the table's
+    prompt_style: str = "llava"  # style of the benchmark
+    scorer: str | None = None  # scoring rule; `None` takes LLaVA's
+    limit: int | None = None  # ask this many questions alone
+    any_size: bool = False  # take all questions of another number than the published one
+    judge: str | None = None  # who grades, or graded `judge_scores`
+    judge_scores: Path | None = None  # a judge's grades
+    judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
+    judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
+    # `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next
     answer_by: str = "text"
 
     @property
     def benchmark(self) -> Benchmark:
-        """Row in the table of benchmarks."""
         return table.BENCHMARKS[self.name]
 
     @property
     def split_name(self) -> str:
-        """The split that is asked."""
         return self.split or self.benchmark.split
 
     @property
     def answers(self) -> Path:
-        """The prediction file."""
         return self.out / "predictions.jsonl"
 
     def check_options(self) -> None:
-        """Check what was asked for, before any data is read.
-
-        Raises:
-            ValueError: If the benchmark has no such scoring rule or takes no judge's grades, or the judge has
-                no name or address.
-        """
+        """Raise ValueError if a scoring rule or a judge does not fit, before any data is read."""
         table.scorer_of(self.name, self.scorer)
         if self.judge_scores is None and self.judge_url is None:
             if self.judge is not None:
@@ -215,11 +164,7 @@ class Evaluation:
         return self.benchmark.export is None or any(question.has_label for question in questions)
 
     def questions(self, with_images: bool) -> list[Question]:
-        """Read the questions: a published split whole, unless `limit` or `any_size` is given.
-
-        Raises:
-            ValueError: If they cannot be read, are not as many as published, or lack rotations.
-        """
+        """Read the questions: a published split whole, unless `limit` or `any_size` is given."""
         limit = sys.maxsize if self.any_size and self.limit is None else self.limit
         questions = table.load(
             self.name,
@@ -235,11 +180,6 @@ class Evaluation:
         return questions
 
     def submitted_ids(self) -> Sequence[Id] | None:
-        """Return the ids that the server expects where these are more than the split's, else `None`.
-
-        Raises:
-            ValueError: If the list of them cannot be read.
-        """
         return self.benchmark.all_asked(table.source_of(self.name, self.data, split=self.split))
 
     def is_published(self, questions: list[Question]) -> bool:
@@ -250,9 +190,8 @@ class Evaluation:
     def claim(self, questions: list[Question], overwrite: bool = False) -> int:
         """Make the prediction file this evaluation's, and return how many questions it answers already.
 
-        Raises:
-            ValueError: If a file of the run has changed, the answers that are there were made under other
-                conditions, or the benchmark has no choices to compare.
+        Raises ValueError if a file of the run has changed, the answers were made under other conditions, or
+        the benchmark has no choices to compare.
         """
         if self.candidate.run is not None:
             check_files(self.candidate.run, "weights")
@@ -270,50 +209,42 @@ class Evaluation:
         predictions.claim(self.answers, conditions, overwrite)
         return len(predictions.answered(self.answers, questions))
 
-    def generate(self, questions: list[Question], **settings: Any) -> int:
-        """Answer what is not answered yet, and return how many questions are left.
-
-        Args:
-            questions: of the benchmark, with pictures; claimed.
-            settings: of `answer.generate`.
-
-        Raises:
-            ValueError: If the model cannot be loaded, or a picture is missing.
-        """
+    def generate(
+        self,
+        questions: list[Question],
+        *,
+        batch_size: int | None = None,
+        max_batches: int | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+        say: Callable[[str], None] = lambda line: None,
+        processes: Processes = ALONE,
+    ) -> int:
+        """Answer what is not answered yet of claimed questions, see `answer.generate`."""
         from basic_lite.evaluation import answer
 
         return answer.generate(
             self.candidate.loaded,
             questions,
             self.answers,
+            batch_size=batch_size,
             model_id=str(self.candidate),
+            max_batches=max_batches,
             by_likelihood=self.answer_by == "likelihood",
-            **settings,
+            advance=advance,
+            say=say,
+            processes=processes,
         )
 
     def take_given(self, questions: list[Question]) -> None:
-        """Copy the file of answers to where a run's own are, if it belongs to this benchmark.
-
-        Raises:
-            ValueError: If it is missing, damaged or of another benchmark.
-        """
+        """Copy the file of answers to where a run's own are, if it belongs to this benchmark."""
         assert self.candidate.given is not None
         answers = predictions.read(self.candidate.given, questions)
         who = str(self.candidate)
         rows = (predictions.record(q, answers[q.id], who) for q in questions if q.id in answers)
-        write_text(self.answers, "".join(map(predictions.to_line, rows)))
+        write_text(self.answers, json_lines(rows))
 
     def score(self, questions: list[Question], advance: Callable[[int], None] = lambda count: None) -> dict:
-        """Score the prediction file; write and return the content of `results.json`.
-
-        Args:
-            questions: what was asked.
-            advance: called with 1 for each grade of a judge.
-
-        Raises:
-            ValueError: If the predictions are missing, damaged or of another benchmark, or a judge does not
-                grade them.
-        """
+        """Score the predictions; write and return `results.json`; `advance` counts a judge's grades."""
         given = self._given(questions)
         grading = self.benchmark.grading
         if grading is not None and (self.judge_scores is not None or self.judge_url is not None):
@@ -342,11 +273,7 @@ class Evaluation:
         return content
 
     def export(self, questions: list[Question]) -> list[Path]:
-        """Write what is handed in: the server's file, and where a judge scores the messages to it.
-
-        Raises:
-            ValueError: If nothing is handed in for this benchmark.
-        """
+        """Write what is handed in: the server's file, and where a judge scores the messages to it."""
         row, given = self.benchmark, self._given(questions)
         if row.export is None:
             raise ValueError(f"{self.name} has no submission server; --step score gives its number")

@@ -24,7 +24,6 @@ _LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
 
 def results_table(content: Mapping[str, Any]) -> Table:
-    """Make a table of one benchmark's `results.json`."""
     title = f"{content['benchmark']} {content['split']}, {content['metric']}, scorer {content['scorer']}"
     table = Table("", "", title=title, title_justify="left", show_header=False, min_width=60)
     table.columns[1].justify = "right"
@@ -93,7 +92,6 @@ def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) -> Table:
-    """Make a table of a paired comparison."""
     title = f"{name}, {result.metric}, scorer {result.scorer}"
     table = Table("", str(run_a), str(run_b), "difference", title=title, title_justify="left")
     for column in table.columns[1:]:
@@ -119,16 +117,11 @@ def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) ->
 
 
 def test_name(result: Comparison) -> str:
-    """Return the name of the test that a comparison's p is of."""
     return "McNemar" if result.n_clusters == result.n else "sign flips by picture"
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a `results.json`.
-
-    Raises:
-        ValueError: If it is missing or no JSON.
-    """
+    """Read a `results.json`; raises ValueError if it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -136,15 +129,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_in(run: Path, wanted: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Return the results in a run's folder, `RUN/eval/NAME` or `RUN/NAME`, in order of name.
-
-    Args:
-        run: Run folder, or what `eval --out` named.
-        wanted: Benchmarks to keep; `None` keeps all.
-
-    Raises:
-        ValueError: If the run does not exist, or a file of results cannot be read.
-    """
+    """Return the results in `RUN/eval/NAME` or `RUN/NAME`, by name, all or of the `wanted` benchmarks."""
     if not run.is_dir():
         raise ValueError(f"{run} is no folder: give runs, or folders that eval wrote into")
     paths = sorted({*run.glob("results.json"), *run.glob("*/results.json"), *run.glob("eval/*/results.json")})
@@ -175,11 +160,7 @@ def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str,
 
 
 def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """Make a table of runs by benchmarks, each value with half the width of its 95 % interval.
-
-    Args:
-        have: run -> contents of its `results.json`.
-    """
+    """Make a table of runs by benchmarks, each value with half the width of its 95 % interval."""
     columns = _columns(have)
     table = _plain_table(("run", *columns.values()), padding=(0, 1))
     for run, contents in have.items():
@@ -199,7 +180,6 @@ def _cell(content: Mapping[str, Any]) -> str:
 
 
 def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return the same as comma-separated values, a line for each run and benchmark."""
     text = StringIO()
     names = ("benchmark", "split", "metric", "scorer", "prompt_style", "n", "value")
     more = ("decoding", "published_size")
@@ -269,16 +249,7 @@ def write_page(
     path: Path,
     most: int = 200,
 ) -> Path:
-    """Write the questions whose answers flipped, with pictures, rotations and both answers, as one HTML file.
-
-    Args:
-        comparison: Of the two runs.
-        benchmark: Its name in the table.
-        questions: What was asked.
-        answers: Name of a run -> question id -> answer.
-        path: The file to write.
-        most: How many lost, and how many gained questions to show at most.
-    """
+    """Write questions whose answers flipped, with pictures, rotations and both answers, as an HTML file."""
     unit = BENCHMARKS[benchmark].unit
     by_unit: dict[Hashable, list[Question]] = defaultdict(list)
     for question in questions:

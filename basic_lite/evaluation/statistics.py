@@ -124,7 +124,6 @@ def _shares(right: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def mean_of(cells: Sequence[float], counts: np.ndarray) -> np.ndarray:
-    """Return the mean of the outcomes."""
     return counts @ np.asarray(cells, dtype=float) / counts.sum(axis=1)
 
 
@@ -137,10 +136,7 @@ def _columns_of(cells: Sequence[tuple[Any, ...]]) -> dict[str, list[int]]:
 
 
 def pooled_f1(cells: Sequence[tuple[str, bool, bool]], counts: np.ndarray) -> np.ndarray:
-    """Return 100 x F1 of "yes" over all `(category, answered yes, is yes)`, as lmms-eval's POPE does.
-
-    F1 = 2TP / (2TP + FP + FN).
-    """
+    """Return 100 x F1 of "yes", 2TP / (2TP + FP + FN), over `(category, answered yes, is yes)`."""
     _, said, true = (np.array(column) for column in zip(*cells, strict=True))
     hits = counts @ (said & true)
     return 100 * _shares(2.0 * hits, 2 * hits + counts @ (said ^ true))
@@ -167,10 +163,7 @@ def pair_points(cells: Sequence[tuple[str, int, int]], counts: np.ndarray) -> np
 
 
 def weighted_groups(cells: Sequence[tuple[str, float, float]], counts: np.ndarray) -> np.ndarray:
-    """Return the weighted mean of the groups' means, from one `(group, weight, value)` per question.
-
-    The weights of the groups that are there count; they need not add up to 1.
-    """
+    """Return the weighted mean of the means of the groups that are there, from `(group, weight, value)`s."""
     total, weights = np.zeros(len(counts)), 0.0
     for columns in _columns_of(cells).values():
         weight = cells[columns[0]][1]
@@ -197,40 +190,28 @@ STATISTICS: dict[str, Statistic] = {
 
 @dataclass(frozen=True)
 class Score:
-    """The outcome of scoring one benchmark.
+    """The outcome of scoring one benchmark."""
 
-    Attributes:
-        metric: What `value` is, in words.
-        scorer: Name of the scoring rule.
-        value: The number to publish, in per cent (MME: points); `None` where only a judge can give it.
-        items: Question (for MMBench a group of rotations) -> share right in [0, 1].
-        categories: Question -> category, for the paired comparison.
-        clusters: Question -> picture, where several questions are about one; `None` in scores of versions
-            that did not keep it.
-        cells: Unit -> outcome, where the value is no mean of `items`.
-        statistic: Name in `STATISTICS` of what makes the value from the outcomes.
-        right_wrong: Whether each item is right or wrong, with nothing between.
-        breakdown: Name of a grouping -> group -> value.
-        figures: Other numbers, by name.
-        unparsed: Answers from which the rule read nothing.
-        missing: Questions without a prediction; they count as wrong.
-        notes: What a reader of the number must know.
-    """
-
-    metric: str
-    scorer: str
+    metric: str  # what `value` is, in words
+    scorer: str  # name of the scoring rule
+    # The number to publish, in per cent (MME: points); `None` where only a judge can give it
     value: float | None
-    items: Mapping[Id, float]
+    items: Mapping[Id, float]  # question (for MMBench a group of rotations) -> share right in [0, 1]
+    # Question -> category, for the paired comparison
     categories: Mapping[Id, str] = field(default_factory=dict)
+    # Question -> picture, where several questions are about one; `None` in scores of versions that did not
+    # keep it
     clusters: Mapping[Id, Id] | None = field(default_factory=dict)
+    # Unit -> outcome, where the value is no mean of `items`
     cells: Mapping[Id, Cell] = field(default_factory=dict)
-    statistic: str = "mean"
-    right_wrong: bool = False
+    statistic: str = "mean"  # name in `STATISTICS` of what makes the value from the outcomes
+    right_wrong: bool = False  # whether each item is right or wrong, with nothing between
+    # Name of a grouping -> group -> value
     breakdown: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    unparsed: int = 0
-    missing: int = 0
-    notes: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)  # other numbers, by name
+    unparsed: int = 0  # answers from which the rule read nothing
+    missing: int = 0  # questions without a prediction; they count as wrong
+    notes: tuple[str, ...] = ()  # what a reader of the number must know
 
     @property
     def outcomes(self) -> Mapping[Id, Cell]:
@@ -244,11 +225,9 @@ class Score:
 
     @property
     def n_clusters(self) -> int:
-        """How many things are resampled."""
         return len(set(self.clusters_of(self.outcomes)))
 
     def interval(self, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
-        """Return the 95 % bootstrap interval of the value, or `None` where there is no value."""
         if self.value is None or not self.outcomes:
             return None
         return bootstrap_interval(
@@ -333,11 +312,7 @@ def save_score(score: Score, path: str | Path) -> None:
 
 
 def load_score(path: str | Path) -> Score:
-    """Read what `save_score` wrote.
-
-    Raises:
-        ValueError: If the file is missing or no score.
-    """
+    """Read what `save_score` wrote; raises ValueError if the file is missing or no score."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         for name in ("items", "categories"):

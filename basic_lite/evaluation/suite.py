@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,45 +24,29 @@ Asked = tuple[Evaluation, list[Question]]
 
 @dataclass
 class Suite:
-    """The benchmarks of one command.
-
-    Attributes:
-        names: of the benchmarks.
-        evaluation: makes the evaluation of a name.
-        step: `"all"`, `"generate"`, `"score"` or `"export"`.
-        console: where it prints.
-        team: the processes of the command.
-        failures: name -> why the benchmark was left out.
-        results: contents of `results.json`.
-    """
-
-    names: Sequence[str]
-    evaluation: Callable[[str], Evaluation]
-    step: str
-    console: Console
-    team: Processes = ALONE
-    failures: dict[str, str] = field(default_factory=dict)
-    results: list[dict] = field(default_factory=list)
+    names: Sequence[str]  # of the benchmarks
+    evaluation: Callable[[str], Evaluation]  # makes the evaluation of a name
+    step: str  # `"all"`, `"generate"`, `"score"` or `"export"`
+    console: Console  # where it prints
+    team: Processes = ALONE  # the processes of the command
+    overwrite: bool = False  # ask again what is answered
+    batch_size: int | None = None  # of `answer.generate`, as is `max_batches`
+    max_batches: int | None = None
+    failures: dict[str, str] = field(default_factory=dict)  # name -> why the benchmark was left out
+    results: list[dict] = field(default_factory=list)  # contents of `results.json`
 
     def __post_init__(self) -> None:
         self.bar = progress_bar(self.console)
 
     @property
     def asks(self) -> bool:
-        """Whether a model is to answer."""
         return self.step in ("all", "generate")
 
-    def run(self, folder: Path, *, overwrite: bool = False, dry_run: bool = False, **settings: Any) -> None:
-        """Do the step for every benchmark; of several, one that fails is left out and named at the end.
+    def run(self, folder: Path, *, dry_run: bool = False) -> None:
+        """Do the step for every benchmark while no other command may write the folder.
 
-        Args:
-            folder: kept from other commands meanwhile.
-            overwrite: ask again what is answered.
-            dry_run: read the data and stop.
-            settings: of `answer.generate`.
-
-        Raises:
-            ValueError: If a benchmark was left out.
+        A dry run reads the data and stops. Of several benchmarks, one that fails is left out and named at the
+        end: ValueError.
         """
         if self.team.rank > 0 and (dry_run or not self.asks):
             return  # of several processes the first is enough
@@ -71,7 +54,7 @@ class Suite:
             ready = self._read()
             if not dry_run:
                 self.team.first(lambda: until_done.enter_context(held(folder)))
-                self._answer_and_score(ready, overwrite, settings)
+                self._answer_and_score(ready)
             if len(self.names) > 1 and self.results:
                 self.console.print(overview(self.results))
             if self.failures:
@@ -105,7 +88,7 @@ class Suite:
             sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[split])
             self.console.print(f"Not the published {sizes} rows: this is no {name} number.")
 
-    def _answer_and_score(self, ready: list[Asked], overwrite: bool, settings: dict[str, Any]) -> None:
+    def _answer_and_score(self, ready: list[Asked]) -> None:
         done: dict[str, int] = {}
         say = partial(self.console.print)
         if self.asks and ready:
@@ -113,7 +96,9 @@ class Suite:
         for evaluation, questions in ready if self.asks else ():
             with self._or_left_out(evaluation.name):
                 done[evaluation.name] = self.team.first(
-                    lambda evaluation=evaluation, questions=questions: evaluation.claim(questions, overwrite)
+                    lambda evaluation=evaluation, questions=questions: evaluation.claim(
+                        questions, self.overwrite
+                    )
                 )
         ready = [pair for pair in ready if pair[0].name not in self.failures]
         total, before = sum(len(questions) for _, questions in ready), sum(done.values())
@@ -143,7 +128,12 @@ class Suite:
                         write_into(evaluation.out)
                         self.bar.update(task, description=evaluation.name)
                         left = evaluation.generate(
-                            questions, advance=advance, say=say, processes=self.team, **settings
+                            questions,
+                            batch_size=self.batch_size,
+                            max_batches=self.max_batches,
+                            advance=advance,
+                            say=say,
+                            processes=self.team,
                         )
                     if self.team.rank == 0:
                         self._finish(evaluation, questions, left)
@@ -151,7 +141,6 @@ class Suite:
             self.console.print(f"{answered:,} answers, {speed()}")
 
     def _finish(self, evaluation: Evaluation, questions: list[Question], left: int) -> None:
-        """Score or export the answers that are there."""
         if evaluation.candidate.given is not None:
             evaluation.take_given(questions)
         if left:

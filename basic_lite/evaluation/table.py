@@ -36,11 +36,6 @@ _ALIASES = {alias: name for name, benchmark in BENCHMARKS.items() for alias in b
 
 
 def name_of(name: str) -> str:
-    """Return a benchmark's name in the table; case, `_` and common other names do not matter.
-
-    Raises:
-        ValueError: If the table has no such benchmark.
-    """
     plain = name.strip().lower().replace("_", "-")
     plain = _ALIASES.get(plain, plain)
     if plain not in BENCHMARKS:
@@ -49,11 +44,7 @@ def name_of(name: str) -> str:
 
 
 def scorer_of(name: str, scorer: str | None) -> str:
-    """Return the scorer to use: the one named, or the benchmark's first.
-
-    Raises:
-        ValueError: If the benchmark has no such scorer, or what the scorer needs is not installed.
-    """
+    """Return the scorer that is named, or the benchmark's first; what it needs must be installed."""
     benchmark = BENCHMARKS[name_of(name)]
     scorer = scorer or benchmark.scorers[0]
     if scorer not in benchmark.scorers:
@@ -75,11 +66,7 @@ def source_of(
     images: str | Path | None = None,
     with_images: bool = True,
 ) -> Source:
-    """Return where a benchmark's data is; arguments as of `load`.
-
-    Raises:
-        ValueError: If the benchmark has no such split.
-    """
+    """Return where a benchmark's data is; arguments as of `load`."""
     benchmark = BENCHMARKS[name_of(name)]
     split = split or benchmark.split
     if split not in benchmark.sizes:

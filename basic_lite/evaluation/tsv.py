@@ -33,16 +33,9 @@ PANDAS_NA = frozenset(
 def tsv_rows(
     path: Path, needs: Iterable[str], what: str, missing: Collection[str] = ("",)
 ) -> list[dict[str, str | None]]:
-    """Read the cells as text, missing ones as `None`.
+    """Read the cells as text, those of `missing` as `None`; `what` is the benchmark, for errors.
 
-    Args:
-        path: The file.
-        needs: Columns that must be there.
-        what: The benchmark, for errors.
-        missing: What stands for a missing cell.
-
-    Raises:
-        ValueError: In one line, if the file is no table, lacks columns or rows, or a row lacks cells.
+    Raises ValueError if the file is no table, lacks columns or rows, or a row lacks cells.
     """
     csv.field_size_limit(sys.maxsize)  # a picture is one cell of up to some hundred thousand characters
     try:
@@ -118,15 +111,7 @@ def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def picture_holders(cells: Mapping[str, str | None], where: str) -> dict[str, str]:
-    """Return row -> the row that holds its picture, which rows with a short image cell name.
-
-    Args:
-        cells: Index of a row -> its image cell.
-        where: The file, for errors.
-
-    Raises:
-        ValueError: If a cell is neither a picture nor the index of a row that leads to one.
-    """
+    """Return row -> the row with its picture; a cell is a picture, or the index of another row."""
     holders: dict[str, str] = {}
     for index, cell in cells.items():
         holder, seen = index, set[str]()
@@ -142,14 +127,8 @@ def picture_holders(cells: Mapping[str, str | None], where: str) -> dict[str, st
 def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row.
 
-    Args:
-        source: Without `with_images` the pictures are not decoded.
-        path: The file.
-        needs: Columns that must be there, besides the index and the picture.
-        what: The benchmark, for errors.
-
-    Raises:
-        ValueError: In one line, if it is no such table, or a picture is missing or damaged.
+    `needs` are columns besides the index and the picture, `what` the benchmark. Raises ValueError if it is no
+    such table, or a picture is missing or damaged.
     """
     rows = tsv_rows(path, ("index", *needs, "image"), what)
     unique((str(row["index"]) for row in rows), str(path))

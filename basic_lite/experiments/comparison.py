@@ -21,11 +21,13 @@ from basic_lite.data.world import parts, signs
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import World, world_in, write_world
 from basic_lite.data.world.world import is_embedded
-from basic_lite.experiments import curves, measure, processes, report, sweeps
+from basic_lite.experiments import curves, decoders, measure, processes, report, sweeps
 from basic_lite.experiments.plans import (
     DEMO_VARIANTS,
     METHOD,
     NAMED,
+    NO_OPTIONS,
+    SQUEEZED,
     TUNE,
     Plan,
     Usual,
@@ -202,7 +204,7 @@ class Comparison:
             ValueError: In one line, for what a user can have wrong, before any work.
         """
         self._check_plan()
-        variants = self._variants()
+        setup, variants = self._setup(), self._variants()
         todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
         for variant in variants:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -216,7 +218,7 @@ class Comparison:
             if overwrite and (self.out / SETUP).is_file():
                 for path in files.contents(self.out):
                     files.remove(path)
-            claim(self.out, self._setup())
+            claim(self.out, setup)
             self._train(todo, jobs, console)
             self._report(variants, console)
 
@@ -264,6 +266,11 @@ class Comparison:
                 "plan world is about captions of the embedded world, where it is known what they leave out; "
                 "leave out --data and take the embedded decoder (--model tiny)"
             )
+        if self.plan.name == "space" and (not self._embedded or self.stage2 is not None):
+            raise ValueError(
+                "plan space gives the embedded decoder another input space, in stage 1: leave out --data and "
+                "--stage 2, and take the embedded decoder (--model tiny)"
+            )
         if self.plan.signs and self._embedded and self.stage2 is not None:
             raise ValueError(
                 "the embedded world's signs are for stage 1: leave --stage 2 out, or give --data"
@@ -300,7 +307,7 @@ class Comparison:
     def _checked(self, variant: Variant) -> dict[str, object]:
         """Return the options that can be looked at before a world is drawn."""
         known = {**self.stage1, **variant.options}
-        return processes.for_stage({name: value for name, value in known.items() if name != NAMED})
+        return processes.for_stage({name: value for name, value in known.items() if name not in NO_OPTIONS})
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
@@ -314,6 +321,9 @@ class Comparison:
                 content[f"{name} answers"] = where["answer_by"]
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
+            rows = self._measured_rows()
+            opened = measure.open_measured(rows["data"], rows["images"], rows["follow_links"])
+            content["content of the file that is measured on"] = opened.sha256
         return content
 
     def _runs(self, variants: Sequence[Variant], seed: int) -> list[processes.Run]:
@@ -338,6 +348,8 @@ class Comparison:
             if (named := varied.pop(NAMED, None)) is not None:
                 captions = world_in(self._world(seed, int(str(named))))
                 varied |= {"data": str(captions.stage1), "images": str(captions.images)}
+            if (times := varied.pop(SQUEEZED, None)) is not None:
+                varied |= self._squeezed(float(str(times)))
             by_stage = {"stage1": varied | along, "stage2": {k: v for k, v in varied.items() if k in METHOD}}
             stages = {name: given[name] | by_stage[name] for name in steps if name in given}
             folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
@@ -370,6 +382,18 @@ class Comparison:
         kind = self._signs if self.plan.signs else "seed"
         return self.out / "worlds" / f"{kind if named is None else f'{NAMED}-{named}'}-{seed}"
 
+    def _decoder(self, times: float) -> Path:
+        return self.out / "decoders" / f"{SQUEEZED}-{times:g}"
+
+    def _squeezed(self, times: float) -> dict[str, object]:
+        """Return the options of stage 1 that put a squeezed decoder in the embedded one's place."""
+        sources, pace = self._sources, zoo.pace_of(self._sources.llm, 1)
+        known = ("tower", "template", "image_token")
+        shared = {"bits": zoo.bits_of(zoo.TINY, None)} | {name: getattr(sources, name) for name in known}
+        usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
+        shared |= {name: getattr(pace, name) for name in usual}
+        return {**shared, **_plain(self.stage1), "llm": str(self._decoder(times))}
+
     @property
     def _signs(self) -> str:
         """Name of the folders of a world with signs and of its runs."""
@@ -379,7 +403,7 @@ class Comparison:
     def _scenes(self) -> int:
         return SCENES // (2 if self.quick else 1)
 
-    def _measured_rows(self) -> dict[str, object]:
+    def _measured_rows(self) -> dict[str, Any]:
         """Return the arguments of `measure.rows_of_file`."""
         data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
         if data is None:
@@ -400,6 +424,10 @@ class Comparison:
             say = console.print
             scale = scale_of(1 if self.stage2 is None else 2, self.quick)
             fewer = {count for v in self._variants() if (count := v.options.get(NAMED)) is not None}
+            for times in {v.options[SQUEEZED]: None for v in self._variants() if SQUEEZED in v.options}:
+                if not (folder := self._decoder(float(str(times)))).is_dir():
+                    with complete(folder) as draft:
+                        decoders.write_squeezed(draft, float(str(times)))
             for seed in {run.seed: None for run in left}:
                 if self.plan.signs:
                     captions = scale["captions"] * MORE_SIGNS

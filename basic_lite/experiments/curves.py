@@ -184,10 +184,12 @@ class Curve:
 def curves_of(runs: Sequence[Sequence[Point]]) -> dict[str, Curve]:
     """Return the curve of every measure of a variant, from its points, seed by seed.
 
-    Points and measures that not all seeds have are left out: earlier versions may have made some of the runs.
+    Points and measures that not all seeds have are left out, and points that were measured on other samples
+    than a run's last one: earlier versions may have made some of the runs, or begun one.
     """
-    steps = set.intersection(*({point.step for point in points} for points in runs)) if runs else set()
-    kept = [[point for point in points if point.step in steps] for points in runs]
+    alike = [_measured_like_the_last(points) for points in runs]
+    steps = set.intersection(*({point.step for point in points} for points in alike)) if runs else set()
+    kept = [[point for point in points if point.step in steps] for points in alike]
     if not steps:
         return {}
     samples = np.array([point.samples for point in kept[0]])
@@ -201,6 +203,15 @@ def curves_of(runs: Sequence[Sequence[Point]]) -> dict[str, Curve]:
         counts = [np.ones(v.shape[1]) if o is None else np.array(o) for v, o in zip(values, of, strict=True)]
         curves[head.name] = Curve(head, samples, values, counts)
     return curves
+
+
+def _measured_like_the_last(points: Sequence[Point]) -> list[Point]:
+    counts = [{measure.name: len(measure.values) for measure in point.measures} for point in points]
+    return [
+        point
+        for point, own in zip(points, counts, strict=True)
+        if all(own[name] == counts[-1][name] for name in own.keys() & counts[-1].keys())
+    ]
 
 
 def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, better: str) -> np.ndarray:

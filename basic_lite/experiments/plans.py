@@ -32,6 +32,12 @@ METHOD: tuple[str, ...] = (
 NAMED: str = "named"
 """How many of the embedded world's colours and shapes captions name: no option of `stage1`, but its data."""
 
+SQUEEZED: str = "squeezed"
+"""How many times as short half of the embedded decoder's input directions are: an option of no stage."""
+
+NO_OPTIONS: tuple[str, ...] = (NAMED, SQUEEZED)
+"""What a level of a sweep may set beside options of `stage1`."""
+
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 """Of the demo, and at every level of a sweep."""
 
@@ -166,6 +172,11 @@ _WORLD = Plan.sweep(
     "How much of what the decoder can speak of must captions name?",
     _of(NAMED, "1/4", "1/2", "1"),
 )
+_SPACE = Plan.sweep(
+    "space",
+    "How hard is the decoder's input space to reach?",
+    _of(SQUEEZED, "1", "4", "16"),
+)
 
 TUNE = Plan(
     "tune",
@@ -182,7 +193,7 @@ PLANS: dict[str, Plan] = {
     plan.name: plan
     for plan in (
         *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT, _TILES),
-        *(_DATA, _RATE, _PATCHES, _WORLD),
+        *(_DATA, _RATE, _PATCHES, _WORLD, _SPACE),
     )
 }
 
@@ -254,6 +265,8 @@ class Usual:
             return {option: max(round(value * self.image_size / self.patch), 1) * self.patch}
         if option == NAMED:
             return {option: max(round(value * len(COLOURS)), 1)}
+        if option == SQUEEZED:
+            return {option: float(value)}
         if option == "learning_rate":
             return {option: float(f"{float(value) * self.learning_rate:.3g}")}
         assert option == "amount", option

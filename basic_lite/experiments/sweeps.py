@@ -10,7 +10,7 @@ from rich.table import Table
 
 from basic_lite.data.world.scenes import COLOURS
 from basic_lite.experiments.measure import Measure
-from basic_lite.experiments.plans import DEMO_VARIANTS, NAMED, Options, Plan, at_level
+from basic_lite.experiments.plans import DEMO_VARIANTS, NAMED, SQUEEZED, Options, Plan, at_level
 from basic_lite.experiments.table import (
     DifferenceTable,
     Pair,
@@ -28,6 +28,7 @@ AXES: dict[str, str] = {
     "rate": "learning rate",
     "patches": "patches per picture",
     "world": "colours and shapes that captions name, of 8 each",
+    "space": "times that half of the decoder's input directions are as short",
 }
 """What the levels of each sweep are, in words."""
 
@@ -42,6 +43,8 @@ def place_of(plan: str, run: Path, options: Options) -> float:
     """
     if plan == "world":
         return float(str(options.get(NAMED, len(COLOURS))))
+    if plan == "space":
+        return float(str(options.get(SQUEEZED, 1)))
     manifest = read_manifest(run / "stage1")
     if plan == "patches":
         return manifest["tokens_per_image"]

@@ -56,13 +56,7 @@ def background_note(background: str) -> str:
 
 
 def model_card(run: Path, manifest: dict, export: dict) -> str:
-    """Write the card.
-
-    Args:
-        run: the run folder, for its log and its evaluations.
-        manifest: the run's.
-        export: content of `export.json`.
-    """
+    """Write the card from the run's log, evaluations and manifest, and the content of `export.json`."""
     sources = manifest["sources"]
     licence = licence_of(sources["llm"])
     library = "gguf" if export["to"] == "gguf" else "transformers"
@@ -126,7 +120,6 @@ def _losses(run: Path) -> list[str]:
 
 
 def _curve(title: str, rows: list[dict], prefix: str) -> list[str]:
-    """Show five of the rows as a table; nothing of none."""
     if not rows:
         return []
     names = [

@@ -26,7 +26,6 @@ _PASSING = (
 
 
 def model_config(assembled: Assembled, dtype: torch.dtype) -> dict:
-    """Return `config.json`."""
     config: Any = assembled.model.config
     name = str(dtype).removeprefix("torch.")
     stops = stop_ids(assembled.template, assembled.tokenizer)

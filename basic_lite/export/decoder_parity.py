@@ -15,15 +15,10 @@ from basic_lite.models.parts import parts_of
 
 @dataclass
 class Seen:
-    """What entered the run's decoder, and what came out of its head.
+    """What entered the run's decoder, and what came out of its head."""
 
-    Attributes:
-        embeds: `(1, S, D)` on the CPU.
-        logits: `(S, V)` fp32, on the CPU.
-    """
-
-    embeds: torch.Tensor
-    logits: torch.Tensor
+    embeds: torch.Tensor  # `(1, S, D)` on the CPU
+    logits: torch.Tensor  # `(S, V)` fp32, on the CPU
 
 
 @torch.inference_mode()
@@ -48,15 +43,9 @@ def watch_decoder(assembled: Assembled, answers: list[Answer]) -> list[Seen]:
 
 @torch.inference_mode()
 def judge_decoder(causal: nn.Module, seen: list[Seen], *dtypes: torch.dtype) -> dict[str, float]:
-    """Compare a causal LM on the run's embeddings.
+    """Compare another loader's causal LM on the run's embeddings; raises ValueError if the gap is too large.
 
-    Args:
-        causal: another loader's.
-        seen: of the run.
-        dtypes: of run and folder; the coarser one sets the limit.
-
-    Raises:
-        ValueError: If the gap is too large.
+    The coarser one of `dtypes`, of run and folder, sets the limit.
     """
     for_inference(causal)
     weight = next(causal.parameters())

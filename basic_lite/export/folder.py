@@ -37,29 +37,17 @@ from basic_lite.models.tower import vision_config
 
 @dataclass(frozen=True)
 class Plan:
-    """What is exported, resolved and checked before anything is loaded.
-
-    Attributes:
-        run: run folder.
-        out: the folder to make; must not exist.
-        base: for a run on a 4- or 8-bit base, which base the folder holds.
-        dtype: of the weights.
-        device: where run and folder are compared.
-        shard_bytes: most bytes of one file.
-        old_gemma: divide the projector by Gemma's embedding scale, for readers that multiply everything.
-        quantise: format of the matrices in GGUF files; `None` for other layouts.
-        class_token: where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None`
-            for other layouts and towers.
-    """
-
-    run: Path
-    out: Path
-    base: Base | None
-    dtype: torch.dtype
-    device: str
-    shard_bytes: int = 2 * 2**30
+    run: Path  # run folder
+    out: Path  # the folder to make; must not exist
+    base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
+    dtype: torch.dtype  # of the weights
+    device: str  # where run and folder are compared
+    shard_bytes: int = 2 * 2**30  # most bytes of one file
+    # Divide the projector by Gemma's embedding scale, for readers that multiply everything
     old_gemma: bool = False
-    quantise: str | None = None
+    quantise: str | None = None  # format of the matrices in GGUF files; `None` for other layouts
+    # Where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None` for other
+    # layouts and towers
     class_token: str | None = None
 
 
@@ -75,11 +63,6 @@ def plan(
     quantise: str | None = None,
     class_token: str | None = None,
 ) -> tuple[Plan, dict]:
-    """Resolve and check what is exported; returns it with the run's manifest.
-
-    Raises:
-        ValueError: In one line.
-    """
     manifest = files.read_manifest(run)
     bits = manifest["sources"]["bits"]
     whole = (run / files.DECODER).is_file()
@@ -140,16 +123,7 @@ def plan(
 def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
     """Write the folder, read it back, compare it with the run; it gets its name only if they agree.
 
-    Args:
-        wanted: from `plan`.
-        manifest: the run's.
-        tell: called with a line for each step.
-
-    Returns:
-        The content of `export.json`.
-
-    Raises:
-        ValueError: If the folder does not say what the run says; nothing is left of it.
+    `tell` is called with a line for each step. Returns the content of `export.json`.
     """
     tell("asking the run")
     asked = ask(wanted)
@@ -166,27 +140,16 @@ def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda
 
 @dataclass
 class Asked:
-    """What a run said before its weights were freed.
+    """What a run said before its weights were freed."""
 
-    Attributes:
-        assembled: the run without weights: configuration, tokenizer, ids.
-        known: its answers, on the base that the export will hold.
-        to_run: how far that base is from the quantised one that was trained on; `None` if it is the same.
-        tower: the vision tower's tensors.
-    """
-
-    assembled: Assembled
-    known: list[export_parity.Answer]
+    assembled: Assembled  # the run without weights: configuration, tokenizer, ids
+    known: list[export_parity.Answer]  # its answers, on the base that the export will hold
+    # How far that base is from the quantised one that was trained on; `None` if it is the same
     to_run: dict | None
-    tower: list[Entry]
+    tower: list[Entry]  # the vision tower's tensors
 
 
 def ask(wanted: Plan) -> Asked:
-    """Ask the run the fixed prompts, and free it.
-
-    Raises:
-        ValueError: If the base in full precision is too far from the quantised one that was trained on.
-    """
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     known, to_run = export_parity.ask_run(assembled), None
     if (
@@ -238,7 +201,6 @@ def summary(content: dict) -> list[str]:
 def write_folder(
     assembled: Assembled, manifest: dict, wanted: Plan, tower: list[Entry], folder: Path
 ) -> None:
-    """Write weights, configuration, tokenizer and processor."""
     template = chat_template(assembled.template)
     files.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
     files.write_json(folder / "generation_config.json", configs.generation_config(assembled))
@@ -304,11 +266,7 @@ def _times(entry: Entry, factor: float) -> Entry:
 
 
 def _check_tower(manifest: dict) -> None:
-    """Refuse a tower whose registers LLaVA's own class would take for patches.
-
-    Raises:
-        ValueError: If it has registers.
-    """
+    """Raise ValueError for a tower whose registers LLaVA's own class would take for patches."""
     registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
     if registers:
         raise ValueError(
@@ -347,7 +305,6 @@ def _tower(assembled: Assembled) -> list[Entry]:
 
 
 def release(assembled: Assembled) -> None:
-    """Free the run's weights; configuration, tokenizer and ids stay."""
     assembled.model = _Configured(assembled.model.config)
     gc.collect()
     if torch.cuda.is_available():
@@ -363,11 +320,7 @@ class _Configured(nn.Module):
 
 
 def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
-    """Compare folder and run; return what `export.json` says.
-
-    Raises:
-        ValueError: If the gap is too large.
-    """
+    """Compare folder and run; return what `export.json` says. Raises ValueError if the gap is too large."""
     scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
     answers = export_parity.ask_folder(folder, asked.known, wanted.device, scale)
     result = export_parity.compare_logits(answers, asked.known)

@@ -37,11 +37,7 @@ _TINY = {"F16": 2.0**-25, "Q8_0": 127 * 2.0**-25}
 
 
 def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
-    """Write both files, read them back, compare every tensor with the run; then the folder gets its name.
-
-    Raises:
-        ValueError: If a weight does not fit the format, or a tensor read back is not the run's.
-    """
+    """Write both files, read them back, compare every tensor with the run; then the folder gets its name."""
     assert wanted.quantise is not None, "the plan was checked"
     form = wanted.quantise if wanted.quantise in GGUF_FORMATS else "f16"
     tell("asking the run")
@@ -89,11 +85,7 @@ def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = l
 
 
 def _quantised(path: Path, form: str) -> str:
-    """Let llama.cpp's tool make a file of fewer bits, in place of the one that was compared with the run.
-
-    Raises:
-        ValueError: In one line, if it fails.
-    """
+    """Let llama.cpp's tool make a file of fewer bits, in place of the one that was compared with the run."""
     made = path.with_name(f"model-{form}.gguf")
     done = subprocess.run(
         [QUANTIZE, str(path), str(made), form.upper()], capture_output=True, text=True, check=False
@@ -151,16 +143,7 @@ def _writer(architecture: str, kind: str, name: str, quantise: str) -> gguf.GGUF
 
 
 def text_writer(text: Any, quantise: str, name: str) -> gguf.GGUFWriter:
-    """Return a writer that has the decoder's sizes.
-
-    Args:
-        text: the decoder's configuration.
-        quantise: format of the matrices.
-        name: from `name_of`.
-
-    Raises:
-        ValueError: If llama.cpp has no such rotary scaling.
-    """
+    """Return a writer that has the decoder's sizes; llama.cpp must have its rotary scaling."""
     writer = _writer(GGUF_ARCHITECTURES[text.model_type], gguf.GGUFType.MODEL, name, quantise)
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -200,10 +183,6 @@ def text_tensors(entries: list[Entry], text: Any) -> Iterator[Entry]:
 
     Llama's rotary pairs are neighbours (2i, 2i + 1) there and halves (i, i + d/2) in transformers, so the
     rows of queries and keys change places. Gemma's norms are stored with the 1 that transformers adds.
-
-    Args:
-        entries: under the names of an exported folder.
-        text: the decoder's configuration.
     """
     architecture = GGUF_ARCHITECTURES[text.model_type]
     number = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -225,12 +204,7 @@ def text_tensors(entries: list[Entry], text: Any) -> Iterator[Entry]:
 
 
 def neighbours(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Put row `i` of a head at `2i` and row `i + d/2` at `2i + 1`.
-
-    Args:
-        rows: `(heads * d, ...)` weight or bias of queries or keys.
-        heads: number of heads.
-    """
+    """Put row `i` of a head of `(heads * d, ...)` at `2i` and row `i + d/2` at `2i + 1`."""
     return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
@@ -300,13 +274,8 @@ def picture_tensors(entries: list[Entry], config: Any, class_token: str | None) 
     llama.cpp since its change 13321 (May 2025) appends the class token and leaves the rest as it was: each
     patch gets the position of its left neighbour, the first patch is dropped, and the class token's state
     ends the picture (its issue 25814). Attention knows no order, so with the rows of the positions moved
-    along (`"last"`) the states of such a reader are right, and a picture is its patches 2 to N and the class
-    token.
-
-    Args:
-        entries: of tower and projector, under the names of an exported folder.
-        config: of the run's LLaVA.
-        class_token: where the reader puts it, `"first"` or `"last"`; `None` for a tower without.
+    along (`class_token` is `"last"`) the states of such a reader are right, and a picture is its patches 2 to
+    N and the class token.
     """
     layers = layers_written(config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
@@ -343,11 +312,7 @@ def format_of(entry: Entry, quantise: str) -> gguf.GGMLQuantizationType:
 
 
 def _write(writer: gguf.GGUFWriter, entries: Iterator[Entry], path: Path, quantise: str) -> dict[str, float]:
-    """Write a file tensor by tensor, read it back, and compare; returns the gap of each tensor.
-
-    Raises:
-        ValueError: If a number does not fit the format, or a tensor read back differs by more than rounding.
-    """
+    """Write a file tensor by tensor, read it back, and compare; returns the gap of each tensor."""
     listed = [(entry, format_of(entry, quantise)) for entry in entries]
     for entry, kind in listed:
         block, width = gguf.GGML_QUANT_SIZES[kind]
@@ -375,17 +340,10 @@ def _numbers(entry: Entry) -> np.ndarray:
 
 
 def compare(path: Path, entries: list[Entry]) -> dict[str, float]:
-    """Read a GGUF file back and compare all its tensors.
+    """Read a GGUF file back and compare all its tensors with what it should hold, under its own names.
 
-    Args:
-        path: of the file.
-        entries: what it should hold, under its own names.
-
-    Returns:
-        For each tensor the largest difference, relative to the largest number of the row.
-
-    Raises:
-        ValueError: If tensors are missing, too many, of another shape, or differ by more than rounding.
+    Returns for each the largest difference, relative to the largest number of the row. Raises ValueError if
+    tensors are missing, too many, of another shape, or differ by more than rounding.
     """
     reader = gguf.GGUFReader(path)
     held = {tensor.name: tensor for tensor in reader.tensors}

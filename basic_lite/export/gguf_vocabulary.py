@@ -53,37 +53,21 @@ _PROBES = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What llama.cpp needs of a tokenizer.
+    """What llama.cpp needs of a tokenizer."""
 
-    Attributes:
-        model: `"llama"` (sentencepiece) or `"gpt2"` (byte-level BPE).
-        pre: name of the rule that splits a text first.
-        tokens: one per row of the embeddings.
-        types: of the tokens.
-        scores: of the tokens, for `"llama"`.
-        merges: two tokens separated by a space, for `"gpt2"`.
-        space_prefix: a text that starts the prompt gets a space in front.
-    """
-
-    model: str
-    pre: str
-    tokens: list[str]
-    types: list[TokenType]
-    scores: list[float]
-    merges: list[str]
-    space_prefix: bool
+    model: str  # `"llama"` (sentencepiece) or `"gpt2"` (byte-level BPE)
+    pre: str  # name of the rule that splits a text first
+    tokens: list[str]  # one per row of the embeddings
+    types: list[TokenType]  # of the tokens
+    scores: list[float]  # of the tokens, for `"llama"`
+    merges: list[str]  # two tokens separated by a space, for `"gpt2"`
+    space_prefix: bool  # a text that starts the prompt gets a space in front
 
 
 def vocabulary_of(tokenizer: Any, rows: int, stop: int) -> Vocabulary:
-    """Translate a tokenizer.
+    """Translate a fast tokenizer; `rows` of the embeddings that no token has are filled with unused ones.
 
-    Args:
-        tokenizer: a fast one.
-        rows: of the embeddings; those that no token has are filled with unused ones.
-        stop: id of a special token.
-
-    Raises:
-        ValueError: If llama.cpp has no such tokenizer.
+    `stop` is the id of a special token. Raises ValueError if llama.cpp has no such tokenizer.
     """
     backend = backend_of(tokenizer)
     specified = specification(backend)
@@ -119,10 +103,7 @@ def pre_tokenizer_of(backend: Tokenizer) -> str:
     """Return llama.cpp's name of the rule by which this tokenizer splits texts.
 
     Rules are compared by what they do on texts with digits, white space and many scripts, because the same
-    rule is written in several ways.
-
-    Raises:
-        ValueError: If none gives the same ids.
+    rule is written in several ways. Raises ValueError if none gives the same ids.
     """
     own = specification(backend)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in _PROBES]
@@ -141,10 +122,6 @@ def name_of(source: str, tokenizer: Any) -> str:
 
     Of a model whose name holds "phi3" or "phi-3", and of no other, llama.cpp drops the white space after
     special tokens, as Phi-3's tokenizer does; if such a model lacks a token of Phi-3's, it does not load.
-
-    Args:
-        source: folder or hub id of the LLM.
-        tokenizer: of the LLM.
     """
     name, added = Path(source).name, tokenizer.added_tokens_decoder.values()
     drops = any(token.rstrip for token in added) and _PHI3 <= tokenizer.get_vocab().keys()
@@ -154,14 +131,7 @@ def name_of(source: str, tokenizer: Any) -> str:
 
 
 def write_vocabulary(writer: GGUFWriter, assembled: Assembled, template: str, rows: int) -> None:
-    """Write the tokenizer, its special ids and the chat template.
-
-    Args:
-        writer: of the text model.
-        assembled: the run's tokenizer and ids.
-        template: Jinja.
-        rows: of the embeddings.
-    """
+    """Write the tokenizer, its special ids and the chat template in Jinja, for `rows` of embeddings."""
     tokenizer: Any = assembled.tokenizer
     stop = stop_ids(assembled.template, tokenizer)[0]
     vocabulary = vocabulary_of(tokenizer, rows, stop)

@@ -30,11 +30,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def kind_of(folder: Path) -> str:
-    """Return `"hf"`, `"peft"` or `"gguf"`, by what lies in a folder.
-
-    Raises:
-        ValueError: If it is no exported folder.
-    """
+    """Return `"hf"`, `"peft"` or `"gguf"`, by what lies in a folder."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
     if (folder / files.MANIFEST).is_file():
@@ -51,14 +47,9 @@ def kind_of(folder: Path) -> str:
 
 
 def inspect(folder: Path, device: torch.device | str) -> list[str]:
-    """Open an exported folder and say what it holds, line by line.
+    """Open a folder of any layout that `export` writes and say what it holds, line by line.
 
-    Args:
-        folder: of any layout that `export` writes.
-        device: where its answers are computed, for `--to hf`.
-
-    Raises:
-        ValueError: If it does not load, a file has changed, or its parts do not fit.
+    Raises ValueError if it does not load, a file has changed, or its parts do not fit.
     """
     kind = kind_of(folder)
     for name in _NEEDED[kind]:

@@ -7,15 +7,10 @@ from basic_lite.export.chat_template import system_places
 
 
 def modelfile(template: Template, text: str, pictures: str) -> str:
-    """Write the Modelfile.
+    """Write the Modelfile; `text` and `pictures` name the files of the text model and of the projector.
 
     Ollama puts a picture in front of its message by itself. A system message stands where the template's own
     stood, or in front of the first user's words where the family has none.
-
-    Args:
-        template: of the run.
-        text: name of the text model's file, beside the Modelfile.
-        pictures: name of the projector's.
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")

@@ -51,21 +51,13 @@ PROMPTS: tuple[tuple[list[Turn], int], ...] = (
 
 @dataclass
 class Answer:
-    """What a model did with one prompt.
+    """What a model did with one prompt."""
 
-    Attributes:
-        ids: of the prompt.
-        pixels: `(I, 3, h, w)` fp32, or `None`; with tiles the squares of all pictures.
-        produced: ids that the logits follow: the greedy answer, or the one that was given.
-        logits: `(answer + 1, V)` fp32, of the prompt's last position and the answer's.
-        text: the answer.
-    """
-
-    ids: list[int]
-    pixels: torch.Tensor | None
-    produced: list[int]
-    logits: torch.Tensor
-    text: str
+    ids: list[int]  # of the prompt
+    pixels: torch.Tensor | None  # `(I, 3, h, w)` fp32, or `None`; with tiles the squares of all pictures
+    produced: list[int]  # ids that the logits follow: the greedy answer, or the one that was given
+    logits: torch.Tensor  # `(answer + 1, V)` fp32, of the prompt's last position and the answer's
+    text: str  # the answer
 
 
 def pictures() -> list[Image.Image]:
@@ -91,7 +83,7 @@ def ask(
     along: list[int] | None = None,
     sizes: Sequence[Sequence[int]] = (),
 ) -> tuple[list[int], torch.Tensor]:
-    """Answer greedily and return the logits along an answer.
+    """Answer greedily; return the ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
 
     Args:
         model: a LLaVA.
@@ -101,9 +93,6 @@ def ask(
         pad: id that fills a batch.
         along: the answer to compare logits on; `None` for this model's own.
         sizes: height and width of the pictures; needed with tiles.
-
-    Returns:
-        The produced ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
     """
     never = [parts_of(model).llava.config.image_token_id]  # an answer shows no picture
     prompt = one_row(model, ids, pixels, sizes=sizes)
@@ -115,12 +104,7 @@ def ask(
 
 
 def ask_run(assembled: Assembled, along: list[Answer] | None = None) -> list[Answer]:
-    """Ask the run the fixed prompts, in its own way.
-
-    Args:
-        assembled: the run.
-        along: answers of another state of the run, whose course the logits follow.
-    """
+    """Ask the run the fixed prompts; `along` are answers whose course the logits follow."""
     for_inference(assembled.model)
     transform, shown = assembled.transform("pad"), pictures()
     stops, answers = stops_of(assembled), []
@@ -171,13 +155,8 @@ def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float |
 def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1.0) -> tuple[Any, Any]:
     """Read an exported folder as a stranger would; returns its processor and model.
 
-    Args:
-        folder: with processor and weights.
-        device: where to compute.
-        image_scale: what the folder's own readers multiply image features by, done here by hand.
-
-    Raises:
-        ValueError: If a tensor is missing or has no place.
+    `image_scale` is what the folder's own readers multiply image features by, done here by hand. Raises
+    ValueError if a tensor is missing or has no place.
     """
     processor = AutoProcessor.from_pretrained(folder)
     loading: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
@@ -215,14 +194,8 @@ def ask_folder(
 ) -> list[Answer]:
     """Read an exported folder as a stranger would, and ask it the fixed prompts.
 
-    Args:
-        folder: with processor and weights.
-        run: the run's answers; logits follow their course, on their ids and pixels.
-        device: where to compute.
-        image_scale: as in `open_folder`.
-
-    Raises:
-        ValueError: If a tensor is missing or has no place, or the processor makes other ids than training.
+    The logits follow the course of the run's answers, on their ids and pixels. Raises ValueError as
+    `open_folder`, or if the processor makes other ids than training.
     """
     processor, model = open_folder(folder, device, image_scale)
     stops, pad = _ends(model)
@@ -242,11 +215,7 @@ def ask_folder(
 
 
 def texts_of(folder: Path, device: torch.device | str) -> list[str]:
-    """Return an exported folder's answers to the fixed prompts.
-
-    Raises:
-        ValueError: As `open_folder`.
-    """
+    """Return an exported folder's answers to the fixed prompts."""
     processor, model = open_folder(folder, device)
     stops, pad = _ends(model)
     texts = []

@@ -12,11 +12,7 @@ _KEPT_HERE = ["export.json", ".*"]
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Look at a hub id before any work.
-
-    Raises:
-        ValueError: If it is none, or nobody is logged in.
-    """
+    """Look at a hub id before any work; raises ValueError if it is none, or nobody is logged in."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -40,18 +36,9 @@ def question(folder: Path, hub_id: str, public: bool) -> str:
 
 
 def push(folder: Path, hub_id: str, public: bool = False) -> str:
-    """Send a folder with its model card; an existing repository keeps its visibility.
+    """Send an exported folder with its model card; an existing repository keeps its visibility.
 
-    Args:
-        folder: exported.
-        hub_id: `owner/name`.
-        public: readable for everybody.
-
-    Returns:
-        Its address.
-
-    Raises:
-        ValueError: In one line, if the folder is no export or the hub refuses.
+    Returns its address. Raises ValueError if the folder is no export or the hub refuses.
     """
     from huggingface_hub import HfApi
 

@@ -30,27 +30,14 @@ QUANTIZE: str = "llama-quantize"
 
 @dataclass(frozen=True)
 class Reader:
-    """A program that loads a standard LLaVA folder.
-
-    Attributes:
-        name: of the program.
-        source: files that were read, at their version.
-        read_on: day of the reading, ISO.
-        models: `model_type` of whole folders that it has a class for.
-        towers: `model_type` of vision towers that it has.
-        decoders: `model_type` of LLMs that its LLaVA classes run.
-        strategies: values of `vision_feature_select_strategy` that it takes.
-        prefixes: beginnings of tensor names that it knows.
-    """
-
-    name: str
-    source: str
-    read_on: str
-    models: frozenset[str]
-    towers: frozenset[str]
-    decoders: frozenset[str]
-    strategies: frozenset[str]
-    prefixes: tuple[str, ...]
+    name: str  # of the program
+    source: str  # files that were read, at their version
+    read_on: str  # day of the reading, ISO
+    models: frozenset[str]  # `model_type` of whole folders that it has a class for
+    towers: frozenset[str]  # `model_type` of vision towers that it has
+    decoders: frozenset[str]  # `model_type` of LLMs that its LLaVA classes run
+    strategies: frozenset[str]  # values of `vision_feature_select_strategy` that it takes
+    prefixes: tuple[str, ...]  # beginnings of tensor names that it knows
 
 
 _DECODERS = (
@@ -88,12 +75,7 @@ READERS: tuple[Reader, ...] = (
 
 
 def refusals(config: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
-    """Return one line for each reader that would not load a folder, with its reason.
-
-    Args:
-        config: content of the folder's `config.json`.
-        names: of the folder's tensors.
-    """
+    """Return one line for each reader that would not load a folder, with its reason."""
     return [
         f"{reader.name} does not load this folder: {reason} ({reader.source}, read on {reader.read_on})"
         for reader in READERS
@@ -119,18 +101,7 @@ def _refusal(reader: Reader, config: Mapping[str, Any], names: Iterable[str]) ->
 
 
 def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: str | None) -> None:
-    """Look whether a run can become GGUF files, before anything is loaded.
-
-    Args:
-        decoder: `model_type` of the LLM.
-        tower: `model_type` of the vision tower.
-        activation: of the tower.
-        quantise: format of the matrices.
-        dtype: `--dtype`, which is not for GGUF.
-
-    Raises:
-        ValueError: In one line.
-    """
+    """Raise ValueError, before anything is loaded, if a run cannot become GGUF files."""
     if re.fullmatch(r"(i?q[1-6]|tq[12])_\w+", quantise):
         if shutil.which(QUANTIZE) is None:
             raise ValueError(
@@ -156,11 +127,7 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: 
 
 
 def check_installed() -> None:
-    """Look whether GGUF files can be read and written.
-
-    Raises:
-        ValueError: If the package gguf is missing.
-    """
+    """Look whether GGUF files can be read and written; raises ValueError if the package gguf is missing."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
             "GGUF files need the package gguf, which is not installed here: pip install gguf (in a checkout: "

@@ -24,13 +24,7 @@ def image_word(assembled: Assembled) -> str:
 
 
 def write_tokenizer(assembled: Assembled, folder: Path, template: str) -> None:
-    """Write `tokenizer.json` and its two companions, for readers of any version.
-
-    Args:
-        assembled: the run's tokenizer and ids.
-        folder: exists.
-        template: Jinja, for readers that look for it here.
-    """
+    """Write `tokenizer.json` and its two companions, for readers of any version."""
     tokenizer: Any = assembled.tokenizer
     config: Any = assembled.model.config
     word = image_word(assembled)

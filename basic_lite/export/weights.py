@@ -28,30 +28,19 @@ _INSIDE: str = "base_model.model.model."
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that is read when it is written.
+    """A tensor that is read when it is written."""
 
-    Attributes:
-        name: in the exported folder.
-        shape: known before the tensor is read.
-        read: returns it, in any dtype.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    read: Callable[[], torch.Tensor]
+    name: str  # in the exported folder
+    shape: tuple[int, ...]  # known before the tensor is read
+    read: Callable[[], torch.Tensor]  # returns it, in any dtype
 
     @property
     def numel(self) -> int:
-        """Number of elements."""
         return math.prod(self.shape)
 
 
 def weight_files(source: str, revision: str | None) -> list[Path]:
-    """Return the safetensors of a folder or hub id, in order.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Return the safetensors of a folder or hub id, in order; raises ValueError if there are none."""
     return repository.weight_files(converted.safetensors_folder(source, revision))
 
 
@@ -93,14 +82,9 @@ def dequantised(entry: Entry, bits: int, dtype: torch.dtype, device: torch.devic
 
 
 class Adapters:
-    """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time.
-
-    Raises:
-        ValueError: If the folder was made by other settings than this project's, or a tensor has no place.
-    """
+    """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the adapters that `folder` holds."""
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         strange = [
             key
@@ -147,16 +131,9 @@ class Adapters:
 
 
 def write_shards(entries: Iterable[Entry], folder: Path, dtype: torch.dtype, shard_bytes: int) -> int:
-    """Write tensors in one dtype, no shard larger than `shard_bytes` (or than one tensor), with an index.
+    """Write tensors in one dtype, with an index, and return their bytes.
 
-    Args:
-        entries: what to write; floating-point tensors are converted.
-        folder: exists.
-        dtype: of the files.
-        shard_bytes: most bytes of a file.
-
-    Returns:
-        The bytes of all tensors.
+    No file is larger than `shard_bytes`, or than one tensor.
     """
     shards: list[list[Entry]] = [[]]
     filled, total, width = 0, 0, dtype.itemsize

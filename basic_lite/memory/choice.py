@@ -11,6 +11,7 @@ from basic_lite.memory.activations import Held, is_streamlined
 from basic_lite.memory.peak import Optimizer, Step, dequantised_bytes, peak
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import card_of, seconds_per_sample
+from basic_lite.method.chunks import LEAST_BYTES
 from basic_lite.models import zoo
 
 Kind = Literal["stage1", "stage2 --lora", "stage2"]
@@ -35,8 +36,8 @@ SPARE: float = 0.05
 LARGEST_MICRO_BATCH: int = 64
 """More rows at once gain nothing that the estimate could tell."""
 
-CHUNKS: tuple[int, ...] = (512, 256, 128)
-"""Patches per pass over the vocabulary to try where the rule's do not fit."""
+WORKSPACES: tuple[int, ...] = (256 << 20, 128 << 20, LEAST_BYTES)
+"""Bytes for `L_sds` to try where what the rule takes does not fit."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def fit(
 
     The optimizers are tried in order and a later one is taken only where no step fits with an earlier one:
     8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, and the
-    chunk is the rule's, or smaller where that alone makes it fit.
+    chunk of `L_sds` is the rule's, or smaller where that alone makes it fit.
 
     Args:
         step: what is not chosen.
@@ -126,9 +127,9 @@ def fit(
 
 def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
     """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
-    smaller = () if step.rows_per_chunk else (chunk for chunk in CHUNKS if chunk < step.chunk)
-    for chunk in (step.rows_per_chunk, *smaller):
-        chunked = replace(step, rows_per_chunk=chunk)
+    smaller = () if step.rows_per_chunk else (size for size in WORKSPACES if size < step.chunk_bytes)
+    for workspace in (step.workspace, *smaller):
+        chunked = replace(step, workspace=workspace)
         fewest = (_fewest(chunked, budget), step.decoder.depth) if recompute is None else (recompute,)
         for count in fewest:
             tried = replace(chunked, recompute=count)
@@ -179,7 +180,7 @@ def needed(step: Step) -> float:
 def least(step: Step, optimizers: Sequence[Optimizer]) -> Step:
     """Return the step with the smallest peak: one row, everything recomputed, the smallest optimizer."""
     depth, smallest = step.decoder.depth, optimizers[-1]
-    return replace(step, micro_batch=1, recompute=depth, rows_per_chunk=CHUNKS[-1], optimizer=smallest)
+    return replace(step, micro_batch=1, recompute=depth, workspace=LEAST_BYTES, optimizer=smallest)
 
 
 def row_of(
@@ -206,7 +207,7 @@ def row_of(
         micro_batch=step and step.micro_batch,
         accumulation=step and global_batch // step.micro_batch,
         recompute_layers=step and step.recompute,
-        rows_per_chunk=step and step.chunk,
+        rows_per_chunk=step and step.chunk.rows,
         dequantised_layers=step and step.dequantised,
         peak_gb=round(sum(parts.values()), 3),
         parts=parts,

@@ -18,7 +18,7 @@ from basic_lite.memory.activations import (
     norm_bytes,
 )
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
-from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
 
 Optimizer = Literal["adamw", "paged-adamw-8bit"]
 
@@ -45,7 +45,8 @@ class Step:
         text: text tokens per row, all with loss.
         recompute: decoder layers, the first ones, that run again in backward.
         basic: BASIC's terms are on.
-        rows_per_chunk: patches per pass over the vocabulary; `None` for the rule of `losses`.
+        rows_per_chunk: patches per pass over the whole vocabulary; `None` for the rule of `method.chunks`.
+        workspace: bytes that this rule is given for `L_sds`; `None` for its own.
         shards: processes over which the decoder's layers are cut.
         tower_trained: the tower's own weights are trained, as far as its features depend on them.
         tower_rank: of adapters in the tower; 0 for none.
@@ -64,6 +65,7 @@ class Step:
     recompute: int = 0
     basic: bool = True
     rows_per_chunk: int | None = None
+    workspace: int | None = None
     shards: int = 1
     tower_trained: bool = False
     tower_rank: int = 0
@@ -111,10 +113,17 @@ class Step:
         return self.micro_batch * self.tower.patches
 
     @property
-    def chunk(self) -> int:
-        """Patches per pass over the vocabulary."""
-        rows = self.rows_per_chunk or rows_in_chunk(self.patches, self.decoder.vocabulary)
-        return min(rows, self.patches)
+    def chunk(self) -> Chunk:
+        """What `L_sds` has at once of patches and vocabulary."""
+        vocabulary = self.decoder.vocabulary
+        if self.rows_per_chunk:
+            return Chunk(min(self.rows_per_chunk, self.patches), vocabulary)
+        return chunk_of(self.patches, vocabulary, self.decoder.width, self.held.width, self.workspace)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of that chunk."""
+        return self.chunk.bytes(self.decoder.vocabulary, self.decoder.width, self.held.width)
 
 
 def static_parts(step: Step) -> dict[str, float]:
@@ -339,9 +348,9 @@ def _head(step: Step) -> float:
 
 
 def _terms(step: Step) -> float:
-    """BASIC's terms: the student's rows and three gradients in fp32, and one chunk of both logits."""
+    """BASIC's terms: the student's rows and two gradients in fp32 beside a chunk, or three after it."""
     state = 4 * step.patches * step.decoder.width
-    vocabulary = 3 * state + 8 * step.chunk * step.decoder.vocabulary + _BLOCK_BYTES
+    vocabulary = 3 * state + step.chunk_bytes + _BLOCK_BYTES
     direction = 7 * state
     return max(vocabulary, direction)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rich.table import Table
 
@@ -11,7 +10,7 @@ from basic_lite.memory.choice import Kind, needed
 from basic_lite.memory.peak import Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import flops_per_sample
-from basic_lite.memory.tables import planned_step, too_many_tokens
+from basic_lite.memory.tables import Asked, too_many_tokens
 
 PICTURES: dict[str, tuple[int, int] | None] = {"photo": (480, 640), "page": (1754, 1240), "most": None}
 """Height and width of what is reckoned for: COCO's usual size, of which LLaVA's data mostly is, an A4 page at
@@ -56,7 +55,7 @@ class Resolution:
 
 
 def resolutions(
-    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], **options: Any
+    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], asked: Asked
 ) -> list[Resolution]:
     """Return `TILES` and `POOLS`, as far as the tower's patches can be joined, and what the tower itself has.
 
@@ -64,17 +63,17 @@ def resolutions(
         kind: the stage.
         model: name and sizes of the decoder.
         tower: name and sizes of the tower, with its tiles and pooling.
-        options: rank, text and whether BASIC is on, as in `tables.plan_row`.
+        asked: everything else.
     """
     (llm, decoder), (name, size) = model, tower
-    one = _operations(planned_step(kind, decoder, replace(size, tiles=1, pool=1), **options))
+    one = _operations(asked.step(kind, decoder, replace(size, tiles=1, pool=1)))
     rows = []
     for pool in sorted({*POOLS, size.pool}):
         if size.across % pool:
             continue
         for tiles in sorted({*TILES, size.tiles}):
             shown = {key: replace(size, tiles=tiles, pool=pool, picture=of) for key, of in PICTURES.items()}
-            steps = {key: planned_step(kind, decoder, each, **options) for key, each in shown.items()}
+            steps = {key: asked.step(kind, decoder, each) for key, each in shown.items()}
             largest = replace(steps["most"], micro_batch=1)
             rows.append(
                 Resolution(

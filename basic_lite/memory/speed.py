@@ -90,9 +90,10 @@ _FOR_ALL = frozenset({"k_proj", "v_proj", "qkv_proj"})
 
 def _tower_flops(step: Step) -> float:
     tower = step.tower
-    used = tower.depth - 1  # LLaVA's features are the states before the last layer
     layer = 2 * tower.positions * (4 * tower.width**2 + 2 * tower.width * tower.inner)
-    return tower.squares * used * (layer + 4 * tower.positions**2 * tower.width)
+    # Trained, its layers run again in backward, for the gradient of their inputs and, of weights, theirs.
+    passes = 4 if step.tower_trained else 3 if step.tower_rank else 1
+    return passes * tower.squares * step.tower_layers * (layer + 4 * tower.positions**2 * tower.width)
 
 
 def seconds_per_sample(step: Step, card: Card) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
@@ -26,15 +26,43 @@ from basic_lite.memory.speed import CARDS, card_of
 from basic_lite.models import zoo
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a plan is asked for beside model, tower and card.
+
+    Attributes:
+        rank: of stage 2's adapters.
+        text: tokens of a row; `None` for the stage's.
+        basic: BASIC's terms are on.
+        train_tower: stage 2 trains the tower's own weights.
+        tower_lora: rank of adapters in the tower, in a stage 2 with adapters; `None` for none.
+    """
+
+    rank: int = zoo.RANK
+    text: int | None = None
+    basic: bool = True
+    train_tower: bool = False
+    tower_lora: int | None = None
+
+    def step(self, kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
+        """Return a stage's step as it is asked for."""
+        step = step_of(kind, decoder, tower)
+        return replace(
+            step,
+            held=replace(step.held, rank=self.rank),
+            text=step.text if self.text is None else self.text,
+            basic=self.basic,
+            tower_trained=self.train_tower and kind != "stage1",
+            tower_rank=self.tower_lora or 0 if kind == "stage2 --lora" else 0,
+        )
+
+
 def plan_row(
     kind: Kind,
     model: tuple[str, DecoderSize],
     tower: tuple[str, TowerSize],
     gib: float,
-    *,
-    rank: int = zoo.RANK,
-    text: int | None = None,
-    basic: bool = True,
+    asked: Asked = Asked(),
 ) -> tuple[Row, Step]:
     """Plan one stage on one card.
 
@@ -43,15 +71,13 @@ def plan_row(
         model: name and sizes of the decoder.
         tower: name and sizes of the tower.
         gib: memory of the card.
-        rank: of stage 2's adapters.
-        text: tokens of a row; `None` for the stage's.
-        basic: BASIC's terms are on.
+        asked: everything else.
 
     Returns:
         The row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of the
         decoder's).
     """
-    step = planned_step(kind, model[1], tower[1], rank=rank, text=text, basic=basic)
+    step = asked.step(kind, model[1], tower[1])
     optimizers: tuple[Optimizer, ...] = (
         ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
     )
@@ -61,15 +87,6 @@ def plan_row(
         chosen = fit(step, budget_bytes(gib), candidates(batch), gib, optimizers)
     smallest = least(step, optimizers)
     return row_of(kind, model[0], tower[0], gib, batch, chosen, smallest), chosen or smallest
-
-
-def planned_step(
-    kind: Kind, decoder: DecoderSize, tower: TowerSize, *, rank: int, text: int | None, basic: bool
-) -> Step:
-    """Return a stage's step as a plan's options have it; see `plan_row`."""
-    step = step_of(kind, decoder, tower)
-    held = replace(step.held, rank=rank)
-    return replace(step, held=held, text=step.text if text is None else text, basic=basic)
 
 
 def too_many_tokens(model: tuple[str, DecoderSize], tower: TowerSize) -> str:
@@ -88,26 +105,16 @@ def plan_rows(
     models: Sequence[tuple[str, DecoderSize]],
     towers: Sequence[tuple[str, TowerSize]],
     cards: Sequence[float],
-    *,
-    rank: int,
-    text: int | None,
-    basic: bool,
+    asked: Asked,
 ) -> list[tuple[Row, Step]]:
     """Plan one stage of every model with every tower on every card; see `plan_row`."""
-    return [
-        plan_row(kind, model, tower, gib, rank=rank, text=text, basic=basic)
-        for model in models
-        for tower in towers
-        for gib in cards
-    ]
+    return [plan_row(kind, model, tower, gib, asked) for model in models for tower in towers for gib in cards]
 
 
-def fitting(
-    kind: Kind, row: Row, tower: tuple[str, TowerSize], *, rank: int, text: int | None, basic: bool
-) -> list[str]:
+def fitting(kind: Kind, row: Row, tower: tuple[str, TowerSize], asked: Asked) -> list[str]:
     """Return the models that are known by name and do fit where a plan's does not."""
     others = [(name, published_decoder(name)) for name in DECODERS if name != row.model]
-    plans = plan_rows(kind, others, [tower], [row.gpu_gib], rank=rank, text=text, basic=basic)
+    plans = plan_rows(kind, others, [tower], [row.gpu_gib], asked)
     return [other.model for other, _ in plans if other.micro_batch]
 
 

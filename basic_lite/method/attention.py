@@ -143,7 +143,7 @@ def basic_sdpa(
         scaling: factor of the scores; `None` means `d ** -0.5`.
         kwargs: passed on.
     """
-    value = alone(value)
+    value = alone(value, query, key)
     recorder = _recorder.get()
     if recorder is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -151,7 +151,7 @@ def basic_sdpa(
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
-def alone(value: torch.Tensor) -> torch.Tensor:
+def alone(value: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
     """Return a value that backward will keep without what it was cut out of; unchanged if it is whole.
 
     Phi-3's is a view into query, key and value before rotation: kept, it keeps all three, 2 GB for eight
@@ -159,11 +159,17 @@ def alone(value: torch.Tensor) -> torch.Tensor:
 
     Args:
         value: `(B, H, S, d)`.
+        beside: tensors that are kept too, and may be the rest of what it was cut out of.
     """
-    whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    if whole or not (torch.is_grad_enabled() and value.requires_grad):
+    if not (torch.is_grad_enabled() and value.requires_grad):
         return value
-    return value.transpose(1, 2).contiguous().transpose(1, 2)
+    memory = value.untyped_storage()
+    needed = value.numel() * value.element_size()
+    if memory.nbytes() != needed:
+        for other in beside:
+            if other.untyped_storage()._cdata == memory._cdata:
+                needed += other.numel() * other.element_size()
+    return value if memory.nbytes() == needed else value.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 class TextRows:

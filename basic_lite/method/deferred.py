@@ -16,6 +16,7 @@ import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from basic_lite.method.chunks import Chunk
 from basic_lite.method.objective import Objective
 from basic_lite.method.types import LossTerm, Refinement, Window
 
@@ -44,7 +45,7 @@ class Deferral:
         embedding: torch.Tensor,
         window: Window,
         finished: Callable[[list[LossTerm], Refinement], None] | None = None,
-        rows_per_chunk: Callable[[int], int | None] | None = None,
+        chunk: Callable[[int], Chunk | None] | None = None,
     ) -> None:
         """Prepare for one micro-batch.
 
@@ -53,11 +54,11 @@ class Deferral:
             embedding: `(V, D)` raw token embeddings.
             window: counts of the whole optimizer step, by which the terms are divided.
             finished: called with the terms (detached) and the refinement once they are known.
-            rows_per_chunk: called with `N` when the decoder's activations are gone, to choose how many
-                patches go through the vocabulary at once; `None` leaves it to the objective.
+            chunk: called with `N` when the decoder's activations are gone, to choose how many patches and
+                tokens `L_sds` has at once; `None` leaves it to the objective.
         """
         self.objective, self.embedding, self.window, self.finished = objective, embedding, window, finished
-        self.rows_per_chunk = rows_per_chunk
+        self.chunk = chunk
         self.refinement: Refinement | None = None
         self.value: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
@@ -88,14 +89,12 @@ class Deferral:
         leaf = refinement.initial.detach()
         leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32)).requires_grad_()
         refinement = replace(refinement, initial=leaf)
-        objective = self.objective
-        if self.rows_per_chunk is not None:
-            objective = replace(objective, rows_per_chunk=self.rows_per_chunk(len(leaf)))
+        objective, chunk = self.objective, None if self.chunk is None else self.chunk(len(leaf))
         gradient = torch.zeros_like(leaf)
         terms: list[LossTerm] = []
         self.value = leaf.new_zeros(())
         with torch.enable_grad():
-            for term in objective.each(refinement, self.embedding):
+            for term in objective.each(refinement, self.embedding, chunk):
                 weight = objective.weights[term.name] / self.window.items(term.name)
                 (share,) = torch.autograd.grad(term.total, leaf)
                 gradient.add_(share, alpha=weight)

@@ -17,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from basic_lite.data.conversation import IGNORE_INDEX
-from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
 from basic_lite.method.types import LossTerm, Refinement
 
 _BLOCK_ELEMENTS: dict[str, int] = {"cpu": 1 << 20, "cuda": 1 << 22}
@@ -38,13 +38,25 @@ def column_blocks(matrix: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, columns))
 
 
-def log_softmax_(logits: torch.Tensor) -> None:
-    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor."""
+def log_softmax_(logits: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor.
+
+    Args:
+        logits: `(R, C)`.
+        before: `(R,)` the log-sum of columns that are not here, which belong to the same distribution.
+
+    Returns:
+        `(R,)` the log-sum of all columns.
+    """
     highest = logits.amax(1, keepdim=True)
-    total = torch.zeros_like(highest)
+    if before is not None:
+        highest = torch.maximum(highest, before[:, None])
+    total = torch.zeros_like(highest) if before is None else (before[:, None] - highest).exp_()
     for block in column_blocks(logits):
         total += (logits[:, block] - highest).exp_().sum(1, keepdim=True)
-    logits.sub_(highest + total.log_())
+    norm = highest + total.log_()
+    logits.sub_(norm)
+    return norm[:, 0]
 
 
 def _accumulates_in_fp32(matrix: torch.Tensor) -> bool:
@@ -72,24 +84,23 @@ def project(rows: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None
             torch.mm(rows, matrix[block].to(out.dtype).T, out=out[:, block])
 
 
-def multiply(
-    weights: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor, spare: torch.Tensor | None = None
-) -> None:
+def multiply(weights: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor) -> None:
     """`out.copy_(weights @ matrix)`; on CUDA in the matrix's precision with fp32 sums.
 
     Args:
-        weights: `(R, V)` fp32 or fp64, or already in the matrix's precision.
+        weights: `(R, V)` fp32 or fp64, or already in the matrix's precision; may be overwritten.
         matrix: `(V, D)`.
         out: `(R, D)` fp32 or fp64.
-        spare: `(R, V)` like `weights`, no longer needed: its bytes hold the narrowed weights.
     """
     if matrix.dtype == out.dtype:
         torch.mm(weights, matrix, out=out)
     elif _accumulates_in_fp32(matrix):
         narrow = weights
         if weights.dtype != matrix.dtype:
-            room = torch.empty_like(weights) if spare is None else spare
-            narrow = room.view(matrix.dtype)[:, : weights.shape[1]].copy_(weights)
+            # Over the bytes of the fp32 weights: a block ends before the next one's begin.
+            narrow = weights.view(matrix.dtype)[:, : weights.shape[1]]
+            for block in column_blocks(weights):
+                narrow[:, block] = weights[:, block].to(matrix.dtype)
         torch.mm(narrow, matrix, out_dtype=torch.float32, out=out)
     else:
         out.zero_()
@@ -167,7 +178,7 @@ def directional_alignment(refinement: Refinement) -> LossTerm:
 
 
 def semantic_distribution(
-    refinement: Refinement, embedding: torch.Tensor, rows_per_chunk: int | None = None
+    refinement: Refinement, embedding: torch.Tensor, chunk: Chunk | int | None = None
 ) -> LossTerm:
     """`L_sds`: KL divergence between the vocabulary distributions of target and initial embeddings.
 
@@ -176,28 +187,27 @@ def semantic_distribution(
     log_q = (v @ E.T).float().log_softmax(-1)
     total = (a * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()     # d total / d v_i = a_i E^T (q_i - p_i)
     ```
-    with three matrix products in all, and at most `8 * rows * V + 4 * N * D` bytes beyond the inputs (plus
-    the column blocks), whatever the batch. Logits are fp32: from bf16 logits the gradient is wrong by up
-    to 10 %.
+    with three matrix products where whole rows fit and at most four in tiles of the vocabulary, and
+    `chunk.bytes(V, D, ...) + 4 * N * D` bytes beyond the inputs (plus the column blocks). Logits are fp32:
+    from bf16 logits the gradient is wrong by up to 10 %.
 
     Args:
         refinement: initial and target `(N, D)`, importance `(N,)`; the gradient goes to `initial` alone.
         embedding: `(V, D)` the raw token embedding matrix, a constant here.
-        rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
+        chunk: patches and tokens at once, or a number of patches and all tokens; `None` chooses by size.
 
     Returns:
         `LossTerm("sds", sum over patches, number of images)`, in fp32.
 
     Raises:
-        ValueError: If `rows_per_chunk` is not positive.
+        ValueError: If a chunk is empty.
     """
-    if rows_per_chunk is not None and rows_per_chunk < 1:
-        raise ValueError(f"rows_per_chunk must be at least 1, got {rows_per_chunk}")
-    rows = (
-        rows_in_chunk(len(refinement.initial), len(embedding)) if rows_per_chunk is None else rows_per_chunk
-    )
+    if chunk is None:
+        chunk = chunk_of(len(refinement.initial), *embedding.shape, embedding.element_size())
+    elif isinstance(chunk, int):
+        chunk = Chunk(chunk, len(embedding))
     constants = refinement.target.detach(), refinement.importance.detach(), embedding.detach()
-    total = _SemanticDistribution.apply(refinement.initial, *constants, rows)
+    total = _SemanticDistribution.apply(refinement.initial, *constants, chunk)
     return LossTerm("sds", total, refinement.images)
 
 
@@ -220,8 +230,8 @@ class _GradientsMade(Function):
         return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
-class _SemanticDistribution(_GradientsMade):
-    """Row-chunked KL whose gradient is made in the forward pass (three matrix products per chunk)."""
+class _SemanticDistribution(Function):
+    """KL by chunks of rows and tiles of the vocabulary; its gradient is made in the forward pass."""
 
     @staticmethod
     def forward(
@@ -230,31 +240,136 @@ class _SemanticDistribution(_GradientsMade):
         target: torch.Tensor,
         importance: torch.Tensor,
         embedding: torch.Tensor,
-        rows: int,
+        chunk: Chunk,
     ) -> torch.Tensor:
         precision = accumulator(initial, target, embedding)
-        count, vocabulary = len(initial), len(embedding)
-        rows = min(rows, count)
+        divergence = initial.new_zeros(len(initial), dtype=precision)
         gradient = initial.new_empty(initial.shape, dtype=precision) if ctx.needs_input_grad[0] else None
-        # log_q of the student and log_p of the teacher: the only two (rows, V) buffers, used by every chunk.
-        student = initial.new_empty((rows, vocabulary), dtype=precision)
-        teacher = torch.empty_like(student)
-        total = initial.new_zeros((), dtype=precision)
-        divide = _row_kernel(student) or _divergence_and_difference
-        for start in range(0, count, rows):
-            part = slice(start, min(start + rows, count))
-            log_q, log_p = (buffer[: part.stop - start] for buffer in (student, teacher))
-            project(initial[part], embedding, log_q)
-            project(target[part], embedding, log_p)
-            divergence, difference = divide(log_q, log_p, embedding.dtype)
-            weight = importance[part].to(precision)
-            total += (weight * divergence).sum()
+        norms = divergence.new_full((2, len(initial)), -float("inf"))
+        walk = _Walk(embedding, precision, min(chunk.rows, len(initial)), min(chunk.columns, len(embedding)))
+        for start in range(0, len(initial), chunk.rows):
+            part = slice(start, start + chunk.rows)
+            made = None if gradient is None else gradient[part]
+            walk(initial[part], target[part], norms[:, part], divergence[part], made)
+        # The weight multiplies the product, not q - p, where a tiny weight would lose bits.
+        weight = importance.to(precision)
+        ctx.save_for_backward(gradient, weight)
+        ctx.dtype = initial.dtype
+        return (weight * divergence).sum()
+
+    @staticmethod
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        if gradient is None:
+            return (None,) * 5
+        scaled = torch.empty_like(gradient, dtype=ctx.dtype)  # narrowed on the way, not in a second pass
+        torch.mul(gradient, (upstream * weight)[:, None], out=scaled)
+        return scaled, None, None, None, None
+
+
+class _Walk:
+    """One chunk of rows through the vocabulary, tile by tile, in buffers that all chunks use.
+
+    The hard part: `q - p` of a tile needs sums over the whole vocabulary, which are known after the last tile
+    alone. Walking a second time would cost two more products. Here every tile is normalised with the
+    columns up to its end, and what earlier ones left is corrected by the shares `r` to which they have
+    shrunk: with `K` the divergence, `G = E^T (q - p)` and `M = E^T p` of the columns so far,
+
+    ```python
+    r_q, r_p = exp(old log-sum - new log-sum)             # of student and teacher
+    K = r_p * (K + log(r_p / r_q)) + (p * (log_p - log_q)).sum(of the tile)
+    G = r_q * G + (r_q - r_p) * M + (q - p)[tile] @ E[tile]
+    M = r_p * M + p[tile] @ E[tile]                       # the fourth product; not of the last tile
+    ```
+    That is exact. Keeping `E^T q` and `E^T p` apart would be simpler, but what bf16 rounds off each would not
+    be small where q and p are alike, as it is in `q - p`; what it rounds off `M` counts by `r_q - r_p`, which
+    is at most the sum of all `|q - p|`. With one tile it is the plain formula: no `M`, no correction.
+    """
+
+    def __init__(self, embedding: torch.Tensor, precision: torch.dtype, rows: int, columns: int) -> None:
+        self.embedding, self.columns = embedding, columns
+        width = embedding.shape[1]
+        kind = embedding.dtype if _accumulates_in_fp32(embedding) else precision
+        # Student's and teacher's rows lie one below the other: one product reads the matrix once for both.
+        self.states = embedding.new_empty((2 * rows, width), dtype=kind)
+        self.logits = embedding.new_empty(2 * rows * columns, dtype=precision)
+        self.tiled = columns < len(embedding)
+        # Of a tile `(q - p) E` and `p E`, and below them M.
+        self.sums = embedding.new_empty((3 * rows if self.tiled else 0, width), dtype=precision)
+        self.divide = _row_kernel(self.logits) or _divergence_and_difference
+
+    def __call__(
+        self,
+        initial: torch.Tensor,
+        target: torch.Tensor,
+        norms: torch.Tensor,
+        divergence: torch.Tensor,
+        gradient: torch.Tensor | None,
+    ) -> None:
+        """Go through the vocabulary with the rows `initial` and `target`, `(R, D)`.
+
+        Args:
+            initial: of the student.
+            target: of the teacher.
+            norms: `(2, R)`, `-inf`; afterwards both log-sums.
+            divergence: `(R,)`, 0; afterwards K.
+            gradient: `(R, D)`, anything; afterwards G. `None` where it is not wanted.
+        """
+        rows, vocabulary = len(initial), len(self.embedding)
+        states = self.states[: 2 * rows]
+        states[:rows], states[rows:] = initial, target
+        if gradient is not None and self.tiled:
+            gradient.zero_()
+            self.sums.zero_()
+        for start in range(0, vocabulary, self.columns):
+            matrix = self.embedding[start : start + self.columns]
+            last = start + self.columns >= vocabulary
+            logits = self.logits[: 2 * rows * self.columns].view(2 * rows, self.columns)[:, : len(matrix)]
+            project(states, matrix, logits)
+            # What changes logits one by one, as a cap does, would stand here; its derivative on `weights`.
+            before = norms.clone() if start else None
+            summed, weights = self.divide(logits.unflatten(0, (2, rows)), norms, matrix.dtype, not last)
+            shares = None
+            if before is not None:
+                logs = before.sub_(norms)
+                shares = logs.exp()
+                divergence.add_(logs[1] - logs[0]).mul_(shares[1])
+            divergence.add_(summed)
             if gradient is not None:
-                # The weight multiplies the product, not q - p, where a tiny weight would lose bits.
-                multiply(difference, embedding, gradient[part], spare=log_p)
-                gradient[part] *= weight[:, None]
-        _GradientsMade.keep(ctx, (gradient, initial.dtype))
-        return total
+                self._add_gradient(gradient, weights if not last else weights[:1], matrix, shares)
+
+    def _add_gradient(
+        self,
+        gradient: torch.Tensor,
+        weights: torch.Tensor,
+        matrix: torch.Tensor,
+        shares: torch.Tensor | None,
+    ) -> None:
+        """Add a tile to G, and to M where p is among the weights.
+
+        Args:
+            gradient: `(R, D)`, G.
+            weights: `(2, R, C)`, or `(1, R, C)` without p.
+            matrix: `(C, D)`.
+            shares: `(2, R)`, to what student's and teacher's earlier columns have shrunk; `None` without any.
+        """
+        if not self.tiled:
+            multiply(weights[0], matrix, gradient)
+            return
+        rows = len(gradient)
+        teacher = self.sums[2 * rows : 3 * rows]
+        if shares is not None:
+            ours, theirs = shares[:, :, None]
+            gradient.mul_(ours).addcmul_(teacher, ours - theirs)
+            teacher.mul_(theirs)
+        made = self.sums[: len(weights) * rows]
+        multiply(weights.flatten(0, 1), matrix, made)
+        gradient.add_(made[:rows])
+        if len(weights) > 1:
+            teacher.add_(made[rows:])
 
 
 class _LinearCrossEntropy(_GradientsMade):
@@ -302,24 +417,26 @@ def _row_kernel(logits: torch.Tensor) -> Callable | None:
 
 
 def _divergence_and_difference(
-    student: torch.Tensor, teacher: torch.Tensor, dtype: torch.dtype
+    logits: torch.Tensor, norms: torch.Tensor, dtype: torch.dtype, keep_teacher: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `KL(p || q)` of each row and `q - p`, where q and p are the softmax of the two logits.
+    """Return the share of a tile in `KL(p || q)`, and `q - p`, where q and p are softmaxes up to its end.
 
     Args:
-        student: `(R, V)` fp32 or fp64; overwritten by the difference.
-        teacher: like `student`; overwritten.
-        dtype: of the matrix that the difference will multiply; narrowed there.
+        logits: `(2, R, C)` student's and teacher's, fp32 or fp64; overwritten by the weights.
+        norms: `(2, R)` log-sums of the columns before the tile, `-inf` without any; afterwards up to its end.
+        dtype: of the matrix that the weights will multiply, which the kernel narrows them to.
+        keep_teacher: whether p is wanted too.
 
     Returns:
-        `(R,)` and `(R, V)`.
+        `(R,)`, and `(2, R, C)` weights: `q - p`, and p if it is wanted.
     """
-    log_softmax_(student)
-    log_softmax_(teacher)
+    student, teacher = logits
+    for rows, norm in zip(logits, norms, strict=True):
+        norm.copy_(log_softmax_(rows, norm))
     divergence = student.new_zeros(len(student))
     for block in column_blocks(student):
-        p = teacher[:, block].exp()
         gap = teacher[:, block] - student[:, block]
+        p = teacher[:, block].exp_()
         divergence += gap.mul_(p).sum(1)
         student[:, block].exp_().sub_(p)  # q - p, where log q stood
-    return divergence, student
+    return divergence, logits

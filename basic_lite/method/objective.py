@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from basic_lite.method.chunks import Chunk
 from basic_lite.method.losses import directional_alignment, semantic_distribution
 from basic_lite.method.types import DAS_WEIGHT, SDS_WEIGHT, LossTerm, Refinement
 
@@ -48,17 +49,20 @@ class Objective:
         """Weight of every loss term by name; the language model's is 1."""
         return {"lm": 1.0, "das": self.das_weight, "sds": self.sds_weight}
 
-    def each(self, refinement: Refinement | None, embedding: torch.Tensor) -> Iterator[LossTerm]:
+    def each(
+        self, refinement: Refinement | None, embedding: torch.Tensor, chunk: Chunk | None = None
+    ) -> Iterator[LossTerm]:
         """Compute one term after the other, so that the first can be done with before the next is made.
 
         Args:
             refinement: what the shallow layers made of the patches; `None` (no image) gives no terms.
             embedding: `(V, D)` raw token embeddings.
+            chunk: what `L_sds` has at once, in place of `rows_per_chunk`.
         """
         if refinement is not None and self.das_weight > 0:
             yield directional_alignment(refinement)
         if refinement is not None and self.sds_weight > 0:
-            yield semantic_distribution(refinement.without_spared(), embedding, self.rows_per_chunk)
+            yield semantic_distribution(refinement.without_spared(), embedding, chunk or self.rows_per_chunk)
 
     def terms(self, refinement: Refinement | None, embedding: torch.Tensor) -> list[LossTerm]:
         """Compute the terms that are on; see `each`."""

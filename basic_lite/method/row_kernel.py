@@ -1,7 +1,7 @@
 """One Triton program per row of `L_sds`: log-sums, divergence and difference in two passes over two rows.
 
 The torch code in `losses` is the truth; it reads and writes each pair of logits about ten times. Here they
-are read twice and written once, as bf16 over the bytes of the fp32 logits that they come from.
+are read twice and q - p (in tiles also p) is written once, as bf16 over the bytes of the fp32 logits.
 Imported on a GPU alone.
 """
 
@@ -26,23 +26,27 @@ _KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32:
 
 @triton.jit
 def _rows(
-    student,
-    teacher,
+    logits,
+    norms,
     divergence,
     columns,
-    stride_student,
-    stride_teacher,
+    stride_rows,
+    stride_logits,
+    stride_norms,
     block: tl.constexpr,
     kind: tl.constexpr,
+    keep_teacher: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    student += row * stride_student
-    teacher += row * stride_teacher
+    student = logits + row * stride_rows
+    teacher = student + stride_logits
+    norms += row
     place = tl.arange(0, block)
-    highest_q = -float("inf")
-    highest_p = -float("inf")
-    sum_q = 0.0
-    sum_p = 0.0
+    # The columns before are one summand, exp(norm); -inf is none, since exp(-inf - highest) is 0.
+    highest_q = tl.load(norms)
+    highest_p = tl.load(norms + stride_norms)
+    sum_q = 1.0
+    sum_p = 1.0
     for start in range(0, columns, block):
         inside = start + place < columns
         z = tl.load(student + start + place, mask=inside, other=-float("inf"))
@@ -55,7 +59,11 @@ def _rows(
         highest_p = new_p
     norm_q = highest_q + tl.log(sum_q)
     norm_p = highest_p + tl.log(sum_p)
-    narrow = student.to(tl.pointer_type(kind))  # pyright: ignore[reportArgumentType]  # a constexpr here
+    tl.store(norms, norm_q)
+    tl.store(norms + stride_norms, norm_p)
+    narrow = tl.pointer_type(kind)  # pyright: ignore[reportArgumentType]  # a constexpr here
+    difference = student.to(narrow)
+    share = teacher.to(narrow)
     total = 0.0
     for start in range(0, columns, block):
         inside = start + place < columns
@@ -66,42 +74,48 @@ def _rows(
         # Element j is written to bytes 2j of the row and was read from bytes 4j: before what is still to be
         # read, except inside one block, whose warps must all have read before one of them writes.
         tl.debug_barrier()
-        tl.store(narrow + start + place, (tl.exp(log_q) - p).to(kind), mask=inside)
+        tl.store(difference + start + place, (tl.exp(log_q) - p).to(kind), mask=inside)
+        if keep_teacher:
+            tl.store(share + start + place, p.to(kind), mask=inside)
     tl.store(divergence + row, total)
 
 
 def divergence_and_difference(
-    student: torch.Tensor, teacher: torch.Tensor, dtype: torch.dtype
+    logits: torch.Tensor, norms: torch.Tensor, dtype: torch.dtype, keep_teacher: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `KL(p || q)` of each row and `q - p`, where q and p are the softmax of the two logits.
+    """Return the share of a tile in `KL(p || q)`, and `q - p`, where q and p are softmaxes up to its end.
 
     ```python
-    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1), (log_q.exp() - log_p.exp()).to(dtype)
+    norms = logaddexp(norms, logits.logsumexp(-1))
+    log_q, log_p = logits - norms[..., None]
+    return (log_p.exp() * (log_p - log_q)).sum(-1), stack([log_q.exp() - log_p.exp(), log_p.exp()]).to(dtype)
     ```
 
     Args:
-        student: `(R, V)` fp32 with contiguous rows; overwritten.
-        teacher: `(R, V)` fp32 with contiguous rows.
-        dtype: of the difference: bf16, fp16 or fp32.
+        logits: `(2, R, C)` student's and teacher's, fp32 with contiguous rows; overwritten.
+        norms: `(2, R)` fp32, log-sums of the columns before the tile, `-inf` without any; afterwards up to
+            its end.
+        dtype: of the weights: bf16, fp16 or fp32.
+        keep_teacher: whether p is wanted too.
 
     Returns:
-        `(R,)` fp32, and `(R, V)` in the first bytes of `student`'s rows.
+        `(R,)` fp32, and `(2, R, C)` in the first bytes of each row: `q - p`, and p if it is wanted.
     """
-    rows, columns = student.shape
-    divergence = student.new_empty(rows)
-    strides = student.stride(0), teacher.stride(0)
-    settings = {"block": BLOCK, "kind": _KINDS[dtype], "num_warps": _WARPS}
-    _rows[(rows,)](student, teacher, divergence, columns, *strides, **settings)
-    return divergence, student.view(dtype)[:, :columns]
+    _, rows, columns = logits.shape
+    assert norms.stride(1) == 1
+    divergence = logits.new_empty(rows)
+    strides = logits.stride(1), logits.stride(0), norms.stride(0)
+    settings = {"block": BLOCK, "kind": _KINDS[dtype], "keep_teacher": keep_teacher, "num_warps": _WARPS}
+    _rows[(rows,)](logits, norms, divergence, columns, *strides, **settings)
+    return divergence, logits.view(dtype)[:, :, :columns]
 
 
 @cache
 def works_on(device: torch.device) -> bool:
     """Return whether the kernel can be compiled and started on a GPU; warns once if not (no C compiler)."""
     try:
-        small = torch.zeros(2, 1, 64, device=device)
-        divergence_and_difference(small[0], small[1], torch.bfloat16)
+        small, norms = torch.zeros(2, 1, 64, device=device), torch.zeros(2, 1, device=device)
+        divergence_and_difference(small, norms, torch.bfloat16, keep_teacher=True)
     except Exception as error:  # whatever a compiler throws: the torch code does the same, slower
         logging.getLogger(__name__).warning(
             f"the Triton row kernel cannot be used here ({type(error).__name__}: {one_line(error, 120)}); "

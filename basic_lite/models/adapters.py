@@ -23,7 +23,7 @@ What is hard, and how it is solved:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -82,16 +82,16 @@ class Packed:
             second = first.state2.code, size, first.state2.dtype
             self._nested = _joined([s.state2.absmax for s in states]), second, offsets[:, None]
 
-    def weights(self, layers: Sequence[Any], sizes: list[int]) -> Sequence[torch.Tensor]:
-        """Return the `(O, D)` weights of layers that were given one after another."""
+    def piece(self, layers: Sequence[Any]) -> Callable[[], torch.Tensor] | None:
+        """Return what dequantises layers that were given one after another, as one matrix; `None` for not."""
         if not self._spans:
-            return [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in layers]
+            return None
         start, end = self._spans[id(layers[0])][0], self._spans[id(layers[-1])][1]
-        size = self._kind[0]
-        given = self._packed[start // 2 : end // 2], self._wide_scales()[start // size : end // size]
-        shape = [sum(sizes), layers[0].in_features]
-        whole = torch.ops.bitsandbytes.dequantize_4bit.default(*given, *self._kind, shape, self._dtype)
-        return whole.split(sizes) if len(sizes) > 1 else [whole]
+        packed, size = self._packed[start // 2 : end // 2], self._kind[0]
+        scales = slice(start // size, end // size)
+        how = *self._kind, [sum(layer.out_features for layer in layers), layers[0].in_features], self._dtype
+        dequantise = torch.ops.bitsandbytes.dequantize_4bit.default
+        return lambda: dequantise(packed, self._wide_scales()[scales], *how)
 
     def _wide_scales(self) -> torch.Tensor:
         if self._nested is None:
@@ -107,26 +107,35 @@ class Packed:
 
 
 class Base:
-    """The frozen weights of a group's layers, dequantised together where they are in 4 bits."""
+    """The frozen weights of a group's layers, dequantised together where they are in 4 bits.
+
+    A *block* holds what belongs to one layer, in two dimensions, or to all layers of a group, in three.
+    """
 
     def __init__(self, layers: Sequence[Any], packed: Packed | None = None) -> None:
         self.layers = list(layers)
         self.sizes = [layer.out_features for layer in self.layers]
         self.biases = [layer.bias for layer in self.layers]
         self.in_4_bits = isinstance(self.layers[0], Linear4bit)
-        self._packed, self._kept = packed, None
+        self._kept: Sequence[torch.Tensor] | None = None
         if self.in_4_bits and packed is None and all(_state_of(layer) for layer in self.layers):
-            self._packed = Packed(self.layers)
+            packed = Packed(self.layers)
+        self._piece = packed.piece(self.layers) if packed is not None else None
 
     def weights(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
-        """Return each layer's `(O, D)` weights in `dtype`."""
+        """Return the layers' weights in `dtype`: one block `(G, O, D)`, or one of each layer, `(O, D)`."""
         if self._kept is not None:
             return self._kept
         if not self.in_4_bits:
             return [layer.weight.to(dtype) for layer in self.layers]
-        self._packed = self._packed or Packed(self.layers)
-        whole = self._packed.weights(self.layers, self.sizes)
-        return whole if whole[0].dtype == dtype else [weight.to(dtype) for weight in whole]
+        if self._piece is None:
+            wide = [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in self.layers]
+            return [weight.to(dtype) for weight in wide]
+        whole, sizes = self._piece(), self.sizes
+        whole = whole if whole.dtype == dtype else whole.to(dtype)
+        if len(sizes) == 1:
+            return [whole]
+        return [whole.view(len(sizes), sizes[0], -1)] if len(set(sizes)) == 1 else whole.split(sizes)
 
     def keep(self, dtype: torch.dtype) -> None:
         """Hold the dequantised weights from now on: the same numbers, 2 bytes each in bf16."""
@@ -140,6 +149,32 @@ def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _state_of(layer: Any) -> Any:
     return getattr(layer.weight, "quant_state", None) or layer.quant_state
+
+
+class Kept:
+    """What a computation keeps for its backward pass, in place of autograd's context.
+
+    So that several of them are one autograd function, which gives autograd all their tensors, or none where
+    they run again in backward. Functions written for autograd, as Liger's, take it too.
+    """
+
+    needs_input_grad: tuple[bool, ...] = (True, *[False] * 9)
+
+    def __init__(self) -> None:
+        self.saved_tensors: tuple[torch.Tensor, ...] = ()
+        self.shape: torch.Size
+        self.dtype: torch.dtype
+        self.product: torch.dtype
+        self.seed = 0
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        """Keep tensors."""
+        self.saved_tensors = tensors
+
+    def give(self) -> tuple[torch.Tensor, ...]:
+        """Return the tensors and let go of them."""
+        tensors, self.saved_tensors = self.saved_tensors, ()
+        return tensors
 
 
 class Seeds:
@@ -184,10 +219,10 @@ class Group:
         ]
         self.parameters = [weight for pair in self.pairs for weight in pair]
         self._firsts: torch.Tensor | None = None
-        self._seconds: list[torch.Tensor] = []
+        self._seconds: list[torch.Tensor] = []  # in one piece where all have the same shape
         self._versions: list[int] | None = None
         self._at_hand: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
-        self._gradient: torch.Tensor | None = None
+        self._gradients: list[torch.Tensor] = []
 
     def run(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """Return one layer's output; the group's other outputs wait for the same `x`."""
@@ -204,47 +239,158 @@ class Group:
             self._at_hand = None
         return output
 
-    def together(
-        self, x: torch.Tensor, dtype: torch.dtype, residual: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Return all outputs, outside of autocast.
-
-        Args:
-            x: `(B, S, D)`.
-            dtype: of the products.
-            residual: `(B, S, O)`, added to the output of a group of one.
-        """
+    def together(self, x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Return all outputs of `(B, S, D)`, by products in `dtype`; outside of autocast."""
         if self.dropout and self.number == 0:
             self.seeds.draw()
         # One trained parameter is enough to give the outputs a gradient; theirs are not autograd's business.
-        return _Together.apply(x, residual, self, self.seeds.now + self.number, dtype, *self.parameters[:1])
+        return _Together.apply(x, self, dtype, *self.parameters[:1])
+
+    def forward(
+        self,
+        kept: Kept,
+        x: torch.Tensor,
+        dtype: torch.dtype,
+        seed: int,
+        residual: torch.Tensor | None = None,
+        outputs: bool = True,
+    ) -> list[torch.Tensor]:
+        """Compute the outputs, without autograd.
+
+        Args:
+            kept: takes what `backward` needs.
+            x: `(B, S, D)`.
+            dtype: of the products.
+            seed: of the layer's masks in this pass.
+            residual: `(B, S, O)`, added to the output of a group of one.
+            outputs: compute them; without, only what `backward` needs.
+
+        Returns:
+            The outputs in blocks, as the weights are: `(G, N, O)` or `(N, O)` of each layer.
+        """
+        kept.shape, kept.dtype, kept.product, kept.seed = x.shape, x.dtype, dtype, seed + self.number
+        flat = x.reshape(-1, x.shape[-1])
+        flat = flat if x.dtype == dtype else flat.to(dtype)
+        blocks: list[torch.Tensor] = []
+        if outputs:
+            start = None
+            if residual is not None and not self.pairs and residual.dtype == dtype:
+                start, residual = residual.reshape(-1, residual.shape[-1]), None
+            blocks = self._base_outputs(flat, start)
+        if self.pairs:
+            firsts, seconds = self.narrow(dtype)
+            mask = self.mask(flat, kept.seed)
+            seen = flat.expand(*firsts.shape[:-2], *flat.shape) if mask is None else mask.mul_(flat)
+            inner = _times(seen, firsts.mT)  # (G, N, r)
+            del seen, mask
+            scale = self.scaling / (1 - self.dropout)
+            if len(blocks) == 1:
+                add = torch.Tensor.addmm_ if inner.dim() == 2 else torch.Tensor.baddbmm_
+                add(blocks[0], inner, seconds[0].mT, alpha=scale)
+            elif blocks:
+                for y, part, second in zip(blocks, inner.unbind(), _members(seconds), strict=True):
+                    y.addmm_(part, second.mT, alpha=scale)
+            kept.save_for_backward(flat, inner)
+        # Added to a sum of two products the residual would be rounded twice, and it is the largest of them.
+        if residual is not None and blocks:
+            y = blocks[0].view(residual.shape)
+            blocks[0] = y.add_(residual) if residual.dtype == dtype else y + residual
+        return blocks
+
+    def _base_outputs(self, flat: torch.Tensor, start: torch.Tensor | None) -> list[torch.Tensor]:
+        weights, biases = self.base.weights(flat.dtype), self.base.biases
+        if weights[0].dim() == 3:
+            inputs, turned = flat.expand(len(biases), *flat.shape), weights[0].mT
+            if biases[0] is None:
+                return [torch.bmm(inputs, turned)]
+            bias = torch.stack([bias.to(flat.dtype) for bias in biases])
+            return [torch.baddbmm(bias[:, None], inputs, turned)]
+        blocks = []
+        for weight, bias in zip(weights, biases, strict=True):
+            if bias is not None:
+                y = torch.addmm(bias.to(flat.dtype), flat, weight.mT)
+                y = y if start is None else y.add_(start)
+            else:
+                y = torch.mm(flat, weight.mT) if start is None else torch.addmm(start, flat, weight.mT)
+            blocks.append(y)
+        return blocks
+
+    def backward(
+        self, kept: Kept, given: Sequence[torch.Tensor], wants_x: bool = True
+    ) -> torch.Tensor | None:
+        """Add the adapters' gradients to theirs and return that of `x`.
+
+        Args:
+            kept: of `forward`.
+            given: gradients of the outputs, in one block or one of each layer.
+            wants_x: whether that of `x` is asked for.
+        """
+        dtype = kept.product
+        given = [g if g.dtype == dtype else g.to(dtype) for g in given]
+        firsts = to_inner = mask = None
+        scale = self.scaling / (1 - self.dropout)
+        if self.pairs:
+            flat, inner = kept.give()
+            firsts, seconds = self.narrow(dtype)
+            if len(given) == 1:
+                to_inner = _times(given[0], seconds[0])
+                to_seconds = [_times(given[0].mT, inner, scale)]
+            else:
+                each = list(zip(given, inner.unbind(), _members(seconds), strict=True))
+                to_inner = torch.stack([torch.mm(g, second) for g, _, second in each])
+                to_seconds = [_times(g.mT, part, scale) for g, part, _ in each]
+            mask = self.mask(flat, kept.seed)
+            seen = flat.expand(*firsts.shape[:-2], *flat.shape) if mask is None else mask * flat
+            self.add(_times(to_inner.mT, seen, scale), to_seconds)
+            del seen
+        if not wants_x:
+            return None
+        total: Any = None
+        for g, weight in zip(_members(given), _members(self.base.weights(dtype)), strict=True):
+            total = torch.mm(g, weight) if total is None else total.addmm_(g, weight)
+        if firsts is not None and to_inner is not None:
+            if mask is not None:
+                parts = _times(to_inner, firsts)
+                for part, seen in zip(_members([parts]), _members([mask]), strict=True):
+                    total.addcmul_(part, seen, value=scale)
+            elif firsts.dim() == 2:
+                total.addmm_(to_inner, firsts, alpha=scale)
+            else:
+                joined = to_inner.transpose(0, 1).flatten(1)
+                total.addmm_(joined, firsts.flatten(0, 1), alpha=scale)
+        total = total.view(kept.shape)
+        return total if kept.dtype == dtype else total.to(kept.dtype)
 
     def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
         if self._firsts is not None:
             self._versions = [weight._version for weight in self.parameters]
-            yield from zip([*self._firsts, *self._seconds], self._in_order(), strict=True)
+            yield from zip(_members([self._firsts, *self._seconds]), self._in_order(), strict=True)
 
     def _in_order(self) -> list[nn.Parameter]:
         return [a for a, _ in self.pairs] + [b for _, b in self.pairs]
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return `A (G, r, D)` and each `B (O, r)` in `dtype`, written anew when a weight has changed."""
-        first = self.pairs[0][0]
-        if dtype == first.dtype:  # nothing to narrow, so nothing to keep
-            with torch.no_grad():
-                return torch.stack([a for a, _ in self.pairs]), [b.detach() for _, b in self.pairs]
-        firsts, seconds = self._firsts, self._seconds
-        if firsts is None or firsts.dtype != dtype:
-            firsts = first.new_empty((len(self.pairs), *first.shape), dtype=dtype)
-            seconds = [torch.empty_like(b, dtype=dtype, requires_grad=False) for _, b in self.pairs]
-            self._versions = None
+        """Return all `A` and all `B` in `dtype`, written anew when a weight has changed.
+
+        Returns:
+            `(G, r, D)` and `(G, O, r)`, or `(O, r)` of each layer where they differ in size; of a group of
+            one `(r, D)` and `(O, r)`.
+        """
+        first, firsts, seconds = self.pairs[0][0], self._firsts, self._seconds
         versions = [weight._version for weight in self.parameters]
+        if firsts is None or firsts.dtype != dtype:
+            shapes = [b.shape for _, b in self.pairs]
+            several = (len(shapes),) if len(shapes) > 1 else ()
+            sizes = [(*several, *shapes[0])] if len(set(shapes)) == 1 else shapes
+            firsts = first.new_empty((*several, *first.shape), dtype=dtype)
+            seconds = [first.new_empty(size, dtype=dtype) for size in sizes]
+            self._versions = None
         if self._versions != versions:
             with torch.no_grad():
-                _copy([*firsts, *seconds], self._in_order())
+                _copy(_members([firsts, *seconds]), self._in_order())
             self._versions = versions
-        if self.keep_narrow:
+        if self.keep_narrow and dtype != first.dtype:  # a copy that is not narrow is not worth its memory
             self._firsts, self._seconds = firsts, seconds
         return firsts, seconds
 
@@ -253,38 +399,31 @@ class Group:
         self._at_hand = None
 
     def mask(self, x: torch.Tensor, seed: int) -> torch.Tensor | None:
-        """Draw which inputs each adapter sees: `(G, N, D)` of 0 and 1; the same for the same seed."""
+        """Draw which of `(N, D)` each adapter sees: `(G, N, D)` of 0 and 1; the same for the same seed."""
         if not self.dropout:
             return None
         generator = _generator(x.device)
         generator.manual_seed(seed % 2**63)
-        shape = (len(self.layers), *x.shape)
-        return torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(
-            1 - self.dropout, generator=generator
-        )
+        shape = (len(self.layers), *x.shape) if len(self.layers) > 1 else x.shape
+        return x.new_empty(shape).bernoulli_(1 - self.dropout, generator=generator)
 
     def add(self, firsts: torch.Tensor, seconds: list[torch.Tensor]) -> None:
-        """Add gradients of all A `(G, r, D)` and each B to the parameters' `.grad`, in their precision."""
-        ours = self._gradient
-        first = self.pairs[0][0]
+        """Add gradients of all `A` and `B`, in blocks, to the parameters' `.grad`, in fp32."""
         new = [firsts, *seconds]
         if all(weight.grad is None for weight in self.parameters):
-            wide = [torch.empty_like(gradient, dtype=first.dtype) for gradient in new]
+            wide = [torch.empty_like(gradient, dtype=self.parameters[0].dtype) for gradient in new]
             _copy(wide, new)
-            self._gradient = wide[0]
-            for (a, b), to_a, to_b in zip(self.pairs, wide[0], wide[1:], strict=True):
-                a.grad, b.grad = to_a, to_b
-        elif ours is not None and all(
-            a.grad is not None and a.grad.data_ptr() == part.data_ptr() and b.grad is not None
-            for (a, b), part in zip(self.pairs, ours, strict=True)
-        ):
-            seconds_so_far: list[Any] = [b.grad for _, b in self.pairs]
-            torch._foreach_add_([ours, *seconds_so_far], new)  # pyright: ignore[reportPrivateImportUsage]
-        else:  # somebody else has put gradients there
-            for (a, b), to_a, to_b in zip(self.pairs, firsts, seconds, strict=True):
-                for weight, gradient in ((a, to_a), (b, to_b)):
-                    wide = gradient.to(weight.dtype)
-                    weight.grad = wide if weight.grad is None else weight.grad + wide
+            self._gradients = wide
+            for weight, gradient in zip(self._in_order(), _members(wide), strict=True):
+                weight.grad = gradient
+            return
+        ours = [gradient.data_ptr() for gradient in _members(self._gradients)]
+        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in self._in_order()]:
+            torch._foreach_add_(self._gradients, new)  # pyright: ignore[reportPrivateImportUsage]
+            return
+        for weight, gradient in zip(self._in_order(), _members(new), strict=True):  # somebody else has some
+            wide = gradient.to(weight.dtype)
+            weight.grad = wide if weight.grad is None else weight.grad + wide
 
 
 class _Together(Function):
@@ -292,91 +431,40 @@ class _Together(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        residual: torch.Tensor | None,
-        group: Group,
-        seed: int,
-        dtype: torch.dtype,
-        *trained: torch.Tensor,
+        ctx: Any, x: torch.Tensor, group: Group, dtype: torch.dtype, *trained: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        ctx.group, ctx.seed, ctx.shape, ctx.dtype, ctx.product = group, seed, x.shape, x.dtype, dtype
-        weights, start = group.base.weights(dtype), None
-        if residual is not None and not group.pairs and residual.dtype == dtype:
-            start, residual = residual.reshape(len(flat), -1), None
-        made = []
-        for weight, bias in zip(weights, group.base.biases, strict=True):
-            if bias is not None:
-                y = torch.addmm(bias.to(dtype), flat, weight.t())
-                y = y if start is None else y.add_(start)
-            else:
-                y = flat @ weight.t() if start is None else torch.addmm(start, flat, weight.t())
-            made.append(y)
-        del weights
-        if group.pairs:
-            firsts, seconds = group.narrow(dtype)
-            mask = group.mask(flat, seed)
-            seen = flat.expand(len(firsts), -1, -1) if mask is None else mask.mul_(flat)
-            inner = torch.bmm(seen, firsts.transpose(1, 2))  # (G, N, r)
-            del seen, mask
-            scale = group.scaling / (1 - group.dropout)
-            for y, part, second in zip(made, inner.unbind(), seconds, strict=True):
-                y.addmm_(part, second.t(), alpha=scale)
-            ctx.save_for_backward(flat, inner)
-        # Added to a sum of two products the residual would be rounded twice, and it is the largest of them.
-        if residual is not None:
-            made[0] = made[0].view(residual.shape)
-            made[0] = made[0].add_(residual) if residual.dtype == dtype else made[0] + residual
-        return tuple(y.view(*x.shape[:-1], -1) for y in made)
+        ctx.group, ctx.kept = group, Kept()
+        blocks = group.forward(ctx.kept, x, dtype, group.seeds.now)
+        ctx.joined = blocks[0].dim() == 3
+        ctx.save_for_backward(*ctx.kept.give())
+        return tuple(y.view(*x.shape[:-1], -1) for y in _members(blocks))
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        group: Group = ctx.group
-        given = [g.reshape(-1, g.shape[-1]).to(ctx.product) for g in upstream]
-        wants_x, wants_residual = ctx.needs_input_grad[:2]
-        inner = mask = None
-        if group.pairs:
-            flat, inner = ctx.saved_tensors
-            scale = group.scaling / (1 - group.dropout)
-            firsts, seconds = group.narrow(ctx.product)
-            to_inner = torch.empty_like(inner)
-            to_seconds = []
-            for i, g in enumerate(given):
-                torch.mm(g, seconds[i], out=to_inner[i])
-                to_seconds.append(_scaled(g.t(), inner[i], scale))
-            mask = group.mask(flat, ctx.seed)
-            seen = flat.expand(len(firsts), -1, -1) if mask is None else mask * flat
-            to_firsts = torch.baddbmm(
-                firsts, to_inner.transpose(1, 2), seen, beta=0, alpha=scale
-            )  # (G, r, D)
-            del seen
-            group.add(to_firsts, to_seconds)
-        to_x = None
-        if wants_x:
-            weights = group.base.weights(ctx.product)
-            total = given[0] @ weights[0]
-            for g, weight in zip(given[1:], weights[1:], strict=True):
-                total.addmm_(g, weight)
-            if mask is not None:
-                for part, kept in zip(torch.bmm(to_inner, firsts), mask, strict=True):
-                    total.addcmul_(part, kept, value=scale)
-            elif inner is not None:
-                width = inner.shape[-1] * len(firsts)
-                joined = to_inner.transpose(0, 1).reshape(-1, width)
-                total.addmm_(joined, firsts.view(width, -1), alpha=scale)
-            to_x = total.view(ctx.shape).to(ctx.dtype)
-        to_residual = upstream[0] if wants_residual else None
-        return to_x, to_residual, None, None, None, *[None] * len(group.parameters[:1])
+        ctx.kept.saved_tensors = ctx.saved_tensors
+        flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in upstream]
+        given = [torch.stack(flat)] if ctx.joined else flat
+        to_x = ctx.group.backward(ctx.kept, given, ctx.needs_input_grad[0])
+        return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
-def _scaled(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return `scale * left @ right` in one product."""
-    out = left.new_empty(left.shape[0], right.shape[1])
-    return torch.addmm(out, left, right, beta=0, alpha=scale)
+def _members(blocks: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what belongs to each layer."""
+    members: list[torch.Tensor] = []
+    for block in blocks:
+        members.extend(block.unbind() if block.dim() == 3 else (block,))
+    return members
+
+
+def _times(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return `scale * left @ right` of matrices or of stacks of them."""
+    if scale == 1.0:
+        return torch.mm(left, right) if left.dim() == 2 else torch.bmm(left, right)
+    product = torch.addmm if left.dim() == 2 else torch.baddbmm
+    return product(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 @cache
@@ -402,9 +490,15 @@ def _is_plain(layer: Any) -> bool:
 
 
 class _Grouped(nn.Module):
-    """In front of a PEFT layer's own class: training runs through the group, all else as PEFT has it."""
+    """In front of a PEFT layer's own class: training runs through the group, all else as PEFT has it.
+
+    Attributes:
+        _group: and the layer's place in it.
+        _hooks: those on modules inside of any adapted layer beside it, which the group does not call.
+    """
 
     _group: tuple[Group, int]
+    _hooks: list[dict]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         half = x.dtype in (torch.bfloat16, torch.float16) and not torch.is_autocast_enabled(x.device.type)
@@ -416,6 +510,7 @@ class _Grouped(nn.Module):
             or not torch.is_grad_enabled()
             or self.disable_adapters
             or self.merged
+            or any(self._hooks)
         ):
             return super().forward(x, *args, **kwargs)
         group, member = self._group
@@ -459,12 +554,13 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
         sets = sorted(filter(None, [*shared, *alone]), key=lambda names: min(order[n] for n in names))
         members = [[named[name] for name in named if name in names] for names in sets]
         bases = bases_of([[layer.get_base_layer() for layer in layers] for layers in members], scales)
+        hooks = [each for module in named.values() for each in hooks_inside(module)]
         for number, (layers, base) in enumerate(zip(members, bases, strict=True)):
             groups.append(Group(layers, base, seeds, number, keep_narrow))
             for member, layer in enumerate(layers):
                 if not isinstance(layer, _Grouped):  # a model may be trained twice
                     layer.__class__ = _grouped(type(layer))
-                layer._group = groups[-1], member
+                layer._group, layer._hooks = (groups[-1], member), hooks
     return groups
 
 
@@ -474,6 +570,21 @@ def ungroup_adapters(decoder_layers: Iterable[nn.Module]) -> None:
         for module in layer.modules():
             if isinstance(module, _Grouped):
                 module.__class__ = type(module).__mro__[2]
+
+
+def hooks_inside(whole: nn.Module) -> list[dict]:
+    """Return the dictionaries of the hooks of all modules inside; empty ones as long as there are none."""
+    return [
+        hooks
+        for module in whole.modules()
+        if module is not whole
+        for hooks in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._backward_pre_hooks,
+            module._backward_hooks,
+        )
+    ]
 
 
 def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> list[Base]:

@@ -1,19 +1,22 @@
 """A decoder layer's training pass in as few operations as it takes, for the classes that are known here.
 
-What a frozen layer of transformers issues to the host is mostly small: a norm is nine operations and its
-backward pass ten more, the rotary embedding eighteen, each 4-bit matrix is dequantised by itself. Here a
-layer is nine autograd functions: norm, query-key-value, rotary, attention, output, norm, gate-up, gate,
-down.
-Modules, names, hooks of the layer and checkpointing stay; in evaluation, with a cache, and whenever something
-is not as expected, the class's own code runs.
+What a layer of transformers issues to the host is mostly small: a norm is nine operations and its backward
+pass ten more, the rotary embedding eighteen, each 4-bit matrix is dequantised by itself, and every module,
+autograd function and checkpoint is Python of its own. Here a layer is two autograd functions with attention
+between them. One that runs again in backward is a single function instead of a checkpoint: it keeps its input
+and the number that its masks are drawn from, and leaves out what backward does not need.
+
+Modules, names and the layer's own hooks stay; in evaluation, with a cache, with hooks on a module inside, and
+whenever something is not as expected, the class's own code runs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -23,9 +26,10 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from basic_lite.models.adapters import Base, Group, Scales, bases_of
+from basic_lite.models.adapters import Base, Group, Kept, Scales, Seeds, bases_of, hooks_inside
 
 FAMILIES: dict[str, str] = {
     f"transformers.models.{folder}.modeling_{folder}.{name}DecoderLayer": family
@@ -56,18 +60,24 @@ class Pieces:
     Attributes:
         groups: query-key-value, output, gate-up, down.
         adapted: PEFT's layers among them.
+        seeds: of the adapters' masks; `None` without dropout.
         norms: before attention and before the MLP.
-        rotary: of query and key, each `(B, H, S, d)`, by cosine and sine.
+        rotary: of query and key.
         gate: of gate and up.
-        sizes: of query, key and value where one matrix gives all three.
+        sizes: of query, key and value in the output of query-key-value.
+        head: dimensions of one.
+        hooks: dictionaries of the hooks of all modules inside; empty as long as nobody puts any there.
     """
 
     groups: tuple[Group, Group, Group, Group]
     adapted: list[Any]
-    norms: tuple[Callable, Callable]
-    rotary: Callable
-    gate: Callable
-    sizes: list[int] | None
+    seeds: Seeds | None
+    norms: tuple[Any, Any]
+    rotary: Any
+    gate: Any
+    sizes: list[int]
+    head: int
+    hooks: list[dict]
 
 
 def streamline(decoder: Any, fused: bool = False) -> int:
@@ -83,9 +93,9 @@ def streamline(decoder: Any, fused: bool = False) -> int:
     Returns:
         How many layers do.
     """
-    scales, count = Scales(), 0
+    scales, rotary, count = Scales(), _FusedRotary() if fused else _Rotary(), 0
     for layer in decoder.layers[:-1]:
-        pieces = _pieces_of(layer, scales, fused)
+        pieces = _pieces_of(layer, scales, rotary, fused)
         if pieces is not None and not isinstance(layer, _Streamlined):
             # A class, not a method: checkpointing is the class's business (see `last_layer`).
             layer.__class__ = _streamlined(type(layer))
@@ -123,11 +133,12 @@ def keep_dequantised(decoder: Any, count: int, dtype: torch.dtype) -> int:
     return len(layers)
 
 
-def _pieces_of(layer: Any, scales: Scales, fused: bool) -> Pieces | None:
+def _pieces_of(layer: Any, scales: Scales, rotary: Any, fused: bool) -> Pieces | None:
     """Return a layer's pieces; `None` where something is not as the functions below have it."""
     kind = type(layer)
     kind = kind.__mro__[2] if issubclass(kind, _Streamlined) else kind
-    if f"{kind.__module__}.{kind.__qualname__}" not in FAMILIES:
+    family = FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")
+    if family is None:
         return None
     attention, mlp = layer.self_attn, layer.mlp
     drops = [getattr(layer, name, None) for name in ("resid_attn_dropout", "resid_mlp_dropout")]
@@ -141,20 +152,28 @@ def _pieces_of(layer: Any, scales: Scales, fused: bool) -> Pieces | None:
     if activation not in (*_SILU, *_GELU):
         return None
     if fused:
-        from liger_kernel.ops.geglu import LigerGELUMulFunction
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+        from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
 
-        gate = LigerSiLUMulFunction.apply if activation in _SILU else LigerGELUMulFunction.apply
-        functions: list[Callable] = [_with_residual(norm) for norm in norms]
-        rotary = sys.modules[kind.__module__].apply_rotary_pos_emb
+        gate: Any = _FusedGate(LigerSiLUMulFunction if activation in _SILU else LigerGELUMulFunction)
+        functions: list[Any] = [_FusedNorm(norm) for norm in norms]
     else:
-        gate, rotary = (_gated_by_silu if activation in _SILU else _gated_by_gelu), rotate
-        functions = [_norm_of(norm, FAMILIES[f"{kind.__module__}.{kind.__qualname__}"]) for norm in norms]
-    sizes = None
+        gate = _Gate(activation in _SILU)
+        functions = [_Norm(norm, family == "gemma") for norm in norms]
+    sizes = list(groups[0].base.sizes)
     if hasattr(attention, "qkv_proj"):
         keys = attention.num_key_value_heads * attention.head_dim
-        sizes = [attention.qkv_proj.out_features - 2 * keys, keys, keys]
-    return Pieces(groups, adapted, (functions[0], functions[1]), rotary, gate, sizes)
+        sizes = [sizes[0] - 2 * keys, keys, keys]
+    return Pieces(
+        groups,
+        adapted,
+        next((group.seeds for group in groups if group.dropout), None),
+        (functions[0], functions[1]),
+        rotary,
+        gate,
+        sizes,
+        attention.head_dim,
+        hooks_inside(layer),
+    )
 
 
 def _groups_of(attention: Any, mlp: Any, scales: Scales) -> tuple[Any, list[Any]]:
@@ -191,7 +210,11 @@ def _groups_of(attention: Any, mlp: Any, scales: Scales) -> tuple[Any, list[Any]
 
 @cache
 def _streamlined(kind: type[nn.Module]) -> type[Any]:
-    return type(kind.__name__, (_Streamlined, kind), {"__module__": __name__})
+    made = type(kind.__name__, (_Streamlined, kind), {"__module__": __name__})
+    made.forward = (
+        _Streamlined.forward
+    )  # which transformers has wrapped in its checkpointing, as every class's
+    return made
 
 
 class _Streamlined:
@@ -199,7 +222,11 @@ class _Streamlined:
 
     self_attn: Any
     training: bool
+    gradient_checkpointing: bool
+    _gradient_checkpointing_func: Callable
     _pieces: Pieces | None
+
+    __call__ = nn.Module.__call__  # up to transformers 5.17 a layer's own is the one that checkpoints
 
     def forward(
         self: Any,
@@ -213,151 +240,414 @@ class _Streamlined:
         kind, name = x.device.type, attention.config._attn_implementation
         narrowed = torch.is_autocast_enabled(kind)
         dtype = torch.get_autocast_dtype(kind) if narrowed else x.dtype
+        training = self.training and torch.is_grad_enabled()
         if (
             pieces is None
-            or not self.training
-            or not torch.is_grad_enabled()
+            or not training
             or position_embeddings is None
-            or position_embeddings[0].shape[-1] != attention.head_dim
+            or position_embeddings[0].shape[-1] != pieces.head
             or "sdpa" not in name
             or (kwargs.get("cache") or kwargs.get("past_key_values")) is not None
+            or any(pieces.hooks)
+            or _has_any_global_hook()
             or any(layer.disable_adapters or layer.merged for layer in pieces.adapted)
             # PEFT widens the input then, which one product cannot do.
             or (pieces.adapted and not narrowed and dtype in (torch.bfloat16, torch.float16))
         ):
-            return super().forward(  # pyright: ignore[reportAttributeAccessIssue] (of the layer's own class)
-                hidden_states,
+            run = partial(
+                super().forward,  # pyright: ignore[reportAttributeAccessIssue] (of the layer's own class)
                 attention_mask=attention_mask,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        joined, output, gate_up, down = pieces.groups
-        before, behind = pieces.norms
-        attend = ALL_ATTENTION_FUNCTIONS[name]
-        with torch.autocast(kind, enabled=False):
-            normed, x = before(x)
-            parts: Sequence[torch.Tensor] = joined.together(normed, dtype)
-            if pieces.sizes is not None:
-                parts = parts[0].split(pieces.sizes, dim=-1)
-            query, key, value = (
-                part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in parts
-            )
-            query, key = pieces.rotary(query, key, *position_embeddings)
-            seen, _ = attend(
-                attention, query, key, value, attention_mask, dropout=0.0, scaling=attention.scaling, **kwargs
-            )
-            (x,) = output.together(seen.flatten(2), dtype, residual=x)
-            normed, x = behind(x)
-            parts = gate_up.together(normed, dtype)
-            gate, up = parts if len(parts) == 2 else parts[0].chunk(2, dim=-1)
-            (x,) = down.together(pieces.gate(gate, up), dtype, residual=x)
-        return x
+            if training and self.gradient_checkpointing:
+                return self._gradient_checkpointing_func(run, x)
+            return run(x)
+        if pieces.seeds is not None:
+            pieces.seeds.draw()
+        attend = partial(
+            ALL_ATTENTION_FUNCTIONS[name],
+            attention,
+            attention_mask=attention_mask,
+            dropout=0.0,
+            scaling=attention.scaling,
+            **kwargs,
+        )
+        run = _Pass(pieces, x.shape, dtype, pieces.seeds.now if pieces.seeds else 0, *position_embeddings)
+        # Without a gradient for the input, as for text alone, an adapter's weight gives the outputs theirs.
+        trained = () if x.requires_grad else [w for group in pieces.groups for w in group.parameters[:1]]
+        with torch.autocast(kind, enabled=False) if narrowed else nullcontext():
+            if self.gradient_checkpointing:
+                return _Again.apply(x, run, attend, *trained)
+            query, key, value, x = _Before.apply(x, run.begin(), *trained)
+            seen, _ = attend(query, key, value)
+            return _After.apply(seen.flatten(2), x, run, *trained)
 
 
-def _with_residual(norm: nn.Module) -> Callable:
-    return lambda x: (norm(x), x)
+class _Dropped(Kept):
+    """Nothing, where a layer will run again."""
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        pass
 
 
-def _norm_of(norm: Any, family: str) -> Callable:
-    """Return a frozen norm as a function that gives back the residual too."""
-    weight = norm.weight.detach()
-    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    weight = 1 + weight if family == "gemma" else weight
-    epsilon = weight.new_full((), norm.eps if hasattr(norm, "eps") else norm.variance_epsilon)
-    return lambda x: _Norm.apply(x, weight, epsilon)
+class _Pass:
+    """One pass of a layer: what comes before attention and what comes after it, forward and backward.
+
+    Attributes:
+        kept: of norm, query-key-value and rotary embedding; of output, norm, gate-up, gate and down.
+    """
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        seed: int,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+    ) -> None:
+        self.pieces, self.shape, self.dtype, self.seed = pieces, shape, dtype, seed
+        self.turn = cosine, sine
+        self.kept: tuple[list[Kept], list[Kept]]
+
+    def begin(self, keeping: bool = True) -> _Pass:
+        """Return itself, with nothing kept yet; without `keeping` nothing will be."""
+        kind = Kept if keeping else _Dropped
+        self.kept = [kind() for _ in range(3)], [kind() for _ in range(5)]
+        return self
+
+    def before(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return query, key and value, `(B, H, S, d)`, of `(B, S, D)`."""
+        pieces, (to_norm, to_group, to_rotary) = self.pieces, self.kept[0]
+        normed = pieces.norms[0].forward(to_norm, x)
+        blocks = pieces.groups[0].forward(to_group, normed, self.dtype, self.seed)
+        del normed
+        heads = _Heads.in_blocks(blocks, self.shape[0], pieces.sizes, pieces.head)
+        return [part.transpose(1, 2) for part in pieces.rotary.forward(to_rotary, heads, *self.turn)]
+
+    def after(self, seen: torch.Tensor, x: torch.Tensor, outputs: bool = True) -> torch.Tensor | None:
+        """Return what the layer makes of what attention saw, `(B, S, H d)`, and its input, `(B, S, D)`.
+
+        Args:
+            seen: of attention.
+            x: the layer's input, for the residual.
+            outputs: compute them; without, only what `after_backward` needs.
+        """
+        pieces, (to_output, to_norm, to_group, to_gate, to_down) = self.pieces, self.kept[1]
+        blocks = pieces.groups[1].forward(to_output, seen, self.dtype, self.seed, x)
+        x = blocks[0].view(self.shape)
+        normed = pieces.norms[1].forward(to_norm, x)
+        blocks = pieces.groups[2].forward(to_group, normed, self.dtype, self.seed)
+        gated = pieces.gate.forward(to_gate, blocks).view(*self.shape[:2], -1)
+        del seen, normed, blocks
+        blocks = pieces.groups[3].forward(to_down, gated, self.dtype, self.seed, x, outputs)
+        return blocks[0].view(self.shape) if outputs else None
+
+    def after_backward(self, upstream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of `after`'s inputs."""
+        pieces, (to_output, to_norm, to_group, to_gate, to_down) = self.pieces, self.kept[1]
+        flat = upstream.reshape(-1, upstream.shape[-1])
+        to_gated = pieces.groups[3].backward(to_down, [flat])
+        blocks = pieces.gate.backward(to_gate, to_gated.flatten(0, -2))
+        del to_gated
+        to_normed = pieces.groups[2].backward(to_group, blocks)
+        del blocks
+        to_x = pieces.norms[1].backward(to_norm, to_normed, upstream)
+        return pieces.groups[1].backward(to_output, [to_x.view(flat.shape)]), to_x
+
+    def before_backward(
+        self, upstream: Sequence[torch.Tensor], residual: torch.Tensor, wants_x: bool
+    ) -> torch.Tensor | None:
+        """Return the gradient of `before`'s input, with that of the residual in it."""
+        pieces, (to_norm, to_group, to_rotary) = self.pieces, self.kept[0]
+        blocks = pieces.rotary.backward(to_rotary, [part.transpose(1, 2) for part in upstream])
+        to_normed = pieces.groups[0].backward(to_group, blocks, wants_x)
+        return pieces.norms[0].backward(to_norm, to_normed, residual) if wants_x else None
+
+    def keep(self, ctx: Any, which: int) -> None:
+        """Give autograd what was kept."""
+        tensors = [kept.give() for kept in self.kept[which]]
+        ctx.run, ctx.counts = self, [len(some) for some in tensors]
+        ctx.save_for_backward(*chain.from_iterable(tensors))
+
+    def take(self, ctx: Any, which: int) -> None:
+        """Take it back, so that each part goes as soon as it has been used."""
+        tensors = iter(ctx.saved_tensors)
+        ctx.maybe_clear_saved_tensors()
+        for kept, count in zip(self.kept[which], ctx.counts, strict=True):
+            kept.saved_tensors = tuple(islice(tensors, count))
 
 
-class _Norm(Function):
-    """`x / sqrt(mean(x^2) + epsilon) * weight` in fp32, and `x` itself for the residual.
+class _Before(Function):
+    """Query, key and value of a layer's input, and the input itself for the residual.
 
-    Both gradients come back to one place, so they are added in the last of its products.
+    Both gradients come back to one place, so they are added in the norm's last product.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=weight.dtype)
-        root = torch.addcmul(epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        normed = torch.mul(x * root, weight, out=torch.empty_like(x))
-        ctx.save_for_backward(x, root)
-        ctx.weight = weight
-        return normed, x.view_as(x)
-
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor, residual: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
-        x, root = ctx.saved_tensors
-        unit, scaled = x * root, upstream * ctx.weight
-        along = (unit * scaled).sum(-1, keepdim=True)
-        scaled.addcmul_(unit, along, value=-1 / x.shape[-1])
-        return torch.addcmul(residual, scaled, root, out=torch.empty_like(x)), None, None
-
-
-def rotate(
-    query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rotary embedding of query and key, `(B, H, S, d)`, by `(1 or B, S, d)`."""
-    return _Rotated.apply(query, key, cosine[:, None], sine[:, None])
-
-
-class _Rotated(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        half = sine.shape[-1] // 2
-        ctx.by = cosine, sine[..., :half], sine[..., half:]
-        return _turned(query, *ctx.by, -1), _turned(key, *ctx.by, -1)
+    def forward(ctx: Any, x: torch.Tensor, run: _Pass, *trained: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = run.before(x)
+        run.keep(ctx, 0)
+        return *outputs, x.view_as(x)
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        cosine, first, second = ctx.by
-        query, key = (_turned(gradient, cosine, second, first, 1) for gradient in upstream)
-        return query, key, None, None
+        ctx.run.take(ctx, 0)
+        to_x = ctx.run.before_backward(upstream[:3], upstream[3], ctx.needs_input_grad[0])
+        return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
-def _turned(
-    x: torch.Tensor, cosine: torch.Tensor, first: torch.Tensor, second: torch.Tensor, sign: int
-) -> torch.Tensor:
-    """Return `(x1 cos + sign x2 first, x2 cos - sign x1 second)` of the halves of `(B, H, S, d)`."""
-    half = x.shape[-1] // 2
-    turned = torch.mul(x, cosine, out=torch.empty_like(x))
-    turned[..., :half].addcmul_(x[..., half:], first, value=sign)
-    turned[..., half:].addcmul_(x[..., :half], second, value=-sign)
-    return turned
-
-
-def _gated_by_silu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return _Gated.apply(gate, up, F.silu, torch.ops.aten.silu_backward.default, {})
-
-
-def _gated_by_gelu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return _Gated.apply(gate, up, F.gelu, torch.ops.aten.gelu_backward.default, {"approximate": "tanh"})
-
-
-class _Gated(Function):
-    """`activation(gate) * up`; the activation is computed again in backward instead of being kept."""
+class _After(Function):
+    """A layer's output from what attention saw and the layer's input."""
 
     @staticmethod
     def forward(
-        ctx: Any, gate: torch.Tensor, up: torch.Tensor, activation: Callable, back: Callable, how: dict
-    ) -> torch.Tensor:
-        ctx.save_for_backward(gate, up)
-        ctx.functions = activation, back, how
-        return activation(gate, **how).mul_(up)
+        ctx: Any, seen: torch.Tensor, x: torch.Tensor, run: _Pass, *trained: torch.Tensor
+    ) -> torch.Tensor | None:
+        output = run.after(seen, x)
+        run.keep(ctx, 1)
+        return output
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        gate, up = ctx.saved_tensors
-        activation, back, how = ctx.functions
-        to_up = activation(gate, **how).mul_(upstream)
-        return back(upstream * up, gate, **how), to_up, None, None, None
+        ctx.run.take(ctx, 1)
+        return *ctx.run.after_backward(upstream), *[None] * (len(ctx.needs_input_grad) - 2)
+
+
+class _Again(Function):
+    """A layer that keeps its input alone and runs again in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, run: _Pass, attend: Callable, *trained: torch.Tensor
+    ) -> torch.Tensor | None:
+        ctx.run, ctx.attend = run, attend
+        ctx.save_for_backward(x)
+        seen, _ = attend(*run.begin(keeping=False).before(x))
+        return run.after(seen.flatten(2), x)
+
+    @staticmethod
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        run: _Pass = ctx.run
+        (x,) = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            heads = [part.requires_grad_() for part in run.begin().before(x)]
+            with torch.enable_grad():
+                seen, _ = ctx.attend(*heads)
+            run.after(seen.detach().flatten(2), x, outputs=False)
+            to_seen, to_x = run.after_backward(upstream)
+            to_heads = torch.autograd.grad(seen, heads, to_seen.view(seen.shape))
+            del heads, seen, to_seen
+            to_x = run.before_backward(to_heads, to_x, ctx.needs_input_grad[0])
+        return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
+
+
+class _Norm:
+    """`x / sqrt(mean(x^2) + epsilon) * weight` in fp32."""
+
+    def __init__(self, norm: Any, shifted: bool) -> None:
+        weight = norm.weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        self.weight = 1 + weight if shifted else weight
+        self.epsilon = weight.new_full((), norm.eps if hasattr(norm, "eps") else norm.variance_epsilon)
+
+    def forward(self, kept: Kept, x: torch.Tensor) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.weight.dtype)
+        root = torch.addcmul(self.epsilon, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        kept.save_for_backward(x, root)
+        return torch.mul(x * root, self.weight, out=torch.empty_like(x))
+
+    def backward(self, kept: Kept, upstream: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of `x`, that of the residual added in the last product."""
+        x, root = kept.give()
+        unit, scaled = x * root, upstream * self.weight
+        along = (unit * scaled).sum(-1, keepdim=True)
+        scaled.addcmul_(unit, along, value=-1 / x.shape[-1])
+        return torch.addcmul(residual, scaled, root, out=torch.empty_like(x))
+
+
+class _FusedNorm:
+    """Liger's."""
+
+    def __init__(self, norm: Any) -> None:
+        from liger_kernel.ops import LigerRMSNormFunction
+
+        self.function: Any = LigerRMSNormFunction
+        settings = norm.variance_epsilon, norm.offset, norm.casting_mode, norm.in_place
+        self.given = norm.weight.detach(), *settings, getattr(norm, "row_mode", None)
+
+    def forward(self, kept: Kept, x: torch.Tensor) -> torch.Tensor:
+        return self.function.forward(kept, x, *self.given)
+
+    def backward(self, kept: Kept, upstream: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        to_x = self.function.backward(kept, upstream)[0]
+        kept.give()
+        return to_x.add_(residual)
+
+
+class _Rotary:
+    """Rotary embedding of query and key, in place, by cosine and sine `(1 or B, S, d)`."""
+
+    def __init__(self) -> None:
+        self._of: torch.Tensor | None = None
+        self._signed: torch.Tensor
+        self._back: torch.Tensor
+
+    def forward(
+        self, kept: Kept, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        if self._of is not sine:  # all layers of a pass are given the same
+            first, second = sine[..., None, :].chunk(2, dim=-1)
+            self._signed, self._back = torch.cat([-first, second], -1), torch.cat([second, -first], -1)
+            self._of = sine
+        kept.layout, kept.by = heads.layout, (cosine[..., None, :], self._back)
+        for part in heads.turning():
+            _turn(part, kept.by[0], self._signed, out=part)
+        return heads.parts
+
+    def backward(self, kept: Kept, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the gradients of query-key-value, in blocks."""
+        heads = _Heads.of(upstream, kept.layout)
+        if heads.whole is None:
+            turned = [
+                _turn(part, *kept.by, out=torch.empty(part.shape, dtype=part.dtype, device=part.device))
+                for part in heads.turning()
+            ]
+            heads = _Heads([*turned, upstream[2]])
+        else:
+            for part in heads.turning():
+                _turn(part, *kept.by, out=part)
+        return heads.blocks()
+
+
+def _turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Return `x cos + (second half of x, first half of x) sin`."""
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    return torch.mul(x, cosine, out=out).addcmul_(swapped, sine)
+
+
+class _FusedRotary:
+    """Liger's."""
+
+    def __init__(self) -> None:
+        from liger_kernel.ops import LigerRopeFunction
+
+        self.function: Any = LigerRopeFunction
+
+    def forward(
+        self, kept: Kept, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
+    ) -> Sequence[torch.Tensor]:
+        kept.layout = heads.layout
+        query, key = (part.transpose(1, 2) for part in heads.parts[:2])
+        query, key = self.function.forward(kept, query, key, cosine, sine)
+        return query.transpose(1, 2), key.transpose(1, 2), heads.parts[2]
+
+    def backward(self, kept: Kept, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the gradients of query-key-value, in blocks."""
+        given = (part.transpose(1, 2) for part in upstream[:2])
+        query, key = self.function.backward(kept, *given)[:2]
+        kept.give()
+        parts = [query.transpose(1, 2), key.transpose(1, 2), upstream[2]]
+        return _Heads.of(parts, 4 if kept.layout == 4 else 0).blocks()
+
+
+class _Heads:
+    """Query, key and value, `(B, S, H, d)`, and the one tensor that they are views of, if there is one.
+
+    Attributes:
+        parts: the three.
+        whole: `(3, B, S, H, d)`, or `(B, S, H, d)` of one matrix that gives all; `None` where they are apart.
+        layout: dimensions of `whole`, 0 without.
+    """
+
+    def __init__(self, parts: list[torch.Tensor], whole: torch.Tensor | None = None) -> None:
+        self.parts, self.whole = parts, whole
+        self.layout = 0 if whole is None else whole.dim()
+
+    @classmethod
+    def in_blocks(cls, blocks: list[torch.Tensor], rows: int, sizes: list[int], size: int) -> _Heads:
+        """Cut blocks into heads of `size` dimensions."""
+        if len(blocks) == 3:
+            return cls([block.view(rows, -1, block.shape[-1] // size, size) for block in blocks])
+        (block,) = blocks
+        if block.dim() == 3:
+            whole = block.view(3, rows, -1, sizes[0] // size, size)
+            return cls(list(whole.unbind()), whole)
+        whole = block.view(rows, -1, sum(sizes) // size, size)
+        return cls(list(whole.split([each // size for each in sizes], 2)), whole)
+
+    @classmethod
+    def of(cls, parts: list[torch.Tensor], layout: int) -> _Heads:
+        """Lay three tensors side by side."""
+        return cls(parts, torch.stack(parts) if layout == 5 else torch.cat(parts, 2) if layout == 4 else None)
+
+    def turning(self) -> list[torch.Tensor]:
+        """Return query and key, in one piece where they are."""
+        if self.whole is None:
+            return self.parts[:2]
+        return [self.whole[:2] if self.layout == 5 else self.whole[:, :, : -self.parts[2].shape[2]]]
+
+    def blocks(self) -> list[torch.Tensor]:
+        """Return them as blocks of outputs."""
+        if self.whole is None:
+            return [part.flatten(2).flatten(0, 1) for part in self.parts]
+        return [self.whole.flatten(-2).flatten(-3, -2)]
+
+
+class _Gate:
+    """`activation(gate) * up`; the activation is computed again in backward instead of being kept."""
+
+    def __init__(self, silu: bool) -> None:
+        aten = torch.ops.aten
+        self.activation: Callable = F.silu if silu else F.gelu
+        self.again: Callable = aten.silu.out if silu else aten.gelu.out
+        self.back: Callable = aten.silu_backward.grad_input if silu else aten.gelu_backward.grad_input
+        self.how = {} if silu else {"approximate": "tanh"}
+
+    def forward(self, kept: Kept, blocks: list[torch.Tensor]) -> torch.Tensor:
+        gate, up = _halves(blocks)
+        kept.save_for_backward(*blocks)
+        return self.activation(gate, **self.how).mul_(up)
+
+    def backward(self, kept: Kept, upstream: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradients of gate and up, in blocks."""
+        blocks = kept.give()
+        made = [torch.empty_like(block) for block in blocks]
+        (gate, up), (to_gate, to_up) = _halves(blocks), _halves(made)
+        self.again(gate, **self.how, out=to_up).mul_(upstream)
+        self.back(torch.mul(upstream, up, out=to_gate), gate, **self.how, grad_input=to_gate)
+        return made
+
+
+class _FusedGate:
+    """Liger's."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def forward(self, kept: Kept, blocks: list[torch.Tensor]) -> torch.Tensor:
+        kept.packed = len(blocks) == 1 and blocks[0].dim() == 2
+        return self.function.forward(kept, *_halves(blocks))
+
+    def backward(self, kept: Kept, upstream: torch.Tensor) -> list[torch.Tensor]:
+        """Return the gradients of gate and up, in blocks."""
+        gate, up = self.function.backward(kept, upstream)[:2]
+        kept.give()
+        return [torch.cat([gate, up], -1)] if kept.packed else [gate, up]
+
+
+def _halves(blocks: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Return gate and up, `(N, F)`, of blocks of outputs: of two layers, or of one that gives both."""
+    if len(blocks) == 2:
+        return blocks
+    return blocks[0].unbind() if blocks[0].dim() == 3 else blocks[0].chunk(2, -1)

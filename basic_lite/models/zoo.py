@@ -150,7 +150,9 @@ LLMS: dict[str, LLM] = {
         "microsoft/Phi-3-mini-4k-instruct", "phi3", "phi3_instruct", "<|placeholder1|>", "<|endoftext|>",
         licence="MIT",
     ),
-    "mistral-7b": LLM("mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", *_LLAMA2),
+    "mistral-7b": LLM(
+        "mistralai/Mistral-7B-Instruct-v0.2", "mistral", "mistral_instruct", *_LLAMA2, gated=True
+    ),
     "llama3.2-1b": LLM("meta-llama/Llama-3.2-1B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
     "llama3.2-3b": LLM("meta-llama/Llama-3.2-3B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META32),
     "llama3.1-8b": LLM("meta-llama/Llama-3.1-8B-Instruct", "llama", "llama3_1", *_LLAMA3, **_META31),
@@ -175,7 +177,9 @@ LLMS: dict[str, LLM] = {
     "phi4-mini": LLM(
         "microsoft/Phi-4-mini-instruct", "phi3", "phi4_mini", None, "<|endoftext|>", licence="MIT"
     ),
-    "mistral-7b-v0.3": LLM("mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", *_LLAMA2),
+    "mistral-7b-v0.3": LLM(
+        "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "mistral_v3", *_LLAMA2, gated=True
+    ),
     TINY: LLM("tiny-decoder", "llama", "chatml", "<image>", "<pad>", tower=TINY, bits=16),
 }
 """Hub ids, token names, licences and gates as on the hub's pages; this package's README says what of them was

@@ -25,8 +25,7 @@ from basic_lite.models.parts import piece
 class GradientContract:
     """Every trained parameter soon shows a gradient that is not zero; no frozen one shows any.
 
-    An adapter's A has a zero gradient until its B has moved, and B moves only when the learning rate has
-    left 0, so a parameter may take a few steps; it may not stay without.
+    An adapter's A has none until its B has moved, and B moves when the learning rate has left 0: some steps.
     """
 
     def __init__(self, model: nn.Module, patience: int) -> None:
@@ -38,15 +37,13 @@ class GradientContract:
 
     @property
     def done(self) -> bool:
-        """Whether every parameter has shown a gradient."""
         return not self.waiting
 
     def check(self) -> None:
         """Look at the gradients of one of the first optimizer steps (waits for the device).
 
-        Raises:
-            RuntimeError: If a frozen parameter has a gradient, a trained one has none after the patience, or
-                one is not finite.
+        Raises RuntimeError if a frozen parameter has one, a trained one has none for too long, or one is not
+        finite.
         """
         self.steps += 1
         for name, parameter in self.frozen:
@@ -89,18 +86,15 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        """Begin where the process began."""
         self.parts: dict[str, float] = {}
         self._last = time.monotonic() - process_age()
 
     def mark(self, part: str) -> None:
-        """Count everything since the last mark as `part`."""
         now = time.monotonic()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._last
         self._last = now
 
     def line(self) -> str:
-        """Format it as one line."""
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
         return f"first step {sum(self.parts.values()):.1f} s after the command ({parts})"
 
@@ -115,7 +109,6 @@ class GradientCheck(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note what is trained and what is frozen."""
         self.contract = GradientContract(kwargs["model"], int(self.patience))
 
     def on_pre_optimizer_step(
@@ -135,7 +128,6 @@ class AtStart(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Do it, in the process that writes."""
         if state.is_world_process_zero:
             self.action()
 
@@ -144,7 +136,6 @@ class Measurements(TrainerCallback):
     """Ask for a measurement of the held-out rows every `every` steps and after the last one."""
 
     def __init__(self, every: int) -> None:
-        """Measure every `every` optimizer steps."""
         self.every = every
 
     def on_step_end(
@@ -165,7 +156,6 @@ class FirstStep(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What came before is preparation."""
         if self.clock is not None:
             self.clock.mark("preparation")
 
@@ -196,7 +186,6 @@ class Stopper(TrainerCallback):
         self.requested = self.agreed = False
 
     def request(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
@@ -213,7 +202,6 @@ class StepProgress(TrainerCallback):
     """Show a training run on one line; without a terminal, print a line per logged step instead."""
 
     def __init__(self, console: Console, title: str) -> None:
-        """Show `title` on `console`."""
         self.console, self.title = console, title
         self.progress: Progress | None = None
         self.task = TaskID(0)  # of `progress`, which has one
@@ -221,7 +209,6 @@ class StepProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the display."""
         if self.console.is_terminal and state.is_world_process_zero:
             self.progress = progress_bar(self.console)
             self.progress.start()
@@ -231,7 +218,6 @@ class StepProgress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the bar."""
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
@@ -285,11 +271,9 @@ class StepProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the display."""
         self.close()
 
     def close(self) -> None:
-        """Stop the display, also when the run ended with an error."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -315,7 +299,6 @@ class Metrics:
         self.mark()
 
     def add(self, terms: list[LossTerm], refinement: Refinement | None, window: Window) -> None:
-        """Add one micro-batch's shares of its step."""
         for term in terms:
             self._add(term.name, term.total.detach() / window.items(term.name), window)
         if refinement is not None:

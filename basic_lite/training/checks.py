@@ -52,11 +52,7 @@ REHEARSAL: str = ".rehearsal"
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
-    """See that the checkpoints that a run keeps will fit, and one more while it is written.
-
-    Raises:
-        ValueError: If they will not; says how much is missing.
-    """
+    """Raise ValueError unless the checkpoints that a run keeps fit, and one more while it is written."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     needed = trained * (BYTES_PER_PARAMETER * (keep + 1) + 4)
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -69,12 +65,7 @@ def check_disk(out: Path, model: nn.Module, keep: int) -> None:
 
 
 def rehearse(trainer: BasicTrainer, out: Path) -> None:
-    """Save, read back, and for adapters merge one matrix, before the first step is paid for.
-
-    Raises:
-        ValueError: If the folder cannot be written.
-        AssertionError: If what is read is not what was written.
-    """
+    """Save, read back, and for adapters merge one matrix, before the first step is paid for."""
     folder = out / REHEARSAL
     shutil.rmtree(folder, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -132,14 +123,8 @@ def shards_asked_for(whole_decoder: bool = False) -> int:
     """Return over how many processes the decoder's layers are to be cut, before anything is fetched.
 
     accelerate would wrap the whole model, and transformers load it without weights, where they find the
-    variable: from here on it is not there.
-
-    Args:
-        whole_decoder: the stage trains all of the decoder.
-
-    Raises:
-        ValueError: If `accelerate launch`, by its options or its stored configuration, asks for another cut,
-            or for one of a decoder that is trained whole.
+    variable: from here on it is not there. Raises ValueError if `accelerate launch`, by its options or its
+    stored configuration, asks for another cut, or for one of a decoder that is trained whole.
     """
     plain = (
         "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
@@ -171,13 +156,9 @@ def _is_on(variable: str) -> bool:
 
 
 def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
-    """Look at the parts' configurations, which are small, before any weight is read.
+    """Look at the parts' configurations before any weight is read; return the decoder's.
 
-    Returns:
-        The decoder's.
-
-    Raises:
-        ValueError: If a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
+    Raises ValueError if a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
     """
     check_stream(settings)
     config = read_config(sources.llm, "language model")
@@ -207,11 +188,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
 
 
 def check_stream(settings: Settings) -> None:
-    """Refuse what cannot be had of rows that nobody has counted.
-
-    Raises:
-        ValueError: In one line.
-    """
+    """Refuse what cannot be had of rows that nobody has counted."""
     data = settings.data
     if not data.stream:
         return
@@ -234,11 +211,7 @@ def check_stream(settings: Settings) -> None:
 
 
 def check_folder(decided: Plan) -> Path | None:
-    """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing.
-
-    Raises:
-        ValueError: If the folder is in use and neither flag is given, or there is nothing to resume.
-    """
+    """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing."""
     out, resume, overwrite = decided.settings.out, decided.settings.run.resume, decided.settings.run.overwrite
     if resume:
         checkpoints = files.checkpoints(out)
@@ -274,15 +247,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def lengthened(decided: Plan, resume: Path) -> bool:
-    """Return whether a finished run is to go on to more steps than it was made for.
-
-    Args:
-        decided: settings, and the steps that they come to.
-        resume: its last checkpoint.
-
-    Raises:
-        ValueError: If `--stop-after` ended the run, which would end it again.
-    """
+    """Return whether a finished run is to go on to more steps, which `--stop-after` must not have ended."""
     settings, then = decided.settings, files.read_manifest(resume)["training"]
     if not files.is_finished(resume.parent):
         return False
@@ -302,11 +267,7 @@ def lengthened(decided: Plan, resume: Path) -> bool:
 
 @contextmanager
 def claimed(decided: Plan) -> Iterator[Path | None]:
-    """Hold a run's folder until the run ends, and give the checkpoint to go on from.
-
-    Raises:
-        ValueError: As `check_folder`, and if another command is writing the folder.
-    """
+    """Hold a run's folder until the run ends, and give the checkpoint to go on from; see `check_folder`."""
     with files.held(decided.settings.out):
         yield check_folder(decided)
 
@@ -329,7 +290,6 @@ def _leftovers(out: Path) -> list[Path]:
 
 
 def clear(out: Path) -> None:
-    """Remove what an earlier run left, and make the folder."""
     for path in _leftovers(out):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (out / OTHER_LOG).unlink(missing_ok=True)  # alone it is no run: it may be all that a failed start left
@@ -339,16 +299,8 @@ def clear(out: Path) -> None:
 def training_files(stage: int, llm: str, data: Data, out: Path, console: Console, draw: bool) -> Data:
     """Find a stage's annotation file and image root: the user's, the embedded world's, or the hub's.
 
-    Args:
-        stage: 1 or 2.
-        llm: the decoder; the embedded one has data of its own.
-        data: as given.
-        out: run folder; the embedded world lies beside it.
-        console: where the drawing of the world is announced.
-        draw: draw a world that is missing; otherwise only say where it would be.
-
-    Raises:
-        ValueError: In one line, if a given file does not exist, a weight is none, or no hub answers.
+    The embedded decoder's world lies beside the run folder `out`; `draw` draws one that is missing, otherwise
+    it is only named. Raises ValueError if a given file does not exist, a weight is none, or no hub answers.
     """
     if data.stream and not data.data:
         raise ValueError("--stream reads a data set of your own: add --data HUB_ID")
@@ -368,31 +320,16 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
 
 @dataclass(frozen=True)
 class Passes:
-    """How the rows of an optimizer step are put through the model; the update does not depend on it.
+    """How the rows of an optimizer step are put through the model; the update does not depend on it."""
 
-    Attributes:
-        order_rows: rows of a pass, over all processes, when the run began: its order is made for them.
-        micro_batch: rows of a pass in one process.
-        processes: that share the rows.
-        workers: that prepare them.
-    """
-
-    order_rows: int
-    micro_batch: int
-    processes: int
-    workers: int
+    order_rows: int  # rows of a pass, over all processes, when the run began: its order is made for them
+    micro_batch: int  # rows of a pass in one process
+    processes: int  # that share the rows
+    workers: int  # that prepare them
 
     @classmethod
     def of(cls, settings: Settings, then: dict | None = None) -> Passes:
-        """Return those of settings, in the order of the run that they go on with.
-
-        Args:
-            settings: of the run.
-            then: manifest of the checkpoint.
-
-        Raises:
-            ValueError: If the step would not be the same one.
-        """
+        """Return those of settings, in the order of the run that they go on with (`then`, its manifest)."""
         processes = rank_and_count()[1]
         rows = settings.micro_batch * processes
         if then is None:
@@ -417,8 +354,8 @@ class Passes:
     def loaded(self) -> int:
         """Rows that are loaded together, over all processes: a multiple of the order's and of a pass's.
 
-        A step of such batches holds the same rows as ever. Where a pass is smaller, they are split when they
-        are trained on, as after a lack of memory.
+        A step of such batches holds the same rows as ever. Where a pass is smaller, they are split in
+        training.
         """
         return math.lcm(self.order_rows, self.micro_batch * self.processes)
 
@@ -438,13 +375,7 @@ def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
 
 
 def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
-    """Describe what a resumed run does otherwise, and what of its numbers depends on it.
-
-    Args:
-        changes: from `changes_of`.
-        dropout: in front of the adapters.
-        bits: of the decoder.
-    """
+    """Describe what a resumed run does otherwise (`changes_of`), and what of its numbers depends on it."""
     parts = ", ".join(
         f"{name.replace('_', '-')} {now} ({old} before)" for name, (old, now) in changes.items()
     )
@@ -461,16 +392,8 @@ def check_before_loading(
 ) -> None:
     """Look through the rows, and at the run to start from or to go on with, before a model is loaded.
 
-    Args:
-        sources: the parts.
-        decided: settings, and the rows to train on and to measure, whose `faults` are noted.
-        resume: checkpoint to go on from.
-        console: where the number of measured rows is printed.
-        start: what a stage 2 starts from, unless it goes on.
-
-    Raises:
-        ValueError: As `check_resumable` and `Start.check`; if too many rows are bad for the budget, or all
-            that are measured.
+    Notes the `faults` of `decided`'s rows. Raises ValueError as `check_resumable` and `Start.check`, and if
+    too many rows are bad for the budget, or all that are measured.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
@@ -489,12 +412,9 @@ def check_before_loading(
 
 
 def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
-    """Refuse to resume a run with other inputs or from damaged files.
+    """Refuse to resume a run with other inputs or from damaged files; the error names which.
 
     What only the loaded model tells counts as unchanged here, and is compared when it is there.
-
-    Raises:
-        ValueError: Names what differs, or the file.
     """
     then = files.read_manifest(resume)
     if then["data"].get("order") != ORDER:
@@ -519,16 +439,10 @@ def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
 
 
 def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) -> None:
-    """Compare two manifests: of a run as it would go on, and as it was started. All but the micro-batch.
+    """Refuse to go on with other settings than a run was started with; only the micro-batch may differ.
 
-    Args:
-        now: what the settings say.
-        then: what the checkpoint says.
-        resume: the checkpoint.
-        longer: it goes on to more steps, see `lengthened`.
-
-    Raises:
-        ValueError: Names what differs, and both values.
+    `now` is what the settings say, `then` the checkpoint `resume`, `longer` whether it goes on to more steps.
+    The error names what differs, and both values.
     """
     # May be others; of the micro-batch see `Passes`.
     free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])

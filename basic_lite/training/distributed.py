@@ -51,13 +51,8 @@ def place_around(model: nn.Module, device: torch.device | str) -> None:
 def shard(model: nn.Module, device: torch.device | str) -> None:
     """Cut the decoder's layers over all processes; whoever holds their parameters must fetch them again.
 
-    Args:
-        model: a LLaVA with its trainable set attached. Its layers may still be on the host, the same on all
-            processes: no more than one of them is whole on the device at a time.
-        device: of this process.
-
-    Raises:
-        ValueError: If torch is too old to leave a part of a module whole.
+    The layers may still be on the host, the same on all processes: no more than one of them is whole on the
+    device at a time. Raises ValueError if torch is too old to leave a part of a module whole.
     """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
@@ -82,14 +77,9 @@ def shard(model: nn.Module, device: torch.device | str) -> None:
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale gradients down to a norm of at most `largest`, the same on all processes.
+    """Scale gradients down to a norm of at most `largest`; return the norm before, 0-dim, of all together.
 
-    Args:
-        parameters: some cut, some whole; the gradients of whole ones are the same everywhere.
-        largest: the norm; infinity changes nothing.
-
-    Returns:
-        The norm before, 0-dim, of all gradients together.
+    Some parameters may be cut and some whole; the gradients of whole ones are the same on all processes.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     here = [piece(gradient) for gradient in gradients if is_cut(gradient)]
@@ -110,14 +100,9 @@ def _zero(like: list[torch.Tensor]) -> torch.Tensor:
 
 
 def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
-    """Put the trained parameters together, on the host; every process has to take part.
+    """Return the trained parameters by name, whole, on the host, or `None` where none is cut.
 
-    Args:
-        model: cut or not.
-        keep: whether this process wants them; for the others the result is empty.
-
-    Returns:
-        Whole tensors by name, or `None` where nothing trained is cut.
+    Every process has to take part; for those that do not `keep` them the result is empty.
     """
     named = [
         (name, p) for name, p in model.named_parameters() if p.requires_grad or "modules_to_save" in name
@@ -137,9 +122,7 @@ def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
 def whole_moments(optimizer: torch.optim.Optimizer, keep: bool) -> Iterator[None]:
     """Let an optimizer's state hold whole tensors on the host inside the block, to be written.
 
-    Args:
-        optimizer: of parameters that are cut or not; every process has to take part.
-        keep: whether this process writes them; elsewhere the state stays in pieces.
+    Every process has to take part; in those that do not `keep` them the state stays in pieces.
     """
     cut = [(s, k, v) for s in optimizer.state.values() for k, v in s.items() if is_cut(v)]
     try:

@@ -12,7 +12,7 @@ from torch import nn
 from basic_lite.data.layout import Layout
 from basic_lite.memory.available import unraised_bytes
 from basic_lite.method.attention import causal_only
-from basic_lite.method.chunks import rows_in_chunk
+from basic_lite.method.chunks import Chunk, chunk_of
 from basic_lite.method.deferred import Deferral
 from basic_lite.method.losses import next_token
 from basic_lite.method.objective import Objective
@@ -25,16 +25,7 @@ from basic_lite.training.callbacks import Metrics
 
 
 class Forward:
-    """Run a model on batches with known positions, without a host synchronisation.
-
-    Attributes:
-        supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
-        objective: the terms that are trained on.
-        metrics: where the terms' values go.
-        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` while it goes by shape.
-        chunk: the most patches that went through the vocabulary at once; 0 before any did.
-        deferral: of the last micro-batch; `None` where its terms were computed in the forward pass.
-    """
+    """Run a model on batches with known positions, without a host synchronisation."""
 
     def __init__(
         self,
@@ -45,13 +36,13 @@ class Forward:
         prune_last_layer: bool = True,
         always_backward: bool = False,
     ) -> None:
-        """Prepare.
+        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set.
 
         Args:
-            model: the LLaVA, wrapped or not, with its trainable parameters set.
-            supervision: who watches.
-            objective: what is trained on.
-            metrics: where values go.
+            model: the LLaVA.
+            supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
+            objective: the terms that are trained on.
+            metrics: where the terms' values go.
             prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
             always_backward: let backward pass every layer also where nothing in front of it is trained: of
                 layers that are cut, all processes fetch the pieces at the same time or wait for ever.
@@ -59,8 +50,9 @@ class Forward:
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
-        self.rows_per_chunk = objective.rows_per_chunk
-        self.chunk = 0
+        rows = objective.rows_per_chunk
+        self.chunk = None if rows is None else Chunk(rows, len(self.parts.embedding))
+        self.most_rows = 0
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._always_backward = always_backward
         self._trains_layers = any(p.requires_grad for p in self.parts.decoder.parameters())
@@ -86,7 +78,7 @@ class Forward:
         if features is not None:
             if deferred and objective.active and features.requires_grad:
                 note = partial(self.metrics.add, window=window)
-                self.deferral = Deferral(objective, parts.embedding, window, note, self._rows_per_chunk)
+                self.deferral = Deferral(objective, parts.embedding, window, note, self._chunk)
                 features = self.deferral.hold(features, embeds.dtype, layout.kept)
                 initial = features.detach()
                 initial = initial if layout.kept is None else initial.index_select(0, layout.kept)
@@ -135,21 +127,21 @@ class Forward:
             loss = self.deferral.announce(loss)
         return loss, terms
 
-    def _rows_per_chunk(self, count: int) -> int | None:
-        """Choose the patches per pass over the vocabulary, once per run, when the decoder has let go.
+    def _chunk(self, count: int) -> Chunk | None:
+        """Choose what `L_sds` has at once, once per run, when the decoder has let go.
 
-        On a GPU as many as the memory that is free below the peak allows; the run's first step is its
+        On a GPU what is fastest in the memory that is free below the peak; the run's first step is its
         largest. Elsewhere `None`: by shape.
         """
         embedding = self.parts.embedding
-        if self.rows_per_chunk is None and embedding.is_cuda:
+        if self.chunk is None and embedding.is_cuda:
             three_in_fp32 = 12 * count * embedding.shape[1]  # (N, D) each
             budget = unraised_bytes(embedding.device) - three_in_fp32
-            self.rows_per_chunk = rows_in_chunk(count, len(embedding), budget)
+            self.chunk = chunk_of(count, *embedding.shape, embedding.element_size(), budget)
         if self.objective.sds_weight:
-            used = self.rows_per_chunk or rows_in_chunk(count, len(embedding))
-            self.chunk = max(self.chunk, min(used, count))
-        return self.rows_per_chunk
+            used = self.chunk or chunk_of(count, *embedding.shape, embedding.element_size())
+            self.most_rows = max(self.most_rows, min(used.rows, count))
+        return self.chunk
 
     def _features(self, inputs: dict) -> torch.Tensor | None:
         """Return the projector's output, `(F, D)` in the projector's dtype; `None` without a picture."""
@@ -163,17 +155,9 @@ class Forward:
 
 
 def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Put the visual embeddings among the text's, as `LlavaModel` does but at known positions.
+    """Put visual features `(F, D)`, newlines included, among the text's `embeds` `(B, S, D)`.
 
-    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the
-    answer; the collator has done so already.
-
-    Args:
-        embeds: `(B, S, D)` of the text, anything at the patches.
-        features: `(F, D)`, newlines included.
-        layout: of the batch.
-
-    Returns:
-        `(B, S, D)`.
+    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer;
+    the collator has done so already.
     """
     return embeds.flatten(0, 1).index_copy(0, layout.places, features).view_as(embeds)

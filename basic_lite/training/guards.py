@@ -46,13 +46,6 @@ class FiniteGuard:
     """Skips steps, notes which, and ends a run that takes no more."""
 
     def __init__(self, folder: Path, ids: Callable[[list[int]], list], rank: int = 0) -> None:
-        """Prepare.
-
-        Args:
-            folder: of the run.
-            ids: gives the ids of rows.
-            rank: of this process, for the dump.
-        """
         self.path, self.ids, self.rank = folder / DUMP, ids, rank
         self.rows: list[int] = []
         self.skipped = 0
@@ -66,9 +59,7 @@ class FiniteGuard:
         terms: dict[str, torch.Tensor],
         step: int,
     ) -> None:
-        """Keep `optimizer` from taking a step whose gradient norm is not finite.
-
-        The norm is the same on all processes, so they skip together.
+        """Keep `optimizer` from taking a step whose gradient norm is not finite, the same on all processes.
 
         Args:
             optimizer: whose gradients are complete.
@@ -97,11 +88,7 @@ class FiniteGuard:
         self.look(wait=len(self._pending) > BACKLOG)
 
     def look(self, wait: bool = False) -> None:
-        """Take in the verdicts that have arrived, or all of them.
-
-        Raises:
-            Diverged: If three steps in a row were skipped.
-        """
+        """Take in the verdicts that have arrived, or all; Diverged after three skipped steps in a row."""
         while self._pending:
             verdict = self._pending[0]
             if verdict.arrived is not None and not verdict.arrived.query():
@@ -141,13 +128,10 @@ class FiniteGuard:
 class Splitter:
     """Run the micro-batches of a step; where one does not fit, halve the size and go on with that.
 
-    Every sum is divided by the counts of the whole optimizer step, so its micro-batches may be cut
-    anywhere. A backward pass that fails has already added to some gradients. Keeping a copy of all of them
-    for that case would cost what the adapters weigh; instead the step begins again from its first
-    micro-batch, whose rows are still at hand. (With dropout, its masks are drawn anew.)
-
-    Attributes:
-        limit: rows that a micro-batch may have; `None` while nothing had to be split.
+    Every sum is divided by the counts of the whole optimizer step, so its micro-batches may be cut anywhere.
+    A backward pass that fails has already added to some gradients. Keeping a copy of all of them for that
+    case would cost what the adapters weigh; instead the step begins again from its first micro-batch, whose
+    rows are still at hand. (With dropout, its masks are drawn anew.)
     """
 
     def __init__(self, model: nn.Module, metrics: Metrics) -> None:
@@ -163,12 +147,8 @@ class Splitter:
     def run(self, batch: dict, train: Callable[[dict], torch.Tensor]) -> torch.Tensor:
         """Train on one micro-batch, in as many pieces as it takes, and return its loss.
 
-        Args:
-            batch: with its layout, on any device.
-            train: runs forward and backward and returns the loss; may raise `torch.OutOfMemoryError`.
-
-        Raises:
-            ValueError: If a single row does not fit.
+        `train` runs forward and backward and may raise `torch.OutOfMemoryError`; ValueError if a row does not
+        fit.
         """
         self._done.append(batch)
         loss = self._attempt(batch, train)

@@ -44,12 +44,8 @@ queries by position: theirs run whole.
 def prepare(decoder: Any, watched_layers: int) -> bool:
     """Let the last layer take `predicting_rows=(B, T)`; without that keyword it stays what it was.
 
-    Args:
-        decoder: the language model (a `PreTrainedModel`), with or without adapters inside.
-        watched_layers: how many layers somebody looks at; the last one must not be among them.
-
-    Returns:
-        Whether it could be done exactly: not for a layer of another kind, nor with dropout on its rows.
+    `watched_layers` must not reach it. Returns whether it could be done exactly: not for a layer of another
+    kind, nor with dropout on its rows.
     """
     layers = cast(nn.ModuleList, decoder.layers)
     layer = layers[-1]
@@ -93,14 +89,10 @@ class _ChosenRows:
         predicting_rows: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Return `(B, T, D)` for the rows asked for, or what the layer itself returns, `(B, S, D)`.
+        """Return `(B, T, D)` for `predicting_rows` `(B, T)`, or what the layer itself returns, `(B, S, D)`.
 
-        Args:
-            hidden_states: `(B, S, D)`.
-            attention_mask: `(B, 1, S, S)` bool, or `None` for causal.
-            position_embeddings: cosine and sine, `(1 or B, S, d)`.
-            predicting_rows: `(B, T)` int64, positions in the row.
-            kwargs: passed on.
+        The mask is `(B, 1, S, S)` bool, or `None` for causal; `position_embeddings` cosine and sine `(1 or B,
+        S, d)`.
         """
         if predicting_rows is None:
             return super().forward(  # pyright: ignore[reportAttributeAccessIssue] (of the layer's own class)
@@ -144,11 +136,7 @@ def _projections(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return query `(B, H, T, d)` of the chosen rows, key and value `(B, H / groups, S, d)` of all.
 
-    Phi-3 packs the three into one matrix and it is applied whole, which computes queries that nobody asked
-    for: 8 % of this layer, 2 x 2 * 577 * 3072 * 3072 = 22 GFLOP of a caption's 10 TFLOP (0.2 %). Its rows
-    could be cut at 4 bits too (a row is 48 blocks, and the blocks of the scales end with the query), but
-    only with a `QuantState` made behind bitsandbytes' back and, under adapters, with PEFT's forward written
-    anew. Not worth that.
+    Phi-3 packs the three into one matrix, which is applied whole: 0.2 % of a caption's operations too many.
     """
     if hasattr(attention, "qkv_proj"):
         keys = attention.config.num_key_value_heads * attention.head_dim

@@ -39,13 +39,10 @@ def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | Non
 
 
 def fuse(decoder: PreTrainedModel) -> bool:
-    """Replace the decoder's norms, MLPs and rotary embedding by Liger's, on a GPU alone.
+    """Replace the decoder's norms, MLPs and rotary embedding by Liger's, on a GPU alone; `True` if it did.
 
-    Adapters and 4-bit layers stay where they are: only what stands between them is replaced. Liger also
-    puts its functions into transformers' module of that family, for all later models of the process.
-
-    Returns:
-        Whether anything was replaced.
+    Adapters and 4-bit layers stay where they are: only what stands between them is replaced. Liger also puts
+    its functions into transformers' module of that family, for all later models of the process.
     """
     if decoder.get_input_embeddings().weight.device.type != "cuda":
         return False

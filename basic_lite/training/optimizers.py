@@ -13,11 +13,7 @@ NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown optimizer.
-
-    Raises:
-        ValueError: If `name` is not among `NAMES`.
-    """
+    """Refuse an unknown optimizer; raises ValueError if `name` is not among `NAMES`."""
     if name not in NAMES:
         raise ValueError(f"--optimizer must be one of {', '.join(NAMES)}, got {name!r}")
 
@@ -29,20 +25,12 @@ def make(
     projector_learning_rate: float | None = None,
     tower_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of a model's trained parameters.
+    """Build the optimizer, one of `NAMES`, of a model's fp32 trained parameters.
 
     8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. What is no
     adapter keeps fp32 moments in any case: the projector, which everything passes through, and the tower.
-
-    Args:
-        name: one of `NAMES`.
-        model: its trained parameters are fp32.
-        args: learning rate, betas, epsilon, weight decay, device.
-        projector_learning_rate: the projector's own; `None` for the same.
-        tower_learning_rate: that of a vision tower that is trained, or of its adapters; `None` for the same.
-
-    Raises:
-        ValueError: If the name is unknown, or 8 bits are asked for where there are no adapters.
+    Both may have a learning rate of their own. Raises ValueError if the name is unknown, or 8 bits are asked
+    for where there are no adapters.
     """
     check_name(name)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

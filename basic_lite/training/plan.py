@@ -57,15 +57,9 @@ FEWEST_STEPS: int = 50
 
 
 def sources_of(model: Model, device: str, console: Console) -> Sources:
-    """Return stage 1's parts.
+    """Return stage 1's parts; of a vision-language model the decoder is taken out.
 
-    Args:
-        model: as given; of a vision-language model the decoder is taken.
-        device: `"cuda"` or `"cpu"`.
-        console: where it is said that the decoder is taken out.
-
-    Raises:
-        ValueError: If a name is unknown, a part cannot be read, or the device lacks the precision.
+    Raises ValueError if a name is unknown, a part cannot be read, or the device lacks the precision.
     """
     sources = Sources.named(
         model.model,
@@ -91,13 +85,7 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
 def sources_of_stage2(first: dict, parts: PartsOfStage1, lora: bool) -> Sources:
     """Return stage 1's parts with what stage 2 changes; a decoder that is trained whole is not quantised.
 
-    Args:
-        first: manifest of stage 1.
-        parts: as given.
-        lora: with adapters.
-
-    Raises:
-        ValueError: If the LLM or the tower is no longer the one of stage 1.
+    Raises ValueError if the LLM or the tower is no longer the one of stage 1.
     """
     sources = checkpoint.sources_of(first)
     bits = sources.bits if lora else 16
@@ -133,25 +121,8 @@ def resolve(
 ) -> Settings:
     """Take the options, and the stage's defaults where they say nothing.
 
-    Args:
-        stage: 1 or 2.
-        llm: the decoder; the embedded one has defaults of its own.
-        device: `"cuda"` or `"cpu"`.
-        data: the rows, found.
-        method: as given; in stage 2 with stage 1's target where none is.
-        memory: as given.
-        schedule: as given.
-        run: as given.
-        out: run folder.
-        validation: as given; `None` measures nothing.
-        shards: processes over which the decoder's layers are cut.
-        lora: stage 2 with adapters.
-        projector_learning_rate: as given; stage 2 has a default for it.
-        tower: as given; `None` leaves it frozen.
-        optimizer: as given.
-
-    Raises:
-        ValueError: If they do not go together.
+    `data` has the rows found; stage 2's `method` is with stage 1's target where none is given, and its
+    projector has a default rate. Raises ValueError if the options do not go together.
     """
     pace = zoo.pace_of(llm, stage)
     whole_decoder = stage == 2 and not lora
@@ -199,21 +170,12 @@ def adapters_of(
 
 @dataclass(frozen=True)
 class Plan:
-    """What data and card decide.
-
-    Attributes:
-        settings: to run with.
-        rows: the training data; `None` in a dry run whose data are not here yet, or are streamed.
-        held_out: the rows that are measured; `None` for none.
-        steps: optimizer steps, or when they are known.
-        memory: what is predicted for the card.
-    """
-
-    settings: Settings
+    settings: Settings  # to run with
+    # The training data; `None` in a dry run whose data are not here yet, or are streamed
     rows: Rows | Stream | None
-    held_out: HeldOut | None
-    steps: int | str
-    memory: Row
+    held_out: HeldOut | None  # the rows that are measured; `None` for none
+    steps: int | str  # optimizer steps, or when they are known
+    memory: Row  # what is predicted for the card
 
     def print(self, console: Console, sources: Sources, device: str, **more: object) -> None:
         """Print the parts, the settings, `more` of them before the others, and the memory plan."""
@@ -239,19 +201,8 @@ def decide(
 ) -> Plan:
     """Open the rows, hold some out, and let the rest decide the global batch and the card the micro-batch.
 
-    Args:
-        settings: of the stage.
-        sources: its parts.
-        device: `"cuda"` or `"cpu"`.
-        memory: as given.
-        schedule: as given.
-        console: where a global batch that is not the default is announced.
-        name: of the decoder, if it is not the source's.
-        adapters: of stage 2.
-        optimizer: as given.
-
-    Raises:
-        ValueError: If there are no rows, `hold_out` cannot, or `--fit` is given and nothing fits.
+    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows, `hold_out`
+    cannot, or `--fit` is given and nothing fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
@@ -291,12 +242,7 @@ def open_stream(settings: Settings) -> Stream:
 
 
 def optimizer_steps(settings: Settings, batches: int) -> int:
-    """Count a run's optimizer steps as the Trainer does.
-
-    Args:
-        settings: of the stage.
-        batches: micro-batches of one epoch, of one process.
-    """
+    """Count a run's optimizer steps as the Trainer does, from one process's micro-batches of an epoch."""
     if settings.max_steps > 0:
         return settings.max_steps
     accumulation = settings.global_batch // (settings.micro_batch * rank_and_count()[1])
@@ -309,17 +255,8 @@ def fit_batch(
     """Halve a global batch that nobody asked for until the data give some steps.
 
     A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
-    gets the same. `--max-steps` says itself how many steps there are.
-
-    Args:
-        settings: of the stage, with the stage's batches or the user's.
-        rows: as they were opened, nothing yet checked.
-        llm: the decoder.
-        schedule: as given: a global batch that was given is kept.
-        memory: as given: a micro-batch is kept, and the global batch stays a multiple of it.
-
-    Returns:
-        The settings, the optimizer steps, and a line for the user, empty where there is nothing to say.
+    gets the same; the global batch stays a multiple of a micro-batch that was given. `--max-steps` says
+    itself how many steps there are. Returns the settings, the steps, and a line for the user, or "".
     """
     processes, usable = rank_and_count()[1], rows.trained
     kinds = drawn_counts([rows.has_image & usable, ~rows.has_image & usable], rows.sets).sum(1).tolist()
@@ -360,12 +297,7 @@ def _counted(number: int, what: str = "optimizer step") -> str:
 def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
     """Return the bytes that may be used, and the memory in GiB that stands for the card.
 
-    Args:
-        wanted: gibibytes, or `"auto"` or `None` for what is free on the device.
-        device: `"cuda"` or `"cpu"`.
-
-    Raises:
-        ValueError: If `wanted` is neither.
+    `wanted` is gibibytes, or `"auto"` or `None` for what is free on the device.
     """
     if wanted is None or wanted == "auto":
         free = available_bytes(device)
@@ -380,21 +312,12 @@ def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
 
 
 def kind_of(settings: Settings) -> Kind:
-    """Return the stage as it is typed."""
     return "stage1" if settings.stage == 1 else "stage2 --lora" if settings.lora else "stage2"
 
 
 def step_of(
     settings: Settings, sources: Sources, device: str, adapters: trainable.Adapters | None = None
 ) -> Step:
-    """Return the step that settings and sources mean, with rows of the length that is planned for.
-
-    Args:
-        settings: of the stage.
-        sources: its parts; their configurations are read.
-        device: `"cuda"` or `"cpu"`; Liger's modules are for the former.
-        adapters: of stage 2; `None` for LLaVA-1.5's.
-    """
     kind, adapters = kind_of(settings), adapters or trainable.Adapters()
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
@@ -446,8 +369,8 @@ def fit_memory(
 ) -> tuple[Settings, Row]:
     """Choose what is to be chosen and predict the peak; the global batch stays what it is.
 
-    `--fit` chooses micro-batch, recomputed layers, rows per chunk and the adapters' optimizer. Without it,
-    on a GPU, only the layers that recompute are chosen, from free memory; all, if it is short.
+    `--fit` chooses micro-batch, recomputed layers, rows per chunk and the adapters' optimizer. Without it, on
+    a GPU, only the layers that recompute are chosen, from free memory; all, if it is short.
 
     Args:
         settings: of the stage, before the choice.
@@ -457,9 +380,6 @@ def fit_memory(
         names: of decoder and tower, for the row.
         longest: most text tokens of a row.
         optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
-
-    Returns:
-        The settings to run with, and the plan.
 
     Raises:
         ValueError: If `--fit` is given and nothing fits.
@@ -499,16 +419,10 @@ def fit_memory(
 
 
 def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> Step:
-    """Return the step with the layers that are held dequantised.
+    """Return the step with the layers that are held dequantised: `wanted`, a number, or `auto` for what fits.
 
-    Args:
-        step: as it was chosen.
-        wanted: `--keep-dequantised`: a number, or `auto`.
-        budget: bytes that may be used; 0 for none on its own account.
-        longest: most text tokens of a row.
-
-    Raises:
-        ValueError: If `wanted` is neither, or more than can be held.
+    A budget of 0 is none on its own account; `longest` is the most text tokens of a row. Raises ValueError if
+    more are wanted than can be held.
     """
     if wanted == "auto":
         return dequantise(step, budget, longest)
@@ -525,7 +439,6 @@ def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> St
 
 
 def plan_line(row: Row) -> str:
-    """Format a plan as one line."""
     largest = sorted(row.parts.items(), key=lambda part: -part[1])
     parts = ", ".join(f"{name} {size:.2f}" for name, size in largest if size >= 0.005)
     return (

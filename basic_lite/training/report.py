@@ -29,27 +29,15 @@ _PANELS = {
 
 @dataclass(frozen=True)
 class Log:
-    """What a run's `log.jsonl` says, finished or not.
+    """What a run's `log.jsonl` says, finished or not."""
 
-    Attributes:
-        run: its folder.
-        steps: lines of training steps, in order.
-        measurements: lines of held-out rows, in order; the first one is of step 0.
-        manifest: of the finished run; empty before.
-    """
-
-    run: Path
-    steps: list[dict[str, Any]]
-    measurements: list[dict[str, Any]]
-    manifest: dict[str, Any]
+    run: Path  # its folder
+    steps: list[dict[str, Any]]  # lines of training steps, in order
+    measurements: list[dict[str, Any]]  # lines of held-out rows, in order; the first one is of step 0
+    manifest: dict[str, Any]  # of the finished run; empty before
 
     @classmethod
     def of(cls, run: Path) -> Log:
-        """Read it.
-
-        Raises:
-            ValueError: If the folder has no log.
-        """
         path = run / "log.jsonl"
         if not path.is_file():
             raise ValueError(f"{run} holds no run that has logged a step (no log.jsonl); name a run's folder")
@@ -65,21 +53,16 @@ class Log:
 
     @property
     def name(self) -> str:
-        """What it is called beside others."""
         return "/".join(self.run.resolve().parts[-2:])
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The measurement of the lowest loss, the first of several."""
         finite = [row for row in self.measurements if row["val_lm"] is not None]
         return min(finite, key=lambda row: row["val_lm"], default=None)
 
     @property
     def measuring_share(self) -> float | None:
-        """The share of the time that was spent on held-out rows; `None` where the log does not say.
-
-        From the log alone, so that it holds for a run that was resumed.
-        """
+        """The share of the time spent on held-out rows, from the log; `None` where it does not say."""
         batch = self.manifest.get("training", {}).get("global_batch")
         spent = sum(row.get("val_seconds", 0.0) for row in self.measurements)
         if not (batch and spent and self.steps):
@@ -181,15 +164,7 @@ def _samples(log: Log) -> list[dict[str, Any]]:
 
 
 def write(runs: Sequence[Path], path: Path) -> tuple[Path, list[str]]:
-    """Write the page of runs, and return its path and what it says in sentences.
-
-    Args:
-        runs: folders of stage 1 or 2, finished or not.
-        path: of the HTML file.
-
-    Raises:
-        ValueError: If one holds no run that has logged a step.
-    """
+    """Write the page of runs, finished or not, and return its path and what it says in sentences."""
     logs = [Log.of(run) for run in runs]
     said = [sentence for log in logs for sentence in log.sentences]
     parts = [{"name": log.name, "table": _table(log), "samples": _samples(log)} for log in logs]

@@ -54,47 +54,24 @@ WARMUP: float = 0.03
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a stage is trained with.
-
-    Attributes:
-        assembled: the model with its trainable set attached.
-        settings: of the run.
-        rows: the training data.
-        held_out: the rows that are measured; `None` for none.
-        template: `plain` in stage 1, the LLM's own in stage 2.
-        manifest: of the run so far.
-        transform: from a picture to pixels.
-        dataset: the rows as the model takes them.
-        batches: which rows go together, in order.
-        passes: how an optimizer step's rows are put through the model.
-        args: the arguments of transformers' Trainer.
-        steps: optimizer steps of the whole run.
-        resume: checkpoint to go on from.
-        start: what a stage 2 starts from.
-    """
-
-    assembled: Assembled
-    settings: Settings
-    rows: Rows | Stream
-    held_out: HeldOut | None
-    template: Template
-    manifest: dict
-    transform: ImageTransform
-    dataset: SupervisedRows | StreamedRows
-    batches: Batches | StreamBatches
-    passes: checks.Passes
-    args: TrainingArguments
-    steps: int
-    resume: Path | None
-    start: Start | None
+    assembled: Assembled  # the model with its trainable set attached
+    settings: Settings  # of the run
+    rows: Rows | Stream  # the training data
+    held_out: HeldOut | None  # the rows that are measured; `None` for none
+    template: Template  # `plain` in stage 1, the LLM's own in stage 2
+    manifest: dict  # of the run so far
+    transform: ImageTransform  # from a picture to pixels
+    dataset: SupervisedRows | StreamedRows  # the rows as the model takes them
+    batches: Batches | StreamBatches  # which rows go together, in order
+    passes: checks.Passes  # how an optimizer step's rows are put through the model
+    args: TrainingArguments  # the arguments of transformers' Trainer
+    steps: int  # optimizer steps of the whole run
+    resume: Path | None  # checkpoint to go on from
+    start: Start | None  # what a stage 2 starts from
 
 
 def begin(whole_decoder: bool = False) -> tuple[Console, Clock, str, int]:
-    """Return where a stage prints, its clock, `"cuda"` or `"cpu"`, and over how many processes it is cut.
-
-    Raises:
-        ValueError: As `checks.shards_asked_for`.
-    """
+    """Return where a stage prints, its clock, `"cuda"` or `"cpu"`, and over how many processes it is cut."""
     clock = Clock()
     clock.mark("imports")
     return quiet_console(), clock, devices.choose_device(), checks.shards_asked_for(whole_decoder)
@@ -105,12 +82,7 @@ def assemble(
 ) -> Assembled:
     """Put the model together where it is quantised or, if its layers are to be cut, on the host.
 
-    Args:
-        sources: its parts.
-        settings: of the run.
-        device: `"cuda"` or `"cpu"`.
-        keep_copy: write or read the decoder's quantised weights, for a fast start.
-        console: where progress is printed.
+    `keep_copy` writes or reads the decoder's quantised weights, for a fast start.
     """
     place = devices.loading_place(device, sources.bits, settings.shards)
     copies = "keep" if keep_copy else "off"
@@ -140,10 +112,8 @@ def run_stage(
 ) -> bool:
     """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
 
-    At a rate of 0 the projector stays as it is. What will be trained is printed first.
-
-    Returns:
-        Whether the run finished; `False` if a signal stopped it, which is printed.
+    At a rate of 0 the projector stays as it is. Returns `False` if a signal stopped the run, which is
+    printed.
     """
     if decided.settings.projector_learning_rate == 0:
         _freeze_projector(assembled, decided.settings, console)
@@ -168,16 +138,7 @@ def prepare(
 ) -> Prepared:
     """Make all that training needs but the target, and begin the run's folder.
 
-    Args:
-        assembled: the model with its trainable set attached.
-        decided: settings, rows, and the memory that is predicted.
-        template: `plain` in stage 1, the LLM's own in stage 2.
-        console: where what a resumed run does otherwise is printed.
-        resume: checkpoint to go on from.
-        start: what a stage 2 starts from.
-
-    Raises:
-        ValueError: If a resumed run would be another one.
+    What a resumed run does otherwise is printed. Raises ValueError if it would be another run.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run trains nothing"
@@ -379,7 +340,7 @@ def train(
     intervene: Callable[..., Intervention | None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
-    """Train one stage and leave a complete run folder.
+    """Train one stage and leave a complete run folder; `False` if a signal stopped it, at a checkpoint.
 
     Args:
         prepared: from `prepare`.
@@ -388,9 +349,6 @@ def train(
         clock: counts the seconds since the command; says them after the first step.
         intervene: makes what an experiment does to the teacher, once the model's parts are known.
         callbacks: further callbacks, such as an experiment's measuring; called before a step is saved.
-
-    Returns:
-        Whether the run finished; `False` if a signal stopped it (with a checkpoint).
 
     Raises:
         Unmoved: If all its steps are done and no weight is another one; it is not finished then.

@@ -52,14 +52,9 @@ def within(
 ) -> Callable[[typer.CallbackParam, float | None], float | None]:
     """Return the callback of a numeric option that refuses what is outside a range, in one line.
 
-    Typer's own `min` and `max` have no open ends, let `nan` pass, and do not say what was given.
-
-    Args:
-        least: the smallest number that may be given.
-        most: the largest.
-        above: must be exceeded; instead of `least`.
-        below: must not be reached; instead of `most`.
-        off: may be given too, and says that the option does not count.
+    The range is open at `above` and `below`, closed at `least` and `most`; `off` may be given too, and says
+    that the option does not count. Typer's own `min` and `max` have no open ends, let `nan` pass, and do not
+    say what was given.
     """
     bounds = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
     named = [f"{words} {bound}" for bound, words in bounds if bound is not None and bound != math.inf]
@@ -93,13 +88,8 @@ def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
 
-    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines.
-
-    Args:
-        function: its parameters are keywords; one whose type is a dataclass stands for that class's fields.
-
-    Returns:
-        The function of the options, which builds the dataclasses.
+    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines. The function that is
+    returned takes the options and builds the dataclasses.
     """
     hints = get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
@@ -462,7 +452,6 @@ class Data:
 
     @property
     def processes(self) -> int:
-        """How many processes prepare batches."""
         from basic_lite.data.workers import cores
 
         return min(2, cores()) if self.workers is None else self.workers
@@ -693,11 +682,6 @@ class Validation:
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse options that contradict each other.
-
-        Raises:
-            ValueError: In one line.
-        """
         if self.val_share is not None and self.val_data is not None:
             raise ValueError(
                 "--val-share holds out rows of --data, --val-data brings its own: give one of the two"
@@ -710,12 +694,10 @@ class Validation:
 
     @property
     def on(self) -> bool:
-        """Whether anything is measured."""
         return self.val_share is not None or self.val_data is not None
 
     @property
     def share(self) -> float:
-        """The share of the rows to hold out, from 0 to 1."""
         return 0.0 if self.val_share is None else _percent(self.val_share) / 100
 
 
@@ -790,11 +772,6 @@ class Tower:
     ] = None
 
     def __post_init__(self) -> None:
-        """Refuse options that contradict each other.
-
-        Raises:
-            ValueError: In one line.
-        """
         if self.train_tower and self.tower_lora is not None:
             raise ValueError(
                 "--train-tower trains the tower's own weights, --tower-lora adapters in it: give only one"
@@ -806,7 +783,6 @@ class Tower:
 
     @property
     def on(self) -> bool:
-        """Whether it is trained."""
         return self.train_tower or self.tower_lora is not None
 
 
@@ -860,11 +836,7 @@ class Settings:
     shards: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, before anything is loaded.
-
-        Raises:
-            ValueError: In one line.
-        """
+        """Refuse what cannot run, before anything is loaded."""
         processes = int(os.environ.get("WORLD_SIZE", 1))
         if (
             self.micro_batch < 1
@@ -918,7 +890,6 @@ class Settings:
 
     @property
     def objective(self) -> Objective:
-        """The terms with their weights."""
         return self.method.objective(self.rows_per_chunk)
 
     def table(self, **more: object) -> Table:

@@ -22,23 +22,13 @@ Kind = Literal["stage 1", "adapters", "decoder", "model"]
 
 @dataclass(frozen=True)
 class Start:
-    """What a stage 2 begins with.
-
-    Attributes:
-        source: as it was named: a run folder, or the folder or hub id of a LLaVA.
-        kind: a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers.
-        manifest: the run's; of a LLaVA what is known of it in the same form.
-        projector: file of its projector.
-    """
-
-    source: Path
-    kind: Kind
-    manifest: dict[str, Any]
-    projector: Path
+    source: Path  # as it was named: a run folder, or the folder or hub id of a LLaVA
+    kind: Kind  # a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers
+    manifest: dict[str, Any]  # the run's; of a LLaVA what is known of it in the same form
+    projector: Path  # file of its projector
 
     @property
     def run(self) -> Path | None:
-        """Its folder, if it is a run."""
         return None if self.kind == "model" else self.source
 
     @property
@@ -51,11 +41,7 @@ class Start:
         return said
 
     def check(self) -> None:
-        """Compare the run's weight files with its manifest.
-
-        Raises:
-            ValueError: If one has changed.
-        """
+        """Compare the run's weight files with its manifest; raises ValueError if one has changed."""
         if self.run is not None:
             files.check_files(self.run, "weights")
 
@@ -66,9 +52,8 @@ class Start:
     def adapters(self, asked: AdapterOptions, resolved: Adapters | None, tower: Tower) -> Adapters | None:
         """Return the adapters to train: those that go on, or new ones; `None` where the decoder is.
 
-        Raises:
-            ValueError: If another rank or scale is asked for than that of adapters that go on, or a tower
-                that was trained would be trained in another way.
+        Those that go on keep rank and scale, and a tower that was trained is trained in the same way, or
+        ValueError.
         """
         self._check_tower(tower)
         if self.kind != "adapters" or resolved is None:
@@ -85,11 +70,7 @@ class Start:
         return then
 
     def load(self, assembled: Assembled) -> None:
-        """Put what the start has learnt into a model that nothing is attached to yet.
-
-        Raises:
-            ValueError: If the model is not of the start's parts, or a file does not fit.
-        """
+        """Put what the start has learnt into a model that nothing is attached to yet."""
         checkpoint.check_identity(assembled, self.manifest)
         if self.kind != "adapters":
             checkpoint.load_projector(assembled.model, self.projector)
@@ -97,11 +78,7 @@ class Start:
             checkpoint.load_decoder(assembled.model, self.source / files.DECODER)
 
     def _check_tower(self, tower: Tower) -> None:
-        """See that a tower that was trained goes on as it was.
-
-        Raises:
-            ValueError: If it would be trained in another way, or not at all.
-        """
+        """Raise ValueError if a tower that was trained would be trained in another way, or not at all."""
         if self.kind not in ("adapters", "decoder"):
             return
         had = {name: self.manifest["training"].get(name) for name in ("train_tower", "tower_lora")}
@@ -119,11 +96,7 @@ class Start:
             )
 
     def load_trained(self, assembled: Assembled) -> None:
-        """Let what a stage 2 trained in a form of its own go on: adapters with their projector, the tower.
-
-        Raises:
-            ValueError: If a file does not fit.
-        """
+        """Let what a stage 2 trained in a form of its own go on: adapters with their projector, the tower."""
         if self.run is not None and (self.run / files.TOWER).is_file():
             checkpoint.load_tower(assembled.model, self.run / files.TOWER)
         if self.kind == "adapters":
@@ -131,16 +104,9 @@ class Start:
 
 
 def find(source: Path, lora: bool, device: str, console: Console) -> Start:
-    """Find what `--start` names.
+    """Find what `--start` names: a run folder, or the folder or hub id of a LLaVA of transformers.
 
-    Args:
-        source: a run folder, or the folder or hub id of a LLaVA of transformers.
-        lora: the stage to come trains adapters.
-        device: of the stage; a LLaVA's activations are of its usual precision.
-        console: where it is said that a LLaVA is taken apart.
-
-    Raises:
-        ValueError: In one line, if it is nothing that a stage 2 can start from.
+    Raises ValueError if it is nothing that a stage 2, with adapters or without, can start from.
     """
     if (source / files.MANIFEST).is_file() or _is_run_by_name(source):
         return _run(source, lora)

@@ -33,18 +33,8 @@ def target_space(
 ) -> TargetSpace:
     """Return the space of a run's target: from its own folder, from stage 1's, or fitted on the data's text.
 
-    Whichever it is, it lies in the run's folder afterwards.
-
-    Args:
-        assembled: the model.
-        settings: of the run.
-        rows: the training data.
-        console: where progress is printed.
-        resume: checkpoint that the run goes on from; the file must be there then, and unchanged.
-        start: run of stage 1 that this one starts from.
-
-    Raises:
-        ValueError: If a resumed run's file is missing or another one, or there is hardly any text.
+    Whichever it is, it lies in the run's folder afterwards. Raises ValueError if the file of a resumed run is
+    missing or another one, or there is hardly any text.
     """
     if settings.method.kind in UNFITTED:
         return TargetSpace(settings.method.kind)
@@ -83,13 +73,7 @@ def findings(
 ) -> dict:
     """Return what the manifest says of the teacher: its target, and in stage 1 whether it can teach.
 
-    Args:
-        assembled: the model.
-        settings: of the run.
-        rows: the training data.
-        space: of the run's target.
-        console: where the verdict is printed.
-        resume: checkpoint that the run goes on from: nothing is looked at again.
+    Of a run that goes on nothing is looked at again.
     """
     found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
     if resume is not None:
@@ -109,14 +93,10 @@ def manifest_entry(space: TargetSpace, out: Path) -> dict:
 def look_at(
     assembled: Assembled, settings: Settings, rows: Rows | Stream, space: TargetSpace, console: Console
 ) -> dict | None:
-    """Look on a few hundred tokens of the data's text whether the target can teach, and say so.
+    """Look on a few hundred tokens of the data whether the target can teach; print it, return the figures.
 
-    One forward pass over 254 tokens and as many products with the vocabulary as there are targets.
-
-    Arguments are those of `findings`.
-
-    Returns:
-        The figures for the manifest; `None` where there is hardly any text.
+    One forward pass over 254 tokens and as many products with the vocabulary as there are targets; `None`
+    where there is hardly any text.
     """
     parts = parts_of(assembled.model)
     k = supervised_layers(parts.decoder.config, settings.method.layers)

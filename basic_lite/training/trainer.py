@@ -51,7 +51,6 @@ class SavingTrainer(Trainer):
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
         assert self.args.output_dir is not None
         return Path(self.args.output_dir)
 
@@ -187,7 +186,6 @@ class ShardedArguments(TrainingArguments):
 
     @property
     def place_model_on_device(self) -> bool:
-        """Whether it does."""
         return False
 
 
@@ -484,7 +482,6 @@ class BasicTrainer(SavingTrainer):
             distributed.average_gradients(self.model.parameters(), self.accelerator)
 
     def _ids(self, rows: list[int]) -> list:
-        """Return the ids of rows, where the data set knows them."""
         raw = getattr(getattr(self.train_dataset, "rows", None), "raw", None)
         return [raw(row).id for row in rows] if raw else []
 
@@ -575,8 +572,8 @@ class BasicTrainer(SavingTrainer):
             logs["peak_mib"] = round(peak_mib(self.args.device), 1)
             if self.splitter.limit is not None:
                 logs["micro_batch"] = self.splitter.limit
-            if self.forward.chunk != self._logged_chunk:
-                logs["rows_per_chunk"] = self._logged_chunk = self.forward.chunk
+            if self.forward.most_rows != self._logged_chunk:
+                logs["rows_per_chunk"] = self._logged_chunk = self.forward.most_rows
             self.guard.look(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
@@ -589,7 +586,6 @@ class BasicTrainer(SavingTrainer):
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def save_position(self, folder: Path) -> None:
-        """Write where a stream is read on."""
         if isinstance(self.batches, StreamBatches):
             self.batches.save(folder, self.state.global_step)
 

@@ -51,18 +51,10 @@ NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that are measured.
-
-    Attributes:
-        rows: the training data, of which they are kept away, or those of `--val-data`.
-        numbers: `(n,)` int64, which of them, in an order that depends on the data alone.
-    """
-
-    rows: Rows
-    numbers: np.ndarray
+    rows: Rows  # the training data, of which they are kept away, or those of `--val-data`
+    numbers: np.ndarray  # `(n,)` int64, which of them, in an order that depends on the data alone
 
     def identity(self) -> dict[str, object]:
-        """Return what a manifest says of them."""
         return {"path": str(self.rows.path), "sha256": self.rows.sha256, "rows": len(self.numbers)}
 
 
@@ -71,14 +63,8 @@ def hold_out(rows: Rows | Stream | None, settings: Settings) -> HeldOut | None:
 
     They depend on the annotations' hash alone: neither on the run's seed, nor on what a tokenizer or a check
     thinks of a row, so every variant is measured on the same ones. Rows are held out, not pictures: where
-    several rows share a picture, the others are trained on.
-
-    Args:
-        rows: the training data; a stream, or `None`, only without `--val-share`.
-        settings: of the run.
-
-    Raises:
-        ValueError: If none is left to measure or to train on, none has a picture, or it is the training data.
+    several share a picture, the others are trained on. Raises ValueError if none is left to measure or to
+    train on, none has a picture, or it is the training data.
     """
     validation = settings.validation
     if validation.val_data is not None:
@@ -127,16 +113,7 @@ def _mixed(rows: Rows) -> np.ndarray:
 def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) -> str:
     """Look through the rows to measure as through those to train on; what is bad is not measured.
 
-    Args:
-        held_out: from `hold_out`.
-        rows: the training data, looked through.
-        stage: 1 or 2.
-
-    Returns:
-        A line for the user; empty where nothing is measured.
-
-    Raises:
-        ValueError: If no row is good.
+    Returns a line for the user, empty where nothing is measured. Raises ValueError if no row is good.
     """
     if held_out is None:
         return ""
@@ -182,16 +159,6 @@ class Validator:
         transform: ImageTransform,
         space: TargetSpace,
     ) -> None:
-        """Prepare.
-
-        Args:
-            held_out: the rows.
-            assembled: the model, before it is trained.
-            settings: of the run.
-            template: of the stage.
-            transform: from a picture to pixels.
-            space: of the run's target.
-        """
         self.held_out, self.assembled, self.settings = held_out, assembled, settings
         usable = held_out.numbers[held_out.rows.usable[held_out.numbers]]
         lengths = held_out.rows.lengths[usable]
@@ -232,17 +199,17 @@ class Validator:
     ) -> tuple[dict[str, float], list[dict[str, str]]]:
         """Return the figures, the same in every process, and the sample answers; the model can train on.
 
+        All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`; of
+        each sample there is the id, the true answer and the model's (in the first process, or in all of cut
+        layers).
+
         Args:
-            model: as it is now; all processes have to come here.
+            model: as it is now.
             wrapped: what training calls.
             accelerator: of the training.
             on_device: completes a batch, as for a training step.
             rows_at_once: rows per forward pass, of one process.
             sharded: the decoder's layers are cut over the processes.
-
-        Returns:
-            `NAMES` -> value, as far as there is one, with `rows`, how many were measured; and for each sample
-            its id, the true answer and the model's (in the first process, or in all of cut layers).
         """
         for_inference(model)
         try:
@@ -380,13 +347,9 @@ _SUMS = ("rows", *dict.fromkeys(_OVER.values()), *_OVER)
 
 @dataclass(frozen=True)
 class History:
-    """The measurements of a run so far, from the log that its checkpoints hold: a resumed run knows them all.
+    """The measurements of a run so far, from the log in its checkpoints: a resumed run knows them all."""
 
-    Attributes:
-        losses: optimizer step -> lm loss; the first one is of step 0.
-    """
-
-    losses: dict[int, float]
+    losses: dict[int, float]  # optimizer step -> lm loss; the first one is of step 0
 
     @classmethod
     def of(cls, log_history: Sequence[dict]) -> History:

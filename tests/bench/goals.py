@@ -6,7 +6,12 @@ but nothing is judged.
 
 from __future__ import annotations
 
+import shlex
+import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -102,6 +107,21 @@ class Row:
     def json(self) -> dict[str, object]:
         """Return the row as plain values."""
         return asdict(self) | {"met": self.met}
+
+
+def machine(device: str) -> dict[str, str]:
+    """Return what every row is worth nothing without: date, card, versions, and the command."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "triton", "liger-kernel", "unsloth")
+    versions = []
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions.append(f"{name} {version(name)}")
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "card": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "versions": ", ".join(versions),
+        "command": shlex.join(sys.argv),
+    }
 
 
 def markdown(rows: list[Row]) -> str:

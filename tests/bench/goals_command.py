@@ -50,7 +50,7 @@ def goals(
 
       python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1   (CPU)
     """
-    from bench.goals import Size, markdown
+    from bench.goals import Size, machine, markdown
     from bench.runs import cpu_row, every_goal
     from bench.start import start_row
 
@@ -77,19 +77,24 @@ def goals(
         steps=steps,
         rounds=rounds,
     )
-    rows = []
+    rows, about = [], machine(device)
+
+    def write() -> None:
+        if out is not None:
+            write_json(out, about | {"rows": [row.json() for row in rows]})
+
     try:
         rows.append(cpu_row())
         if start:
             rows.append(start_row(device, decoder_layers))
         for row in every_goal(size, tuple(model or DECODERS), console.print):
             rows.append(row)
-            if out is not None:  # what is there stays there whatever comes next
-                write_json(out, {"rows": [row.json() for row in rows]})
+            write()  # what is there stays there whatever comes next
     finally:
+        for name, value in about.items():
+            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
         console.print(markdown(rows), highlight=False, soft_wrap=True)
-    if out is not None:
-        write_json(out, {"rows": [row.json() for row in rows]})
+    write()
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import pytest
@@ -18,6 +21,7 @@ from basic_lite.bench import synthetic
 from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
 from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
+from basic_lite.method.chunks import Chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
@@ -50,6 +54,21 @@ def test_steps_are_measured(shrunk, name, stage, bits):
     assert facts["peak MiB"] > 0
 
 
+def test_weights_in_4_bits_are_made_in_4_bits(shrunk):
+    from bitsandbytes.functional import dequantize_4bit
+
+    model = synthetic.random_model("llama-x", bits=4, dtype=torch.float32, device="cpu", layers=2).model
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    packed = [m.weight for m in model.model.language_model.layers.modules() if hasattr(m, "quant_state")]
+    assert len(packed) == 14
+    assert len({weight.data.numpy().tobytes() for weight in packed}) == 14
+    assert all(weight.quant_state.nested for weight in packed)
+    for weight in packed:
+        wide = dequantize_4bit(weight.data, weight.quant_state)
+        assert wide.shape == weight.quant_state.shape
+        assert 0.018 < wide.std() < 0.022
+
+
 def test_what_cannot_be_measured_is_said(shrunk):
     with pytest.raises(ValueError, match="no model is named 'x'; known: llama-x"):
         synthetic.random_model("x", bits=4, dtype=torch.float32, device="cpu")
@@ -74,10 +93,16 @@ def test_the_decoders_are_the_published_ones(name, parameters):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
+def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage, monkeypatch):
     assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
     settings = {"micro_batch": 2, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *p: None if name == "unsloth" else find(name, *p)
+    )
     found = compare_steps(assembled, rounds=2, stage=stage, **settings)
+    if stage == 2:
+        assert found.pop() == {"name": "Unsloth's LoRA layers, plain", "why not": "unsloth is not installed"}
     assert len(found) == 4
     assert all(row["samples/s"] > 0 for row in found)
     assert found[1]["time / our plain"] == found[2]["time / documented plain"] == 1
@@ -119,6 +144,65 @@ def test_the_documented_step_has_nothing_of_ours_in_it(shrunk, monkeypatch):
     assert set(dropouts) == {torch.nn.Dropout}
 
 
+class TheirLayers(ModuleType):
+    """Unsloth's functions, by what its documentation says of them: PEFT's layers in one call."""
+
+    def __init__(self) -> None:
+        super().__init__("unsloth.kernels")
+        self.calls: Counter[str] = Counter()
+
+    def apply_lora_qkv(self, attention, x):
+        self.calls["qkv"] += 1
+        return attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+
+    def apply_lora_o(self, attention, x):
+        self.calls["o"] += 1
+        return attention.o_proj(x)
+
+    def apply_lora_mlp_swiglu(self, mlp, x):
+        self.calls["mlp"] += 1
+        return mlp.down_proj(torch.nn.functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+
+    def apply_lora_mlp_geglu_approx(self, mlp, x):
+        self.calls["mlp"] += 1
+        gate = torch.nn.functional.gelu(mlp.gate_proj(x), approximate="tanh")
+        return mlp.down_proj(gate * mlp.up_proj(x))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "mistral"])
+def test_unsloths_functions_run_every_adapted_layer(shrunk, name, monkeypatch):
+    from basic_lite.bench.step import _unsloth_layers
+    from basic_lite.models.trainable import Adapters, train_adapters
+
+    theirs = TheirLayers()
+    monkeypatch.setitem(sys.modules, "unsloth.kernels", theirs)
+    assembled = synthetic.random_model(f"{name}-x", bits=16, dtype=torch.float32, device="cpu")
+    train_adapters(assembled, Adapters(4, 8, 0.0))
+    decoder = assembled.model.get_base_model().model.language_model
+    ids = torch.arange(12)[None] + 10
+    plain = decoder(ids).last_hidden_state
+    with _unsloth_layers(decoder):
+        inside = decoder(ids).last_hidden_state
+    assert theirs.calls == {"qkv": 4, "o": 4, "mlp": 4}
+    torch.testing.assert_close(inside, plain, rtol=1e-5, atol=1e-6)
+    decoder(ids)
+    assert theirs.calls["qkv"] == 4  # transformers' own again
+
+
+def test_unsloth_is_measured_where_it_is_installed(shrunk, monkeypatch):
+    theirs = TheirLayers()
+    package = ModuleType("unsloth")
+    package.__spec__ = ModuleSpec("unsloth", None)
+    for name, module in (("unsloth", package), ("unsloth.kernels", theirs)):
+        monkeypatch.setitem(sys.modules, name, module)
+    assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    settings = {"micro_batch": 1, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
+    row = compare_steps(assembled, stage=2, naive=False, **settings)[-1]
+    assert row["name"].startswith("Unsloth's LoRA layers, plain (micro-batch 1, ")
+    assert row["samples/s"] > 0
+    assert theirs.calls["qkv"] == theirs.calls["o"] == theirs.calls["mlp"] > 0
+
+
 def test_an_interval_holds_the_ratio_and_grows_with_the_noise():
     from basic_lite.bench.step import ratio
 
@@ -153,11 +237,15 @@ def test_the_naive_terms_are_basics(shrunk):
 def test_the_semantic_distribution_is_measured_beside_its_products():
     found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
     assert [row["name"] for row in found] == [
-        *("three products", "L_sds", "naive", "liger fused JSD", "trl chunked divergence")
+        *("three products", "L_sds", "L_sds, in tiles", "naive", "liger fused JSD", "trl chunked divergence")
     ]
     assert found[0]["ratio"] == 1
-    assert all("need a GPU" in row["why not"] for row in found[3:])
-    assert markdown(found).count("\n") == 6
+    assert [row.get("chunk") for row in found[:4]] == [None, "32 x 300", "32 x 75", None]
+    assert "need a GPU" in found[4]["why not"]
+    assert "ratio" in found[5] or "trl>=1.16" in found[5]["why not"]
+    table = markdown(found)
+    assert table.count("\n") == 7
+    assert table.startswith("| name | ms | extra MiB | ratio | chunk |")
 
 
 class _TheirDivergence:
@@ -188,6 +276,23 @@ def test_trls_divergence_is_asked_for_the_same_thing(monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
+def test_trl_itself_says_what_we_say():
+    """Where TRL is installed: its own code in place of the one above, on a CPU."""
+    pytest.importorskip("trl.kernels.chunked_divergence", reason="TRL 1.16 or later is not installed")
+    embedding = torch.randn(40_000, 48)  # two of its tiles
+    initial, target = torch.randn(37, 48, requires_grad=True), torch.randn(37, 48)
+    seen = Refinement(initial, target, torch.rand(37), torch.zeros(37, dtype=torch.long), 1)
+    theirs, ours = (
+        trl_divergence(seen, embedding),
+        semantic_distribution(seen, embedding, Chunk(9, 9_000)).total,
+    )
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    gradients = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
+    assert names["trl chunked divergence"]["ratio"] > 0
+
+
 @pytest.fixture
 def small_goals(shrunk, monkeypatch):
     named = {"vicuna-7b": DECODERS["llama"](), "gemma-2b": DECODERS["gemma"]()}
@@ -214,6 +319,9 @@ def test_every_goal_has_its_row(small_goals):
         "| peak in GB, stage 1, micro-batch 2, recomputing, gemma-2b | at most 6.8 | - |",
         "| rise of the peak from BASIC's terms in MiB, vicuna-7b | at most 128 | - |",
         "| samples/s, BASIC / transformers' plain step, best micro-batches, gemma-2b | at least 1.1 |",
+        "| BASIC step / our plain step, stage 2, micro-batch 1, vicuna-7b | at most 1.05 |",
+        "BASIC / transformers' plain step at its best, stage 2, micro-batch 1, gemma-2b | at least 1.8 |",
+        "| samples/s, BASIC / Unsloth's LoRA layers, plain, vicuna-7b | at least 1 | - | - | unsloth is not",
         "| peak in GB, stage 2, micro-batch 1, adamw, vicuna-7b | at most 15.5 | - |",
         "| peak in GB, stage 2, micro-batch 1, paged-adamw-8bit, vicuna-7b | at most 12 | - |",
         "| stage 1 runs under the cap, gemma-2b | at least 1 | 1 | - |",
@@ -267,7 +375,10 @@ def test_the_command_writes_what_it_prints(small_goals, monkeypatch, tmp_path, c
     goals(model=["gemma-2b"], cap=24.0, decoder_layers=2, start=False, out=out, **small)
     printed = capsys.readouterr().out
     assert "| on a CPU | at most 1.5 | 1.1 | yes |" in printed
-    rows = json.loads(out.read_text())["rows"]
+    written = json.loads(out.read_text())
+    assert all(f"{name}: {written[name]}" in printed for name in ("date", "card", "versions", "command"))
+    assert f"torch {torch.__version__}" in written["versions"]
+    rows = written["rows"]
     assert [row["what"] in printed for row in rows] == [True] * len(rows)
     assert rows[0]["met"] is True
     assert {row["met"] for row in rows[1:]} == {None}

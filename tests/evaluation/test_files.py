@@ -108,7 +108,7 @@ def test_a_prediction_line_has_llavas_fields():
     assert row["answer_id"] == predictions.record(QUESTIONS[0], "A", "runs/stage2")["answer_id"]
     assert row["answer_id"] != predictions.record(QUESTIONS[0], "B", "runs/stage2")["answer_id"]
     assert "options" not in predictions.record(QUESTIONS[1], "x", "m")
-    assert predictions.to_line({"text": "是"}) == '{"text": "是"}\n'
+    assert files.json_lines([{"text": "是"}]) == '{"text": "是"}\n'
 
 
 def test_predictions_are_paired_by_id_whatever_its_type(tmp_path):

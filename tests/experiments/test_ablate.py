@@ -106,6 +106,20 @@ def documented() -> list[str]:
     return shlex.split(command.replace("\\\n", " "))[1:]
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [(None, "nowhere.json"), ([{"id": "0", "conversations": []}], "has no row with a picture")],
+)
+def test_a_file_to_measure_on_is_opened_before_any_work(rows, said, files, tmp_path):
+    measured = tmp_path / "nowhere.json"
+    if rows is not None:
+        measured.write_text(json.dumps(rows))
+    words = ["ablate", "losses", "--data", files / "captions.json", "--images", files, "--max-steps", "1"]
+    words += ["--measure-data", measured, "--global-batch", "4", "--out", "a"]
+    assert said in run(*words, cwd=tmp_path, expect=2).stderr
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.slow
 def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
     """The documented words with tiny parts: rates, variants, curves, and a choice by likelihood."""
@@ -135,7 +149,7 @@ def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
     assert content["setup"]["mmbench answers"] == "likelihood"
     assert {m["name"]: m["over"] for m in content["measures"]} == {
         **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of captions.json"),
-        "mmbench": "questions",
+        **dict.fromkeys(("mmbench", "mmbench_circular"), "questions"),
     }
     assert content["curves"]["plain"]["caption_loss"]["samples"] == [4, 8]
     asked = tmp_path / "a/runs/target=individual/seed-0/stage1/eval/mmbench/predictions.jsonl"

@@ -92,6 +92,25 @@ def test_pictures_of_signs_are_twice_as_large_as_the_input_that_tiles_are_compar
 
 
 @needs_parts
+def test_a_squeezed_decoder_is_trained_at_the_embedded_ones_pace(tmp_path):
+    asked = a_comparison("space", tmp_path / "out")
+    asked = replace(asked, stage1={"model": "tiny", "epochs": 1.0})
+    options = [run.task["stages"]["stage1"] for run in asked._runs(asked._variants(), 4)]
+    assert [o.get("llm", "").removeprefix(str(tmp_path)) for o in options] == [
+        *[""] * 2,
+        *(f"/out/decoders/squeezed-{times}" for times in (4, 4, 16, 16)),
+    ]
+    paces = [(o["epochs"], o.get("learning_rate"), o.get("global_batch"), o.get("bits")) for o in options]
+    assert paces == [(1.0, None, None, None)] * 2 + [(1.0, 2e-3, 16, 16)] * 4
+    assert {(o["tower"], o["template"], o["image_token"]) for o in options[2:]} == {
+        ("tiny-tower", "chatml", "<image>")
+    }
+    for unfit in ({"stage1": {"model": "tiny", "data": "captions.json"}}, {"stage2": {}}):
+        with pytest.raises(ValueError, match="plan space gives the embedded decoder another input space"):
+            replace(asked, **unfit)._check_plan()
+
+
+@needs_parts
 def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
     seen, said = [], []

@@ -88,6 +88,20 @@ def test_savings_compare_with_every_point_of_the_baseline():
     )
 
 
+def test_a_run_that_went_on_with_other_samples_keeps_the_points_that_compare_with_its_end():
+    """Begun by a version that measured five scenes, ended by one that measures three."""
+
+    def point(step: int, units: int) -> curves.Point:
+        return curves.Point(step, 16 * step, 0.1, [replace(LOSS, values=[1.0 / step] * units)])
+
+    resumed = [point(1, 5), point(2, 5), point(3, 3), point(4, 3)]
+    whole = [point(step, 4) for step in (1, 2, 3, 4)]
+    made = curves_of([whole, resumed])["caption_loss"]
+    assert made.samples.tolist() == [48, 64]
+    assert made.each == pytest.approx(np.array([[1 / 3, 1 / 4]] * 2))
+    assert [len(of) for of in made.of] == [4, 3]
+
+
 def test_what_is_saved_on_the_way_is_said_beside_an_end_that_is_not_reached():
     """Ahead at the second point, level at the first, behind at the end; a saving of unknown size is none."""
     base = curve([[4.0] * 5, [3.0] * 5, [2.0] * 5])

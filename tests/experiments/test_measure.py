@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.render import render
 from basic_lite.data.world.world import SHOWN, held_out_scenes
 from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.statistics import Score, save_score
+from basic_lite.experiments import measure as module
 from basic_lite.experiments.measure import (
     Inspection,
     Measure,
@@ -178,7 +181,10 @@ def test_an_inspection_does_not_depend_on_how_scenes_are_batched(tiny):
     assert (one.shown, one.meaningful) == (many.shown, many.meaningful)
 
 
-def test_questions_count_by_rotation_and_as_a_whole(tmp_path):
+@pytest.fixture
+def asked(tmp_path):
+    """Two questions in two orders each, and answers: three of four are right, and one question as a whole."""
+
     def question(index, answer):
         fields = {"index": index, "category": "colour" if index % 10**6 == 0 else "count"}
         choices = {"A": "red", "B": "blue"}
@@ -191,6 +197,27 @@ def test_questions_count_by_rotation_and_as_a_whole(tmp_path):
     given = zip(questions, "ABAA", strict=True)
     lines = [json.dumps({"question_id": question.id, "text": said}) for question, said in given]
     answers.write_text("\n".join(lines) + "\n")
+    return questions, answers
+
+
+@pytest.mark.parametrize(
+    ("metric", "wanted"),
+    [("circular accuracy", {"b": 75.0, "b_circular": 50.0}), ("accuracy", {"b": 50.0})],
+)
+def test_answers_of_which_a_question_needs_every_order_are_counted_one_by_one_too(
+    metric, wanted, asked, tmp_path, monkeypatch
+):
+    questions, answers = asked
+    save_score(Score(metric, "exact", 50.0, {0: 1.0, 1: 0.0}), tmp_path / "score.json")
+    (tmp_path / "stage1").mkdir()
+    evaluation = SimpleNamespace(out=tmp_path, answers=answers, questions=lambda with_images: questions)
+    monkeypatch.setattr(module, "_evaluated", lambda run, name, **where: evaluation)
+    measures = module.measure(tmp_path, "b", 0, benchmarks={"b": {"data": "b.tsv"}})
+    assert {made.name: made.mean for made in measures} == wanted
+
+
+def test_questions_count_by_rotation_and_as_a_whole(asked):
+    questions, answers = asked
     right = shares_right(questions, answers)
     assert right == {0: 1.0, 1: 0.5}
     measures = {measure.name: measure for measure in of_questions("en", questions, right)}

@@ -10,7 +10,7 @@ from basic_lite.recipes import stage1, stage2
 from basic_lite.recipes.ablate import defaults_of, forwarded
 
 from basic_lite.experiments.interventions import parse
-from basic_lite.experiments.plans import METHOD, NAMED, PLANS, Usual, at_level, plan_named, variants_for
+from basic_lite.experiments.plans import METHOD, NO_OPTIONS, PLANS, Usual, at_level, plan_named, variants_for
 from basic_lite.method.targets import check_kind, layer_weights
 from basic_lite.training.settings import Method, Settings
 
@@ -23,7 +23,9 @@ def test_variants_are_options_of_stage1_that_resolve_to_settings(plan, tmp_path)
     assert plan.baseline in plan.variants or plan.levels
     for variant in variants_for(plan, Usual(8), {}, DEFAULTS):
         assert set(METHOD) <= set(DEFAULTS) & set(defaults_of(stage2.main))
-        assert set(variant.options) <= ({*DEFAULTS, NAMED} if plan.levels or plan.embedded else set(METHOD))
+        assert set(variant.options) <= (
+            {*DEFAULTS, *NO_OPTIONS} if plan.levels or plan.embedded else set(METHOD)
+        )
         options = DEFAULTS | dict(variant.options)
         method = Method(**{field.name: options[field.name] for field in fields(Method)})
         given = {"stage": 1, "out": tmp_path, "learning_rate": 1e-3, "global_batch": 8, "micro_batch": 8}

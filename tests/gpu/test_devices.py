@@ -17,11 +17,19 @@ ONCE = (
     *("stage1 --intervention teacher=tiny-decoder", "stage2 --lora --resume"),
     *("a step that runs out of memory is split", "two steps of a gemma", "two steps of a phi3"),
     *("BasicSupervision in a loop of one's own, translated target", "fit_target for a loop of one's own"),
+    "L_sds in tiles of the vocabulary",
     *("eval mmbench --run lora-4bit", "chat lora-4bit", "export lora-4bit --base dequantised"),
     *("analyze tokens --against", "analyze premise --bits 4"),
     "ablate: what a run of the embedded world is measured by",
-    *("bench step --against (of a tiny model)", "bench generate"),
+    *("bench step --against (of a tiny model)", "bench step --stage 2 --against", "bench generate"),
+    *(
+        "gradients of layers in few operations, llama, run again",
+        "layers held dequantised give the same bits",
+    ),
+    "the projector's fp32 products made of bf16 ones",
     *("stage2 --lora --start stage1-tiles", "eval mmbench --run lora-tiles", "chat lora-tiles"),
+    *("stage2 --lora --start stage1-4bit --train-tower", "stage2 --lora --start stage1 --tower-lora 4"),
+    *("chat lora-tower", "export lora-tower-lora"),
 )
 """Every command once; the other checks are further options of these."""
 

@@ -56,6 +56,26 @@ def test_one_model_in_full(tmp_path):
     assert "; add --lora" in text
 
 
+def test_a_tower_that_is_trained_is_planned_for(tmp_path):
+    """CLIP-L: 23 of 24 layers and what is in front of them, 4 bytes each; only stage 2 trains it."""
+    given = ("--model", "vicuna-7b", "--tower", "clip-l-336", "--gpu", 48)
+    frozen, whole, adapted = (
+        rows_of(*given, *how, cwd=tmp_path) for how in ((), ("--train-tower",), ("--tower-lora", 16))
+    )
+    assert frozen[0] == whole[0] == adapted[0]
+    assert adapted[2] == frozen[2]  # a stage 2 without --lora has no adapters
+    layer = 4 * 1024**2 + 2 * 1024 * 4096 + 4 * 1024 + 1024 + 4096 + 4 * 1024
+    trained = 23 * layer + 1024 * (3 * 14**2 + 1 + 577 + 2)
+    for row, before in zip(whole[1:3], frozen[1:3], strict=True):
+        assert row["parts"]["tower's optimizer"] * 1e9 == pytest.approx(12 * trained, rel=1e-3)
+        if row["micro_batch"]:
+            assert row["seconds_per_sample"] > before["seconds_per_sample"]
+    ranks = 16 * 23 * (8 * 1024 + 2 * (1024 + 4096))
+    assert adapted[1]["parts"]["tower's optimizer"] * 1e9 == pytest.approx(16 * ranks, rel=1e-2)
+    refused = run("plan", "--train-tower", "--tower-lora", 2, cwd=tmp_path, expect=2).stderr
+    assert "give only one" in refused
+
+
 def test_nothing_fits_is_answered_in_one_line(tmp_path):
     text = run("plan", "--model", "vicuna-13b", "--gpu", 8, "--stage", 1, cwd=tmp_path).stdout
     line = next(line for line in text.splitlines() if "does not fit" in line)

@@ -10,7 +10,7 @@ from command import run, stage1, stage2
 from tiny import llm_folder, tower_folder
 
 from basic_lite.memory.choice import KINDS, budget_bytes, candidates, dequantise, fit, least, needed, step_of
-from basic_lite.memory.peak import activation_bytes
+from basic_lite.memory.peak import activation_bytes, peak
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
 
 CLIP = TowerSize.of(TOWERS["clip-l-336"])
@@ -79,6 +79,20 @@ def test_a_step_of_one_pass_is_planned_as_one():
     step, budget = step_of("stage2 --lora", published_decoder("vicuna-7b"), CLIP), budget_bytes(80)
     assert fit(step, budget, [4], 80, rows=8).accumulates
     assert not fit(step, budget, [4], 80, rows=4).accumulates
+
+
+def test_l_sds_goes_through_in_tiles_where_that_alone_makes_a_step_fit():
+    decoder = replace(published_decoder("gemma-2b"), depth=2)
+    step = replace(step_of("stage1", decoder, CLIP), micro_batch=2, recompute=2)
+    assert step.chunk.columns == decoder.vocabulary
+    assert "head and losses" in peak(step)
+    budget = needed(step) - 100e6
+    chosen = fit(step, budget, [2], 24, recompute=2)
+    assert chosen.chunk.columns < decoder.vocabulary
+    assert chosen.chunk_bytes <= chosen.workspace < step.chunk_bytes
+    assert needed(chosen) <= budget
+    given = replace(step, rows_per_chunk=step.chunk.rows)
+    assert fit(given, budget, [2], 24, recompute=2) is None
 
 
 def test_the_optimizer_changes_only_where_nothing_else_fits():

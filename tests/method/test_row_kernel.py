@@ -20,40 +20,58 @@ def check(device: str) -> None:
 
     generator = torch.Generator().manual_seed(0)
     for rows, columns, scale in SHAPES:
-        buffers = torch.randn(2, rows + 1, columns, generator=generator) * scale
-        student, teacher = buffers.to(device)[:, :rows]  # a part of a larger buffer, as in the last chunk
-        log_q, log_p = student.double().log_softmax(-1), teacher.double().log_softmax(-1)
-        expected = (log_p.exp() * (log_p - log_q)).sum(-1)
-        difference = log_q.exp() - log_p.exp()
-        kept = student.clone(), teacher.clone()
-        value, exact = divergence_and_difference(student, teacher, torch.float32)
-        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
-        assert (exact.double() - difference).norm() < 1e-5 * (1 + scale) * difference.norm()
-        student.copy_(kept[0])
-        value, narrow = divergence_and_difference(student, teacher, torch.bfloat16)
-        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
-        assert torch.equal(teacher, kept[1])
-        assert narrow.data_ptr() == student.data_ptr()
-        rounded = (exact.bfloat16().double() - difference).norm()
-        # The interpreter cuts bits off where a GPU rounds.
-        assert (narrow.double() - difference).norm() < (2.5 if device == "cpu" else 1.01) * rounded
+        buffers = (torch.randn(2, rows, columns + 3, generator=generator) * scale).to(device)
+        logits = buffers[:, :, :columns]  # a part of a larger buffer, as in the last tile
+        kept = buffers.clone()
+        for before in (-float("inf"), float(logits.max())):  # of a first tile, and of a later one
+            norms = torch.full((2, rows + 2), before, device=device)[:, :rows]
+            norms[1] += 0.5
+            wide = torch.cat([norms[:, :, None], kept[:, :, :columns]], 2).double()
+            log_q, log_p = wide.log_softmax(-1)[:, :, 1:]
+            expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+            weights = torch.stack([log_q.exp() - log_p.exp(), log_p.exp()])
+            for keep_teacher in (False, True):
+                buffers.copy_(kept)
+                after = norms.clone()
+                value, exact = divergence_and_difference(logits, after, torch.float32, keep_teacher)
+                torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(after.double(), wide.logsumexp(-1), rtol=1e-6, atol=1e-6)
+                exact = exact.clone()
+                assert (exact[0].double() - weights[0]).norm() < 1e-5 * (1 + scale) * weights[0].norm()
+                buffers.copy_(kept)
+                value, narrow = divergence_and_difference(logits, norms.clone(), torch.bfloat16, keep_teacher)
+                torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+                assert narrow.data_ptr() == logits.data_ptr()
+                assert torch.equal(buffers[:, :, columns:], kept[:, :, columns:])
+                assert keep_teacher or torch.equal(buffers[1], kept[1])
+                for ours, theirs, wanted in list(zip(narrow, exact, weights, strict=True))[
+                    : 1 + keep_teacher
+                ]:
+                    rounded = (theirs.bfloat16().double() - wanted).norm()
+                    # The interpreter cuts bits off where a GPU rounds.
+                    allowed = 2**-7 * wanted.norm() if device == "cpu" else 1.01 * rounded
+                    assert (ours.double() - wanted).norm() <= allowed
 
 
 def check_term() -> None:
     """The whole of `L_sds` with the kernel inside, against the torch code."""
     from basic_lite.method import losses, row_kernel
+    from basic_lite.method.chunks import Chunk
     from basic_lite.method.types import Refinement
 
     torch.manual_seed(0)
     embedding, target = torch.randn(300, 16), torch.randn(10, 16)
-    found = []
-    for kernel in (row_kernel.divergence_and_difference, None):
+    results = []
+    for kernel in (None, row_kernel.divergence_and_difference):
         losses._row_kernel = lambda logits, kernel=kernel: kernel
-        initial = torch.linspace(-1, 1, 160).view(10, 16).requires_grad_()
-        seen = Refinement(initial, target, torch.linspace(0.1, 1, 10), torch.zeros(10).long(), 1)
-        losses.semantic_distribution(seen, embedding, 4).total.backward()
-        found.append(initial.grad)
-    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+        for chunk in (4, Chunk(4, 128)):
+            initial = torch.linspace(-1, 1, 160).view(10, 16).requires_grad_()
+            seen = Refinement(initial, target, torch.linspace(0.1, 1, 10), torch.zeros(10).long(), 1)
+            total = losses.semantic_distribution(seen, embedding, chunk).total
+            total.backward()
+            results.append((total.detach(), initial.grad))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_interpreted_kernel_equals_the_formula():

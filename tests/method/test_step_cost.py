@@ -7,6 +7,7 @@ import torch
 from weightless import Weightless
 
 from basic_lite.bench.synthetic import CLIP_L_336, DECODERS
+from basic_lite.method.chunks import chunk_of
 from basic_lite.method.objective import Objective
 from basic_lite.models.parts import parts_of
 
@@ -43,10 +44,11 @@ def plain_step(config) -> float:
 
 
 def basic_terms(config) -> float:
-    """L_sds in three products, and half the layers' text-to-patch attention."""
+    """L_sds in three products, in tiles up to four, and half the layers' text-to-patch attention."""
     width, queries, _, _ = widths(config)
     seen = TEXT * TOKENS * (2 * queries + 2 * config.num_attention_heads)
-    return 3 * 2 * PATCHES * config.vocab_size * width + config.num_hidden_layers // 2 * seen
+    products = chunk_of(PATCHES, config.vocab_size, width).products(config.vocab_size)
+    return products * 2 * PATCHES * config.vocab_size * width + config.num_hidden_layers // 2 * seen
 
 
 @pytest.mark.slow
@@ -56,7 +58,9 @@ def test_operations_of_the_whole_step(name):
     plain, basic = fake.flops(Objective(0, 0)), fake.flops(Objective())
     assert plain == pytest.approx(plain_step(DECODERS[name]), rel=1e-3)
     assert basic - plain == pytest.approx(basic_terms(DECODERS[name]), rel=1e-3)
-    limit = {"vicuna-7b": 1.027, "gemma-2b": 1.34}[name]  # nothing is recomputed here
+    # Nothing is recomputed here. One picture on Gemma goes through in tiles: 3.67 products instead of 3, in
+    # 0.14 GB instead of 0.39; eight pictures, or a GPU with that memory to spare, in 3 (1.34).
+    limit = {"vicuna-7b": 1.027, "gemma-2b": 1.40}[name]
     assert basic / plain < limit
 
 

@@ -8,8 +8,9 @@ from copy import deepcopy
 import bitsandbytes as bnb
 import pytest
 import torch
-from tiny import ALL_DECODERS, adapted, tiny_batch, tiny_llava
+from tiny import _SIZES, ALL_DECODERS, adapted, tiny_batch, tiny_llava
 from torch import nn
+from transformers import GemmaConfig, LlamaConfig, Phi3Config
 
 from basic_lite.method.attention import causal_only, install
 from basic_lite.models.adapters import group_adapters
@@ -123,13 +124,97 @@ def test_so_they_are_in_4_bits(decoder, stage, kept):
     assert error(gradients(ours), truth) < max(1e-5, 2 * error(gradients(model), truth))
 
 
+WIDE = _SIZES | {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4, "head_dim": 32}
+"""So wide that a group's weights lie in one block, in 4 bits: its products are one."""
+WIDE_KINDS = {
+    "llama": lambda: LlamaConfig(**WIDE | {"initializer_range": 0.1}),
+    "gemma": lambda: GemmaConfig(**WIDE | {"initializer_range": 0.1}),
+    "phi3": lambda: Phi3Config(**{k: v for k, v in WIDE.items() if k != "head_dim"}),
+}
+
+
+@pytest.mark.parametrize("again", [0, None])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("decoder", WIDE_KINDS)
+def test_so_they_are_in_blocks(decoder, stage, again, monkeypatch):
+    monkeypatch.setitem(ALL_DECODERS, decoder, WIDE_KINDS[decoder])
+    model = model_of(decoder, stage, bits=4)
+    ours, plain = streamlined(model), deepcopy(model)
+    pieces = parts_of(ours).decoder.layers[0]._pieces
+    weights = [len(group.base.weights(torch.float32)) for group in pieces.groups]
+    assert weights == [1, 1, 1, 1]
+    dequantise(plain)
+    recompute_layers(parts_of(ours).decoder, again)
+    truth = gradients(exact(plain))
+    assert error(gradients(ours), truth) < max(1e-5, 2 * error(gradients(model), truth))
+
+
 @pytest.mark.parametrize("count", [1, 2, None])
-def test_so_they_are_where_layers_run_again(count):
-    model = model_of("llama", 2)
+@pytest.mark.parametrize("decoder", KNOWN)
+def test_so_they_are_where_layers_run_again(decoder, count):
+    model = model_of(decoder, 2)
     ours = streamlined(deepcopy(model).double())
     truth = gradients(deepcopy(ours))
     recompute_layers(parts_of(ours).decoder, count)
     assert error(gradients(ours), truth) < 1e-12
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_layer_that_runs_again_draws_the_masks_it_drew(bits):
+    model = tiny_llava("llama")
+    model = adapted(model, target_modules=EVERY, lora_dropout=0.4)
+    if bits == 4:
+        quantise(parts_of(model).decoder.layers)
+    ours = streamlined(model.train())
+    found = []
+    for again in (0, None):
+        recompute_layers(parts_of(ours).decoder, again)
+        torch.manual_seed(5)
+        found.append(gradients(ours))
+        ours.zero_grad()
+    torch.manual_seed(6)
+    assert error(found[1], found[0]) < 1e-5
+    assert error(gradients(ours), found[0]) > 1e-2
+
+
+def test_a_layer_that_runs_again_keeps_its_input_alone():
+    model = model_of("llama", 2)
+    ours, kept = streamlined(model), []
+    layers = parts_of(ours).decoder.layers
+    recompute_layers(parts_of(ours).decoder)
+
+    def watch(layer, args):
+        hooks.append(torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t))
+        hooks[-1].__enter__()
+
+    def unwatch(layer, args, output):
+        hooks.pop().__exit__(None, None, None)
+
+    hooks: list = []
+    layers[1].register_forward_pre_hook(watch)
+    layers[1].register_forward_hook(unwatch)
+    ours(**tiny_batch(), use_cache=False)
+    assert [tensor.shape[-1] for tensor in kept] == [32]
+
+
+@pytest.mark.parametrize("again", [0, None])
+@pytest.mark.parametrize(
+    "place",
+    ["self_attn.q_proj", "self_attn", "mlp.down_proj.lora_A.default", "input_layernorm", "mlp.act_fn"],
+)
+def test_hooks_on_modules_inside_still_run(place, again):
+    ours, calls = streamlined(model_of("llama", 2)), []
+    recompute_layers(parts_of(ours).decoder, again)
+    truth = gradients(deepcopy(ours))
+    module = parts_of(ours).decoder.layers[1].get_submodule(place)
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    assert error(gradients(ours), truth) < 1e-4
+    assert len(calls) == (1 if again == 0 else 2)  # and when the layer runs again
+    handle.remove()
+    calls.clear()
+    module.register_full_backward_hook(lambda *_: calls.append(1))
+    gradients(ours)
+    assert calls
 
 
 @pytest.mark.parametrize("stage", [1, 2])

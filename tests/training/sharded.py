@@ -48,6 +48,7 @@ class Case:
     recompute: int = 0
     longest: float = 1.0
     broken_step: int | None = None
+    tower: str = ""
 
 
 CASES = {
@@ -58,6 +59,8 @@ CASES = {
     "four-bits": Case(bits=4, recompute=4),
     "half": Case(half=True, recompute=4),
     "stage-1": Case(adapters=False),
+    "tower": Case(bits=4, tower="weights"),
+    "tower-adapters": Case(tower="adapters"),
 }
 
 
@@ -68,7 +71,10 @@ def train(case: Case, out: Path, resume: Path | None = None) -> dict:
         case.decoder, bits=case.bits, dtype=torch.bfloat16 if case.half else torch.float32
     )
     if case.adapters:
-        trainable.train_adapters(assembled, trainable.Adapters(4, 8, 0.0))
+        tower_rank = 2 if case.tower == "adapters" else 0
+        trainable.train_adapters(assembled, trainable.Adapters(4, 8, 0.0, tower_rank=tower_rank))
+        if case.tower == "weights":
+            trainable.train_tower(assembled)
         torch.manual_seed(1)
         for name, parameter in assembled.model.named_parameters():
             if "lora_B" in name:

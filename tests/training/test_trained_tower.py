@@ -24,6 +24,7 @@ from basic_lite.models import quantised, trainable
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.llava import read_config
 from basic_lite.models.parts import parts_of
+from basic_lite.models.projector import Projector
 from basic_lite.models.tower import load_tower, parameters_of_features
 from basic_lite.training.guards import rows_of
 
@@ -75,9 +76,9 @@ def check(found, expected, count):
         assert float((found[name].double() - gradient).norm()) <= 1e-5 * float(norm), name
 
 
-def formulas(model, batch):
+def formulas(model, batch, **more):
     names = [n for n, p in model.named_parameters() if of_tower(n) and p.requires_grad]
-    return dict(zip(names, oracle(model, batch, 2, trained="vision_tower")["gradients"], strict=True))
+    return dict(zip(names, oracle(model, batch, 2, trained="vision_tower", **more)["gradients"], strict=True))
 
 
 COUNTS = {"clip": 5, "siglip": 3, "dinov2": 4, "dinov2_registers": 5, "dinov3": 4, "aimv2": 4, "mlcd": 5}
@@ -133,6 +134,43 @@ def test_pictures_in_tiles_have_the_gradient_of_the_formulas(tmp_path, cuts):
     assembled, batch = tuned(tiles=4), tiled_batch()
     expected = tiled_oracle(assembled.model, batch, 2, is_wanted=of_tower)["gradients"]
     check(backward(tmp_path, assembled.model, batch, cuts, assembled.tiling), expected, 37)
+
+
+def joined(projector, features):
+    """Put the features of 2 x 2 of a square's 4 x 4 patches side by side and project them, one by one."""
+
+    def embedding(patches, corner):
+        four = torch.cat([patches[corner + step] for step in (0, 1, 4, 5)])
+        first = torch.nn.functional.linear(four, projector.linear_1.weight, projector.linear_1.bias)
+        gelu = torch.nn.functional.gelu(first)
+        return torch.nn.functional.linear(gelu, projector.linear_2.weight, projector.linear_2.bias)
+
+    return torch.stack([torch.stack([embedding(square, at) for at in (0, 2, 8, 10)]) for square in features])
+
+
+@pytest.mark.parametrize("how", ["weights", "adapters"])
+@pytest.mark.parametrize("cuts", [[], [2, 3]])
+def test_joined_patches_have_the_gradient_of_the_formulas(tmp_path, monkeypatch, how, cuts):
+    """With `--pool 2`, whose projector the definition runs patch by patch."""
+    assembled, batch = tuned(how=how, pool=2, image_size=32), tiny_batch(patches=4, size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(Projector, "forward", joined)
+        expected = formulas(assembled.model, batch, count=4)
+    check(backward(tmp_path, assembled.model, batch, cuts), expected, 37 if how == "weights" else 24)
+
+
+def test_joined_patches_of_tiles_have_the_gradient_of_the_formulas(tmp_path, monkeypatch):
+    """A picture of two tiles: 2 x 2 of the whole, then 2 lines of 4 over both tiles, each with a newline."""
+    assembled = tuned(pool=2, tiles=2, image_size=32)
+    row = tiny_batch(patches=14, size=32)
+    batch = {name: row[name][4:] for name in ("input_ids", "attention_mask", "labels")}
+    batch |= {"pixel_values": row["pixel_values"][:3], "image_sizes": [(32, 64)]}
+    with monkeypatch.context() as patch:
+        patch.setattr(Projector, "forward", joined)
+        patch.setattr("tiled.BASE", 4)
+        patch.setattr("tiled.SHAPES", {(32, 64): (2, 4, 3)})
+        expected = tiled_oracle(assembled.model, batch, 2, is_wanted=of_tower)["gradients"]
+    check(backward(tmp_path, assembled.model, batch, tiling=assembled.tiling), expected, 37)
 
 
 def test_a_decoder_in_four_bits_hands_the_gradient_on(tmp_path):

@@ -29,7 +29,6 @@ _FIRST = re.compile(r"[(\s]*([A-Z])[).\s]*", re.IGNORECASE)
 
 
 def first_letter(text: str, question: Question) -> str | None:
-    """Return the first letter of the answer, whatever word it begins."""
     letter = _FIRST.match(text.strip())
     return None if letter is None else letter[1].upper()
 

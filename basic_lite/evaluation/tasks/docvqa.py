@@ -10,20 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
-from basic_lite.evaluation.files import (
-    Source,
-    main_file,
-    read_list,
-    table_rows,
-    with_pictures,
-    write_rows,
-)
-from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.files import Source, main_file, read_list, submission, table_rows, with_pictures
+from basic_lite.evaluation.question import SAME_STYLES, SHORT, Question, question_of
 from basic_lite.evaluation.rules import scored_by
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
-STYLES = {"llava": SHORT, "lmms": SHORT}  # the same in both
 _THRESHOLD = 0.5
 
 
@@ -58,17 +50,10 @@ def _question(row: Row, style: str) -> Question:
     given = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
     return question_of(
         asked,
-        f"{row['question']}\n{STYLES[style]}",
+        f"{row['question']}\n{SHORT}",
         answers=tuple(map(str, given)),
         category="kind",
         fields=("kind",),
-    )
-
-
-def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON list that the challenge's server reads."""
-    return write_rows(
-        path, ({"questionId": int(q.id), "answer": predictions.get(q.id, "")} for q in questions)
     )
 
 
@@ -100,10 +85,10 @@ def _benchmark(name: str, config: str, tsv: str, patterns: Sequence[str], **more
             tsv_reader(config, (tsv,), ("question", "answer"), split="val", otherwise=from_json),
         ),
         question=_question,
-        styles=STYLES,
+        styles=SAME_STYLES,
         scorers=("anls",),
         score=scored_by({"anls": anls}, "kind", metric="ANLS", right_wrong=False),
-        export=export,
+        export=submission(lambda q, answer: {"questionId": int(q.id), "answer": answer}),
         **more,
     )
 

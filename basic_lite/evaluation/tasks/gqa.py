@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
@@ -20,15 +20,14 @@ from basic_lite.evaluation.files import (
     open_table,
     read_json_lines,
     read_keyed,
+    submission,
     table_rows,
     with_pictures,
-    write_rows,
 )
-from basic_lite.evaluation.question import SHORT, Question, StoredImage, question_of
+from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Question, StoredImage, question_of
 from basic_lite.evaluation.rules import Rule, scored_by
 from basic_lite.evaluation.tsv import tsv_reader
 
-STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
 _LLAVA = "llava_gqa_testdev_balanced.jsonl"
 _OFFICIAL = ("testdev_balanced_questions.json", "gqa_testdev_balanced_questions.json")
 _FOLDERS = ("images", "../images")
@@ -50,7 +49,7 @@ def _question(row: Row, style: str) -> Question | None:
     return question_of(
         {**row, **groups},
         f"{row['question']}\n{SHORT}",
-        max_new_tokens=STYLES[style],
+        max_new_tokens=TOKEN_LIMITS[style],
         answer=row.get("answer"),
         category="structural",
         picture=row.get("imageId", row.get("picture")),
@@ -128,15 +127,6 @@ lmms-eval `api/metrics.py` (`exact_match` with `ignore_case`, `ignore_punctuatio
 `dataset/utils/vqa_eval.py` (`accuracy`)."""
 
 
-def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON list that GQA's evaluation reads."""
-    rows = (
-        {"questionId": str(question.id), "prediction": submitted(predictions.get(question.id, ""))}
-        for question in questions
-    )
-    return write_rows(path, rows)
-
-
 BENCHMARK = Benchmark(
     name="gqa",
     hub="lmms-lab/GQA",
@@ -146,9 +136,9 @@ BENCHMARK = Benchmark(
         tsv_reader("GQA", ("GQA_TestDev_Balanced.tsv",), ("question", "answer"), otherwise=_json_rows),
     ),
     question=_question,
-    styles=STYLES,
+    styles=TOKEN_LIMITS,
     scorers=tuple(RULES),
     score=scored_by(RULES, "kind", "structural", "semantic", "words", "steps"),
     published=published(62.0, 63.3, 63.0, 63.3, basic=63.5, on="testdev balanced"),
-    export=export,
+    export=submission(lambda q, text: {"questionId": str(q.id), "prediction": submitted(text)}),
 )

@@ -8,8 +8,7 @@ categories), `eval_gpt_review_bench.py` (message, decoding), `summarize_gpt_revi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -19,15 +18,15 @@ from basic_lite.evaluation.files import (
     find,
     main_file,
     read_json_lines,
+    submission,
     table_reader,
     with_pictures,
 )
 from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
-from basic_lite.evaluation.predictions import record, to_line
+from basic_lite.evaluation.predictions import record
 from basic_lite.evaluation.question import Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import tsv_reader
-from basic_lite.files import write_text
 
 _NEEDS = ("question_id", "question", "gpt_answer", "caption", "category")
 RULE = (
@@ -54,7 +53,6 @@ def judge_prompt(question: Question, prediction: str, rule: str) -> str:
 
 
 def read_pair(reply: str) -> tuple[float, ...]:
-    """Return the two numbers of a reply's first line."""
     return tuple(map(float, reply.split("\n")[0].replace(",", " ").split(" ")))
 
 
@@ -123,14 +121,7 @@ def graded(questions: Sequence[Question], predictions: Predictions, grades: Grad
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Return a score without value; a judge gives the benchmark's number."""
     return unjudged(questions, predictions, scorer, "LLaVA-Bench score")
-
-
-def export(questions: Sequence[Question], predictions: Mapping[Any, str], path: Path) -> Path:
-    """Write the answers as LLaVA's review script reads them."""
-    lines = (to_line(record(q, predictions.get(q.id, ""), "basic-lite")) for q in questions)
-    return write_text(path, "".join(lines))
 
 
 BENCHMARK = Benchmark(
@@ -149,7 +140,7 @@ BENCHMARK = Benchmark(
     scorers=("unjudged",),
     score=score,
     published=published(65.4, 72.5, 67.9, 69.5, on="judged by gpt-4-0314, beside GPT-4's answers"),
-    export=export,
+    export=submission(lambda q, answer: record(q, answer, "basic-lite"), lines=True),
     submission="answers.jsonl",
     grading=Grading(
         prompt=judge_prompt,

@@ -113,11 +113,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def _cider(questions: Sequence[Question], predictions: Predictions) -> Score:
-    """Return 100 x CIDEr. It weighs words by how rare they are in this set: sets do not compare.
-
-    Raises:
-        ValueError: If a question has choices or no caption.
-    """
+    """Return 100 x CIDEr. It weighs words by how rare they are in this set: sets do not compare."""
     for question in questions:
         if question.choices or not question.answers:
             raise ValueError(

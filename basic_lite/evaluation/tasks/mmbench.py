@@ -31,45 +31,30 @@ ROTATION = 1_000_000
 
 LETTERS = "ABCD"
 
+CIRCULAR = "circular accuracy"
+"""The metric: a question counts only if every rotation of its options is answered rightly."""
+
 
 @dataclass(frozen=True)
 class CircularAccuracy:
-    """What MMBench reports, all shares in [0, 1].
+    """What MMBench reports, all shares in [0, 1]."""
 
-    Attributes:
-        overall: Circular accuracy, the published number.
-        vanilla: Accuracy over the unrotated rows.
-        all_rows: Accuracy over all rows.
-        per_category: Circular accuracy by `category`, as the file names them.
-        per_l2_category: The same by `l2-category`.
-        histogram: How often each letter was extracted, over all rows.
-        n_unparsed: Rows without an extracted letter.
-        n_missing: Rows without a prediction; they count as wrong and are among `n_unparsed`.
-        text_share: Share of all rows that only the option's words resolved.
-        n_questions: Groups of rotations.
-        n_rows: Rows.
-        hits: Question (index of the unrotated row) -> right in every rotation.
-    """
-
-    overall: float
-    vanilla: float
-    all_rows: float
-    per_category: dict[str, float]
-    per_l2_category: dict[str, float]
-    histogram: dict[str, int]
-    n_unparsed: int
-    n_missing: int
-    text_share: float
-    n_questions: int
-    n_rows: int
-    hits: dict[int, bool]
+    overall: float  # circular accuracy, the published number
+    vanilla: float  # accuracy over the unrotated rows
+    all_rows: float  # accuracy over all rows
+    per_category: dict[str, float]  # circular accuracy by `category`, as the file names them
+    per_l2_category: dict[str, float]  # the same by `l2-category`
+    histogram: dict[str, int]  # how often each letter was extracted, over all rows
+    n_unparsed: int  # rows without an extracted letter
+    n_missing: int  # rows without a prediction; they count as wrong and are among `n_unparsed`
+    text_share: float  # share of all rows that only the option's words resolved
+    n_questions: int  # groups of rotations
+    n_rows: int  # rows
+    hits: dict[int, bool]  # question (index of the unrotated row) -> right in every rotation
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell is empty as LLaVA sees it: null, NaN, or "nan" / "none" in any case.
-
-    Source: `is_none` in LLaVA `llava/eval/model_vqa_mmbench.py`. An empty string is an empty cell of a TSV.
-    """
+    """Return whether a cell is empty as LLaVA's `is_none` sees it, or in a TSV."""
     if value is None or value != value:
         return True
     return isinstance(value, str) and value.lower() in ("nan", "none", "")
@@ -86,7 +71,6 @@ def _mean(values: Iterable[bool]) -> float:
 
 
 def _by(name: str, base: Mapping[int, Mapping[str, Any]], hits: Mapping[int, bool]) -> dict[str, float]:
-    """Average hits by a column of the unrotated rows."""
     groups: dict[str, list[bool]] = defaultdict(list)
     for question, row in base.items():
         if not is_missing(row.get(name)):
@@ -105,11 +89,8 @@ def circular_accuracy(
     Args:
         rows: One mapping per row with `index`, `A` to `D`, `answer`, `category` and `l2-category`.
         predictions: Row index -> the model's answer.
-        method: How a letter is read from an answer, see `extract_option`.
+        method: How a letter is read from an answer, see `extract_option`; none is guessed.
         normalise: Fold Chinese punctuation and full-width letters first (`normalise_cn`).
-
-    Returns:
-        The accuracies; no answer is guessed, so an unresolved row makes its question wrong.
 
     Raises:
         ValueError: If there are no rows, or a row has no labelled answer.
@@ -327,9 +308,6 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
     A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter. Answers with
     Chinese characters are counted both ways, as a large difference points at a wrong prompt.
-
-    Raises:
-        ValueError: If a row has no public answer, or the scorer is unknown.
     """
     method = scorer.removesuffix(NORMALISE_CN)
     rows = [question.fields for question in questions]
@@ -353,7 +331,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     base = {rotations_of(question): question for question in reversed(questions)}
     pictures = {index: question.picture for index, question in base.items()}
     return Score(
-        metric="circular accuracy",
+        metric=CIRCULAR,
         scorer=scorer,
         value=100 * result.overall,
         items={index: float(hit) for index, hit in result.hits.items()},
@@ -371,11 +349,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the server's Excel file.
-
-    Raises:
-        ValueError: If openpyxl is not installed.
-    """
+    """Write the server's Excel file; raises ValueError if openpyxl is not installed."""
     try:
         from openpyxl import Workbook
         from openpyxl.cell import WriteOnlyCell
@@ -411,11 +385,7 @@ def rotations_of(question: Question) -> int:
 
 
 def check_rotations(questions: Sequence[Question], where: str) -> None:
-    """Check that every question of a rotated TSV has all its rotations; a TSV without rotations is none.
-
-    Raises:
-        ValueError: If one lacks some: the file has lost rows.
-    """
+    """Raise ValueError if a question of a rotated TSV lacks some of its rotations: the file has lost rows."""
     rows = Counter(map(rotations_of, questions))
     if max(rows.values(), default=1) == 1:
         return

@@ -14,13 +14,12 @@ from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import AGAIN, Source, read_text, table_rows
-from basic_lite.evaluation.question import SHORT, Id, Question, question_of
+from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Id, Question, question_of
 from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, mean_by, value_of
 from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text
 
-STYLES = {"llava": 128, "lmms": 16}
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
     *("celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -39,7 +38,7 @@ def _question(row: Row, style: str) -> Question:
         {**row, "answer": truth},
         # Two spaces stand before some requests: lmms-eval leaves one of them.
         f"{asked.strip() if style == 'llava' else asked}\n{SHORT}",
-        max_new_tokens=STYLES[style],
+        max_new_tokens=TOKEN_LIMITS[style],
         answer=truth.lower(),
         category="category",
         fields=("question", "answer"),
@@ -161,7 +160,7 @@ BENCHMARK = Benchmark(
     sizes={"test": (2_374,)},
     rows=(_table_rows, _file_rows),
     question=_question,
-    styles=STYLES,
+    styles=TOKEN_LIMITS,
     scorers=tuple(RULES),
     score=score,
     published=published(1510.7, 1531.3, 1476.9, 1541.7, on="perception points"),

@@ -90,7 +90,6 @@ def _said(text: str) -> list[str | float]:
 
 
 def right(text: str, question: Question, steps: Steps = OWN) -> float | None:
-    """Return MMMU's verdict on a choice or an open answer."""
     if question.choices:
         letter = chosen(text, question.choices, steps)
         return None if letter is None else float(letter == question.answer)
@@ -137,7 +136,6 @@ def _question(row: Row, style: str) -> Question | None:
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Score choices and open answers, by subject."""
     each = score_each(questions, predictions, scorer, RULES[scorer], ("kind", "subject"))
     several = sum(question.fields["pictures"] > 1 for question in questions)
     return replace(each, figures={"several_pictures": several})

@@ -175,11 +175,6 @@ def _one(pictures: Sequence[Any]) -> Any:
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    """Return a score without value, or the substring proxy; a judge gives the benchmark's number.
-
-    Raises:
-        ValueError: If the scorer is unknown.
-    """
     if scorer == "proxy_substring":
         items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
         note = "proxy, not MM-Vet: compare it only with itself"
@@ -205,7 +200,6 @@ def _by_capability(
 
 
 def graded(questions: Sequence[Question], predictions: Predictions, grades: Grades, judge: str) -> Score:
-    """Return the score that a judge gave; several runs are averaged."""
     runs: dict[str, list[float]] = {identity: [float(g) for g in of] for identity, of in grades.items()}  # type: ignore[arg-type]
     items = {question.id: mean(runs[str(question.id)]) for question in questions}
     totals = [100 * mean(run) for run in zip(*runs.values(), strict=True)]

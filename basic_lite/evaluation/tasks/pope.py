@@ -21,11 +21,10 @@ from basic_lite.evaluation.files import (
     table_rows,
     with_pictures,
 )
-from basic_lite.evaluation.question import SHORT, Id, Question, question_of
+from basic_lite.evaluation.question import SAME_STYLES, SHORT, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
-STYLES = {"llava": 128, "lmms": 128}  # the same in both
 _KINDS = ("random", "popular", "adversarial")
 
 
@@ -33,7 +32,7 @@ def _question(row: Row, style: str) -> Question:
     if row["label"] not in ("yes", "no"):
         raise ValueError(f"The label of POPE's question {row['id']} is {row['label']!r}, neither yes nor no.")
     text = f"{row['question']}\n{SHORT}"
-    return question_of(row, text, max_new_tokens=STYLES[style], answer=row["label"], category="category")
+    return question_of(row, text, answer=row["label"], category="category")
 
 
 def _wanted(source: Source, category: str) -> bool:
@@ -210,7 +209,7 @@ def _benchmark(prefix: str, **more: Any) -> Benchmark:
         sizes=_SIZES,
         rows=(lambda source: _table_rows(source, prefix), lambda source: _file_rows(source, prefix)),
         question=_question,
-        styles=STYLES,
+        styles=SAME_STYLES,
         scorers=("pope_llava", "pope_lmms"),
         score=score,
         **more,

@@ -5,28 +5,24 @@ Sources: LLaVA `scripts/convert_seed_for_submission.py`, lmms-eval `tasks/seedbe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import (
     Source,
     find_optional,
     main_file,
     read_json_lines,
     read_list,
+    submission,
     table_rows,
     with_pictures,
 )
-from basic_lite.evaluation.question import Question, options_prompt, question_of
+from basic_lite.evaluation.question import SAME_STYLES, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, by_letter, compared, scored_by
 from basic_lite.evaluation.tsv import find_tsv, tsv_reader
-from basic_lite.files import write_text
-
-STYLES = {"llava": 128, "lmms": 128}  # the same in both
 
 
 def _option(text: str, question: Question) -> str | None:
@@ -59,7 +55,6 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, "question_type": name},
         options_prompt(row["question"], choices),
-        max_new_tokens=STYLES[style],
         answer=row["answer"],
         choices=choices,
         category="question_type",
@@ -129,15 +124,6 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
             yield {**row, "id": str(row["question_id"]), "image": image and replace(image, of_several=True)}
 
 
-def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the JSON lines that the leaderboard reads."""
-    rows = (
-        {"question_id": question.fields["question_id"], "prediction": predictions.get(question.id, "")}
-        for question in questions
-    )
-    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
 _LLAVA = published(58.6, 61.6, 60.1, 61.3, on="all 19,242 questions, images and videos")
 
 BENCHMARK = Benchmark(
@@ -146,12 +132,14 @@ BENCHMARK = Benchmark(
     sizes={"test": (17_990, ALL), "image": (14_233,), "video": (3_757, 5_009)},
     rows=(_table_rows, _file_rows),
     question=_question,
-    styles=STYLES,
+    styles=SAME_STYLES,
     scorers=tuple(RULES),
     score=scored_by(RULES, "question_type", "data_type"),
     published=_LLAVA,
     of_size={ALL: _LLAVA, 14_233: ({"LLaVA-1.5-7B": 66.1}, "the 14,233 questions about images")},
-    export=export,
+    export=submission(
+        lambda q, answer: {"question_id": q.fields["question_id"], "prediction": answer}, lines=True
+    ),
     submission="submission.jsonl",
     aliases=("seed-bench",),
 )

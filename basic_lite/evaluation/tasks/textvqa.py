@@ -76,7 +76,6 @@ _tsv_or_json_rows = tsv_reader(
 
 
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
-    """Return picture -> OCR tokens."""
     asked = find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
     if asked is not None:
         rows = read_json_lines(asked, ("image", "text"))

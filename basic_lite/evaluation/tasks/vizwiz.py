@@ -12,21 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    main_file,
-    read_list,
-    table_reader,
-    with_pictures,
-    write_rows,
-)
+from basic_lite.evaluation.files import Source, main_file, read_list, submission, table_reader, with_pictures
 from basic_lite.evaluation.open_answers import normalize, soft_accuracies, soft_score
-from basic_lite.evaluation.question import SHORT, Question, question_of
+from basic_lite.evaluation.question import SAME_STYLES, SHORT, Question, question_of
 from basic_lite.evaluation.statistics import Score, percent
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-STYLES = {"llava": 128, "lmms": 128}  # the same in both
 SCORERS = ("vizwiz_official", "vqa_m4c")
 
 
@@ -37,7 +29,6 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, "answerable": bool(row.get("answerable", kind != "unanswerable"))},
         f"{row['question'].capitalize()}\n{UNANSWERABLE}\n{SHORT}",  # all but the first in lower case
-        max_new_tokens=STYLES[style],
         answers=tuple(answers),
         category="answer_type",
         picture=None,  # each has one question
@@ -65,22 +56,16 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
 
 def export(questions: Sequence[Question], predictions: Predictions, path: Path) -> Path:
-    """Write the server's JSON list: every picture, m4c-normalised.
-
-    Raises:
-        ValueError: If a question has no prediction.
-    """
+    """Write the server's JSON list, m4c-normalised; raises ValueError if a question has no prediction."""
     missing = [question.id for question in questions if question.id not in predictions]
     if missing:
         raise ValueError(
             f"{len(missing)} questions have no prediction (first: {missing[0]}): the VizWiz server wants all."
         )
-    rows = (
-        {"image": f"{question.id}.jpg", "answer": normalize(predictions[question.id], "m4c")}
-        for question in questions
-    )
-    return write_rows(path, rows)
+    return _written(questions, predictions, path)
 
+
+_written = submission(lambda q, answer: {"image": f"{q.id}.jpg", "answer": normalize(answer, "m4c")})
 
 BENCHMARK = Benchmark(
     name="vizwiz",
@@ -93,7 +78,7 @@ BENCHMARK = Benchmark(
         tsv_reader("VizWiz", ("VizWiz.tsv",), ("question", "answer"), split="val", otherwise=_json_rows),
     ),
     question=_question,
-    styles=STYLES,
+    styles=SAME_STYLES,
     scorers=SCORERS,
     score=score,
     published=published(50.0, 53.6, 47.8, 58.9, basic=52.5, on="test, scored by the server"),

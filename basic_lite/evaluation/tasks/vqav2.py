@@ -24,9 +24,8 @@ from basic_lite.evaluation.files import (
     with_pictures,
 )
 from basic_lite.evaluation.open_answers import export_answers, soft_score
-from basic_lite.evaluation.question import SHORT, Id, Question, question_of
+from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Id, Question, question_of
 
-STYLES = {"llava": 128, "lmms": 16}  # one prompt; lmms-eval lets the model write less
 _SUBSETS = {"val": "val2014", "test-dev": "test-dev2015", "test": "test2015"}
 _NOTE = (
     "val2014 overlaps with the train2017 pictures of the LLaVA-1.5 instruction mix and is no test-dev "
@@ -38,7 +37,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         row,
         f"{row['question']}\n{SHORT}",
-        max_new_tokens=STYLES[style],
+        max_new_tokens=TOKEN_LIMITS[style],
         answer=row.get("multiple_choice_answer"),
         answers=tuple(answer["answer"] for answer in row.get("answers") or ()),
         category="answer_type",
@@ -86,11 +85,7 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
 
 
 def _all_asked(source: Source) -> list[Id] | None:
-    """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone.
-
-    Raises:
-        ValueError: If test-dev lies there without the whole test set's questions.
-    """
+    """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone."""
     if source.split != "test-dev":
         return None
     if is_table(source):
@@ -123,7 +118,7 @@ BENCHMARK = Benchmark(
         _file_rows,
     ),
     question=_question,
-    styles=STYLES,
+    styles=TOKEN_LIMITS,
     scorers=("vqa_official_on_m4c", "vqa_official", "vqa_lmms", "vqa_m4c"),
     score=partial(soft_score, groupings=("answer_type", "question_type"), notes=(_NOTE,)),
     published=published(78.5, 80.0, 79.1, 80.0, basic=79.2, on="test-dev, scored by the server"),

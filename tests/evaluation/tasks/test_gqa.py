@@ -69,7 +69,7 @@ def test_only_balanced_questions_count(folder, fixtures):
 
 
 def test_submission(fixtures, tmp_path):
-    path = gqa.export(questions(fixtures), {FIRST: "Yes..", SECOND: "T-Shirt"}, tmp_path / "s.json")
+    path = gqa.BENCHMARK.export(questions(fixtures), {FIRST: "Yes..", SECOND: "T-Shirt"}, tmp_path / "s.json")
     assert json.loads(path.read_text()) == [
         {"questionId": FIRST, "prediction": "yes"},
         {"questionId": SECOND, "prediction": "t-shirt"},

@@ -67,7 +67,7 @@ def test_scores(data, answers, scorer, value, unparsed):
 
 def test_submission(data, tmp_path):
     asked = seed.BENCHMARK.read(Source(data, "test", with_images=False))
-    path = seed.export(asked, {"7": "B"}, tmp_path / "s.jsonl")
+    path = seed.BENCHMARK.export(asked, {"7": "B"}, tmp_path / "s.jsonl")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"question_id": "7", "prediction": "B"},
         {"question_id": "v1", "prediction": ""},
