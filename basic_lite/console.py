@@ -27,8 +27,13 @@ def rank_and_count() -> tuple[int, int]:
 
 
 def command_console(width: int | None = None) -> Console:
-    """Return the console of a command, which breaks no line; of several processes only the first prints."""
-    return Console(quiet=rank_and_count()[0] > 0, width=width, highlight=False, soft_wrap=True)
+    """Return the console of a command, which breaks no line; of several processes only the first prints.
+
+    Brackets are text: names, answers and errors hold some, such as `[/INST]`, or the extra in
+    `pip install 'basic-lite[heic]'`.
+    """
+    quiet = rank_and_count()[0] > 0
+    return Console(quiet=quiet, width=width, highlight=False, soft_wrap=True, markup=False)
 
 
 def quiet_console() -> Console:

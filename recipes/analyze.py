@@ -22,7 +22,7 @@ def premise(
     llm: Annotated[
         list[str] | None,
         o.option(
-            help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder. Several: a line each.",
+            help="Any LLM of a family that basic-lite models lists: hub id or folder. Several: a line each.",
             default="that of --model",
             panel=o.MODEL,
         ),

@@ -6,16 +6,24 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for a hub fails at once
 os.environ["BASIC_LITE_CACHE"] = "off"  # nothing is left in the home of who runs the tests
+# bitsandbytes decorates fallback kernels with torch.compile, whose import takes each process over a second.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
+import functools
+import gc
 import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import typer.main
+import typer.testing
 from hypothesis import settings
 
+from basic_lite.data import workers
 from basic_lite.data.world.scenes import Scene, sample_scene
 
 # A gate that fails by chance fails somebody else's change; `--hypothesis-profile default` draws anew.
@@ -30,6 +38,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what was imported: a million objects, looked at in every training."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_a_process_does_once():
+    """Build the command line's parser once, and leave what was imported frozen: `shared_heap` would thaw it.
+
+    What is replaced here runs as it is in processes of their own, and in tests/data/test_workers.py.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        parser = functools.cache(typer.main.get_command)
+        patch.setattr(typer.main, "get_command", parser)
+        patch.setattr(typer.testing, "_get_command", parser)
+        nothing = SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None)
+        patch.setattr(workers, "gc", nothing)
+        yield
+    gc.unfreeze()  # else libraries complain at the end of what they leave
 
 
 @pytest.fixture(scope="module")

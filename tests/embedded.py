@@ -6,6 +6,7 @@ import pytest
 
 from basic_lite.data.world import world
 from basic_lite.data.world.parts import DECODER, TOWER
+from basic_lite.experiments import comparison
 
 needs_parts = pytest.mark.skipif(
     not (DECODER.exists() and TOWER.exists()),
@@ -16,3 +17,4 @@ needs_parts = pytest.mark.skipif(
 @pytest.fixture
 def small_world(monkeypatch):
     monkeypatch.setattr(world, "SCALE", {"captions": 32, "conversations": 32, "questions": 7})
+    monkeypatch.setattr(comparison, "SCENES", 8)

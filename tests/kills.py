@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from forked import Forked
 from PIL import Image
 from tiny import llm_folder, tower_folder
 
@@ -47,14 +46,6 @@ def command(data: Path, out: Path, steps: int) -> list[str]:
     return [*COMMAND, "stage1", *map(str, parts + more)]
 
 
-def start(arguments: list[str]) -> subprocess.Popen:
-    """Start a command with one thread and no output."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-
 def lines(out: Path) -> int:
     """Return how many steps a run has logged."""
     log = out / "log.jsonl"
@@ -63,7 +54,7 @@ def lines(out: Path) -> int:
 
 def kill_once(arguments: list[str], out: Path, rng: random.Random) -> str | None:
     """Start a command and kill it at a random moment of its steps and saves; `None` if it ended before."""
-    process, begun = start(arguments), lines(out)
+    process, begun = Forked(arguments, out.parent), lines(out)
     while process.poll() is None and lines(out) == begun:  # importing and loading takes longest: not that
         time.sleep(0.002)
     moment = rng.uniform(0, 0.12)
@@ -73,7 +64,7 @@ def kill_once(arguments: list[str], out: Path, rng: random.Random) -> str | None
     if process.returncode == 0:
         return None
     if process.returncode != -signal.SIGKILL:
-        raise SystemExit(f"the run failed by itself: {process.stderr.read()[-2000:]}")
+        raise SystemExit(f"the run failed by itself: {process.communicate()[0][-2000:]}")
     drafts = [path.name for path in out.iterdir() if path.name.startswith(".")]
     found = checkpoints(out)
     return f"{moment:.3f} s into its steps: {found[-1].name if found else 'no checkpoint'}" + (
@@ -99,15 +90,11 @@ def kill_and_resume(folder: Path, kills: int, seed: int, tell=print) -> tuple[st
         done, inside = done + 1, inside + ("half-written" in said)
         tell(f"kill {done}: {said}")
     for target, flag in ((out, "--resume"), (whole, "--overwrite")):
-        process = start(
-            [
-                *command(data, target, steps),
-                *([flag] if flag != "--resume" or checkpoints(out) else ["--overwrite"]),
-            ]
-        )
-        _, errors = process.communicate()
+        given = [flag] if flag != "--resume" or checkpoints(out) else ["--overwrite"]
+        process = Forked([*command(data, target, steps), *given], folder)
+        said = process.communicate()[0]
         if process.returncode:
-            raise SystemExit(errors[-2000:])
+            raise SystemExit(said[-2000:])
         assert json.loads((target / MANIFEST).read_text())["finished"]
         assert not [path for path in target.iterdir() if path.name.startswith(".")], "a draft was left"
         assert [json.loads(line)["step"] for line in (target / "log.jsonl").open()] == list(

@@ -9,6 +9,30 @@ import copy
 
 import torch
 from tiny import IMAGE_TOKEN, PATCHES
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+def capped(x, cap):
+    """A soft cap, or `x` itself where there is none."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def capped_maps(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """Gemma 2's attention by its formula: scores times `query_pre_attn_scalar ** -0.5`, capped, masked."""
+    config = module.config
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) / config.query_pre_attn_scalar**0.5
+    scores = capped(scores, config.attn_logit_softcapping)
+    if attention_mask is None:
+        attention_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    maps = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+    return torch.einsum("bhqk,bhkd->bqhd", maps, value), maps
+
+
+AttentionInterface.register("oracle_capped", capped_maps)
+AttentionMaskInterface.register("oracle_capped", sdpa_mask)
 
 
 def oracle(model, batch, k, weights=None, importance="attention", trained="projector", count=PATCHES):
@@ -19,6 +43,9 @@ def oracle(model, batch, k, weights=None, importance="attention", trained="proje
     model = copy.deepcopy(model).double().eval()  # eval: a checkpointed layer runs plainly
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     inner.set_attn_implementation("eager")
+    config = inner.config.text_config
+    if getattr(config, "attn_logit_softcapping", None):
+        inner.model.language_model.set_attn_implementation("oracle_capped")
     weights = [layer**2 for layer in range(1, k + 1)] if weights is None else weights
     embedding = inner.model.language_model.embed_tokens.weight.detach()
 
@@ -38,7 +65,9 @@ def oracle(model, batch, k, weights=None, importance="attention", trained="proje
             output_hidden_states=True,
             use_cache=False,
         )
-        log_probabilities = outputs.logits[0].log_softmax(-1)
+        logits = outputs.hidden_states[-1][0] @ inner.lm_head.weight.T
+        logits = capped(logits, getattr(config, "final_logit_softcapping", None))
+        log_probabilities = logits.log_softmax(-1)
         for j in range(1, len(ids)):
             if labels[j] != -100:
                 lm, supervised = lm - log_probabilities[j - 1, labels[j]], supervised + 1

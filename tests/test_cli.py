@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import COMMAND, run, stage1, stage2
+from forked import Forked
 from typer.testing import CliRunner
 
 from basic_lite.cli import app
@@ -95,9 +95,7 @@ def test_a_signal_leaves_a_resumable_run_that_ends_with_the_same_bytes(
 ):
     """A process of its own, as a user's; 48 steps of some 30 ms, of which it does about three."""
     arguments = [*COMMAND, *map(str, stage1(world, "--epochs", 12, "--out", "broken"))]
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
-    )
+    process = Forked(arguments, tmp_path)
     log = tmp_path / "broken/log.jsonl"
     deadline = time.monotonic() + 300  # a busy machine takes long to start it
     while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 3):

@@ -20,6 +20,7 @@ from transformers import (
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
@@ -42,6 +43,7 @@ from transformers import (
 
 from basic_lite.method.targets import TargetSpace
 from basic_lite.models.llava import Assembled, Sources, assemble
+from basic_lite.models.softcap import cap_logits
 
 VOCABULARY, IMAGE_TOKEN, PATCHES = 320, 3, 9
 
@@ -77,6 +79,15 @@ MORE_DECODERS = {
     "qwen2": lambda: Qwen2Config(**_SIZES),
     "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=12),
     "smollm3": lambda: SmolLM3Config(**_SIZES, no_rope_layers=[1, 1, 1, 0]),
+    # Every second layer has a window that bites; scores and logits reach far beyond their caps.
+    "gemma2": lambda: Gemma2Config(
+        **_SIZES,
+        head_dim=12,
+        sliding_window=20,
+        query_pre_attn_scalar=7,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
     # Every second layer has a window that bites; the two kinds of layers have rotary bases of their own.
     "gemma3_text": lambda: Gemma3TextConfig(
         **_SIZES, head_dim=12, sliding_window=20, layer_types=["sliding_attention", "full_attention"] * 2
@@ -171,6 +182,7 @@ def tiny_llava(decoder: str = "llama", tower: str = "clip", seed: int = 0) -> Ll
     torch.manual_seed(seed)
     config = LlavaConfig(**parts_config(decoder, tower), image_seq_length=PATCHES)
     model = LlavaForConditionalGeneration(config)
+    cap_logits(model)  # as `assemble` does
     train_projector(model)
     return model
 

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
 from rich.console import Group
-from rich.markup import escape as markup_escape
 from rich.table import Table
 from rich.text import Text
 
@@ -336,9 +335,8 @@ def _table(first: str, analysis: Analysis, measures: list[str]) -> Table:
     table = Table(header_style="", box=box.SIMPLE_HEAD)
     table.add_column(f"\n{first}", no_wrap=True)
     for subject in analysis.subjects:
-        table.add_column(
-            f"{markup_escape(subject.label)}\n{_row(measures)}", no_wrap=bool(measures), overflow="fold"
-        )
+        title = Text(f"{subject.label}\n{_row(measures)}")
+        table.add_column(title, no_wrap=bool(measures), overflow="fold")
     return table
 
 

@@ -7,7 +7,6 @@ over the layers between is what one layer costs, free of what a step does once.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -45,7 +44,7 @@ class Layer:
 
     Attributes:
         operations: that compute something, forward and backward.
-        seconds: processor time, median over steps.
+        seconds: processor time, of the quickest step: what else a machine runs only adds to it.
         names: the operations by name, most frequent first.
     """
 
@@ -157,4 +156,4 @@ def _train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return statistics.median(watch.seconds), watch.count.names
+    return min(watch.seconds), watch.count.names

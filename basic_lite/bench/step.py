@@ -32,6 +32,7 @@ from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
 from basic_lite.models.parts import layers_of, parts_of
+from basic_lite.models.softcap import caps_attention
 from basic_lite.models.trainable import (
     Adapters,
     draw_again_in_backward,
@@ -103,7 +104,8 @@ def measure_baseline(
     device, decoder = parts.embedding.device, parts.decoder
     sizes = assembled.tokens_per_image, text, decoder.config.vocab_size, assembled.image_size
     before, clock = decoder.config._attn_implementation, _Clock(device)
-    decoder.set_attn_implementation("eager" if naive else "sdpa")
+    own = "eager" if naive or caps_attention(decoder.config) else "sdpa"  # which Gemma 2's class refuses
+    decoder.set_attn_implementation(own)
     try:
         with tempfile.TemporaryDirectory() as scratch, _published(assembled.model):
             more = {"remove_unused_columns": False, "use_liger_kernel": not naive and _takes_liger(device)}
@@ -121,7 +123,7 @@ def measure_baseline(
             with _unsloth_layers(decoder) if unsloth else nullcontext():  # after Liger has put its own in
                 trainer.train()
     finally:
-        decoder.set_attn_implementation(before or "sdpa")
+        decoder.set_attn_implementation(before or own)
         for parameter in assembled.model.parameters():
             parameter.grad = None
     speeds = [micro_batch / seconds for seconds in clock.seconds[warm:]]

@@ -254,7 +254,11 @@ def path_fault(name: object) -> RowFault | None:
         return None
     if "\0" in name:
         return RowFault("path_outside_root", f"image {shown(name)}: a path cannot hold a zero byte")
-    if name.startswith(("/", "\\", "~")) or "://" in name or name[1:3] in (":\\", ":/"):
+    if "://" in name:
+        return RowFault(
+            "path_outside_root", f"image {shown(name)} is a web address: download it, and give its path"
+        )
+    if name.startswith(("/", "\\", "~")) or name[1:3] in (":\\", ":/"):
         return RowFault(
             "path_outside_root", f"image {shown(name)}: a path must be relative to the image folder"
         )
@@ -330,8 +334,9 @@ def nearest_name(ref: ImageRef) -> str:
         names = sorted(entry.name for entry in os.scandir(os.path.join(ref.root, folder)))
     except (OSError, ValueError):
         return ""
-    near = difflib.get_close_matches(name, names[:MAX_COMPARED], 1)
-    return posixpath.join(folder, near[0]) if near else ""
+    lower = {other.lower(): other for other in names[:MAX_COMPARED]}  # some systems do not tell A from a
+    near = difflib.get_close_matches(name.lower(), lower, 1)
+    return posixpath.join(folder, lower[near[0]]) if near else ""
 
 
 MAX_COMPARED: int = 20_000

@@ -467,10 +467,12 @@ def _refuse(rows: Rows, part: Rows, numbers: range, bad: int, budget: float, sta
     faults = in_order([*of_each_set(rows, text_findings), *rows.faults])
     faults = [fault for fault in faults if fault.code not in STILL_TRAINS and fault.row in numbers]
     counts = Counter({fault.row: fault.code for fault in reversed(faults)}.values()).most_common()
+    # Lengths that decide are counted by the LLM's tokenizer, which a check takes only if it is given.
+    counted = " --tokenizer LLM --max-length N" if any("max_length" in f.detail for f in faults) else ""
     first = "; ".join(f"{f.where} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])
     raise ValueError(
         f"{bad:,} of {len(part):,} rows of {part.path} cannot be trained on "
         f"({', '.join(f'{count} {code}' for code, count in counts)}), more than the allowed {budget:.1%}: "
-        f"{first}{'; ...' if len(faults) > 3 else ''}. "
-        f"Repair what `basic-lite data check {part.path} --stage {stage}` lists, or allow more"
+        f"{first}{', and more' if len(faults) > 3 else ''}. "
+        f"Repair what `basic-lite data check {part.path} --stage {stage}{counted}` lists, or allow more"
     )

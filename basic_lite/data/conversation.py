@@ -288,9 +288,10 @@ def recognised(tokenizer: Any) -> tuple[str | None, bool]:
             )
         except Exception:  # anybody's Jinja: a role that it refuses, a variable that it misses
             continue
-        text = _DATE.sub("", text.removeprefix(tokenizer.bos_token or ""))
+        text = _DATE.sub("", text)
+        written = (text, text.removeprefix(tokenizer.bos_token or ""))  # SmolLM2's BOS is its `<|im_start|>`
         for row in rows:
-            if _DATE.sub("", render(row, turns, add_generation_prompt=True)) == text:
+            if _DATE.sub("", render(row, turns, add_generation_prompt=True)) in written:
                 return row.name, turns is _PROBE
     return None, False
 

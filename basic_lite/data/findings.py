@@ -50,6 +50,7 @@ NOTED: dict[str, str] = {
     "no_placeholder": "no <image> in its questions: its pictures come in front of the first",
     "dropped_turn": "it starts with an answer, which is dropped",
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
+    "not_used": "tools, tool calls, reasoning or the boxes of 'objects' beside its texts are not used",
 }
 """What the notes about a row's text say."""
 
@@ -114,16 +115,14 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _text_finding(rows: Rows, row: int) -> Finding:
-    name, code = "", CODES[int(rows.index.fault[row]) - 1]
-    detail = "the row has changed since it was indexed"
+    code, detail = CODES[int(rows.index.fault[row]) - 1], "the row has changed since it was indexed"
     try:
         raw = rows.raw(row)
-        name = raw.id
         normal_form(raw)
         detail = next((fault.detail for fault in map(path_fault, raw.images) if fault), detail)
     except RowFault as fault:
         detail = fault.detail
-    return Finding(row, name, code, detail)
+    return Finding(row, rows.name(row), code, detail)
 
 
 def _duplicates(rows: Rows) -> list[Finding]:

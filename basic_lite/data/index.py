@@ -168,7 +168,7 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     return quotes[~escaped], trailing
 
 
-FORMAT: str = "7"
+FORMAT: str = "8"
 """Raise it when the meaning of a column changes: older index files are then built anew."""
 
 COLUMNS: dict[str, type[np.generic]] = {

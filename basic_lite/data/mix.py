@@ -148,6 +148,11 @@ class Mix(Rows):
         part, number = self.place(row)
         return part.raw(number)
 
+    def name(self, row: int) -> str:
+        """Return the id of row `row`; see `Rows`."""
+        part, number = self.place(row)
+        return part.name(number)
+
     def image_ref(self, image: object) -> Any:
         """Refuse: only a set knows where its pictures are."""
         raise NotImplementedError("ask the row's own set, `place(row)[0]`")

@@ -26,22 +26,22 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", 
 """What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
 
 OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
-    (b"ftypheic", 4, "HEIC picture: pip install 'basic-lite[heic]' reads it"),
-    (b"ftypheix", 4, "HEIC picture: pip install 'basic-lite[heic]' reads it"),
-    (b"ftypmif1", 4, "HEIF picture: pip install 'basic-lite[heic]' reads it"),
-    (b"ftypavif", 4, "AVIF picture: pip install 'pillow>=11.3' reads it"),
-    (b"%PDF", 0, "PDF: save its page as PNG"),
-    (b"%!PS", 0, "PostScript file: save it as PNG"),
-    (b"\0\0\0\x0cjP  ", 0, "JPEG 2000 picture: save it as JPEG or PNG"),
-    (b"\0\0\0\x0cJXL ", 0, "JPEG XL picture: save it as JPEG or PNG"),
-    (b"\xff\x0a", 0, "JPEG XL picture: save it as JPEG or PNG"),
-    (b"8BPS", 0, "Photoshop file: save it as PNG"),
-    (b"DICM", 128, "DICOM file: save it as a 16-bit PNG"),
-    (b"<svg", 0, "SVG drawing: save it as PNG"),
-    (b"<?xml", 0, "XML file, or an SVG drawing: save it as PNG"),
-    (b"<!DOCTYPE", 0, "web page, not a picture: download it again"),
-    (b"<html", 0, "web page, not a picture: download it again"),
-    (b"version https://git-lfs", 0, "pointer of Git LFS: fetch the file itself with `git lfs pull`"),
+    (b"ftypheic", 4, "an HEIC picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypheix", 4, "an HEIC picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypmif1", 4, "an HEIF picture: pip install 'basic-lite[heic]' reads it"),
+    (b"ftypavif", 4, "an AVIF picture: pip install 'pillow>=11.3' reads it"),
+    (b"%PDF", 0, "a PDF: save its page as PNG"),
+    (b"%!PS", 0, "a PostScript file: save it as PNG"),
+    (b"\0\0\0\x0cjP  ", 0, "a JPEG 2000 picture: save it as JPEG or PNG"),
+    (b"\0\0\0\x0cJXL ", 0, "a JPEG XL picture: save it as JPEG or PNG"),
+    (b"\xff\x0a", 0, "a JPEG XL picture: save it as JPEG or PNG"),
+    (b"8BPS", 0, "a Photoshop file: save it as PNG"),
+    (b"DICM", 128, "a DICOM file: save it as a 16-bit PNG"),
+    (b"<svg", 0, "an SVG drawing: save it as PNG"),
+    (b"<?xml", 0, "an XML file, or an SVG drawing: save it as PNG"),
+    (b"<!DOCTYPE", 0, "a web page, not a picture: download it again"),
+    (b"<html", 0, "a web page, not a picture: download it again"),
+    (b"version https://git-lfs", 0, "a pointer of Git LFS: fetch the file itself with `git lfs pull`"),
 )
 """What files begin with that are not read, at which byte, and what to do."""
 
@@ -125,6 +125,13 @@ FULL_RANGE: int = 65_535
 
 def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+DEEP_GREY: str = (
+    "0 to 1 (floats), 0 to 255, and 0 to 65535 with some above 32767 are black to white; "
+    "of any other range the picture's own least and largest value are"
+)
+"""What `value_range` does, for a run's manifest."""
 
 
 def value_range(values: np.ndarray) -> tuple[float, float, bool]:
@@ -267,7 +274,7 @@ def _unknown(data: bytes) -> str:
     """Return what bytes are that are no picture, and what to do, as far as their start tells."""
     for start, place, remedy in OTHER_FORMATS:
         if data[place : place + len(start)] == start:
-            return f"it is a {remedy}" if start[:4] != b"ftyp" else f"it is an {remedy}"
+            return f"it is {remedy}"
     return "no known picture format"
 
 

@@ -21,6 +21,7 @@ from basic_lite.data.rows import (
     Sample,
     normal_form,
     read_row,
+    row_id,
     shown,
 )
 
@@ -151,13 +152,10 @@ class Rows:
             ValueError: If the row cannot be trained on; names the row, its id and the file.
         """
         row = range(len(self))[row]
-        name = ""
         try:
-            raw = self.raw(row)
-            name = raw.id
-            return sample_of(raw, self.images, self.follow_links)
+            return sample_of(self.raw(row), self.images, self.follow_links)
         except RowFault as fault:
-            named = f" (id {shown(name)})" if name else ""
+            named = f" (id {shown(name)})" if (name := self.name(row)) else ""
             raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
 
     def raw(self, row: int) -> RawRow:
@@ -167,6 +165,14 @@ class Rows:
             RowFault: `malformed_row` or `bad_roles`.
         """
         return read_row(self._fetch(row), stored=self.stored)
+
+    def name(self, row: int) -> str:
+        """Return the id of row `row`, also where nothing else of it can be read; empty where it has none."""
+        try:
+            stored = self._fetch(row)
+            return row_id(stored) if isinstance(stored, Mapping) else ""
+        except RowFault:
+            return ""
 
     def answers(self) -> Iterator[str]:
         """Yield what the assistant says in the rows to train on, shuffled in an order that stays the same."""

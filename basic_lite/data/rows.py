@@ -76,7 +76,7 @@ class Finding:
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
-ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored")
+ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
 """Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
 
 PICTURE_NOTES: tuple[str, ...] = (
@@ -337,6 +337,8 @@ def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
             silent.add(place)
         elif any(value != (role == "assistant") for value in weights):
             notes.add("weight_ignored")
+        if any(turn.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking")):
+            notes.add("not_used")
         turns.append((role, text))
     source = row.get("data_source")
     return RawRow(
@@ -372,7 +374,7 @@ def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
             texts.append(f"{IMAGE}\n")
         elif kind in ("video", "audio", "video_url", "input_audio"):
             raise RowFault(
-                "unsupported_media", f"turn {place} holds a {kind}: pictures and text are trained on"
+                "unsupported_media", f"turn {place} holds {kind!r}: pictures and text are trained on"
             )
         else:
             raise RowFault(
@@ -477,11 +479,14 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     for media in ("video", "videos", "audio", "audios"):
         if row.get(media):
             raise RowFault("unsupported_media", f"the row has a {media!r}: pictures and text are trained on")
-    if row.get("train") is False or (row.get("weight") == 0 and row.get("weight") is not None):
-        raise RowFault("no_supervision", "the row says itself that it is not trained on (train or weight)")
+    weights = [row[key] for key in ("weight", "train", "loss") if row.get(key) is not None]
+    if any(value == 0 for value in weights):
+        raise RowFault("no_supervision", "the row itself says not to train on it (weight, train or loss)")
     raw = LAYOUTS[column](row)
-    if row.get("weight", 1) not in (1, None):
-        raw = replace(raw, notes=raw.notes | {"weight_ignored"})
+    notes = {"weight_ignored"} if any(value != 1 for value in weights) else set()
+    if any(row.get(key) not in (None, "", "[]", [], {}) for key in ("objects", "tools")):
+        notes.add("not_used")
+    raw = replace(raw, notes=raw.notes | notes)
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         raw = replace(

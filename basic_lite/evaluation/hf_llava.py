@@ -21,6 +21,7 @@ from basic_lite.data.templates import TEMPLATES, Template
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
 from basic_lite.models.llava import read_config
+from basic_lite.models.softcap import cap_logits
 from basic_lite.models.unpacked import BACKGROUND_KEY
 
 FALLBACK = "vicuna_v1"
@@ -127,6 +128,7 @@ def load(source: str, device: torch.device | str = "cpu", template: str | None =
     wrong = [*loaded["missing_keys"], *loaded["mismatched_keys"]]
     if wrong:
         raise ValueError(f"{source} lacks {len(wrong)} weights (first: {sorted(map(str, wrong))[0]})")
+    cap_logits(model)  # a Gemma 2's, which LLaVA's class leaves out
     tokenizer, image = processor.tokenizer, config.image_token_id
     if template is None and processor.chat_template is None:
         template = FALLBACK

@@ -155,7 +155,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 
 TOKEN_LIMITS = {"llava": 128, "lmms": 16}
 """Most new tokens where lmms-eval has LLaVA-1.5's words and lets the model write less."""
-SAME_STYLES = dict.fromkeys(("llava", "lmms"))
+SAME_STYLES: dict[str, None] = {"llava": None, "lmms": None}
 """Styles where it lets it write as much."""
 
 

@@ -30,7 +30,7 @@ def results_table(content: Mapping[str, Any]) -> Table:
     if content["value"] is not None:
         low, high = content["interval_95"] or (None, None)
         interval = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
-        table.add_row("[bold]value[/bold]", f"[bold]{content['value']:.2f}[/bold]{interval}")
+        table.add_row("value", f"{content['value']:.2f}{interval}", style="bold")
         if content.get("clusters"):  # results of older versions did not say
             table.add_row("independent units (pictures) in the interval", f"{content['clusters']:,}")
     limit = f" (--limit {content['limit']})" if content["limit"] else ""
@@ -41,7 +41,7 @@ def results_table(content: Mapping[str, Any]) -> Table:
         table.add_row(name.replace("_", " "), "  ".join(shown).strip())
     table.add_row("answers without a readable option or value", str(content["parse_failures"]))
     if content["missing_predictions"]:
-        table.add_row("[red]questions without an answer[/red]", str(content["missing_predictions"]))
+        table.add_row("questions without an answer", str(content["missing_predictions"]), style="red")
     for name, groups in content["breakdown"].items():
         table.add_section()
         for group, value in groups.items():

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from basic_lite.console import progress_bar, silence_libraries, write_into
 from basic_lite.evaluation.distributed import ALONE, Processes, ProcessLost
@@ -169,5 +168,4 @@ class Suite:
             if len(self.names) == 1:
                 raise
             self.failures[name] = one_line(error, 1000)
-            reason = escape(self.failures[name])
-            self.console.print(f"[red]{name} is left out:[/red] {reason}")
+            self.console.print(f"{name} is left out: {self.failures[name]}", style="red")

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PretrainedConfig,
+)
 from transformers.utils import logging
 
 from basic_lite.experiments.table import write_rows
@@ -151,10 +159,10 @@ def _why(candidate: Candidate) -> str:
     )
 
 
-def _llava(text: object) -> LlavaForConditionalGeneration:
+def _llava(text: PretrainedConfig) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         text_config=text,
-        vision_config=CLIPVisionConfig(**_TOWER),
+        vision_config=CLIPVisionConfig.from_dict(_TOWER),
         image_token_index=_IMAGE,
         image_seq_length=_PATCHES,
     )
@@ -170,7 +178,7 @@ def _batch() -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _ran(text: object) -> str:
+def _ran(text: PretrainedConfig) -> str:
     try:
         _llava(text)(**_batch())
     except Exception as error:  # whatever another library says is the finding
@@ -179,7 +187,7 @@ def _ran(text: object) -> str:
 
 
 @torch.no_grad()
-def _captured(text: object, importance: Importance) -> str:
+def _captured(text: PretrainedConfig, importance: Importance) -> str:
     try:
         model = _llava(text)
         with BasicSupervision(model, 2, importance=importance) as seen:
@@ -193,7 +201,7 @@ def _captured(text: object, importance: Importance) -> str:
 
 
 @torch.no_grad()
-def _states(text: object) -> str:
+def _states(text: PretrainedConfig) -> str:
     """Try to read states at the patches without a LLaVA: embeddings in, hooks on the first two layers."""
     try:
         model = AutoModel.from_config(text).eval()
@@ -201,7 +209,7 @@ def _states(text: object) -> str:
         layers = max((m for m in stack.modules() if isinstance(m, nn.ModuleList)), key=len)
         seen: list[tuple[int, ...]] = []
 
-        def keep(layer: nn.Module, args: tuple, output: object) -> None:
+        def keep(layer: nn.Module, args: tuple, output: Any) -> None:
             seen.append(tuple((output if isinstance(output, torch.Tensor) else output[0]).shape))
 
         hooks = [layer.register_forward_hook(keep) for layer in layers[:2]]

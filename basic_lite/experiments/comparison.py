@@ -47,13 +47,13 @@ SETUP: str = "ablation.json"
 """What all runs of an ablation's folder share, written beside them and compared before any is added."""
 
 
-def fingerprints(sources: Sources) -> dict[str, object]:
+def fingerprints(sources: Sources) -> Mapping[str, object]:
     """Return which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
     configs = {
         "llm": read_config(sources.llm, "language model"),
         "tower": vision_config(read_config(sources.tower, "vision tower")),
     }
-    marks: dict[str, object] = {}
+    marks: dict[str, dict[str, object]] = {}
     for what, config in configs.items():
         source = getattr(sources, what)
         marks[what] = identity(source, config)
@@ -283,8 +283,8 @@ class Comparison:
 
     @property
     def _sources(self) -> Sources:
-        given = self.stage1
-        return Sources.named(str(given["model"]), given.get("tower"), given.get("llm"))
+        given = _plain(self.stage1)
+        return Sources.named(given["model"], given.get("tower"), given.get("llm"))
 
     def _variants(self) -> list[Variant]:
         sources, given = self._sources, _plain(self.stage1)
@@ -496,10 +496,15 @@ class Comparison:
                 if variant.name == at_level("BASIC", level)
             }
             sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
-            level = "1" if "1" in places else sweep.levels[-1].name
-            along = {variant: drawn[at_level(variant, level)] for variant in DEMO_VARIANTS}
-            content = sweep.as_dict()
-            said = [*sweep.sentences, *curves.sentences(along, sweep.levels[0].table.baseline)]
+            ways = {
+                level.name: {variant: drawn[at_level(variant, level.name)] for variant in DEMO_VARIANTS}
+                for level in sweep.levels
+            }
+            along = ways["1" if "1" in places else sweep.levels[-1].name]
+            content, said = sweep.as_dict(), sweep.sentences
+            for level in sweep.levels:
+                baseline = level.table.baseline
+                said += [f"At {level.label}: {way}" for way in curves.sentences(ways[level.name], baseline)]
             sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
             report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(sweep))
@@ -520,7 +525,7 @@ class Comparison:
         console.print(f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md")
 
 
-def _plain(options: Mapping[str, object]) -> dict[str, object]:
+def _plain(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options as JSON takes them, without those that were not given."""
     return {
         name: str(value) if isinstance(value, Path) else value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
@@ -44,8 +46,7 @@ def write_squeezed(folder: Path, times: float) -> None:
         folder: for `AutoModelForCausalLM` and `AutoTokenizer`.
         times: above 0; 1 is the embedded decoder.
     """
-    model = AutoModelForCausalLM.from_pretrained(DECODER, dtype=torch.float32)
-    assert isinstance(model, LlamaForCausalLM)
+    model: Any = AutoModelForCausalLM.from_pretrained(DECODER, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(DECODER)
     decoder = model.model
     embedding = decoder.embed_tokens.weight
@@ -53,8 +54,7 @@ def write_squeezed(folder: Path, times: float) -> None:
     model.lm_head.weight = nn.Parameter(embedding.clone())
     to = squeeze(embedding.shape[1], times).float()
     back = torch.linalg.inv(to.double()).float()
-    reads = [(decoder.norm, [model.lm_head])]
-    writes: list[nn.Module] = []
+    reads, writes = [(decoder.norm, [model.lm_head])], []
     for layer in decoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
         reads.append((layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]))
@@ -82,17 +82,15 @@ def described_twice(count: int, seed: int) -> list[str]:
     return texts
 
 
-def _shorter(model: nn.Module, tokenizer: object, norms: list[nn.Module], to: torch.Tensor) -> list[float]:
+def _shorter(model: nn.Module, tokenizer: Any, norms: list[nn.Module], to: torch.Tensor) -> list[float]:
     """Return by how much `to` shortens what each norm reads of text, on the average."""
     shares: list[list[torch.Tensor]] = [[] for _ in norms]
 
-    def look(place: int, states: torch.Tensor) -> None:
+    def look(place: int, norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        (states,) = inputs
         shares[place].append((states @ to).norm(dim=-1).div(states.norm(dim=-1))[0, 1:])
 
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, place=place: look(place, inputs[0]))
-        for place, norm in enumerate(norms)
-    ]
+    hooks = [norm.register_forward_pre_hook(partial(look, place)) for place, norm in enumerate(norms)]
     for text in described_twice(TEXTS, seed=-1):  # of no run
         model(**tokenizer(text, return_tensors="pt"))
     for hook in hooks:

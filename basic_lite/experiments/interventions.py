@@ -16,15 +16,16 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement, Weighting
-from basic_lite.models import converted, repository
-from basic_lite.models.parts import Parts
+from basic_lite.models import converted, repository, softcap
+from basic_lite.models.parts import Parts, embedding_of
 
 KINDS = ("none", "noise", "shuffled", "teacher")
 
@@ -129,11 +130,11 @@ def shuffled(refinement: Refinement, given: Mapping[str, object]) -> Refinement:
 class OtherTeacher:
     """Targets from another decoder, which runs its first k layers on the same input embeddings."""
 
-    def __init__(self, decoder: nn.Module, layers: int | None = None, weighting: Weighting = "quadratic"):
+    def __init__(self, decoder: Any, layers: int | None = None, weighting: Weighting = "quadratic"):
         """Take a decoder without head; its later layers are dropped.
 
         Args:
-            decoder: of the same width.
+            decoder: a `PreTrainedModel` of the same width.
             layers: k; `None` for half of its layers.
             weighting: of layers 1..k.
 
@@ -147,9 +148,10 @@ class OtherTeacher:
         self.decoder.config.num_hidden_layers = count
 
     @torch.no_grad()
-    def __call__(self, refinement: Refinement, given: Mapping[str, object]) -> Refinement:
+    def __call__(self, refinement: Refinement, given: Mapping[str, Any]) -> Refinement:
         """Replace the target."""
-        patch, states = given["layout"].patch, []
+        patch = given["layout"].patch
+        states: list[torch.Tensor] = []
 
         def keep(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
@@ -160,16 +162,18 @@ class OtherTeacher:
                 hooks.callback(layer.register_forward_hook(keep).remove)
             embeds = given["inputs_embeds"].to(next(self.decoder.parameters()).dtype)
             self.decoder(inputs_embeds=embeds, attention_mask=given["attention_mask"], use_cache=False)
-        target = sum(weight * state for weight, state in zip(self.weights, states, strict=True))
+        target = torch.zeros_like(refinement.target)
+        for weight, state in zip(self.weights, states, strict=True):
+            target += weight * state
         return replace(refinement, target=target)
 
 
-def random_teacher(decoder: nn.Module, seed: int) -> nn.Module:
+def random_teacher(decoder: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Return a decoder of the same configuration with random weights."""
     config = deepcopy(decoder.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = softcap.implementation(config)
     if getattr(config, "quantization_config", None) is not None:
-        del config.quantization_config
+        delattr(config, "quantization_config")
     like = next(decoder.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,18 +181,17 @@ def random_teacher(decoder: nn.Module, seed: int) -> nn.Module:
     return made.to(like.device)
 
 
-def load_teacher(source: str, decoder: nn.Module) -> nn.Module:
+def load_teacher(source: str, decoder: PreTrainedModel) -> PreTrainedModel:
     """Load another decoder, without head, onto the same device.
 
     Raises:
         ValueError: If it cannot be loaded.
     """
-    like = decoder.get_input_embeddings().weight
+    like = embedding_of(decoder)
     try:
         made = AutoModel.from_pretrained(
             converted.safetensors_folder(source),
             dtype=like.dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:

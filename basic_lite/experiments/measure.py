@@ -158,6 +158,7 @@ def run_captions(
     each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
     loss = each.sum(1) / labels.ne(IGNORE_INDEX).sum(1).clamp(min=1)
     seen = supervision.refinement
+    assert seen is not None, "the rows have pictures"
     cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
     cosines = [float(cosine[seen.image == image].mean()) for image in range(seen.images)]
     return CaptionBatch(loss.tolist(), cosines, seen, logits, labels)
@@ -291,7 +292,9 @@ def inspect_batches(
             tokens = [words[token] for token in ids]
             # A drawing says what its own 8 x 8 patches show; another --image-size has others.
             judged = len(tokens) == len(picture.thing)
-            verdicts = meaningful(scene, picture, tokens) if judged else [None] * len(tokens)
+            verdicts: list[bool | None] = [None] * len(tokens)
+            if judged:
+                verdicts = meaningful(scene, picture, tokens)
             inspection.shown.append(sum(verdict is not None for verdict in verdicts))
             inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
             if len(inspection.views) < views:

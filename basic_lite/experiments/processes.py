@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -352,7 +353,7 @@ class ProgressBoard:
         self._shown.__enter__()
         return self
 
-    def __exit__(self, *failure: object) -> None:
+    def __exit__(self, *failure: Any) -> None:
         self._shown.__exit__(*failure)
 
     def show(self, states: Mapping[str, State]) -> None:

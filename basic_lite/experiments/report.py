@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from basic_lite import pages
 from basic_lite.data.world.lexicon import named_by
@@ -295,8 +296,7 @@ def dots(table: DifferenceTable) -> str:
     columns = min(len(measures), _PANELS_IN_ROW)
     rows = -(-len(measures) // columns)
     height = rows * (0.9 + 0.34 * len(table.cells))
-    figure = Figure(figsize=(11, height), layout="constrained")
-    figure.get_layout_engine().set(hspace=0.1)
+    figure = Figure(figsize=(11, height), layout=ConstrainedLayoutEngine(hspace=0.1))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axes, measure in zip(grid.flat, measures, strict=False):
         _panel(axes, table, measure)
@@ -384,7 +384,7 @@ def sweep_plot(sweep: Sweep) -> str:
             if pair.other.interval is not None:
                 bottom.plot([place] * 2, pair.other.interval, color=colour, linewidth=2.4)
             bottom.plot([place], [pair.other.difference], "o", color=colour, markersize=6.5)
-        arrow = {"higher": "up", "lower": "down"}[each[0].measure.better]
+        arrow = "up" if each[0].measure.better == "higher" else "down"
         top.set_title(each[0].measure.heading, fontsize=11, loc="left")
         bottom.set_title(f"BASIC − plain ({arrow} is better)", fontsize=9.5, loc="left")
         bottom.set_xscale("log")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from basic_lite.data.world.scenes import COLOURS
 from basic_lite.experiments.measure import Measure
@@ -182,7 +183,7 @@ def table_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
         heads += [f"{measure.heading}: plain", "BASIC", "difference"]
     rows = []
     for level in sweep.levels:
-        cells = [level.label]
+        cells: list[str | Text] = [level.label]
         for measure in sweep.measures:
             pair = level.pair(measure.name)
             cells += [number(cell.mean, measure) for cell in (pair.base, pair.other)]
@@ -199,11 +200,11 @@ def for_terminal(sweep: Sweep) -> Table:
     for measure in sweep.judged:
         made.add_column(f"{measure.heading}\nplain, BASIC", justify="right")
     for level in sweep.levels:
-        cells = [level.label]
+        cells: list[str | Text] = [level.label]
         for measure in sweep.judged:
             base, other = level.pair(measure.name).base, level.pair(measure.name).other
             means = f"{number(base.mean, measure)}, {number(other.mean, measure)}"
-            cells.append(f"{means}\n{coloured(change(other, measure), other)}")
+            cells.append(Text.assemble(means, "\n", coloured(change(other, measure), other)))
         made.add_row(*cells)
     return made
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from basic_lite.evaluation.statistics import percentile_interval, resample, student_interval
 from basic_lite.experiments.measure import Measure
@@ -192,9 +193,9 @@ def change(cell: Cell, measure: Measure) -> str:
 _COLOURS = {"better": "green", "worse": "red"}
 
 
-def coloured(text: str, cell: Cell) -> str:
+def coloured(text: str, cell: Cell) -> Text:
     """Return a text in the colour of a cell's verdict, for a terminal."""
-    return f"[{_COLOURS[cell.verdict]}]{text}[/]" if cell.verdict in _COLOURS else text
+    return Text(text, _COLOURS.get(cell.verdict, ""))
 
 
 def for_terminal(table: DifferenceTable) -> Table:
@@ -208,8 +209,8 @@ def for_terminal(table: DifferenceTable) -> Table:
         for measure in table.measures:
             cell = row[measure.name]
             changed = change(cell, measure)
-            more = f"\n{coloured(changed, cell)}" if changed else ""
-            shown.append(number(cell.mean, measure) + more)
+            more = ("\n", coloured(changed, cell)) if changed else ()
+            shown.append(Text.assemble(number(cell.mean, measure), *more))
         made.add_row(f"{variant}\n(baseline)" if variant == table.baseline else variant, *shown)
     return made
 
@@ -261,6 +262,8 @@ class Pair:
     def texts(self, each_seed: bool) -> list[str]:
         """Return label, both means, the difference, its interval and, where asked, that of each seed."""
         measure, other = self.measure, self.other
+        assert other.difference is not None, "the baseline comes first"
+        assert other.differences is not None, "the baseline comes first"
         label = f"{measure.label} ({measure.unit})" if measure.unit else measure.label
         means = [number(cell.mean, measure) for cell in (self.base, other)]
         texts = [label, *means, number(other.difference, measure, signed=True), interval(other, measure)]
@@ -287,11 +290,10 @@ def side_by_side(table: DifferenceTable, title: str) -> Table:
         column.justify = "right"
     for group, members in groupby(pairs(table), lambda pair: pair.group):
         made.add_section()
-        made.add_row(f"[bold]{group}[/bold]")
+        made.add_row(group, style="bold")
         for pair in members:
             texts = pair.texts(len(table.seeds) > 1)
-            texts[3] = coloured(texts[3], pair.other)
-            made.add_row(*texts)
+            made.add_row(*texts[:3], coloured(texts[3], pair.other), *texts[4:])
     return made
 
 

@@ -72,6 +72,7 @@ def _text_config(assembled: Assembled) -> dict:
     live = config.text_config.to_dict()
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes += ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "hidden_act")
+    sizes += tuple(key for key in (assembled.family.attention_cap, assembled.family.logit_cap) if key)
     text = {key: live[key] for key in sizes if live.get(key) is not None} | own
     for key in _PASSING:
         text.pop(key, None)

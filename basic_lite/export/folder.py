@@ -17,7 +17,7 @@ from basic_lite import files
 from basic_lite.export import card, configs
 from basic_lite.export import parity as export_parity
 from basic_lite.export.chat_template import chat_template
-from basic_lite.export.readers import check_gguf, refusals
+from basic_lite.export.readers import check_gguf, refusals, uncapped
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import (
     Adapters,
@@ -280,7 +280,7 @@ def _trained_tower(manifest: dict) -> bool:
 
 
 def _is_gemma(manifest: dict) -> bool:
-    return read_config(manifest["sources"]["llm"], "language model").model_type == "gemma"
+    return read_config(manifest["sources"]["llm"], "language model").model_type in ("gemma", "gemma2")
 
 
 def _gemma_scale(manifest: dict) -> float:
@@ -344,7 +344,7 @@ def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
         "parity": result,
         "parity_to_quantised_run": asked.to_run,
         "answers": [answer.text for answer in answers],
-        "notes": refusals(*contents(folder)),
+        "notes": refusals(*contents(folder)) + uncapped(contents(folder)[0]),
         "weights": files.hashes(folder, ("*.safetensors", "*.gguf")),
         "versions": files.versions(),
         "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},

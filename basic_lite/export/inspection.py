@@ -10,7 +10,7 @@ import torch
 from basic_lite import files
 from basic_lite.export import folder as hf
 from basic_lite.export import parity
-from basic_lite.export.readers import check_installed, refusals
+from basic_lite.export.readers import check_installed, refusals, uncapped
 from basic_lite.export.weights import entries_of
 
 _WEIGHTS = ("*.safetensors", "*.gguf")
@@ -96,7 +96,7 @@ def _llava(folder: Path, export: dict, device: torch.device | str) -> list[str]:
     if known := export.get("answers"):
         equal = sum(now == then for now, then in zip(texts, known, strict=True))
         lines.append(f"answers: {equal} of {len(known)} as at the export")
-    return lines + refusals(config, names)
+    return lines + refusals(config, names) + uncapped(config)
 
 
 def _adapters(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from basic_lite.data.tiles import Size, Tiling, packed
 from basic_lite.models.generate import greedily, one_row, prompt_ids, stops_of, text_of, until_stop
 from basic_lite.models.llava import Assembled, for_inference
 from basic_lite.models.parts import parts_of
+from basic_lite.models.softcap import cap_logits
 
 NEW_TOKENS: int = 12
 LIMITS: dict[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -155,8 +156,9 @@ def compare_logits(here: list[Answer], there: list[Answer]) -> dict[str, float |
 def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1.0) -> tuple[Any, Any]:
     """Read an exported folder as a stranger would; returns its processor and model.
 
-    `image_scale` is what the folder's own readers multiply image features by, done here by hand. Raises
-    ValueError if a tensor is missing or has no place.
+    Capped logits, which LLaVA's class leaves as they are, are capped here as other readers do. `image_scale`
+    is what the folder's own readers multiply image features by, done here by hand. Raises ValueError if a
+    tensor is missing or has no place.
     """
     processor = AutoProcessor.from_pretrained(folder)
     loading: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
@@ -165,6 +167,7 @@ def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1
     if wrong:
         raise ValueError(f"tensors are missing or have no place: {', '.join(map(str, wrong[:3]))}")
     model.to(device).eval()
+    cap_logits(model)
     for parameter in model.model.multi_modal_projector.linear_2.parameters():
         parameter.requires_grad_(False).mul_(image_scale)
     if hasattr(model.model, "image_newline"):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from basic_lite.models import zoo
+
 GGUF_ARCHITECTURES: dict[str, str] = {
     "llama": "llama",
     "mistral": "llama",
@@ -41,7 +43,7 @@ class Reader:
 
 
 _DECODERS = (
-    "llama gemma phi3 mistral qwen2 qwen3 gemma3_text ministral3 glm4 granite stablelm cohere2".split()
+    "llama gemma gemma2 phi3 mistral qwen2 qwen3 gemma3_text ministral3 glm4 granite stablelm cohere2".split()
 )
 _PREFIXES = ("language_model.model.", "language_model.lm_head.", "vision_tower.", "multi_modal_projector.")
 _SAVED = ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector.", "lm_head.")
@@ -80,6 +82,24 @@ def refusals(config: Mapping[str, Any], names: Iterable[str] = ()) -> list[str]:
         f"{reader.name} does not load this folder: {reason} ({reader.source}, read on {reader.read_on})"
         for reader in READERS
         if (reason := _refusal(reader, config, names))
+    ]
+
+
+def uncapped(config: Mapping[str, Any]) -> list[str]:
+    """Return the line about logits whose soft cap transformers' LLaVA leaves out; none without a cap.
+
+    Args:
+        config: content of the folder's `config.json`.
+    """
+    text = config["text_config"]
+    family = zoo.FAMILIES.get(text["model_type"])
+    key = None if family is None else family.logit_cap
+    if key is None or text.get(key) is None:
+        return []
+    return [
+        f"transformers' LLaVA leaves out the cap of {text[key]:g} on the logits ({key}): greedy answers are "
+        "the run's, probabilities and sampled answers are not; readers that run the LLM's own class, such as "
+        "vLLM, cap them, and so do chat and eval here. The gap was taken with the cap"
     ]
 
 

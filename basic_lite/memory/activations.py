@@ -94,7 +94,7 @@ def kept_per_layer(size: DecoderSize, held: Held) -> int:
     """
     norms = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
     widened = 0  # weights of norms in fp32
-    if size.family in ("gemma", "gemma3_text") and not keeps_inputs_alone(size, held):  # 1 + weight
+    if size.family in ("gemma", "gemma2", "gemma3_text") and not keeps_inputs_alone(size, held):  # 1 + weight
         widened = 4 * norms
     elif size.family in ("cohere2", "stablelm") and held.half and held.training != "decoder":
         widened = (8 if size.family == "stablelm" else 4) * norms  # with biases
@@ -135,7 +135,7 @@ def norm_bytes(size: DecoderSize, held: Held, after: bool = False) -> int:
     widened = 2 if size.family == "cohere2" else 1
     multiplied = 0
     if held.training == "decoder":
-        multiplied = 4 if size.family in ("gemma", "gemma3_text", "olmo2", "olmo3") else given
+        multiplied = 4 if size.family in ("gemma", "gemma2", "gemma3_text", "olmo2", "olmo3") else given
     return size.width * (4 * widened + multiplied) + 4
 
 
@@ -164,8 +164,12 @@ def _attention(size: DecoderSize, held: Held, row: int) -> int:
     """Rotated query and key, value, output, and the softmax's normaliser in fp32.
 
     Under a mask sdpa's grouped kernels do not run, so key and value are widened to all heads, and the mask
-    becomes a summand.
+    becomes a summand. Capped attention makes its map again and keeps neither normaliser nor output, which is
+    there all the same where the output projection keeps its input.
     """
+    if size.capped:
+        kept = held.training != "projector" or held.bits == 8
+        return held.width * ((2 if kept else 1) * size.query + 2 * size.keys)
     masked = is_masked(size, row)
     keys = size.query if masked else size.keys
     return held.width * (2 * size.query + 2 * keys + (row if masked else 0)) + 4 * size.heads
@@ -212,16 +216,12 @@ def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: in
         mask: elements of the mask: one per row and token that it could see.
     """
     held = replace(held, streamlined=False)
-    width = held.width
+    width, grouped = held.width, size.capped or size.heads == size.kv_heads
     norms = _norms(size, held)
-    all_tokens = (
-        norms / 2
-        + _head_norms(size, held)
-        + width * 2 * (size.keys if size.heads == size.kv_heads else size.query)
-    )
-    some = norms / 2 + width * 2 * size.query + 4 * size.heads + _mlp(size, held)
+    all_tokens = norms / 2 + _head_norms(size, held) + width * 2 * (size.keys if grouped else size.query)
+    some = norms / 2 + _attention(size, held, 0) - width * 2 * size.keys + _mlp(size, held)
     everything = _inputs(size, held)
     behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
     share = behind / sum(layer.inputs for layer in size.linears)
     inputs = everything * (share * rows + (1 - share) * tokens)
-    return tokens * all_tokens + rows * some + inputs + width * mask
+    return tokens * all_tokens + rows * some + inputs + (1 if size.capped else width) * mask

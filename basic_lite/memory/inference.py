@@ -11,6 +11,7 @@ from basic_lite.memory.choice import budget_bytes
 from basic_lite.memory.peak import CONTEXT_BYTES, FRAGMENTATION
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
 from basic_lite.models import zoo
+from basic_lite.models.pieces import WORKING, working_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +126,11 @@ def _moments(plan: Inference) -> list[dict[str, float]]:
     wide = 4 * tokens * decoder.width if plan.rank else 0
     mlp = tokens * decoder.inner * max(3 * width, 2 * width + beside)
     heads = tokens * decoder.query * width
-    attention = 2 * heads + 2 * tokens * decoder.keys * width + (1 + width) * mask
-    if decoder.heads != decoder.kv_heads:
-        attention += 2 * heads
+    attention = 2 * heads + 2 * tokens * decoder.keys * width + mask
+    if decoder.capped:  # three pieces of its map: what is capped, what is masked, the weights
+        attention += working_bytes(plan.batch, decoder.heads, plan.prompt, plan.prompt) * 3 / WORKING
+    else:
+        attention += width * mask + (2 * heads if decoder.heads != decoder.kv_heads else 0)
     around = pixels + embeddings + 3 * state  # a layer's input, the residual stream, what was normalised
     prompt, whole = cache_bytes(plan, plan.prompt), cache_bytes(plan, plan.prompt + plan.new)
     logits = plan.batch * decoder.vocabulary * (width + 8)

@@ -19,6 +19,7 @@ from basic_lite.memory.activations import (
 )
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
 from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
+from basic_lite.models.pieces import working_bytes
 
 Optimizer = Literal["adamw", "paged-adamw-8bit"]
 
@@ -356,7 +357,18 @@ def _terms(step: Step) -> float:
 
 
 def _working(step: Step, tokens: int) -> float:
-    """What backward through one layer holds beyond what the layer kept: in its MLP, where it holds most."""
+    """What backward through one layer holds beyond what the layer kept: in its MLP, where it holds most.
+
+    Capped attention's map may be more, although the MLP's tensors, which are gone by then, are not taken off.
+    """
+    decoder, working = step.decoder, _working_in_mlp(step, tokens)
+    if not decoder.capped:
+        return working
+    queries = tokens // step.micro_batch
+    return max(working, working_bytes(step.micro_batch, decoder.heads, queries, step.row))
+
+
+def _working_in_mlp(step: Step, tokens: int) -> float:
     decoder, held = step.decoder, step.held
     largest = max(linear.parameters for linear in decoder.linears)
     unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0

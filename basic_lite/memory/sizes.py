@@ -26,13 +26,14 @@ TOWERS = {name: SimpleNamespace(**config) for name, config in zoo.TOWER_CONFIGS.
 _WHOLE_NORMS = ("olmo2", "olmo3")
 """Families that normalise query and key over all heads at once."""
 
-_AFTER = ("olmo2", "olmo3", "gemma3_text", "glm4")
+_AFTER = ("olmo2", "olmo3", "gemma2", "gemma3_text", "glm4")
 """Families with a norm after attention and one after the MLP."""
 
 _STREAMLINED = ("llama", "mistral", "qwen2", "gemma", "phi3")
 """Families whose layers train in few operations (`models.decoder_layer`)."""
 
-FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "olmo2", "olmo3")
+FUSABLE = ("llama", "gemma", "phi3", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "olmo2")
+FUSABLE += ("olmo3",)
 """Families for which Liger has modules (see `training.liger`)."""
 
 
@@ -74,6 +75,7 @@ class DecoderSize:
         windowed: layers with a sliding window.
         partial: only a part of each head is rotated.
         positions: tokens of the longest row; `None` where it is not known.
+        capped: attention scores have a soft cap, so that sdpa's kernels do not run (`models.softcap`).
     """
 
     family: str
@@ -89,6 +91,7 @@ class DecoderSize:
     windowed: int = 0
     partial: bool = False
     positions: int | None = field(default=None, compare=False)
+    capped: bool = False
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
@@ -116,6 +119,7 @@ class DecoderSize:
             windowed=0 if window is None else _layers_with_a_window(config, family),
             partial=any(share not in (None, 1.0) for share in shares),
             positions=getattr(config, "max_position_embeddings", None),
+            capped=zoo.FAMILIES[family].attention_cap is not None,
         )
 
     @property
@@ -213,10 +217,11 @@ class DecoderSize:
 
 
 def _layers_with_a_window(config: PretrainedConfig | SimpleNamespace, family: str) -> int:
-    """Count them by `layer_types`; without these, all are alike but for Gemma-3's every sixth."""
+    """Count them by `layer_types`; without these, all but each second (Gemma 2) or sixth (Gemma 3)."""
     kinds, depth = getattr(config, "layer_types", None), config.num_hidden_layers
     if kinds is None:
-        return depth - depth // 6 if family == "gemma3_text" else depth
+        every = {"gemma2": 2, "gemma3_text": 6}.get(family)
+        return depth - depth // every if every else depth
     return sum(kind == "sliding_attention" for kind in kinds)
 
 

@@ -15,14 +15,16 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from basic_lite.data.layout import Layout
+from basic_lite.models import softcap as softcaps
 from basic_lite.models.parts import layers_of
 
 NAME: str = "basic_sdpa"
 """The attention implementation's name in a decoder's configuration."""
+
+CAPPED: str = f"basic_{softcaps.NAME}"
+"""The same of a decoder that transformers' sdpa refuses, because it caps its scores."""
 
 _PARTIAL_MAP_ELEMENTS: int = 1 << 24
 """Elements of one partial map: 64 MB in fp32, where an instruction row of a 7B would take 150 MB per
@@ -31,7 +33,9 @@ sample."""
 _CAUSAL: str = "basic_sdpa_causal"
 """The same function under a name without mask function: transformers then passes no mask."""
 
-Recorder = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float], None]
+Recorder = Callable[
+    [torch.nn.Module, torch.Tensor, torch.Tensor, torch.Tensor | None, float, float | None], None
+]
 
 # A context variable, not a module attribute: when the forward pass returns it is empty again, so the
 # recomputation of a checkpointed layer during backward is plain sdpa. Otherwise importance would be
@@ -43,20 +47,10 @@ def install(decoder: PreTrainedModel) -> None:
     """Switch the decoder's attention to `basic_sdpa`, which is sdpa until something records.
 
     The mask function is registered too: without one, transformers passes no mask at all, and left
-    padding would be attended to.
-
-    Raises:
-        ValueError: If the decoder caps its attention scores, which sdpa cannot do.
+    padding would be attended to. Decoders that cap their scores get it under a name without "sdpa".
     """
-    if getattr(decoder.config, "attn_logit_softcapping", None):
-        raise ValueError(
-            f"{type(decoder).__name__} caps its attention scores (Gemma-2), which "
-            "scaled_dot_product_attention cannot do; choose a decoder without soft caps, as "
-            "Gemma 1 and 3"
-        )
-    AttentionInterface.register(NAME, basic_sdpa)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    decoder.set_attn_implementation(NAME)
+    name = CAPPED if softcaps.caps_attention(decoder.config) else NAME
+    decoder.set_attn_implementation(softcaps.register(name, basic_sdpa))
 
 
 def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
@@ -115,7 +109,7 @@ def causal_only(decoder: PreTrainedModel, width: int) -> Iterator[None]:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Call `recorder(module, query, key, attention_mask, scaling)` at every attention inside the block."""
+    """Call `recorder(module, query, key, mask, scaling, softcap)` at every attention inside the block."""
     token = _recorder.set(recorder)
     try:
         yield
@@ -130,9 +124,10 @@ def basic_sdpa(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention function for transformers: sdpa, and a call of the recorder where there is one.
+    """Attention function for transformers: `softcap.attend`, and a call of the recorder where there is one.
 
     Args:
         module: the attention module; has `layer_idx`.
@@ -141,14 +136,17 @@ def basic_sdpa(
         value: like `key`.
         attention_mask: `(B, 1, S, S)` bool, or `None` for causal.
         scaling: factor of the scores; `None` means `d ** -0.5`.
+        softcap: of the scores, where the decoder caps them.
         kwargs: passed on.
     """
     value = alone(value, query, key)
     recorder = _recorder.get()
     if recorder is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        recorder(module, query.detach(), key.detach(), attention_mask, scale)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        recorder(module, query.detach(), key.detach(), attention_mask, scale, softcap)
+    return softcaps.attend(
+        module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs
+    )
 
 
 def alone(value: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
@@ -176,7 +174,7 @@ class TextRows:
     """The text's rows of a batch's attention maps: where they are and what they may not see.
 
     ```python
-    attention = softmax(scaling * query @ key.mT + mask)            # (B, H, S, S), never built
+    attention = softmax(cap(scaling * query @ key.mT) + mask)       # (B, H, S, S), never built
     result = attention.mean(1)[:, text].sum(1)
     ```
     Text before an image adds nothing to its patches because it cannot see them, so one sum over all text
@@ -213,21 +211,29 @@ class TextRows:
             weight = weight[:, None].expand(-1, heads, -1).reshape(rows, 1, -1)
             self._pieces.append((position, hidden[:, None], weight))
 
-    def attention(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor | None:
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, scaling: float, cap: float | None = None
+    ) -> torch.Tensor | None:
         """Return what the text attends to at each position, summed over text and averaged over heads.
 
         Args:
             query: `(B, H, S, d)`.
             key: `(B, H / groups, S, d)`; query head h uses key head `h // groups`.
             scaling: factor of the scores.
+            cap: soft cap of the scores; `None` for none.
 
         Returns:
             `(B, 1, S)` in fp32 (fp64 for fp64 inputs); `None` where there is no text.
         """
-        with torch.autocast(query.device.type, enabled=False):  # it would narrow the maps for their sum
-            return self._attention(query, key, scaling)
+        kind = query.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._attention(query, key, scaling, cap)
+        with torch.autocast(kind, enabled=False):  # it would narrow the maps for their sum
+            return self._attention(query, key, scaling, cap)
 
-    def _attention(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor | None:
+    def _attention(
+        self, query: torch.Tensor, key: torch.Tensor, scaling: float, cap: float | None
+    ) -> torch.Tensor | None:
         rows, heads, width, size = query.shape
         sides = key.shape[1]
         across = key.reshape(rows * sides, width, size).mT
@@ -238,6 +244,8 @@ class TextRows:
             some = some.view(rows * sides, -1, size)  # heads of one key side by side
             scores = torch.baddbmm(some.new_empty(()), some, across, beta=0, alpha=scaling)
             scores = scores.view(rows, heads, count, width)
+            if cap is not None:
+                scores = scores.to(self.precision).div_(cap).tanh_().mul_(cap)
             if hidden.dtype == torch.bool:
                 # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight
                 # 0 is NaN.

@@ -133,7 +133,7 @@ def next_token(
     Args:
         hidden: `(B, S, D)` states after the final norm, or `(M, D)` rows already chosen and shifted.
         labels: `(B, S)` ids with `IGNORE_INDEX`, or `(M,)` the ids that those rows predict.
-        head: the output projection without bias, or its `(V, D)` weight.
+        head: the output projection without bias, or its `(V, D)` weight; one with `cap` caps its logits.
         rows_per_chunk: rows per pass over the vocabulary; `None` chooses by size.
 
     Returns:
@@ -154,7 +154,8 @@ def next_token(
     if not len(labels):
         return LossTerm("lm", hidden.float().sum() * 0.0, 0)
     rows = rows_in_chunk(len(labels), len(weight)) if rows_per_chunk is None else rows_per_chunk
-    return LossTerm("lm", _LinearCrossEntropy.apply(hidden, weight, labels, rows), len(labels))
+    cap = getattr(head, "cap", None)
+    return LossTerm("lm", _LinearCrossEntropy.apply(hidden, weight, labels, rows, cap), len(labels))
 
 
 def directional_alignment(refinement: Refinement) -> LossTerm:
@@ -209,25 +210,6 @@ def semantic_distribution(
     constants = refinement.target.detach(), refinement.importance.detach(), embedding.detach()
     total = _SemanticDistribution.apply(refinement.initial, *constants, chunk)
     return LossTerm("sds", total, refinement.images)
-
-
-class _GradientsMade(Function):
-    """A function whose forward pass makes the gradients of its first inputs, where they are wanted."""
-
-    @staticmethod
-    def keep(ctx: Any, *made: tuple[torch.Tensor | None, torch.dtype]) -> None:
-        """Keep gradients for `backward`, each with the dtype of its input."""
-        ctx.save_for_backward(*(gradient for gradient, _ in made))
-        ctx.dtypes = [dtype for _, dtype in made]
-
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
-        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        gradients = [None if g is None else (g * upstream).to(dtype) for g, dtype in kept]
-        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
 class _SemanticDistribution(Function):
@@ -372,12 +354,17 @@ class _Walk:
             teacher.add_(made[rows:])
 
 
-class _LinearCrossEntropy(_GradientsMade):
+class _LinearCrossEntropy(Function):
     """Row-chunked head and cross-entropy; gradients (of a trained head too) made in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, rows: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        rows: int,
+        cap: float | None,
     ) -> torch.Tensor:
         precision = accumulator(hidden, weight)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
@@ -390,19 +377,40 @@ class _LinearCrossEntropy(_GradientsMade):
             part = slice(start, min(start + rows, len(hidden)))
             logits, target = buffer[: part.stop - start], labels[part, None]
             project(hidden[part], weight, logits)
-            log_softmax_(logits)
-            total -= logits.gather(1, target).sum()
+            if cap is not None:
+                logits.div_(cap).tanh_().mul_(cap)
+            normaliser = log_softmax_(logits)[:, None]
+            of_target = logits.gather(1, target)
+            total -= of_target.sum()
             if to_hidden is not None or to_weight is not None:
+                minus_one = -_slope(of_target + normaliser, cap)
                 for block in column_blocks(logits):
-                    logits[:, block].exp_()
-                minus_one = torch.full_like(target, -1, dtype=precision)
-                logits.scatter_add_(1, target, minus_one)  # softmax - one hot
+                    some = logits[:, block]
+                    slope = None if cap is None else _slope(some + normaliser, cap)
+                    some.exp_()
+                    if slope is not None:
+                        some *= slope
+                logits.scatter_add_(1, target, minus_one)  # softmax - one hot, times the cap's slope
             if to_weight is not None:
                 to_weight.addmm_(logits.T, hidden[part].to(precision))
             if to_hidden is not None:
                 multiply(logits, weight, to_hidden[part])
-        _GradientsMade.keep(ctx, (to_hidden, hidden.dtype), (to_weight, weight.dtype))
+        ctx.save_for_backward(to_hidden, to_weight)
+        ctx.dtypes = hidden.dtype, weight.dtype
         return total
+
+    @staticmethod
+    @once_differentiable  # whose types make `ctx` positional
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, upstream: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in kept), None, None
+
+
+def _slope(capped: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Return the derivative of `cap * tanh(z / cap)` by its value; of no cap 1."""
+    return torch.ones_like(capped) if cap is None else 1 - (capped / cap).square()
 
 
 def _row_kernel(logits: torch.Tensor) -> Callable | None:

@@ -61,9 +61,8 @@ def _rows(
     norm_p = highest_p + tl.log(sum_p)
     tl.store(norms, norm_q)
     tl.store(norms + stride_norms, norm_p)
-    narrow = tl.pointer_type(kind)  # pyright: ignore[reportArgumentType]  # a constexpr here
-    difference = student.to(narrow)
-    share = teacher.to(narrow)
+    difference = student.to(tl.pointer_type(kind))  # pyright: ignore[reportArgumentType]  # a constexpr here
+    share = teacher.to(tl.pointer_type(kind))  # pyright: ignore[reportArgumentType]
     total = 0.0
     for start in range(0, columns, block):
         inside = start + place < columns

@@ -242,6 +242,7 @@ class BasicSupervision:
         key: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float,
+        cap: float | None,
     ) -> None:
         index = getattr(module, "layer_idx", None)
         if self._layout is None or index not in self._attending:
@@ -254,7 +255,7 @@ class BasicSupervision:
         if text is None:  # layers share a mask, or two of them where some have a window
             text = attention.TextRows(self._layout, attention_mask, query)
             self._text = [*self._text[-1:], (attention_mask, text)]
-        total = text.attention(query, key, scaling)
+        total = text.attention(query, key, scaling, cap)
         if total is not None:
             self._attention = total if self._attention is None else self._attention.add_(total)
 

@@ -23,7 +23,7 @@ What is hard, and how it is solved:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -189,6 +189,10 @@ class Seeds:
         self.now = int(number) if type(number) is torch.Tensor else 0  # a fake tensor has no value
 
 
+Found = list[tuple["Group", list[torch.Tensor]]]
+"""Groups, and gradients of all their `A` and `B` in blocks."""
+
+
 class Group:
     """Linear layers that receive the same tensor, all of them adapted or all of them frozen.
 
@@ -217,12 +221,13 @@ class Group:
         self.pairs: list[tuple[nn.Parameter, nn.Parameter]] = [
             (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in adapted
         ]
-        self.parameters = [weight for pair in self.pairs for weight in pair]
+        self.parameters = [a for a, _ in self.pairs] + [b for _, b in self.pairs]
         self._firsts: torch.Tensor | None = None
         self._seconds: list[torch.Tensor] = []  # in one piece where all have the same shape
+        self._copies: list[torch.Tensor] = []  # of `parameters`, cut out of them
         self._versions: list[int] | None = None
         self._at_hand: tuple[torch.Tensor, dict[int, torch.Tensor]] | None = None
-        self._gradients: list[torch.Tensor] = []
+        self.gradients: list[torch.Tensor] = []  # what `.grad` of the adapters is cut out of
 
     def run(self, member: int, x: torch.Tensor) -> torch.Tensor:
         """Return one layer's output; the group's other outputs wait for the same `x`."""
@@ -316,13 +321,18 @@ class Group:
         return blocks
 
     def backward(
-        self, kept: Kept, given: Sequence[torch.Tensor], wants_x: bool = True
-    ) -> torch.Tensor | None:
-        """Add the adapters' gradients to theirs and return that of `x`.
+        self,
+        kept: Kept,
+        given: Sequence[torch.Tensor],
+        found: Found,
+        wants_x: bool = True,
+    ) -> Any:
+        """Return the gradient of `x`; `None` where it is not asked for.
 
         Args:
             kept: of `forward`.
             given: gradients of the outputs, in one block or one of each layer.
+            found: takes those of the adapters, for `add_gradients`.
             wants_x: whether that of `x` is asked for.
         """
         dtype = kept.product
@@ -341,7 +351,7 @@ class Group:
                 to_seconds = [_times(g.mT, part, scale) for g, part, _ in each]
             mask = self.mask(flat, kept.seed)
             seen = flat.expand(*firsts.shape[:-2], *flat.shape) if mask is None else mask * flat
-            self.add(_times(to_inner.mT, seen, scale), to_seconds)
+            found.append((self, [_times(to_inner.mT, seen, scale), *to_seconds]))
             del seen
         if not wants_x:
             return None
@@ -361,14 +371,10 @@ class Group:
         total = total.view(kept.shape)
         return total if kept.dtype == dtype else total.to(kept.dtype)
 
-    def refresh(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the narrow copies that are kept, each with its weight, to be written anew by the caller."""
-        if self._firsts is not None:
-            self._versions = [weight._version for weight in self.parameters]
-            yield from zip(_members([self._firsts, *self._seconds]), self._in_order(), strict=True)
-
-    def _in_order(self) -> list[nn.Parameter]:
-        return [a for a, _ in self.pairs] + [b for _, b in self.pairs]
+    def refresh(self) -> list[torch.Tensor]:
+        """Return the narrow copies that are kept, as `parameters` are, to be written anew by the caller."""
+        self._versions = [weight._version for weight in self.parameters]
+        return self._copies
 
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return all `A` and all `B` in `dtype`, written anew when a weight has changed.
@@ -387,11 +393,12 @@ class Group:
             seconds = [first.new_empty(size, dtype=dtype) for size in sizes]
             self._versions = None
         if self._versions != versions:
+            copies = _members([firsts, *seconds])
             with torch.no_grad():
-                _copy(_members([firsts, *seconds]), self._in_order())
+                _copy(copies, self.parameters)
             self._versions = versions
-        if self.keep_narrow and dtype != first.dtype:  # a copy that is not narrow is not worth its memory
-            self._firsts, self._seconds = firsts, seconds
+            if self.keep_narrow and dtype != first.dtype:  # a copy that is not narrow is not worth its memory
+                self._firsts, self._seconds, self._copies = firsts, seconds, copies
         return firsts, seconds
 
     def release(self) -> None:
@@ -407,23 +414,34 @@ class Group:
         shape = (len(self.layers), *x.shape) if len(self.layers) > 1 else x.shape
         return x.new_empty(shape).bernoulli_(1 - self.dropout, generator=generator)
 
-    def add(self, firsts: torch.Tensor, seconds: list[torch.Tensor]) -> None:
-        """Add gradients of all `A` and `B`, in blocks, to the parameters' `.grad`, in fp32."""
-        new = [firsts, *seconds]
-        if all(weight.grad is None for weight in self.parameters):
-            wide = [torch.empty_like(gradient, dtype=self.parameters[0].dtype) for gradient in new]
-            _copy(wide, new)
-            self._gradients = wide
-            for weight, gradient in zip(self._in_order(), _members(wide), strict=True):
+
+def add_gradients(found: Found) -> None:
+    """Add gradients to the `.grad` of groups' adapters, in the adapters' precision, all at once."""
+    fresh: list[torch.Tensor] = []
+    sums: list[torch.Tensor] = []
+    to_copy: list[torch.Tensor] = []
+    to_add: list[torch.Tensor] = []
+    for group, new in found:
+        parameters = group.parameters
+        if all(weight.grad is None for weight in parameters):
+            group.gradients = [torch.empty_like(each, dtype=parameters[0].dtype) for each in new]
+            fresh += group.gradients
+            to_copy += new
+            for weight, gradient in zip(parameters, _members(group.gradients), strict=True):
                 weight.grad = gradient
-            return
-        ours = [gradient.data_ptr() for gradient in _members(self._gradients)]
-        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in self._in_order()]:
-            torch._foreach_add_(self._gradients, new)  # pyright: ignore[reportPrivateImportUsage]
-            return
-        for weight, gradient in zip(self._in_order(), _members(new), strict=True):  # somebody else has some
+            continue
+        ours = [gradient.data_ptr() for gradient in _members(group.gradients)]
+        if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in parameters]:
+            sums += group.gradients
+            to_add += new
+            continue
+        for weight, gradient in zip(parameters, _members(new), strict=True):  # somebody else has some
             wide = gradient.to(weight.dtype)
             weight.grad = wide if weight.grad is None else weight.grad + wide
+    if fresh:
+        _copy(fresh, to_copy)
+    if sums:
+        torch._foreach_add_(sums, to_add)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _Together(Function):
@@ -447,7 +465,9 @@ class _Together(Function):
         ctx.kept.saved_tensors = ctx.saved_tensors
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in upstream]
         given = [torch.stack(flat)] if ctx.joined else flat
-        to_x = ctx.group.backward(ctx.kept, given, ctx.needs_input_grad[0])
+        found: Found = []
+        to_x = ctx.group.backward(ctx.kept, given, found, ctx.needs_input_grad[0])
+        add_gradients(found)
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
@@ -604,9 +624,8 @@ def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer
 
     @torch.no_grad()
     def hook(*_: object) -> None:
-        pairs = [pair for group in groups for pair in group.refresh()]
-        if pairs:
-            narrow, wide = zip(*pairs, strict=True)
-            _copy(list(narrow), wide)
+        narrow = [copy for group in groups for copy in group.refresh()]
+        if narrow:
+            _copy(narrow, [weight for group in groups if group._copies for weight in group.parameters])
 
     optimizer.register_step_post_hook(hook)

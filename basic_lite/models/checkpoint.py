@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from basic_lite.data.pictures import DEEP_GREY
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.files import (
     ADAPTER,
@@ -73,6 +74,7 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
         "image_size": assembled.image_size,
         "tokens_per_image": assembled.tokens_per_image,
         **({} if assembled.tiling is None else {"grids": [list(grid) for grid in assembled.tiling.grids]}),
+        "pictures": {"deep_grey": DEEP_GREY},
         "image_token_id": assembled.image_token_id,
         "pad_token_id": assembled.pad_token_id,
         "method": {"embedding_space": EMBEDDING_SPACE, **method},

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedCon
 
 from basic_lite.data.world import parts
 from basic_lite.files import one_line
-from basic_lite.models import converted, quantised, zoo
+from basic_lite.models import converted, quantised, softcap, zoo
 
 
 def load_decoder(
@@ -75,7 +75,7 @@ def _from_base(
     placement = {"device_map": {"": str(device)}} if quantisation else {}
     folder = converted.safetensors_folder(llm, getattr(config, "_commit_hash", None), say)
     try:
-        causal, info = _read(folder, dtype, quantization_config=quantisation, **placement)
+        causal, info = _read(folder, config, dtype, quantization_config=quantisation, **placement)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"no weights can be loaded from {llm!r}: {str(error).splitlines()[0][:160]}"
@@ -95,7 +95,7 @@ def _from_copy(
     Raises:
         ValueError: If a tensor is missing or has no place.
     """
-    causal, info = _read(copy.path, dtype, device_map={"": str(device)})
+    causal, info = _read(copy.path, config, dtype, device_map={"": str(device)})
     wrong = [name for names in info.values() for name in names]
     if wrong:
         raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
@@ -109,11 +109,11 @@ def _name(causal: PreTrainedModel, llm: str, config: PretrainedConfig) -> None:
     causal.config._commit_hash = getattr(config, "_commit_hash", None)
 
 
-def _read(source: Any, dtype: torch.dtype, **settings: Any) -> tuple[Any, dict]:
+def _read(source: Any, config: PretrainedConfig, dtype: torch.dtype, **settings: Any) -> tuple[Any, dict]:
     return AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=softcap.implementation(config),
         use_safetensors=True,
         output_loading_info=True,
         **settings,
@@ -132,8 +132,9 @@ class ScaledEmbedding(torch.nn.Embedding):
 
 @torch.no_grad()
 def fold_scales(causal: Any) -> PreTrainedModel:
-    """Move the factors that LLaVA's class leaves out, or applies to visual embeddings as well.
+    """Move what LLaVA's class leaves out, or applies to visual embeddings as well, to its right place.
 
+    - Logits capped (Gemma 2): by the head itself.
     - Logits (Granite `/ logits_scaling`, Cohere `* logit_scale`): into the last norm's weight; it is linear.
     - Embeddings (Granite `* embedding_multiplier`, of `inputs_embeds` too): after the embedding module, so
       that `v` is what the first layer receives; the table stays raw. An export puts both back
@@ -151,6 +152,7 @@ def fold_scales(causal: Any) -> PreTrainedModel:
         model.embed_tokens.__class__ = ScaledEmbedding
         model.embed_tokens.multiplier = multiplier
         model.embedding_multiplier = 1.0
+    softcap.cap_logits(causal)
     return causal
 
 

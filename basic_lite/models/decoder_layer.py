@@ -29,7 +29,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import _has_any_global_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from basic_lite.models.adapters import Base, Group, Kept, Scales, Seeds, bases_of, hooks_inside
+from basic_lite.models.adapters import (
+    Base,
+    Found,
+    Group,
+    Kept,
+    Scales,
+    Seeds,
+    add_gradients,
+    bases_of,
+    hooks_inside,
+)
 
 FAMILIES: dict[str, str] = {
     f"transformers.models.{folder}.modeling_{folder}.{name}DecoderLayer": family
@@ -50,7 +60,9 @@ _PROJECTIONS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("gate_proj", "up_proj"), ("gate_up_proj",)),
     (("down_proj",),),
 )
-_SILU, _GELU = ("SiLU", "SiLUActivation"), ("GELUTanh", "PytorchGELUTanh")
+# The last ones are Liger's MLPs, which a later model of a process is built of once an earlier one was fused.
+_SILU = ("SiLU", "SiLUActivation", "LigerSwiGLUMLP", "LigerPhi3SwiGLUMLP")
+_GELU = ("GELUTanh", "PytorchGELUTanh", "LigerGEGLUMLP")
 
 
 @dataclass
@@ -146,7 +158,7 @@ def _pieces_of(layer: Any, scales: Scales, rotary: Any, fused: bool) -> Pieces |
         return None
     norms = layer.input_layernorm, layer.post_attention_layernorm
     groups, adapted = _groups_of(attention, mlp, scales)
-    activation = type(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)).__name__
+    activation = type(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None) or mlp).__name__
     if groups is None or any(norm.weight.requires_grad for norm in norms):
         return None
     if activation not in (*_SILU, *_GELU):
@@ -348,13 +360,16 @@ class _Pass:
         """Return the gradients of `after`'s inputs."""
         pieces, (to_output, to_norm, to_group, to_gate, to_down) = self.pieces, self.kept[1]
         flat = upstream.reshape(-1, upstream.shape[-1])
-        to_gated = pieces.groups[3].backward(to_down, [flat])
+        found: Found = []
+        to_gated = pieces.groups[3].backward(to_down, [flat], found)
         blocks = pieces.gate.backward(to_gate, to_gated.flatten(0, -2))
         del to_gated
-        to_normed = pieces.groups[2].backward(to_group, blocks)
+        to_normed = pieces.groups[2].backward(to_group, blocks, found)
         del blocks
         to_x = pieces.norms[1].backward(to_norm, to_normed, upstream)
-        return pieces.groups[1].backward(to_output, [to_x.view(flat.shape)]), to_x
+        to_seen = pieces.groups[1].backward(to_output, [to_x.view(flat.shape)], found)
+        add_gradients(found)
+        return to_seen, to_x
 
     def before_backward(
         self, upstream: Sequence[torch.Tensor], residual: torch.Tensor, wants_x: bool
@@ -362,7 +377,9 @@ class _Pass:
         """Return the gradient of `before`'s input, with that of the residual in it."""
         pieces, (to_norm, to_group, to_rotary) = self.pieces, self.kept[0]
         blocks = pieces.rotary.backward(to_rotary, [part.transpose(1, 2) for part in upstream])
-        to_normed = pieces.groups[0].backward(to_group, blocks, wants_x)
+        found: Found = []
+        to_normed = pieces.groups[0].backward(to_group, blocks, found, wants_x)
+        add_gradients(found)
         return pieces.norms[0].backward(to_norm, to_normed, residual) if wants_x else None
 
     def keep(self, ctx: Any, which: int) -> None:
@@ -504,7 +521,7 @@ class _Rotary:
         self._back: torch.Tensor
 
     def forward(
-        self, kept: Kept, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
+        self, kept: Any, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
     ) -> Sequence[torch.Tensor]:
         if self._of is not sine:  # all layers of a pass are given the same
             first, second = sine[..., None, :].chunk(2, dim=-1)
@@ -515,7 +532,7 @@ class _Rotary:
             _turn(part, kept.by[0], self._signed, out=part)
         return heads.parts
 
-    def backward(self, kept: Kept, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
+    def backward(self, kept: Any, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the gradients of query-key-value, in blocks."""
         heads = _Heads.of(upstream, kept.layout)
         if heads.whole is None:
@@ -545,14 +562,14 @@ class _FusedRotary:
         self.function: Any = LigerRopeFunction
 
     def forward(
-        self, kept: Kept, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
+        self, kept: Any, heads: _Heads, cosine: torch.Tensor, sine: torch.Tensor
     ) -> Sequence[torch.Tensor]:
         kept.layout = heads.layout
         query, key = (part.transpose(1, 2) for part in heads.parts[:2])
         query, key = self.function.forward(kept, query, key, cosine, sine)
         return query.transpose(1, 2), key.transpose(1, 2), heads.parts[2]
 
-    def backward(self, kept: Kept, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
+    def backward(self, kept: Any, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the gradients of query-key-value, in blocks."""
         given = (part.transpose(1, 2) for part in upstream[:2])
         query, key = self.function.backward(kept, *given)[:2]
@@ -635,11 +652,11 @@ class _FusedGate:
     def __init__(self, function: Any) -> None:
         self.function = function
 
-    def forward(self, kept: Kept, blocks: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, kept: Any, blocks: list[torch.Tensor]) -> torch.Tensor:
         kept.packed = len(blocks) == 1 and blocks[0].dim() == 2
         return self.function.forward(kept, *_halves(blocks))
 
-    def backward(self, kept: Kept, upstream: torch.Tensor) -> list[torch.Tensor]:
+    def backward(self, kept: Any, upstream: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradients of gate and up, in blocks."""
         gate, up = self.function.backward(kept, upstream)[:2]
         kept.give()

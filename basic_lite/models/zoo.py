@@ -37,6 +37,8 @@ class Family:
         biases: query, key and value have them.
         head_scale: key of the configuration by which its own class multiplies the logits, and the exponent;
             transformers' LLaVA does not, so the last norm's weight takes it in (`decoder.fold_scales`).
+        attention_cap: key of the configuration that caps the attention's scores (`models.softcap`).
+        logit_cap: the same of the logits, which transformers' LLaVA does not cap.
     """
 
     model_type: str
@@ -46,6 +48,8 @@ class Family:
     head_norms: bool = False
     biases: bool = False
     head_scale: tuple[str, int] | None = None
+    attention_cap: str | None = None
+    logit_cap: str | None = None
 
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -54,6 +58,14 @@ _JOINED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "vicuna_v1", _SEPARATE),
     "gemma": Family("gemma", "gemma_instruct", _SEPARATE),
+    "gemma2": Family(
+        "gemma2",
+        "gemma_instruct",
+        _SEPARATE,
+        norms=4,
+        attention_cap="attn_logit_softcapping",
+        logit_cap="final_logit_softcapping",
+    ),
     "phi3": Family("phi3", "phi3_instruct", _JOINED),
     "mistral": Family("mistral", "mistral_instruct", _SEPARATE),
     "qwen2": Family("qwen2", "qwen2_5", _SEPARATE, biases=True),
@@ -72,16 +84,13 @@ FAMILIES: dict[str, Family] = {
 
 _NO_ATTENTION = "it has no attention, so nothing says which patches the text looks at"
 _IN_THE_ENCODER = "pictures would go into its encoder, and transformers' LLaVA has a decoder alone"
-_SOFT_CAPS = (
-    "it caps its attention scores, which hides which patches the text looks at, and its logits, "
-    "which transformers' LLaVA does not"
-)
+_NO_CHAT = "it was published as a base model alone, without a form of conversation to train in"
 _EXPERTS = "its experts are stacked tensors, which neither 4-bit layers nor adapters reach"
 _HYBRID = "most of its layers are a recurrence without attention weights, which was not made right here yet"
 _NEEDS_IDS = "its layers look at the token ids, which transformers' LLaVA does not hand on"
 _TWO_SIDED = "it is a vision-language model: give a text-only checkpoint of its language model"
 WHY_NOT: dict[str, str] = {
-    **dict.fromkeys(("gemma2", "vaultgemma"), _SOFT_CAPS),
+    "vaultgemma": _NO_CHAT,
     **dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "rwkv"), _NO_ATTENTION),
     **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
     **dict.fromkeys(
@@ -166,6 +175,7 @@ LLMS: dict[str, LLM] = {
     "qwen3-1.7b": LLM("Qwen/Qwen3-1.7B", "qwen3", "qwen3", *_QWEN),
     "qwen3-4b": LLM("Qwen/Qwen3-4B", "qwen3", "qwen3", *_QWEN),
     "qwen3-8b": LLM("Qwen/Qwen3-8B", "qwen3", "qwen3", *_QWEN),
+    "gemma2-2b": LLM("google/gemma-2-2b-it", "gemma2", "gemma_instruct", *_GEMMA, **_GOOGLE),
     "gemma3-270m": LLM("google/gemma-3-270m-it", "gemma3_text", "gemma_instruct", *_GEMMA, **_GOOGLE),
     "gemma3-1b": LLM("google/gemma-3-1b-it", "gemma3_text", "gemma_instruct", *_GEMMA, **_GOOGLE),
     "smollm2-135m": LLM("HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "smollm2", *_SMOLLM2),
@@ -219,6 +229,7 @@ DECODER_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3-1.7b": _sizes("qwen3", 2048, 6144, 28, 16, 8, 151_936, head_dim=128),
     "qwen3-4b": _sizes("qwen3", 2560, 9728, 36, 32, 8, 151_936, head_dim=128),
     "qwen3-8b": _sizes("qwen3", 4096, 12288, 36, 32, 8, 151_936, head_dim=128, tied=False),
+    "gemma2-2b": _sizes("gemma2", 2304, 9216, 26, 8, 4, 256_000, head_dim=256, sliding_window=4096),
     "gemma3-270m": _sizes("gemma3_text", 640, 2048, 18, 4, 1, 262_144, head_dim=256, sliding_window=512),
     "gemma3-1b": _sizes("gemma3_text", 1152, 6912, 26, 4, 1, 262_144, head_dim=256, sliding_window=512),
     "smollm2-135m": _sizes("llama", 576, 1536, 30, 9, 3, 49_152),

@@ -266,7 +266,7 @@ class StepProgress(TrainerCallback):
             f"  {sample['id']}: {sample['answer']} (true: {sample['true']})" for sample in metrics["samples"]
         ]
         for line in lines:
-            self.console.print(line, markup=False)
+            self.console.print(line)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

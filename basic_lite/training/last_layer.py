@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from basic_lite.method.attention import alone
+from basic_lite.models.softcap import attend
 
 KEYWORD: str = "predicting_rows"
 """Name under which `forward` hands the rows through the decoder to its last layer."""
@@ -29,6 +29,7 @@ _FAMILIES: frozenset[str] = frozenset(
         ("qwen2", "Qwen2"),
         ("qwen3", "Qwen3"),
         ("smollm3", "SmolLM3"),
+        ("gemma2", "Gemma2"),
         ("gemma3", "Gemma3"),
         ("olmo2", "Olmo2"),
         ("olmo3", "Olmo3"),
@@ -103,7 +104,7 @@ class _ChosenRows:
             )
         assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
-        behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 3 and OLMo norm what is added
+        behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 2 and 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
         query, key, value = _projections(attention, normed, rows)
         if getattr(attention, "use_rope", True):  # SmolLM3 leaves it out in every fourth layer
@@ -112,7 +113,8 @@ class _ChosenRows:
             query = _rotate(query, _rows(cosine, rows), _rows(sine, rows))
             key = _rotate(key, cosine, sine)
         mask = _visible(attention_mask, rows, normed.shape[1])
-        seen, _ = sdpa_attention_forward(attention, query, key, alone(value), mask, scaling=attention.scaling)
+        cap = getattr(attention, "attn_logit_softcapping", None)
+        seen, _ = attend(attention, query, key, alone(value), mask, scaling=attention.scaling, softcap=cap)
         added, factor = attention.o_proj(seen.flatten(2)), getattr(self, "residual_multiplier", 1.0)
         added = self.post_attention_layernorm(added) if behind else added
         hidden = _rows(hidden_states, rows) + (added if factor == 1.0 else added * factor)

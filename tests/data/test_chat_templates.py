@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +88,15 @@ def test_a_row_is_written_byte_for_byte_as_the_tokenizer_writes_it(name, system)
 def test_the_template_follows_from_what_the_tokenizer_writes(name):
     said = []
     assert choose_template(tokenizer_of(name), "vicuna_v1", said.append) == name
+    assert not said
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3"])
+def test_a_beginning_of_sequence_that_a_turn_starts_with_is_part_of_the_template(name):
+    """As in the published SmolLM2."""
+    tokenizer, said = copy.deepcopy(tokenizer_of(name)), []
+    tokenizer.bos_token = "<|im_start|>"
+    assert choose_template(tokenizer, "vicuna_v1", said.append) == name
     assert not said
 
 

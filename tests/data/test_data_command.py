@@ -54,6 +54,16 @@ def test_findings(tmp_path: Path) -> None:
     assert [line["row"] for line in bad] == [f["row"] for f in planted if f["code"] not in still]
 
 
+def test_brackets_are_shown_as_they_are(write_rows: Callable, tmp_path: Path) -> None:
+    """rich reads them as markup: an extra's name would be gone, and what looks like an end raises."""
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    rows = [row("a", "<image>", "x", image="a.heic"), row("b", "<image>", "x", image="[/b].png")]
+    code, out, err = data_check(write_rows(rows), "--images", tmp_path)
+    assert (code, err) == (1, "")
+    assert "pip install 'basic-lite[heic]' reads it" in " ".join(out.split())
+    assert "'[/b].png'" in out
+
+
 def test_lengths(write_rows: Callable, tmp_path: Path) -> None:
     path = write_rows([row("a", "Hi", "x " * 900), row("b", "x " * 900, "y")])
     assert data_check(path)[0] == 0

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data.deadly_jobs import DeadlyLooker
+from data.deadly_pictures import DeadlyLooker
 from data.made_rows import row
 from data.planted_mix import write_mix
 

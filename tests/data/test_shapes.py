@@ -5,6 +5,7 @@ import copy
 import gzip
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from basic_lite.data.archives import archives_in, open_archive
-from basic_lite.data.checks import check_data, check_rows, unfit_findings
+from basic_lite.data.checks import check_budget, check_data, check_rows, unfit_findings
 from basic_lite.data.conversation import IGNORE_INDEX
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.findings import note_lines
+from basic_lite.data.mix import open_sources, parse_sources
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.templates import TEMPLATES
@@ -142,6 +144,12 @@ NOTED: dict[str, tuple[dict, str]] = {
         for column in ("image_file", "image_url", "img", "picture", "pictures")
     },
     "starts with an answer": ({"image": "0.png", "conversations": [GPT, HUMAN, GPT]}, "dropped_turn"),
+    "tools": ({"image": "0.png", "tools": "[{}]", "conversations": [HUMAN, GPT]}, "not_used"),
+    "boxes": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
+    "reasoning": (
+        {"image": "0.png", "conversations": [HUMAN, {**GPT, "reasoning_content": "Hm."}]},
+        "not_used",
+    ),
     "half a weight": ({"image": "0.png", "conversations": [HUMAN, {**GPT, "weight": 0.5}]}, "weight_ignored"),
 }
 
@@ -168,6 +176,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
     ),
     "weight 0": ({"weight": 0, **row("a", "Hi", "Ho")}, "no_supervision"),
     "train false": ({"train": False, **row("a", "Hi", "Ho")}, "no_supervision"),
+    "loss false": ({"loss": False, **row("a", "Hi", "Ho")}, "no_supervision"),
     "no answer with loss": (
         {"conversations": [{"from": "human", "value": "Hi"}, {**GPT, "train": False}]},
         "no_supervision",
@@ -188,6 +197,17 @@ def test_what_cannot_be_honoured_is_a_finding(shape: str, tmp_path: Path, write_
     rows = open_rows(write_rows([stored, {"image": "0.png", "messages": CHAT}]), tmp_path)
     assert [known_fault(rows, 0), known_fault(rows, 1)] == [code, None]
     assert [(finding.row, finding.code) for finding in check_rows(rows)] == [(0, code)]
+
+
+def test_a_finding_has_the_id_of_a_row_that_cannot_be_read(tmp_path: Path, write_rows: Callable) -> None:
+    stored = [{"id": "a", "instruction": "Hi"}, {"id": ["b"], "caption": "c"}, 3, row("c", "<image>", "Ho")]
+    rows = open_rows(write_rows(stored), tmp_path)
+    assert [(f.row, f.id) for f in check_rows(rows)] == [(0, "a"), (1, ""), (2, ""), (3, "c")]
+    with pytest.raises(ValueError, match=r"^row 0 \(id 'a'\) of "):
+        rows[0]
+    again = shutil.copy(rows.path, tmp_path / "again.json")
+    mix = open_sources(parse_sources([rows.path, again], None))
+    assert [finding.id for finding in check_rows(mix)] == ["a", "", "", "c"] * 2
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "loss"])
@@ -328,6 +348,13 @@ def test_the_nearest_name_is_told(tmp_path: Path, write_rows: Callable, picture:
     picture(9, 9).save(tmp_path / "sub" / "COCO_000000000009.jpg")
     rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/000000000009.jpg")]), tmp_path)
     assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/COCO_000000000009.jpg'")
+    rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/coco_000000000009.JPG")]), tmp_path)
+    assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/COCO_000000000009.jpg'")
+
+
+def test_a_web_address_is_no_path(tmp_path: Path, write_rows: Callable) -> None:
+    rows = open_rows(write_rows([row("a", "<image>", "x", image="https://a.b/0.png")]), tmp_path)
+    assert check_rows(rows)[0].detail.endswith("is a web address: download it, and give its path")
 
 
 def test_rows_whose_pictures_do_not_fit_are_left_out_by_check_and_training(
@@ -350,6 +377,9 @@ def test_rows_whose_pictures_do_not_fit_are_left_out_by_check_and_training(
         assert [finding.row for finding in findings if finding.code == "no_supervision"] == [1]
     encoded = encoder(rows[0])
     assert (len(encoded.input_ids), encoded.input_ids.count(999)) == (250, 160)
+    rows.faults = unfit_findings(rows, encoder)
+    with pytest.raises(ValueError, match=r"--stage 2 --tokenizer LLM --max-length N` lists"):
+        check_budget(rows)
 
 
 def test_ids_beyond_the_embedding_matrix(tokenizer: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from data.deadly_jobs import double
 
+from basic_lite.data import workers
 from basic_lite.data.workers import in_processes, shared_heap
 
 
@@ -60,7 +61,13 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     assert run.stdout == "[1]\n"
 
 
-def test_what_is_in_memory_is_shared_and_then_collected_again() -> None:
+def test_what_is_in_memory_is_shared_and_then_collected_again(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(workers, "gc", gc)
+    request.addfinalizer(gc.freeze)  # as for all tests
+    gc.unfreeze()
+
     def fail() -> None:
         with shared_heap():
             assert gc.get_freeze_count() > 10_000

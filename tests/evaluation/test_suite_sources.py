@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from command import COMMAND, run
+from forked import Forked
 
 EVAL = Path(__file__).parents[1] / "fixtures" / "eval"
 
@@ -154,12 +153,7 @@ def test_a_kill_while_generating_loses_and_doubles_nothing(trained, tmp_path, pn
         write(tmp_path / f"val/{n}.png", png())
     base = ("eval", "vizwiz", "--run", "runs/stage1", "--data", tmp_path, "--any-size", "--batch-size", 2)
     answers = trained / "killed/predictions.jsonl"
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, base), "--out", "killed"],
-        cwd=trained,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+    process = Forked([*COMMAND, *base, "--out", "killed"], trained)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (answers.is_file() and answers.read_text().count("\n") >= 4):
         time.sleep(0.005)

@@ -43,8 +43,9 @@ def test_what_a_user_can_have_wrong_is_said_before_any_work(words, said, tmp_pat
 
 @pytest.mark.slow
 def test_a_plan_from_end_to_end(tmp_path):
-    words = ["ablate", "losses", "--variants", "both", "--out", "a", "--jobs", "1", "--weighting", "linear"]
-    words += ["--stage", "2", "--stage2", "--lora --max-steps 1", "--max-steps", "2"]
+    words = ["ablate", "losses", "--variants", "both", "--out", "a", "--jobs", "2", "--weighting", "linear"]
+    words += ["--stage", "2", "--stage2", "--lora --max-steps 1 --global-batch 4", "--global-batch", "8"]
+    words += ["--max-steps", "2"]
     said = run(*words, "--dry-run", cwd=tmp_path).stdout
     assert "to do: basic=False, seed 0" in said
     assert not list(tmp_path.iterdir())
@@ -121,6 +122,7 @@ def test_a_file_to_measure_on_is_opened_before_any_work(rows, said, files, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
     """The documented words with tiny parts: rates, variants, curves, and a choice by likelihood."""
     words = documented()

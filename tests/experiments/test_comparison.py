@@ -73,25 +73,6 @@ def test_captions_that_name_less_are_the_data_of_their_level_alone(tmp_path, mon
 
 
 @needs_parts
-def test_pictures_of_signs_are_twice_as_large_as_the_input_that_tiles_are_compared_at(tmp_path):
-    asked = a_comparison("tiles", tmp_path / "out")
-    runs = asked._runs(asked._variants(), 4)
-    options = [run.task["stages"]["stage1"] for run in runs]
-    assert [(given["image_size"], given.get("tiles"), given.get("pool")) for given in options] == [
-        *((48, None, None), (48, 4, None), (48, 4, 2))
-    ]
-    assert {given["data"] for given in options} == {f"{tmp_path}/out/worlds/small-signs-4/stage1.json"}
-    assert {run.folder.parent.parent for run in runs} == {tmp_path / "out/small-signs"}
-    text = a_comparison("text", tmp_path / "out")  # whose signs are larger
-    others = {run.task["stages"]["stage1"]["data"] for run in text._runs(text._variants(), 4)}
-    assert others == {f"{tmp_path}/out/worlds/signs-4/stage1.json"}
-    with pytest.raises(ValueError, match="sets --image-size itself"):
-        replace(asked, stage1={"model": "tiny", "image_size": 72})._variants()
-    mine = replace(asked, stage1={"model": "tiny", "data": "captions.json"})  # at the tower's own size
-    assert [variant.options for variant in mine._variants()] == [{}, {"tiles": 4}, {"tiles": 4, "pool": 2}]
-
-
-@needs_parts
 def test_a_squeezed_decoder_is_trained_at_the_embedded_ones_pace(tmp_path):
     asked = a_comparison("space", tmp_path / "out")
     asked = replace(asked, stage1={"model": "tiny", "epochs": 1.0})
@@ -108,6 +89,25 @@ def test_a_squeezed_decoder_is_trained_at_the_embedded_ones_pace(tmp_path):
     for unfit in ({"stage1": {"model": "tiny", "data": "captions.json"}}, {"stage2": {}}):
         with pytest.raises(ValueError, match="plan space gives the embedded decoder another input space"):
             replace(asked, **unfit)._check_plan()
+
+
+@needs_parts
+def test_pictures_of_signs_are_twice_as_large_as_the_input_that_tiles_are_compared_at(tmp_path):
+    asked = a_comparison("tiles", tmp_path / "out")
+    runs = asked._runs(asked._variants(), 4)
+    options = [run.task["stages"]["stage1"] for run in runs]
+    assert [(given["image_size"], given.get("tiles"), given.get("pool")) for given in options] == [
+        *((48, None, None), (48, 4, None), (48, 4, 2))
+    ]
+    assert {given["data"] for given in options} == {f"{tmp_path}/out/worlds/small-signs-4/stage1.json"}
+    assert {run.folder.parent.parent for run in runs} == {tmp_path / "out/small-signs"}
+    text = a_comparison("text", tmp_path / "out")  # whose signs are larger
+    others = {run.task["stages"]["stage1"]["data"] for run in text._runs(text._variants(), 4)}
+    assert others == {f"{tmp_path}/out/worlds/signs-4/stage1.json"}
+    with pytest.raises(ValueError, match="sets --image-size itself"):
+        replace(asked, stage1={"model": "tiny", "image_size": 72})._variants()
+    mine = replace(asked, stage1={"model": "tiny", "data": "captions.json"})  # at the tower's own size
+    assert [variant.options for variant in mine._variants()] == [{}, {"tiles": 4}, {"tiles": 4, "pool": 2}]
 
 
 @needs_parts

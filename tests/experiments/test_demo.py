@@ -28,6 +28,7 @@ def test_three_commands_chain_on_the_tiny_model(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_demo_goes_on_after_a_signal_and_leaves_a_summary_a_report_and_both_runs(tmp_path):
     waiting = threading.Thread(
         target=interrupt_when, args=[tmp_path / "d/basic/stage1/log.jsonl"], daemon=True

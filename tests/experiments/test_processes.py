@@ -86,12 +86,12 @@ def test_on_a_terminal_there_is_a_line_for_each_child_at_work():
         ("pass", True),
         ("sys.exit('no room')", False),
         ("os.kill(os.getpid(), signal.SIGKILL)", False),
-        ("sys.exit(processes.STOPPED)", KeyboardInterrupt),
+        (f"sys.exit({processes.STOPPED})", KeyboardInterrupt),
         ("os.kill(os.getpid(), signal.SIGTERM)", KeyboardInterrupt),
     ],
 )
 def test_how_a_child_ended(ends, meaning):
-    code = f"import os, signal, sys\nfrom basic_lite.experiments import processes\n{ends}"
+    code = f"import os, signal, sys\n{ends}"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     process.wait()
     if meaning is KeyboardInterrupt:

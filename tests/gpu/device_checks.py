@@ -20,7 +20,17 @@ import pytest
 import torch
 from bench.start import measure_starts
 from command import run
-from tiny import DECODERS, IMAGE_TOKEN, adapted, target_space, tiny_assembled, tiny_batch, tiny_llava
+from tiny import (
+    DECODERS,
+    IMAGE_TOKEN,
+    adapted,
+    llm_folder,
+    target_space,
+    tiny_assembled,
+    tiny_batch,
+    tiny_llava,
+    tower_folder,
+)
 from tiny_trainer import failing, trainer
 from torch import nn
 
@@ -196,6 +206,18 @@ def resumes(shop: Workshop) -> None:
     assert json.loads((folder / "manifest.json").read_text())["finished"]
 
 
+@check("both stages of a gemma2 in 4 bits")
+def capped_stages(shop: Workshop) -> None:
+    data = world_in(shop.world())
+    parts = ("--llm", llm_folder("gemma2"), "--tower", tower_folder(), "--bits", 4, *FIRST[3:])
+    more = ("--images", shop.world())
+    for line in (
+        *shop.train("stage1", *parts, "--data", data.stage1, *more, out="capped"),
+        *shop.train(*SECOND, "--lora", "--start", "capped", "--data", data.stage2, *more, out="capped-2"),
+    ):
+        assert line["loss"] > 0
+
+
 @check("a step that runs out of memory is split")
 def splits(shop: Workshop) -> None:
     model = adapted(tiny_llava()).to(shop.device)
@@ -205,7 +227,7 @@ def splits(shop: Workshop) -> None:
     assert made.splitter.limit == 2
 
 
-for _decoder in DECODERS:
+for _decoder in (*DECODERS, "gemma2"):
 
     @check(f"two steps of a {_decoder}")
     def steps(shop: Workshop, decoder: str = _decoder) -> None:

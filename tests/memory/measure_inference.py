@@ -54,7 +54,7 @@ class Point:
 
 ALONE = {"bits": 16, "rank": 0, "text": 100, "new": 8}
 MANY = ALONE | {"batch": 8}
-LONG = ALONE | {"text": 20, "new": 300, "batch": 4}
+LONG = ALONE | {"text": 20, "new": 150, "batch": 4}
 POINTS = {
     "one prompt": Point("llama", ALONE),
     "eight prompts": Point("llama", MANY),

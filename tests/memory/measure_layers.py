@@ -31,6 +31,8 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", _WIDE),
     "smollm3": ("smollm3", {}),
+    "gemma2": ("gemma2", _WIDE | {"sliding_window": 1024}),
+    "gemma2, window passed": ("gemma2", _WIDE | _NARROW),
     "gemma3_text": ("gemma3_text", _WIDE | {"sliding_window": 1024}),
     "gemma3_text, window passed": ("gemma3_text", _WIDE | _NARROW),
     "olmo2": ("olmo2", {}),

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 HERE = Path(__file__).parent
 
 
 def printed_by(script: str, *arguments: str) -> list:
     """Return what each line that `script` printed holds; its last words where it failed."""
-    path = [str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    process = Forked([sys.executable, HERE / script, *arguments], HERE, apart=True)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def chosen(request: pytest.FixtureRequest, *names: str) -> list[tuple]:

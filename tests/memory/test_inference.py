@@ -48,6 +48,7 @@ def test_what_answering_holds_is_predicted(point, measured):
         "vicuna-7b": 32 * 1000 * 32 * 128,
         "mistral-7b": 32 * 1000 * 8 * 128,  # 8 heads of keys under 32 of queries
         "qwen3-4b": 36 * 1000 * 8 * 128,
+        "gemma2-2b": 26 * 1000 * 4 * 256,  # its window is longer
         "gemma3-1b": (4 * 1000 + 22 * 512) * 256,  # every sixth of 26 layers sees everything
     }.items(),
 )

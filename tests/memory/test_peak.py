@@ -44,6 +44,7 @@ def test_the_decoders_have_their_published_sizes():
         "qwen3-1.7b": 1_720_574_976,
         "qwen3-4b": 4_022_468_096,
         "qwen3-8b": 8_190_735_360,
+        "gemma2-2b": 2_614_341_888,
         "gemma3-270m": 268_098_176,
         "gemma3-1b": 999_885_952,
         "smollm2-135m": 134_515_008,

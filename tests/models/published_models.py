@@ -30,6 +30,8 @@ from transformers import (
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
@@ -248,6 +250,18 @@ def gemma3(folder: Path) -> None:
     write_json(folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 1], "top_k": 64})
 
 
+def gemma2(folder: Path) -> None:
+    """Two files in bf16, tied; the same tokenizer as Gemma's, and caps in the configuration."""
+    more = {"head_dim": 12, "sliding_window": 32, "query_pre_attn_scalar": 12}
+    model = Gemma2ForCausalLM(Gemma2Config(**TEXT, **more, pad_token_id=0, bos_token_id=2, eos_token_id=1))
+    write_weights(folder, state_of(model, torch.bfloat16), "model.safetensors", 2)
+    write_config(folder, model, "bfloat16", eos_token_id=[1, 107], hidden_act="gelu_pytorch_tanh")
+    _write_gemma_tokenizer(folder)
+    write_json(
+        folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 1], "pad_token_id": 0}
+    )
+
+
 def _write_eyes(folder: Path, model: PreTrainedModel, form: str, **settings: object) -> None:
     state = dict(model.state_dict())
     if form.endswith(".bin"):  # buffers of old code
@@ -306,6 +320,7 @@ PUBLISHED: dict[str, Callable[[Path], None]] = {
     "microsoft/Phi-3-mini-4k-instruct": phi3,
     "mistralai/Mistral-7B-Instruct-v0.2": mistral,
     "mistralai/Mistral-7B-Instruct-v0.3": mistral_v3,
+    "google/gemma-2-2b-it": gemma2,
     "google/gemma-3-270m-it": gemma3,
     "google/gemma-3-1b-it": gemma3,
     **{hub_id: layout.write for hub_id, layout in LAYOUTS.items()},

@@ -343,7 +343,7 @@ def test_the_table_of_what_is_trained_names_dtypes_and_counts():
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("gemma2", "it caps its attention scores, .*, and its logits, which transformers' LLaVA does not"),
+        ("vaultgemma", "it was published as a base model alone"),
         ("qwen3_moe", "its experts are stacked tensors"),
         ("qwen3_5_text", "most of its layers are a recurrence"),
         ("gemma3n_text", "its layers look at the token ids"),
@@ -355,9 +355,9 @@ def test_a_refused_family_is_named_with_the_reason(model_type, reason):
         zoo.family_of(model_type, "x")
 
 
-@pytest.mark.parametrize("decoder", ["granite", "cohere2"])
+@pytest.mark.parametrize("decoder", ["granite", "cohere2", "gemma2"])
 def test_llava_says_what_the_familys_own_class_says(decoder):
-    """Factors of logits and embeddings, which LLaVA's class leaves out or applies to pictures as well."""
+    """Caps and factors of logits and embeddings that LLaVA's class leaves out or applies to pictures, too."""
     own = AutoModelForCausalLM.from_pretrained(llm_folder(decoder), dtype=torch.float32).eval()
     assembled = tiny_assembled(decoder)
     ids = torch.arange(4, 40)[None]
@@ -384,8 +384,7 @@ def test_unsupported_models_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no model is named 'llama-9'; known: vicuna-7b"):
         llava.Sources.named("llama-9", "clip-l-336")
     for name, reason in (
-        ("gemma2-2b", "gemma2 is no family here, because it caps its attention scores"),
-        ("gemma-2-9b-it", "gemma2 is no family here"),
+        ("vaultgemma-1b", "vaultgemma is no family here, because it was published as a base model alone"),
         ("qwen3.5-4b", "qwen3_5 is no family here, because most of its layers are a recurrence"),
         ("Mixtral-8x7b", "mixtral is no family here, because its experts are stacked tensors"),
     ):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from command import run, stage1
 from filelock import FileLock
+from forked import Forked
 from tiny import DECODERS, IMAGE_TOKEN, llm_folder, tiny_batch, tower_folder
 
 from basic_lite.data.layout import layout_of
@@ -214,14 +214,14 @@ def test_one_process_writes_and_others_train_on(base, cache):
 
 def test_a_kill_inside_a_write_leaves_no_copy_and_no_litter(base, cache):
     code = (
-        "import os, sys, torch; sys.path.insert(0, 'tests')\n"
+        "import os, torch\n"
         "from basic_lite.models import quantised\n"
         "from basic_lite.models.llava import Sources, load_decoder_alone\n"
         "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"
         f"load_decoder_alone(Sources({str(base)!r}, 'x', dtype=torch.float32), 'cpu', 'keep', print)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
+    died = Forked([sys.executable, "-c", code], base.parent)
+    assert died.wait() == -signal.SIGKILL, died.communicate()[0][-500:]
     drafts = list(cache.glob(".*.part"))
     assert len(drafts) == 1
     assert list(drafts[0].glob("*.safetensors"))

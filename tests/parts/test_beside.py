@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 
@@ -12,21 +11,8 @@ from torch import distributed
 
 from parts.beside import Part, build_beside
 from parts.pretrain_decoder import Lesson, _average_gradients, train_decoder
+from parts.quick_builds import broken, counted, endless
 from parts.vocabulary import train_tokenizer
-
-
-def counted(progress):
-    for step in range(250):
-        progress(step, {"loss": float(step)})
-    return {"threads": torch.get_num_threads()}
-
-
-def endless(progress):
-    time.sleep(1000)
-
-
-def broken(progress):
-    raise ValueError("a part that cannot be built")
 
 
 def test_each_part_gives_its_probe_and_tells_of_its_steps():
@@ -47,26 +33,20 @@ def test_a_failure_stops_the_others(capfd):
     assert "a part that cannot be built" in capfd.readouterr().err
 
 
-def mean_of_ranks(progress):
-    model = torch.nn.Linear(2, 3)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1.0 + distributed.get_rank())
-    _average_gradients(model)
-    return {"least": min(p.grad.min().item() for p in model.parameters())}
-
-
-def test_gradients_are_averaged_over_the_processes_of_a_part():
-    assert build_beside({"part": Part(mean_of_ranks, 2)}, lambda *step: None) == {"part": {"least": 1.5}}
-
-
 def train(folder: Path, progress):
-    tokenizer = train_tokenizer(seed=0, scenes=400)
+    """Average known gradients, then train a decoder and leave its weights."""
+    layer = torch.nn.Linear(2, 3)
+    for parameter in layer.parameters():
+        parameter.grad = torch.full_like(parameter, 1.0 + distributed.get_rank())
+    _average_gradients(layer)
+    tokenizer = train_tokenizer(seed=0, scenes=100)
     model = train_decoder(Lesson(tokenizer, seed=3, steps=2, rows=4))
     torch.save([p.detach() for p in model.parameters()], folder / f"{distributed.get_rank()}.pt")
-    return {}
+    return {"least": min(p.grad.min().item() for p in layer.parameters())}
 
 
-def test_processes_that_share_a_decoder_end_with_the_same_weights(tmp_path):
-    build_beside({"decoder": Part(partial(train, tmp_path), 2)}, lambda *step: None)
+def test_processes_that_share_a_decoder_average_gradients_and_end_with_the_same_weights(tmp_path):
+    probes = build_beside({"decoder": Part(partial(train, tmp_path), 2)}, lambda *step: None)
+    assert probes == {"decoder": {"least": 1.5}}
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

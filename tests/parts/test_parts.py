@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -88,13 +89,15 @@ def test_the_recorded_figures_do_not_fall(folder, names, floor):
 def test_the_second_course_goes_on_from_what_the_first_one_wrote(tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "probe_decoder", lambda *given, **named: {"en": 0.0, "zh": 0.0})
     monkeypatch.setattr(answering, "probe_shallow", lambda *given, **named: {})
-    monkeypatch.setattr(build, "train_tokenizer", lambda seed: train_tokenizer(seed, scenes=200))
+    monkeypatch.setattr(build, "train_tokenizer", lambda seed: train_tokenizer(seed, scenes=100))
+    lesson = partial(Lesson, rows=2)
+    monkeypatch.setattr(build, "Lesson", lesson)
     steps = []
     said = lambda step, values: steps.append(step)  # noqa: E731
     build.build_decoder(tmp_path / "whole", 0, 2, "cpu", said, finish=1)
     assert steps == [0, 1, 2]
     build.build_decoder(tmp_path / "first", 0, 2, "cpu", said)
     _, tokenizer = read_decoder(tmp_path / "first")
-    build._save_half(build.finish_written(tmp_path / "first", Lesson(tokenizer, seed=1, steps=1)), tmp_path)
+    build._save_half(build.finish_written(tmp_path / "first", lesson(tokenizer, seed=1, steps=1)), tmp_path)
     assert file_hash(tmp_path / "whole/model.safetensors") == file_hash(tmp_path / "model.safetensors")
     assert json.loads((tmp_path / "whole/probe.json").read_text())["steps"] == 3

@@ -111,6 +111,7 @@ def test_both_stages_say_it_and_resume_keeps_it(tmp_path):
     assert settings_shown(done.stdout)["background"] == "#000000"
     out = tmp_path / "runs/stage1"
     assert files.read_manifest(out)["sources"]["background"] == "#000000"
+    assert "the picture's own least and largest value" in files.read_manifest(out)["pictures"]["deep_grey"]
     base = ("--lora", "--rank", 2, "--bits", 16, "--max-steps", 1)
     for given, background in (((), "#000000"), (("--background", "white"), "#ffffff")):
         name = background.removeprefix("#")

@@ -259,8 +259,8 @@ def test_three_rows_through_check_and_training(layout: str, tmp_path: Path) -> N
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rows"] == 3
     notes = {finding["code"] for finding in report["findings"]}
-    data = ("--model", "tiny", "--data", *given, "--global-batch", 3, "--micro-batch", 1, "--workers", 0)
-    done = run("stage1", *data, "--max-steps", 2, cwd=tmp_path)
+    data = ("--model", "tiny", "--data", *given, "--global-batch", 3, "--micro-batch", 3, "--workers", 0)
+    done = run("stage1", *data, "--max-steps", 1, cwd=tmp_path)
     rows = read_manifest(tmp_path / "runs/stage1")["rows"]
     assert rows == {"seen": 3, "truncated": 0, "replaced": 0, "left_out": 0}
     assert not (tmp_path / "runs/stage1/bad.jsonl").exists()

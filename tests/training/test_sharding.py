@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def runs(trained, tmp_path_factory) -> Path:
     for name in trained:
         train(CASES[name], folder / "one" / name)
     command = [sys.executable, Path(__file__).with_name("sharded.py"), folder, *trained]
-    finish(start(command, folder, PYTHONPATH=os.pathsep.join(sys.path)))
+    finish(start(command, folder))
     return folder
 
 

@@ -83,7 +83,9 @@ def test_a_handful_of_rows_moves_every_tensor(count, pictures, tmp_path):
     assert min(rates) > 0
 
 
-@pytest.mark.parametrize(("count", "batch", "steps"), [(20, 1, 20), (100, 2, 50)])
+@pytest.mark.parametrize(
+    ("count", "batch", "steps"), [(20, 1, 20), pytest.param(100, 2, 50, marks=pytest.mark.full)]
+)
 def test_own_pictures_go_through_both_stages(count, batch, steps, pictures, tmp_path):
     done = run(*stage1(pictures, count, "--dry-run"), cwd=tmp_path)
     shown = settings_shown(done.stdout)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+
+from forked import Forked
 
 DRAW = """
 import sys
@@ -19,10 +20,7 @@ print(found.stage1.is_file() and all(path.is_file() for path in found.mmbench.va
 
 def test_processes_that_start_together_draw_one_world(tmp_path):
     command = [sys.executable, "-c", DRAW]
-    both = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    both = [Forked(command, tmp_path, apart=True) for _ in range(2)]
     (tmp_path / "go").touch()
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
