@@ -24,6 +24,7 @@ from basic_lite.models import zoo
 from basic_lite.models.llava import Assembled, Sources, check_quantisation
 from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
+from basic_lite.models.softcap import cap_logits, implementation
 
 DECODERS: dict[str, PretrainedConfig] = {
     name: AutoConfig.for_model(**config) for name, config in zoo.DECODER_CONFIGS.items()
@@ -94,6 +95,8 @@ def random_model(
     finally:
         torch.set_default_dtype(old)
     _fill(model, shift=family.model_type.startswith("gemma"))
+    parts_of(model).decoder.set_attn_implementation(implementation(text))
+    cap_logits(model)
     model.requires_grad_(False)
     model.train()
     check_quantisation(model)

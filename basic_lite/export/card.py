@@ -13,6 +13,7 @@ _LICENCES: dict[str, str] = {
     "lmsys/vicuna-7b-v1.5": "llama2",
     "lmsys/vicuna-13b-v1.5": "llama2",
     "google/gemma-2b-it": "gemma",
+    "google/gemma-2-2b-it": "gemma",
     "microsoft/Phi-3-mini-4k-instruct": "mit",
     "mistralai/Mistral-7B-Instruct-v0.2": "apache-2.0",
     "google/siglip-so400m-patch14-384": "apache-2.0",

@@ -405,7 +405,7 @@ class _LinearCrossEntropy(Function):
         ctx: Any, upstream: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in kept), None, None
+        return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in kept), None, None, None
 
 
 def _slope(capped: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -61,6 +61,7 @@ POINTS = {
     "eight prompts, fp32": Point("llama", MANY, dtype=torch.float32),
     "eight prompts, adapters": Point("llama", MANY | {"rank": 32}),
     "eight prompts, shared keys": Point("qwen3", MANY, {"num_key_value_heads": 2, "head_dim": 64}),
+    "eight prompts, capped scores": Point("gemma2", MANY, {"num_key_value_heads": 4, "head_dim": 32}),
     "long answers": Point("llama", LONG),
     "long answers, windows": Point(
         "gemma3_text",

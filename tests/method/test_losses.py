@@ -93,7 +93,7 @@ def test_tiles_take_one_tile_far_above_or_below_the_others():
             term = semantic_distribution(seen, shifted, Chunk(2, 100))
             term.total.backward()
             total, gradient = in_fp64(seen, shifted)
-            assert error(term.total, total.detach()) < 1e-4
+            assert error(term.total, total.detach()) < 5e-4  # logits of 500 are known to 3e-5, the term is 0.25
             # Of the shifted dimension 500 times what fp32 rounds off a sum of probabilities is left.
             assert error(seen.initial.grad[:, 1:], gradient[:, 1:]) < 1e-4
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from contextlib import nullcontext
 
@@ -405,10 +404,3 @@ def test_unsupported_models_are_refused_by_name(tmp_path):
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_assembled("llama", **settings)
-
-
-def test_softcapped_attention_is_refused():
-    model = copy.deepcopy(tiny_assembled("llama").model)
-    parts_of(model).decoder.config.attn_logit_softcapping = 50.0
-    with pytest.raises(ValueError, match=r"caps its attention scores \(Gemma-2\)"):
-        BasicSupervision(model)
