@@ -86,8 +86,8 @@ class Chat:
         """Answer a message, piece by piece: as soon as its tokens are complete words.
 
         An answer that is cut off (Ctrl-C, or the iterator is closed) is forgotten with its message; the
-        pictures wait for the next. The model then stops at its next token. Raises ValueError if the message
-        is no text, or the conversation no longer fits into what the decoder was made for.
+        pictures wait for the next. Raises ValueError if the conversation no longer fits into the decoder's
+        context.
         """
         assembled: Any = self.assembled
         model = assembled.model
@@ -214,14 +214,12 @@ def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> 
             write(f"{error}\n")
 
 
-ADDRESS: str = "127.0.0.1"
-"""The page has no password, so no other machine can reach it."""
+ADDRESS: str = "127.0.0.1"  # the page has no password, so no other machine can reach it
 
 MISTAKE: str = "⚠ Not answered: "
 """Stands in front of an error where an answer should be: an exception would leave gradio's text box off."""
 
-UPLOAD: str = "20mb"
-"""Largest file that the page takes, as gradio writes it."""
+UPLOAD: str = "20mb"  # largest file that the page takes, as gradio writes it
 
 
 def check_gradio() -> None:
@@ -240,14 +238,11 @@ def recalled(
     sampling: Sampling = Sampling(),
     lock: threading.Lock | None = None,
 ) -> Chat:
-    """Return the conversation that a page shows.
+    """Return the conversation that a page shows: the page keeps what was said, so nobody reads another's.
 
-    The page keeps what was said, so that its own buttons (undo, again, clear) need no help, and nothing that
-    one reader says is held where another reader's answer could find it. A message without answer (a
-    `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the next.
-
-    The content of a message of `history` is a text or a list of texts (bare, or `{"text"}`) and pictures
-    (`{"path"}` from a client, `{"file": {"path"}}` from a browser).
+    A message without answer (a `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the
+    next. The content of a message is a text or a list of texts (bare, or `{"text"}`) and pictures (`{"path"}`
+    from a client, `{"file": {"path"}}` from a browser).
     """
     chat, asked = Chat(assembled, max_new_tokens, sampling, lock), ""
     for message in history:
@@ -324,11 +319,7 @@ def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampli
 
 
 class SameOrigin:
-    """Refuses what a page of somebody else's sends: a Host that is not this machine, or a foreign Origin.
-
-    Without it a web site could point its own name at 127.0.0.1 (DNS rebinding) or post to the page, and the
-    browser of whoever runs it would do so. Behind a tunnel the port differs, so Origin is compared with Host.
-    """
+    """Refuses a Host that is not this machine (DNS rebinding), and an Origin that differs from the Host."""
 
     def __init__(self, app: Any) -> None:
         self.app = app

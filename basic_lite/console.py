@@ -68,8 +68,7 @@ def progress_bar(console: Console, *, transient: bool = False) -> Progress:
     )
 
 
-OTHER_LOG: str = "other.log"
-"""What other libraries said, in the folder that a command writes."""
+OTHER_LOG: str = "other.log"  # what other libraries said, in the folder that a command writes
 
 _OURS = "basic_lite"
 
@@ -98,11 +97,7 @@ class _Aside(logging.Handler):
 
 
 class _Logger(logging.Logger):
-    """A logger that hands everything to the root, whatever the library that made it asks for.
-
-    transformers, datasets and huggingface_hub put a handler on standard error when they are imported, which
-    may be at any moment of a command.
-    """
+    """A logger that hands everything to the root: some libraries put a handler on stderr at import."""
 
     def addHandler(self, hdlr: logging.Handler) -> None:
         if not _prints(hdlr):
@@ -121,9 +116,7 @@ class _Logger(logging.Logger):
 def aside() -> Iterator[None]:
     """Keep messages of other libraries off the terminal inside the block; `basic_lite`'s own stay there.
 
-    Libraries speak through their own loggers, through handlers of their own on standard error, and through
-    Python's warnings; all of these end in `OTHER_LOG`. Nothing is configured at import: without a command,
-    the package's users hear everything as usual.
+    Their loggers, their own handlers on standard error, and Python's warnings all end in `OTHER_LOG`.
     """
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
     handler, own, made = _Aside(), logging.StreamHandler(), logging.getLoggerClass()

@@ -124,8 +124,7 @@ is guessed from a path or a name."""
 PROJECTOR: str = "projector.safetensors"
 ADAPTER: str = "adapter_config.json"
 ADAPTER_WEIGHTS: str = "adapter_model.safetensors"
-DECODER: str = "decoder.safetensors"
-"""Weights of a decoder that was tuned as a whole, with its head."""
+DECODER: str = "decoder.safetensors"  # weights of a decoder that was tuned as a whole, with its head
 TOWER: str = "tower.safetensors"
 """Weights of a vision tower that was trained, as far as its features depend on them."""
 
@@ -136,8 +135,7 @@ STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
 CHECKED: str = ".checked.json"
 """Files that were checked, with size and times: one that has not changed since is not read again."""
 
-FORMAT: int = 1
-"""Version of the manifest; a reader refuses one that it does not know."""
+FORMAT: int = 1  # version of the manifest; a reader refuses one that it does not know
 
 EMBEDDING_SPACE: str = "first decoder layer's input; E = raw embed_tokens.weight"
 """The convention of `v`, `v^` and `E` (for Gemma it moves the logits by 45x): a run of another one is
@@ -188,9 +186,8 @@ def hashes(folder: Path, patterns: tuple[str, ...] = WEIGHTS) -> dict[str, str]:
 def check_files(folder: str | Path, *kinds: str) -> None:
     """Compare a run's files with the hashes in its manifest; one of an older version has none.
 
-    Every file is read once. The results stand in `.checked.json` beside the manifest, and a file of the same
-    size and times is believed from then on. (The time of an inode's last change cannot be set back.) `kinds`
-    are `"weights"` and, for a checkpoint, `"state"`. The error names the file that is missing or has changed.
+    `kinds` are `"weights"` and, for a checkpoint, `"state"`. Every file is read once: the results stand in
+    `.checked.json`, and a file of the same size and times (of which ctime cannot be set back) is believed.
     """
     folder = Path(folder)
     manifest, before, after = read_manifest(folder), {}, {}
@@ -339,17 +336,11 @@ Workers that a training process forked notice its death within five seconds.
 def held(folder: Path, *, beside: bool = False, wait: float = 0.0) -> Iterator[None]:
     """Keep other commands from writing a folder until the block ends; their error names this one.
 
-    The kernel releases the lock when its process dies, however that happens. Of the processes of one run
-    (`accelerate launch`) the first holds the lock for all. The lock lies inside the folder, so that it is the
-    same one wherever the folder is mounted.
-
-    Args:
-        folder: Run folder; made if it is missing, and removed again if nothing was written into it.
-        beside: Put the lock beside the folder, which must not exist before it is complete.
-        wait: Seconds to wait for a process that holds the lock.
-
-    Raises:
-        ValueError: If another process holds it (names that process), or the folder cannot be written to.
+    The kernel releases the lock when its process dies. Of the processes of one run (`accelerate launch`) the
+    first holds it for all. It lies inside the folder, so that it is the same one wherever that is mounted;
+    with `beside` it does not, as the folder must not exist before it is complete. The folder is made if it is
+    missing, and removed again if nothing was written. Raises ValueError if another process holds it after
+    `wait` seconds, or the folder cannot be written to.
     """
     if rank_and_count()[0] > 0:
         yield

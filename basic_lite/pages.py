@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-LONGEST: int = 672
-"""Longest side of an embedded picture in pixels."""
+LONGEST: int = 672  # longest side of an embedded picture in pixels
 
 
 @cache

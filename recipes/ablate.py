@@ -25,66 +25,62 @@ def main(
             "rate, patches, world or space (plain and BASIC at every level); architecture (trains nothing)."
         ),
     ],
-    model: Annotated[str, o.option(help="As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
+    model: Annotated[str, o.option("As in stage1; tiny is the embedded world.", panel=o.MODEL)] = "tiny",
     data: Annotated[
-        Path | None,
-        o.option(help="As in stage1.", default="with tiny the embedded world", panel="Data"),
+        Path | None, o.option("As in stage1.", default="with tiny the embedded world", panel="Data")
     ] = None,
     images: o.ImagesOption = None,
-    out: Annotated[Path, o.option(help="Folder; plans of one set-up share it, and their runs.")] = Path(
+    out: Annotated[Path, o.option("Folder; plans of one set-up share it, and their runs.")] = Path(
         "runs/ablation"
     ),
     variants: Annotated[
         str | None,
-        o.option(help="Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
+        o.option("Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
-        int, o.option(help="Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
+        int, o.option("Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
     ] = 1,
-    seed: Annotated[int, o.option(help="The first seed.", panel=HERE, callback=o.a_seed)] = 0,
+    seed: Annotated[int, o.option("The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
         int | None,
-        o.option(help="Runs at a time.", default="what fits; 1 on a GPU", panel=HERE, callback=o.within(1)),
+        o.option("Runs at a time.", default="what fits; 1 on a GPU", panel=HERE, callback=o.within(1)),
     ] = None,
     quick: Annotated[
-        bool, o.option("--quick", help="A third of the embedded world, half of its scenes.", panel=HERE)
+        bool, o.option("A third of the embedded world, half of its scenes.", "--quick", panel=HERE)
     ] = False,
     stage: Annotated[
-        int, o.option(help="2: also stage 2 and questions.", callback=o.within(1, 2), panel=HERE)
+        int, o.option("2: also stage 2 and questions.", callback=o.within(1, 2), panel=HERE)
     ] = 1,
-    stage2: Annotated[str, o.option(help="Options of stage 2, in quotes.", panel=HERE)] = "--lora",
+    stage2: Annotated[str, o.option("Options of stage 2, in quotes.", panel=HERE)] = "--lora",
     measure_data: Annotated[
         Path | None,
-        o.option(help="File to measure losses and cosine on.", default="the training file", panel=HERE),
+        o.option("File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[
-        int, o.option(help="How many of its rows.", callback=o.within(2), panel=HERE)
-    ] = 256,
+    measure_rows: Annotated[int, o.option("How many of its rows.", callback=o.within(2), panel=HERE)] = 256,
     benchmark: Annotated[
-        str | None, o.option("--eval", help="Benchmark to score every run on.", default="none", panel=HERE)
+        str | None, o.option("Benchmark to score every run on.", "--eval", default="none", panel=HERE)
     ] = None,
     eval_data: Annotated[
-        Path | None, o.option(help="The benchmark's data, as --data in eval.", panel=HERE)
+        Path | None, o.option("The benchmark's data, as --data in eval.", panel=HERE)
     ] = None,
-    eval_images: Annotated[Path | None, o.option(help="The benchmark's pictures.", panel=HERE)] = None,
+    eval_images: Annotated[Path | None, o.option("The benchmark's pictures.", panel=HERE)] = None,
     answer_by: Annotated[
         str,
         o.option(
-            help="Its answers: text, or of a choice the letter of highest likelihood.",
+            "Its answers: text, or of a choice the letter of highest likelihood.",
             panel=HERE,
             callback=o.among(("text", "likelihood")),
         ),
     ] = "text",
     tune: Annotated[
-        bool,
-        o.option("--tune", help="First choose the learning rate, on plain alone, first seed.", panel=HERE),
+        bool, o.option("First choose the learning rate, on plain alone, first seed.", "--tune", panel=HERE)
     ] = False,
     teacher: Annotated[
         str | None,
-        o.option(help="teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
+        o.option("teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
     ] = None,
-    overwrite: Annotated[bool, o.option("--overwrite", help="Replace everything in --out.")] = False,
-    dry_run: Annotated[bool, o.option("--dry-run", help="List the runs, train nothing.")] = False,
+    overwrite: Annotated[bool, o.option("Replace everything in --out.", "--overwrite")] = False,
+    dry_run: Annotated[bool, o.option("List the runs, train nothing.", "--dry-run")] = False,
 ) -> None:
     """Find out which part of the method makes the difference. An interrupted command can be repeated.
 
@@ -133,16 +129,11 @@ def main(
     asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
 
 
-OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")
-"""What `ablate` decides itself."""
+OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")  # what `ablate` decides itself
 
 
 def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
-    """Parse words with a stage's own command, and return what they set, by parameter.
-
-    Raises:
-        ValueError: If the stage has no such option, or it may not be given here.
-    """
+    """Parse words with a stage's own command, and return what they set, by parameter."""
     words = shlex.split(words) if isinstance(words, str) else list(words)
     name = stage.__module__.rsplit(".", 1)[-1]
     app = typer.Typer(add_completion=False)
@@ -164,5 +155,4 @@ def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
 
 
 def defaults_of(stage: Callable) -> dict[str, object]:
-    """Return a stage's defaults by parameter."""
     return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}

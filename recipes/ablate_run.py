@@ -7,18 +7,10 @@ from pathlib import Path
 
 
 def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, measure: dict) -> None:
-    """Do what is left of a run; everything that is printed goes to `console.txt`.
+    """Do what is left of the `steps` of a run; everything that is printed goes to `console.txt`.
 
-    Args:
-        folder: of the run.
-        steps: as in `basic_lite.experiments.processes.Run`; those that are measured already are left out.
-        seed: of the projector and the order of rows.
-        threads: of the CPU.
-        stages: name of a stage -> its options.
-        measure: what is measured, see `basic_lite.experiments.measure.measure`.
-
-    Raises:
-        SystemExit: With `processes.STOPPED`, if a signal stopped it with a checkpoint.
+    `stages` has each stage's options by name, `measure` those of `experiments.measure.measure`. Ends with
+    `processes.STOPPED` if a signal stopped it with a checkpoint.
     """
     from basic_lite.recipes import stage1, stage2
 

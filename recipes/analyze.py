@@ -16,13 +16,12 @@ app = typer.Typer(help="Look inside a language model or a run.", no_args_is_help
 @o.command
 def premise(
     model: Annotated[
-        str,
-        o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models), or tiny.", panel=o.MODEL),
+        str, o.option("vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models), or tiny.", panel=o.MODEL)
     ] = "vicuna-7b",
     llm: Annotated[
         list[str] | None,
         o.option(
-            help="Any LLM of a family that basic-lite models lists: hub id or folder. Several: a line each.",
+            "Any LLM of a family that basic-lite models lists: hub id or folder. Several: a line each.",
             default="that of --model",
             panel=o.MODEL,
         ),
@@ -30,23 +29,20 @@ def premise(
     bits: o.BitsOption = None,
     precision: o.PrecisionOption = "auto",
     random_weights: Annotated[
-        bool,
-        o.option("--random-weights", help="The same configuration with random weights.", panel=o.MODEL),
+        bool, o.option("The same configuration with random weights.", "--random-weights", panel=o.MODEL)
     ] = False,
     text: Annotated[
         Path | None,
-        o.option(help="Training data or plain text to read.", default="shipped captions", panel=o.DATA),
+        o.option("Training data or plain text to read.", default="shipped captions", panel=o.DATA),
     ] = None,
-    tokens: Annotated[
-        int, o.option(help="Held-out tokens to read.", panel=o.DATA, callback=o.within(64))
-    ] = 512,
+    tokens: Annotated[int, o.option("Held-out tokens to read.", panel=o.DATA, callback=o.within(64))] = 512,
     layers: o.LayersOption = None,
     weighting: o.WeightingOption = "quadratic",
     out: Annotated[
         Path | None,
-        o.option(help="JSON file for one LLM's figures; a page with a plot beside it.", default="none"),
+        o.option("JSON file for one LLM's figures; a page with a plot beside it.", default="none"),
     ] = None,
-    json: Annotated[Path | None, o.option(help="JSON Lines to append figures to.", default="none")] = None,
+    json: Annotated[Path | None, o.option("JSON Lines to append figures to.", default="none")] = None,
 ) -> None:
     """Test on text whether the states of layers 1..k still name their tokens, and which --target to use.
 
@@ -118,39 +114,37 @@ def tokens(
     images: Annotated[
         Path | None,
         o.option(
-            help="Folder of pictures. A drawn world's folder stands for its held-out scenes.",
+            "Folder of pictures. A drawn world's folder stands for its held-out scenes.",
             default="the embedded world, for a run of the tiny model",
             panel=o.DATA,
         ),
     ] = None,
     captions: Annotated[
         Path | None,
-        o.option(help="LLaVA JSON or JSONL with captions of these pictures.", default="none", panel=o.DATA),
+        o.option("LLaVA JSON or JSONL with captions of these pictures.", default="none", panel=o.DATA),
     ] = None,
     words: Annotated[
         Path | None,
-        o.option(help="File of words that mean something, one per line.", default="none", panel=o.DATA),
+        o.option("File of words that mean something, one per line.", default="none", panel=o.DATA),
     ] = None,
     limit: Annotated[
-        int, o.option(help="How many pictures, spread evenly.", panel=o.DATA, callback=o.within(1))
+        int, o.option("How many pictures, spread evenly.", panel=o.DATA, callback=o.within(1))
     ] = 64,
     against: Annotated[
-        Path | None,
-        o.option(help="Another run of the same models, such as the plain baseline.", default="none"),
+        Path | None, o.option("Another run of the same models, such as the plain baseline.", default="none")
     ] = None,
     before: Annotated[
-        bool,
-        o.option("--before/--no-before", help="Also the run's beginning: fresh projector, LLM as it came."),
+        bool, o.option("Also the run's beginning: fresh projector, LLM as it came.", "--before/--no-before")
     ] = True,
     max_new_tokens: Annotated[
-        int, o.option(help="Longest text of the replacement test; 0 generates none.", callback=o.within(0))
+        int, o.option("Longest text of the replacement test; 0 generates none.", callback=o.within(0))
     ] = 48,
-    views: Annotated[int, o.option(help="Pictures in the report.", callback=o.within(0))] = 6,
+    views: Annotated[int, o.option("Pictures in the report.", callback=o.within(0))] = 6,
     seed: Annotated[
-        int, o.option(help="Seed of the embedded world's scenes, without --images.", callback=o.a_seed)
+        int, o.option("Seed of the embedded world's scenes, without --images.", callback=o.a_seed)
     ] = 0,
     out: Annotated[
-        Path | None, o.option(help="Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
+        Path | None, o.option("Folder of `tokens.html` and `tokens.json`.", default="RUN/analysis")
     ] = None,
 ) -> None:
     """Read visual embeddings as words: the nearest vocabulary token of every patch, at every layer.

@@ -9,13 +9,13 @@ from basic_lite.training import settings as o
 
 
 def generate(
-    run: Annotated[Path, o.option(help="Run whose model answers.")] = Path("runs/stage2"),
-    benchmark: Annotated[str, o.option(help="Whose questions are asked.", panel=o.DATA)] = "mmbench",
+    run: Annotated[Path, o.option("Run whose model answers.")] = Path("runs/stage2"),
+    benchmark: Annotated[str, o.option("Whose questions are asked.", panel=o.DATA)] = "mmbench",
     data: Annotated[
-        str | None, o.option(help="Its file, folder or hub id.", default="the hub's", panel=o.DATA)
+        str | None, o.option("Its file, folder or hub id.", default="the hub's", panel=o.DATA)
     ] = None,
-    limit: Annotated[int, o.option(help="How many questions.", panel=o.DATA, callback=o.within(1))] = 64,
-    batch_size: Annotated[int, o.option(help="Prompts per batch.", callback=o.within(2))] = 16,
+    limit: Annotated[int, o.option("How many questions.", panel=o.DATA, callback=o.within(1))] = 64,
+    batch_size: Annotated[int, o.option("Prompts per batch.", callback=o.within(2))] = 16,
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.
 
@@ -58,38 +58,36 @@ def generate(
 @o.command
 def step(
     model: Annotated[
-        str, o.option(help="vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models).", panel=o.MODEL)
+        str, o.option("vicuna-7b, gemma-2b, qwen3-4b, ... (see basic-lite models).", panel=o.MODEL)
     ] = "vicuna-7b",
     stage: Annotated[
-        int, o.option(help="1: the projector. 2: adapters and projector.", callback=o.within(1, 2))
+        int, o.option("1: the projector. 2: adapters and projector.", callback=o.within(1, 2))
     ] = 1,
     bits: o.BitsOption = None,
     precision: o.PrecisionOption = "auto",
     decoder_layers: Annotated[
         int | None,
-        o.option(
-            help="Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)
-        ),
+        o.option("Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)),
     ] = None,
-    micro_batch: Annotated[int, o.option(help="Rows per forward pass.", callback=o.within(1))] = 8,
-    text: Annotated[int, o.option(help="Text tokens per row.", callback=o.within(1))] = 64,
+    micro_batch: Annotated[int, o.option("Rows per forward pass.", callback=o.within(1))] = 8,
+    text: Annotated[int, o.option("Text tokens per row.", callback=o.within(1))] = 64,
     rank: o.RankOption = o.zoo.RANK,
     recompute: o.RecomputeOption = None,
     recompute_layers: o.RecomputeLayersOption = None,
     basic: o.BasicOption = True,
-    steps: Annotated[int, o.option(help="Steps to measure.", callback=o.within(1))] = 20,
-    warm: Annotated[int, o.option(help="Steps before them, to warm up.", callback=o.within(0))] = 2,
+    steps: Annotated[int, o.option("Steps to measure.", callback=o.within(1))] = 20,
+    warm: Annotated[int, o.option("Steps before them, to warm up.", callback=o.within(0))] = 2,
     rounds: Annotated[
-        int, o.option(help="With --against: how often each takes its turn.", callback=o.within(1))
+        int, o.option("With --against: how often each takes its turn.", callback=o.within(1))
     ] = 3,
     cap: Annotated[
         float | None,
-        o.option(help="Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
+        o.option("Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
     against: Annotated[
-        bool, o.option("--against", help="Also the plain step of transformers and peft, and naive BASIC.")
+        bool, o.option("Also the plain step of transformers and peft, and naive BASIC.", "--against")
     ] = False,
-    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+    out: Annotated[Path | None, o.option("JSON file for the results.", default="none")] = None,
 ) -> None:
     """Train a model of real size with random weights for some steps: samples per second and peak memory.
 
@@ -139,9 +137,9 @@ def step(
 
 
 def host(
-    model: Annotated[str, o.option(help="Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
-    rounds: Annotated[int, o.option(help="Measurements of each, in turn.", callback=o.within(1))] = 3,
-    steps: Annotated[int, o.option(help="Timed steps of each.", callback=o.within(1))] = 10,
+    model: Annotated[str, o.option("Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
+    rounds: Annotated[int, o.option("Measurements of each, in turn.", callback=o.within(1))] = 3,
+    steps: Annotated[int, o.option("Timed steps of each.", callback=o.within(1))] = 10,
 ) -> None:
     """Count and time what a decoder layer costs the host in a step: tiny tensors, no GPU.
 

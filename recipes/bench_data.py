@@ -27,12 +27,12 @@ def main(
     batch: Annotated[int, typer.Option(help="Rows per batch.", callback=o.within(1))] = 16,
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.", callback=o.within(0))] = 2,
     step_ms: Annotated[
-        float, o.option(help="How long the model computes on a batch.", callback=o.within(0))
+        float, o.option("How long the model computes on a batch.", callback=o.within(0))
     ] = 200,
     steps: Annotated[int, typer.Option(help="Batches to measure.", callback=o.within(1))] = 50,
     tokenizer: Annotated[
         str | None,
-        o.option(help="Tokenizer, name or folder, whose lengths the padding is for.", default="letters"),
+        o.option("Tokenizer, name or folder, whose lengths the padding is for.", default="letters"),
     ] = None,
 ) -> None:
     """Measure how fast this machine prepares batches, how long a training would wait, and what is padding.

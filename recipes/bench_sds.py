@@ -10,16 +10,16 @@ from basic_lite.training import settings as o
 
 @o.command
 def sds(
-    rows: Annotated[int, o.option(help="Patches, N.", callback=o.within(1))] = 4608,
-    width: Annotated[int, o.option(help="Width of the decoder, D.", callback=o.within(1))] = 4096,
-    vocabulary: Annotated[int, o.option(help="Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
+    rows: Annotated[int, o.option("Patches, N.", callback=o.within(1))] = 4608,
+    width: Annotated[int, o.option("Width of the decoder, D.", callback=o.within(1))] = 4096,
+    vocabulary: Annotated[int, o.option("Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
     precision: o.PrecisionOption = "auto",
-    repeats: Annotated[int, o.option(help="Rounds, after one that warms up.", callback=o.within(1))] = 10,
+    repeats: Annotated[int, o.option("Rounds, after one that warms up.", callback=o.within(1))] = 10,
     cap: Annotated[
         float | None,
-        o.option(help="Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
+        o.option("Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
     ] = None,
-    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+    out: Annotated[Path | None, o.option("JSON file for the results.", default="none")] = None,
 ) -> None:
     """Time L_sds, its three matrix products, Liger's and TRL's divergences and the naive code, in turn.
 

@@ -14,10 +14,10 @@ def main(
     run_a: Annotated[Path, typer.Argument(help="Run to compare with, such as the baseline.")],
     run_b: Annotated[Path, typer.Argument(help="Run of interest.")],
     benchmark: Annotated[
-        str | None, o.option(help="Only this one.", default="every benchmark that both have")
+        str | None, o.option("Only this one.", default="every benchmark that both have")
     ] = None,
-    page: Annotated[bool, o.option("--page/--no-page", help="An HTML page of flipped questions.")] = True,
-    out: Annotated[Path | None, o.option(help="Folder of the pages.", default="RUN_B/compare")] = None,
+    page: Annotated[bool, o.option("An HTML page of flipped questions.", "--page/--no-page")] = True,
+    out: Annotated[Path | None, o.option("Folder of the pages.", default="RUN_B/compare")] = None,
 ) -> None:
     """Pair the answers of two runs by question: difference, 95 % interval, p value, categories, flips.
 

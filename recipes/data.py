@@ -78,8 +78,7 @@ def check(
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
     background: Annotated[
-        str,
-        typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR"),
+        str, typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR")
     ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,

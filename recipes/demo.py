@@ -10,21 +10,18 @@ from basic_lite.training import settings as o
 
 
 def main(
-    out: Annotated[Path, o.option(help="Folder of both runs, `summary.json` and `report.html`.")] = Path(
+    out: Annotated[Path, o.option("Folder of both runs, `summary.json` and `report.html`.")] = Path(
         "runs/demo"
     ),
     seed: Annotated[
-        int, o.option(help="Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
+        int, o.option("Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
     ] = 0,
     seeds: Annotated[
-        int,
-        o.option(help="How many demos to run, with seeds from --seed on, and average.", callback=o.within(1)),
+        int, o.option("How many demos to run, with seeds from --seed on, and average.", callback=o.within(1))
     ] = 1,
-    scenes: Annotated[
-        int, o.option(help="How many held-out scenes are inspected.", callback=o.within(8))
-    ] = 200,
-    resume: Annotated[bool, o.option("--resume", help="Go on with an interrupted demo in --out.")] = False,
-    overwrite: Annotated[bool, o.option("--overwrite", help="Replace the demo in --out.")] = False,
+    scenes: Annotated[int, o.option("How many held-out scenes are inspected.", callback=o.within(8))] = 200,
+    resume: Annotated[bool, o.option("Go on with an interrupted demo in --out.", "--resume")] = False,
+    overwrite: Annotated[bool, o.option("Replace the demo in --out.", "--overwrite")] = False,
 ) -> None:
     """Watch BASIC at work in minutes: offline, without a GPU, in an embedded world of drawn scenes.
 
@@ -55,7 +52,7 @@ def main(
         runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
         jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
         console.print(
-            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on.",
+            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on."
         )
         try:
             with processes.ProgressBoard(console) as board:
@@ -89,11 +86,7 @@ def main(
 
 
 def _prepare(out: Path, settings: dict[str, int], resume: bool, overwrite: bool) -> None:
-    """Make the demo's folder, or see that the one to go on with is of the same demo.
-
-    Raises:
-        ValueError: If the folder is in use, or there is nothing to resume, or it was another demo.
-    """
+    """Make the demo's folder, or see that the one to go on with is of the same demo."""
     from basic_lite.files import contents, remove, write_json
 
     stamp = out / "demo.json"

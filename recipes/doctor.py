@@ -11,10 +11,9 @@ from basic_lite.training import settings as o
 
 
 def main(
-    out: Annotated[Path, o.option(help="Where runs are to be written.")] = Path("runs"),
+    out: Annotated[Path, o.option("Where runs are to be written.")] = Path("runs"),
     model: Annotated[
-        str | None,
-        o.option(help="A model by name: its download, room on disk and memory too.", default="none"),
+        str | None, o.option("A model by name: its download, room on disk and memory too.", default="none")
     ] = None,
 ) -> None:
     """Try device, driver, bf16, 4-bit layers, fused kernels, disk and hub; each fault with its remedy.

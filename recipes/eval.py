@@ -15,11 +15,7 @@ _ADDRESS = "OpenAI-style address that questions and answers are sent to; key in 
 
 
 def home_of(run: Path, model: str | None, answers: Path | None, out: Path | None) -> Path:
-    """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers.
-
-    Raises:
-        ValueError: If more than one thing is to be evaluated, or a run stands where a model's answers would.
-    """
+    """Return the folder of what is evaluated: the run's, one for a model, one beside a file of answers."""
     from basic_lite.files import MANIFEST
 
     if model is not None and answers is not None:
@@ -44,92 +40,81 @@ def main(
             "paper's eight); or mine, with --data."
         ),
     ],
-    run: Annotated[Path, o.option(help="Run to evaluate.")] = Path("runs/stage2"),
+    run: Annotated[Path, o.option("Run to evaluate.")] = Path("runs/stage2"),
     model: Annotated[
         str | None,
-        o.option(help="Instead of a run: a LLaVA of transformers, folder or hub id.", metavar="FOLDER_OR_ID"),
+        o.option("Instead of a run: a LLaVA of transformers, folder or hub id.", metavar="FOLDER_OR_ID"),
     ] = None,
     answers: Annotated[
-        Path | None,
-        o.option("--predictions", help="Instead of a run: score this file of answers (JSON lines)."),
+        Path | None, o.option("Instead of a run: score this file of answers (JSON lines).", "--predictions")
     ] = None,
     data: Annotated[
         str | None,
         o.option(
+            "Original file or folder, folder of Parquet files, or hub id (hf:owner/name). "
+            "For several benchmarks: a folder with one folder for each.",
             "--data",
             "--tsv",
             "--hf",
-            help="Original file or folder, folder of Parquet files, or hub id (hf:owner/name). "
-            "For several benchmarks: a folder with one folder for each.",
             default="the hub's",
             panel="Data",
         ),
     ] = None,
-    images: Annotated[Path | None, o.option(help="Folder of the pictures.", panel="Data")] = None,
-    split: Annotated[str | None, o.option(help="Split.", default="the labelled one", panel="Data")] = None,
-    limit: Annotated[int | None, o.option(help=_LIMIT, panel="Data", callback=o.within(1))] = None,
+    images: Annotated[Path | None, o.option("Folder of the pictures.", panel="Data")] = None,
+    split: Annotated[str | None, o.option("Split.", default="the labelled one", panel="Data")] = None,
+    limit: Annotated[int | None, o.option(_LIMIT, panel="Data", callback=o.within(1))] = None,
     any_size: Annotated[
-        bool,
-        o.option("--any-size", help="Take data of another size: not the benchmark's number.", panel="Data"),
+        bool, o.option("Take data of another size: not the benchmark's number.", "--any-size", panel="Data")
     ] = False,
-    prompt_style: Annotated[str, o.option(help="llava, or a harness's by name.", panel="Data")] = "llava",
-    scorer: Annotated[
-        str | None, o.option(help="Scoring rule by name.", default="LLaVA's", panel="Data")
-    ] = None,
+    prompt_style: Annotated[str, o.option("llava, or a harness's by name.", panel="Data")] = "llava",
+    scorer: Annotated[str | None, o.option("Scoring rule by name.", default="LLaVA's", panel="Data")] = None,
     judge_scores: Annotated[
         Path | None,
-        o.option("--grades", "--judge-scores", help="A judge's grades: JSON, JSON lines.", panel=_JUDGE),
+        o.option("A judge's grades: JSON, JSON lines.", "--grades", "--judge-scores", panel=_JUDGE),
     ] = None,
-    judge: Annotated[str | None, o.option(help="Model that grades, or graded.", panel=_JUDGE)] = None,
-    judge_url: Annotated[str | None, o.option(help=_ADDRESS, default="ask nobody", panel=_JUDGE)] = None,
+    judge: Annotated[str | None, o.option("Model that grades, or graded.", panel=_JUDGE)] = None,
+    judge_url: Annotated[str | None, o.option(_ADDRESS, default="ask nobody", panel=_JUDGE)] = None,
     judge_prompt: Annotated[
-        Path | None,
-        o.option(help="The judge's rule: a text file, or MM-Vet's mm-vet_evaluator.py.", panel=_JUDGE),
+        Path | None, o.option("The judge's rule: a text file, or MM-Vet's mm-vet_evaluator.py.", panel=_JUDGE)
     ] = None,
     step: Annotated[
         Literal["all", "generate", "score", "export"],
-        o.option(help="One step alone; all generates and scores, or exports where labels are not public."),
+        o.option("One step alone; all generates and scores, or exports where labels are not public."),
     ] = "all",
     out: Annotated[
         Path | None,
-        o.option(help="Folder of predictions and results.", default="RUN/eval/NAME; a model's in runs/"),
+        o.option("Folder of predictions and results.", default="RUN/eval/NAME; a model's in runs/"),
     ] = None,
     answer_by: Annotated[
         Literal["text", "likelihood"],
-        o.option(help="likelihood: of a choice, the letter that is likeliest to come next."),
+        o.option("likelihood: of a choice, the letter that is likeliest to come next."),
     ] = "text",
     batch_size: Annotated[
         int | None,
         o.option(
-            help="Prompts per batch; answers do not depend on it.",
+            "Prompts per batch; answers do not depend on it.",
             default="what the card holds, up to 32; 16 without one",
             callback=o.within(1),
         ),
     ] = None,
     max_steps: Annotated[
-        int,
-        o.option(help="Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1)),
+        int, o.option("Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1))
     ] = -1,
     image_size: Annotated[
         int | None,
         o.option(
-            help="Side of the tower's input in pixels.",
-            default="the run's",
-            panel=o.MODEL,
-            callback=o.within(1),
+            "Side of the tower's input in pixels.", default="the run's", panel=o.MODEL, callback=o.within(1)
         ),
     ] = None,
     tower_layer: Annotated[
         int | None,
-        o.option(
-            help="Which hidden states of the tower are its features.", default="the run's", panel=o.MODEL
-        ),
+        o.option("Which hidden states of the tower are its features.", default="the run's", panel=o.MODEL),
     ] = None,
     template: Annotated[
         str | None,
-        o.option(help="Words around a --model's questions, as vicuna_v1.", default="its own", panel=o.MODEL),
+        o.option("Words around a --model's questions, as vicuna_v1.", default="its own", panel=o.MODEL),
     ] = None,
-    overwrite: Annotated[bool, o.option("--overwrite", help="Ask again, replace the answers.")] = False,
+    overwrite: Annotated[bool, o.option("Ask again, replace the answers.", "--overwrite")] = False,
     dry_run: o.DryRunOption = False,
 ) -> None:
     """Score a run, a model or a file of answers on a benchmark, offline, with LLaVA-1.5's prompts and rules.

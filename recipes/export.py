@@ -18,48 +18,47 @@ def main(
     to: Annotated[
         Literal["hf", "peft", "gguf"],
         o.option(
-            help="hf: transformers, vLLM, lmms-eval. peft: adapter and projector over a base. "
+            "hf: transformers, vLLM, lmms-eval. peft: adapter and projector over a base. "
             "gguf: llama.cpp, Ollama."
         ),
     ] = "hf",
     base: Annotated[
         Literal["bf16", "dequantised"] | None,
         o.option(
-            help="Of a run on a 4-bit base: the original weights, or those that were trained on, rounded "
+            "Of a run on a 4-bit base: the original weights, or those that were trained on, rounded "
             "as they were.",
             default="must be said",
         ),
     ] = None,
     dtype: Annotated[
-        Literal["bf16", "fp16", "fp32"] | None, o.option(help="Dtype of the weights.", default="the run's")
+        Literal["bf16", "fp16", "fp32"] | None, o.option("Dtype of the weights.", default="the run's")
     ] = None,
-    shard_gib: Annotated[float, o.option(help="Most GiB of one file.", callback=o.within(0.001))] = 2.0,
+    shard_gib: Annotated[float, o.option("Most GiB of one file.", callback=o.within(0.001))] = 2.0,
     device: Annotated[
-        str | None, o.option(help="Where run and folder are compared.", default="a GPU where there is one")
+        str | None, o.option("Where run and folder are compared.", default="a GPU where there is one")
     ] = None,
     old_gemma: Annotated[
-        bool,
-        o.option("--old-gemma", help="For readers that scale Gemma's image features (transformers < 5.4)."),
+        bool, o.option("For readers that scale Gemma's image features (transformers < 5.4).", "--old-gemma")
     ] = False,
     quantise: Annotated[
         str | None,
         o.option(
-            help="Format of GGUF: f16, bf16, f32, q8_0; q4_k_m and others by llama.cpp's llama-quantize.",
+            "Format of GGUF: f16, bf16, f32, q8_0; q4_k_m and others by llama.cpp's llama-quantize.",
             default="f16",
         ),
     ] = None,
     class_token: Annotated[
         Literal["first", "last"] | None,
-        o.option(help="GGUF: where its reader puts a CLIP tower's class token.", default="last"),
+        o.option("GGUF: where its reader puts a CLIP tower's class token.", default="last"),
     ] = None,
     check: Annotated[
-        bool, o.option("--check", help="Open an exported folder again, and say what it holds.")
+        bool, o.option("Open an exported folder again, and say what it holds.", "--check")
     ] = False,
     push: Annotated[
-        str | None, o.option(help="Send the folder to the Hugging Face hub, private.", default="not sent")
+        str | None, o.option("Send the folder to the Hugging Face hub, private.", default="not sent")
     ] = None,
-    public: Annotated[bool, o.option("--public", help="With --push: everybody can read it.")] = False,
-    yes: Annotated[bool, o.option("--yes", help="With --push: do not ask.")] = False,
+    public: Annotated[bool, o.option("With --push: everybody can read it.", "--public")] = False,
+    yes: Annotated[bool, o.option("With --push: do not ask.", "--yes")] = False,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 

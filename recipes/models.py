@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from basic_lite.memory.choice import Kind
 
 
-def main(json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False) -> None:
+def main(json: Annotated[bool, o.option("One JSON object per line.", "--json")] = False) -> None:
     """List the language models and vision towers that are known by name. Loads and downloads nothing.
 
     Examples:

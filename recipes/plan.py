@@ -9,31 +9,30 @@ from basic_lite.training import settings as o
 
 def main(
     model: Annotated[
-        str | None,
-        o.option(help="A model by name.", default="all of them, at a glance", panel=o.MODEL),
+        str | None, o.option("A model by name.", default="all of them, at a glance", panel=o.MODEL)
     ] = None,
     llm: o.LlmOption = None,
     tower: Annotated[
         str | None,
-        o.option(help="By name, or hub id or folder.", default="clip-l-336; all at a glance", panel=o.MODEL),
+        o.option("By name, or hub id or folder.", default="clip-l-336; all at a glance", panel=o.MODEL),
     ] = None,
     image_size: o.ImageSizeOption = None,
     tiles: o.TilesOption = 1,
     pool: o.PoolOption = 1,
     gpu: Annotated[
         float | None,
-        o.option(help="Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
+        o.option("Memory of the card in GiB.", default="12 16 24 32 48 80", callback=o.within(1)),
     ] = None,
-    stage: Annotated[int | None, o.option(help="1 or 2.", default="both", callback=o.within(1, 2))] = None,
+    stage: Annotated[int | None, o.option("1 or 2.", default="both", callback=o.within(1, 2))] = None,
     text: Annotated[
         int | None,
-        o.option(help="Text tokens per row.", default="64 in stage 1, 824 in stage 2", callback=o.within(1)),
+        o.option("Text tokens per row.", default="64 in stage 1, 824 in stage 2", callback=o.within(1)),
     ] = None,
     rank: o.RankOption = o.zoo.RANK,
     basic: o.BasicOption = True,
     train_tower: o.TrainTowerOption = False,
     tower_lora: o.TowerLoraOption = None,
-    json: Annotated[bool, o.option("--json", help="One JSON object per line.")] = False,
+    json: Annotated[bool, o.option("One JSON object per line.", "--json")] = False,
 ) -> None:
     """Predict memory and time of each stage, and what fits a card. Loads and downloads nothing.
 

@@ -14,7 +14,7 @@ def main(
     runs: Annotated[list[Path], typer.Argument(help="Folders of stage1 or stage2, finished or not.")],
     out: Annotated[
         Path | None,
-        o.option(help="The HTML file.", default="report.html in the run, or beside the first of several"),
+        o.option("The HTML file.", default="report.html in the run, or beside the first of several"),
     ] = None,
 ) -> None:
     """Draw what a run has logged: losses over steps, held-out rows (--val-share) and their sample answers.

@@ -33,11 +33,7 @@ class Run:
 
 
 def lines(here: Path) -> list[str]:
-    """Return the eight lines.
-
-    Args:
-        here: folder to look for runs in: its own folders, and those in `runs`.
-    """
+    """Return the eight lines, with the runs of the folders in `here` and in its `runs`."""
     cards, known = cards_of(CARDS), runs(here)
     shown = ", ".join(map(str, known[:_SHOWN]))
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
@@ -83,12 +79,7 @@ def runs(here: Path) -> list[Run]:
 
 
 def following(known: list[Run], card: bool) -> tuple[str, str]:
-    """Return the next sensible command and why.
-
-    Args:
-        known: the runs, newest first.
-        card: whether a graphics card is there.
-    """
+    """Return the next sensible command and why, for runs, newest first, with or without a card."""
     newest = next((run for run in known if run.stage), None)
     if newest is None:
         if card:

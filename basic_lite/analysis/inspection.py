@@ -32,11 +32,7 @@ from basic_lite.models.tower import up_to_the_features
 
 @dataclass
 class LayerMatches:
-    """One picture through the decoder: what goes in, what layers 1..L leave, and the target.
-
-    The last layer is taken as it leaves the layer, before the decoder's final norm: the space that the first
-    layer receives. The target is the weighted sum of the states after layers 1..k.
-    """
+    """One picture through the decoder: what enters, what layers 1..L leave before the norm, the target."""
 
     # `L + 2` times `(P,)` int64, the token nearest to each patch's state by cosine
     tokens: list[torch.Tensor] = field(default_factory=list)
@@ -50,9 +46,8 @@ class LayerMatches:
 def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]) -> Iterator[LayerMatches]:
     """Match the patches' states after every decoder layer, while one row passes; complete when it has.
 
-    A hook on each layer gathers `(P, D)` states, matches them and lets them go: beside the forward pass
-    itself the initial embeddings and the target are all that is held. `patch` `(P,)` int64 says where the
-    patches stand in the row, `weights` are `w_1 .. w_k` of the target.
+    Beside the forward pass itself the initial embeddings and the target are all that is held. `patch` `(P,)`
+    int64 says where the patches stand in the row, `weights` are `w_1 .. w_k` of the target.
     """
     parts, seen = parts_of(model), LayerMatches()
     initial = torch.empty(0)
@@ -88,8 +83,7 @@ def watch_layers(model: nn.Module, patch: torch.Tensor, weights: Sequence[float]
         note(seen.target)
 
 
-FEWEST: int = 8
-"""With fewer captions it is not reported how much survives."""
+FEWEST: int = 8  # with fewer captions it is not reported how much survives
 
 
 @dataclass(frozen=True)
@@ -181,8 +175,7 @@ class ModelResults:
     def overlap(self, kind: str) -> dict[str, float | None]:
         """Compare the greedy texts of `kind` with those of the original embeddings and the captions.
 
-        Means over pictures: `token_f1` and `content_kept` against the original's text, and `caption_said`,
-        the share of the caption's content words that the text has.
+        `caption_said` is the share of the caption's content words that the text has.
         """
         own = replacement.ORIGINAL
         texts = [(p.texts[kind], p.texts[own], p.caption) for p in self.pictures if kind in p.texts]

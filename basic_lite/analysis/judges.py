@@ -1,8 +1,4 @@
-"""Which matches mean something: by what a patch shows, by a caption's words, or by a list.
-
-A judge is given the tokens of one picture, patch by patch, and says for each `True`, `False`, or `None` where
-there is nothing to be right about.
-"""
+"""Which matches mean something: by what a patch shows, by a caption's words, or by a list."""
 
 from __future__ import annotations
 
@@ -17,8 +13,6 @@ from basic_lite.data.world.render import Picture
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import meaningful
 from basic_lite.method.words import is_content, is_han, words_of
-
-# How much two texts share.
 
 
 def units(text: str, content: bool = False) -> Counter[str]:
@@ -69,8 +63,6 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
-# Vocabulary tokens as text: what each stands for, how it is shown, and which end a text or a line.
-
 _VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥", " ": "␣", "\u3000": "␣", "\xa0": "␣"}
 
 
@@ -87,11 +79,7 @@ def shown(text: str) -> str:
 
 
 def end_tokens(tokenizer: Any, texts: list[str], templates: list[Template]) -> frozenset[int]:
-    """Return the ids that end or structure a text and say nothing of a picture.
-
-    All special tokens, what ends an answer in one of `templates`, and tokens that are newlines alone, be it
-    as a byte token.
-    """
+    """Return the ids that end or structure a text: special tokens, ends of answers, newlines alone."""
     ids = set(tokenizer.all_special_ids)
     for template in templates:
         ids.update(stop_ids(template, tokenizer))

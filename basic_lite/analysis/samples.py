@@ -62,17 +62,11 @@ class Samples:
 
 
 def choose_samples(images: Path | None, captions: Path | None, limit: int, seed: int = 0) -> Samples:
-    """Choose at most `limit` pictures to show, with their captions.
+    """Choose at most `limit` pictures to show, with their captions from LLaVA JSON or JSONL.
 
-    Args:
-        images: folder of pictures; the folder of a drawn world stands for held-out scenes of that world, and
-            `None` for held-out scenes of the world of `seed`.
-        captions: LLaVA JSON or JSONL that says what pictures of the folder show.
-        limit: how many at most.
-        seed: of the scenes where `images` is `None`.
-
-    Raises:
-        ValueError: If there is no picture, none of them has a caption, or none can be read.
+    `images` is a folder of pictures; the folder of a drawn world stands for held-out scenes of that world,
+    and `None` for held-out scenes of the world of `seed`. Raises ValueError if there is no picture, none of
+    them has a caption, or none can be read.
     """
     if images is None or (captions is None and (images / "world.json").is_file()):
         return _scenes(images, limit, seed)
@@ -173,8 +167,6 @@ def _captions_of(path: Path, images: Path, names: list[str]) -> dict[str, tuple[
     return answers
 
 
-# The models of an analysis, loaded one after the other: before training, the run, and another run.
-
 BEFORE = "before training"
 
 
@@ -205,9 +197,8 @@ class Subject:
 def subjects(run: Path, against: Path | None = None, before: bool = True) -> list[Subject]:
     """Return the models of an analysis, in the order of tables and plots; nothing is loaded yet.
 
-    `against` is another run of the same LLM and tower, usually the plain baseline; `before` includes the
-    run's own beginning: fresh projector of the same seed, LLM as it came. Raises ValueError if a folder is no
-    run, its files have changed, or two are not comparable.
+    `before` includes the run's own beginning: fresh projector of the same seed, LLM as it came. Raises
+    ValueError if a folder is no run, its files have changed, or `against` is of other models.
     """
     manifest = read_manifest(run)
     chosen = [Subject(BEFORE, run, manifest, *_first_seed(manifest))] if before else []

@@ -106,14 +106,9 @@ def analyse(
 ) -> Analysis:
     """Show every model the same pictures, prepared as for the last (stage 1 cuts a square, stage 2 pads).
 
-    Args:
-        chosen: the models; loaded one after the other.
-        samples: the pictures.
-        device: where the models go.
-        words: file of words that mean something; before all other judges.
-        views: pictures to keep in full.
-        max_new_tokens: longest greedy text of the replacement test; 0 generates none.
-        advance: called with the model's label after each picture.
+    Models are loaded one after the other, and `advance` is called with a model's label after each picture;
+    `views` pictures are kept in full. A file of `words` judges before all others. With `max_new_tokens` of 0
+    the replacement test generates no text.
     """
     listed = None if words is None else judges.read_words(words)
     layers, weighting = method_of(chosen)

@@ -1,8 +1,4 @@
-"""Ask a model the questions of a benchmark: batched, longest first, resumable at any moment.
-
-Answers go to a JSONL file, a line each, the longest prompts first; scoring reads that file and never sees
-the model.
-"""
+"""Ask a model the questions of a benchmark, the longest prompts first; the answers go to a JSONL file."""
 
 from __future__ import annotations
 
@@ -35,46 +31,30 @@ from basic_lite.models.parts import parts_of
 
 Model = Assembled | HfLlava
 
-DEFAULT_BATCH: int = 16
-"""Prompts per batch without a GPU."""
+DEFAULT_BATCH: int = 16  # prompts per batch without a GPU
 
 
 def generate(
-    assembled: Model,
-    questions: Sequence[Question],
-    path: Path,
+    assembled: Model,  # the model, in every process
+    questions: Sequence[Question],  # of one benchmark, in every process
+    path: Path,  # prediction file, appended to
     *,
+    # Prompts per batch; `None` for as many as the card has room for, which is said
     batch_size: int | None = 16,
-    model_id: str = "basic-lite",
-    max_batches: int | None = None,
-    by_likelihood: bool = False,
-    advance: Callable[[int], None] = lambda count: None,
-    say: Callable[[str], None] = lambda line: None,
-    processes: Processes = ALONE,
+    model_id: str = "basic-lite",  # written into every line
+    max_batches: int | None = None,  # stop after this many; `None` for all
+    by_likelihood: bool = False,  # answer a choice with the letter that is likeliest to come next
+    advance: Callable[[int], None] = lambda count: None,  # called with the number of new answers
+    say: Callable[[str], None] = lambda line: None,  # called with a line about the batch size
+    processes: Processes = ALONE,  # of this command
 ) -> int:
     """Answer every question that `path` does not answer yet, greedily; return how many are still unanswered.
 
     Rows of a batch are padded on the left; answers equal those of batch size 1. The longest prompts come
     first: if memory fails, it fails at once, and the batch is answered in halves.
 
-    Several processes answer neighbouring batches at the same time, and the first writes them in order: the
-    file is at any moment the beginning of the one that a single process writes, so whoever goes on after a
-    kill, in whatever number, ends with the same bytes.
-
-    Args:
-        assembled: the model.
-        questions: of one benchmark.
-        path: prediction file, appended to.
-        batch_size: prompts per batch; `None` for as many as the card has room for.
-        model_id: written into every line.
-        max_batches: stop after this many; `None` for all.
-        by_likelihood: answer a choice with the letter that is likeliest to come next.
-        advance: called with the number of new answers.
-        say: called with a line about the batch size that was chosen.
-        processes: of this command; each has the model and all questions.
-
-    Raises:
-        ValueError: If a picture is missing or does not decode, or `path` belongs to another benchmark.
+    Several processes answer neighbouring batches at the same time, and the first writes them in order, so
+    whoever goes on after a kill, in whatever number, ends with the same bytes.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
@@ -179,9 +159,9 @@ NEAR: float = 1e-3
 def _as_alone(assembled: Model, ask: Ask, rows: list[Row]) -> list[str]:
     """Answer some prompts at once as each of them is answered alone.
 
-    How a matrix product rounds depends on the size of the batch, so where two tokens are all but equally
-    likely it may decide between them. In fp32 such a question is asked again by itself: its answer is then
-    the same in every batch. In bf16 that rounding is everywhere, and is left as it is.
+    How a matrix product rounds depends on the size of the batch. In fp32, where two tokens are all but
+    equally likely, the question is asked again by itself; in bf16 that rounding is everywhere, and is left as
+    it is.
     """
     texts, gaps = _ask_rows(assembled, ask, rows)
     if len(rows) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:

@@ -56,7 +56,7 @@ class Benchmark:
     # Scoring rule -> the Python package and the program that it needs, where it needs more
     programs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()  # other names on the command line
-    published: Figures = ({}, "")  # published figures
+    published: Figures = ({}, "")
     # Number of rows -> published figures, where sizes differ in them
     of_size: Mapping[int, Figures] = field(default_factory=dict)
 

@@ -64,9 +64,9 @@ class Comparison:
 def sign_flip_p(differences: Iterable[int]) -> float:
     """Return the exact two-sided p of a permutation test that swaps the two runs picture by picture.
 
-    If the runs are equally good, each picture's difference (questions gained minus lost, a whole number) is
-    as likely with the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs, whatever ties the
-    questions about one picture. With one question per picture this is McNemar's exact test.
+    If the runs are equally good, each picture's difference (questions gained minus lost) is as likely with
+    the other sign: `p = P[|sum of +-d| >= |sum of d|]` over all signs. With one question per picture this is
+    McNemar's exact test.
     """
     differences = list(differences)
     sizes = Counter(abs(difference) for difference in differences if difference)

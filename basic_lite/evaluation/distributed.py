@@ -19,9 +19,7 @@ T = TypeVar("T")
 _CUTS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 """What `accelerate config` may have stored for training; here every process holds the whole model."""
 
-_PATIENCE = timedelta(
-    days=2
-)  # while the first process downloads, the others wait; a death is noticed at once
+_PATIENCE = timedelta(days=2)  # while the first process downloads, the others wait; a death shows at once
 
 
 class ProcessLost(OSError):
@@ -81,9 +79,9 @@ ALONE = Processes()
 def processes() -> Iterator[Processes]:
     """Connect the processes that `accelerate launch` or `torchrun` started, usually one.
 
-    They talk through gloo on GPUs too: what travels is text, and gloo, unlike NCCL, notices at once that a
-    process has died. An error that all share is raised in the first alone; the others leave with exit code 0,
-    so that the launcher does not end the first before it has spoken.
+    They talk through gloo on GPUs too: unlike NCCL it notices at once that a process has died. An error that
+    all share is raised in the first alone; the others leave with exit code 0, so that the launcher does not
+    end the first before it has spoken.
     """
     rank, count = rank_and_count()
     if count == 1:

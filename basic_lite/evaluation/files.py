@@ -23,7 +23,7 @@ class Source:
     data: str | Path  # a folder or file with the original files, a folder with Parquet files, or a hub id
     split: str  # name of the split, as the table of benchmarks has it
     images: Path | None = None  # folder of the pictures; `None` looks beside the data
-    with_images: bool = True  # false reads no pictures, which is enough for scoring
+    with_images: bool = True  # False reads no pictures, which is enough for scoring
     style: str = "llava"  # prompt style; some need more files than others
 
     @property
@@ -32,8 +32,7 @@ class Source:
         return path if path.is_dir() else path.parent
 
 
-Reader = Callable[[Source], Iterable[dict[str, Any]]]
-"""`source -> rows` of a benchmark."""
+Reader = Callable[[Source], Iterable[dict[str, Any]]]  # `source -> rows` of a benchmark
 
 
 def hub_id(data: str | Path) -> str | None:
@@ -74,23 +73,11 @@ def open_table(source: Source, config: str | None, split: str) -> Any:
 
 
 def table_rows(
-    source: Source,
-    config: str | None,
-    split: str,
-    needs: Iterable[str],
-    image: str | None = "image",
+    source: Source, config: str | None, split: str, needs: Iterable[str], image: str | None = "image"
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split, with `"image"` a `StoredImage`, or `None` where the cell is null.
 
-    Args:
-        source: Hub id or folder; without `with_images` the pictures are left out.
-        config: Name of the configuration, where the data set has several.
-        split: Name of the split on the hub.
-        needs: Columns that must be there.
-        image: The image column; `None` for a data set without pictures.
-
-    Raises:
-        ValueError: If the data set cannot be had or lacks a column.
+    `needs` are columns that must be there; a data set without pictures has no `image` column (`None`).
     """
     opened = open_table(source, config, split)
     pictured = image if source.with_images else None
@@ -110,23 +97,14 @@ def table_rows(
 
 
 def table_reader(
-    *needs: str,
-    key: str | None = None,
-    config: str | None = None,
-    splits: Mapping[str, str] | None = None,
+    *needs: str,  # columns that must be there
+    key: str | None = None,  # column of the id; `None` takes the row's number
+    config: str | None = None,  # name of the configuration, where the data set has several
+    splits: Mapping[str, str] | None = None,  # split -> its name on the hub, where that is another
     image: str = "image",
-    **names: str,
+    **names: str,  # name in the rows -> column that it is a copy of
 ) -> Reader:
-    """Return a reader of the layout of `datasets`; its rows get an `"id"`.
-
-    Args:
-        needs: Columns that must be there.
-        key: Column of the id; `None` takes the row's number.
-        config: Name of the configuration, where the data set has several.
-        splits: Split -> its name on the hub, where that is another.
-        image: The image column.
-        names: Name in the rows -> column that it is a copy of.
-    """
+    """Return a reader of the layout of `datasets`; its rows get an `"id"`."""
 
     def read(source: Source) -> Iterator[dict[str, Any]]:
         split = (splits or {}).get(source.split, source.split)
@@ -298,12 +276,10 @@ def find_optional(source: Source, *patterns: str) -> Path | None:
 def locate_images(
     source: Source, names: Mapping[Id, str | None], folders: Iterable[str]
 ) -> dict[Id, ImageSource]:
-    """Return question id -> picture file; raises ValueError with the number of missing ones.
+    """Return question id -> picture file, from file names below the image folder; all must exist.
 
-    Args:
-        source: Where the data is; its `images` decides, else the first of `folders` beside the data.
-        names: Question id -> file name below the image folder; `None` for a text-only question.
-        folders: Folder names in the original layout, tried in order.
+    The folder is `source.images`, else the first of `folders` beside the data. `None` is a text-only
+    question.
     """
     if not source.with_images or not any(names.values()):
         return dict.fromkeys(names)
@@ -330,10 +306,10 @@ def locate_images(
 def with_pictures(
     source: Source, rows: Iterable[dict[str, Any]], folders: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """Return rows with `"image"` the file that their `"file"` names; see `locate_images`."""
+    """Return rows with `"image"` the file that their `"file"` names, which tells pictures apart, too."""
     rows = list(rows)
     images = locate_images(source, {row["id"]: row["file"] for row in rows}, folders)
-    return [{**row, "image": images[row["id"]]} for row in rows]
+    return [{**row, "picture": row.get("picture", row["file"]), "image": images[row["id"]]} for row in rows]
 
 
 Export = Callable[[Sequence[Question], Mapping[Id, str], Path], Path]

@@ -1,8 +1,7 @@
 """Any LLaVA in the layout of transformers, ready to be asked: an exported run, llava-hf/llava-1.5-7b-hf, ...
 
-Only the words around a question are the model's own (its chat template; without one, LLaVA-1.5's), unless a
-template of ours is named. Pictures are padded to a square as LLaVA-1.5's evaluation pads them, whatever the
-folder's processor crops by default, so that a published model and a run are measured alike.
+Pictures are padded to a square as LLaVA-1.5's evaluation pads them, whatever the folder's processor crops, so
+that a published model and a run are measured alike. The words around a question are the model's own.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from basic_lite.models.softcap import cap_logits
 from basic_lite.models.unpacked import BACKGROUND_KEY
 
 FALLBACK = "vicuna_v1"
-EXIF: Exif = "rotate"
-"""What transformers' own loader of pictures does, whatever a model was trained with."""
+EXIF: Exif = "rotate"  # what transformers' own loader of pictures does, whatever a model was trained with
 LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf or an exported folder"
 
 

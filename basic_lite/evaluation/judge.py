@@ -1,8 +1,4 @@
-"""Grades of a judge: asked of a model at an OpenAI-style address, or read from a file.
-
-Nothing is sent unless an address is given. Every grade is kept in a file as soon as it is there, so that the
-same command goes on after an interruption and asks nothing twice.
-"""
+"""Grades of a judge: asked of a model at an OpenAI-style address, or read from a file."""
 
 from __future__ import annotations
 
@@ -20,21 +16,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.files import read_json_lines
+from basic_lite.evaluation.files import json_lines, read_json_lines
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.files import write_text
 
-KEY = "BASIC_LITE_JUDGE_KEY"
-"""Environment variable of the key, which goes to the given address alone."""
+KEY = "BASIC_LITE_JUDGE_KEY"  # environment variable of the key, which goes to the given address alone
 
 _TRIES = 5
 _WAITS = (2.0, 4.0, 8.0, 16.0)  # seconds before an address that is busy is asked again
 _TIMEOUT = 120.0
 
 Grade = float | tuple[float, ...]
-Grades = Mapping[str, Sequence[Grade]]
-"""Question id, as text -> grades, one per run."""
+Grades = Mapping[str, Sequence[Grade]]  # question id, as text -> grades, one per run
 
 
 def number_in(value: object, low: float, high: float) -> bool:
@@ -53,7 +47,7 @@ class Grading:
     score: Callable[[Sequence[Question], Mapping[Id, str], Grades, str], Score]
     rule: str  # the rule that is used unless another is given
     note: str = ""  # what a reader of a score by `rule` must know
-    system: str = ""  # system message; `""` for none
+    system: str = ""  # message; "" for none
     max_tokens: int = 3  # most tokens of a reply
     temperature: float = 0.0  # of the first try
     again: str = ""  # added to the message where a reply held no grade
@@ -143,7 +137,7 @@ def ask(
     if kept.is_file():
         rows = read_json_lines(kept, ("key", "grade"), drop_cut_end=True)
         known = {row["key"]: row["grade"] for row in rows}
-        write_text(kept, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(kept, json_lines(rows))
     grades: dict[str, list[Grade]] = {}
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as file:
@@ -156,14 +150,8 @@ def ask(
                 except ValueError as error:
                     done = f"The grades so far are in {kept}; the same command goes on."
                     raise ValueError(f"Question {question.id}: {error} {done}") from None
-                row = {
-                    "key": key,
-                    "question_id": question.id,
-                    "judge": judge.name,
-                    "grade": grade,
-                    "reply": reply,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                row = {"key": key, "question_id": question.id, "judge": judge.name}
+                file.write(json_lines([row | {"grade": grade, "reply": reply}]))
                 file.flush()
                 known[key] = grade
             grades[str(question.id)] = [_as_grade(known[key])]
@@ -238,11 +226,11 @@ def write_prompts(
     rule: str | None = None,
 ) -> Path:
     """Write a JSON line `{id, prompt}` per question, for a judge that is asked by other means."""
-    lines = []
-    for question in questions:
-        text = grading.prompt(question, predictions.get(question.id, ""), rule or grading.rule)
-        lines.append(json.dumps({"id": question.id, "prompt": text}, ensure_ascii=False) + "\n")
-    return write_text(path, "".join(lines))
+    rows = [
+        {"id": q.id, "prompt": grading.prompt(q, predictions.get(q.id, ""), rule or grading.rule)}
+        for q in questions
+    ]
+    return write_text(path, json_lines(rows))
 
 
 def read_rule(path: str | Path) -> str:

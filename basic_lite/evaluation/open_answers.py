@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from basic_lite.evaluation.files import submission
 from basic_lite.evaluation.question import Id, Question
@@ -98,8 +98,7 @@ def _one_line(text: str) -> str:
 def _strip_punctuation(text: str, period: re.Pattern[str]) -> str:
     """Delete a mark that stands beside a space, turn it into a space elsewhere.
 
-    The tests look at the original text, so the order of the marks is free, and one `digit,digit` anywhere
-    makes every mark a deletion.
+    One `digit,digit` anywhere makes every mark a deletion.
     """
     delete_all = _DIGIT_COMMA_DIGIT.search(text) is not None
     result = text
@@ -127,22 +126,16 @@ def normalize(text: str, variant: str) -> str:
     `variant` is `"m4c"` (LLaVA, TextVQA: deletes commas and question marks and splits `'s` off first),
     `"vqa_official"` (the VQA server) or `"vlmevalkit"` (keeps the dot of `"5."`); another raises ValueError.
     """
+    if variant not in NORMALIZERS:
+        raise ValueError(f"Unknown answer normaliser {variant!r}: use one of {', '.join(NORMALIZERS)}.")
     if variant == "m4c":
-        lowered = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-        return _words(_strip_punctuation(_one_line(lowered), _PERIOD))
-    if variant == "vqa_official":
-        return _words(_strip_punctuation(_one_line(text), _PERIOD))
-    if variant == "vlmevalkit":
-        return _words(_strip_punctuation(_one_line(text), _PERIOD_VLMEVALKIT))
-    raise ValueError(f"Unknown answer normaliser {variant!r}: use one of {', '.join(NORMALIZERS)}.")
+        text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    period = _PERIOD_VLMEVALKIT if variant == "vlmevalkit" else _PERIOD
+    return _words(_strip_punctuation(_one_line(text), period))
 
 
-def _official(text: str) -> str:
-    return normalize(text, "vqa_official")
-
-
-def _m4c(text: str) -> str:
-    return normalize(text, "m4c")
+_official = partial(normalize, variant="vqa_official")
+_m4c = partial(normalize, variant="m4c")
 
 
 def _soft(prediction: str, answers: Sequence[str]) -> float:
@@ -173,13 +166,11 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], scorer: str) -> float:
         cleaned = [_one_line(answer) for answer in answers]
         same: Callable[[str], str] = _one_line if len(set(cleaned)) == 1 else _official
         return _soft(same(prediction), [same(answer) for answer in cleaned])
-    if scorer == "vqa_lmms":
-        return _soft(_official(prediction), [_official(answer) for answer in answers])
-    if scorer == "vqa_m4c":
-        return _soft(_m4c(prediction), [_m4c(answer) for answer in answers])
-    if scorer == "vizwiz_official":
-        return _soft(_official(prediction), list(answers))
-    raise ValueError(f"Unknown VQA scorer {scorer!r}: use one of {', '.join(SCORERS)}.")
+    if scorer not in SCORERS:
+        raise ValueError(f"Unknown VQA scorer {scorer!r}: use one of {', '.join(SCORERS)}.")
+    of_model = _m4c if scorer == "vqa_m4c" else _official
+    of_humans = str if scorer == "vizwiz_official" else of_model
+    return _soft(of_model(prediction), [of_humans(answer) for answer in answers])
 
 
 def soft_accuracies(

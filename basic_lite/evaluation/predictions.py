@@ -79,8 +79,8 @@ def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
 def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: str) -> Predictions:
     """Pair records with questions by id, "7" and 7 alike; the answers are in the order of the questions.
 
-    Raises ValueError, with the records called `where`, if one lacks a field, comes twice, is of none of the
-    questions, or answers other words.
+    Raises ValueError if a record lacks a field, comes twice, is of none of the questions, or answers other
+    words.
     """
     known = {str(question.id): question for question in questions}
     answers: Predictions = {}

@@ -23,7 +23,7 @@ class StoredImage:
     """A picture in a column of a Hugging Face data set, read only when it is needed."""
 
     table: Any = field(repr=False)  # the data set, with the column not decoded
-    row: int  # row number
+    row: int
     column: str = "image"  # name of the image column
     of_several: bool = False  # the cell is a list of frames, of which the middle one is taken
 
@@ -133,12 +133,8 @@ def question_of(
 ) -> Question:
     """Make the question of a row that has `"id"`, `"image"` and, where it is known, `"picture"`.
 
-    Args:
-        row: As a reader yields it.
-        text: The user turn.
-        category: Name in the row of what the results are broken down by.
-        fields: Names in the row of what the scorer or export needs.
-        more: Other attributes of `Question`.
+    `category` names the row's entry that the results are broken down by, `fields` those that the scorer or
+    export needs; `more` are other attributes of `Question`.
     """
     made: dict[str, Any] = {
         "max_new_tokens": TOKEN_LIMITS["llava"],
@@ -155,8 +151,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 
 TOKEN_LIMITS = {"llava": 128, "lmms": 16}
 """Most new tokens where lmms-eval has LLaVA-1.5's words and lets the model write less."""
-SAME_STYLES: dict[str, None] = {"llava": None, "lmms": None}
-"""Styles where it lets it write as much."""
+SAME_STYLES: dict[str, None] = {"llava": None, "lmms": None}  # styles where it lets it write as much
 
 
 def options_prompt(question: str, choices: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Candidate:
     """What is evaluated, on one benchmark or several: a run, or in its place a model or a file of answers."""
 
-    run: Path | None = None  # run folder
+    run: Path | None = None
     model: str | None = None  # folder or hub id of a LLaVA of transformers
     given: Path | None = None  # file of answers
     image_size: int | None = None  # side of the tower's input in pixels; `None` takes the run's
@@ -119,12 +119,12 @@ class Evaluation:
     data: str | None = None  # original files, Parquet files or hub id; `None` takes the table's hub id
     images: Path | None = None  # folder of the pictures
     split: str | None = None  # `None` takes the table's
-    prompt_style: str = "llava"  # style of the benchmark
+    prompt_style: str = "llava"
     scorer: str | None = None  # scoring rule; `None` takes LLaVA's
     limit: int | None = None  # ask this many questions alone
     any_size: bool = False  # take all questions of another number than the published one
     judge: str | None = None  # who grades, or graded `judge_scores`
-    judge_scores: Path | None = None  # a judge's grades
+    judge_scores: Path | None = None
     judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
     judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
     # `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next
@@ -251,6 +251,7 @@ class Evaluation:
             score = self._judged(grading, questions, given, advance)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
+        how = predictions.conditions_of(self.answers).get("answer_by")
         content = results(
             score,
             benchmark=self.name,
@@ -261,7 +262,7 @@ class Evaluation:
             limit=self.limit,
             run={
                 "folder": str(self.candidate),
-                "decoding": "likelihood of letters" if self._was_by_likelihood() else "greedy",
+                "decoding": "likelihood of letters" if how == "likelihood" else "greedy",
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,
                 "data": self.data,
@@ -306,9 +307,6 @@ class Evaluation:
         grades = judges.ask(grading, questions, given, judge, self.out / "grades.jsonl", advance)
         score = grading.score(questions, given, grades, self.judge)
         return replace(score, notes=(*score.notes, grading.note)) if grading.note and rule is None else score
-
-    def _was_by_likelihood(self) -> bool:
-        return predictions.conditions_of(self.answers).get("answer_by") == "likelihood"
 
     def _given(self, questions: list[Question]) -> predictions.Predictions:
         if not self.answers.is_file():

@@ -206,15 +206,8 @@ def results(
 ) -> dict[str, Any]:
     """Return the content of `results.json`: what was measured, on what, by which rule, and how sure it is.
 
-    Args:
-        score: What the scorer returned.
-        benchmark: Name in the table of benchmarks.
-        split: The split that was asked.
-        n: Questions that were asked (for MMBench rows, rotations included).
-        prompt_style: Name of the prompts.
-        manifest_hash: Of the checkpoint's manifest; `None` for predictions of unknown origin.
-        limit: The `--limit`, if one was given; such a value is not the benchmark's.
-        run: How the answers were made.
+    `n` counts the questions that were asked, of MMBench rotations, `manifest_hash` is of the checkpoint,
+    `run` says how the answers were made.
     """
     interval = score.interval()
     values, measured_on = BENCHMARKS[benchmark].figures(n)

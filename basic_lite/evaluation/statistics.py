@@ -1,13 +1,10 @@
 """Scores and how sure they are: bootstrap intervals over pictures, from counts.
 
-Answers about one picture are no independent draws: GQA's testdev asks 32 questions about each of 398
-pictures, and runs that merely like other pictures differ "clearly" in an interval over its questions. So
-pictures are resampled, each with all its questions (the cluster bootstrap; Davison and Hinkley, Bootstrap
-Methods and their Application, section 3.8).
-
-A resample is a multinomial draw over the distinct pictures, never a copy. An outcome (`Cell`) is a number, or
-a tuple that begins with its group; pictures of different groups are resampled separately, because the
-benchmarks fix the sizes of groups.
+Answers about one picture are no independent draws (GQA asks 32 questions about each), so pictures are
+resampled, each with all its questions (the cluster bootstrap; Davison and Hinkley, Bootstrap Methods and
+their Application, section 3.8). A resample is a multinomial draw over the distinct pictures, never a copy. An
+outcome (`Cell`) is a number, or a tuple that begins with its group; groups are resampled separately, because
+the benchmarks fix their sizes.
 """
 
 from __future__ import annotations
@@ -42,24 +39,17 @@ _T_975 = (
 
 
 def resample(
-    cells: Sequence[Hashable],
-    group: Callable[[Any], Hashable],
-    draws: int = DRAWS,
-    seed: int = 0,
+    cells: Sequence[Hashable],  # one outcome per unit
+    group: Callable[[Any], Hashable],  # the group of an outcome
+    draws: int = DRAWS,  # how many resamples; fewer, but at least 1,000, where very many clusters differ
+    seed: int = 0,  # of the random numbers
+    # What each unit belongs to, such as its picture; `None` where each stands alone
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[list[Any], np.ndarray]:
     """Draw bootstrap resamples of clusters, those of different groups separately.
 
-    Args:
-        cells: One outcome per unit.
-        group: The group of an outcome.
-        draws: How many resamples; fewer, but at least 1,000, where very many clusters differ.
-        seed: Of the random numbers; the same seed gives the same interval.
-        clusters: What each unit belongs to, such as its picture; `None` where each stands alone.
-
     Returns:
-        The K distinct outcomes and `(draws, K)` counts. A cluster comes with all its units, so that the sum
-        of a row varies where clusters differ in size.
+        The K distinct outcomes and `(draws, K)` counts; a row's sum varies where clusters differ in size.
     """
     outcomes = list(dict.fromkeys(cells))
     position = {outcome: number for number, outcome in enumerate(outcomes)}
@@ -251,14 +241,8 @@ def score_of(
 ) -> Score:
     """Make the score of a benchmark whose units are its questions.
 
-    Args:
-        questions: What was asked.
-        predictions: Question id -> answer.
-        items: Question id -> share right, for the questions that count.
-        scorer: Name of the scoring rule.
-        metric: What the value is, in words.
-        groupings: Name -> the group of a question, to break the value down by.
-        more: Other attributes of `Score`, in place of what is worked out here.
+    `items` has the share right of the questions that count; `groupings` say, by name, the group of a question
+    to break the value down by; `more` are other attributes of `Score`, in place of what is worked out here.
     """
     counted = {question.id: question for question in questions if question.id in items}
     made: dict[str, Any] = {

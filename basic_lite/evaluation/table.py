@@ -77,31 +77,18 @@ def source_of(
 
 
 def load(
-    name: str,
+    name: str,  # in the table
+    # A folder or file with the original files, a folder of Parquet files, or a hub id (`hf:owner/name`;
+    # `lmms-lab/name` without `hf:`); `None` takes the table's hub id
     data: str | Path | None = None,
     *,
-    split: str | None = None,
-    images: str | Path | None = None,
+    split: str | None = None,  # `None` takes the table's
+    images: str | Path | None = None,  # folder of the pictures; `None` looks beside the data
     prompt_style: str = "llava",
-    limit: int | None = None,
-    with_images: bool = True,
+    limit: int | None = None,  # keep this many units, see `sample`; the size is then not checked
+    with_images: bool = True,  # False reads no pictures, which is enough for scoring and exporting
 ) -> list[Question]:
-    """Read a benchmark's questions.
-
-    Args:
-        name: In the table.
-        data: A folder or file with the original files, a folder of Parquet files, or a hub id
-            (`hf:owner/name`; `lmms-lab/name` without `hf:`); `None` takes the table's hub id.
-        split: `None` takes the table's.
-        images: Folder of the pictures; `None` looks beside the data.
-        prompt_style: A style of the benchmark.
-        limit: Keep this many (for MMBench questions with all rotations, for MME pictures), see `sample`; the
-            size is then not checked.
-        with_images: False reads no pictures, which is enough for scoring and exporting.
-
-    Raises:
-        ValueError: In one line, if anything about the name, the split, the data or its size is wrong.
-    """
+    """Read a benchmark's questions."""
     benchmark = BENCHMARKS[name_of(name)]
     source = source_of(name, data, split=split, images=images, with_images=with_images)
     if limit is not None and limit < 1:
@@ -116,8 +103,7 @@ def load(
 def sample(questions: Sequence[Question], unit: Callable[[Question], Hashable], limit: int) -> list[Question]:
     """Draw whole units by chance, from each category its share; the same ones on every machine.
 
-    Which ones depends on the units' names alone, not on their order, and a larger sample holds a smaller one:
-    answers to 100 questions are the first 100 of 200.
+    It goes by the units' names alone, and a larger sample holds a smaller one.
     """
     category: dict[Hashable, str] = {}
     for question in questions:

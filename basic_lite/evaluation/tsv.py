@@ -16,8 +16,7 @@ from typing import Any
 
 from basic_lite.evaluation.files import AGAIN, Reader, Source, find_optional, main_file, unique
 
-LONGEST_INDEX = 64
-"""A shorter image cell names the row that holds the picture."""
+LONGEST_INDEX = 64  # a shorter image cell names the row that holds the picture
 
 OPTIONS = "ABCDEFGHI"
 
@@ -105,6 +104,11 @@ def listed(cell: str) -> list[str]:
     return [cell]
 
 
+def answers_in(row: Mapping[str, Any]) -> list[str]:
+    """Return a row's `answers`, or those in the `answer` of a table; none where labels are not public."""
+    return row.get("answers") or (listed(str(row["answer"])) if "answer" in row else [])
+
+
 def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
     """Return letter -> text of the options that a row has."""
     return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}
@@ -125,11 +129,7 @@ def picture_holders(cells: Mapping[str, str | None], where: str) -> dict[str, st
 
 
 def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row.
-
-    `needs` are columns besides the index and the picture, `what` the benchmark. Raises ValueError if it is no
-    such table, or a picture is missing or damaged.
-    """
+    """Yield the rows of one of VLMEvalKit's tables, with `"image"` encoded and `"picture"` its row."""
     rows = tsv_rows(path, ("index", *needs, "image"), what)
     unique((str(row["index"]) for row in rows), str(path))
     cells = {str(row["index"]): row["image"] or "" for row in rows}
@@ -144,24 +144,15 @@ def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> It
 
 
 def tsv_reader(
-    what: str,
-    patterns: Sequence[str],
-    needs: Iterable[str],
+    what: str,  # the benchmark, for errors
+    patterns: Sequence[str],  # names of the table
+    needs: Iterable[str],  # columns that must be there, besides the index and the picture
     *,
-    split: str | None = None,
-    otherwise: Reader | None = None,
-    **names: str,
+    split: str | None = None,  # the one split that the table holds; `None` where there are no others
+    otherwise: Reader | None = None,  # reader of the original files, where there is no such table
+    **names: str,  # name in the rows -> column that it is a copy of
 ) -> Reader:
-    """Return a reader of one of VLMEvalKit's tables; the row's index is its `"id"`.
-
-    Args:
-        what: The benchmark, for errors.
-        patterns: Names of the table.
-        needs: Columns that must be there, besides the index and the picture.
-        split: The one split that the table holds; `None` where there are no others.
-        otherwise: Reader of the original files, where there is no such table.
-        names: Name in the rows -> column that it is a copy of.
-    """
+    """Return a reader of one of VLMEvalKit's tables; the row's index is its `"id"`."""
 
     def read(source: Source) -> Iterator[dict[str, Any]]:
         path = find_tsv(source, *patterns) if split in (None, source.split) else None

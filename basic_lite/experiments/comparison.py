@@ -47,7 +47,7 @@ SETUP: str = "ablation.json"
 """What all runs of an ablation's folder share, written beside them and compared before any is added."""
 
 
-def fingerprints(sources: Sources) -> Mapping[str, object]:
+def fingerprints(sources: Sources) -> dict[str, dict[str, object]]:
     """Return which weights a set-up stands for; of the parts that ship with the package, to the last bit."""
     configs = {
         "llm": read_config(sources.llm, "language model"),

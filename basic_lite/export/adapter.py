@@ -1,9 +1,4 @@
-"""`--to peft`: adapters over the bare LLM, for PEFT's own loader, with the projector beside them.
-
-A run's own folder is a PEFT folder over the whole assembled LLaVA. This one needs nothing of that
-assembly: its keys are relative to the LLM, so a release of transformers that renames LLaVA's parts does
-not lose them.
-"""
+"""`--to peft`: adapters over the bare LLM, for PEFT's own loader, with the projector beside them."""
 
 from __future__ import annotations
 

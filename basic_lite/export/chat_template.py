@@ -36,13 +36,12 @@ picture, without the newline that follows a picture in training."""
 
 
 def chat_template(template: Template, markers: bool = False) -> str:
-    """Write a row of `conversation.TEMPLATES` as Jinja.
+    """Write a row of `conversation.TEMPLATES` as Jinja; the same turns come out as of `conversation.render`.
 
-    `apply_chat_template(messages)` is `conversation.render` of the same turns. A message's content is a
-    string, in which `<image>` marks a picture, or a list of parts; pictures come first, one per line, as in
-    training. A system message stands where the template's own stood; where the family has none, it is the
-    first paragraph of the next user message. With `markers` a string's media markers are llama.cpp's, and are
-    moved to its start like other pictures.
+    A message's content is a string, in which `<image>` marks a picture, or a list of parts; pictures come
+    first, one per line. A system message stands where the template's own stood, or is the first paragraph of
+    the next user message. With `markers` a string's media markers are llama.cpp's, and are moved to its
+    start.
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")

@@ -37,7 +37,7 @@ from basic_lite.models.tower import vision_config
 
 @dataclass(frozen=True)
 class Plan:
-    run: Path  # run folder
+    run: Path
     out: Path  # the folder to make; must not exist
     base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
     dtype: torch.dtype  # of the weights
@@ -152,9 +152,7 @@ class Asked:
 def ask(wanted: Plan) -> Asked:
     assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
     known, to_run = export_parity.ask_run(assembled), None
-    if (
-        wanted.base == "bf16"
-    ):  # the same adapters on the base that the export will hold: only rounding differs
+    if wanted.base == "bf16":  # the same adapters on the base that the export holds: only rounding differs
         release(assembled)
         assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
         live, known = known, export_parity.ask_run(assembled, along=known)

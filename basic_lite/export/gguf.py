@@ -257,25 +257,21 @@ def layers_read(config: Any) -> int:
 
 
 def layers_written(config: Any) -> int:
-    """Return how many of the tower's layers the file has.
+    """Return how many of the tower's layers the file has: one more than is used, where the tower has it.
 
-    One more than is used where the tower has it: readers that do not know `feature_layer` (before March 2025)
-    take the last but one of a file's layers.
+    Readers that do not know `feature_layer` (before March 2025) take the last but one of a file's layers.
     """
     return min(layers_read(config) + 1, config.vision_config.num_hidden_layers)
 
 
 def picture_tensors(entries: list[Entry], config: Any, class_token: str | None) -> Iterator[Entry]:
-    """List the tower and the projector under llama.cpp's names.
-
-    The tower's last norm stays out: a reader applies it if it is there.
+    """List the tower and the projector under llama.cpp's names, without the tower's last norm.
 
     A CLIP tower computes on the class token and then the patches, and its states 1 to N are the picture.
-    llama.cpp since its change 13321 (May 2025) appends the class token and leaves the rest as it was: each
-    patch gets the position of its left neighbour, the first patch is dropped, and the class token's state
-    ends the picture (its issue 25814). Attention knows no order, so with the rows of the positions moved
-    along (`class_token` is `"last"`) the states of such a reader are right, and a picture is its patches 2 to
-    N and the class token.
+    llama.cpp since its change 13321 (May 2025) appends the class token: each patch gets the position of its
+    left neighbour, the first patch is dropped, and the class token's state ends the picture (its issue
+    25814). With the rows of the positions moved along (`class_token` is `"last"`) its states are right, and a
+    picture is its patches 2 to N and the class token.
     """
     layers = layers_written(config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
@@ -299,11 +295,7 @@ def picture_tensors(entries: list[Entry], config: Any, class_token: str | None) 
 
 
 def format_of(entry: Entry, quantise: str) -> gguf.GGMLQuantizationType:
-    """Return how one tensor is stored.
-
-    Vectors and positions stay in fp32, as llama.cpp's kernels want them; a row that is no multiple of 32
-    does not fit the blocks of q8_0, and stays in fp16.
-    """
+    """Return how a tensor is stored: vectors and positions in fp32, what q8_0's blocks of 32 miss in fp16."""
     kind = gguf.GGMLQuantizationType[quantise.upper()]
     if len(entry.shape) == 1 or entry.name == "v.position_embd.weight":
         return gguf.GGMLQuantizationType.F32
@@ -342,8 +334,8 @@ def _numbers(entry: Entry) -> np.ndarray:
 def compare(path: Path, entries: list[Entry]) -> dict[str, float]:
     """Read a GGUF file back and compare all its tensors with what it should hold, under its own names.
 
-    Returns for each the largest difference, relative to the largest number of the row. Raises ValueError if
-    tensors are missing, too many, of another shape, or differ by more than rounding.
+    Returns for each the largest difference, relative to the largest number of the row; ValueError if too
+    large.
     """
     reader = gguf.GGUFReader(path)
     held = {tensor.name: tensor for tensor in reader.tensors}

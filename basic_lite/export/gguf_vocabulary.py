@@ -100,11 +100,7 @@ def vocabulary_of(tokenizer: Any, rows: int, stop: int) -> Vocabulary:
 
 
 def pre_tokenizer_of(backend: Tokenizer) -> str:
-    """Return llama.cpp's name of the rule by which this tokenizer splits texts.
-
-    Rules are compared by what they do on texts with digits, white space and many scripts, because the same
-    rule is written in several ways. Raises ValueError if none gives the same ids.
-    """
+    """Return llama.cpp's name of the rule by which this tokenizer splits texts, by what it does on many."""
     own = specification(backend)
     expected = [backend.encode(text, add_special_tokens=False).ids for text in _PROBES]
     for name, rule in PRE_TOKENIZERS.items():
@@ -118,11 +114,7 @@ def pre_tokenizer_of(backend: Tokenizer) -> str:
 
 
 def name_of(source: str, tokenizer: Any) -> str:
-    """Return what a text model is called in its file.
-
-    Of a model whose name holds "phi3" or "phi-3", and of no other, llama.cpp drops the white space after
-    special tokens, as Phi-3's tokenizer does; if such a model lacks a token of Phi-3's, it does not load.
-    """
+    """Return a text model's name in its file: one with "phi3" makes llama.cpp treat spaces as Phi-3 does."""
     name, added = Path(source).name, tokenizer.added_tokens_decoder.values()
     drops = any(token.rstrip for token in added) and _PHI3 <= tokenizer.get_vocab().keys()
     if drops == bool(re.search("phi-?3", name, re.IGNORECASE)):

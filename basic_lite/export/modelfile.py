@@ -9,8 +9,7 @@ from basic_lite.export.chat_template import system_places
 def modelfile(template: Template, text: str, pictures: str) -> str:
     """Write the Modelfile; `text` and `pictures` name the files of the text model and of the projector.
 
-    Ollama puts a picture in front of its message by itself. A system message stands where the template's own
-    stood, or in front of the first user's words where the family has none.
+    A system message stands where the template's own stood, or in front of the first user's words.
     """
     header, footer = template.user.split("{}")
     before, after = template.answer.split("{}")

@@ -1,8 +1,4 @@
-"""Whether an exported folder says what the run says: same ids, pixels and text, logits within rounding.
-
-The run is asked first, through its own template, image preparation and weights. The folder is then read
-from disk as a stranger would, by `AutoProcessor` and the class that it names, and asked the same.
-"""
+"""Whether an exported folder says what the run says: same ids, pixels and text, logits within rounding."""
 
 from __future__ import annotations
 
@@ -86,14 +82,8 @@ def ask(
 ) -> tuple[list[int], torch.Tensor]:
     """Answer greedily; return the ids without a stop, and `(answer + 1, V)` fp32 logits on the CPU.
 
-    Args:
-        model: a LLaVA.
-        ids: of the prompt.
-        pixels: `(I, 3, h, w)`.
-        stops: ids that end an answer.
-        pad: id that fills a batch.
-        along: the answer to compare logits on; `None` for this model's own.
-        sizes: height and width of the pictures; needed with tiles.
+    `pixels` is `(I, 3, h, w)`, `pad` fills a batch; the logits follow `along`, or the model's own answer.
+    With tiles the height and width of each picture are needed (`sizes`).
     """
     never = [parts_of(model).llava.config.image_token_id]  # an answer shows no picture
     prompt = one_row(model, ids, pixels, sizes=sizes)
@@ -157,8 +147,7 @@ def open_folder(folder: Path, device: torch.device | str, image_scale: float = 1
     """Read an exported folder as a stranger would; returns its processor and model.
 
     Capped logits, which LLaVA's class leaves as they are, are capped here as other readers do. `image_scale`
-    is what the folder's own readers multiply image features by, done here by hand. Raises ValueError if a
-    tensor is missing or has no place.
+    is what the folder's own readers multiply image features by, done here by hand.
     """
     processor = AutoProcessor.from_pretrained(folder)
     loading: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
@@ -195,10 +184,9 @@ def prepared(processor: Any, number: int) -> tuple[str, list[int], torch.Tensor 
 def ask_folder(
     folder: Path, run: list[Answer], device: torch.device | str, image_scale: float = 1.0
 ) -> list[Answer]:
-    """Read an exported folder as a stranger would, and ask it the fixed prompts.
+    """Read an exported folder as a stranger would, and ask it the fixed prompts; ids must be the run's.
 
-    The logits follow the course of the run's answers, on their ids and pixels. Raises ValueError as
-    `open_folder`, or if the processor makes other ids than training.
+    The logits follow the course of the run's answers, on their ids and pixels.
     """
     processor, model = open_folder(folder, device, image_scale)
     stops, pad = _ends(model)

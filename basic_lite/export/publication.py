@@ -7,8 +7,7 @@ from pathlib import Path
 from basic_lite import files
 from basic_lite.export.inspection import kind_of
 
-_KEPT_HERE = ["export.json", ".*"]
-"""Not sent: it names folders of this machine."""
+_KEPT_HERE = ["export.json", ".*"]  # not sent: it names folders of this machine
 
 
 def check_hub_id(hub_id: str) -> None:

@@ -1,8 +1,4 @@
-"""The tokenizer of an exported folder: the patch row is called `<image>`, and the turn's end is EOS.
-
-No row is added to the embeddings. The row that marked a patch in training (an unused one) gets the name
-that processors and harnesses look for; every other id stays what it was.
-"""
+"""The tokenizer of an exported folder: the patch row is called `<image>`, and the turn's end is EOS."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A run's tensors one at a time: read lazily from the base, adapters added in fp32, written shard by shard.
-
-The decoder never stands in memory as a whole. What is held at once is one output shard, and while an
-adapter is added the fp32 copy of one matrix.
-"""
+"""A run's tensors one at a time: read lazily from the base, adapters added in fp32, written in shards."""
 
 from __future__ import annotations
 

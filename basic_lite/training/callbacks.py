@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 from basic_lite.console import progress_bar
 from basic_lite.method.types import LossTerm, Refinement, Window
@@ -40,11 +43,7 @@ class GradientContract:
         return not self.waiting
 
     def check(self) -> None:
-        """Look at the gradients of one of the first optimizer steps (waits for the device).
-
-        Raises RuntimeError if a frozen parameter has one, a trained one has none for too long, or one is not
-        finite.
-        """
+        """Look at the gradients of one of the first steps; raises RuntimeError (waits for the device)."""
         self.steps += 1
         for name, parameter in self.frozen:
             if parameter.grad is not None:
@@ -65,9 +64,6 @@ class GradientContract:
             )
 
 
-# Seconds from the command to the first optimizer step, part by part.
-
-
 def process_age() -> float:
     """Return how many seconds ago this process was started; 0 where the system does not say."""
     try:
@@ -79,14 +75,10 @@ def process_age() -> float:
 
 
 class Clock:
-    """What a start spends its time on.
-
-    Attributes:
-        parts: seconds by part, in order.
-    """
+    """What a start spends its time on."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, float] = {}
+        self.parts: dict[str, float] = {}  # seconds, in order
         self._last = time.monotonic() - process_age()
 
     def mark(self, part: str) -> None:
@@ -102,18 +94,14 @@ class Clock:
 class GradientCheck(TrainerCallback):
     """Check the gradients of the first steps against the trainable-set contract."""
 
-    def __init__(self, args: TrainingArguments) -> None:
+    def __init__(self, args: Arguments) -> None:
         self.contract: GradientContract | None = None
         self.patience = 20 + (args.warmup_steps if args.warmup_steps >= 1 else 0)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.contract = GradientContract(kwargs["model"], int(self.patience))
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Look at the gradients until every trained parameter has shown one."""
         if self.contract is not None and not self.contract.done:
             self.contract.check()
@@ -125,9 +113,7 @@ class AtStart(TrainerCallback):
     def __init__(self, action: Callable[[], None]) -> None:
         self.action = action
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.action()
 
@@ -138,9 +124,7 @@ class Measurements(TrainerCallback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Ask for it; it comes after the step's log and before its checkpoint, which so knows of it."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             control.should_evaluate = True
@@ -153,22 +137,16 @@ class FirstStep(TrainerCallback):
         self.clock: Clock | None = clock
         self.console = console
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self.clock is not None:
             self.clock.mark("preparation")
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Count what is measured before the first step apart."""
         if self.clock is not None:
             self.clock.mark("validation")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Wait for the device once, and say it."""
         if self.clock is not None:
             if args.device.type == "cuda":
@@ -190,9 +168,7 @@ class Stopper(TrainerCallback):
             raise KeyboardInterrupt
         self.requested = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Save and stop if a signal came."""
         if self.agreed or (self.requested and self.processes == 1):
             control.should_save = control.should_training_stop = True
@@ -206,26 +182,22 @@ class StepProgress(TrainerCallback):
         self.progress: Progress | None = None
         self.task = TaskID(0)  # of `progress`, which has one
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self.console.is_terminal and state.is_world_process_zero:
             self.progress = progress_bar(self.console)
             self.progress.start()
             self.task = self.progress.add_task(self.title, total=state.max_steps, note="")
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Arguments,
+        state: State,
+        control: Control,
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -246,9 +218,9 @@ class StepProgress(TrainerCallback):
 
     def on_evaluate(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
+        args: Arguments,
+        state: State,
+        control: Control,
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -268,9 +240,7 @@ class StepProgress(TrainerCallback):
         for line in lines:
             self.console.print(line)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -278,8 +248,6 @@ class StepProgress(TrainerCallback):
             self.progress.stop()
             self.progress = None
 
-
-# Sums of the loss terms between two logged steps, kept on the device.
 
 _ALWAYS = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
 _MEASURED = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
@@ -328,10 +296,10 @@ class Metrics:
     def take(self) -> dict[str, float]:
         """Return means per step since the last call, and samples per second; waits for the device."""
         now = time.monotonic()
-        found = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
-        found["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
+        means = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
+        means["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
         self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
-        return found
+        return means
 
 
 def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:

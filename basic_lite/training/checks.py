@@ -42,13 +42,9 @@ from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
 
-# What would end a run late is found early: other inputs, a full disk, a save or a merge that fails.
+BYTES_PER_PARAMETER: int = 12  # of a checkpoint: an fp32 weight and Adam's two fp32 moments
 
-BYTES_PER_PARAMETER: int = 12
-"""Of a checkpoint: an fp32 weight and Adam's two fp32 moments."""
-
-REHEARSAL: str = ".rehearsal"
-"""Folder of the save that is tried before the first step; removed at once."""
+REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the first step; removed at once
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
@@ -98,16 +94,15 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
     tied = parts_of(model).llava.config.tie_word_embeddings
     merged = None
     for entry in base_decoder(manifest["sources"]["llm"], manifest["llm"]["revision"], tied):
-        found = adapters.merge(entry)
-        if found is not entry and merged is None:
-            merged = found.read()
+        changed = adapters.merge(entry)
+        if changed is not entry and merged is None:
+            merged = changed.read()
             assert merged.dtype == torch.float32, "adapters are added in fp32"
             assert bool(torch.isfinite(merged).all()), f"{entry.name} is not finite after a merge"
     adapters.check_all_used()
 
 
-BAD_ROWS: str = "bad.jsonl"
-"""Rows that were replaced while training, one JSON object each, in the run folder."""
+BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
 
 SHARDED: str = "ACCELERATE_USE_FSDP"
 """What `accelerate launch` says in the environment when it was asked for FSDP (see `distributed`)."""
@@ -120,11 +115,10 @@ REFUSED: dict[str, str] = {
 
 
 def shards_asked_for(whole_decoder: bool = False) -> int:
-    """Return over how many processes the decoder's layers are to be cut, before anything is fetched.
+    """Return over how many processes `accelerate launch` asks to cut the decoder's layers; refuse other cuts.
 
     accelerate would wrap the whole model, and transformers load it without weights, where they find the
-    variable: from here on it is not there. Raises ValueError if `accelerate launch`, by its options or its
-    stored configuration, asks for another cut, or for one of a decoder that is trained whole.
+    variable: from here on it is not there.
     """
     plain = (
         "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
@@ -299,8 +293,7 @@ def clear(out: Path) -> None:
 def training_files(stage: int, llm: str, data: Data, out: Path, console: Console, draw: bool) -> Data:
     """Find a stage's annotation file and image root: the user's, the embedded world's, or the hub's.
 
-    The embedded decoder's world lies beside the run folder `out`; `draw` draws one that is missing, otherwise
-    it is only named. Raises ValueError if a given file does not exist, a weight is none, or no hub answers.
+    The embedded decoder's world lies beside `out`; `draw` draws one that is missing.
     """
     if data.stream and not data.data:
         raise ValueError("--stream reads a data set of your own: add --data HUB_ID")
@@ -354,8 +347,7 @@ class Passes:
     def loaded(self) -> int:
         """Rows that are loaded together, over all processes: a multiple of the order's and of a pass's.
 
-        A step of such batches holds the same rows as ever. Where a pass is smaller, they are split in
-        training.
+        They are the same as ever; where a pass is smaller, they are split in training.
         """
         return math.lcm(self.order_rows, self.micro_batch * self.processes)
 
@@ -390,10 +382,9 @@ def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> st
 def check_before_loading(
     sources: Sources, decided: Plan, resume: Path | None, console: Console, start: Start | None = None
 ) -> None:
-    """Look through the rows, and at the run to start from or to go on with, before a model is loaded.
+    """Look through the rows, whose faults are noted, and at the run to start from or to go on with.
 
-    Notes the `faults` of `decided`'s rows. Raises ValueError as `check_resumable` and `Start.check`, and if
-    too many rows are bad for the budget, or all that are measured.
+    Raises ValueError as `check_resumable` and `Start.check`, and if too many rows are bad for the budget.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
@@ -439,10 +430,9 @@ def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
 
 
 def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) -> None:
-    """Refuse to go on with other settings than a run was started with; only the micro-batch may differ.
+    """Refuse to go on with other settings than the checkpoint's, but for the micro-batch; says what differs.
 
-    `now` is what the settings say, `then` the checkpoint `resume`, `longer` whether it goes on to more steps.
-    The error names what differs, and both values.
+    A run that goes on to more steps, a `longer` one, may also differ in their number.
     """
     # May be others; of the micro-batch see `Passes`.
     free = {"micro_batch", *(("epochs", "max_steps", "val_steps") if longer else ())} & set(now["training"])

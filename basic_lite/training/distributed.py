@@ -1,9 +1,12 @@
 """More than one process, one device each: shares of a batch, the mean of gradients, one writer.
 
-The model is not wrapped in `DistributedDataParallel`: what is trained is small beside the model (adapters
-and a projector), text-only batches leave the projector without gradient, and BASIC's terms reach it
-outside the wrapped forward pass. One mean over processes per optimizer step, behind the last micro-batch,
-is exact in all of these cases. What `sharding` has cut comes with its mean from there.
+The model is not wrapped in `DistributedDataParallel`: text-only batches leave the projector without gradient,
+and BASIC's terms reach it outside the wrapped forward pass. One mean over processes per optimizer step, after
+the last micro-batch, is exact in all cases.
+
+`accelerate launch --use_fsdp` cuts the decoder's layers with their adapters, which are what fills a card, by
+torch's `fully_shard`, each alone. Embeddings, head, norm, projector and tower stay whole, so all that BASIC
+reads outside a layer's forward pass is a plain tensor. Files hold whole tensors.
 """
 
 from __future__ import annotations
@@ -27,17 +30,6 @@ from basic_lite.models.parts import is_cut, parts_of, piece
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-# The decoder's layers cut into pieces, one for each process: `accelerate launch --use_fsdp`.
-#
-# The layers, with their adapters, are what fills a card. torch's `fully_shard` is given each of them alone:
-# a layer is whole on a process only while it runs, and what is trained of it, with its gradients and Adam's
-# moments, never is. Embeddings, head, norm, projector and tower stay whole everywhere, so all that BASIC
-# reads outside a layer's own forward pass (`E` in `L_sds`, the supervised head) is a plain tensor, and the
-# capture, which lives on hooks and on states, sees nothing of the cut.
-#
-# A layer's gradients come back as their mean over processes, as `processes.average_gradients` makes it for
-# what is whole. Files hold whole tensors: a checkpoint does not say how many processes wrote it.
-
 
 def place_around(model: nn.Module, device: torch.device | str) -> None:
     """Move everything but the decoder's layers, which `shard` takes over one at a time."""
@@ -51,8 +43,7 @@ def place_around(model: nn.Module, device: torch.device | str) -> None:
 def shard(model: nn.Module, device: torch.device | str) -> None:
     """Cut the decoder's layers over all processes; whoever holds their parameters must fetch them again.
 
-    The layers may still be on the host, the same on all processes: no more than one of them is whole on the
-    device at a time. Raises ValueError if torch is too old to leave a part of a module whole.
+    No more than one of them is whole on the device at a time: they may still be on the host.
     """
     from torch.distributed import get_world_size
     from torch.distributed.device_mesh import init_device_mesh
@@ -110,12 +101,12 @@ def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
     trained = {name: p.detach() for name, p in named}  # and a frozen projector, which is saved with adapters
     if not any(is_cut(parameter) for parameter in trained.values()):
         return None
-    found = {}
+    gathered = {}
     for name, parameter in trained.items():
         whole = cast("DTensor", parameter).full_tensor() if is_cut(parameter) else parameter
         if keep:
-            found[name] = whole.cpu()
-    return found
+            gathered[name] = whole.cpu()
+    return gathered
 
 
 @contextmanager
@@ -149,8 +140,7 @@ def cut_moments(optimizer: torch.optim.Optimizer) -> None:
                 state[key] = distribute_tensor(value, cut.device_mesh, cut.placements)
 
 
-BUCKET: int = 2**25
-"""Elements that travel at once, 128 MiB in fp32."""
+BUCKET: int = 2**25  # elements that travel at once, 128 MiB in fp32
 
 
 def keep_unwrapped(accelerator: Accelerator) -> None:

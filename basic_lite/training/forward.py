@@ -30,23 +30,17 @@ class Forward:
     def __init__(
         self,
         model: nn.Module,
+        # Watches the forward pass: BASIC's own, or the plain baseline's observer
         supervision: BasicSupervision,
-        objective: Objective,
-        metrics: Metrics,
+        objective: Objective,  # the terms that are trained on
+        metrics: Metrics,  # where the terms' values go
+        # Run the decoder's last layer for supervised rows only, where that is exact
         prune_last_layer: bool = True,
+        # Let backward pass every layer also where nothing in front of it is trained: of layers that are cut,
+        # all processes fetch the pieces at the same time or wait for ever
         always_backward: bool = False,
     ) -> None:
-        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set.
-
-        Args:
-            model: the LLaVA.
-            supervision: watches the forward pass: BASIC's own, or the plain baseline's observer.
-            objective: the terms that are trained on.
-            metrics: where the terms' values go.
-            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
-            always_backward: let backward pass every layer also where nothing in front of it is trained: of
-                layers that are cut, all processes fetch the pieces at the same time or wait for ever.
-        """
+        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set."""
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None
@@ -128,10 +122,9 @@ class Forward:
         return loss, terms
 
     def _chunk(self, count: int) -> Chunk | None:
-        """Choose what `L_sds` has at once, once per run, when the decoder has let go.
+        """Choose what `L_sds` has at once, once per run: on a GPU what is fastest in the free memory.
 
-        On a GPU what is fastest in the memory that is free below the peak; the run's first step is its
-        largest. Elsewhere `None`: by shape.
+        The decoder has let go by then, and the run's first step is its largest. Elsewhere `None`: by shape.
         """
         embedding = self.parts.embedding
         if self.chunk is None and embedding.is_cuda:
@@ -157,7 +150,6 @@ class Forward:
 def _put_among(embeds: torch.Tensor, features: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Put visual features `(F, D)`, newlines included, among the text's `embeds` `(B, S, D)`.
 
-    `LlavaModel` compares the numbers of placeholders and features on the device, and waits for the answer;
-    the collator has done so already.
+    `LlavaModel` compares their numbers on the device, and waits; the collator has done so already.
     """
     return embeds.flatten(0, 1).index_copy(0, layout.places, features).view_as(embeds)

@@ -1,8 +1,7 @@
 """A step whose gradient is not finite is not taken: weights and Adam's moments stay as they were.
 
-The host does not wait to learn of it. A fused optimizer reads the verdict on the device; the host gets it,
-with the values of the terms, by a copy that it looks at when it has arrived, some steps later. On a CPU
-there is nothing to wait for.
+The host does not wait to learn of it: a fused optimizer reads the verdict on the device, and the host, some
+steps later, a copy of it and of the terms' values.
 """
 
 from __future__ import annotations
@@ -23,11 +22,9 @@ from basic_lite.data.layout import Layout
 from basic_lite.method.types import Diverged
 from basic_lite.training.callbacks import Metrics
 
-PATIENCE: int = 3
-"""Steps in a row without a finite gradient after which a run stops."""
+PATIENCE: int = 3  # steps in a row without a finite gradient after which a run stops
 
-BACKLOG: int = 64
-"""Steps whose verdict may be under way; then the host waits for the oldest."""
+BACKLOG: int = 64  # steps whose verdict may be under way; then the host waits for the oldest
 
 DUMP: str = "nonfinite.jsonl"
 """Skipped steps, one JSON object each, in the run folder: rows, and the terms' values."""
@@ -61,14 +58,7 @@ class FiniteGuard:
     ) -> None:
         """Keep `optimizer` from taking a step whose gradient norm is not finite, the same on all processes.
 
-        Args:
-            optimizer: whose gradients are complete.
-            norm: their norm.
-            terms: means of this step, for the dump.
-            step: its number.
-
-        Raises:
-            Diverged: If the third step in a row was skipped.
+        `terms` are means of this step, for the dump. Raises Diverged if the third step in a row was skipped.
         """
         inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
         norm = torch.as_tensor(norm).detach().float()
@@ -122,20 +112,16 @@ class FiniteGuard:
             handle.write(json.dumps(line | ({"rank": self.rank} if self.rank else {})) + "\n")
 
 
-# An optimizer step that runs out of memory is done again in smaller micro-batches, with the same result.
-
-
 class Splitter:
-    """Run the micro-batches of a step; where one does not fit, halve the size and go on with that.
+    """Run the micro-batches of a step; where one does not fit, halve the size and begin the step again.
 
-    Every sum is divided by the counts of the whole optimizer step, so its micro-batches may be cut anywhere.
-    A backward pass that fails has already added to some gradients. Keeping a copy of all of them for that
-    case would cost what the adapters weigh; instead the step begins again from its first micro-batch, whose
-    rows are still at hand. (With dropout, its masks are drawn anew.)
+    Every sum is divided by the counts of the whole step, so its micro-batches may be cut anywhere. A pass
+    that fails has added to some gradients, and a copy of them would cost what the adapters weigh; the rows of
+    the earlier micro-batches are still at hand. (Dropout draws its masks anew.)
     """
 
     def __init__(self, model: nn.Module, metrics: Metrics) -> None:
-        self.limit: int | None = None
+        self.limit: int | None = None  # rows that a micro-batch may have; `None` while nothing was split
         self._model, self._metrics = model, metrics
         self._done: list[dict] = []
 
@@ -145,11 +131,7 @@ class Splitter:
         self._metrics.mark()
 
     def run(self, batch: dict, train: Callable[[dict], torch.Tensor]) -> torch.Tensor:
-        """Train on one micro-batch, in as many pieces as it takes, and return its loss.
-
-        `train` runs forward and backward and may raise `torch.OutOfMemoryError`; ValueError if a row does not
-        fit.
-        """
+        """Train on one micro-batch, in as many pieces as it takes, and return its loss; a row must fit."""
         self._done.append(batch)
         loss = self._attempt(batch, train)
         while loss is None:

@@ -1,8 +1,6 @@
 """The decoder's last layer for the rows that predict something: the others only lend keys and values.
 
-Nothing reads what the last layer makes of an image token. Its query, its share of the output projection,
-its MLP and its final norm are 2 % of a 7B's decoder and 5 % of Gemma-2B's, in both directions; leaving
-them out changes no number.
+Its query, output projection, MLP and final norm are 2 % of a 7B's decoder and 5 % of Gemma-2B's.
 """
 
 from __future__ import annotations
@@ -20,23 +18,10 @@ KEYWORD: str = "predicting_rows"
 """Name under which `forward` hands the rows through the decoder to its last layer."""
 
 _FAMILIES: frozenset[str] = frozenset(
-    f"transformers.models.{folder}.modeling_{folder}.{name}DecoderLayer"
-    for folder, name in (
-        ("llama", "Llama"),
-        ("gemma", "Gemma"),
-        ("mistral", "Mistral"),
-        ("phi3", "Phi3"),
-        ("qwen2", "Qwen2"),
-        ("qwen3", "Qwen3"),
-        ("smollm3", "SmolLM3"),
-        ("gemma2", "Gemma2"),
-        ("gemma3", "Gemma3"),
-        ("olmo2", "Olmo2"),
-        ("olmo3", "Olmo3"),
-        ("granite", "Granite"),
-    )
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer"
+    for name in "Llama Gemma Mistral Phi3 Qwen2 Qwen3 SmolLM3 Gemma2 Gemma3 Olmo2 Olmo3 Granite".split()
 )
-"""Classes that were read: norms in front of attention and MLP, behind them, or both. GLM-4 and Cohere 2
+"""Classes that were read: norms before attention and MLP, after them, or both. GLM-4 and Cohere 2
 rotate neighbouring dimensions, Cohere's attention and MLP stand side by side, and Ministral 3 scales its
 queries by position: theirs run whole.
 """
@@ -45,8 +30,7 @@ queries by position: theirs run whole.
 def prepare(decoder: Any, watched_layers: int) -> bool:
     """Let the last layer take `predicting_rows=(B, T)`; without that keyword it stays what it was.
 
-    `watched_layers` must not reach it. Returns whether it could be done exactly: not for a layer of another
-    kind, nor with dropout on its rows.
+    Returns `False`, and changes nothing, where it is watched, of another kind, or has dropout on its rows.
     """
     layers = cast(nn.ModuleList, decoder.layers)
     layer = layers[-1]
@@ -104,7 +88,7 @@ class _ChosenRows:
             )
         assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
-        behind = hasattr(self, "post_feedforward_layernorm")  # Gemma 2 and 3 and OLMo norm what is added
+        normed_after = hasattr(self, "post_feedforward_layernorm")  # Gemma 2, 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states
         query, key, value = _projections(attention, normed, rows)
         if getattr(attention, "use_rope", True):  # SmolLM3 leaves it out in every fourth layer
@@ -116,9 +100,9 @@ class _ChosenRows:
         cap = getattr(attention, "attn_logit_softcapping", None)
         seen, _ = attend(attention, query, key, alone(value), mask, scaling=attention.scaling, softcap=cap)
         added, factor = attention.o_proj(seen.flatten(2)), getattr(self, "residual_multiplier", 1.0)
-        added = self.post_attention_layernorm(added) if behind else added
+        added = self.post_attention_layernorm(added) if normed_after else added
         hidden = _rows(hidden_states, rows) + (added if factor == 1.0 else added * factor)
-        if behind:
+        if normed_after:
             before = getattr(self, "pre_feedforward_layernorm", nn.Identity())
             return hidden + self.post_feedforward_layernorm(self.mlp(before(hidden)))
         added = self.mlp(self.post_attention_layernorm(hidden))

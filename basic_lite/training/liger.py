@@ -1,8 +1,4 @@
-"""Liger's norms, gated MLPs and rotary embedding for a decoder on a GPU: fewer kernels, fewer bytes kept.
-
-Frozen, a layer of transformers keeps 1.46 times the bytes that its backward pass needs, in fp32 copies of
-its norms and the activation of its gate. The fused modules keep what is needed.
-"""
+"""Liger's norms, gated MLPs and rotary embedding for a decoder on a GPU: fewer kernels, fewer bytes kept."""
 
 from __future__ import annotations
 
@@ -20,8 +16,7 @@ _GEGLU = ("gemma", "gemma2", "gemma3_text")
 def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | None:
     """Return Liger's function for a decoder and the pieces it shall replace; `None` where there is none.
 
-    Its cross-entropy stays off: ours runs the head on supervised rows alone, and without a host
-    synchronisation.
+    Its cross-entropy stays off: ours runs the head on supervised rows alone, and never waits for the device.
     """
     from liger_kernel import transformers as liger
 
@@ -46,10 +41,9 @@ def fuse(decoder: PreTrainedModel) -> bool:
     """
     if decoder.get_input_embeddings().weight.device.type != "cuda":
         return False
-    found = patch_of(decoder)
-    if found is None:
+    if (fused := patch_of(decoder)) is None:
         return False
-    patch, pieces = found
+    patch, pieces = fused
     modules: list[nn.Module] = list(decoder.modules())
     patch(model=decoder, **pieces)
     assert len(modules) == len(list(decoder.modules())), "Liger replaced a module that may hold adapters"

@@ -28,9 +28,7 @@ def make(
     """Build the optimizer, one of `NAMES`, of a model's fp32 trained parameters.
 
     8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. What is no
-    adapter keeps fp32 moments in any case: the projector, which everything passes through, and the tower.
-    Both may have a learning rate of their own. Raises ValueError if the name is unknown, or 8 bits are asked
-    for where there are no adapters.
+    adapter keeps fp32 moments: the projector, which everything passes through, and the tower.
     """
     check_name(name)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]

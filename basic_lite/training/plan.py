@@ -17,21 +17,10 @@ from basic_lite.data.mix import open_sources
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE
 from basic_lite.data.stream import Stream
+from basic_lite.memory import choice
 from basic_lite.memory.activations import Held, Training
 from basic_lite.memory.available import available_bytes
-from basic_lite.memory.choice import (
-    TEXT,
-    Kind,
-    Row,
-    budget_bytes,
-    candidates,
-    dequantise,
-    fit,
-    least,
-    most_dequantised,
-    needed,
-    row_of,
-)
+from basic_lite.memory.choice import Kind, Row
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.models import checkpoint, devices, trainable, unpacked, zoo
@@ -119,11 +108,7 @@ def resolve(
     tower: Tower | None = None,
     optimizer: Optimizer | None = None,
 ) -> Settings:
-    """Take the options, and the stage's defaults where they say nothing.
-
-    `data` has the rows found; stage 2's `method` is with stage 1's target where none is given, and its
-    projector has a default rate. Raises ValueError if the options do not go together.
-    """
+    """Take the options, and the stage's defaults where they say nothing; raises ValueError if they clash."""
     pace = zoo.pace_of(llm, stage)
     whole_decoder = stage == 2 and not lora
     rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
@@ -201,8 +186,8 @@ def decide(
 ) -> Plan:
     """Open the rows, hold some out, and let the rest decide the global batch and the card the micro-batch.
 
-    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows, `hold_out`
-    cannot, or `--fit` is given and nothing fits.
+    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows or nothing
+    fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
@@ -236,9 +221,6 @@ def open_stream(settings: Settings) -> Stream:
     """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
     data, (source,) = settings.data, settings.data.sources
     return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
-
-
-# Few rows: a global batch that nobody asked for shrinks.
 
 
 def optimizer_steps(settings: Settings, batches: int) -> int:
@@ -291,9 +273,6 @@ def _counted(number: int, what: str = "optimizer step") -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-# What a stage chooses for the card that it runs on: `--fit`, and on a GPU how many layers recompute.
-
-
 def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
     """Return the bytes that may be used, and the memory in GiB that stands for the card.
 
@@ -308,7 +287,7 @@ def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
         gib = 0.0
     if not 0 < gib < 10_000:
         raise ValueError(f"--fit takes the card's memory in GiB, such as 24, or auto; got {wanted!r}")
-    return budget_bytes(gib), gib
+    return choice.budget_bytes(gib), gib
 
 
 def kind_of(settings: Settings) -> Kind:
@@ -344,7 +323,7 @@ def step_of(
         held,
         optimizer=settings.optimizer,
         micro_batch=settings.micro_batch,
-        text=max(min(TEXT[kind], longest - tower.tokens - 1), 1),
+        text=max(min(choice.TEXT[kind], longest - tower.tokens - 1), 1),
         recompute=decoder.depth if settings.recompute is None else settings.recompute,
         basic=settings.objective.active,
         rows_per_chunk=settings.objective.rows_per_chunk,
@@ -369,20 +348,10 @@ def fit_memory(
 ) -> tuple[Settings, Row]:
     """Choose what is to be chosen and predict the peak; the global batch stays what it is.
 
-    `--fit` chooses micro-batch, recomputed layers, rows per chunk and the adapters' optimizer. Without it, on
-    a GPU, only the layers that recompute are chosen, from free memory; all, if it is short.
-
-    Args:
-        settings: of the stage, before the choice.
-        step: what they mean.
-        device: `"cuda"` or `"cpu"`.
-        memory: as given.
-        names: of decoder and tower, for the row.
-        longest: most text tokens of a row.
-        optimizer: the adapters' optimizer that was asked for; `None` may be chosen too.
-
-    Raises:
-        ValueError: If `--fit` is given and nothing fits.
+    `--fit` chooses micro-batch, recomputed layers, rows per chunk and, unless one was asked for, the
+    adapters' optimizer; ValueError if nothing fits. Without it, on a GPU, only the layers that recompute are
+    chosen, from free memory; all, if it is short. `names` are of decoder and tower, `longest` the most text
+    tokens of a row.
     """
     budget, gib = budget_of(memory.fit, device)
     kind, chosen = kind_of(settings), step
@@ -393,9 +362,9 @@ def fit_memory(
         optimizers = ("adamw", "paged-adamw-8bit")
     rows = settings.global_batch // rank_and_count()[1]
     if memory.fit is not None:
-        fitting = fit(step, budget, candidates(rows), gib, optimizers, rows=rows)
+        fitting = choice.fit(step, budget, choice.candidates(rows), gib, optimizers, rows=rows)
         if fitting is None:
-            smallest = needed(least(step, optimizers)) / 1e9
+            smallest = choice.needed(choice.least(step, optimizers)) / 1e9
             more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
             raise ValueError(
                 f"--fit {memory.fit}: {kind} of {names[0]} needs {smallest:.1f} GB at least and "
@@ -404,7 +373,7 @@ def fit_memory(
             )
         chosen = fitting
     elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
-        chosen = fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
+        chosen = choice.fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
     auto = device == "cuda" or memory.fit is not None
     chosen = hold_dequantised(chosen, memory.keep_dequantised, budget if auto else 0.0, longest)
     settings = replace(
@@ -415,20 +384,19 @@ def fit_memory(
         rows_per_chunk=chosen.rows_per_chunk,
         dequantised=chosen.dequantised,
     )
-    return settings, row_of(kind, *names, gib, rows, chosen, chosen)
+    return settings, choice.row_of(kind, *names, gib, rows, chosen, chosen)
 
 
 def hold_dequantised(step: Step, wanted: str, budget: float, longest: int) -> Step:
     """Return the step with the layers that are held dequantised: `wanted`, a number, or `auto` for what fits.
 
-    A budget of 0 is none on its own account; `longest` is the most text tokens of a row. Raises ValueError if
-    more are wanted than can be held.
+    Without a budget `auto` holds none; `longest` is the most text tokens of a row.
     """
     if wanted == "auto":
-        return dequantise(step, budget, longest)
+        return choice.dequantise(step, budget, longest)
     if not wanted.isdecimal():
         raise ValueError(f"--keep-dequantised takes a number of decoder layers, or auto; got {wanted!r}")
-    most = most_dequantised(step)
+    most = choice.most_dequantised(step)
     if int(wanted) > most:
         why = "" if most else " (one process, 4 bits, and a family that is streamlined: Llama, Mistral, ...)"
         raise ValueError(

@@ -45,10 +45,7 @@ class Log:
         rows = [json.loads(line) for line in lines if line.endswith("}")]  # a last one may be half written
         manifest = read_manifest(run) if (run / MANIFEST).is_file() else {}
         return cls(
-            run,
-            [row for row in rows if "lm" in row],
-            [row for row in rows if "val_lm" in row],
-            manifest,
+            run, [row for row in rows if "lm" in row], [row for row in rows if "val_lm" in row], manifest
         )
 
     @property

@@ -48,8 +48,7 @@ from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
 from basic_lite.training.validation import HeldOut, History, Validator
 
-WARMUP: float = 0.03
-"""Share of the steps over which the learning rate rises."""
+WARMUP: float = 0.03  # share of the steps over which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Prepared:
     dataset: SupervisedRows | StreamedRows  # the rows as the model takes them
     batches: Batches | StreamBatches  # which rows go together, in order
     passes: checks.Passes  # how an optimizer step's rows are put through the model
-    args: TrainingArguments  # the arguments of transformers' Trainer
+    args: TrainingArguments
     steps: int  # optimizer steps of the whole run
     resume: Path | None  # checkpoint to go on from
     start: Start | None  # what a stage 2 starts from
@@ -93,9 +92,7 @@ def _freeze_projector(assembled: Assembled, settings: Settings, console: Console
     trainable.freeze_projector(assembled)
     measured = settings.objective.active and not settings.tower.on
     idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
-    console.print(
-        f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.",
-    )
+    console.print(f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.")
 
 
 def run_stage(
@@ -112,8 +109,7 @@ def run_stage(
 ) -> bool:
     """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
 
-    At a rate of 0 the projector stays as it is. Returns `False` if a signal stopped the run, which is
-    printed.
+    Returns `False` if a signal stopped the run, which is printed.
     """
     if decided.settings.projector_learning_rate == 0:
         _freeze_projector(assembled, decided.settings, console)
@@ -342,16 +338,8 @@ def train(
 ) -> bool:
     """Train one stage and leave a complete run folder; `False` if a signal stopped it, at a checkpoint.
 
-    Args:
-        prepared: from `prepare`.
-        space: of the target, from `teach`.
-        console: where progress goes.
-        clock: counts the seconds since the command; says them after the first step.
-        intervene: makes what an experiment does to the teacher, once the model's parts are known.
-        callbacks: further callbacks, such as an experiment's measuring; called before a step is saved.
-
-    Raises:
-        Unmoved: If all its steps are done and no weight is another one; it is not finished then.
+    `intervene` makes what an experiment does to the teacher, once the model's parts are known; `callbacks`
+    are called before a step is saved. Raises Unmoved if all steps are done and no weight is another one.
     """
     settings, model, resume = prepared.settings, prepared.assembled.model, prepared.resume
     validation = settings.validation
@@ -394,10 +382,7 @@ def train(
     # What an experiment does to the teacher.
     if intervene is not None:
         changed = intervene(
-            parts_of(model),
-            settings.method.layers,
-            settings.method.weighting,
-            seed=settings.run.seed,
+            parts_of(model), settings.method.layers, settings.method.weighting, seed=settings.run.seed
         )
         if changed is not None:
             trainer.supervision.intervene(changed)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.table import Table
@@ -37,7 +37,7 @@ MEMORY = "Memory and speed"
 VALIDATION = "Validation"
 
 
-def option(*names: str, help: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
+def option(help: str, *names: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
     """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
 
@@ -52,9 +52,8 @@ def within(
 ) -> Callable[[typer.CallbackParam, float | None], float | None]:
     """Return the callback of a numeric option that refuses what is outside a range, in one line.
 
-    The range is open at `above` and `below`, closed at `least` and `most`; `off` may be given too, and says
-    that the option does not count. Typer's own `min` and `max` have no open ends, let `nan` pass, and do not
-    say what was given.
+    The range is open at `above` and `below`; `off` says that the option does not count. Typer's own `min` and
+    `max` have no open ends, let `nan` pass, and do not say what was given.
     """
     bounds = ((least, "at least"), (above, "above"), (most, "at most"), (below, "below"))
     named = [f"{words} {bound}" for bound, words in bounds if bound is not None and bound != math.inf]
@@ -88,8 +87,8 @@ def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
 
-    A `Literal` is checked by `among`: Typer's own refusal is a box of several lines. The function that is
-    returned takes the options and builds the dataclasses.
+    It stands in its class's `PANEL`, if there is one, unless it names another panel. A `Literal` is checked
+    by `among`: Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
@@ -100,10 +99,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             options = [(field.name, of_group[field.name], field.default) for field in fields(groups[name])]
         else:
             options = [(name, hints[name], parameter.default)]
-        flat += [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_plain(hint))
-            for name, hint, default in options
-        ]
+        panel = getattr(groups.get(name), "PANEL", RUN)
+        for option_name, hint, default in options:
+            plain = {"default": default, "annotation": _plain(hint, panel)}
+            flat.append(inspect.Parameter(option_name, inspect.Parameter.KEYWORD_ONLY, **plain))
     signature = inspect.Signature(flat)
 
     @functools.wraps(function)
@@ -120,19 +119,20 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _plain(hint: Any) -> Any:
-    """Return an option's type with the values' own type in place of a `Literal`, and the check beside it."""
+def _plain(hint: Any, panel: str) -> Any:
+    """Return an option's type with the values' own type in place of a `Literal`, the check and the panel."""
     if get_origin(hint) is not Annotated:
         return hint
     kind, info = get_args(hint)
+    info = copy.copy(info)
+    if info.rich_help_panel == RUN:
+        info.rich_help_panel = panel
     parts = get_args(kind) if get_origin(kind) is not Literal else (kind,)
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
-    if choices is None:
-        return hint
-    info = copy.copy(info)
-    info.callback = among(choices)
-    plain = type(choices[0])
-    return Annotated[plain | None if type(None) in parts else plain, info]
+    if choices is not None:
+        info.callback, plain = among(choices), type(choices[0])
+        kind = plain | None if type(None) in parts else plain
+    return Annotated[kind, info]
 
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -142,33 +142,28 @@ Precision = Literal["auto", "bf16", "fp32"]
 LlmOption = Annotated[
     str | None,
     option(
-        help="Any LLM of a family that basic-lite models lists: hub id or folder.",
+        "Any LLM of a family that basic-lite models lists: hub id or folder.",
         default="that of --model",
         panel=MODEL,
     ),
 ]
-TemplateOption = Annotated[
-    str | None, option(help="Conversation template.", default="the LLM's own", panel=MODEL)
-]
+TemplateOption = Annotated[str | None, option("Conversation template.", default="the LLM's own", panel=MODEL)]
 BitsOption = Annotated[
-    zoo.Bits | None, option(help="Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
+    zoo.Bits | None, option("Bits of the decoder's weights: 4 (nf4), 8 or 16.", default="4", panel=MODEL)
 ]
 PrecisionOption = Annotated[
-    Precision, option(help="auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
+    Precision, option("auto, bf16 or fp32. auto: bf16 on a GPU, fp32 on a CPU.", panel=MODEL)
 ]
 ImageSizeOption = Annotated[
     int | None,
     option(
-        help="Side of the tower's input in pixels.",
-        default="the tower's own",
-        panel=MODEL,
-        callback=within(1),
+        "Side of the tower's input in pixels.", default="the tower's own", panel=MODEL, callback=within(1)
     ),
 ]
 TilesOption = Annotated[
     int,
     option(
-        help="Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
+        "Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
         panel=MODEL,
         callback=within(1, 64),
     ),
@@ -176,22 +171,22 @@ TilesOption = Annotated[
 PoolOption = Annotated[
     int,
     option(
-        help="2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
+        "2 joins 2 x 2 patches into one visual embedding: a quarter of the tokens. No export.",
         panel=MODEL,
         callback=among((1, 2)),
     ),
 ]
 ImagesOption = Annotated[
     Path | None,
-    option(help="Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
+    option("Folder, zip or tar that image paths start from.", default="the data's own", panel=DATA),
 ]
 FollowLinksOption = Annotated[
-    bool, option("--follow-links", help="Allow links in the image folder that lead out of it.", panel=DATA)
+    bool, option("Allow links in the image folder that lead out of it.", "--follow-links", panel=DATA)
 ]
 MinRatingOption = Annotated[
     int | None,
     option(
-        help="Leave out rows that FineVision rates lower in anything.",
+        "Leave out rows that FineVision rates lower in anything.",
         default="none",
         panel=DATA,
         callback=within(1, 5),
@@ -200,15 +195,15 @@ MinRatingOption = Annotated[
 BasicOption = Annotated[
     bool,
     option(
+        "With BASIC's two terms, or (--no-basic) the plain LLaVA baseline.",
         "--basic/--no-basic",
-        help="With BASIC's two terms, or (--no-basic) the plain LLaVA baseline.",
         panel=METHOD,
     ),
 ]
 LayersOption = Annotated[
     int | None,
     option(
-        help="k: the target is made of decoder layers 1 to k.",
+        "k: the target is made of decoder layers 1 to k.",
         default="half of the decoder's",
         panel=METHOD,
         callback=within(1),
@@ -216,13 +211,13 @@ LayersOption = Annotated[
 ]
 WeightingOption = Annotated[
     types.Weighting,
-    option(help="Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD),
+    option("Weights of layers 1 to k: quadratic, linear, constant, decreasing.", panel=METHOD),
 ]
 RecomputeOption = Annotated[
     bool | None,
     option(
+        "Recompute all decoder layers in backward (gradient checkpointing).",
         "--recompute/--no-recompute",
-        help="Recompute all decoder layers in backward (gradient checkpointing).",
         default="on a GPU",
         panel=MEMORY,
     ),
@@ -230,20 +225,20 @@ RecomputeOption = Annotated[
 RecomputeLayersOption = Annotated[
     int | None,
     option(
-        help="Recompute only that many layers, the first ones.",
+        "Recompute only that many layers, the first ones.",
         default="all or none",
         panel=MEMORY,
         callback=within(0),
         metavar="N",
     ),
 ]
-RankOption = Annotated[int, option(help="Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
-DryRunOption = Annotated[bool, option("--dry-run", help="Print the resolved settings, load nothing.")]
+RankOption = Annotated[int, option("Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
+DryRunOption = Annotated[bool, option("Print the resolved settings, load nothing.", "--dry-run")]
 QuantisedCopyOption = Annotated[
     bool,
     option(
+        "Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
         "--quantised-copy/--no-quantised-copy",
-        help="Keep the decoder's 4-bit weights on disk (see doctor), for the next start.",
         panel=MODEL,
     ),
 ]
@@ -292,7 +287,7 @@ class Model:
     model: Annotated[
         str,
         option(
-            help="vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
+            "vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
             panel=MODEL,
         ),
     ] = "vicuna-7b"
@@ -300,14 +295,14 @@ class Model:
     tower: Annotated[
         str | None,
         option(
-            help="clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
+            "clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
             default="clip-l-336",
             panel=MODEL,
         ),
     ] = None
     template: TemplateOption = None
     image_token: Annotated[
-        str | None, option(help="Token that marks a patch.", default="an unused one", panel=MODEL)
+        str | None, option("Token that marks a patch.", default="an unused one", panel=MODEL)
     ] = None
     bits: BitsOption = None
     precision: PrecisionOption = "auto"
@@ -317,16 +312,14 @@ class Model:
     exif: Annotated[
         Exif,
         option(
-            help="A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.",
-            panel=DATA,
+            "A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.", panel=DATA
         ),
     ] = "ignore"
     background: Annotated[
-        str,
-        option(help="What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"),
+        str, option("What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR")
     ] = "white"
     tower_layer: Annotated[
-        int, option(help="Which hidden states of the tower are its features.", panel=MODEL)
+        int, option("Which hidden states of the tower are its features.", panel=MODEL)
     ] = -2
     quantised_copy: QuantisedCopyOption = True
 
@@ -335,17 +328,17 @@ class Model:
 class Adapters:
     """Stage 2's adapters, as LLaVA-1.5 has them; without `--lora` there are none."""
 
+    PANEL: ClassVar[str] = MODEL
+
     rank: Annotated[
-        int | None,
-        option(help="Rank of the adapters.", default=str(zoo.RANK), panel=MODEL, callback=within(1)),
+        int | None, option("Rank of the adapters.", default=str(zoo.RANK), callback=within(1))
     ] = None
     alpha: Annotated[
-        int | None,
-        option(help="Scale times rank of the adapters.", default="2 * rank", panel=MODEL, callback=within(1)),
+        int | None, option("Scale times rank of the adapters.", default="2 * rank", callback=within(1))
     ] = None
-    dropout: Annotated[
-        float, option(help="Dropout in front of the adapters.", panel=MODEL, callback=within(0, below=1))
-    ] = zoo.DROPOUT
+    dropout: Annotated[float, option("Dropout in front of the adapters.", callback=within(0, below=1))] = (
+        zoo.DROPOUT
+    )
 
 
 @dataclass(frozen=True)
@@ -353,22 +346,19 @@ class PartsOfStage1:
     """What stage 2 may change of stage 1's parts."""
 
     bits: Annotated[
-        zoo.Bits | None, option(help="Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
+        zoo.Bits | None, option("Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
     ] = None
     image_size: Annotated[
         int | None,
-        option(
-            help="Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)
-        ),
+        option("Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)),
     ] = None
     exif: Annotated[
-        Exif | None,
-        option(help="A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA),
+        Exif | None, option("A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA)
     ] = None
     background: Annotated[
         str | None,
         option(
-            help="What transparent pictures are put on.",
+            "What transparent pictures are put on.",
             default="stage 1's",
             panel=DATA,
             callback=a_colour,
@@ -377,7 +367,7 @@ class PartsOfStage1:
     ] = None
     tower_layer: Annotated[
         int | None,
-        option(help="Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
+        option("Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
     ] = None
     quantised_copy: QuantisedCopyOption = True
 
@@ -386,60 +376,48 @@ class PartsOfStage1:
 class Data:
     """The rows, and what is done with those that are long or bad."""
 
+    PANEL: ClassVar[str] = DATA
+
     data: Annotated[
         list[str] | None,
         option(
-            help="JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+            "JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
             "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
             default="the published set, from the hub",
-            panel=DATA,
             metavar="DATA[:WEIGHT]",
         ),
     ] = None
     images: Annotated[
         list[str] | None,
         option(
-            help="Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+            "Folder, zip or tar that image paths start from; one for all --data, or one for each.",
             default="the data's own",
-            panel=DATA,
             metavar="IMAGES",
         ),
     ] = None
     stream: Annotated[
         bool,
         option(
-            "--stream",
-            help="Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+            "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
             "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
-            panel=DATA,
+            "--stream",
         ),
     ] = False
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
     max_length: Annotated[
         int,
-        option(
-            help="Most tokens of a row, those of --tiles apart; longer answers are cut.",
-            panel=DATA,
-            callback=within(1),
-        ),
+        option("Most tokens of a row, those of --tiles apart; longer answers are cut.", callback=within(1)),
     ] = MAX_LENGTH
     bad_budget: Annotated[
         float,
         option(
-            help="Share of rows that may be bad: replaced, logged. Above it the run stops.",
-            panel=DATA,
+            "Share of rows that may be bad: replaced, logged. Above it the run stops.",
             callback=within(0, below=1),
         ),
     ] = 0.005
     workers: Annotated[
-        int | None,
-        option(
-            help="Processes that prepare batches.",
-            default="2; 1 on one core",
-            panel=DATA,
-            callback=within(0),
-        ),
+        int | None, option("Processes that prepare batches.", default="2; 1 on one core", callback=within(0))
     ] = None
 
     @property
@@ -461,39 +439,32 @@ class Data:
 class Method:
     """BASIC's two terms and their target."""
 
+    PANEL: ClassVar[str] = METHOD
+
     basic: BasicOption = True
     layers: LayersOption = None
     weighting: WeightingOption = "quadratic"
     importance: Annotated[
-        types.Importance,
-        option(help="Weights of patches: attention (of the text to them) or uniform.", panel=METHOD),
+        types.Importance, option("Weights of patches: attention (of the text to them) or uniform.")
     ] = "attention"
     target: Annotated[
         types.TargetKind | None,
         option(
-            help="Space of the target: raw; centred or translated (fitted on the data's text); individual "
+            "Space of the target: raw; centred or translated (fitted on the data's text); individual "
             "(less its mean over pictures).",
             default="raw; stage 2: stage 1's",
-            panel=METHOD,
         ),
     ] = None
     das_weight: Annotated[
-        float,
-        option(
-            help="Weight of L_das, the directional alignment; 0 is off.", panel=METHOD, callback=within(0)
-        ),
+        float, option("Weight of L_das, the directional alignment; 0 is off.", callback=within(0))
     ] = types.DAS_WEIGHT
     sds_weight: Annotated[
-        float,
-        option(
-            help="Weight of L_sds, the semantic distribution; 0 is off.", panel=METHOD, callback=within(0)
-        ),
+        float, option("Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0))
     ] = types.SDS_WEIGHT
     sds_text: Annotated[
-        types.SdsText,
-        option(help="L_sds on patches that hold text: keep, or skip for the sake of reading.", panel=METHOD),
+        types.SdsText, option("L_sds on patches that hold text: keep, or skip for the sake of reading.")
     ] = "keep"
-    intervention: Annotated[str, option(help="What an experiment does to the teacher.", hidden=True)] = "none"
+    intervention: Annotated[str, option("What an experiment does to the teacher.", hidden=True)] = "none"
 
     @property
     def kind(self) -> types.TargetKind:
@@ -513,21 +484,17 @@ class Method:
 class Memory:
     """How a step is cut to fit the card; `plan.fit_memory` decides what is left open."""
 
+    PANEL: ClassVar[str] = MEMORY
+
     rows_per_chunk: Annotated[
         int | None,
-        option(
-            help="Patches per pass of L_sds over the vocabulary.",
-            default="by size",
-            panel=MEMORY,
-            callback=within(1),
-        ),
+        option("Patches per pass of L_sds over the vocabulary.", default="by size", callback=within(1)),
     ] = None
     micro_batch: Annotated[
         int | None,
         option(
-            help="Rows per forward pass; must divide the global batch.",
+            "Rows per forward pass; must divide the global batch.",
             default="8; stage 2: 4",
-            panel=MEMORY,
             callback=within(1),
         ),
     ] = None
@@ -536,29 +503,26 @@ class Memory:
     keep_dequantised: Annotated[
         str,
         option(
-            help="Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
+            "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
             "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
-            panel=MEMORY,
             metavar="N|auto",
         ),
     ] = "auto"
     fit: Annotated[
         str | None,
         option(
-            help="Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
+            "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
             "or auto for this one.",
             default="off",
-            panel=MEMORY,
             metavar="GIB|auto",
         ),
     ] = None
     fused_kernels: Annotated[
         bool,
         option(
-            "--fused-kernels/--no-fused-kernels",
-            help="On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
+            "On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
             "made of bf16 ones.",
-            panel=MEMORY,
+            "--fused-kernels/--no-fused-kernels",
         ),
     ] = True
 
@@ -570,7 +534,7 @@ class Schedule:
     learning_rate: Annotated[
         float | None,
         option(
-            help="Peak of the cosine schedule.",
+            "Peak of the cosine schedule.",
             default="1e-3; stage 2: 2e-4 with --lora, else 2e-5",
             callback=within(above=0),
         ),
@@ -578,17 +542,16 @@ class Schedule:
     global_batch: Annotated[
         int | None,
         option(
-            help="Rows per optimizer step.",
+            "Rows per optimizer step.",
             default="LLaVA-1.5's; fewer where the data are few",
             callback=within(1),
         ),
     ] = None
     epochs: Annotated[
-        float | None, option(help="Passes over the data.", default="1", callback=within(above=0))
+        float | None, option("Passes over the data.", default="1", callback=within(above=0))
     ] = None
     max_steps: Annotated[
-        int,
-        option(help="Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1)),
+        int, option("Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1))
     ] = -1
 
 
@@ -596,24 +559,24 @@ class Schedule:
 class Run:
     """What is kept, said and repeated."""
 
-    save_steps: Annotated[int, option(help="Steps between checkpoints.", callback=within(1))] = 500
+    save_steps: Annotated[int, option("Steps between checkpoints.", callback=within(1))] = 500
     keep: Annotated[
         str,
         option(
-            help="How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
+            "How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
             "validation loss, whose weights are the run's.",
             callback=a_keep,
             metavar="N|best",
         ),
     ] = "2"
-    logging_steps: Annotated[int, option(help="Steps between lines of log.jsonl.", callback=within(1))] = 10
+    logging_steps: Annotated[int, option("Steps between lines of log.jsonl.", callback=within(1))] = 10
     seed: Annotated[
-        int, option(help="Seed of the projector, the order of rows, and dropout.", callback=a_seed)
+        int, option("Seed of the projector, the order of rows, and dropout.", callback=a_seed)
     ] = 0
-    report_to: Annotated[str, option(help="Tracker, such as tensorboard.")] = "none"
-    along: Annotated[str, option(help="What an experiment measures on the way, as JSON.", hidden=True)] = ""
-    resume: Annotated[bool, option("--resume", help="Go on from the last checkpoint in --out.")] = False
-    overwrite: Annotated[bool, option("--overwrite", help="Replace the run in --out.")] = False
+    report_to: Annotated[str, option("Tracker, such as tensorboard.")] = "none"
+    along: Annotated[str, option("What an experiment measures on the way, as JSON.", hidden=True)] = ""
+    resume: Annotated[bool, option("Go on from the last checkpoint in --out.", "--resume")] = False
+    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False
     dry_run: DryRunOption = False
 
     @property
@@ -631,51 +594,43 @@ class Run:
 class Validation:
     """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
 
+    PANEL: ClassVar[str] = VALIDATION
+
     val_share: Annotated[
         str | None,
         option(
-            help="Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
+            "Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
             default="off",
-            panel=VALIDATION,
             callback=a_share,
             metavar="PERCENT",
         ),
     ] = None
     val_data: Annotated[
-        Path | None,
-        option(help="Rows to measure instead, in a file of their own.", default="off", panel=VALIDATION),
+        Path | None, option("Rows to measure instead, in a file of their own.", default="off")
     ] = None
     val_images: Annotated[
         Path | None,
         option(
-            help="Folder, zip or tar that the image paths of --val-data start from.",
+            "Folder, zip or tar that the image paths of --val-data start from.",
             default="--images, else that of the file",
-            panel=VALIDATION,
         ),
     ] = None
     val_steps: Annotated[
         int | None,
         option(
-            help="Optimizer steps between two measurements; the start and the end are measured anyway.",
+            "Optimizer steps between two measurements; the start and the end are measured anyway.",
             default="a tenth of the run",
-            panel=VALIDATION,
             callback=within(1),
         ),
     ] = None
     val_samples: Annotated[
-        int,
-        option(
-            help="Rows whose answers are written out each time, greedily.",
-            panel=VALIDATION,
-            callback=within(0, 32),
-        ),
+        int, option("Rows whose answers are written out each time, greedily.", callback=within(0, 32))
     ] = 4
     stop_after: Annotated[
         int | None,
         option(
-            help="End the run after that many measurements in a row without a lower loss.",
+            "End the run after that many measurements in a row without a lower loss.",
             default="off",
-            panel=VALIDATION,
             callback=within(1),
             metavar="N",
         ),
@@ -701,35 +656,30 @@ class Validation:
         return 0.0 if self.val_share is None else _percent(self.val_share) / 100
 
 
-OutOption = Annotated[Path, option(help="Run folder.")]
+OutOption = Annotated[Path, option("Run folder.")]
 LoraOption = Annotated[
-    bool, option("--lora", help="Train adapters on a 4-bit decoder. Without: the whole decoder.")
+    bool, option("Train adapters on a 4-bit decoder. Without: the whole decoder.", "--lora")
 ]
 StartOption = Annotated[
-    Path, option(help="Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
+    Path, option("Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
 ]
 OptimizerOption = Annotated[
     Optimizer | None,
-    option(
-        help="adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY
-    ),
+    option("adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY),
 ]
 ProjectorRateOption = Annotated[
-    float | None,
-    option(help="The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0)),
+    float | None, option("The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0))
 ]
 
 
 TrainTowerOption = Annotated[
     bool,
-    option(
-        "--train-tower", help="Train the vision tower, too: all that its features depend on.", panel=MODEL
-    ),
+    option("Train the vision tower, too: all that its features depend on.", "--train-tower", panel=MODEL),
 ]
 TowerLoraOption = Annotated[
     int | None,
     option(
-        help="Train adapters of this rank in the vision tower, too (with --lora).",
+        "Train adapters of this rank in the vision tower, too (with --lora).",
         default="off",
         panel=MODEL,
         callback=within(1),
@@ -765,9 +715,7 @@ class Tower:
     tower_learning_rate: Annotated[
         float | None,
         option(
-            help="The vision tower's own peak.",
-            default="2e-6; 2e-5 with --tower-lora",
-            callback=within(above=0),
+            "The vision tower's own peak.", default="2e-6; 2e-5 with --tower-lora", callback=within(above=0)
         ),
     ] = None
 
@@ -788,52 +736,30 @@ class Tower:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a stage is trained with: its options, and a value for each that the stage, data or card decide.
-
-    Attributes:
-        stage: 1 or 2.
-        out: run folder.
-        data: the rows.
-        method: BASIC's terms and their target.
-        run: what is kept, said and repeated.
-        validation: what is measured along the way.
-        aspect: image preparation: `"crop"` in stage 1, LLaVA-1.5 pads from stage 2 on.
-        learning_rate: peak of the cosine schedule.
-        projector_learning_rate: the projector's own, 0 freezes it; `None` for the same.
-        tower: whether the vision tower is trained, and at which rate.
-        global_batch: rows per optimizer step.
-        micro_batch: rows per forward pass.
-        epochs: passes over the data.
-        max_steps: optimizer steps instead of epochs, where the schedule ends; -1 is off.
-        lora: adapters instead of the whole decoder (stage 2).
-        optimizer: 8-bit moments are for adapters.
-        recompute: how many decoder layers, the first ones, run again in backward; `None` for all.
-        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
-        fused_kernels: Liger's modules on a GPU.
-        dequantised: decoder layers whose 4-bit weights are also held dequantised.
-        shards: processes over which the decoder's layers are cut; 1 leaves them whole.
-    """
+    """What a stage is trained with: its options, and a value for each that the stage, data or card decide."""
 
     stage: Literal[1, 2]
     out: Path
     data: Data = Data()
-    method: Method = Method()
-    run: Run = Run()
-    validation: Validation = Validation()
-    learning_rate: float
-    projector_learning_rate: float | None = None
-    tower: Tower = Tower()
-    global_batch: int
-    micro_batch: int
-    epochs: float = 1.0
-    max_steps: int = -1
-    lora: bool = False
-    optimizer: Optimizer = "adamw"
+    method: Method = Method()  # BASIC's terms and their target
+    run: Run = Run()  # what is kept, said and repeated
+    validation: Validation = Validation()  # what is measured along the way
+    learning_rate: float  # peak of the cosine schedule
+    projector_learning_rate: float | None = None  # the projector's own, 0 freezes it; `None` for the same
+    tower: Tower = Tower()  # whether the vision tower is trained, and at which rate
+    global_batch: int  # rows per optimizer step
+    micro_batch: int  # rows per forward pass
+    epochs: float = 1.0  # passes over the data
+    max_steps: int = -1  # optimizer steps instead of epochs, where the schedule ends; -1 is off
+    lora: bool = False  # adapters instead of the whole decoder (stage 2)
+    optimizer: Optimizer = "adamw"  # 8-bit moments are for adapters
+    # How many decoder layers, the first ones, run again in backward; `None` for all
     recompute: int | None = 0
+    # Patches per pass over the vocabulary in `L_sds`; `None` chooses by size
     rows_per_chunk: int | None = None
-    fused_kernels: bool = True
-    dequantised: int = 0
-    shards: int = 1
+    fused_kernels: bool = True  # Liger's modules on a GPU
+    dequantised: int = 0  # decoder layers whose 4-bit weights are also held dequantised
+    shards: int = 1  # processes over which the decoder's layers are cut; 1 leaves them whole
 
     def __post_init__(self) -> None:
         """Refuse what cannot run, before anything is loaded."""

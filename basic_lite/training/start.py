@@ -50,11 +50,7 @@ class Start:
         return replace(asked, target=asked.target or self.manifest["method"].get("target"))
 
     def adapters(self, asked: AdapterOptions, resolved: Adapters | None, tower: Tower) -> Adapters | None:
-        """Return the adapters to train: those that go on, or new ones; `None` where the decoder is.
-
-        Those that go on keep rank and scale, and a tower that was trained is trained in the same way, or
-        ValueError.
-        """
+        """Return the adapters to train: those that go on, or new ones; `None` where the decoder is."""
         self._check_tower(tower)
         if self.kind != "adapters" or resolved is None:
             return resolved

@@ -33,8 +33,7 @@ def target_space(
 ) -> TargetSpace:
     """Return the space of a run's target: from its own folder, from stage 1's, or fitted on the data's text.
 
-    Whichever it is, it lies in the run's folder afterwards. Raises ValueError if the file of a resumed run is
-    missing or another one, or there is hardly any text.
+    It lies in the run's folder afterwards; in a resumed run it must lie there already, unchanged.
     """
     if settings.method.kind in UNFITTED:
         return TargetSpace(settings.method.kind)
@@ -75,12 +74,12 @@ def findings(
 
     Of a run that goes on nothing is looked at again.
     """
-    found: dict[str, object] = {"target": manifest_entry(space, settings.out)}
+    entries: dict[str, object] = {"target": manifest_entry(space, settings.out)}
     if resume is not None:
-        found["premise"] = files.read_manifest(resume).get("premise")
+        entries["premise"] = files.read_manifest(resume).get("premise")
     elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
-        found["premise"] = look_at(assembled, settings, rows, space, console)
-    return found
+        entries["premise"] = look_at(assembled, settings, rows, space, console)
+    return entries
 
 
 def manifest_entry(space: TargetSpace, out: Path) -> dict:
@@ -101,7 +100,7 @@ def look_at(
     parts = parts_of(assembled.model)
     k = supervised_layers(parts.decoder.config, settings.method.layers)
     try:
-        found = glance(
+        seen = glance(
             parts.decoder,
             parts.head,
             assembled.tokenizer,
@@ -113,14 +112,14 @@ def look_at(
     except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
         console.print(f"whether the LLM can teach was not looked at: {error}")
         return None
-    verdict, raw = found.verdict, found.measured.targets[RAW][k].own
+    verdict, raw = seen.verdict, seen.measured.targets[RAW][k].own
     bad = verdict.case == "untrained" or (verdict.case == "fails" and raw < PARTLY)
     console.print(f"{'Warning: ' if bad else ''}{verdict.words}", style="yellow" if bad else "")
     if verdict.case == "fails" and space.kind == RAW:
         console.print(
-            "--target translated may do better; basic-lite analyze premise --text DATA says whether.",
+            "--target translated may do better; basic-lite analyze premise --text DATA says whether."
         )
-    return found.json()
+    return seen.json()
 
 
 def quality_line(space: TargetSpace) -> str:
@@ -128,8 +127,8 @@ def quality_line(space: TargetSpace) -> str:
     layers = space.report["layers"]
     ends = []
     for number in sorted({1, len(layers)}):
-        one = layers[number - 1]
-        ends.append(f"layer {number}: {100 * one['own']:.0f} % at cosine {one['cosine']:.2f}")
+        layer = layers[number - 1]
+        ends.append(f"layer {number}: {100 * layer['own']:.0f} % at cosine {layer['cosine']:.2f}")
     return (
         f"of {space.report['held_out_tokens']:,} held-out tokens nearest to their own row, {', '.join(ends)}"
     )

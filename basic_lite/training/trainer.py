@@ -38,13 +38,9 @@ from basic_lite.training.validation import NAMES, History, Validator
 
 
 class SavingTrainer(Trainer):
-    """A Trainer whose checkpoints hold what was trained alone, with the manifest, and are never half written.
+    """A Trainer whose checkpoints hold only what was trained, with the manifest, never half written."""
 
-    Attributes:
-        manifest: what every checkpoint says of its run; `None` leaves it out.
-    """
-
-    manifest: dict | None = None
+    manifest: dict | None = None  # what every checkpoint says of its run; `None` leaves it out
     model: nn.Module
     optimizer: torch.optim.Optimizer
     train_dataset: Dataset
@@ -68,9 +64,7 @@ class SavingTrainer(Trainer):
     def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
         """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
 
-        Args:
-            folder: where to.
-            whole: what `distributed.gather` returned, where the adapters are cut.
+        `whole` is what `distributed.gather` returned, where the adapters are cut.
         """
         with files.write_errors(folder):
             self._save_weights(folder, whole)
@@ -200,61 +194,43 @@ class BasicTrainer(SavingTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # a LLaVA whose trainable parameters are set
         args: TrainingArguments,
         *,
+        # Weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain baseline.
         objective: Objective | None = None,
-        layers: int | None = None,
-        weighting: Weighting = "quadratic",
-        importance: Importance = "attention",
-        target: TargetSpace | None = None,
+        layers: int | None = None,  # k; `None` for half
+        weighting: Weighting = "quadratic",  # how layers 1..k are weighted
+        importance: Importance = "attention",  # how patches are weighted
+        target: TargetSpace | None = None,  # in which space the target is; `None` for raw, the paper's
+        # Normalises uint8 pictures on the device; `None` if the collator gives floats
         transform: ImageTransform | None = None,
-        batches: Sampler | None = None,
+        batches: Sampler | None = None,  # which rows go together, instead of the Trainer's own sampler
+        # Another one for the projector (LLaVA-1.5 with LoRA: 2e-5)
         projector_learning_rate: float | None = None,
+        # Another one for a vision tower that is trained (LLaVA-NeXT: 2e-6)
         tower_learning_rate: float | None = None,
-        optimizer_name: str = "adamw",
+        optimizer_name: str = "adamw",  # one of `optimizers.NAMES`
+        # On a GPU, Liger's norms, MLPs and rotary embedding in the decoder, and the projector's fp32 products
+        # made of bf16 ones (`models.projector`)
         fused_kernels: bool = True,
+        # Adapters that share an input run in one function (see `models.adapters`), and decoder layers in few
+        # operations where their class is known (`models.decoder_layer`)
         grouped_adapters: bool = True,
-        dequantised: int = 0,
+        dequantised: int = 0,  # decoder layers of these whose 4-bit weights are also held dequantised
+        # Compute BASIC's terms in the backward pass, when the decoder's activations are gone; the same
+        # gradients and values for less memory
         deferred: bool = True,
+        # Run the decoder's last layer for supervised rows only, where that is exact
         prune_last_layer: bool = True,
-        sharded: bool = False,
-        manifest: dict | None = None,
+        sharded: bool = False,  # cut the decoder's layers over the processes when training begins
+        manifest: dict | None = None,  # written into every checkpoint
+        # Measures held-out rows when `evaluate` is called (see `callbacks.Measurements`)
         validator: Validator | None = None,
-        stop_after: int | None = None,
-        keeps_best: bool = False,
-        **kwargs: Any,
+        stop_after: int | None = None,  # end the run after this many measurements without a lower loss
+        keeps_best: bool = False,  # save where a measurement is the best one yet, and keep that checkpoint
+        **kwargs: Any,  # of the Trainer: `train_dataset`, `data_collator`, `callbacks`
     ) -> None:
-        """Prepare.
-
-        Args:
-            model: a LLaVA whose trainable parameters are set.
-            args: of the Trainer.
-            objective: weights of BASIC's terms; `None` for the paper's. Both 0 trains the plain baseline.
-            layers: k; `None` for half.
-            weighting: how layers 1..k are weighted.
-            importance: how patches are weighted.
-            target: in which space the target is; `None` for raw, the paper's.
-            transform: normalises uint8 pictures on the device; `None` if the collator gives floats.
-            batches: which rows go together, instead of the Trainer's own sampler.
-            projector_learning_rate: another one for the projector (LLaVA-1.5 with LoRA: 2e-5).
-            tower_learning_rate: another one for a vision tower that is trained (LLaVA-NeXT: 2e-6).
-            optimizer_name: one of `optimizers.NAMES`.
-            fused_kernels: on a GPU, Liger's norms, MLPs and rotary embedding in the decoder, and the
-                projector's fp32 products made of bf16 ones (`models.projector`).
-            grouped_adapters: adapters that share an input run in one function (see `models.adapters`), and
-                decoder layers in few operations where their class is known (`models.decoder_layer`).
-            dequantised: decoder layers of these whose 4-bit weights are also held dequantised.
-            deferred: compute BASIC's terms in the backward pass, when the decoder's activations are gone;
-                the same gradients and values for less memory.
-            prune_last_layer: run the decoder's last layer for supervised rows only, where that is exact.
-            sharded: cut the decoder's layers over the processes when training begins.
-            manifest: written into every checkpoint.
-            validator: measures held-out rows when `evaluate` is called (see `callbacks.Measurements`).
-            stop_after: end the run after this many measurements without a lower loss.
-            keeps_best: save where a measurement is the best one yet, and keep that checkpoint.
-            kwargs: `train_dataset`, `data_collator`, `callbacks`, ...
-        """
         args.remove_unused_columns = False
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
@@ -433,11 +409,7 @@ class BasicTrainer(SavingTrainer):
         return torch.where(loss.isfinite(), loss, 0.0)  # one skipped step must not hide all later ones
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
-        """Clip the step's gradients, the same on all processes; a step whose norm is not finite is not taken.
-
-        Returns:
-            The norm before.
-        """
+        """Clip the gradients, the same on all processes, and refuse the step if their norm is not finite."""
         self._average_gradients()
         largest = self.max_grad_norm or math.inf
         if self.sharded:

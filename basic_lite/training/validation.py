@@ -36,17 +36,12 @@ from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 from basic_lite.training.settings import Settings
 
-PER_RUN: int = 10
-"""Measurements of a run where `--val-steps` does not say."""
+PER_RUN: int = 10  # measurements of a run where `--val-steps` does not say
 
-LONGEST: int = 48
-"""Most tokens of a sample answer."""
+LONGEST: int = 48  # most tokens of a sample answer
 
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""
-
-
-# Which rows are measured.
 
 
 @dataclass(frozen=True)
@@ -131,9 +126,6 @@ def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) ->
     return f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}"
 
 
-# What a model makes of them.
-
-
 @dataclass(frozen=True)
 class _Batch:
     inputs: dict[str, Any]
@@ -201,15 +193,8 @@ class Validator:
 
         All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`; of
         each sample there is the id, the true answer and the model's (in the first process, or in all of cut
-        layers).
-
-        Args:
-            model: as it is now.
-            wrapped: what training calls.
-            accelerator: of the training.
-            on_device: completes a batch, as for a training step.
-            rows_at_once: rows per forward pass, of one process.
-            sharded: the decoder's layers are cut over the processes.
+        layers). `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and
+        `sharded` says that the decoder's layers are cut over the processes.
         """
         for_inference(model)
         try:
@@ -324,8 +309,7 @@ class Validator:
         prompt, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
         with torch.autocast(device.type, torch.bfloat16, enabled=assembled.sources.dtype == torch.bfloat16):
             produced = model.generate(
-                **inputs,
-                **greedily(self._stops, assembled.pad_token_id, LONGEST, [assembled.image_token_id]),
+                **inputs, **greedily(self._stops, assembled.pad_token_id, LONGEST, [assembled.image_token_id])
             )
         decode: Any = assembled.tokenizer.decode
         ids = (until_stop(row, self._stops) for row in produced[:, prompt:].tolist())
@@ -340,9 +324,6 @@ _OVER = {"lm": "tokens", "das": "images", "sds": "images", "cosine": "images", "
 """What each figure is a mean over."""
 
 _SUMS = ("rows", *dict.fromkeys(_OVER.values()), *_OVER)
-
-
-# What a run's measurements say together.
 
 
 @dataclass(frozen=True)

@@ -13,32 +13,29 @@ from basic_lite.training import settings as o
 @o.command
 def goals(
     model: Annotated[
-        list[str] | None,
-        o.option(help="Only this model; can be repeated.", default="all five", panel=o.MODEL),
+        list[str] | None, o.option("Only this model; can be repeated.", default="all five", panel=o.MODEL)
     ] = None,
     cap: Annotated[
         float,
-        o.option(help="Emulate a card of so many GiB, on a GPU.", panel=o.MEMORY, callback=o.within(above=0)),
+        o.option("Emulate a card of so many GiB, on a GPU.", panel=o.MEMORY, callback=o.within(above=0)),
     ] = 24.0,
     decoder_layers: Annotated[
         int | None,
-        o.option(
-            help="Fewer layers, to try the command.", default="all", panel=o.MODEL, callback=o.within(1)
-        ),
+        o.option("Fewer layers, to try the command.", default="all", panel=o.MODEL, callback=o.within(1)),
     ] = None,
     bits: o.BitsOption = 4,
-    micro_batch: Annotated[int, o.option(help="Rows per forward pass in stage 1.", callback=o.within(1))] = 8,
+    micro_batch: Annotated[int, o.option("Rows per forward pass in stage 1.", callback=o.within(1))] = 8,
     text: Annotated[
-        int | None, o.option(help="Text tokens per row.", default="64 and 824", callback=o.within(1))
+        int | None, o.option("Text tokens per row.", default="64 and 824", callback=o.within(1))
     ] = None,
     rank: o.RankOption = o.zoo.RANK,
-    patches: Annotated[int, o.option(help="Rows of L_sds.", callback=o.within(1))] = 4608,
-    steps: Annotated[int, o.option(help="Steps to measure in every turn.", callback=o.within(1))] = 10,
-    rounds: Annotated[int, o.option(help="Turns of every variant.", callback=o.within(1))] = 3,
+    patches: Annotated[int, o.option("Rows of L_sds.", callback=o.within(1))] = 4608,
+    steps: Annotated[int, o.option("Steps to measure in every turn.", callback=o.within(1))] = 10,
+    rounds: Annotated[int, o.option("Turns of every variant.", callback=o.within(1))] = 3,
     start: Annotated[
         bool, typer.Option("--start/--no-start", help="Also a second start of a 7B: 18 GB of disk.")
     ] = True,
-    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+    out: Annotated[Path | None, o.option("JSON file for the results.", default="none")] = None,
 ) -> None:
     """Measure every goal for speed and memory: goal, measured, met. Random weights; nothing is fetched.
 

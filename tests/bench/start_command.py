@@ -12,18 +12,16 @@ from basic_lite.training import settings as o
 
 def start(
     model: Annotated[
-        str, o.option(help="vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
+        str, o.option("vicuna-7b, vicuna-13b, gemma-2b, phi3-mini or mistral-7b.", panel=o.MODEL)
     ] = "vicuna-7b",
     decoder_layers: Annotated[
         int | None,
-        o.option(
-            help="Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)
-        ),
+        o.option("Fewer layers, for a small machine.", default="all", panel=o.MODEL, callback=o.within(1)),
     ] = None,
     folder: Annotated[
-        Path | None, o.option(help="Where the models lie meanwhile.", default="the system's temporary folder")
+        Path | None, o.option("Where the models lie meanwhile.", default="the system's temporary folder")
     ] = None,
-    out: Annotated[Path | None, o.option(help="JSON file for the results.", default="none")] = None,
+    out: Annotated[Path | None, o.option("JSON file for the results.", default="none")] = None,
 ) -> None:
     """Start stage 1 twice on random weights of real size: the first leaves a 4-bit copy, the second reads it.
 

@@ -348,8 +348,9 @@ def test_the_nearest_name_is_told(tmp_path: Path, write_rows: Callable, picture:
     picture(9, 9).save(tmp_path / "sub" / "COCO_000000000009.jpg")
     rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/000000000009.jpg")]), tmp_path)
     assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/COCO_000000000009.jpg'")
-    rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/coco_000000000009.JPG")]), tmp_path)
-    assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/COCO_000000000009.jpg'")
+    picture(9, 9).save(tmp_path / "sub" / "CUP.png")
+    rows = open_rows(write_rows([row("a", "<image>", "x", image="sub/cup.png")]), tmp_path)
+    assert check_rows(rows)[0].detail.endswith("the nearest name there is 'sub/CUP.png'")
 
 
 def test_a_web_address_is_no_path(tmp_path: Path, write_rows: Callable) -> None:

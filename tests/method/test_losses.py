@@ -82,6 +82,7 @@ def test_semantic_distribution_in_bf16_is_not_worse_than_the_naive_code():
 
 def test_tiles_take_one_tile_far_above_or_below_the_others():
     """Logits of 500 in one tile alone: the shares of all others are 0 in fp32, and nothing is NaN."""
+    torch.manual_seed(0)
     embedding = torch.randn(400, 16) * 0.1
     for tile in range(4):
         for high in (500.0, -500.0):
@@ -93,7 +94,8 @@ def test_tiles_take_one_tile_far_above_or_below_the_others():
             term = semantic_distribution(seen, shifted, Chunk(2, 100))
             term.total.backward()
             total, gradient = in_fp64(seen, shifted)
-            assert error(term.total, total.detach()) < 5e-4  # logits of 500 are known to 3e-5, the term is 0.25
+            # fp32 knows a logit of 500 to 3e-5, and the term is 0.25.
+            assert error(term.total, total.detach()) < 5e-4
             # Of the shifted dimension 500 times what fp32 rounds off a sum of probabilities is left.
             assert error(seen.initial.grad[:, 1:], gradient[:, 1:]) < 1e-4
 
@@ -426,7 +428,7 @@ def test_one_picture_on_gemma_takes_at_most_200_mb_on_a_cpu_too():
     assert cost_of("gemma-2b", torch.bfloat16, 1, gpu=False)["bytes"] <= 200e6
 
 
-@pytest.mark.parametrize("pictures", [8, 16])
+@pytest.mark.parametrize("pictures", [8, pytest.param(16, marks=pytest.mark.full)])  # 8 have the least room
 @pytest.mark.parametrize("name", REAL)
 def test_eight_pictures_take_less_than_the_inputs(name, pictures):
     cost = cost_of(name, torch.bfloat16, pictures)

@@ -6,10 +6,14 @@ The oracle below is written from the formulas of the paper and knows nothing of 
 from __future__ import annotations
 
 import pytest
+import torch
 from oracle import close, oracle
 from tiny import DECODERS, MORE_DECODERS, adapted, tiny_batch, tiny_llava
 
 from basic_lite import BasicSupervision
+from basic_lite.method.chunks import Chunk
+from basic_lite.method.losses import semantic_distribution
+from basic_lite.models.parts import parts_of
 
 
 def compare(model, batch, *, tolerance=1e-5, gradient_tolerance=1e-4, reference=None, **arguments):
@@ -56,6 +60,23 @@ def test_any_number_of_layers(layers):
 @pytest.mark.parametrize("rows_per_chunk", [1, 7, 1000])
 def test_chunks_of_any_size(rows_per_chunk):
     compare(tiny_llava(), tiny_batch(), rows_per_chunk=rows_per_chunk)
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, *MORE_DECODERS])
+def test_tiles_of_the_vocabulary_equal_the_formulas(decoder):
+    model, batch = tiny_llava(decoder), tiny_batch()
+    supervision = BasicSupervision(model, layers=2)
+    with supervision:
+        model(**batch)
+    seen, embedding = supervision.refinement, parts_of(model).embedding
+    term = semantic_distribution(seen, embedding, Chunk(5, 100))
+    assert close(term.mean(), oracle(model, batch, 2)["sds"], 5e-5)
+    q, p = (
+        (states.detach().double() @ embedding.double().T).softmax(-1)
+        for states in (seen.initial, seen.target)
+    )
+    expected = seen.importance.double()[:, None] * ((q - p) @ embedding.double())
+    assert close(torch.autograd.grad(term.total, seen.initial)[0], expected, 1e-5)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from copy import deepcopy
-from pathlib import Path
 
 import bitsandbytes as bnb
 import pytest
@@ -17,11 +13,10 @@ from torch import nn
 from transformers import GemmaConfig, LlamaConfig, Phi3Config
 
 from basic_lite.method.attention import causal_only, install
-from basic_lite.models.adapters import Kept, group_adapters
+from basic_lite.models.adapters import group_adapters
 from basic_lite.models.decoder_layer import FAMILIES, keep_dequantised, streamline
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.parts import parts_of
-from basic_lite.training import liger
 
 EVERY = r".*language_model.*\.([qkvo]_proj|qkv_proj|gate_up_proj|gate_proj|up_proj|down_proj)"
 KNOWN = sorted(set(FAMILIES.values()))
@@ -284,47 +279,3 @@ def test_evaluation_and_switched_off_adapters_run_the_class_s_own_code():
         each.train()
     with ours.disable_adapter(), model.disable_adapter():
         assert torch.equal(ours(**batch).logits, model(**batch).logits)
-
-
-class Number(float):
-    """The interpreter hands numbers to kernels as they are; Liger's asks them for a type."""
-
-    def to(self, *_: object) -> float:
-        return self
-
-
-def check_fused() -> None:
-    """Liger's functions without autograd's context, against the same layers without Liger."""
-    Kept.needs_input_grad = (True,) * 10
-    for decoder, stage, bits in (("llama", 2, 4), ("gemma", 1, 16), ("phi3", 2, 16)):
-        if bits == 4:
-            ALL_DECODERS[decoder] = WIDE_KINDS[decoder]
-        model = model_of(decoder, stage, bits)
-        truth = gradients(streamlined(model))
-        for again in (0, None):
-            ours = deepcopy(model)
-            inside = parts_of(ours).decoder
-            group_adapters(inside.layers)
-            patch, pieces = liger.patch_of(inside)
-            patch(model=inside, **pieces)
-            for layer in inside.layers:
-                for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                    norm.variance_epsilon, norm.offset = Number(norm.variance_epsilon), Number(norm.offset)
-            # The interpreter cannot leave out a weight's gradient, as autograd does of what is frozen.
-            for norm in (inside.norm, layer.input_layernorm, layer.post_attention_layernorm):
-                vars(norm).pop("forward")
-            assert streamline(inside, fused=True) == 3
-            assert type(inside.layers[0]._pieces.gate).__name__ == "_FusedGate"
-            recompute_layers(inside, again)
-            assert error(gradients(ours), truth) < 1e-5, (decoder, again)
-
-
-@pytest.mark.slow
-def test_ligers_functions_run_without_autograd():
-    pytest.importorskip("triton", reason="triton is not installed (it exists for Linux alone)")
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    code = "import sys; sys.path[:0] = sys.argv[1:]; import test_decoder_layer as t; t.check_fused()"
-    environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when triton is imported, so another process
-    command = [sys.executable, "-c", code, *folders]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]

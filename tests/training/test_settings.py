@@ -29,15 +29,15 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Speed:
-    gear: Annotated[Literal["low", "high"] | None, option(help="Gear.")] = None
-    wheels: Annotated[Literal[2, 4], option(help="Wheels.")] = 4
+    gear: Annotated[Literal["low", "high"] | None, option("Gear.")] = None
+    wheels: Annotated[Literal[2, 4], option("Wheels.")] = 4
 
 
 def test_a_function_of_dataclasses_is_called_with_flat_options():
     seen = []
 
     @command
-    def drive(*, place: Annotated[Path, option(help="Where.")] = Path("here"), speed: Speed) -> None:
+    def drive(*, place: Annotated[Path, option("Where.")] = Path("here"), speed: Speed) -> None:
         seen.append((place, speed))
 
     assert list(inspect.signature(drive).parameters) == ["place", "gear", "wheels"]

@@ -45,8 +45,9 @@ def runs(trained, tmp_path_factory) -> Path:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    adapter = folder / ADAPTER
-    return load_file(adapter if adapter.is_file() else folder / "projector.safetensors")
+    adapter, tower = folder / ADAPTER, folder / "tower.safetensors"
+    learnt = load_file(adapter if adapter.is_file() else folder / "projector.safetensors")
+    return learnt | (load_file(tower) if tower.is_file() else {})
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -57,6 +58,7 @@ def log_of(folder: Path) -> list[dict]:
 def test_two_processes_make_the_update_of_one(runs, name):
     one, two = (weights(runs / which / name) for which in ("one", "two"))
     assert one.keys() == two.keys()
+    assert any("encoder" in key for key in one) == (name in ("tower", "tower-adapters"))
     early = weights(runs / "one" / name / "checkpoint-2")
     assert any((one[key] - early[key]).abs().max() > 1e-4 for key in one), "nothing was learned"
     for key in one:

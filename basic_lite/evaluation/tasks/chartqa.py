@@ -56,9 +56,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     for half, path in files.items():
         for number, row in enumerate(read_list(path, None, ("imgname", "query", "label")) if path else []):
             asked = {"id": f"{half}/{number}", "half": half, "question": row["query"]}
-            rows.append(
-                {**asked, "answer": [row["label"]], "picture": row["imgname"], "file": row["imgname"]}
-            )
+            rows.append({**asked, "answer": [row["label"]], "file": row["imgname"]})
     return with_pictures(source, rows, ("png", "test/png", "images"))
 
 

@@ -89,10 +89,7 @@ BENCHMARK = Benchmark(
     name="cv-bench",
     hub="nyu-visionx/CV-Bench",
     sizes={"test": (2_638,)},
-    rows=(
-        table_reader(*_NEEDS, key="idx", picture="filename"),
-        _tsv_rows,
-    ),
+    rows=(table_reader(*_NEEDS, key="idx", picture="filename"), _tsv_rows),
     question=_question,
     styles=STYLES,
     scorers=tuple(RULES),

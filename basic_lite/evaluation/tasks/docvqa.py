@@ -14,7 +14,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Row
 from basic_lite.evaluation.files import Source, main_file, read_list, submission, table_rows, with_pictures
 from basic_lite.evaluation.question import SAME_STYLES, SHORT, Question, question_of
 from basic_lite.evaluation.rules import scored_by
-from basic_lite.evaluation.tsv import listed, tsv_reader
+from basic_lite.evaluation.tsv import answers_in, tsv_reader
 
 _THRESHOLD = 0.5
 
@@ -47,11 +47,10 @@ def anls(text: str, question: Question) -> float:
 def _question(row: Row, style: str) -> Question:
     kinds = row.get("question_types") or row.get("answer_type")
     asked = {**row, "kind": str(kinds[0]) if isinstance(kinds, list) and kinds else ""}
-    given = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
     return question_of(
         asked,
         f"{row['question']}\n{SHORT}",
-        answers=tuple(map(str, given)),
+        answers=tuple(map(str, answers_in(row))),
         category="kind",
         fields=("kind",),
     )
@@ -73,7 +72,6 @@ def _benchmark(name: str, config: str, tsv: str, patterns: Sequence[str], **more
         for row in rows:
             row["id"] = str(row["questionId"])
             row["file"] = Path(row.get("image") or row.get("image_local_name") or "?").name
-            row["picture"] = row["file"]
         folders = ("documents", "images", "spdocvqa_images", "infographicsvqa_images")
         return with_pictures(source, rows, (*folders, f"{source.split}/documents"))
 

@@ -12,18 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find_optional,
-    main_file,
-    open_table,
-    read_json_lines,
-    read_keyed,
-    submission,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Question, StoredImage, question_of
 from basic_lite.evaluation.rules import Rule, scored_by
 from basic_lite.evaluation.tsv import tsv_reader
@@ -65,9 +56,9 @@ def _steps(program: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
-    asked = find_optional(source, _LLAVA)
+    asked = files.find_optional(source, _LLAVA)
     if asked is not None and Path(source.data) in (asked, source.folder):
-        if find_optional(source, *_OFFICIAL) is None:  # no answers: they end in a submission
+        if files.find_optional(source, *_OFFICIAL) is None:  # no answers: they end in a submission
             rows = [
                 {
                     "id": row["question_id"],
@@ -75,22 +66,22 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
                     "imageId": row["image"].rpartition(".")[0],
                     "file": row["image"],
                 }
-                for row in read_json_lines(asked, ("question_id", "image", "text"))
+                for row in files.read_json_lines(asked, ("question_id", "image", "text"))
             ]
-            return with_pictures(source, rows, _FOLDERS)
+            return files.with_pictures(source, rows, _FOLDERS)
         source = replace(source, data=source.folder)  # the same questions, with their answers
-    content = read_keyed(main_file(source, "GQA questions", *_OFFICIAL), _NEEDS)
+    content = files.read_keyed(files.main_file(source, "GQA questions", *_OFFICIAL), _NEEDS)
     rows = [{**row, "id": name, "file": f"{row['imageId']}.jpg"} for name, row in content.items()]
-    return with_pictures(source, rows, _FOLDERS)
+    return files.with_pictures(source, rows, _FOLDERS)
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     images: dict[str, StoredImage] = {}
     if source.with_images:
-        table = open_table(source, "testdev_balanced_images", "testdev")
+        table = files.open_table(source, "testdev_balanced_images", "testdev")
         images = {name: StoredImage(table, number) for number, name in enumerate(table["id"])}
     config = "testdev_balanced_instructions"
-    for row in table_rows(source, config, "testdev", ("id", *_NEEDS), image=None):
+    for row in files.table_rows(source, config, "testdev", ("id", *_NEEDS), image=None):
         if images and row["imageId"] not in images:
             raise ValueError(
                 f"{source.data}: question {row['id']} has no picture {row['imageId']} in the images."
@@ -140,5 +131,5 @@ BENCHMARK = Benchmark(
     scorers=tuple(RULES),
     score=scored_by(RULES, "kind", "structural", "semantic", "words", "steps"),
     published=published(62.0, 63.3, 63.0, 63.3, basic=63.5, on="testdev balanced"),
-    export=submission(lambda q, text: {"questionId": str(q.id), "prediction": submitted(text)}),
+    export=files.submission(lambda q, text: {"questionId": str(q.id), "prediction": submitted(text)}),
 )

@@ -21,7 +21,8 @@ from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import tsv_reader
 
 STYLES = {"llava": f"\n{SHORT}", "original": "", "lmms": ""}
-_NEEDS = ("category", "subcategory", "set_id", "figure_id", "question_id", "question", "gt_answer")
+_NAMES = ("category", "subcategory", "set_id", "figure_id", "question_id")
+_NEEDS = (*_NAMES, "question", "gt_answer")
 
 
 def yes_or_no(text: str) -> str | None:
@@ -55,7 +56,7 @@ def _question(row: Row, style: str) -> Question:
             raise ValueError(
                 f"HallusionBench's row {row['index']}: the index does not name set, figure and question."
             )
-        named = dict(zip(("set_id", "figure_id", "question_id"), parts[3:6], strict=True))
+        named = dict(zip(_NAMES[2:], parts[3:6], strict=True))
         row = {**row, **named, "subcategory": row["l2-category"], "gt_answer": row["answer"]}
     truth = {"1": "yes", "0": "no"}.get(str(row["gt_answer"]), str(row["gt_answer"]).lower())
     if truth not in ("yes", "no"):
@@ -81,9 +82,7 @@ def _question(row: Row, style: str) -> Question:
 
 
 def _identity(row: Row) -> str:
-    return "_".join(
-        str(row[name]) for name in ("category", "subcategory", "set_id", "figure_id", "question_id")
-    )
+    return "_".join(str(row[name]) for name in _NAMES)
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
@@ -116,8 +115,8 @@ def _all_right(groups: Mapping[str, Sequence[float]]) -> float:
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score questions; the figures hold the share of figures, and of questions over all figures, all right.
 
-    `yes_no_vlmevalkit` puts sets of both categories with the same name together, `yes_no_original` tells
-    them apart and leaves out questions without a picture from the share of figures.
+    `yes_no_vlmevalkit` joins sets of both categories with the same name; `yes_no_original` tells them apart
+    and leaves questions without a picture out of the share of figures.
     """
     original = scorer == "yes_no_original"
     each = score_each(questions, predictions, scorer, RULES[scorer], ("category", "subcategory"))

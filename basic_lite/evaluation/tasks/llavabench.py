@@ -9,19 +9,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find,
-    main_file,
-    read_json_lines,
-    submission,
-    table_reader,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
 from basic_lite.evaluation.predictions import record
 from basic_lite.evaluation.question import Question, question_of
@@ -74,12 +68,14 @@ def _question(row: Row, style: str) -> Question:
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
     needs = ("question_id", "image", "text", "category")
-    questions = read_json_lines(main_file(source, "LLaVA-Bench questions", "questions.jsonl"), needs)
-    context = find(source, "descriptions of the pictures", "context.jsonl")
-    captions = {row["image"]: row["caption"] for row in read_json_lines(context, ("image", "caption"))}
-    answers = find(source, "answers of GPT-4", "answers_gpt4.jsonl")
+    questions = files.read_json_lines(
+        files.main_file(source, "LLaVA-Bench questions", "questions.jsonl"), needs
+    )
+    context = files.find(source, "descriptions of the pictures", "context.jsonl")
+    captions = {row["image"]: row["caption"] for row in files.read_json_lines(context, ("image", "caption"))}
+    answers = files.find(source, "answers of GPT-4", "answers_gpt4.jsonl")
     references = {
-        row["question_id"]: row["text"] for row in read_json_lines(answers, ("question_id", "text"))
+        row["question_id"]: row["text"] for row in files.read_json_lines(answers, ("question_id", "text"))
     }
     rows = []
     for row in questions:
@@ -88,9 +84,9 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
                 f"{source.data}: question {row['question_id']} has no description or no answer of GPT-4."
             )
         asked = {"question": row["text"], "gpt_answer": references[row["question_id"]]}
-        asked |= {"caption": captions[row["image"]], "picture": row["image"], "file": row["image"]}
+        asked |= {"caption": captions[row["image"]], "file": row["image"]}
         rows.append({**row, **asked, "id": row["question_id"]})
-    return with_pictures(source, rows, ("images",))
+    return files.with_pictures(source, rows, ("images",))
 
 
 def graded(questions: Sequence[Question], predictions: Predictions, grades: Grades, judge: str) -> Score:
@@ -120,16 +116,12 @@ def graded(questions: Sequence[Question], predictions: Predictions, grades: Grad
     )
 
 
-def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    return unjudged(questions, predictions, scorer, "LLaVA-Bench score")
-
-
 BENCHMARK = Benchmark(
     name="llava-bench",
     hub="lmms-lab/llava-bench-in-the-wild",
     sizes={"test": (60,)},
     rows=(
-        table_reader(*_NEEDS, key="question_id", splits={"test": "train"}, picture="image_id"),
+        files.table_reader(*_NEEDS, key="question_id", splits={"test": "train"}, picture="image_id"),
         tsv_reader(
             *("LLaVA-Bench", ("LLaVABench.tsv",), ("question", "caption", "gpt4_ans", "category")),
             otherwise=_json_rows,
@@ -138,9 +130,9 @@ BENCHMARK = Benchmark(
     ),
     question=_question,
     scorers=("unjudged",),
-    score=score,
+    score=partial(unjudged, metric="LLaVA-Bench score"),
     published=published(65.4, 72.5, 67.9, 69.5, on="judged by gpt-4-0314, beside GPT-4's answers"),
-    export=submission(lambda q, answer: record(q, answer, "basic-lite"), lines=True),
+    export=files.submission(lambda q, answer: record(q, answer, "basic-lite"), lines=True),
     submission="answers.jsonl",
     grading=Grading(
         prompt=judge_prompt,

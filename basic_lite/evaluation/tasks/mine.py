@@ -12,16 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
-from basic_lite.evaluation.files import (
-    Source,
-    main_file,
-    read_json_lines,
-    read_list,
-    require,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, by_letter, score_each
 from basic_lite.evaluation.statistics import Score, by_field, score_of
@@ -65,7 +58,7 @@ def _choices(row: Row) -> dict[str, str]:
 def _question(row: Row, style: str) -> Question:
     captions = row.get("captions")
     if not captions:
-        require(row, ("question",), f"Question {row['id']}")
+        files.require(row, ("question",), f"Question {row['id']}")
     choices, asked = _choices(row), str(row.get("question") or CAPTION).strip()
     given = captions or (row.get("answers") if row.get("answer") is None else row["answer"])
     answers = [] if given is None else [str(a) for a in (given if isinstance(given, list) else [given])]
@@ -92,14 +85,14 @@ def _question(row: Row, style: str) -> Question:
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     split = "test" if source.split == "all" else source.split
-    for number, row in enumerate(table_rows(source, None, split, ())):
+    for number, row in enumerate(files.table_rows(source, None, split, ())):
         yield {**row, "id": row.get("id") or str(number)}
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
-    path = main_file(source, "questions", "*.jsonl", "*.json")
+    path = files.main_file(source, "questions", "*.jsonl", "*.json")
     lines = path.suffix == ".jsonl"
-    rows = read_json_lines(path) if lines else read_list(path, None, ())
+    rows = files.read_json_lines(path) if lines else files.read_list(path, None, ())
     if not rows:
         raise ValueError(f"{path} holds no question.")
     rows = [
@@ -109,7 +102,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     first = next((row["file"] for row in rows if row["file"]), "")
     folder = source.images or source.folder
     places = sorted(_FOLDERS, key=lambda place: not (Path(folder) / place / first).is_file())
-    return with_pictures(source, rows, places)
+    return files.with_pictures(source, rows, places)
 
 
 def _cider(questions: Sequence[Question], predictions: Predictions) -> Score:

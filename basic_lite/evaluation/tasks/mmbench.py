@@ -26,8 +26,7 @@ from basic_lite.files import complete
 LETTER_CN = "请直接回答选项字母。"
 LETTER_CN_LMMS = "请直接使用所提供的选项字母作为答案回答。"
 
-ROTATION = 1_000_000
-"""Rotation k of question i has index `i + k * ROTATION`."""
+ROTATION = 1_000_000  # rotation k of question i has index `i + k * ROTATION`
 
 LETTERS = "ABCD"
 
@@ -49,7 +48,7 @@ class CircularAccuracy:
     n_missing: int  # rows without a prediction; they count as wrong and are among `n_unparsed`
     text_share: float  # share of all rows that only the option's words resolved
     n_questions: int  # groups of rotations
-    n_rows: int  # rows
+    n_rows: int
     hits: dict[int, bool]  # question (index of the unrotated row) -> right in every rotation
 
 
@@ -86,14 +85,9 @@ def circular_accuracy(
     Source: VLMEvalKit `dataset/utils/multiple_choice.py` (`mcq_circular_eval`, `report_acc`) and lmms-eval
     `tasks/mmbench/mmbench_evals.py`; both agree on the grouping and differ in the extraction alone.
 
-    Args:
-        rows: One mapping per row with `index`, `A` to `D`, `answer`, `category` and `l2-category`.
-        predictions: Row index -> the model's answer.
-        method: How a letter is read from an answer, see `extract_option`; none is guessed.
-        normalise: Fold Chinese punctuation and full-width letters first (`normalise_cn`).
-
-    Raises:
-        ValueError: If there are no rows, or a row has no labelled answer.
+    A row has `index`, `A` to `D`, `answer`, `category` and `l2-category`, and `predictions` are by index;
+    `method` is of `extract_option`, after `normalise_cn` if asked. Raises ValueError if there are no rows, or
+    a row has no labelled answer.
     """
     by_index: dict[int, Mapping[str, Any]] = {}
     for row in rows:
@@ -152,8 +146,7 @@ _CN_MARKS = str.maketrans(dict.fromkeys("。、（）：():", " "))
 def normalise_cn(prediction: str) -> str:
     """Fold full-width forms and set Chinese marks to spaces before extraction (opt-in for MMBench-CN).
 
-    With LLaVA's suffix a model answers with a bare letter and this changes nothing; a large difference
-    between the counts with and without it points at a wrong prompt.
+    With LLaVA's suffix a model answers with a bare letter: a large difference points at a wrong prompt.
     """
     return unicodedata.normalize("NFKC", prediction).translate(_CN_MARKS).strip()
 
@@ -306,8 +299,8 @@ def _table_rows(source: Source, language: str) -> Iterator[dict[str, Any]]:
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
     """Score by circular accuracy, by category and l2-category as the data names them.
 
-    A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter. Answers with
-    Chinese characters are counted both ways, as a large difference points at a wrong prompt.
+    A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter; answers with
+    Chinese characters are counted both ways.
     """
     method = scorer.removesuffix(NORMALISE_CN)
     rows = [question.fields for question in questions]

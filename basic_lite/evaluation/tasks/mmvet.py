@@ -20,17 +20,9 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find_optional,
-    locate_images,
-    main_file,
-    open_table,
-    read_keyed,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.judge import Grades, Grading, number_in, unjudged
 from basic_lite.evaluation.question import Grid, Id, Question, StoredImage, question_of
 from basic_lite.evaluation.statistics import Score, score_of
@@ -54,17 +46,19 @@ What is the dog doing? | It runs after a red ball on the beach. | The dog plays 
 """Our own examples; a published score needs MM-Vet's, which `judge.read_rule` takes from its script."""
 
 
+def _truth(question: Question) -> str:
+    return str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+
+
 def judge_prompt(question: Question, prediction: str, table: str) -> str:
     """Return the message that a judge of version 1 gets: the answer is the table's last row."""
-    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return f"{table}\n" + " | ".join([question.fields["question"], answer, prediction, ""])
+    return f"{table}\n" + " | ".join([question.fields["question"], _truth(question), prediction, ""])
 
 
 def judge_prompt_v2(question: Question, prediction: str, table: str) -> str:
     """Return the message of version 2: pictures are `<image>`, and a row of the table is one line."""
     asked = "".join("<image>" if name else words for words, name in parts_of(question.fields["question"]))
-    answer = str(question.answer).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    cells = [text.replace("\n", "<br>") for text in (asked, answer, prediction)]
+    cells = [text.replace("\n", "<br>") for text in (asked, _truth(question), prediction)]
     return f"{table}| " + " | ".join([*cells, ""])
 
 
@@ -124,18 +118,17 @@ def _question(row: Row, style: str) -> Question:
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
-    if find_optional(source, "mm-vet-v2.json") and not find_optional(source, "mm-vet.json"):
+    if files.find_optional(source, "mm-vet-v2.json") and not files.find_optional(source, "mm-vet.json"):
         raise ValueError(f"{source.data} holds MM-Vet v2: ask mmvet-v2.")
-    content = read_keyed(main_file(source, "MM-Vet questions", "mm-vet.json"), ("imagename", *_NEEDS))
-    rows = [
-        {**row, "id": identity, "picture": row["imagename"], "file": row["imagename"]}
-        for identity, row in content.items()
-    ]
-    return with_pictures(source, rows, ("images", "."))
+    content = files.read_keyed(
+        files.main_file(source, "MM-Vet questions", "mm-vet.json"), ("imagename", *_NEEDS)
+    )
+    rows = [{**row, "id": identity, "file": row["imagename"]} for identity, row in content.items()]
+    return files.with_pictures(source, rows, ("images", "."))
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for row in table_rows(replace(source, with_images=True), None, "test", ("question_id", *_NEEDS)):
+    for row in files.table_rows(replace(source, with_images=True), None, "test", ("question_id", *_NEEDS)):
         # The rows do not name their pictures, of which some have two questions.
         picture = None if row["image"] is None else hashlib.sha256(row["image"].read()).hexdigest()[:16]
         image = row["image"] if source.with_images else None
@@ -143,17 +136,17 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
-    content = read_keyed(main_file(source, "MM-Vet v2 questions", "mm-vet-v2.json"), _NEEDS)
+    content = files.read_keyed(files.main_file(source, "MM-Vet v2 questions", "mm-vet-v2.json"), _NEEDS)
     names = {key: [name for _, name in parts_of(row["question"]) if name] for key, row in content.items()}
     every: dict[Id, str | None] = {name: name for several in names.values() for name in several}
-    files = locate_images(source, every, ("images", "."))
+    located = files.locate_images(source, every, ("images", "."))
     for identity, row in content.items():
-        pictures = [files[name] for name in names[identity]]
+        pictures = [located[name] for name in names[identity]]
         yield {**row, "id": identity, "pictures": len(pictures), "image": _one(pictures)}
 
 
 def _table_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
-    table = open_table(source, None, "test")
+    table = files.open_table(source, None, "test")
     needs = ["id", *_NEEDS]
     missing = [name for name in needs if name not in table.column_names]
     if missing:

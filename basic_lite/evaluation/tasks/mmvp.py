@@ -21,8 +21,7 @@ from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, percent
 from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
-CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}
-"""Index, from 1 -> the label that the picture shows."""
+CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}  # index, from 1 -> the label that the picture shows
 
 _COLUMNS = ("Index", "Question", "Options", "Correct Answer")
 _OPTION = re.compile(r"\(([a-z])\)\s*([^(]+?)(?=\s*\([a-z]\)|$)", re.IGNORECASE)

@@ -62,8 +62,7 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     rows = []
     for number, row in enumerate(read_list(path, None, ("image_path", "question", "answers", "type"))):
         asked = {"id": str(number), "kind": row["type"], "dataset": row.get("dataset_name")}
-        picture = row["image_path"]
-        rows.append({**row, **asked, "answer": row["answers"], "picture": picture, "file": picture})
+        rows.append({**row, **asked, "answer": row["answers"], "file": row["image_path"]})
     return with_pictures(source, rows, ("OCRBench_Images", "images"))
 
 

@@ -11,16 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find_optional,
-    read_json_lines,
-    read_list,
-    read_text,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SAME_STYLES, SHORT, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
@@ -52,9 +45,9 @@ def _label_files(source: Source, prefix: str) -> dict[str, list[dict[str, Any]]]
     labels = {}
     for path in paths:
         # COCO's files hold JSON lines; those of GQA and A-OKVQA one list, and "seem" in their names.
-        as_list = read_text(path).lstrip().startswith("[")
+        as_list = files.read_text(path).lstrip().startswith("[")
         needs = ("question_id", "image", "text", "label")
-        rows = read_list(path, None, needs) if as_list else read_json_lines(path, needs)
+        rows = files.read_list(path, None, needs) if as_list else files.read_json_lines(path, needs)
         labels[path.stem.removeprefix(f"{prefix}_pope_").removeprefix("seem_")] = rows
     return {category: rows for category, rows in labels.items() if _wanted(source, category)}
 
@@ -78,7 +71,7 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
     if tsv is not None:
         return list(_tsv_rows(source, tsv))
     labels = _label_files(source, prefix)
-    asked = find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
+    asked = files.find_optional(source, "llava_pope_test.jsonl", "pope_questions.jsonl")
     if asked is None or source.folder != Path(source.data) != asked:  # one label file was named
         rows = [
             {**row, "id": f"{category}/{row['question_id']}", "category": category, "question": row["text"]}
@@ -87,8 +80,8 @@ def _file_rows(source: Source, prefix: str) -> list[dict[str, Any]]:
         ]
     else:
         rows = _paired_by_position(asked, labels)
-    rows = [{**row, "picture": row["image"], "file": row["image"]} for row in rows]
-    return with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
+    rows = [{**row, "file": row["image"]} for row in rows]
+    return files.with_pictures(source, rows, ("val2014", "images", f"{prefix}_images"))
 
 
 def _thing(question: str) -> str:
@@ -100,7 +93,7 @@ def _thing(question: str) -> str:
 def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Give LLaVA's n-th question of a category the n-th label, as its script does, and check both match."""
     categories: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_json_lines(asked, ("question_id", "image", "text", "category")):
+    for row in files.read_json_lines(asked, ("question_id", "image", "text", "category")):
         categories[row["category"]].append(row)
     rows = []
     for category, questions in categories.items():
@@ -124,13 +117,13 @@ def _paired_by_position(asked: Path, labels: Mapping[str, list[dict[str, Any]]])
 def _all_splits(source: Source, needs: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Read the split test, or the three of the folder `Full`, which hold the same rows."""
     try:
-        yield from table_rows(source, None, "test", needs)
+        yield from files.table_rows(source, None, "test", needs)
         return
     except ValueError:
         if not any(Path(source.data).glob(f"**/{_KINDS[0]}-*.parquet")):
             raise
     for split in _KINDS:
-        yield from table_rows(source, None, split, needs)
+        yield from files.table_rows(source, None, split, needs)
 
 
 def _table_rows(source: Source, prefix: str) -> Iterator[dict[str, Any]]:
@@ -172,13 +165,17 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
             said[question.id] = "no" if question.answer == "yes" else "yes"
     cells = {q.id: (q.category, said[q.id] == "yes", q.answer == "yes") for q in questions}
     items = {question.id: float(said[question.id] == question.answer) for question in questions}
-    categories = sorted({question.category for question in questions})
-    per = {name: [cell for cell in cells.values() if cell[0] == name] for name in categories}
-    hits = {name: sum(yes and true for _, yes, true in per[name]) for name in categories}
-    said_yes = {name: sum(yes for _, yes, _ in per[name]) for name in categories}
-    is_yes = {name: sum(true for *_, true in per[name]) for name in categories}
     statistic = "mean_f1" if scorer == "pope_llava" else "pooled_f1"
-    right = {name: sum(yes == true for _, yes, true in per[name]) for name in categories}
+    breakdown: dict[str, dict[str, float]] = defaultdict(dict)
+    for name in sorted({question.category for question in questions}):
+        here = [cell for cell in cells.values() if cell[0] == name]
+        said_yes, is_yes = (sum(cell[place] for cell in here) for place in (1, 2))
+        hits = sum(yes and true for _, yes, true in here)
+        breakdown["f1"][name] = value_of(here, "pooled_f1")
+        breakdown["accuracy"][name] = 100 * sum(yes == true for _, yes, true in here) / len(here)
+        breakdown["precision"][name] = 100 * hits / max(said_yes, 1)
+        breakdown["recall"][name] = 100 * hits / max(is_yes, 1)
+        breakdown["yes_ratio"][name] = 100 * said_yes / len(here)
     return score_of(
         questions,
         predictions,
@@ -189,13 +186,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         cells=cells,
         statistic=statistic,
         right_wrong=True,
-        breakdown={
-            "f1": {name: value_of(per[name], "pooled_f1") for name in categories},
-            "accuracy": {name: 100 * right[name] / len(per[name]) for name in categories},
-            "precision": {name: 100 * hits[name] / max(said_yes[name], 1) for name in categories},
-            "recall": {name: 100 * hits[name] / max(is_yes[name], 1) for name in categories},
-            "yes_ratio": {name: 100 * said_yes[name] / len(per[name]) for name in categories},
-        },
+        breakdown=dict(breakdown),
         unparsed=sum(answer == "other" for answer in said.values()),
     )
 

@@ -11,18 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find,
-    find_optional,
-    main_file,
-    read_json,
-    read_list,
-    require,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import LETTER, Question, question_of
 from basic_lite.evaluation.rules import by_letter, score_each
 from basic_lite.evaluation.statistics import Score, by_field, percent, score_of
@@ -85,10 +76,10 @@ def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 def _json_rows(source: Source, split: str) -> list[dict[str, Any]]:
-    problems_path = main_file(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
-    splits_path = find(source, "ScienceQA splits", "pid_splits.json", "sqa_pid_splits.json")
-    problems, splits = read_json(problems_path), read_json(splits_path)
-    require(splits, [split], str(splits_path))
+    problems_path = files.main_file(source, "ScienceQA problems", "problems.json", "sqa_problems.json")
+    splits_path = files.find(source, "ScienceQA splits", "pid_splits.json", "sqa_pid_splits.json")
+    problems, splits = files.read_json(problems_path), files.read_json(splits_path)
+    files.require(splits, [split], str(splits_path))
     absent = [identity for identity in splits[split] if identity not in problems]
     if absent:
         raise ValueError(
@@ -98,20 +89,20 @@ def _json_rows(source: Source, split: str) -> list[dict[str, Any]]:
     rows = []
     for identity in splits[split]:
         row = problems[identity]
-        require(row, (*_NEEDS, "image"), f"{problems_path} problem {identity}")
+        files.require(row, (*_NEEDS, "image"), f"{problems_path} problem {identity}")
         if row["image"] or source.split == split:
             file = f"{identity}/{row['image']}" if row["image"] else None
             asked = {"id": identity, "has_image": bool(row["image"]), "llava": texts.get(identity)}
             rows.append({**row, **asked, "file": file})
-    return with_pictures(source, rows, (f"images/{split}", split, "images"))
+    return files.with_pictures(source, rows, (f"images/{split}", split, "images"))
 
 
 def _llava_texts(source: Source) -> dict[str, str]:
     """Return id -> question as LLaVA's file words it, without the image token."""
-    path = find_optional(source, "llava_test_CQM-A.json", "llava_sqa_questions.json")
+    path = files.find_optional(source, "llava_test_CQM-A.json", "llava_sqa_questions.json")
     if path is None:
         return {}
-    content = read_list(path, None, ("id", "conversations"))
+    content = files.read_list(path, None, ("id", "conversations"))
     return {row["id"]: row["conversations"][0]["value"].replace("<image>", "").strip() for row in content}
 
 
@@ -121,7 +112,7 @@ def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     split = {"val": "validation"}.get(source.split.removesuffix("-img"), "test")
     # Rows carry no id, so the row number stands for it. Which rows have a picture decides which ones count,
     # also where only answers are scored (a data set without configurations holds both kinds).
-    for number, row in enumerate(table_rows(replace(source, with_images=True), config, split, _NEEDS)):
+    for number, row in enumerate(files.table_rows(replace(source, with_images=True), config, split, _NEEDS)):
         has_image = row["image"] is not None
         if has_image or not with_picture:
             image = row["image"] if source.with_images else None

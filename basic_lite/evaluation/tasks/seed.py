@@ -9,17 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find_optional,
-    main_file,
-    read_json_lines,
-    read_list,
-    submission,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SAME_STYLES, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, by_letter, compared, scored_by
 from basic_lite.evaluation.tsv import find_tsv, tsv_reader
@@ -68,11 +60,11 @@ def _wanted(source: Source, row: Row) -> bool:
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
-    path = main_file(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
-    rows = read_list(path, "questions", (*_NEEDS, "data_id"))
+    path = files.main_file(source, "SEED-Bench questions", "SEED-Bench.json", "seed_bench.json")
+    rows = files.read_list(path, "questions", (*_NEEDS, "data_id"))
     rows = [{**row, "id": str(row["question_id"])} for row in rows if _wanted(source, row)]
     names = _picture_names(source, rows)
-    return with_pictures(source, [{**row, "file": names[row["id"]]} for row in rows], (".", "images"))
+    return files.with_pictures(source, [{**row, "file": names[row["id"]]} for row in rows], (".", "images"))
 
 
 _tsv_or_json_rows = tsv_reader(
@@ -101,8 +93,8 @@ def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[st
     """Return id -> picture; only LLaVA's file names the frames that were taken from the videos."""
     if not source.with_images:
         return {row["id"]: None for row in rows}
-    asked = find_optional(source, "llava-seed-bench.jsonl")
-    named = {str(row["question_id"]): row["image"] for row in read_json_lines(asked)} if asked else {}
+    asked = files.find_optional(source, "llava-seed-bench.jsonl")
+    named = {str(row["question_id"]): row["image"] for row in files.read_json_lines(asked)} if asked else {}
     names = {
         row["id"]: named.get(row["id"])
         or (f"SEED-Bench-image/{row['data_id']}" if row["data_type"] == "image" else None)
@@ -118,7 +110,7 @@ def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for row in table_rows(source, None, "test", _NEEDS):
+    for row in files.table_rows(source, None, "test", _NEEDS):
         if _wanted(source, row):
             image = row["image"]
             yield {**row, "id": str(row["question_id"]), "image": image and replace(image, of_several=True)}
@@ -137,7 +129,7 @@ BENCHMARK = Benchmark(
     score=scored_by(RULES, "question_type", "data_type"),
     published=_LLAVA,
     of_size={ALL: _LLAVA, 14_233: ({"LLaVA-1.5-7B": 66.1}, "the 14,233 questions about images")},
-    export=submission(
+    export=files.submission(
         lambda q, answer: {"question_id": q.fields["question_id"], "prediction": answer}, lines=True
     ),
     submission="submission.jsonl",

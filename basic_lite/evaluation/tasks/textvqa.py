@@ -11,20 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find,
-    find_optional,
-    main_file,
-    read_json_lines,
-    read_list,
-    table_reader,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.tsv import find_tsv, listed, tsv_reader
+from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_reader
 
 _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
@@ -35,12 +27,11 @@ STYLES = {"llava": True, "llava_no_ocr": False, "lmms": False, "lmms_ocr": True}
 
 
 def _question(row: Row, style: str) -> Question:
-    answers = row.get("answers") or (listed(str(row["answer"])) if "answer" in row else ())
     tokens = f"\n{_BEFORE_TOKENS}{', '.join(row['ocr_tokens'])}" if STYLES[style] else ""
     return question_of(
         {**row, "image_class": (row.get("image_classes") or [""])[0]},
         f"{row['question'].capitalize()}{tokens}\n{SHORT}",  # all letters but the first in lower case
-        answers=tuple(answers),
+        answers=tuple(answers_in(row)),
         category="image_class",
         picture=row["image_id"],
         fields=("image_class",),
@@ -58,13 +49,13 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
     split = source.split
-    path = main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
-    rows = read_list(path, "data", _NEEDS)
+    path = files.main_file(source, f"TextVQA {split}", f"TextVQA_0.5.1_{split}.json", f"textvqa_{split}.json")
+    rows = files.read_list(path, "data", _NEEDS)
     tokens = _tokens(source, {row["image_id"] for row in rows}) if STYLES[source.style] else {}
     for row in rows:
         row |= {"id": row["question_id"], "file": f"{row['image_id']}.jpg"}
         row["ocr_tokens"] = tokens.get(row["image_id"], [])
-    return with_pictures(source, rows, ("test_images" if split == "test" else "train_images", "images"))
+    return files.with_pictures(source, rows, ("test_images" if split == "test" else "train_images", "images"))
 
 
 _tsv_or_json_rows = tsv_reader(
@@ -76,20 +67,21 @@ _tsv_or_json_rows = tsv_reader(
 
 
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
-    asked = find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
+    asked = files.find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
     if asked is not None:
-        rows = read_json_lines(asked, ("image", "text"))
+        rows = files.read_json_lines(asked, ("image", "text"))
         tokens = {str(row["image"]).rpartition(".")[0]: _named(row["text"]) for row in rows}
         _check_tokens(asked, tokens, pictures)
         return tokens
-    path = find(
+    path = files.find(
         source,
         "OCR tokens, which LLaVA's prompt needs (or use --prompt-style llava_no_ocr)",
         f"TextVQA_Rosetta_OCR_v0.2_{source.split}.json",
         "textvqa_ocr.json",
     )
     tokens = {
-        row["image_id"]: row["ocr_tokens"] for row in read_list(path, "data", ("image_id", "ocr_tokens"))
+        row["image_id"]: row["ocr_tokens"]
+        for row in files.read_list(path, "data", ("image_id", "ocr_tokens"))
     }
     _check_tokens(path, tokens, pictures)
     return tokens
@@ -111,7 +103,7 @@ def _check_tokens(path: Path, tokens: Mapping[str, list[str]], pictures: set[str
 
 def _table_rows(source: Source) -> Iterable[dict[str, Any]]:
     tokens = ("ocr_tokens",) if STYLES[source.style] else ()
-    return table_reader(*_NEEDS, *tokens, key="question_id", splits={"val": "validation"})(source)
+    return files.table_reader(*_NEEDS, *tokens, key="question_id", splits={"val": "validation"})(source)
 
 
 BENCHMARK = Benchmark(

@@ -10,19 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Row, published
-from basic_lite.evaluation.files import (
-    Source,
-    find,
-    find_optional,
-    is_table,
-    main_file,
-    read_json_lines,
-    read_list,
-    table_reader,
-    table_rows,
-    with_pictures,
-)
+from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Id, Question, question_of
 
@@ -49,12 +39,14 @@ def _question(row: Row, style: str) -> Question:
 def _asked(source: Source, split: str) -> list[dict[str, Any]]:
     """Return the questions of a split, from LLaVA's question file or the official one."""
     subset = _SUBSETS[split]
-    lines = None if split == "val" else find_optional(source, f"llava_vqav2_mscoco_{subset}.jsonl")
+    lines = None if split == "val" else files.find_optional(source, f"llava_vqav2_mscoco_{subset}.jsonl")
     if lines is None:
         patterns = (f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json")
         what = f"VQAv2 questions of {split}"
-        path = main_file(source, what, *patterns) if split == source.split else find(source, what, *patterns)
-        return read_list(path, "questions", ("question_id", "question", "image_id"))
+        look = files.main_file if split == source.split else files.find
+        return files.read_list(
+            look(source, what, *patterns), "questions", ("question_id", "question", "image_id")
+        )
     return [
         {
             "question_id": row["question_id"],
@@ -62,7 +54,7 @@ def _asked(source: Source, split: str) -> list[dict[str, Any]]:
             "image_id": int(Path(row["image"]).stem.rpartition("_")[2]),
             "file": row["image"],
         }
-        for row in read_json_lines(lines, ("question_id", "image", "text"))
+        for row in files.read_json_lines(lines, ("question_id", "image", "text"))
     ]
 
 
@@ -81,15 +73,17 @@ def _file_rows(source: Source) -> list[dict[str, Any]]:
         | {"id": row["question_id"]}
         for row in asked
     ]
-    return with_pictures(source, rows, (year.removeprefix("COCO_"), "images"))
+    return files.with_pictures(source, rows, (year.removeprefix("COCO_"), "images"))
 
 
 def _all_asked(source: Source) -> list[Id] | None:
     """Return the ids of the whole test set: the server refuses a file with test-dev's questions alone."""
     if source.split != "test-dev":
         return None
-    if is_table(source):
-        return [row["question_id"] for row in table_rows(source, None, "test", ("question_id",), image=None)]
+    if files.is_table(source):
+        return [
+            row["question_id"] for row in files.table_rows(source, None, "test", ("question_id",), image=None)
+        ]
     try:
         return [row["question_id"] for row in _asked(source, "test")]
     except ValueError as error:
@@ -100,9 +94,11 @@ def _all_asked(source: Source) -> list[Id] | None:
 
 
 def _annotations(source: Source) -> dict[int, dict[str, Any]]:
-    path = find(source, "VQAv2 annotations", "v2_mscoco_val2014_annotations.json", "vqav2_annotations.json")
+    path = files.find(
+        source, "VQAv2 annotations", "v2_mscoco_val2014_annotations.json", "vqav2_annotations.json"
+    )
     needs = ("question_id", "answers", "answer_type", "question_type")
-    return {row["question_id"]: row for row in read_list(path, "annotations", needs)}
+    return {row["question_id"]: row for row in files.read_list(path, "annotations", needs)}
 
 
 BENCHMARK = Benchmark(
@@ -110,7 +106,7 @@ BENCHMARK = Benchmark(
     hub="lmms-lab/VQAv2",
     sizes={"val": (214_354,), "test-dev": (107_394,), "test": (447_793,)},
     rows=(
-        table_reader(
+        files.table_reader(
             *("question_id", "question", "image_id"),
             key="question_id",
             splits={"val": "validation", "test-dev": "testdev"},
