@@ -169,7 +169,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     breakdown: dict[str, dict[str, float]] = defaultdict(dict)
     for name in sorted({question.category for question in questions}):
         here = [cell for cell in cells.values() if cell[0] == name]
-        said_yes, is_yes = (sum(cell[place] for cell in here) for place in (1, 2))
+        said_yes, is_yes = sum(yes for _, yes, _ in here), sum(true for _, _, true in here)
         hits = sum(yes and true for _, yes, true in here)
         breakdown["f1"][name] = value_of(here, "pooled_f1")
         breakdown["accuracy"][name] = 100 * sum(yes == true for _, yes, true in here) / len(here)
