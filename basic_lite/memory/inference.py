@@ -11,7 +11,7 @@ from basic_lite.memory.choice import budget_bytes
 from basic_lite.memory.peak import CONTEXT_BYTES, FRAGMENTATION
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
 from basic_lite.models import zoo
-from basic_lite.models.pieces import WORKING, working_bytes
+from basic_lite.models.capped_map import WORKING, working_bytes
 
 if TYPE_CHECKING:
     import torch

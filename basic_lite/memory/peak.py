@@ -19,7 +19,7 @@ from basic_lite.memory.activations import (
 )
 from basic_lite.memory.sizes import DecoderSize, TowerSize, projector_parameters
 from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
-from basic_lite.models.pieces import working_bytes
+from basic_lite.models.capped_map import working_bytes
 
 Optimizer = Literal["adamw", "paged-adamw-8bit"]
 

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from basic_lite.models import zoo
-from basic_lite.models.pieces import queries_per_piece
+from basic_lite.models.capped_map import queries_per_piece
 
 NAME: str = "soft_capped"
 """The attention implementation's name. transformers looks for "sdpa" in it, and refuses that to Gemma 2."""

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from basic_lite.memory.sizes import DecoderSize
 from basic_lite.method.losses import next_token
-from basic_lite.models import pieces, softcap
+from basic_lite.models import capped_map, softcap
 
 CAP = 2.0
 
@@ -36,7 +36,7 @@ def formula(query, key, value, mask, scaling, cap=CAP):
     ],
 )
 def test_attention_and_its_gradients_equal_the_formula(queries, keys, mask, elements, monkeypatch):
-    monkeypatch.setattr(pieces, "MAP_ELEMENTS", elements)
+    monkeypatch.setattr(capped_map, "MAP_ELEMENTS", elements)
     torch.manual_seed(0)
     query = (3 * torch.randn(2, 4, queries, 6, dtype=torch.double)).requires_grad_()
     key = (3 * torch.randn(2, 2, keys, 6, dtype=torch.double)).requires_grad_()
@@ -113,8 +113,8 @@ def test_the_plan_counts_the_map_in_pieces():
     size = DecoderSize.of(own_config())
     assert size.capped
     # 8 rows of 641 tokens: 256 queries at a time, four and a half times 4 bytes
-    assert pieces.working_bytes(8, 8, 641, 641) == 18 * 8 * 8 * 256 * 641
-    assert pieces.working_bytes(32, 8, 2048, 2048) <= 18 * pieces.MAP_ELEMENTS
+    assert capped_map.working_bytes(8, 8, 641, 641) == 18 * 8 * 8 * 256 * 641
+    assert capped_map.working_bytes(32, 8, 2048, 2048) <= 18 * capped_map.MAP_ELEMENTS
 
 
 def own_config():
