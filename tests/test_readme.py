@@ -50,12 +50,15 @@ def test_every_command_parses(shown):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    anchors = {anchor(found) for found in re.findall(r"(?m)^#+ (.*)$", text)}
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        elif "://" not in target:
-            assert (ROOT / page).parent.joinpath(target).exists(), target
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        other = (ROOT / page).parent / path if path else ROOT / page
+        assert other.exists(), target
+        if heading:
+            headings = re.findall(r"(?m)^#+ (.*)$", other.read_text(encoding="utf-8"))
+            assert heading in {anchor(words) for words in headings}, target
 
 
 def test_the_three_headline_commands_stand_in_it():
