@@ -35,6 +35,12 @@ AttentionInterface.register("oracle_capped", capped_maps)
 AttentionMaskInterface.register("oracle_capped", sdpa_mask)
 
 
+def attended(maps, k, text, patch):
+    """What the text `(T,)` attends to at a patch: the mean over layers 1..k, heads and text, detached."""
+    total = sum(maps[layer][0, :, j, patch].mean() for layer in range(k) for j in text)
+    return (total / (k * len(text))).detach()
+
+
 def oracle(model, batch, k, weights=None, importance="attention", trained="projector", count=PATCHES):
     """Everything the method defines, the slow and obvious way, in fp64; gradients of names with `trained`.
 
@@ -82,10 +88,7 @@ def oracle(model, batch, k, weights=None, importance="attention", trained="proje
                 if importance == "uniform":
                     a = torch.tensor(1 / count, dtype=torch.float64)
                 else:
-                    total = sum(
-                        outputs.attentions[layer][0, :, j, i].mean() for layer in range(k) for j in text
-                    )
-                    a = (total / (k * len(text))).detach()
+                    a = attended(outputs.attentions, k, text, i)
                 das = das + a * (v / v.norm() - target / target.norm()).pow(2).sum()
                 p, q = torch.softmax(embedding @ target, 0), torch.softmax(embedding @ v, 0)
                 sds = sds + a * (p * (p.log() - q.log())).sum()

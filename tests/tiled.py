@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from oracle import attended
 from tiny import IMAGE_TOKEN, VOCABULARY, is_projector, parts_config, train_projector
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
@@ -137,10 +138,7 @@ def tiled_oracle(
                 if importance == "uniform":
                     a = torch.tensor(1 / len(patches), dtype=torch.float64)
                 else:
-                    total = sum(
-                        outputs.attentions[layer][0, :, j, i].mean() for layer in range(k) for j in text
-                    )
-                    a = (total / (k * len(text))).detach()
+                    a = attended(outputs.attentions, k, text, i)
                 das = das + a * (v / v.norm() - target / target.norm()).pow(2).sum()
                 p, q = torch.softmax(embedding @ target, 0), torch.softmax(embedding @ v, 0)
                 all_of_it = all_of_it + a

@@ -27,31 +27,20 @@ POOLS: tuple[int, ...] = (1, 2)
 
 @dataclass(frozen=True)
 class Resolution:
-    """A stage with one resolution; `--json` gives exactly these.
+    """A stage with one resolution; `--json` gives exactly these."""
 
-    Attributes:
-        stage: as it is typed.
-        model: name or folder of the decoder.
-        tower: name or folder of the tower.
-        tiles: most tiles of a picture beside its whole.
-        pool: side of the squares of patches that become one visual embedding each.
-        tokens: of each of `PICTURES`, newlines included.
-        peak_gb: 1e9 bytes for one row per pass with the picture that takes most, no layer recomputed.
-        times: operations of a sample with each of `PICTURES`, relative to one square without pooling. It is
-            the plan's count of matrix products (`speed.flops_per_sample`), and so its seconds but for weights
-            that are read.
-        fits: the decoder reads that many tokens.
-    """
-
-    stage: str
+    stage: str  # as it is typed
     model: str
     tower: str
-    tiles: int
-    pool: int
-    tokens: dict[str, int]
+    tiles: int  # most tiles of a picture beside its whole
+    pool: int  # side of the squares of patches that become one visual embedding each
+    tokens: dict[str, int]  # of each of `PICTURES`, newlines included
+    # 1e9 bytes for one row per pass with the picture that takes most, no layer recomputed
     peak_gb: float
+    # Operations of a sample with each of `PICTURES`, relative to one square without pooling: the plan's count
+    # of matrix products (`speed.flops_per_sample`), and so its seconds but for weights that are read
     times: dict[str, float]
-    fits: bool
+    fits: bool  # the decoder reads that many tokens
 
 
 def resolutions(

@@ -123,30 +123,19 @@ def basic_sdpa(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function for transformers: `softcap.attend`, and a call of the recorder where there is one.
 
-    Args:
-        module: the attention module; has `layer_idx`.
-        query: `(B, H, S, d)` after rotary embedding.
-        key: `(B, H / groups, S, d)`.
-        value: like `key`.
-        attention_mask: `(B, 1, S, S)` bool, or `None` for causal.
-        scaling: factor of the scores; `None` means `d ** -0.5`.
-        softcap: of the scores, where the decoder caps them.
-        kwargs: passed on.
+    The arguments are that function's; `module` has `layer_idx`.
     """
     value = alone(value, query, key)
     recorder = _recorder.get()
     if recorder is not None:
+        scaling = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        recorder(module, query.detach(), key.detach(), attention_mask, scale, softcap)
-    return softcaps.attend(
-        module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, **kwargs
-    )
+        recorder(module, query.detach(), key.detach(), attention_mask, scale, kwargs.get("softcap"))
+    return softcaps.attend(module, query, key, value, attention_mask, **kwargs)
 
 
 def alone(value: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:

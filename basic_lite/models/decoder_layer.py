@@ -54,6 +54,8 @@ FAMILIES: dict[str, str] = {
 """Classes that were read, and the family (`model_type`) of each: a norm in front of attention and of a gated
 MLP, rotary embedding of whole heads, no norms of heads, no factors."""
 
+Gradients = tuple[torch.Tensor | None, ...]
+
 _PROJECTIONS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
     (("o_proj",),),
@@ -410,9 +412,7 @@ class _Before(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 0)
         to_x = ctx.run.before_backward(upstream[:3], upstream[3], ctx.needs_input_grad[0])
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
@@ -431,9 +431,7 @@ class _After(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 1)
         return *ctx.run.after_backward(upstream), *[None] * (len(ctx.needs_input_grad) - 2)
 
@@ -452,9 +450,7 @@ class _Again(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         run: _Pass = ctx.run
         (x,) = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):

@@ -21,6 +21,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from basic_lite.models import zoo
 from basic_lite.models.capped_map import queries_per_piece
 
+Gradients = tuple[torch.Tensor | None, ...]
+
 NAME: str = "soft_capped"
 """The attention implementation's name. transformers looks for "sdpa" in it, and refuses that to Gemma 2."""
 
@@ -146,7 +148,10 @@ def _in_full(device: torch.device) -> AbstractContextManager:
 
 
 class _CappedAttention(Function):
-    """Attention whose map is made again in backward; query, key and value are kept, and nothing else."""
+    """Attention whose map is made again in backward; query, key and value are kept, and nothing else.
+
+    `how` is the scaling and the cap.
+    """
 
     @staticmethod
     def forward(
@@ -155,15 +160,14 @@ class _CappedAttention(Function):
         key: torch.Tensor,
         value: torch.Tensor,
         mask: torch.Tensor | None,
-        scaling: float,
-        cap: float,
+        *how: float,
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value, mask)
-        ctx.scaling, ctx.cap = scaling, cap
+        ctx.how = how
         rows, heads, count, size = query.shape
         seen = query.new_empty(rows, count, heads, size)
         with _in_full(query.device):
-            pieces = _Pieces(query, key, value, mask, scaling, cap)
+            pieces = _Pieces(query, key, value, mask, *how)
             for queries, keys in pieces:
                 _, weights = pieces.map(queries, keys)
                 some = torch.bmm(weights.to(pieces.factor), pieces.value[:, :keys])
@@ -172,12 +176,10 @@ class _CappedAttention(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, mask = ctx.saved_tensors
         with _in_full(query.device):
-            pieces = _Pieces(query, key, value, mask, ctx.scaling, ctx.cap)
+            pieces = _Pieces(query, key, value, mask, *ctx.how)
             to_query = torch.empty_like(query)
             to_key, to_value = (pieces.key.new_zeros(pieces.key.shape, dtype=pieces.precision) for _ in "kv")
             for queries, keys in pieces:
@@ -187,7 +189,7 @@ class _CappedAttention(Function):
                 inner = pieces.product(gradient, pieces.value[:, :keys].mT)
                 inner -= (inner * weights).sum(-1, keepdim=True)
                 # d tanh = 1 - tanh^2; the cap that multiplies it and the cap that divides cancel.
-                inner.mul_(weights).mul_(bent.square_().neg_().add_(1)).mul_(ctx.scaling)
+                inner.mul_(weights).mul_(bent.square_().neg_().add_(1)).mul_(pieces.scaling)
                 some = torch.bmm(inner.to(pieces.factor), pieces.key[:, :keys])
                 to_query[:, :, queries] = some.view(*query.shape[:2], -1, query.shape[-1])
                 to_key[:, :keys] += pieces.product(inner.mT, pieces.grouped(query[:, :, queries]))
