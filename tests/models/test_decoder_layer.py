@@ -197,6 +197,7 @@ def test_a_layer_that_runs_again_keeps_its_input_alone():
     assert [tensor.shape[-1] for tensor in kept] == [32]
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # attention gets its input by keyword
 @pytest.mark.parametrize("again", [0, None])
 @pytest.mark.parametrize(
     "place",
