@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from command import run
 from kills import command, lines, write_rows
-from kills import start as started
 
 from basic_lite import files
 from basic_lite.console import rank_and_count
@@ -131,6 +130,13 @@ def test_a_child_waits_for_the_one_that_its_killed_parent_left(tmp_path):
     process.communicate()
     assert second.wait(timeout=60) == 0
     assert processes.PATIENCE > 8
+
+
+def started(arguments: list[str]) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_two_starts_and_a_kill(tmp_path):
