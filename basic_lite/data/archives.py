@@ -46,7 +46,7 @@ COLUMNS: dict[str, type[np.generic]] = {
 
 
 class Archive:
-    """The files inside one zip or tar, by name; raises ValueError if it cannot be read in place."""
+    """The files inside one zip or tar, by name; raises ValueError if none can be read in place."""
 
     def __init__(self, path: Path) -> None:
         self.path = unpacked(path)

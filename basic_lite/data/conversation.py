@@ -172,7 +172,8 @@ def encode_prompt(
 ) -> list[int]:
     """Return the ids to generate from, up to and including the assistant's header.
 
-    They are the first ids of `encode` on the same turns and an answer; the turns end with the user.
+    They are the first ids of `encode` on the same turns and an answer. The turns end with the user; the other
+    arguments and errors are those of `encode`.
     """
     template = template_of(template)
     encoder = encoder_of(template, tokenizer, image_token_id)
