@@ -46,7 +46,10 @@ COLUMNS: dict[str, type[np.generic]] = {
 
 
 class Archive:
-    """The files inside one zip or tar, by name; raises ValueError if none can be read in place."""
+    """The files inside one zip or tar, by name.
+
+    Raises ValueError if it is no archive that can be read in place.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = unpacked(path)
@@ -79,9 +82,11 @@ class Archive:
         return place if place < len(self) and self.columns["name_hash"][place] == wanted else None
 
     def size(self, entry: int) -> int:
+        """Return how many bytes an entry has, unpacked."""
         return int(self.columns["size"][entry])
 
     def stamp(self, entry: int) -> int:
+        """Return a number that changes when the entry's content does."""
         return hash((int(self.columns["size"][entry]), int(self.columns["crc"][entry])))
 
     def read(self, entry: int, name: str) -> bytes:

@@ -306,6 +306,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         return (order[ends[i] : ends[i + 1]].tolist() for i in range(len(ends) - 1))
 
     def __len__(self) -> int:
+        """Return the batches of a whole epoch, the same for every epoch."""
         if self.ranks > 1:
             return len(self._order())
         counts = {True: 0, False: 0}

@@ -339,6 +339,7 @@ def check_data(
     encoder: TextEncoder | None = None,  # counts tokens, with the two limits above; `None` estimates them
     tiling: Tiling | None = None,  # grids of tiles; `rows` then know the sizes of their pictures
     workers: int = 1,
+    # Called with what is being done, how much of it, and of how much
     progress: Progress = lambda what, done, total: None,
 ) -> list[Finding]:
     """Check every row's text, length and pictures; return the findings by row."""

@@ -48,6 +48,7 @@ class TextEncoder:
     tiling: Tiling | None = None  # grids of tiles, with which an image's tokens go by its size
 
     def image_tokens(self, rows: Rows) -> np.ndarray:
+        """Return `(rows,)` int64, the image tokens of every row."""
         return images_of(rows, self.tokens_per_image, self.tiling)
 
     def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:

@@ -170,6 +170,7 @@ def passes(console: Console) -> Iterator[Progress]:
 
 
 def faulty_rows(findings: Iterable[Finding]) -> int:
+    """Return how many rows have a fault, not only a note."""
     return len({finding.row for finding in findings if finding.code not in NOTES})
 
 

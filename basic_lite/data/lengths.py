@@ -46,6 +46,7 @@ class WordCounter:
         self.first = once - 2
 
     def __call__(self, turns: list[tuple[str, str]], images: int) -> int:
+        """Return the tokens of a row in normal form, cut off at the encoder's limit."""
         texts = [text for role, text in turns if role == "assistant" or not self.caption]
         tokens = images * self.encoder.tokens_per_image + self.first + self.more * (len(turns) // 2 - 1)
         for text in texts:

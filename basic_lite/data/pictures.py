@@ -185,6 +185,7 @@ def picture_size(source: Path | bytes, name: str = "", exif: Exif = "ignore") ->
 
 
 def size_of(data: bytes, name: str, exif: Exif = "ignore") -> tuple[int, int]:
+    """Return height and width of a picture's bytes; see `picture_size`."""
     image = open_header(data, name)
     if exif == "rotate" and _orientation(image) > 1:
         image = upright(decoded(image, name))  # decoders of some formats turn pictures themselves
@@ -192,10 +193,12 @@ def size_of(data: bytes, name: str, exif: Exif = "ignore") -> tuple[int, int]:
 
 
 def decode(data: bytes, name: str) -> Image.Image:
+    """Decode a picture's bytes to RGB; see `load_image`."""
     return decoded(open_header(data, name), name)
 
 
 def decoded(image: Image.Image, name: str) -> Image.Image:
+    """Decode an opened picture to RGB; see `load_image`."""
     try:
         with _silence():
             image.load()  # until here only the header was read

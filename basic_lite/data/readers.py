@@ -102,6 +102,7 @@ class Rows:
 
     @property
     def has_image(self) -> np.ndarray:
+        """Return `(rows,)` bool, which rows have an image."""
         return self.index.images > 0
 
     @property
@@ -125,8 +126,8 @@ class Rows:
     def __getitem__(self, row: int) -> Sample:
         """Return a row in normal form; negative numbers count from the end.
 
-        Raises IndexError if there is no such row, ValueError if it cannot be trained on; names row, id and
-        file.
+        Raises IndexError if there is no such row, and ValueError, naming row, id and file, if it cannot be
+        trained on.
         """
         row = range(len(self))[row]
         try:

@@ -32,7 +32,10 @@ WHITE: str = "#ffffff"
 
 
 def colour(text: str) -> str:
-    """Return a colour as `#rrggbb`; raises ValueError, in one line, for what HTML has no such name for."""
+    """Return a colour as `#rrggbb`.
+
+    Raises ValueError, in one line, if it is neither a name that HTML knows nor of that form.
+    """
     from PIL import ImageColor
 
     name = text.strip().lower()
@@ -410,10 +413,11 @@ _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 
 
 def read_row(row: object, *, stored: bool = False) -> RawRow:
-    """Read a row of any known layout; `stored` ones may hold images as `datasets` keeps them, besides paths.
+    """Read a row of any known layout.
 
-    Raises RowFault `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row that says
-    so itself.
+    `stored` says whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
+    paths. Raises RowFault `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row
+    that says so itself.
     """
     if not isinstance(row, Mapping):
         raise RowFault("malformed_row", f"a row must be an object, got {type(row).__name__}")
@@ -467,6 +471,7 @@ def _entry(image: object, stored: bool) -> object:
 
 
 def row_id(row: Mapping[str, Any]) -> str:
+    """Return the row's id as text, empty where it has none."""
     value = row.get("id", "")
     if isinstance(value, str):
         return value

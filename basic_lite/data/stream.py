@@ -282,6 +282,7 @@ class StreamBatches(Sampler[list[Streamed]]):
         self.drop_last = False  # accelerate asks for it
 
     def __len__(self) -> int:
+        """Return the batches of the whole run: it is one epoch to the Trainer."""
         return self.steps * (self.step_rows // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:

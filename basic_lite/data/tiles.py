@@ -196,7 +196,7 @@ def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
 def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.ndarray:
     """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
 
-    Every picture is opened once, none decoded but those that `exif`, the transform's, turns, and the table is
+    Every picture is opened once, none decoded but those that the transform's `exif` turns, and the table is
     kept where the index is. A picture that cannot be read is 0 x 0 there; training meets it as a bad row.
     """
     if rows.parts[0] is not rows:  # each keeps its own

@@ -126,11 +126,11 @@ def specification(backend: Any) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
-    """Raise ValueError if an id that a row of data may get has none of the embedding matrix's `rows`.
+    """See that each id that a row of data may get has one of the `rows` of the embedding matrix.
 
-    So it is after adding a padding token to the tokenizer alone. A special token that nothing here writes may
-    lie beyond: Gemma 3's text models come with the picture token of their larger siblings, and data that
-    spell it stay text.
+    A special token that nothing here writes may lie beyond: Gemma 3's text models come with the picture token
+    of their larger siblings, and data that spell it stay text. Raises ValueError if an id has no row, as
+    after adding a padding token to the tokenizer alone.
     """
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -147,7 +147,10 @@ def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
 
 
 def special_id(template: Template, known: dict[str, int], text: str) -> int:
-    """Return the id of one of the template's special tokens; raises ValueError if it is not one token."""
+    """Return the id of one of the template's special tokens.
+
+    Raises ValueError if the tokenizer does not have it as one token.
+    """
     if text not in known:
         raise ValueError(
             f"template {template.name!r} needs {text!r} as one special token, which this tokenizer lacks: "
