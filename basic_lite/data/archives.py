@@ -48,11 +48,7 @@ COLUMNS: dict[str, type[np.generic]] = {
 class Archive:
     """The files inside one zip or tar, by name.
 
-    Args:
-        path: the archive.
-
-    Raises:
-        ValueError: If it is no archive that can be read in place.
+    Raises ValueError if it is no archive that can be read in place.
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,15 +90,7 @@ class Archive:
         return hash((int(self.columns["size"][entry]), int(self.columns["crc"][entry])))
 
     def read(self, entry: int, name: str) -> bytes:
-        """Return the bytes of an entry.
-
-        Args:
-            entry: from `find`.
-            name: for messages.
-
-        Raises:
-            RowFault: `undecodable_image` if the archive is damaged there.
-        """
+        """Return an entry's bytes; raises RowFault `undecodable_image` if the archive is damaged there."""
         offset, kept, size = (int(self.columns[column][entry]) for column in ("offset", "kept", "size"))
         method = int(self.columns["method"][entry])
         if method not in (STORED, DEFLATED, RAW):
@@ -135,8 +123,7 @@ class Archive:
 def unpacked(path: Path) -> Path:
     """Return a gzip-compressed file unpacked, in the user's cache: rows and pictures are read by their place.
 
-    Raises:
-        ValueError: If it is damaged, or the cache has no room for it.
+    Raises ValueError if it is damaged, or the cache has no room for it.
     """
     if path.suffix not in (".gz", ".tgz"):
         return path
@@ -164,7 +151,6 @@ def open_archive(path: str) -> Archive | str:
 
 @functools.lru_cache(maxsize=4096)
 def archives_in(folder: str) -> tuple[str, ...]:
-    """Return the archives that lie in a folder, by name."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -233,19 +219,12 @@ MAX_BYTES: int = 256 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture's encoded bytes, not yet read.
+    """A picture's encoded bytes, not yet read."""
 
-    Attributes:
-        size: how many bytes.
-        stamp: changes when the bytes do.
-        read: returns them.
-        name: what it is called where that is not what the row says, else empty.
-    """
-
-    size: int
-    stamp: int
+    size: int  # how many bytes
+    stamp: int  # changes when the bytes do
     read: Callable[[], bytes]
-    name: str = ""
+    name: str = ""  # what it is called where that is not what the row says, else empty
 
 
 def path_fault(name: object) -> RowFault | None:
@@ -268,20 +247,11 @@ def path_fault(name: object) -> RowFault | None:
 
 
 def locate(ref: ImageRef) -> Stored:
-    """Find a picture, without reading it.
+    """Find a picture, without reading it; raises RowFault `missing_image` or `path_outside_root`.
 
     A path is looked for as a file; where there is none, in the zip and tar files that lie along it:
     `coco/train2017/1.jpg` is also found as `train2017/1.jpg` in `coco/train2017.zip`. What is nowhere under
     its own name is looked for under those of `other_names`.
-
-    Args:
-        ref: where it should be.
-
-    Returns:
-        How to read it.
-
-    Raises:
-        RowFault: `missing_image` or `path_outside_root`.
     """
     if ref.data is not None:
         data = ref.data
@@ -344,19 +314,14 @@ MAX_COMPARED: int = 20_000
 
 
 def read_bytes(ref: ImageRef) -> bytes:
-    """Read a picture's encoded bytes.
-
-    Raises:
-        RowFault: `missing_image`, `path_outside_root` or `oversized_image`.
-    """
+    """Read encoded bytes; raises RowFault `missing_image`, `path_outside_root` or `oversized_image`."""
     return read_stored(locate(ref), ref.name)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a picture's encoded bytes from a file that is named outright; archives beside it are not searched.
+    """Read encoded bytes from a file that is named outright; archives beside it are not searched.
 
-    Raises:
-        RowFault: `missing_image` or `oversized_image`.
+    Raises RowFault `missing_image` or `oversized_image`.
     """
     root = str(path.parent)
     stored = _file(ImageRef(path.name, root=root, follow_links=True), root)

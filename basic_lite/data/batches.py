@@ -24,11 +24,8 @@ POOL: int = 64
 def permuted(count: int, *key: int) -> np.ndarray:
     """Return a permutation of `range(count)`, `(count,)` int64, that depends on `key` alone.
 
-    numpy has frozen `RandomState` (NEP 19), so a resumed run sees the order of its first part with any numpy.
-
-    Args:
-        count: how many numbers.
-        key: whole numbers, such as seed and epoch; each counts modulo 2**32.
+    `key` are whole numbers, such as seed and epoch, modulo 2**32. numpy has frozen `RandomState` (NEP 19), so
+    a resumed run sees the order of its first part with any numpy.
     """
     return np.random.RandomState([part % 2**32 for part in key]).permutation(count)
 
@@ -36,9 +33,8 @@ def permuted(count: int, *key: int) -> np.ndarray:
 def drawn_counts(kinds: Sequence[np.ndarray], sets: Sequence[tuple[int, float]]) -> np.ndarray:
     """Return `(kinds, sets)` int64: how many rows of each data set and kind an epoch draws.
 
-    Args:
-        kinds: `(rows,)` bool each, such as rows with and rows without an image.
-        sets: rows and weight of each data set, in order.
+    `kinds` are `(rows,)` bool each, such as rows with and without an image; `sets` are rows and weight of
+    each.
     """
     ends = np.cumsum([rows for rows, _ in sets])[:-1]
     counts = [[int(part.sum()) for part in np.split(kind, ends)] for kind in kinds]
@@ -63,34 +59,22 @@ def _share_of(count: int, take: int, epoch: int, *key: int) -> np.ndarray:
 
 
 def batch_order(
-    lengths: Sequence[int] | np.ndarray,
-    modality: Sequence[bool] | np.ndarray,
+    lengths: Sequence[int] | np.ndarray,  # `(rows,)` tokens of each row
+    modality: Sequence[bool] | np.ndarray,  # `(rows,)` whether the row has an image
     *,
     batch_size: int,
     seed: int,
     epoch: int,
-    group: bool,
-    accumulation: int = 1,
+    group: bool,  # keep modalities apart and lengths together
+    accumulation: int = 1,  # batches per optimizer step
 ) -> list[np.ndarray]:
-    """Return the batches of one epoch; every row is in exactly one.
+    """Return the batches of one epoch, as row numbers, the longest row first; every row is in exactly one.
 
     With `group`, rows of each modality are shuffled, cut into pools of whole optimizer steps, sorted by
     length inside the pool and cut into batches. The batches are dealt to the pool's steps, so that each step
     has short and long ones as the pool has them; then the steps are shuffled. Steps that are not full come
     last, so that the full ones stay of one modality. The batch with the most padded tokens comes first either
     way: if memory does not suffice, the first step shows it.
-
-    Args:
-        lengths: `(rows,)` tokens of each row.
-        modality: `(rows,)` whether the row has an image.
-        batch_size: rows per batch.
-        seed: of the order.
-        epoch: of the order.
-        group: keep modalities apart and lengths together.
-        accumulation: batches per optimizer step.
-
-    Returns:
-        Row numbers, batch by batch, the longest row of a batch first.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not group:
@@ -135,23 +119,11 @@ def _largest_first(full: list[list[np.ndarray]], rest: list[list[np.ndarray]], l
 
 
 def share(batches: list[np.ndarray], rank: int, ranks: int, batch_size: int) -> list[np.ndarray]:
-    """Return one rank's part of batches that were made for all ranks together.
+    """Return one rank's part of batches made for all ranks: of `ranks * batch_size` rows, longest row first.
 
-    Every rank gets equally many batches, none of them empty, because ranks wait for each other; no row
-    is dropped or given twice. A batch with fewer rows than ranks shares rows with others; only with
-    `batch_size` 1 can that make a batch one row larger.
-
-    Args:
-        batches: of `ranks * batch_size` rows each, longest row first.
-        rank: which part, from 0.
-        ranks: how many parts.
-        batch_size: rows per batch of one rank.
-
-    Returns:
-        Row numbers, batch by batch.
-
-    Raises:
-        ValueError: If there are fewer rows than ranks.
+    Every rank gets equally many batches, none of them empty, because ranks wait for each other; no row is
+    dropped or given twice. A batch with fewer rows than ranks shares rows with others; only with `batch_size`
+    1 can that make a batch one row larger. Raises ValueError if there are fewer rows than ranks.
     """
     if ranks == 1:
         return batches
@@ -177,23 +149,17 @@ def _cut(rows: Any, size: int) -> list:
 class Collator:
     """Pad encoded rows to one length and find where everything stands.
 
-    Padding is masked by length, never by id: a tokenizer whose padding token is its end token still learns
-    to end.
-
-    Args:
-        pad_token_id: id written at padding.
-        image_token_id: id that marks a patch.
-        padding_side: `"right"` for training, `"left"` for generation.
-        tiling: grids of tiles; `None` for one square per picture.
+    Padding is masked by length, never by id: a tokenizer whose padding token is its end token still learns to
+    end.
     """
 
     def __init__(
         self,
         *,
         pad_token_id: int,
-        image_token_id: int,
-        padding_side: str = "right",
-        tiling: Tiling | None = None,
+        image_token_id: int,  # marks a patch
+        padding_side: str = "right",  # `"right"` for training, `"left"` for generation
+        tiling: Tiling | None = None,  # grids of tiles; `None` for one square per picture
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side {padding_side!r} is not 'left' or 'right'")
@@ -203,16 +169,12 @@ class Collator:
         self.tiling = tiling
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch of items of `SupervisedRows`.
 
-        Args:
-            rows: items of `SupervisedRows`.
-
-        Returns:
-            `input_ids`, `attention_mask` and `labels`, `(B, S)` int64; `pixel_values` `(I, 3, h, w)` uint8
-            if there is any image; `layout` of the batch; `rows`, the rows' numbers. With tiles the squares of
-            all pictures are packed into one `pixel_values`, and `image_sizes` are the pictures' heights and
-            widths: a list, since tensors of a batch go to the device, where each look at a size would wait.
+        Returns `input_ids`, `attention_mask` and `labels`, `(B, S)` int64; `pixel_values` `(I, 3, h, w)`
+        uint8 if there is any image; `layout` of the batch; `rows`, the rows' numbers. With tiles the squares
+        of all pictures are packed into one `pixel_values`, and `image_sizes` are the pictures' heights and
+        widths: a list, since tensors of a batch go to the device, where each look at a size would wait.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_token_id, dtype=torch.int64)
@@ -248,34 +210,25 @@ class Batches(torch.utils.data.Sampler[list[int]]):
     that did not come before, until all came. Above 1, each row comes as often as the whole number says, and
     the rest is such a share.
 
-    Args:
-        lengths: tokens of each row, or an estimate; only their order matters.
-        modality: which rows have an image.
-        batch_size: rows per batch.
-        seed: of the order.
-        group: put rows of one modality and of similar length together (LLaVA's `group_by_modality_length`).
-        accumulation: batches per optimizer step, which are then of one modality too.
-        usable: `(rows,)` bool, which rows to draw from; `None` for all.
-        order_rows: rows per batch, over all ranks, that the order is made for; `None` for the batches' own. A
-            run that goes on with batches of several times as many still puts the same rows into every step.
-        rank: which part of every batch this process gets, from 0.
-        ranks: how many processes share the rows; each gets `batch_size` rows at a time.
-        sets: rows and weight of each data set, in order; `None` for one whose rows all come once.
+    A run that goes on with batches of several times as many rows keeps its `order_rows`, and so puts the same
+    rows into every step.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int] | np.ndarray,
-        modality: Sequence[bool] | np.ndarray,
+        lengths: Sequence[int] | np.ndarray,  # tokens of each row, or an estimate; only their order matters
+        modality: Sequence[bool] | np.ndarray,  # which rows have an image
         *,
-        batch_size: int,
+        batch_size: int,  # rows per batch of one rank
         seed: int,
-        group: bool,
-        accumulation: int = 1,
-        usable: np.ndarray | None = None,
+        group: bool,  # rows of one modality and similar length together (LLaVA's `group_by_modality_length`)
+        accumulation: int = 1,  # batches per optimizer step, which are then of one modality too
+        usable: np.ndarray | None = None,  # `(rows,)` bool, which rows to draw from; `None` for all
+        # Rows per batch, over all ranks, that the order is made for; `None` for the batches' own
         order_rows: int | None = None,
-        rank: int = 0,
-        ranks: int = 1,
+        rank: int = 0,  # which part of every batch this process gets, from 0
+        ranks: int = 1,  # how many processes share the rows
+        # Rows and weight of each, in order; `None` for one whose rows all come once
         sets: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         if len(lengths) != len(modality):
@@ -311,12 +264,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         self.skipped = 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose what the next iteration gives.
-
-        Args:
-            epoch: whose order.
-            skip: batches to leave out at its start, of which no row is read; how a run goes on in mid-epoch.
-        """
+        """Choose the epoch that the next iteration gives; of its first `skip` batches no row is read."""
         self.epoch = epoch
         self.skipped = skip
 

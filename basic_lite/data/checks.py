@@ -52,11 +52,8 @@ def estimated_findings(
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, by the estimates of the index.
 
-    Args:
-        rows: from `open_rows`; with tiles it knows the pictures' sizes.
-        max_length: most tokens of a row, images included.
-        tokens_per_image: tokens that an image takes.
-        tiling: grids of tiles, with which it takes what its size asks for.
+    `max_length` counts images, which take `tokens_per_image`, with `tiling` what their `sizes` in `rows` ask
+    for.
     """
     of_images, findings = images_of(rows, tokens_per_image, tiling), []
     tokens = rows.batch_lengths(of_images)
@@ -82,18 +79,12 @@ def counted_findings(
     encoder: TextEncoder,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,  # called with the rows done and their number
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, as training will find them: with its own tokenizer.
 
-    Rows whose estimate is below half of the limit are not counted: no text takes twice its estimate but one
-    of mostly signs, four of which are taken for one token.
-
-    Args:
-        rows: from `open_rows`.
-        encoder: the LLM's, with the limit as its `max_length`.
-        workers: processes to do it.
-        progress: called with the rows done and their number.
+    The limit is the encoder's `max_length`. Rows whose estimate is below half of it are not counted: no text
+    takes twice its estimate but one of mostly signs, four of which are taken for one token.
     """
     assert encoder.max_length is not None
     todo = np.flatnonzero(_may_exceed(rows, encoder, encoder.max_length))
@@ -116,10 +107,6 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
 
     A longer text after the pictures is cut instead. `counted_findings` finds the same rows, and rows without
     a picture whose first question fills everything, which training replaces when it meets one.
-
-    Args:
-        rows: from `open_rows`.
-        encoder: of the training.
     """
     findings = []
     if encoder.max_length is None:
@@ -146,8 +133,6 @@ def _too_long(row: int, name: str, length: str, images: int, taken: int, fit: in
 
 
 class _Counter:
-    """Counts the tokens of runs of rows; one in every process."""
-
     def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
         self.rows = rows
         self.encoder = encoder
@@ -183,22 +168,14 @@ class Pictures:
 
     It is kept beside the annotations with each file's size and time, so that a check that was stopped goes on
     where it was, and one that is run again looks only at what has changed.
-
-    Attributes:
-        rows: the rows.
-        inverse: `(sum(images),)` which picture each image of the rows is.
-        row: `(pictures,)` the first row that has it.
-        place: `(pictures,)` its place among that row's images.
-        status: `(pictures,)` uint8, see `GOOD`.
-        stamp: `(pictures,)` int64, of the bytes that `status` is about.
     """
 
     rows: Rows
-    inverse: np.ndarray
-    row: np.ndarray
-    place: np.ndarray
-    status: np.ndarray
-    stamp: np.ndarray
+    inverse: np.ndarray  # `(sum(images),)` which picture each image of the rows is
+    row: np.ndarray  # `(pictures,)` the first row that has it
+    place: np.ndarray  # `(pictures,)` its place among that row's images
+    status: np.ndarray  # `(pictures,)` uint8, see `GOOD`
+    stamp: np.ndarray  # `(pictures,)` int64, of the bytes that `status` is about
 
     @classmethod
     def of(cls, rows: Rows) -> Pictures:
@@ -215,7 +192,6 @@ class Pictures:
         return made
 
     def save(self) -> None:
-        """Keep what is known beside the annotations."""
         columns = {"status": self.status, "stamp": self.stamp}
         save_table(table_places(self.rows.path, "pictures"), self._key(), columns)
 
@@ -238,22 +214,15 @@ class Pictures:
 def check_pictures(
     rows: Rows,
     *,
+    # `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`
     depth: Depth = "decode",
-    sample: int | None = None,
+    sample: int | None = None,  # at how many pictures, spread evenly over the rows; `None` for all
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,  # called with the pictures done and their number
 ) -> list[Finding]:
     """Look at the pictures of `rows`, each file once however many rows show it.
 
-    Args:
-        rows: from `open_rows`.
-        depth: `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`.
-        sample: at how many pictures, spread evenly over the rows; `None` means all.
-        workers: processes to do it.
-        progress: called with the pictures done and their number.
-
-    Returns:
-        What is wrong, a finding for each row that shows a picture concerned; `wrong_suffix` among them.
+    Returns a finding for each row that shows a picture concerned; `wrong_suffix` among them.
     """
     pictures = Pictures.of(rows)
     todo = np.argsort(pictures.row, kind="stable")  # in the order of the file, which is that of the folders
@@ -311,8 +280,6 @@ Result = tuple[int, int, int, str]
 
 
 class _Looker:
-    """Looks at runs of pictures; one in every process."""
-
     def __init__(self, rows: Rows, depth: Depth) -> None:
         self.rows = rows
         self.depth: Depth = depth
@@ -365,31 +332,17 @@ def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[
 def check_data(
     rows: Rows,
     *,
-    pictures: Depth | None = "decode",
-    max_length: int = MAX_LENGTH,
+    pictures: Depth | None = "decode",  # how closely to look at them; `None` for not at all
+    max_length: int = MAX_LENGTH,  # of a row, images included
     tokens_per_image: int = TOKENS_PER_IMAGE,
-    stage: int = 2,
-    encoder: TextEncoder | None = None,
-    tiling: Tiling | None = None,
+    stage: int = 2,  # 1 takes only rows of one image and its caption
+    encoder: TextEncoder | None = None,  # counts tokens, with the two limits above; `None` estimates them
+    tiling: Tiling | None = None,  # grids of tiles; `rows` then know the sizes of their pictures
     workers: int = 1,
+    # Called with what is being done, how much of it, and of how much
     progress: Progress = lambda what, done, total: None,
 ) -> list[Finding]:
-    """Check every row's text, length and pictures.
-
-    Args:
-        rows: from `open_rows`.
-        pictures: how closely to look at them; `None` for not at all.
-        max_length: most tokens of a row, images included.
-        tokens_per_image: tokens that an image takes.
-        stage: 1 takes only rows of one image and its caption.
-        encoder: counts tokens, with the two limits above; `None` estimates them.
-        tiling: grids of tiles; `rows` then know the sizes of their pictures.
-        workers: processes to do it.
-        progress: called with what is being done, how much of it is done, and of how much.
-
-    Returns:
-        The findings, by row.
-    """
+    """Check every row's text, length and pictures; return the findings by row."""
     if rows.parts[0] is not rows:
         given = {"pictures": pictures, "max_length": max_length, "tokens_per_image": tokens_per_image}
         given |= {"stage": stage, "encoder": encoder, "tiling": tiling}
@@ -410,24 +363,17 @@ def check_data(
 
 def check_rows(
     rows: Rows,
-    stage: int = 2,
+    stage: int = 2,  # 1 takes only rows of one image and its caption
     *,
+    # How many pictures are looked for, spread evenly over the rows; `None` for all
     images: int | None = 2000,
-    decoded: int | None = 100,
+    decoded: int | None = 100,  # how many of them are decoded; `None` for all
 ) -> list[Finding]:
     """Check every row's text, and a sample of the pictures; a few seconds, for the start of every training.
 
     What `basic-lite data check` found about the pictures earlier counts too. Lengths are not judged, as they
-    are estimates here: a row whose answers are all cut off is found, and replaced, when it is read.
-
-    Args:
-        rows: from `open_rows`.
-        stage: 1 takes only rows of one image and its caption.
-        images: how many pictures are looked for, spread evenly over the rows; `None` means all.
-        decoded: how many of them are decoded; `None` means all.
-
-    Returns:
-        What keeps rows from training, by row. Repeated ids, long rows and wrong suffixes do not.
+    are estimates here: a row whose answers are all cut off is found, and replaced, when it is read. Returns
+    what keeps rows from training; repeated ids, long rows and wrong suffixes do not.
     """
     if rows.parts[0] is not rows:
         return of_each_set(rows, lambda part: check_rows(part, stage, images=images, decoded=decoded))
@@ -443,16 +389,9 @@ def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
 
 
 def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
-    """See that not too many rows are left out.
+    """Raise ValueError if more rows of a data set have `faults` than `budget`, the largest share, allows.
 
-    Args:
-        rows: from `open_rows`, with the `faults` that were found.
-        budget: largest share of rows that may be left out.
-        stage: that the rows are for.
-
-    Raises:
-        ValueError: If more rows of a data set are bad than the budget allows; counts them by code and names
-            the first.
+    It counts them by code and names the first.
     """
     usable, start = rows.usable, 0
     for part in rows.parts:  # each by itself: a small set with a wrong image folder must not go unseen

@@ -45,37 +45,26 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids of one conversation, labels (`IGNORE_INDEX` without loss), and how many tokens were cut off."""
+    """The ids of one conversation."""
 
     input_ids: list[int]
-    labels: list[int]
-    truncated: int
+    labels: list[int]  # `IGNORE_INDEX` without loss
+    truncated: int  # how many tokens were cut off
 
 
 def segments(
-    template: Template | str,
-    turns: Sequence[Turn],
+    template: Template | str,  # a row of `TEMPLATES` or its name
+    turns: Sequence[Turn],  # alternating, from the user to the assistant, after a system turn or none
     *,
-    add_generation_prompt: bool = False,
-    silent: Collection[int] = (),
+    add_generation_prompt: bool = False,  # end with the assistant's header; the turns then end with the user
+    silent: Collection[int] = (),  # places of answers without loss
 ) -> list[Segment]:
     """Cut a conversation into segments; the only place where template strings are put together.
 
     Texts stay as they are but for white space at the start of an answer whose header ends in a newline:
-    byte-level and Gemma vocabularies would join the two in one token, which no prompt ends with.
-
-    Args:
-        template: a row of `TEMPLATES` or its name.
-        turns: alternating turns, from the user to the assistant; with `add_generation_prompt` to the user.
-            A system turn may stand in front of them.
-        add_generation_prompt: end with the assistant's header.
-        silent: places of answers without loss.
-
-    Returns:
-        Segments in order; neighbouring texts with the same supervision are one segment.
-
-    Raises:
-        ValueError: If the turns do not alternate, end with the wrong role, or hold an empty answer.
+    byte-level and Gemma vocabularies would join the two in one token, which no prompt ends with. Neighbouring
+    texts with the same supervision become one segment. Raises ValueError if the turns do not alternate, end
+    with the wrong role, or hold an empty answer.
     """
     template = template_of(template)
     _check_turns(turns, ends_with="user" if add_generation_prompt else "assistant")
@@ -133,33 +122,19 @@ def render(template: Template | str, turns: Sequence[Turn], *, add_generation_pr
 
 
 def encode(
-    template: Template | str,
-    tokenizer: Any,
-    turns: Sequence[Turn],
+    template: Template | str,  # a row of `TEMPLATES` or its name
+    tokenizer: Any,  # a Hugging Face fast tokenizer
+    turns: Sequence[Turn],  # alternating, from the user to the assistant
     *,
     image_token_id: int,
-    tokens_per_image: int | Sequence[int],
-    max_length: int | None = None,
-    silent: Collection[int] = (),
+    tokens_per_image: int | Sequence[int],  # the same for all images or one for each
+    max_length: int | None = None,  # what exceeds it is cut off on the right
+    silent: Collection[int] = (),  # places of answers without loss
 ) -> Encoded:
     """Turn a conversation into ids and labels.
 
     Each `<image>` of a user turn becomes `tokens_per_image` times `image_token_id`; in an answer it is text.
-
-    Args:
-        template: a row of `TEMPLATES` or its name.
-        tokenizer: a Hugging Face fast tokenizer.
-        turns: alternating turns, from the user to the assistant.
-        image_token_id: id that marks an image patch.
-        tokens_per_image: length of an image's block of ids, the same for all or one for each.
-        max_length: longest row; what exceeds it is cut off on the right.
-        silent: places of answers without loss.
-
-    Returns:
-        Ids, labels and the number of tokens cut off.
-
-    Raises:
-        ValueError: As `segments`, and if an image does not fit or no token with loss is left.
+    Raises ValueError as `segments` does, and if an image does not fit or no token with loss is left.
     """
     template = template_of(template)
     encoder = encoder_of(template, tokenizer, image_token_id)
@@ -224,10 +199,8 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
     """Check on three sample conversations that template and tokenizer belong together; run it at start-up.
 
     The ids must equal those of the whole string, taken by a copy of the tokenizer with `<image>` as a special
-    token, and the ids with loss must decode to the answers and their ends.
-
-    Raises:
-        ValueError: If they do not; it says which string is at fault.
+    token, and the ids with loss must decode to the answers and their ends. Raises ValueError if they do not;
+    it says which string is at fault.
     """
     template = template_of(template)
     backend = backend_of(tokenizer)
@@ -268,12 +241,9 @@ _TOKENS: tuple[tuple[str, set[str]], ...] = (
 def recognised(tokenizer: Any) -> tuple[str | None, bool]:
     """Return the key of `TEMPLATES` that writes what the tokenizer's own `chat_template` writes, or `None`.
 
-    An exchange, a question and the header of its answer are compared, without the thinking mode of those that
-    have one; dates may differ, because some templates write today's.
-
-    Returns:
-        The key, and whether it is the same without a system turn of the row as well: a finetune may have
-        another default system text.
+    The second value says whether it is the same without a system turn of the row as well: a finetune may have
+    another default system text. An exchange, a question and the header of its answer are compared, without
+    the thinking mode of those that have one; dates may differ, because some templates write today's.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None, False
@@ -301,12 +271,8 @@ def choose_template(
 ) -> str:
     """Return the key of `TEMPLATES` that the tokenizer asks for.
 
-    By what its `chat_template` writes; without one by its special tokens; without those the family's.
-
-    Args:
-        tokenizer: of the LLM.
-        fallback: the family's template.
-        say: takes a line where the tokenizer's own template is none of ours.
+    By what its `chat_template` writes; without one by its special tokens; without those `fallback`, the
+    family's. `say` takes a line where the tokenizer's own template is none of ours.
     """
     (name, exact), known = recognised(tokenizer), None
     if name is None:

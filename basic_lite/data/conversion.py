@@ -18,18 +18,8 @@ def convert(rows: Rows, out: Path, progress: Callable[[int, int], None] | None =
     """Write rows as `OUT/rows.jsonl` in LLaVA's layout, and pictures that they carry under `OUT/images/`.
 
     A picture that is a file stays where it is; its row has the name under which it was found. An answer
-    without loss has `"train": false`.
-
-    Args:
-        rows: from `open_rows`.
-        out: folder, new or empty.
-        progress: called with the rows done and their number.
-
-    Returns:
-        The rows that cannot be trained on; they are not written.
-
-    Raises:
-        ValueError: If the folder holds something already.
+    without loss has `"train": false`. Returns the findings of rows that cannot be trained on; they are not
+    written. Raises ValueError if the folder `out` holds something already.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another")

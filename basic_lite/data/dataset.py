@@ -27,10 +27,8 @@ from basic_lite.data.tiles import Size, Tiling, image_tokens
 def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
     """Return `(rows,)` int64, the image tokens of every row.
 
-    Args:
-        rows: from `open_rows`; with tiles their `sizes` are known.
-        tokens_per_image: of a picture in one square.
-        tiling: grids of tiles; `None` for one square per picture.
+    `tokens_per_image` are of one square; with `tiling` a picture takes what its size asks for, from
+    `rows.sizes`.
     """
     if tiling is None:
         return rows.index.images.astype(np.int64) * tokens_per_image
@@ -40,38 +38,24 @@ def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.nd
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Makes ids and labels of a sample.
-
-    Attributes:
-        template: how the LLM's prompts are written.
-        tokenizer: of the LLM.
-        image_token_id: id that marks a patch.
-        tokens_per_image: patches per image (`P`).
-        max_length: most tokens of a row, image tokens included; `None` for no limit.
-        tiling: grids of tiles, with which an image's tokens go by its size; `None` for one square.
-    """
+    """Makes ids and labels of a sample."""
 
     template: Template | str
     tokenizer: Any
-    image_token_id: int
-    tokens_per_image: int
-    max_length: int | None
-    tiling: Tiling | None = None
+    image_token_id: int  # marks a patch
+    tokens_per_image: int  # patches per image (`P`)
+    max_length: int | None  # of a row, image tokens included; `None` for no limit
+    tiling: Tiling | None = None  # grids of tiles, with which an image's tokens go by its size
 
     def image_tokens(self, rows: Rows) -> np.ndarray:
         """Return `(rows,)` int64, the image tokens of every row."""
         return images_of(rows, self.tokens_per_image, self.tiling)
 
     def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:
-        """Return ids, labels and how many tokens were cut off.
+        """Return ids, labels and how many tokens were cut off; with tiles `sizes` of the pictures are needed.
 
-        Args:
-            sample: the row.
-            sizes: height and width of its pictures; needed with tiles.
-
-        Raises:
-            RowFault: As `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
-                none, else `malformed_row`.
+        Raises RowFault: as `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
+        none, else `malformed_row`.
         """
         if template_of(self.template).caption:
             fault = caption_fault(len(sample.images), len(sample.turns))
@@ -97,23 +81,16 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class RowEncoder:
-    """Makes ids, labels and pixels of a sample.
-
-    Attributes:
-        text: makes ids and labels.
-        transform: from a picture to the tower's pixels.
-        lettering: side of a patch in pixels, to say which patches hold text; `None` to say nothing.
-    """
+    """Makes ids, labels and pixels of a sample."""
 
     text: TextEncoder
-    transform: ImageTransform
-    lettering: int | None = None
+    transform: ImageTransform  # from a picture to the tower's pixels
+    lettering: int | None = None  # side of a patch in pixels, to say which patches hold text
 
     def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
         """Return an item of `SupervisedRows` and how many tokens were cut off.
 
-        Raises:
-            RowFault: Names the row and its id.
+        A RowFault names the row and its id.
         """
         try:
             sizes: list[Size] = []
@@ -150,22 +127,8 @@ SEEN, CUT, BAD = 1, 2, 4
 class SupervisedRows(Dataset):
     """Rows as token ids, labels and pixels.
 
-    Args:
-        rows: the samples, by number; `open_rows` makes them.
-        template: how the LLM's prompts are written.
-        tokenizer: of the LLM.
-        transform: from a picture to the tower's pixels.
-        image_token_id: id that marks a patch.
-        tokens_per_image: patches per image (`P`).
-        max_length: most tokens of a row, image tokens included.
-        bad_budget: share of the rows that may be bad, those that are not `usable` among them. One that turns
-            out bad is replaced by a good row of its modality and length, always the same one; the next bad
-            row beyond the budget raises. 0: the first does.
-        bad_log: file that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`.
-            Rows that it names already, from before a run was resumed, count too.
-        usable: `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all.
-        tiling: grids of tiles; `transform` is then a `TiledTransform`.
-        lettering: side of a patch in pixels, to say which patches hold text; `None` to say nothing.
+    A row that turns out bad is replaced by a good row of its modality and length, always the same one; the
+    next bad row beyond the budget raises.
     """
 
     def __init__(
@@ -174,14 +137,19 @@ class SupervisedRows(Dataset):
         *,
         template: Template | str,
         tokenizer: Any,
-        transform: ImageTransform,
-        image_token_id: int,
-        tokens_per_image: int,
-        max_length: int | None = MAX_LENGTH,
+        transform: ImageTransform,  # from a picture to the tower's pixels; with `tiling` a `TiledTransform`
+        image_token_id: int,  # marks a patch
+        tokens_per_image: int,  # patches per image (`P`)
+        max_length: int | None = MAX_LENGTH,  # of a row, image tokens included
+        # Share of the rows that may be bad, those that are not `usable` among them; 0: the first raises
         bad_budget: float = 0.0,
+        # File that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`. Rows
+        # that it names already, from before a run was resumed, count too
         bad_log: Path | None = None,
+        # `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all
         usable: np.ndarray | None = None,
-        tiling: Tiling | None = None,
+        tiling: Tiling | None = None,  # grids of tiles; `None` for one square per picture
+        # Side of a patch in pixels, to say which patches hold text; `None` to say nothing
         lettering: int | None = None,
     ) -> None:
         self.rows = rows
@@ -200,19 +168,13 @@ class SupervisedRows(Dataset):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return one row, encoded.
+        """Return one row, encoded, or the row that replaces it if it is bad.
 
-        Args:
-            row: its number.
-
-        Returns:
-            `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
-            tensors, one per image, `row` and `id`; of the row that replaces it if it is bad. With tiles
-            `pixels` are `(squares, 3, h, w)`, and `sizes` has the pictures' heights and widths. Where text is
-            looked for, `lettering` has `(P,)` bool per image, which of its patches hold some.
-
-        Raises:
-            ValueError: If the row is bad and the budget is spent; names the row and its id.
+        It has `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
+        tensors, one per image, `row` and `id`. With tiles `pixels` are `(squares, 3, h, w)`, and `sizes` has
+        the pictures' heights and widths. Where text is looked for, `lettering` has `(P,)` bool per image,
+        which of its patches hold some. Raises ValueError, naming row and id, if the row is bad and the budget
+        is spent.
         """
         try:
             return self._encoded(row)

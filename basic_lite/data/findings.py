@@ -32,15 +32,9 @@ from basic_lite.files import complete
 
 
 def text_findings(rows: Rows) -> list[Finding]:
-    """Find what is wrong with the texts of all rows, but for their lengths; opens no picture.
+    """Find by row what is wrong with the texts of all rows, but for their lengths; opens no picture.
 
     The texts were judged when the index was made; only faulty rows are read again, for the details.
-
-    Args:
-        rows: from `open_rows`.
-
-    Returns:
-        The findings, by row.
     """
     faulty = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     return in_order(faulty + _duplicates(rows))
@@ -73,7 +67,6 @@ def note_lines(rows: Rows) -> list[str]:
 
 
 def _noted(rows: Rows) -> dict[str, list[int]]:
-    """Return by code of a note the rows without fault that have it."""
     notes = np.where(rows.index.fault == 0, rows.index.notes, 0)
     return {code: np.flatnonzero(notes >> place & 1).tolist() for place, code in enumerate(ROW_NOTES)}
 
@@ -82,12 +75,6 @@ def caption_findings(rows: Rows) -> list[Finding]:
     """Find the rows that stage 1 cannot use: those that are not one image and its caption.
 
     Rows whose texts are faulty anyway are not named again. Reads only what it finds, for the ids.
-
-    Args:
-        rows: from `open_rows`.
-
-    Returns:
-        The findings, by row.
     """
     columns = rows.index
     odd = (columns.fault == 0) & ((columns.images != 1) | (columns.turns != 2))
@@ -139,14 +126,7 @@ def _duplicates(rows: Rows) -> list[Finding]:
 
 
 def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:
-    """Write `rows` and `findings` as one JSON object, and `bad.jsonl` beside it.
-
-    Args:
-        path: the file.
-        rows: how many rows were checked.
-        findings: what is wrong with them.
-        more: anything else worth keeping.
-    """
+    """Write `rows`, their number, `findings` and `more` as one JSON object, and `bad.jsonl` beside it."""
     body = {**more, "rows": rows, "findings": [finding.as_dict() for finding in findings]}
     _write(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     write_bad_rows(path.with_name("bad.jsonl"), findings)

@@ -42,9 +42,7 @@ def silence() -> str | None:
     """Ask the hub once, for five seconds at most; where it is silent, its clients read only what they hold.
 
     Without a network its client asks for each file five times, with growing pauses: half a minute per error.
-
-    Returns:
-        Why nothing is fetched; `None` where the hub answers.
+    Returns why nothing is fetched; `None` where the hub answers.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -70,20 +68,12 @@ def is_stored(source: str | Path) -> bool:
 def open_dataset(
     source: str | Path, *, config: str | None = None, split: str | None = None, streaming: bool = False
 ) -> Any:
-    """Open a data set, its pictures undecoded.
+    """Open a data set, its pictures undecoded: a `Dataset`, or the `IterableDataset` of a stream.
 
-    Args:
-        source: a folder that `save_to_disk` wrote, a folder or file of Arrow or Parquet, or a hub id
-            (`HUB_ID`). The benchmarks' data sets moved from one owner to another; either is tried.
-        config: name of the configuration; left out where the data set has none of that name.
-        split: name of the split; `None` takes `train`, or the only files that there are.
-        streaming: read rows one after another, without a copy on this disk.
-
-    Returns:
-        The `Dataset`, or the `IterableDataset` of a stream.
-
-    Raises:
-        ValueError: In one line, if there is none, or it has no such split.
+    `source` is a folder that `save_to_disk` wrote, a folder or file of Arrow or Parquet, or a hub id
+    (`HUB_ID`). The benchmarks' data sets moved from one owner to another; either is tried. A `config` is left
+    out where the data set has none of that name; without `split` it is `train`, or the only files that there
+    are. Raises ValueError, in one line, if there is no such data set or split.
     """
     import datasets
 
@@ -116,11 +106,7 @@ def open_dataset(
 
 
 def _from_hub(source: str, config: str | None, split: str | None, streaming: bool) -> Any:
-    """Load from the first owner that answers.
-
-    Raises:
-        ValueError: With what each answered.
-    """
+    """Load from the first owner that answers; raises ValueError with what each answered."""
     import datasets
 
     parts = HUB_ID.fullmatch(source)
@@ -146,14 +132,8 @@ def index_dataset(
 ) -> Index:
     """Load the index of a data set, or build and keep it; reads every text and no picture.
 
-    Args:
-        dataset: from `open_dataset`.
-        places: where the index may be kept.
-        key: what tells this data set from another.
-        progress: called while a new index is built.
-
-    Returns:
-        The index; `offset` and `size` are 0, and no two pictures count as the same.
+    `places` are where it may be kept, `key` tells this data set from another. In the index `offset` and
+    `size` are 0, and no two pictures count as the same.
     """
     key = {"format": FORMAT, **key}
     kept = load_table(places, key, COLUMNS)
@@ -177,11 +157,7 @@ def index_dataset(
 
 
 def well_rated(dataset: Dataset, at_least: int) -> Dataset:
-    """Return the rows of a FineVision data set that no rating puts below `at_least`.
-
-    Raises:
-        ValueError: If the data set has no ratings.
-    """
+    """Return the rows that no rating puts below `at_least`; raises ValueError if there are no ratings."""
     columns = [column for column in RATINGS if column in dataset.column_names]
     if not columns:
         raise ValueError(f"this data set has no ratings; one of the columns {', '.join(RATINGS)} is needed")
@@ -190,11 +166,7 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
 
 
 def _files(path: Path, config: str | None = None, split: str | None = None) -> tuple[str, list[str]]:
-    """Return the builder and the files of a split, in the folder layouts of the hub.
-
-    Raises:
-        ValueError: If there are none.
-    """
+    """Return builder and files of a split in the hub's folder layouts; raises ValueError if it has none."""
     for kind, suffix in (("parquet", ".parquet"), ("arrow", ".arrow"), ("webdataset", ".tar")):
         files = [path] if path.suffix == suffix else sorted(path.glob(f"**/*{suffix}"))
         if split is None:
@@ -269,8 +241,7 @@ def picture_columns(dataset: Dataset) -> list[str]:
 def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a row of a data set; `datasets` reads WebDataset's shards as a column for each kind of member.
 
-    Raises:
-        RowFault: `malformed_row`.
+    Raises RowFault `malformed_row`.
     """
     key = stored.get("__key__")
     if not isinstance(key, str):
@@ -280,7 +251,6 @@ def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
-    """Return as many empty pictures as a row has, in the columns that hold them."""
     return {column: [b""] * int(number[row]) for column, number in counts.items()}
 
 
@@ -298,31 +268,22 @@ def stored_key(source: str | Path, dataset: Dataset) -> tuple[list[Path], dict[s
 
 
 class Fetch:
-    """Fetches rows of a data set as plain dictionaries."""
-
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __call__(self, row: int) -> Mapping[str, Any]:
-        """Return row `row`, its pictures encoded."""
+        """Return a row, its pictures encoded."""
         return plain_row(self.dataset[row])
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published training set, for a stage without `--data`.
+    """A published training set, for a stage without `--data`."""
 
-    Attributes:
-        repository: data set on the hub.
-        annotations: file in it.
-        images: archive in it that holds the pictures, or `None` where they come from elsewhere.
-        remedy: what a user without that file does.
-    """
-
-    repository: str
-    annotations: str
-    images: str | None
-    remedy: str
+    repository: str  # data set on the hub
+    annotations: str  # file in it
+    images: str | None  # archive of the pictures in it; `None` where they come from elsewhere
+    remedy: str  # what a user without that file does
 
 
 STAGES: dict[int, Published] = {
@@ -345,12 +306,8 @@ STAGES: dict[int, Published] = {
 def fetch(stage: int, images: Sequence[str] | None) -> tuple[str, list[str] | None]:
     """Return annotation file and image root of a stage's published set, from the hub.
 
-    Args:
-        stage: 1 or 2.
-        images: what the user gave, or `None`.
-
-    Raises:
-        ValueError: In one line, if a folder does not exist or the hub does not answer.
+    `images` is what the user gave. Raises ValueError, in one line, if a folder does not exist or the hub does
+    not answer.
     """
     given = next((folder for folder in images or [] if not Path(folder).exists()), None)
     if given is not None:

@@ -67,21 +67,12 @@ def array_start(file: BinaryIO) -> tuple[int, bool] | None:
 
 
 def row_spans(file: BinaryIO, *, progress: Callable[[int], None] | None = None) -> np.ndarray:
-    """Find the rows of an annotation file.
+    """Find an annotation file's rows: `(rows, 2)` int64, first byte and length, blanks included.
 
     A file that starts with `[` is an array whose elements are the rows, and so is `{"data": [...]}`; anything
-    else is read as one row per line, blank lines included. Only strings and brackets are followed, so a
-    row that is no JSON is still found and can be reported by its number.
-
-    Args:
-        file: open for reading bytes; its `name` is named in errors.
-        progress: called with the number of bytes done.
-
-    Returns:
-        `(rows, 2)` int64: first byte and length of every row, with the blanks around it.
-
-    Raises:
-        ValueError: If the array never ends, or something follows it.
+    else is read as one row per line, blank lines included. Only strings and brackets are followed, so a row
+    that is no JSON is still found and can be reported by its number. `progress` is called with the bytes
+    done. Raises ValueError, naming the file, if the array never ends, or something follows it.
     """
     array, tell = array_start(file), progress or (lambda _: None)
     if array is not None:
@@ -194,33 +185,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Index:
-    """Columns over the rows of one annotation file.
+    """Columns over the rows of one annotation file."""
 
-    Attributes:
-        sha256: of the whole file; of several files, of their hashes.
-        starts: first row of each file.
-        offset: `(rows,)` int64, first byte of each row.
-        size: `(rows,)` int64, bytes of each row.
-        tokens: `(rows,)` int32, estimated text tokens (see `estimated_length`).
-        images: `(rows,)` uint16, pictures of each row.
-        turns: `(rows,)` uint16, turns of each row in normal form, 0 where it has none.
-        fault: `(rows,)` uint8, 0 or 1 + the place in `CODES` of what is wrong with the row's text.
-        notes: `(rows,)` uint8, a bit for each of `ROW_NOTES` that holds of the row.
-        id_hash: `(rows,)` uint64, to find repeated ids; 0 for rows without an id.
-        image_hash: `(sum(images),)` uint64, to find pictures that several rows share.
-    """
-
-    sha256: str
-    starts: tuple[int, ...]
-    offset: np.ndarray
-    size: np.ndarray
-    tokens: np.ndarray
-    images: np.ndarray
-    turns: np.ndarray
-    fault: np.ndarray
-    notes: np.ndarray
-    id_hash: np.ndarray
-    image_hash: np.ndarray
+    sha256: str  # of the whole file; of several files, of their hashes
+    starts: tuple[int, ...]  # first row of each file
+    offset: np.ndarray  # `(rows,)` int64, first byte of each row
+    size: np.ndarray  # `(rows,)` int64, bytes of each row
+    tokens: np.ndarray  # `(rows,)` int32, estimated text tokens (see `estimated_length`)
+    images: np.ndarray  # `(rows,)` uint16, pictures of each row
+    turns: np.ndarray  # `(rows,)` uint16, turns of each row in normal form, 0 where it has none
+    fault: np.ndarray  # `(rows,)` uint8, 0 or 1 + the place in `CODES` of what is wrong with the text
+    notes: np.ndarray  # `(rows,)` uint8, a bit for each of `ROW_NOTES` that holds of the row
+    id_hash: np.ndarray  # `(rows,)` uint64, to find repeated ids; 0 for rows without an id
+    image_hash: np.ndarray  # `(sum(images),)` uint64, to find pictures that several rows share
 
 
 def estimated_tokens(text: str) -> int:
@@ -243,10 +220,9 @@ def estimated_length(turns: Sequence[Turn]) -> int:
 
 
 def parse_row(line: bytes) -> object:
-    """Parse one row; NaN, Infinity, broken UTF-8 and nesting beyond the parser's depth are faults.
+    """Parse one row; raises RowFault `malformed_row`.
 
-    Raises:
-        RowFault: `malformed_row`.
+    NaN, Infinity, broken UTF-8 and nesting beyond the parser's depth are faults.
     """
     try:
         return json.loads(str(line, "utf-8"), parse_constant=_refuse_constant)
@@ -271,15 +247,9 @@ class Columns:
         self.values: dict[str, list[int]] = {name: [] for name in COLUMNS}
 
     def add(self, read: Callable[[], RawRow], offset: int = 0, size: int = 0) -> RawRow | RowFault:
-        """Describe a row, but for the hashes of its images.
+        """Describe a row, but for the hashes of its images; return it, or what keeps it from being read.
 
-        Args:
-            read: reads the row; may raise `RowFault`.
-            offset: its first byte.
-            size: its bytes.
-
-        Returns:
-            The row, or what keeps it from being read.
+        `read` reads the row and may raise `RowFault`; it stands at byte `offset` and has `size` bytes.
         """
         described: dict[str, int] = dict.fromkeys(("tokens", "turns", "notes", "images", "id_hash"), 0)
         row = fault = None
@@ -301,29 +271,18 @@ class Columns:
         return result
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the columns as `Index` holds them."""
         return {name: np.array(self.values[name], kind) for name, kind in COLUMNS.items()}
 
 
 def open_index(
     path: Path, files: Sequence[Path], *, workers: int = 1, progress: Progress | None = None
 ) -> Index:
-    """Load the index of annotation files, or build and keep it.
+    """Load the index of annotation files, JSON or WebDataset shards, or build and keep it.
 
     It is kept beside `path`, or in the user's cache folder where that place cannot be written; it is used
-    again as long as the files' sizes and times of change are the same.
-
-    Args:
-        path: the annotation file, or the folder of the files.
-        files: JSON files or WebDataset shards.
-        workers: processes that read the rows where there is no index yet.
-        progress: called with what is being done, how much of it, and of how much.
-
-    Returns:
-        The index.
-
-    Raises:
-        ValueError: If a file is empty, no JSON array or JSONL, or a damaged tar.
+    again as long as the files' sizes and times of change are the same. `path` is the annotation file, or the
+    folder of the files. `progress` is called with what is being done, how much of it, and of how much. Raises
+    ValueError if a file is empty, no JSON array or JSONL, or a damaged tar.
     """
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = {
@@ -343,7 +302,6 @@ def open_index(
 
 
 def joined(parts: Sequence[Index]) -> Index:
-    """Return one index of several files, one after another."""
     if len(parts) == 1:
         return parts[0]
     ends = np.cumsum([0, *(len(part.fault) for part in parts)])
@@ -401,7 +359,6 @@ MAX_SINGLE: int = 1 << 20
 
 
 def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) -> Iterator[dict]:
-    """Yield the columns of one run of rows after another."""
     ends = np.cumsum(spans[:, 1])
     cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
     jobs = [(path, part, keep_blank) for part in np.split(spans, np.unique(cuts)) if len(part)]
@@ -435,16 +392,10 @@ TEXT_SUFFIXES: tuple[str, ...] = (".json", ".txt", ".caption")
 
 
 def shard_row(chunk: bytes) -> dict[str, Any]:
-    """Read a sample of a shard, its pictures as bytes.
+    """Read a sample of a shard, its pictures as bytes; raises RowFault `malformed_row`.
 
     The row is what its `.json` says, or its `.txt` or `.caption` as the caption; its pictures are the members
-    that are some, in order.
-
-    Args:
-        chunk: of the tar, from its first member's header to its last member's end.
-
-    Raises:
-        RowFault: `malformed_row`.
+    that are some, in order. `chunk` goes from its first member's header in the tar to its last member's end.
     """
     members = {}
     with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
@@ -457,8 +408,7 @@ def shard_row(chunk: bytes) -> dict[str, Any]:
 def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row that members of a shard are, by their names; texts may be bytes or parsed already.
 
-    Raises:
-        RowFault: `malformed_row`.
+    Raises RowFault `malformed_row`.
     """
     row: dict[str, Any] = {}
     caption = None
@@ -481,11 +431,7 @@ def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shard_columns(path: Path) -> dict[str, np.ndarray]:
-    """Describe the rows of one shard, without decoding a picture.
-
-    Raises:
-        ValueError: If it is no tar.
-    """
+    """Describe the rows of a shard, without decoding a picture; raises ValueError if it is no tar."""
     columns = Columns()
 
     def describe_sample(members: dict[str, bytes], start: int, end: int) -> None:

@@ -17,49 +17,31 @@ from basic_lite.data.tiles import Block
 
 @dataclass(frozen=True)
 class Layout:
-    """Index tensors over the flattened `(B * S)` token positions of a batch.
+    """Index tensors over the flattened `(B * S)` token positions of a batch."""
 
-    Attributes:
-        patch: `(N,)` int64, flat positions of the patches, row-major: all image tokens but newlines.
-        image: `(N,)` int64, the image of each patch, from 0.
-        patch_count: `(I,)` fp32, patches of each image.
-        text: `(B, T)` int64, positions *in the row* of the text after the row's first image, padded with 0.
-        is_text: `(B, T)` bool, which entries of `text` are real.
-        text_after: `(I,)` fp32, text tokens after each image in its row (at least 1: it is divided by).
-        predicting: `(M,)` int64, flat positions whose next token is supervised.
-        targets: `(M,)` int64, those next tokens.
-        predicting_rows: `(B, T)` int64, the same positions *in the row*, padded with 0; at least one column.
-        slot: `(M,)` int64, where each of them stands in the flattened `predicting_rows`.
-        feature: `(F,)` int64, flat positions of the image tokens, newlines included; `None` without newlines.
-        kept: `(N,)` int64, where the patches stand among those; `None` where all of them are patches.
-        spared: `(N,)` bool, patches that `L_sds` leaves out, set by the collator; `None` for none.
-        images: `I`, known on the host.
-        rows: `B`, known on the host.
-        images_in_row: images of each row, known on the host.
-        targets_in_row: supervised tokens of each row, known on the host.
-        blocks: what each image takes, known on the host; pictures of one square are a block of patches each.
-        right_padded: no padding stands in front of a real token, so causality alone hides all padding.
-    """
-
+    # `(N,)` int64, flat positions of the patches, row-major: all image tokens but newlines
     patch: torch.Tensor
-    image: torch.Tensor
-    patch_count: torch.Tensor
+    image: torch.Tensor  # `(N,)` int64, the image of each patch, from 0
+    patch_count: torch.Tensor  # `(I,)` fp32, patches of each image
+    # `(B, T)` int64, positions *in the row* of the text after its first image, padded with 0
     text: torch.Tensor
-    is_text: torch.Tensor
-    text_after: torch.Tensor
-    predicting: torch.Tensor
-    targets: torch.Tensor
-    predicting_rows: torch.Tensor
-    slot: torch.Tensor
+    is_text: torch.Tensor  # `(B, T)` bool, which entries of `text` are real
+    text_after: torch.Tensor  # `(I,)` fp32, text tokens after each image in its row (at least 1: a divisor)
+    predicting: torch.Tensor  # `(M,)` int64, flat positions whose next token is supervised
+    targets: torch.Tensor  # `(M,)` int64, those next tokens
+    predicting_rows: torch.Tensor  # `(B, T)` int64, the same *in the row*, padded with 0; at least one column
+    slot: torch.Tensor  # `(M,)` int64, where each of them stands in the flattened `predicting_rows`
+    # `(F,)` int64, flat positions of image tokens with newlines; `None` without newlines
     feature: torch.Tensor | None
+    # `(N,)` int64, where the patches stand among those; `None` where all are patches
     kept: torch.Tensor | None
-    spared: torch.Tensor | None
-    images: int
-    rows: int
-    images_in_row: tuple[int, ...]
-    targets_in_row: tuple[int, ...]
-    blocks: tuple[Block, ...]
-    right_padded: bool
+    spared: torch.Tensor | None  # `(N,)` bool, which `L_sds` leaves out, set by the collator; `None` for none
+    images: int  # `I`; from here on known on the host
+    rows: int  # `B`
+    images_in_row: tuple[int, ...]  # images of each row
+    targets_in_row: tuple[int, ...]  # supervised tokens of each row
+    blocks: tuple[Block, ...]  # what each image takes; pictures of one square are a block of patches each
+    right_padded: bool  # no padding in front of a real token, so causality alone hides all padding
 
     @property
     def places(self) -> torch.Tensor:
@@ -75,13 +57,7 @@ class Layout:
         return self._map(torch.Tensor.pin_memory)
 
     def part(self, start: int, stop: int, width: int) -> Layout:
-        """Return the layout of rows `start` to `stop`, by slicing alone.
-
-        Args:
-            start: first row.
-            stop: row after the last.
-            width: tokens per row, `S`.
-        """
+        """Return the layout of rows `start` to `stop` (excluded) of `width` tokens, by slicing alone."""
         image, end = (sum(self.images_in_row[:row]) for row in (start, stop))
         target, last = (sum(self.targets_in_row[:row]) for row in (start, stop))
         before, inside = self.blocks[:image], self.blocks[image:end]
@@ -120,31 +96,18 @@ class Layout:
 
 
 def layout_of(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    image_token_id: int,
-    images: int,
-    labels: torch.Tensor | None = None,
-    blocks: Sequence[Block] | None = None,
+    input_ids: torch.Tensor,  # `(B, S)` int64
+    attention_mask: torch.Tensor | None,  # `(B, S)`, 0 at padding; `None` means no padding
+    image_token_id: int,  # marks a patch
+    images: int,  # `I`
+    labels: torch.Tensor | None = None,  # `(B, S)` int64, `IGNORE_INDEX` without loss; `None` predicts none
+    blocks: Sequence[Block] | None = None,  # of each image in order, where pictures are cut into tiles
 ) -> Layout:
-    """Find patches, the text after them and the supervised tokens of a batch.
+    """Find patches, text and supervised tokens of a batch, on the device of `input_ids`.
 
     Without `blocks` every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input
-    size implies.
-
-    Args:
-        input_ids: `(B, S)` int64.
-        attention_mask: `(B, S)`, 0 at padding; `None` means no padding.
-        image_token_id: id that marks a patch.
-        images: `I`.
-        labels: `(B, S)` int64 with `IGNORE_INDEX` where there is no loss; `None` leaves `predicting` empty.
-        blocks: what each image takes, in their order, where pictures are cut into tiles.
-
-    Returns:
-        The layout, on the device of `input_ids`. Costs host synchronisations on a GPU.
-
-    Raises:
-        ValueError: If the image tokens cannot be shared evenly among the images, or are not `blocks`.
+    size implies. Costs host synchronisations on a GPU. Raises ValueError if the image tokens cannot be shared
+    evenly among the images, or are not `blocks`.
     """
     rows = len(input_ids)
     device = input_ids.device

@@ -34,8 +34,6 @@ COLUMNS: dict[str, type[np.generic]] = {"tokens": np.int32}
 
 
 class WordCounter:
-    """Counts the tokens of rows by their words."""
-
     def __init__(self, encoder: TextEncoder) -> None:
         self.encoder, self.backend = encoder, backend_of(encoder.tokenizer)
         self.known: dict[str, int] = {}
@@ -74,8 +72,6 @@ class WordCounter:
 
 
 class _Counting:
-    """Counts runs of rows; one in every process."""
-
     def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
         self.rows, self.count = rows, WordCounter(encoder)
 
@@ -95,18 +91,11 @@ def token_lengths(
     encoder: TextEncoder,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,  # called with the rows done and their number
 ) -> np.ndarray:
     """Count the tokens that each row takes in a batch, images included; kept beside the annotations.
 
-    Args:
-        rows: from `open_rows`.
-        encoder: of the training.
-        workers: processes that count where nothing is kept yet.
-        progress: called with the rows done and their number.
-
-    Returns:
-        `(rows,)` int32, right to about a hundredth; 0 for rows that cannot be trained on.
+    Returns `(rows,)` int32, right to about a hundredth; 0 for rows that cannot be trained on.
     """
     if rows.parts[0] is not rows:  # each keeps its own
         given = {"workers": workers, "progress": progress}

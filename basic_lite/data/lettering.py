@@ -26,14 +26,10 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def lettering(squares: torch.Tensor, patch: int) -> torch.Tensor:
-    """Return which patches hold text.
+    """Return `(squares, h // patch, w // patch)` bool: which patches of `(squares, 3, h, w)` uint8 hold text.
 
-    Args:
-        squares: `(squares, 3, h, w)` uint8, on the CPU: what the tower receives before it is normalised.
-        patch: side in pixels; pooled patches count as one. A rest at the right and bottom is ignored.
-
-    Returns:
-        `(squares, h // patch, w // patch)` bool.
+    The squares, on the CPU, are what the tower receives before it is normalised. `patch` is the side of one
+    in pixels; pooled patches count as one. A rest at the right and bottom is ignored.
     """
     luma = torch.einsum("schw,c->shw", squares.float(), torch.tensor(_LUMA)).round_().to(torch.uint8)
     dark, bright = _lowest(_highest(luma)) - luma, luma - _highest(_lowest(luma))

@@ -24,28 +24,20 @@ OWN: str = "-"
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as it is named.
+    """A data set as it is named."""
 
-    Attributes:
-        path: file, folder or hub id.
-        weight: which share of its rows an epoch draws; above 1, how often it repeats them.
-        images: what its image paths are relative to; `None` for its own folder.
-    """
-
-    path: Path
-    weight: float = 1.0
-    images: Path | None = None
+    path: Path  # file, folder or hub id
+    weight: float = 1.0  # which share of its rows an epoch draws; above 1, how often it repeats them
+    images: Path | None = None  # what its image paths are relative to; `None` for its own folder
 
 
 def parse_source(text: str | Path) -> Source:
     """Read `PATH`, or `PATH:WEIGHT`.
 
     What exists under the whole text is that file, and only a number after the last colon is a weight: hub ids
-    have a colon in front of their configuration, Windows one behind the drive.
-
-    Raises:
-        ValueError: In one line, if a weight is not above 0 and at most `MOST`, or a colon follows a file that
-            exists and no number follows the colon.
+    have a colon in front of their configuration, Windows one behind the drive. Raises ValueError, in one
+    line, if a weight is not above 0 and at most `MOST`, or a file that exists has something else after its
+    colon.
     """
     path, colon, after = str(text).rpartition(":")
     if not colon or not path or Path(text).exists():
@@ -66,12 +58,8 @@ def parse_source(text: str | Path) -> Source:
 def parse_sources(data: Sequence[str | Path], images: Sequence[str | Path] | None) -> tuple[Source, ...]:
     """Read several data sets, and give each its image folder.
 
-    Args:
-        data: as for `parse_source`.
-        images: one for all, or one for each in the same order; `OWN` stands for a set's own folder.
-
-    Raises:
-        ValueError: As `parse_source`; if the numbers do not go together.
+    `images` is one for all, or one for each in the same order; `OWN` stands for a set's own folder. Raises
+    ValueError as `parse_source`, and if the numbers do not go together.
     """
     sources = [parse_source(text) for text in data]
     given = list(images or [OWN])
@@ -88,11 +76,7 @@ def parse_sources(data: Sequence[str | Path], images: Sequence[str | Path] | Non
 
 
 def check_source(source: Source) -> None:
-    """See that a data set that was named, and its image folder, are there or may be on the hub.
-
-    Raises:
-        ValueError: In one line, if not.
-    """
+    """Raise ValueError, in one line, if a named data set or its images are nowhere, nor may be on the hub."""
     path, images = source.path, source.images
     if not path.is_file() and not path.is_dir() and not is_stored(path):
         raise ValueError(
@@ -104,12 +88,7 @@ def check_source(source: Source) -> None:
 
 
 class Mix(Rows):
-    """Rows of several data sets, one after another, under numbers that go on.
-
-    Args:
-        parts: the sets.
-        weights: of each, see `Source`.
-    """
+    """Rows of several data sets, one after another, under numbers that go on."""
 
     def __init__(self, parts: Sequence[Rows], weights: Sequence[float]) -> None:
         starts = np.cumsum([0, *map(len, parts)]).tolist()
@@ -120,12 +99,10 @@ class Mix(Rows):
 
     @property
     def parts(self) -> tuple[Rows, ...]:
-        """Return the sets."""
         return self._parts
 
     @property
     def sets(self) -> tuple[tuple[int, float], ...]:
-        """Return of each set its rows and its weight, in order."""
         return tuple(zip(map(len, self._parts), self.weights, strict=True))
 
     def place(self, row: int) -> tuple[Rows, int]:
@@ -139,17 +116,14 @@ class Mix(Rows):
         return replace(finding, file=str(part.path), row_in_file=row)
 
     def __getitem__(self, row: int) -> Sample:
-        """Return a row in normal form; see `Rows`."""
         part, number = self.place(range(len(self))[row])
         return replace(part[number], where=f"row {number} of {part.path}")
 
     def raw(self, row: int) -> RawRow:
-        """Return what the layout's reader makes of row `row`; see `Rows`."""
         part, number = self.place(row)
         return part.raw(number)
 
     def name(self, row: int) -> str:
-        """Return the id of row `row`; see `Rows`."""
         part, number = self.place(row)
         return part.name(number)
 
@@ -175,11 +149,8 @@ def open_sources(
 ) -> Rows:
     """Open data sets as one; see `open_rows` for the arguments.
 
-    Returns:
-        The rows of the only set where its weight is 1, else a `Mix`.
-
-    Raises:
-        ValueError: If one cannot be opened, or is named twice: a weight repeats rows.
+    Returns the rows of the only set where its weight is 1, else a `Mix`. Raises ValueError if one cannot be
+    opened, or is named twice: a weight repeats rows.
     """
     twice = next((source.path for source in sources if sum(s.path == source.path for s in sources) > 1), None)
     if twice is not None:

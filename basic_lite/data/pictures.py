@@ -158,16 +158,8 @@ def value_range(values: np.ndarray) -> tuple[float, float, bool]:
 def load_image(ref: ImageRef) -> Image.Image:
     """Read a picture by its content, whatever its name says, as RGB.
 
-    The first frame of an animation; not turned by EXIF (`ImageTransform` may do that); see `rgb`.
-
-    Args:
-        ref: where the bytes are.
-
-    Returns:
-        The decoded picture.
-
-    Raises:
-        RowFault: `missing_image`, `path_outside_root`, `oversized_image` or `undecodable_image`, in one line.
+    The first frame of an animation; not turned by EXIF (`ImageTransform` may do that); see `rgb`. Raises
+    RowFault `missing_image`, `path_outside_root`, `oversized_image` or `undecodable_image`, in one line.
     """
     return decode(read_bytes(ref), ref.name)
 
@@ -175,15 +167,8 @@ def load_image(ref: ImageRef) -> Image.Image:
 def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     """Read a picture that no row names, a file or encoded bytes, as `load_image` reads a row's.
 
-    Args:
-        source: the file, or the bytes.
-        name: what messages call it; empty for the file's name.
-
-    Returns:
-        The decoded picture, RGB.
-
-    Raises:
-        RowFault: `missing_image`, `oversized_image` or `undecodable_image`, in one line.
+    `name` is what messages call it. Raises RowFault `missing_image`, `oversized_image` or
+    `undecodable_image`, in one line.
     """
     if isinstance(source, Path):
         return decode(read_file(source), name or source.name)
@@ -227,7 +212,7 @@ def decoded(image: Image.Image, name: str) -> Image.Image:
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
-    """Open a picture's bytes and check its size, without decoding its pixels; see `load_image`."""
+    """Open a picture's bytes and check its size, without decoding its pixels; raises as `load_image`."""
     if not data:
         raise RowFault("undecodable_image", f"image {shown(name)} is empty (0 bytes)")
     try:
@@ -287,15 +272,10 @@ def _silence() -> Iterator[None]:
 
 
 def check_picture(ref: ImageRef, depth: Depth = "decode", background: str = WHITE) -> None:
-    """Look for what would keep a picture from training.
+    """Raise RowFault for what would keep a picture from training; the faults are those of `load_image`.
 
-    Args:
-        ref: where it is.
-        depth: `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`.
-        background: what transparency is put on.
-
-    Raises:
-        RowFault: those of `load_image`; where nothing is wrong, the first of `PICTURE_NOTES` that holds.
+    Where nothing is wrong, raises the first of `PICTURE_NOTES` that holds. `depth` is `"decode"` to the last
+    byte, only the `"header"`, or whether the file is `"present"`; transparency is put on `background`.
     """
     stored, name = locate(ref), shown(ref.name)
     if depth == "present":
@@ -365,26 +345,16 @@ class ImageTransform:
 
     Pixels stay uint8 until they are on the device: a quarter of the bytes to copy, and `normalise` is free
     there.
-
-    Attributes:
-        size: height and width of the result.
-        mean: per channel, of pixels between 0 and 1.
-        std: per channel.
-        aspect: `"pad"`, `"crop"` or `"squash"`.
-        resample: Pillow's number of the filter; 3 is bicubic.
-        shortest_edge: what `crop` resizes the shortest edge to before it cuts; `None` means `size`.
-        exif: `"rotate"` turns a picture as its EXIF says, `"ignore"` leaves it as it is stored.
-        background: what transparency is put on, `#rrggbb`.
     """
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: int  # height and width of the result
+    mean: tuple[float, float, float]  # per channel, of pixels between 0 and 1
+    std: tuple[float, float, float]  # per channel
     aspect: Aspect
-    resample: int = 3
-    shortest_edge: int | None = None
-    exif: Exif = "ignore"
-    background: str = WHITE
+    resample: int = 3  # Pillow's number of the filter; 3 is bicubic
+    shortest_edge: int | None = None  # what `crop` resizes it to before it cuts; `None` means `size`
+    exif: Exif = "ignore"  # `"rotate"` turns a picture as its EXIF says, `"ignore"` leaves it as it is stored
+    background: str = WHITE  # what transparency is put on, `#rrggbb`
 
     def __post_init__(self) -> None:
         if self.aspect not in ("pad", "crop", "squash"):
@@ -395,11 +365,7 @@ class ImageTransform:
             raise ValueError(f"exif {self.exif!r} is not one of 'ignore', 'rotate'")
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return the picture as uint8 `(3, size, size)`.
-
-        Args:
-            image: any mode and size.
-        """
+        """Return the picture, of any mode and size, as uint8 `(3, size, size)`."""
         image = on_background(rgb(self.upright(image)), self.background)
         if self.aspect == "pad":
             image = self._pad(image)
@@ -418,12 +384,7 @@ class ImageTransform:
     def normalise(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return `((pixels / 255 - mean) / std).to(dtype)`, computed in fp32 on the pixels' device.
 
-        Args:
-            pixels: `(I, 3, h, w)` uint8.
-            dtype: of the result.
-
-        Returns:
-            `(I, 3, h, w)`.
+        `pixels` and the result are `(I, 3, h, w)`; the pixels are uint8.
         """
         scale, shift = _affine(self.mean, self.std, pixels.device)
         return (pixels.float() * scale - shift).to(dtype)
@@ -438,21 +399,12 @@ class ImageTransform:
         exif: Exif = "ignore",
         background: str = WHITE,
     ) -> ImageTransform:
-        """Make the transform that a `preprocessor_config.json` asks for.
+        """Make the transform that a `preprocessor_config.json` asks for: CLIP's, SigLIP's or DINOv2's.
 
-        Args:
-            processor_config: CLIP's, SigLIP's or DINOv2's; the nested `processor_config.json` is taken too.
-            size: another height and width than the processor's, for resize and crop both.
-            aspect: `"pad"` for LLaVA's square of the mean colour; `"crop"` for the processor's own way,
-                which is a squash where it names height and width and cuts nothing (SigLIP); `"squash"`.
-            exif: as the attribute.
-            background: as the attribute.
-
-        Returns:
-            The transform.
-
-        Raises:
-            ValueError: If the configuration does something that is not done here; says what.
+        The nested `processor_config.json` is taken too. `size` is another height and width than the
+        processor's, for resize and crop both. `"crop"` is the processor's own way, which is a squash where it
+        names height and width and cuts nothing (SigLIP); `"pad"` is LLaVA's square of the mean colour. Raises
+        ValueError, saying what, if the configuration does something that is not done here.
         """
         config = processor_config.get("image_processor", processor_config)
         for switch in ("do_resize", "do_rescale"):

@@ -35,39 +35,26 @@ class Rows:
     """Rows that are read one by one when they are asked for.
 
     Holds the index, some 40 bytes a row, and nothing of the rows themselves; may be sent to workers.
-
-    Attributes:
-        faults: what checks say is wrong with rows, which are then not `usable`; nothing at first.
-        sizes: `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`).
-        background: what transparent pictures are put on, for checks of their colours.
-        held_out: `(rows,)` bool, rows that are kept from training to be measured; none at first.
-
-    Args:
-        path: the annotation file or folder, for messages.
-        fetch: returns a row as stored, by its number; may raise `RowFault`.
-        index: what is known of the rows.
-        images: folder or archive that image paths are relative to.
-        follow_links: whether links under it may lead out of it.
-        stored: whether rows may hold pictures themselves, as those of `datasets` do.
     """
 
     def __init__(
         self,
-        path: Path,
-        fetch: Callable[[int], object],
+        path: Path,  # the annotation file or folder, for messages
+        fetch: Callable[[int], object],  # returns a row as stored, by its number; may raise `RowFault`
         index: Index,
         *,
-        images: Path | None = None,
-        follow_links: bool = False,
-        stored: bool = False,
+        images: Path | None = None,  # folder or archive that image paths are relative to
+        follow_links: bool = False,  # whether links under it may lead out of it
+        stored: bool = False,  # whether rows may hold pictures themselves, as those of `datasets` do
     ) -> None:
         self.path, self.index, self._fetch = path, index, fetch
         self.images, self.follow_links, self.stored = images, follow_links, stored
-        self.faults: Sequence[Finding] = ()
+        self.faults: Sequence[Finding] = ()  # what checks say is wrong with rows, which are then not `usable`
+        # `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`)
         self.sizes: np.ndarray | None = None
-        self.background = WHITE
+        self.background = WHITE  # what transparent pictures are put on, for checks of their colours
         self._ends: np.ndarray | None = None
-        self.held_out = np.zeros(len(index.fault), bool)
+        self.held_out = np.zeros(len(index.fault), bool)  # `(rows,)`, kept from training to be measured
 
     @property
     def sha256(self) -> str:
@@ -103,11 +90,9 @@ class Rows:
         return self.sizes[end - int(self.index.images[row]) : end].tolist()
 
     def batch_lengths(self, tokens_per_image: int | np.ndarray, max_length: int | None = None) -> np.ndarray:
-        """Return `(rows,)` int64, the estimated tokens that each row takes in a batch.
+        """Return `(rows,)` int64, the estimated tokens that each row takes in a batch, cut at `max_length`.
 
-        Args:
-            tokens_per_image: tokens of one image, or `(rows,)` those of all images of each row.
-            max_length: where longer rows are cut.
+        `tokens_per_image` are those of one image, or `(rows,)` those of all images of each row.
         """
         images = tokens_per_image
         if isinstance(images, int):
@@ -139,17 +124,10 @@ class Rows:
         return (self[row] for row in range(len(self)))
 
     def __getitem__(self, row: int) -> Sample:
-        """Return a row in normal form.
+        """Return a row in normal form; negative numbers count from the end.
 
-        Args:
-            row: the row's number, from 0; negative numbers count from the end.
-
-        Returns:
-            The sample.
-
-        Raises:
-            IndexError: If there is no such row.
-            ValueError: If the row cannot be trained on; names the row, its id and the file.
+        Raises IndexError if there is no such row, and ValueError, naming row, id and file, if it cannot be
+        trained on.
         """
         row = range(len(self))[row]
         try:
@@ -159,10 +137,9 @@ class Rows:
             raise RowFault(fault.code, f"row {row}{named} of {self.path}: {fault.detail}") from None
 
     def raw(self, row: int) -> RawRow:
-        """Return what the layout's reader makes of row `row`, its turns unchecked.
+        """Return what the layout's reader makes of a row, its turns unchecked.
 
-        Raises:
-            RowFault: `malformed_row` or `bad_roles`.
+        Raises RowFault `malformed_row` or `bad_roles`.
         """
         return read_row(self._fetch(row), stored=self.stored)
 
@@ -184,7 +161,6 @@ class Rows:
             yield from (text for role, text in turns if role == "assistant")
 
     def image_ref(self, image: object) -> ImageRef:
-        """Return where the picture of an image entry is."""
         return image_ref(image, self.images, follow_links=self.follow_links)
 
 
@@ -200,7 +176,6 @@ class Files:
         self.index = index
 
     def __call__(self, row: int) -> object:
-        """Return row `row`, parsed."""
         path = self.paths[bisect.bisect_right(self.index.starts, row) - 1]
         with open(path, "rb") as file:
             file.seek(int(self.index.offset[row]))
@@ -227,30 +202,20 @@ def row_files(path: Path) -> list[Path]:
 
 def open_rows(
     annotations: str | Path,
+    # Folder, zip or tar that image paths are relative to; `None` means the file's folder
     images: str | Path | None = None,
     *,
-    follow_links: bool = False,
-    min_rating: int | None = None,
-    workers: int = 1,
-    progress: Progress | None = None,
+    follow_links: bool = False,  # whether links in the image folder may lead out of it
+    min_rating: int | None = None,  # leave out rows that FineVision rates lower in anything
+    workers: int = 1,  # for the pass over a JSON file that has no index yet
+    progress: Progress | None = None,  # called during that pass
 ) -> Rows:
-    """Open training data for reading by row number.
+    """Open training data: `len(rows)` rows, `rows[i]` a `Sample`.
 
-    Args:
-        annotations: a `.json` (an array, or `{"data": [...]}`) or `.jsonl` file, or either as `.gz`; a folder
-            of them; a WebDataset `.tar` or a folder of them; a folder or file of Arrow or Parquet; a hub id.
-            `LAYOUTS` says what the rows may look like.
-        images: folder, zip or tar that image paths are relative to; `None` means the file's folder.
-        follow_links: whether links in the image folder may lead out of it.
-        min_rating: leave out rows that FineVision rates lower in anything.
-        workers: processes for the pass over a JSON file that has no index yet.
-        progress: called during that pass.
-
-    Returns:
-        The rows; `len(rows)`, `rows[i]` is a `Sample`.
-
-    Raises:
-        ValueError: If the file or the folder is missing, or there are no rows in it.
+    `annotations` is a `.json` (an array, or `{"data": [...]}`) or `.jsonl` file, or either as `.gz`; a folder
+    of them; a WebDataset `.tar` or a folder of them; a folder or file of Arrow or Parquet; a hub id.
+    `LAYOUTS` says what the rows may look like. Raises ValueError if the file or the folder is missing, or
+    there are no rows in it.
     """
     path = Path(annotations)
     files = row_files(path)
@@ -298,11 +263,7 @@ def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -
 
 
 def image_root(images: str | Path) -> Path:
-    """Return the folder or archive that pictures are in.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return the folder or archive that pictures are in; raises ValueError if there is none."""
     root = Path(images)
     if root.is_dir():
         return root

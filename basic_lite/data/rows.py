@@ -34,8 +34,7 @@ WHITE: str = "#ffffff"
 def colour(text: str) -> str:
     """Return a colour as `#rrggbb`.
 
-    Raises:
-        ValueError: In one line, if it is neither a name that HTML knows nor of that form.
+    Raises ValueError, in one line, if it is neither a name that HTML knows nor of that form.
     """
     from PIL import ImageColor
 
@@ -47,23 +46,14 @@ def colour(text: str) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a row.
+    """Something wrong with a row."""
 
-    Attributes:
-        row: its number, from 0.
-        id: its own name.
-        code: one of `basic_lite.data.rows.CODES`.
-        detail: one line for a person.
-        file: where several data sets are mixed, which one it is.
-        row_in_file: its number there.
-    """
-
-    row: int
-    id: str
-    code: str
-    detail: str
-    file: str = ""
-    row_in_file: int = 0
+    row: int  # its number, from 0
+    id: str  # its own name
+    code: str  # one of `CODES`
+    detail: str  # one line for a person
+    file: str = ""  # where several data sets are mixed, which one it is
+    row_in_file: int = 0  # its number there
 
     @property
     def where(self) -> str:
@@ -137,19 +127,12 @@ _NAME: str = f"{RowFault.__module__}.{RowFault.__qualname__}: "
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where the bytes of one picture are.
+    """Where the bytes of one picture are."""
 
-    Attributes:
-        name: the picture's path under `root`, as the row gives it; a label where `data` is given.
-        root: folder or archive that the path is relative to.
-        data: the encoded bytes themselves, for rows that carry them.
-        follow_links: whether links under `root` may lead out of it.
-    """
-
-    name: str
-    root: str | None = None
-    data: bytes | None = field(default=None, repr=False)
-    follow_links: bool = False
+    name: str  # path under `root`, as the row gives it; a label where `data` is given
+    root: str | None = None  # folder or archive that the path is relative to
+    data: bytes | None = field(default=None, repr=False)  # the encoded bytes, where rows carry them
+    follow_links: bool = False  # whether links under `root` may lead out of it
 
 
 @dataclass(frozen=True)
@@ -158,44 +141,26 @@ class Sample:
 
     The turns start with the user, alternate and end with the assistant; there is one `<image>` per image, in
     user turns. In an answer `<image>` is text.
-
-    Attributes:
-        id: the row's own name; not necessarily unique.
-        images: where the pictures are, in the order of their placeholders.
-        turns: `(role, text)` with role `"user"` or `"assistant"`.
-        source: which data set the row is from, empty where the file does not say.
-        silent: places of answers that carry no loss.
-        where: what messages call the row, where its number is not enough.
-        notes: codes of `ROW_NOTES` about what is not done as the row says.
     """
 
-    id: str
-    images: tuple[ImageRef, ...]
-    turns: list[Turn]
-    source: str = ""
-    silent: frozenset[int] = frozenset()
-    where: str = ""
-    notes: frozenset[str] = frozenset()
+    id: str  # not necessarily unique
+    images: tuple[ImageRef, ...]  # in the order of their placeholders
+    turns: list[Turn]  # `(role, text)` with role `"user"` or `"assistant"`
+    source: str = ""  # which data set the row is from, where the file says so
+    silent: frozenset[int] = frozenset()  # places of answers that carry no loss
+    where: str = ""  # what messages call the row, where its number is not enough
+    notes: frozenset[str] = frozenset()  # codes of `ROW_NOTES`: what is not done as the row says
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """What a layout's reader makes of a row, before the turns are checked.
-
-    Attributes:
-        id: the row's own name.
-        images: paths, encoded bytes, or `{"bytes", "path"}` mappings as `datasets` stores undecoded pictures.
-        turns: `(role, text)` in file order, roles not yet checked; `"system"` may come first.
-        source: which data set the row is from.
-        silent: places of answers that the row keeps from the loss.
-        notes: codes of `ROW_NOTES` about what is not done as the row says.
-    """
+    """What a layout's reader makes of a row, before the turns are checked; see `Sample`."""
 
     id: str
-    images: list[Any]
-    turns: list[Turn]
+    images: list[Any]  # paths, encoded bytes, or `{"bytes", "path"}` as `datasets` stores undecoded pictures
+    turns: list[Turn]  # in file order, roles not yet checked; `"system"` may come first
     source: str = ""
-    silent: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()  # places of answers that the row keeps from the loss
     notes: frozenset[str] = frozenset()
 
 
@@ -209,8 +174,6 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
 
 
 class NormalForm(NamedTuple):
-    """A row whose turns were checked; see `Sample`."""
-
     images: list[Any]
     turns: list[Turn]
     silent: frozenset[int]
@@ -227,13 +190,8 @@ def normal_form(raw: RawRow) -> NormalForm:
     A leading assistant turn is dropped, as LLaVA does. Placeholders move to the head of their user turn, each
     on a line of its own (`preprocess_multimodal` of LLaVA), but where a text names them they stay. Pictures
     of a row without any placeholder come in front of its first question, and so does a system text, since not
-    every LLM has a place for one.
-
-    Args:
-        raw: what the layout's reader made of the row.
-
-    Raises:
-        RowFault: `bad_roles`, `empty_answer`, `no_supervision` or `placeholder_mismatch`.
+    every LLM has a place for one. Raises RowFault `bad_roles`, `empty_answer`, `no_supervision` or
+    `placeholder_mismatch`.
     """
     turns, silent, notes = list(raw.turns), set(raw.silent), set(raw.notes)
     system = ""
@@ -428,8 +386,7 @@ def caption_row(row: Mapping[str, Any]) -> RawRow:
 def row_images(row: Mapping[str, Any]) -> list[Any]:
     """Return a row's pictures, from the first column of `IMAGE_COLUMNS` that has any.
 
-    Raises:
-        RowFault: `malformed_row` if another column has another number of them.
+    Raises RowFault `malformed_row` if another column has another number of them.
     """
     columns = {}
     for column in IMAGE_COLUMNS:
@@ -458,17 +415,9 @@ _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 def read_row(row: object, *, stored: bool = False) -> RawRow:
     """Read a row of any known layout.
 
-    Args:
-        row: the row as stored.
-        stored: whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
-            paths.
-
-    Returns:
-        Its id, images and turns.
-
-    Raises:
-        RowFault: `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row that says
-            so itself.
+    `stored` says whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
+    paths. Raises RowFault `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row
+    that says so itself.
     """
     if not isinstance(row, Mapping):
         raise RowFault("malformed_row", f"a row must be an object, got {type(row).__name__}")
@@ -507,7 +456,6 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
 
 
 def _entry(image: object, stored: bool) -> object:
-    """Return an image entry as a path, bytes, or `{"bytes", "path"}`."""
     if isinstance(image, Mapping) and not stored:  # in JSON only a path or a URL can stand there
         image = next((image[key] for key in ("path", "url", "image") if image.get(key) is not None), image)
     if isinstance(image, str) and image.startswith("data:"):

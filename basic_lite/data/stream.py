@@ -36,58 +36,37 @@ POSITION: str = "stream.json"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stream is read on: the start of a block, and how many of its shuffled rows were given.
+    """Where a stream is read on: the start of a block, and how many of its shuffled rows were given."""
 
-    Attributes:
-        step: optimizer steps before it.
-        turn: passes over the whole data before it.
-        shard: shards of this pass before it, in the pass's own order.
-        row: rows of that shard before the block.
-        number: rows of all passes before the block.
-        given: rows of the block that are used up.
-    """
-
-    step: int = 0
-    turn: int = 0
-    shard: int = 0
-    row: int = 0
-    number: int = 0
-    given: int = 0
+    step: int = 0  # optimizer steps before it
+    turn: int = 0  # passes over the whole data before it
+    shard: int = 0  # shards of this pass before it, in the pass's own order
+    row: int = 0  # rows of that shard before the block
+    number: int = 0  # rows of all passes before the block
+    given: int = 0  # rows of the block that are used up
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """A row of a stream.
+    """A row of a stream."""
 
-    Attributes:
-        number: how many rows were read before it.
-        sample: it, in normal form, its pictures not yet decoded.
-    """
-
-    number: int
-    sample: Sample
+    number: int  # how many rows were read before it
+    sample: Sample  # in normal form, its pictures not yet decoded
 
 
 class Stream:
     """A data set of the hub, or shards on a disk, that is read from its start to its end again and again.
 
-    Args:
-        source: hub id, or file or folder of Parquet, Arrow or WebDataset.
-        images: folder or archive that image paths are relative to, if rows hold paths.
-        follow_links: whether links under it may lead out of it.
-        min_rating: leave out rows that FineVision rates lower in anything.
-
-    Raises:
-        ValueError: In one line, if it cannot be opened.
+    Raises ValueError, in one line, if it cannot be opened.
     """
 
     def __init__(
         self,
-        source: Path,
-        images: Path | None = None,
+        source: Path,  # hub id, or file or folder of Parquet, Arrow or WebDataset
+        images: Path | None = None,  # folder or archive that image paths are relative to, if rows hold paths
         *,
-        follow_links: bool = False,
-        min_rating: int | None = None,
+        follow_links: bool = False,  # whether links under it may lead out of it
+        min_rating: int | None = None,  # leave out rows that FineVision rates lower in anything
     ) -> None:
         self.path, self.follow_links, self.min_rating = source, follow_links, min_rating
         self.images = None if images is None else image_root(images)
@@ -115,14 +94,9 @@ class Stream:
     def blocks(self, seed: int, begin: Position) -> Iterator[tuple[Position, list[Any]]]:
         """Yield blocks of rows as stored, with where each starts; pass after pass, without end.
 
-        Every pass goes through the shards in another order.
-
-        Args:
-            seed: of the order.
-            begin: from `Position`s that this gave; what was given of the block does not matter.
-
-        Raises:
-            ValueError: If a whole pass has no row, or reading fails; in one line.
+        Every pass goes through the shards in another order. `begin` is one of the `Position`s that this gave;
+        what was given of the block does not matter. Raises ValueError, in one line, if a whole pass has no
+        row, or reading fails.
         """
         shards, start = self.dataset.num_shards, replace(begin, given=0)
         while True:
@@ -191,11 +165,8 @@ def _read(rows: Any, path: Path) -> Iterator[Any]:
 def check_beginning(stream: Stream, stage: int) -> list[str]:
     """Look at the first rows of a stream, so that a layout that is not read ends a run before a model loads.
 
-    Returns:
-        A line for each note about them, with its count.
-
-    Raises:
-        ValueError: In one line, if most of them cannot be trained on, or there are none.
+    Returns a line for each note about them, with its count. Raises ValueError, in one line, if most of them
+    cannot be trained on, or there are none.
     """
     first = stream.beginning(100)
     faults = [row for row in first if isinstance(row, RowFault)]
@@ -220,13 +191,8 @@ SEEN, CUT, REPLACED, LEFT_OUT = range(4)
 class StreamedRows(Dataset):
     """Rows of a stream as token ids, labels and pixels.
 
-    A row that turns out bad when its picture is decoded is replaced by another one of its batch.
-
-    Args:
-        encoder: makes the items.
-        budget: share of the rows that may be bad; the next one raises.
-        bad_log: file that gets a line for each bad row.
-        workers: processes that encode.
+    A row that turns out bad when its picture is decoded is replaced by another one of its batch. `budget` is
+    the share of the rows that may be bad; the next one raises. `bad_log` gets a line for each of them.
     """
 
     def __init__(self, encoder: RowEncoder, budget: float, bad_log: Path | None, workers: int) -> None:
@@ -238,8 +204,7 @@ class StreamedRows(Dataset):
     def __getitems__(self, items: Sequence[Streamed]) -> list[dict[str, Any]]:
         """Return a batch's rows, encoded; see `SupervisedRows`.
 
-        Raises:
-            RowFault: If a row is bad and the budget is spent, or all of a batch are.
+        Raises RowFault if a row is bad and the budget is spent, or all of a batch are.
         """
         encoded: list[dict[str, Any] | None] = []
         faults: list[tuple[Streamed, RowFault]] = []
@@ -263,11 +228,7 @@ class StreamedRows(Dataset):
         return result
 
     def leave_out(self, number: int, name: str, fault: RowFault) -> None:
-        """Count and log a row that is in no batch.
-
-        Raises:
-            RowFault: If the budget is spent.
-        """
+        """Count and log a row that is in no batch; raises RowFault if the budget is spent."""
         self._count(LEFT_OUT, 1)
         self.note(Finding(number, name, fault.code, fault.detail), {})
 
@@ -299,26 +260,18 @@ class StreamBatches(Sampler[list[Streamed]]):
 
     The rows themselves are what this gives, in place of their numbers: one process reads the stream, and the
     workers encode what they are handed.
-
-    Args:
-        stream: the data.
-        dataset: counts what is left out.
-        step_rows: rows per optimizer step; the same ones whatever the batches' size.
-        batch_size: rows per batch.
-        steps: of the whole run.
-        seed: of the order.
-        begin: where a resumed run goes on. The batches before it come empty: the Trainer skips them unread.
     """
 
     def __init__(
         self,
         stream: Stream,
-        dataset: StreamedRows,
+        dataset: StreamedRows,  # counts what is left out
         *,
-        step_rows: int,
-        batch_size: int,
-        steps: int,
+        step_rows: int,  # rows per optimizer step; the same ones whatever the batches' size
+        batch_size: int,  # rows per batch
+        steps: int,  # of the whole run
         seed: int,
+        # Where a resumed run goes on; the batches before it come empty: the Trainer skips them unread
         begin: Position | None = None,
     ) -> None:
         assert step_rows % batch_size == 0, (step_rows, batch_size)
@@ -350,7 +303,6 @@ class StreamBatches(Sampler[list[Streamed]]):
                 yield [chosen[place] for place in order[at : at + self.batch_size]]
 
     def save(self, folder: Path, step: int) -> None:
-        """Write where the stream is read on after a step."""
         path = folder / POSITION
         path.write_text(json.dumps(asdict(self.positions[step])) + "\n", encoding="utf-8")
 
@@ -379,11 +331,7 @@ class StreamBatches(Sampler[list[Streamed]]):
 
 
 def read_position(checkpoint: Path) -> Position:
-    """Return where a checkpoint's stream is read on.
-
-    Raises:
-        ValueError: If it is not there.
-    """
+    """Return where a checkpoint's stream is read on; raises ValueError if it does not say."""
     path = checkpoint / POSITION
     if not path.is_file():
         raise ValueError(

@@ -18,37 +18,25 @@ class Template:
 
     The training text is `system`, then `user + answer + end + after` per exchange; loss is on `answer + end`.
     The generation prompt stops after `user`, which therefore ends with the assistant's header.
-
-    Attributes:
-        name: key in `TEMPLATES`.
-        system: written once, in front of the first exchange, unless the row has a system turn of its own.
-        user: a user turn and the assistant's header; `{}` stands for the user's text.
-        answer: an assistant turn; `{}` stands for its text.
-        end: special token that ends an answer, with loss.
-        after: written after every `end`, without loss.
-        between: written in front of every `user` but the first.
-        thought: written in front of the last answer, without loss: the empty thought of a family that drops
-            the thoughts of earlier answers from a conversation.
-        system_turn: how a system turn of the row is written in the place of `system`; `{}` stands for its
-            text. Empty for a family without system role: it then goes in front of the first question.
-        stop: more special tokens at which generation stops, where the tokenizer has them.
-        needs_bos: put BOS in front even if the tokenizer does not do so by itself.
-        caption: stage-1 form: one image and its caption, the user's words are dropped.
-        marks: which strings of this row are special tokens; in some families `<|user|>` is plain text.
     """
 
-    name: str
-    system: str
-    user: str
-    answer: str
-    end: str
-    after: str = ""
-    between: str = ""
+    name: str  # key in `TEMPLATES`
+    system: str  # written once, in front of the first exchange, unless the row has a system turn of its own
+    user: str  # a user turn and the assistant's header; `{}` stands for the user's text
+    answer: str  # an assistant turn; `{}` stands for its text
+    end: str  # special token that ends an answer, with loss
+    after: str = ""  # written after every `end`, without loss
+    between: str = ""  # written in front of every `user` but the first
+    # Written in front of the last answer, without loss: the empty thought of a family that drops the thoughts
+    # of earlier answers from a conversation
     thought: str = ""
+    # How a system turn of the row is written in the place of `system`; `{}` stands for its text. Empty for a
+    # family without system role: it then goes in front of the first question
     system_turn: str = ""
-    stop: tuple[str, ...] = ()
-    needs_bos: bool = False
-    caption: bool = False
+    stop: tuple[str, ...] = ()  # more special tokens at which generation stops, where the tokenizer has them
+    needs_bos: bool = False  # put BOS in front even if the tokenizer does not do so by itself
+    caption: bool = False  # stage-1 form: one image and its caption, the user's words are dropped
+    # Which strings of this row are special tokens; in some families `<|user|>` is plain text
     marks: re.Pattern[str] = SPECIAL
 
     def special(self) -> list[str]:
@@ -174,11 +162,7 @@ TEMPLATES: dict[str, Template] = {row.name: row for row in _ROWS}
 
 
 def template_of(template: Template | str) -> Template:
-    """Return a template, or the one of that name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return a template, or the one of that name; raises ValueError if there is none."""
     if isinstance(template, Template):
         return template
     if template not in TEMPLATES:

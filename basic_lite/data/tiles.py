@@ -40,19 +40,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Block:
-    """What one picture takes in a row: the whole picture's patches, then lines that end with a newline.
+    """What one picture takes in a row: the whole picture's patches, then lines that end with a newline."""
 
-    Attributes:
-        base: patches of the whole picture.
-        rows: lines of the tiles' patches.
-        columns: patches of a line.
-        squares: squares of pixels: the whole picture and its tiles.
-    """
-
-    base: int
-    rows: int
-    columns: int
-    squares: int
+    base: int  # patches of the whole picture
+    rows: int  # lines of the tiles' patches
+    columns: int  # patches of a line
+    squares: int  # of pixels: the whole picture and its tiles
 
     @property
     def tokens(self) -> int:
@@ -73,31 +66,19 @@ class Block:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The grids that a picture may be cut into.
+    """The grids that a picture may be cut into."""
 
-    Attributes:
-        side: of the tower's square input in pixels.
-        across: patches along that side.
-        grids: rows and columns of tiles; the first of several that show a picture equally well is taken.
-    """
-
-    side: int
-    across: int
+    side: int  # of the tower's square input in pixels
+    across: int  # patches along that side
+    # Rows and columns of tiles; the first of several that show a picture equally well is taken
     grids: tuple[Size, ...]
 
     @classmethod
     def up_to(cls, tiles: int, side: int, patch_size: int) -> Tiling:
         """Return the grids of 2 to `tiles` tiles; of 4 they are the five of the published LLaVA-NeXT.
 
-        No side is longer than 3 tiles, or than one more than that of the largest square.
-
-        Args:
-            tiles: the most.
-            side: of the tower's input in pixels.
-            patch_size: side of a patch in pixels.
-
-        Raises:
-            ValueError: If `tiles` is below 2.
+        No side is longer than 3 tiles, or than one more than that of the largest square. `side` of the
+        tower's input and `patch_size` are in pixels. Raises ValueError if `tiles` is below 2.
         """
         if tiles < 2:
             raise ValueError(f"a grid has at least 2 tiles, got {tiles}")
@@ -108,7 +89,6 @@ class Tiling:
 
     @classmethod
     def of_config(cls, config: Any) -> Tiling:
-        """Return the grids of a `LlavaNextConfig`."""
         side = config.vision_config.image_size
         grids = tuple((height // side, width // side) for height, width in config.image_grid_pinpoints)
         return cls(side, side // config.vision_config.patch_size, grids)
@@ -124,22 +104,15 @@ class Tiling:
         return height // self.side, width // self.side
 
     def block(self, size: Size) -> Block:
-        """Return what a picture of this size takes in a row."""
         return _block(self, size)
 
     def blocks(self, sizes: Sequence[Sequence[int]]) -> list[Block]:
-        """Return what pictures take, by their heights and widths."""
         return [_block(self, (int(height), int(width))) for height, width in sizes]
 
     def in_order(self, values: torch.Tensor, size: Size) -> torch.Tensor:
-        """Return one value for each patch of a picture, in the order that the patches have in a row.
+        """Return one value for each patch of a picture, `(patches,)`, in the order that they have in a row.
 
-        Args:
-            values: `(squares, across, across)`, of the patches of all squares.
-            size: height and width of the picture.
-
-        Returns:
-            `(patches,)`.
+        `values` are `(squares, across, across)`, of the patches of all squares; `size` is the picture's.
         """
         block, (down, right) = self.block(size), self.grid(size)
         whole, tiles = values[0], values[1:]
@@ -180,11 +153,7 @@ def _block(tiling: Tiling, size: Size) -> Block:
 
 @dataclass(frozen=True)
 class TiledTransform(ImageTransform):
-    """From a picture to its squares of pixels: the whole one, then its tiles row by row.
-
-    Attributes:
-        tiling: the grids.
-    """
+    """From a picture to its squares of pixels: the whole one, then its tiles row by row."""
 
     tiling: Tiling = field(kw_only=True)
 
@@ -195,7 +164,7 @@ class TiledTransform(ImageTransform):
         return cls(**values | {"aspect": "squash", "shortest_edge": None}, tiling=tiling)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Return the squares as uint8 `(squares, 3, size, size)`; arguments as of `ImageTransform`."""
+        """Return the squares as uint8 `(squares, 3, size, size)`."""
         image = self.upright(image)
         down, right = self.tiling.grid((image.height, image.width))
         height, width = down * self.size, right * self.size
@@ -214,8 +183,7 @@ class TiledTransform(ImageTransform):
 def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
     """Return the squares of several pictures in one tensor, `(squares, 3, h, w)`; `None` without a picture.
 
-    Args:
-        pictures: `(3, h, w)` each, or with tiles `(squares, 3, h, w)`.
+    `pictures` are `(3, h, w)` each, or with tiles `(squares, 3, h, w)`.
     """
     if not pictures:
         return None
@@ -228,13 +196,8 @@ def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
 def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.ndarray:
     """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
 
-    Every picture is opened once, none decoded but those that `exif` turns, and the table is kept where the
-    index is. A picture that cannot be read is 0 x 0 there; training meets it as a bad row.
-
-    Args:
-        rows: from `open_rows`.
-        workers: processes that read.
-        exif: of the transform.
+    Every picture is opened once, none decoded but those that the transform's `exif` turns, and the table is
+    kept where the index is. A picture that cannot be read is 0 x 0 there; training meets it as a bad row.
     """
     if rows.parts[0] is not rows:  # each keeps its own
         return np.concatenate([picture_sizes(part, workers, exif) for part in rows.parts])
@@ -262,8 +225,6 @@ _CHUNK = 256
 
 
 class _Measuring:
-    """Measures the pictures of runs of rows; one in every process."""
-
     def __init__(self, rows: Rows, exif: Exif) -> None:
         self.rows = rows
         self.exif: Exif = exif
@@ -290,10 +251,7 @@ def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
 def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.ndarray:
     """Return `(rows,)` int64, the image tokens of every row.
 
-    Args:
-        images: `(rows,)` pictures of each row.
-        sizes: of the pictures, from `picture_sizes`.
-        tiling: the grids.
+    `images` are `(rows,)` pictures of each row, `sizes` those that `picture_sizes` returns.
     """
     different, which = np.unique(sizes, axis=0, return_inverse=True)
     tokens = np.array([block.tokens for block in tiling.blocks(different.tolist())], np.int64)

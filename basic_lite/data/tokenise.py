@@ -67,7 +67,6 @@ class Encoder:
         self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers come again and again
 
     def start(self, template: Template) -> list[int]:
-        """Return BOS, where the tokenizer or the template wants it."""
         return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []
 
     def walk(
@@ -114,11 +113,7 @@ def encoder_of(template: Template, tokenizer: Any, image_token_id: int) -> Encod
 
 
 def backend_of(tokenizer: Any) -> Any:
-    """Return the backend of a fast tokenizer.
-
-    Raises:
-        ValueError: If it is a slow one.
-    """
+    """Return the backend of a fast tokenizer; raises ValueError if it is a slow one."""
     if not hasattr(tokenizer, "backend_tokenizer"):
         name = type(tokenizer).__name__
         raise ValueError(f"{name} is not a fast tokenizer: choose an LLM that comes with a tokenizer.json")
@@ -131,18 +126,11 @@ def specification(backend: Any) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
-    """See that each id that a row of data may get has a row in the embedding matrix.
+    """See that each id that a row of data may get has one of the `rows` of the embedding matrix.
 
     A special token that nothing here writes may lie beyond: Gemma 3's text models come with the picture token
-    of their larger siblings, and data that spell it stay text.
-
-    Args:
-        tokenizer: of the LLM.
-        template: of the conversations.
-        rows: of the matrix.
-
-    Raises:
-        ValueError: If one has none, as after adding a padding token to the tokenizer alone.
+    of their larger siblings, and data that spell it stay text. Raises ValueError if an id has no row, as
+    after adding a padding token to the tokenizer alone.
     """
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -161,8 +149,7 @@ def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
 def special_id(template: Template, known: dict[str, int], text: str) -> int:
     """Return the id of one of the template's special tokens.
 
-    Raises:
-        ValueError: If the tokenizer does not have it as one token.
+    Raises ValueError if the tokenizer does not have it as one token.
     """
     if text not in known:
         raise ValueError(

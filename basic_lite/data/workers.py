@@ -35,24 +35,13 @@ def shared_heap() -> Iterator[None]:
 
 
 def in_processes(work: Callable[..., Any], jobs: Sequence[Any], workers: int, *given: Any) -> Iterator[Any]:
-    """Yield `work(job)` for every job, in order.
+    """Yield `work(job)` for every job, in order; raises RuntimeError if processes cannot be started at all.
 
-    Processes are spawned, not forked: the caller may hold threads or a GPU. Only the caller hears an
-    interrupt; the processes finish what they are at.
-
-    Args:
-        work: done in another process; a function or class of a module.
-        jobs: what to do it with.
-        workers: how many processes.
-        given: what large things the work needs: each process then calls `work(*given)` once, and does
-            with jobs what that returns.
-
-    Yields:
-        The results. `BrokenProcessPool` after the n-th means that a later job took its process down, most
-        likely one of the next few.
-
-    Raises:
-        RuntimeError: If processes cannot be started at all.
+    Processes are spawned, not forked: the caller may hold threads or a GPU; `work` is a function or class of
+    a module. With `given`, the large things that the work needs, each process calls `work(*given)` once, and
+    does with jobs what that returns. Only the caller hears an interrupt; the processes finish what they are
+    at. `BrokenProcessPool` after the n-th result means that a later job took its process down, most likely
+    one of the next few.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work, given)) as pool:
         with _deaf():

@@ -38,49 +38,30 @@ ROTATION = 1_000_000
 
 @dataclass(frozen=True)
 class World:
-    """Where the files of a written world are.
+    """Where the files of a written world are."""
 
-    Attributes:
-        stage1: LLaVA JSON of captions.
-        stage2: LLaVA JSON of conversations.
-        images: Folder that the JSON files' image paths start from.
-        mmbench: The MMBench TSV of each language.
-    """
-
-    stage1: Path
-    stage2: Path
-    images: Path
-    mmbench: dict[Language, Path]
+    stage1: Path  # LLaVA JSON of captions
+    stage2: Path  # LLaVA JSON of conversations
+    images: Path  # folder that the JSON files' image paths start from
+    mmbench: dict[Language, Path]  # the MMBench TSV of each language
 
 
 def world_in(folder: Path) -> World:
-    """Return where the files of a world are in its folder."""
     benchmarks: dict[Language, Path] = {"en": folder / "mmbench_en.tsv", "zh": folder / "mmbench_cn.tsv"}
     return World(folder / "stage1.json", folder / "stage2.json", folder, benchmarks)
 
 
 def write_world(
-    folder: Path,
+    folder: Path,  # created when missing
     seed: int = 0,
-    captions: int = 1000,
-    conversations: int = 1000,
-    questions: int = 280,
+    captions: int = 1000,  # rows of stage 1
+    conversations: int = 1000,  # rows of stage 2
+    questions: int = 280,  # MMBench questions per language, before rotations; kinds take turns
+    # How many of the eight colours, and of the eight shapes, captions speak of. Pictures show all of them; a
+    # thing of another colour or shape is left out of its caption
     named: int = len(COLOURS),
 ) -> World:
-    """Write the data set of both stages and both benchmarks.
-
-    Args:
-        folder: Where to; created when missing.
-        seed: Seed of every scene and sentence; the same seed writes the same files.
-        captions: Rows of stage 1.
-        conversations: Rows of stage 2.
-        questions: MMBench questions per language, before rotations; kinds take turns.
-        named: how many of the eight colours, and of the eight shapes, captions speak of. Pictures show all of
-            them; a thing of another colour or shape is left out of its caption.
-
-    Returns:
-        Where everything is.
-    """
+    """Write the data set of both stages and both benchmarks; the same seed writes the same files."""
     world = world_in(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)

@@ -14,19 +14,13 @@ from basic_lite.data.world.scenes import EVERY_PAIR, HELD_OUT, SEEN, Scene, Thin
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer.
-
-    Attributes:
-        about: For each noun of the question the things that it fits.
-        nouns: The nouns; empty for a description.
-        describes: Whether a description of everything is asked for.
-    """
+    """A question and its answer."""
 
     question: str
     answer: str
-    about: tuple[tuple[Thing, ...], ...] = ()
-    nouns: tuple[Noun, ...] = ()
-    describes: bool = False
+    about: tuple[tuple[Thing, ...], ...] = ()  # for each noun of the question the things that it fits
+    nouns: tuple[Noun, ...] = ()  # empty for a description
+    describes: bool = False  # whether a description of everything is asked for
 
 
 def turns_about(
@@ -63,7 +57,6 @@ def turns_about(
 
 
 def dialogue(scene: Scene, turns: int, rng: random.Random) -> list[tuple[str, str]]:
-    """Return `turns_about` a scene as pairs of question and answer."""
     return [(turn.question, turn.answer) for turn in turns_about(scene, turns, rng)]
 
 

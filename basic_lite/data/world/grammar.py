@@ -110,19 +110,12 @@ _ASK = {
 
 @dataclass(frozen=True)
 class Ask:
-    """A question in words.
+    """A question in words."""
 
-    Attributes:
-        kind: The kind of its query.
-        text: The question.
-        answer: The short answer.
-        options: The answers to choose from, the right one among them; empty for an open question.
-    """
-
-    kind: str
+    kind: str  # of its query
     text: str
-    answer: str
-    options: tuple[str, ...] = ()
+    answer: str  # the short answer
+    options: tuple[str, ...] = ()  # to choose from, the right one among them; empty for an open question
 
 
 def caption(scene: Scene, language: Language, rng: random.Random, full: bool = True) -> str:
@@ -135,13 +128,8 @@ def caption_pieces(
 ) -> list[tuple[str, Thing | None]]:
     """Return a caption in pieces: joined they are its text, and each thing is described in one piece.
 
-    Args:
-        scene: The scene.
-        language: `"en"` or `"zh"`.
-        rng: Source of the order, the sentence forms and the synonyms.
-        full: If true every thing has its size, colour, shape and place; if false sizes or places may be left
-            out.
-        shuffle: If false the things come in the scene's own order.
+    Without `full` sizes or places may be left out; without `shuffle` the things come in the scene's own
+    order.
     """
     things = list(scene.things)
     if shuffle:
@@ -224,7 +212,6 @@ def noun_phrase(noun: Noun, language: Language, rng: random.Random, many: bool =
 
 
 def ask(query: Query, language: Language, rng: random.Random) -> Ask:
-    """Word a query as an open question."""
     many = query.form in ("count", "more")
     nouns = [noun_phrase(noun, language, rng, many) for noun in query.nouns]
     if language == "en" and not many:
@@ -245,7 +232,6 @@ def choose(query: Query, language: Language, rng: random.Random, most: int = 4) 
 
 
 def answer_word(query: Query, value: str | int | Noun, language: Language) -> str:
-    """Word one possible answer of a query."""
     if not isinstance(value, tuple):
         return word(query.answer[0], value, language)
     colour, shape = dict(value)["colour"], dict(value)["shape"]
@@ -259,7 +245,6 @@ def with_options(question: Ask, language: Language) -> str:
 
 
 def letter(question: Ask) -> str:
-    """Return the letter of the right option."""
     return "ABCD"[question.options.index(question.answer)]
 
 

@@ -55,14 +55,9 @@ _NAMED: dict[str, tuple[str, str]] = {
 
 
 def named_by(token: str) -> tuple[str, str] | None:
-    """Return the attribute value that a vocabulary token names, or None.
+    """Return the attribute and value that a token's text (`" red"`, `"Red"`, `"红"`) names, or `None`.
 
-    Args:
-        token: Decoded text of one token, as in `" red"`, `"Red"` or `"红"`.
-
-    Returns:
-        A pair of attribute (`colour`, `shape`, `size`, `row`, `column`, or `place` for the middle of either)
-        and value.
+    Attributes are `colour`, `shape`, `size`, `row` and `column`, and `place` for the middle of either.
     """
     return _NAMED.get(token.strip().lower())
 
@@ -87,15 +82,9 @@ def is_meaningful(token: str, thing: Thing | None) -> bool:
 
 
 def word(attribute: str, value: str | int, language: Language) -> str:
-    """Return the word for an attribute value as a short answer.
+    """Return the word for an attribute value as a short answer, for instance `"red"`, `"左上角"` or `"两个"`.
 
-    Args:
-        attribute: `colour`, `shape`, `place`, `number`, `side` or `truth`.
-        value: A value of it; a number is 0 to 4, a truth is `yes` or `no`.
-        language: `"en"` or `"zh"`.
-
-    Returns:
-        The word, for instance `"red"`, `"左上角"` or `"两个"`.
+    `attribute` is `colour`, `shape`, `place`, `number` (0 to 4), `side` or `truth` (`yes` or `no`).
     """
     if attribute == "number":
         return NUMBER_EN[int(value)] if language == "en" else NUMBER_ZH[int(value)] + "个"
@@ -107,5 +96,4 @@ def word(attribute: str, value: str | int, language: Language) -> str:
 
 
 def size_word(size: str, language: Language, rng: random.Random) -> str:
-    """Return a word for a size; English has two for each."""
     return rng.choice(SIZE_EN[size]) if language == "en" else SIZE_ZH[size]

@@ -32,25 +32,17 @@ Noun = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Query:
-    """One question about a scene.
+    """One question about a scene."""
 
-    Attributes:
-        kind: One of `KINDS`.
-        form: Which sentence of that kind: the key of `grammar`'s templates.
-        nouns: The things that it speaks of, in order.
-        answer: Attribute and value; a noun phrase answer has the attribute `noun` and the value is a `Noun`.
-        choices: The answer and wrong answers of the same attribute, at least two in all.
-    """
-
-    kind: str
-    form: str
-    nouns: tuple[Noun, ...]
-    answer: tuple[str, str | int | Noun]
+    kind: str  # one of `KINDS`
+    form: str  # which sentence of that kind: the key of `grammar`'s templates
+    nouns: tuple[Noun, ...]  # the things that it speaks of, in order
+    answer: tuple[str, str | int | Noun]  # attribute and value; of a noun phrase `noun` and a `Noun`
+    # The answer and wrong ones of the same attribute, at least two in all
     choices: tuple[str | int | Noun, ...]
 
 
 def fits(thing: Thing, noun: Noun) -> bool:
-    """Return whether all attributes of the noun hold of the thing."""
     return all(getattr(thing, attribute) == value for attribute, value in noun)
 
 
@@ -158,16 +150,10 @@ def comparison_queries(scene: Scene, rng: random.Random) -> list[Query]:
 def queries(
     scene: Scene, rng: random.Random, pairs: frozenset[tuple[str, str]], kinds: tuple[str, ...] = KINDS
 ) -> dict[str, list[Query]]:
-    """Return all queries about a scene by kind, balanced between yes and no where a kind asks that.
+    """Return all queries about a scene by kind, in random order, yes and no balanced where a kind asks that.
 
-    Args:
-        scene: The scene.
-        rng: Source of the wrong answers and of the balancing.
-        pairs: Colour and shape pairs that a question may speak of beyond those shown.
-        kinds: Which kinds to return.
-
-    Returns:
-        For each kind its queries in random order; a kind that the scene does not allow has an empty list.
+    Questions may speak of the colour and shape `pairs` beyond those shown. A kind that the scene does not
+    allow has an empty list.
     """
     every = attribute_queries(scene) + count_queries(scene, rng) + relation_queries(scene, rng)
     every += existence_queries(scene, rng, pairs) + comparison_queries(scene, rng)

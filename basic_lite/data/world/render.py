@@ -50,17 +50,11 @@ _GROUND = (
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn scene.
+    """A drawn scene."""
 
-    Attributes:
-        image: RGB, `SIDE` x `SIDE`.
-        thing: For each patch, row by row, the index of the thing that covers most of it, or -1.
-        share: For each patch the share of its area that this thing covers, 0 to 1.
-    """
-
-    image: Image.Image
-    thing: tuple[int, ...]
-    share: tuple[float, ...]
+    image: Image.Image  # RGB, `SIDE` x `SIDE`
+    thing: tuple[int, ...]  # for each patch, row by row, the index of the thing that covers most of it, or -1
+    share: tuple[float, ...]  # for each patch the share of its area that this thing covers, 0 to 1
 
 
 def render(scene: Scene) -> Picture:
@@ -97,14 +91,9 @@ def _draw(scene: Scene) -> tuple[Image.Image, np.ndarray]:
 
 
 def outline(shape: str, radius: float) -> list[tuple[float, float]]:
-    """Return a shape's corners around the origin; `ring` is the outer edge of a ring.
+    """Return a shape's corners around the origin, y downwards; `ring` is the outer edge of a ring.
 
-    Args:
-        shape: One of `SHAPES`.
-        radius: Half of the size; all shapes of one radius look about equally large.
-
-    Returns:
-        Corners in order, y downwards.
+    `radius` is half of the size; all shapes of one radius look about equally large.
     """
     full = 2 * math.pi
     if shape in ("circle", "ring"):
@@ -177,7 +166,6 @@ def _shade(colour: tuple[int, int, int], rng: random.Random, spread: int) -> tup
 
 
 def _background(texture: str, rng: random.Random) -> Image.Image:
-    """Return a muted texture, `SIDE` x `SIDE`."""
     ground = _shade(rng.choice(_GROUND), rng, 8)
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
     angle = rng.uniform(0, math.pi)

@@ -28,21 +28,13 @@ PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom lef
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene.
+    """One object of a scene."""
 
-    Attributes:
-        colour: One of `COLOURS`.
-        shape: One of `SHAPES`.
-        size: One of `SIZES`.
-        row: Row of its cell, 0 at the top.
-        column: Column of its cell, 0 at the left.
-    """
-
-    colour: str
-    shape: str
-    size: str
-    row: int
-    column: int
+    colour: str  # one of `COLOURS`
+    shape: str  # one of `SHAPES`
+    size: str  # one of `SIZES`
+    row: int  # of its cell, 0 at the top
+    column: int  # of its cell, 0 at the left
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -57,17 +49,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole scene.
+    """A whole scene."""
 
-    Attributes:
-        things: One to four things in different cells.
-        texture: Kind of background, one of `TEXTURES`. No caption or question speaks of it.
-        seed: Seed of all that a picture shows and no sentence says: jitter, tilt, shades.
-    """
-
-    things: tuple[Thing, ...]
-    texture: str
-    seed: int
+    things: tuple[Thing, ...]  # one to four, in different cells
+    texture: str  # of the background, one of `TEXTURES`; no caption or question speaks of it
+    seed: int  # of all that a picture shows and no sentence says: jitter, tilt, shades
 
 
 def sample_scene(
@@ -76,16 +62,9 @@ def sample_scene(
     most: int = 4,
     pairs: frozenset[tuple[str, str]] = SEEN,
 ) -> Scene:
-    """Draw a scene.
+    """Draw a scene of 1 to `most` (at most 4) things in random order.
 
-    Args:
-        rng: Source of all choices.
-        held_out: If true, at least one thing is of a held-out pair.
-        most: The largest number of things, 1 to 4.
-        pairs: What all other things are drawn from.
-
-    Returns:
-        The scene; its things are in random order.
+    With `held_out` at least one thing is of a held-out pair; all others are drawn from `pairs`.
     """
     count = rng.choices((1, 2, 3, 4)[:most], weights=(1, 3, 4, 4)[:most])[0]
     drawn = rng.sample(sorted(pairs), count)

@@ -26,19 +26,12 @@ HELD_OUT: str = "held_out.json"
 
 
 class Plates(NamedTuple):
-    """Where signs of one size can be, in patches.
+    """Where signs of one size can be, in patches."""
 
-    Attributes:
-        width: of a sign.
-        height: of a sign.
-        columns: where it begins in each column of the grid.
-        rows: where it begins in each row.
-    """
-
-    width: int
-    height: int
-    columns: tuple[int, int, int]
-    rows: tuple[int, int, int]
+    width: int  # of a sign
+    height: int  # of a sign
+    columns: tuple[int, int, int]  # where it begins in each column of the grid
+    rows: tuple[int, int, int]  # where it begins in each row
 
 
 PLATES: dict[str, Plates] = {
@@ -51,19 +44,12 @@ PLATES: dict[str, Plates] = {
 
 @dataclass(frozen=True)
 class Sign:
-    """A plate with a word.
+    """A plate with a word."""
 
-    Attributes:
-        word: one of `WORDS`.
-        row: of its cell.
-        column: of its cell.
-        plates: its size, and where it stands in its cell.
-    """
-
-    word: str
-    row: int
-    column: int
-    plates: Plates = PLATES["large"]
+    word: str  # one of `WORDS`
+    row: int  # of its cell
+    column: int  # of its cell
+    plates: Plates = PLATES["large"]  # its size, and where it stands in its cell
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -87,7 +73,6 @@ def put_sign(scene: Scene, rng: random.Random, size: str = "large") -> Sign:
 
 
 def render_with(scene: Scene, sign: Sign) -> Image.Image:
-    """Draw a scene with its sign in front."""
     image = render(scene).image.copy()
     left, top, right, bottom = sign.box
     plate = Image.new("RGB", ((right - left) * SCALE, (bottom - top) * SCALE), (246, 244, 236))
@@ -102,14 +87,10 @@ def render_with(scene: Scene, sign: Sign) -> Image.Image:
 
 
 def write_signs(folder: Path, seed: int, captions: int, held_out: int, size: str = "large") -> None:
-    """Write `stage1.json`, `held_out.json` and their pictures.
+    """Write `stage1.json`, `held_out.json` and their pictures into a folder, created when missing.
 
-    Args:
-        folder: where to; created when missing.
-        seed: of every scene, sign and sentence.
-        captions: rows to train on.
-        held_out: rows to measure on, each with a pair of colour and shape that training never shows.
-        size: of the signs, of `PLATES`.
+    `captions` are rows to train on, `held_out` rows to measure on, each with a pair of colour and shape that
+    training never shows. `size` of the signs is one of `PLATES`.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name, count, new in (("stage1.json", captions, False), (HELD_OUT, held_out, True)):

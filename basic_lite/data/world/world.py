@@ -29,20 +29,14 @@ def is_embedded(llm: str) -> bool:
 def world_beside(run: Path, say: Callable[[str], None] | None) -> World:
     """Return the world in the folder that a run's folder is in, and draw it first where it is missing.
 
-    Args:
-        run: Run folder.
-        say: Takes one line for the user; `None` draws nothing and only says where the world would be.
+    `say` takes one line for the user; `None` draws nothing and only says where the world would be.
     """
     folder = run.parent / FOLDER
     return world_in(folder) if say is None else world_at(folder, say)
 
 
 def questions_beside(run: Path, benchmark: str, say: Callable[[str], None]) -> Path:
-    """Return the embedded world's file of a benchmark's format, for a run.
-
-    Raises:
-        ValueError: If the world has none of that benchmark.
-    """
+    """Return a run's file of the embedded world in a benchmark's format; raises ValueError if it has none."""
     languages: dict[str, Language] = {"mmbench": "en", "mmbench-cn": "zh"}
     language = languages.get(benchmark)
     if language is None:
