@@ -17,29 +17,20 @@ Training = Literal["projector", "adapters", "decoder"]
 
 @dataclass(frozen=True)
 class Held:
-    """How a decoder is held and what of it is trained.
+    """How a decoder is held and what of it is trained."""
 
-    Attributes:
-        bits: of its linear layers: 4, 8 or 16.
-        training: `"projector"` (stage 1), `"adapters"` (stage 2 with LoRA), `"decoder"` (stage 2 without).
-        rank: of the adapters.
-        dropout: in front of the adapters.
-        half: bf16 activations (else fp32).
-        fused: Liger's norms, gated MLPs and rotary embedding where the family has them, as on a GPU.
-        streamlined: layers in few operations where the family's are known; never the last one.
-    """
-
-    bits: int = 4
+    bits: int = 4  # of its linear layers: 4, 8 or 16
+    # `"projector"` (stage 1), `"adapters"` (stage 2 with LoRA), `"decoder"` (stage 2 without)
     training: Training = "projector"
-    rank: int = zoo.RANK
-    dropout: float = zoo.DROPOUT
-    half: bool = True
+    rank: int = zoo.RANK  # of the adapters
+    dropout: float = zoo.DROPOUT  # in front of the adapters
+    half: bool = True  # bf16 activations (else fp32)
+    # Liger's norms, gated MLPs and rotary embedding where the family has them, as on a GPU
     fused: bool = False
-    streamlined: bool = True
+    streamlined: bool = True  # layers in few operations where the family's are known; never the last one
 
     @property
     def width(self) -> int:
-        """Bytes of an activation."""
         return 2 if self.half else 4
 
     @property
@@ -69,14 +60,10 @@ def keeps_inputs_alone(size: DecoderSize, held: Held) -> bool:
 
 
 def kept_per_token(size: DecoderSize, held: Held, row: int = 0) -> float:
-    """Bytes per token that a layer keeps when it is not recomputed.
+    """Bytes per token that a layer keeps when it is not recomputed, in rows of `row` tokens.
 
-    Some families keep a little more once for all rows: GLM-4's repeated cosines, Ministral's scales.
-
-    Args:
-        size: of the decoder.
-        held: how it is held.
-        row: tokens per row: what is longer than a sliding window needs masks.
+    A row that is longer than a sliding window needs masks. Some families keep a little more once for all
+    rows: GLM-4's repeated cosines, Ministral's scales.
     """
     norms = _norms(size, held) + _head_norms(size, held)
     return norms + _attention(size, held, row) + _mlp(size, held) + _inputs(size, held)
@@ -121,11 +108,7 @@ def norm_bytes(size: DecoderSize, held: Held, after: bool = False) -> int:
 
     Liger's keeps its input as it came, and the root. A layer norm of torch's (StableLM) keeps the widened
     input, mean and root; Cohere's the centred input, once for the variance and once for the quotient.
-
-    Args:
-        size: of the decoder.
-        held: how it is held.
-        after: its input comes from attention or the MLP, and so in the precision of products.
+    `after`: the input comes from attention or the MLP, and so in the precision of products.
     """
     given = held.width if after else held.stream
     if keeps_inputs_alone(size, held):
@@ -146,10 +129,7 @@ def _norms(size: DecoderSize, held: Held) -> int:
 
 
 def _head_norms(size: DecoderSize, held: Held) -> int:
-    """As `norm_bytes`, of query and key: what the projections gave, and a root per head or for all.
-
-    Liger has none over all heads at once.
-    """
+    """As `norm_bytes`, of query and key, a root per head or for all; Liger has none over all at once."""
     if not size.head_norms:
         return 0
     if is_fused(size, held) and not size.whole_norms:
@@ -205,15 +185,9 @@ def _inputs(size: DecoderSize, held: Held) -> int:
 def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: int) -> float:
     """Bytes that the last layer keeps, which runs for supervised rows only (see `last_layer`).
 
-    Keys and values are made for all tokens, and widened to all heads, because a mask stands in the way of
-    sdpa's grouped kernels; everything else is made for the supervised rows.
-
-    Args:
-        size: of the decoder.
-        held: how it is held.
-        tokens: B * S.
-        rows: supervised rows, padding among them included.
-        mask: elements of the mask: one per row and token that it could see.
+    Keys and values are made for all B * S `tokens`, and widened to all heads, because a mask stands in the
+    way of sdpa's grouped kernels; everything else is made for the supervised `rows`, padding among them
+    included. `mask` counts the mask's elements: one per row and token that it could see.
     """
     held = replace(held, streamlined=False)
     width, grouped = held.width, size.capped or size.heads == size.kv_heads

@@ -55,14 +55,9 @@ class Halves:
         self.most: int | None = None
 
     def __call__(self, work: Callable[[list[Row]], list[Result]], rows: list[Row]) -> list[Result]:
-        """Return one result per row.
+        """Return one result per row, in order; raises ValueError if a single row does not fit.
 
-        Args:
-            work: on some of the rows, in order; may raise `torch.OutOfMemoryError`.
-            rows: at least one.
-
-        Raises:
-            ValueError: If a single row does not fit.
+        `work` takes some of the rows, at least one, and may raise `torch.OutOfMemoryError`.
         """
         results: list[Result] = []
         while len(results) < len(rows):
@@ -95,10 +90,9 @@ def parameters_of(config: PretrainedConfig) -> int:
 
 
 def check_whole_decoder_fits(config: PretrainedConfig, device: torch.device | str) -> None:
-    """Refuse to tune a whole decoder where weights, gradients and optimizer alone exceed the memory.
+    """Raise ValueError where weights, gradients and optimizer of a whole decoder exceed the memory.
 
-    Raises:
-        ValueError: With both figures and what to do, before anything is loaded.
+    It names both figures and what to do, before anything is loaded.
     """
     needed, free = _BYTES_PER_TUNED * parameters_of(config), available_bytes(device)
     if needed > free:

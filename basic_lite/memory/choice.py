@@ -42,35 +42,21 @@ WORKSPACES: tuple[int, ...] = (256 << 20, 128 << 20, LEAST_BYTES)
 
 @dataclass(frozen=True)
 class Row:
-    """A stage on a card; `--json` gives exactly these.
+    """A stage on a card; `--json` gives exactly these."""
 
-    Attributes:
-        stage: as it is typed.
-        model: name or folder of the decoder.
-        tower: name or folder of the tower.
-        gpu_gib: memory of the card.
-        micro_batch: rows per forward pass; `None` if nothing fits.
-        accumulation: forward passes per optimizer step.
-        recompute_layers: decoder layers, the first ones, that run again in backward.
-        rows_per_chunk: patches per pass over the vocabulary.
-        dequantised_layers: decoder layers whose 4-bit weights are also held dequantised.
-        peak_gb: predicted, in 1e9 bytes, everything that the card must hold; where nothing fits, the least.
-        parts: the same by part, in 1e9 bytes.
-        seconds_per_sample: estimated; `None` if nothing fits.
-    """
-
-    stage: str
-    model: str
-    tower: str
-    gpu_gib: float
-    micro_batch: int | None
-    accumulation: int | None
-    recompute_layers: int | None
-    rows_per_chunk: int | None
-    dequantised_layers: int | None
+    stage: str  # as it is typed
+    model: str  # name or folder of the decoder
+    tower: str  # name or folder of the tower
+    gpu_gib: float  # memory of the card
+    micro_batch: int | None  # rows per forward pass; `None` if nothing fits
+    accumulation: int | None  # forward passes per optimizer step
+    recompute_layers: int | None  # decoder layers, the first ones, that run again in backward
+    rows_per_chunk: int | None  # patches per pass over the vocabulary
+    dequantised_layers: int | None  # decoder layers whose 4-bit weights are also held dequantised
+    # Predicted, in 1e9 bytes, everything that the card must hold; where nothing fits, the least
     peak_gb: float
-    parts: dict[str, float]
-    seconds_per_sample: float | None
+    parts: dict[str, float]  # the same by part, in 1e9 bytes
+    seconds_per_sample: float | None  # estimated; `None` if nothing fits
 
 
 def budget_bytes(gib: float) -> float:
@@ -79,7 +65,6 @@ def budget_bytes(gib: float) -> float:
 
 
 def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
-    """Return a stage's step with its defaults."""
     return Step(decoder, tower, held=KINDS[kind], text=TEXT[kind])
 
 
@@ -98,20 +83,13 @@ def fit(
     recompute: int | None = None,
     rows: int | None = None,
 ) -> Step | None:
-    """Return the fastest step by the estimate that fits, or `None`.
+    """Return the fastest step by the estimate that fits `budget` bytes, or `None`.
 
     The optimizers are tried in order and a later one is taken only where no step fits with an earlier one:
-    8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, and the
-    chunk of `L_sds` is the rule's, or smaller where that alone makes it fit.
-
-    Args:
-        step: what is not chosen.
-        budget: bytes that may be used.
-        micro_batches: to choose from.
-        gib: memory of the card, for its speed.
-        optimizers: to choose from, the preferred one first.
-        recompute: a number of layers that is not to be chosen.
-        rows: per optimizer step, where a micro-batch may be all of them; `None` leaves it to the step.
+    8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, unless
+    `recompute` says how many, and the chunk of `L_sds` is the rule's, or smaller where that alone makes it
+    fit. `gib` stands for the card's speed; `rows` are those of an optimizer step, where a micro-batch may be
+    all of them, `None` to leave it to the step.
     """
     card = card_of(gib)
     for optimizer in optimizers:
@@ -156,16 +134,12 @@ def most_dequantised(step: Step) -> int:
 
 
 def dequantise(step: Step, budget: float, longest: int = 0) -> Step:
-    """Return the step with as many dequantised layers as the memory that it leaves can hold.
+    """Return the step with as many dequantised layers as the rest of `budget` bytes can hold.
 
     Each saves two or three unpackings per micro-batch and changes no number. A layer that recomputes costs
     far more, so this comes last. A twentieth of the budget stays for what no plan foresees, and room for a
-    pass of the longest rows: a step is planned for usual ones, and these weights are never given back.
-
-    Args:
-        step: as it was chosen.
-        budget: bytes that may be used.
-        longest: most text tokens of a row.
+    pass of rows with `longest` text tokens: a step is planned for usual ones, and these weights are never
+    given back.
     """
     room = (1 - SPARE) * budget - needed(replace(step, dequantised=0, text=max(step.text, longest)))
     count = min(int(max(room, 0) // dequantised_bytes(step)), most_dequantised(step))
@@ -186,17 +160,7 @@ def least(step: Step, optimizers: Sequence[Optimizer]) -> Step:
 def row_of(
     kind: Kind, model: str, tower: str, gib: float, global_batch: int, step: Step | None, smallest: Step
 ) -> Row:
-    """Describe a choice, or that nothing fits.
-
-    Args:
-        kind: the stage.
-        model: name of the decoder.
-        tower: name of the tower.
-        gib: memory of the card.
-        global_batch: rows per optimizer step.
-        step: what was chosen.
-        smallest: the step of the least memory, where nothing was chosen.
-    """
+    """Describe a choice, or where `step` is `None` that nothing fits: then by the `smallest` step."""
     shown = step or smallest
     parts = {name: round(value / 1e9, 3) for name, value in peak(shown).items() if value}
     return Row(

@@ -27,29 +27,17 @@ SHARD_BYTES: int = 2 << 30
 
 @dataclass(frozen=True)
 class Inference:
-    """Everything that the memory of answering depends on.
+    """Everything that the memory of answering depends on."""
 
-    Attributes:
-        decoder: sizes of the language model.
-        tower: sizes of the vision tower.
-        bits: of the decoder's linear layers.
-        rank: of adapters, which stay beside the weights in fp32; 0 without.
-        width: bytes of an activation.
-        batch: prompts that are answered together.
-        pictures: per prompt.
-        text: text tokens of a prompt.
-        new: most tokens of an answer.
-    """
-
-    decoder: DecoderSize
-    tower: TowerSize
-    bits: int = 4
-    rank: int = zoo.RANK
-    width: int = 2
-    batch: int = 1
-    pictures: int = 1
-    text: int = 256
-    new: int = 128
+    decoder: DecoderSize  # sizes of the language model
+    tower: TowerSize  # sizes of the vision tower
+    bits: int = 4  # of the decoder's linear layers
+    rank: int = zoo.RANK  # of adapters, which stay beside the weights in fp32; 0 without
+    width: int = 2  # bytes of an activation
+    batch: int = 1  # prompts that are answered together
+    pictures: int = 1  # per prompt
+    text: int = 256  # text tokens of a prompt
+    new: int = 128  # most tokens of an answer
 
     @property
     def prompt(self) -> int:
@@ -150,12 +138,7 @@ def needed(plan: Inference) -> float:
 
 
 def batch_that_fits(plan: Inference, budget: float) -> Inference:
-    """Return the plan with the most prompts, a power of two up to the plan's own, that fit; 1 where none do.
-
-    Args:
-        plan: with the most prompts that may be asked at once.
-        budget: bytes that may be used.
-    """
+    """Return the plan with as many prompts as fit `budget` bytes, halving from its own, at least 1."""
     batch = plan.batch
     while batch > 1 and needed(replace(plan, batch=batch)) > budget:
         batch //= 2
@@ -165,15 +148,9 @@ def batch_that_fits(plan: Inference, budget: float) -> Inference:
 def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, default: int) -> tuple[int, str]:
     """Choose how many prompts a loaded model answers at once, from what is free beside it.
 
-    Args:
-        config: of the LLaVA, with `text_config` and `vision_config`.
-        weights: the model, on its device.
-        prompt: tokens of the longest prompt, pictures among them.
-        new: most tokens of an answer.
-        default: for a machine without a GPU, and for a decoder that is not planned for.
-
-    Returns:
-        The number, and a line that says why; empty where there was nothing to choose.
+    `config` is the LLaVA's; `prompt` and `new` are tokens of the longest prompt, pictures among them, and of
+    the longest answer; `default` is for a machine without a GPU, and a decoder that is not planned for.
+    Returns the number, and a line that says why, empty where there was nothing to choose.
     """
     from basic_lite.memory.available import available_bytes
 
@@ -202,18 +179,8 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
     """Choose the bits in which a run is loaded: its own, or 4 where these do not fit a GPU.
 
     A decoder that was trained as a whole stays as it is. Other bits are another model: an evaluation keeps
-    them beside its answers.
-
-    Args:
-        run: folder of a finished run.
-        use: what is done with it.
-        device: `"cuda"` or `"cpu"`.
-
-    Returns:
-        The bits, and a line for the user; empty where there was nothing to choose.
-
-    Raises:
-        ValueError: If the folder is no run.
+    them beside its answers. Returns the bits, and a line for the user, empty where there was nothing to
+    choose. Raises ValueError if the folder is no run.
     """
     import torch
 
@@ -254,34 +221,20 @@ def host_bytes(plan: Inference) -> float:
 
 @dataclass(frozen=True)
 class InferenceRow:
-    """One use of a model on a card; `--json` gives exactly these.
+    """One use of a model on a card; `--json` gives exactly these."""
 
-    Attributes:
-        use: what is done with it.
-        model: name or folder of the decoder.
-        tower: name or folder of the tower.
-        gpu_gib: memory of the card.
-        bits: of the decoder's layers.
-        batch: prompts at once; `None` if not even one fits.
-        prompt_tokens: of one prompt, pictures among them.
-        new_tokens: of one answer.
-        cache_mb_per_prompt: keys and values of prompt and answer, in 1e6 bytes.
-        peak_gb: predicted, in 1e9 bytes, everything that the card must hold.
-        parts: the same by part, in 1e9 bytes.
-        host_gb: memory of the machine beside it, in 1e9 bytes; `None` where next to nothing is needed.
-    """
-
-    use: str
-    model: str
-    tower: str
-    gpu_gib: float
-    bits: int
-    batch: int | None
-    prompt_tokens: int
-    new_tokens: int
-    cache_mb_per_prompt: float
-    peak_gb: float
-    parts: dict[str, float]
+    use: str  # what is done with it
+    model: str  # name or folder of the decoder
+    tower: str  # name or folder of the tower
+    gpu_gib: float  # memory of the card
+    bits: int  # of the decoder's layers
+    batch: int | None  # prompts at once; `None` if not even one fits
+    prompt_tokens: int  # of one prompt, pictures among them
+    new_tokens: int  # of one answer
+    cache_mb_per_prompt: float  # keys and values of prompt and answer, in 1e6 bytes
+    peak_gb: float  # predicted, in 1e9 bytes, everything that the card must hold
+    parts: dict[str, float]  # the same by part, in 1e9 bytes
+    # Memory of the machine beside it, in 1e9 bytes; `None` where next to nothing is needed
     host_gb: float | None
 
 

@@ -35,44 +35,27 @@ _BLOCK_BYTES: int = 2 * (16 << 20)
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that the memory of one training step depends on.
+    """Everything that the memory of one training step depends on."""
 
-    Attributes:
-        decoder: sizes of the language model.
-        tower: sizes of the vision tower.
-        held: how the decoder is held and what of it is trained.
-        optimizer: of the adapters: `"adamw"` with fp32 moments, or `"paged-adamw-8bit"`.
-        micro_batch: B, rows per forward pass, each with one image.
-        text: text tokens per row, all with loss.
-        recompute: decoder layers, the first ones, that run again in backward.
-        basic: BASIC's terms are on.
-        rows_per_chunk: patches per pass over the whole vocabulary; `None` for the rule of `method.chunks`.
-        workspace: bytes that this rule is given for `L_sds`; `None` for its own.
-        shards: processes over which the decoder's layers are cut.
-        tower_trained: the tower's own weights are trained, as far as its features depend on them.
-        tower_rank: of adapters in the tower; 0 for none.
-        tower_depth: layers of the tower up to its features; `None` for all but the last.
-        maps: k, where the target is translated: that many `(D, D)` matrices beside the model.
-        dequantised: decoder layers whose 4-bit weights are also held dequantised, from one step to the next.
-        accumulates: an optimizer step has several micro-batches, so that gradients wait from earlier ones.
-    """
-
-    decoder: DecoderSize
-    tower: TowerSize
-    held: Held
-    optimizer: Optimizer = "adamw"
-    micro_batch: int = 8
-    text: int = 64
-    recompute: int = 0
-    basic: bool = True
+    decoder: DecoderSize  # sizes of the language model
+    tower: TowerSize  # sizes of the vision tower
+    held: Held  # how the decoder is held and what of it is trained
+    optimizer: Optimizer = "adamw"  # of the adapters: `"adamw"` with fp32 moments, or `"paged-adamw-8bit"`
+    micro_batch: int = 8  # B, rows per forward pass, each with one image
+    text: int = 64  # text tokens per row, all with loss
+    recompute: int = 0  # decoder layers, the first ones, that run again in backward
+    basic: bool = True  # BASIC's terms are on
+    # Patches per pass over the whole vocabulary; `None` for the rule of `method.chunks`
     rows_per_chunk: int | None = None
-    workspace: int | None = None
-    shards: int = 1
-    tower_trained: bool = False
-    tower_rank: int = 0
-    tower_depth: int | None = None
-    maps: int = 0
+    workspace: int | None = None  # bytes that this rule is given for `L_sds`; `None` for its own
+    shards: int = 1  # processes over which the decoder's layers are cut
+    tower_trained: bool = False  # the tower's own weights are trained, as far as its features depend on them
+    tower_rank: int = 0  # of adapters in the tower; 0 for none
+    tower_depth: int | None = None  # layers of the tower up to its features; `None` for all but the last
+    maps: int = 0  # k, where the target is translated: that many `(D, D)` matrices beside the model
+    # Decoder layers whose 4-bit weights are also held dequantised, from one step to the next
     dequantised: int = 0
+    # An optimizer step has several micro-batches, so that gradients wait from earlier ones
     accumulates: bool = True
 
     @property
@@ -123,7 +106,6 @@ class Step:
 
     @property
     def chunk_bytes(self) -> int:
-        """Bytes of that chunk."""
         return self.chunk.bytes(self.decoder.vocabulary, self.decoder.width, self.held.width)
 
 
@@ -188,12 +170,7 @@ def _tuning_of_tower(step: Step, moments: float, waiting: int) -> float:
 
 
 def activation_bytes(step: Step, recompute: int | None = None) -> float:
-    """Bytes that the decoder's layers keep from forward to backward.
-
-    Args:
-        step: the step.
-        recompute: other than the step's own number of recomputed layers.
-    """
+    """Bytes that the decoder's layers keep from forward to backward; `recompute` replaces the step's own."""
     count = step.recompute if recompute is None else recompute
     depth = step.decoder.depth
     inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.held)
@@ -208,7 +185,6 @@ def _whole(step: Step) -> float:
 
 
 def _last(step: Step) -> float:
-    """What the last layer keeps."""
     kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, step.rows * step.row)
     return kept + kept_per_layer(step.decoder, step.held)
 

@@ -46,14 +46,7 @@ class Resolution:
 def resolutions(
     kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], asked: Asked
 ) -> list[Resolution]:
-    """Return `TILES` and `POOLS`, as far as the tower's patches can be joined, and what the tower itself has.
-
-    Args:
-        kind: the stage.
-        model: name and sizes of the decoder.
-        tower: name and sizes of the tower, with its tiles and pooling.
-        asked: everything else.
-    """
+    """Return the resolutions of `TILES` and `POOLS` that the tower's patches allow, and the tower's own."""
     (llm, decoder), (name, size) = model, tower
     one = _operations(asked.step(kind, decoder, replace(size, tiles=1, pool=1)))
     rows = []
@@ -85,7 +78,6 @@ def _operations(step: Step) -> float:
 
 
 def resolution_table(rows: list[Resolution]) -> Table:
-    """Show the resolutions of one stage, a line each."""
     title = f"{rows[0].stage}: tokens of a picture, GB of a pass of one row, operations per sample"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for head in ("--tiles", "--pool", *(f"{name}\ntokens" for name in PICTURES), "\nGB"):

@@ -39,67 +39,39 @@ FUSABLE += ("olmo3",)
 
 @dataclass(frozen=True)
 class Linear:
-    """One linear layer of a decoder layer, without bias.
+    """One linear layer of a decoder layer, without bias."""
 
-    Attributes:
-        name: of the module.
-        inputs: width in.
-        outputs: width out.
-    """
-
-    name: str
-    inputs: int
-    outputs: int
+    name: str  # of the module
+    inputs: int  # width in
+    outputs: int  # width out
 
     @property
     def parameters(self) -> int:
-        """Weights."""
         return self.inputs * self.outputs
 
 
 @dataclass(frozen=True)
 class DecoderSize:
-    """A language model.
-
-    Attributes:
-        family: key in `zoo.FAMILIES`.
-        depth: layers.
-        width: D.
-        inner: width of the MLP.
-        heads: query heads.
-        kv_heads: key heads.
-        head_dim: width of a head.
-        vocabulary: V.
-        tied: the head is the embedding matrix.
-        window: tokens that a layer with a sliding window sees; `None` without such layers.
-        windowed: layers with a sliding window.
-        partial: only a part of each head is rotated.
-        positions: tokens of the longest row; `None` where it is not known.
-        capped: attention scores have a soft cap, so that sdpa's kernels do not run (`models.softcap`).
-    """
-
-    family: str
-    depth: int
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    tied: bool
-    window: int | None = None
-    windowed: int = 0
-    partial: bool = False
+    family: str  # key in `zoo.FAMILIES`
+    depth: int  # layers
+    width: int  # D
+    inner: int  # width of the MLP
+    heads: int  # query heads
+    kv_heads: int  # key heads
+    head_dim: int  # width of a head
+    vocabulary: int  # V
+    tied: bool  # the head is the embedding matrix
+    window: int | None = None  # tokens that a layer with a sliding window sees; `None` without such layers
+    windowed: int = 0  # layers with a sliding window
+    partial: bool = False  # only a part of each head is rotated
+    # Tokens of the longest row; `None` where it is not known
     positions: int | None = field(default=None, compare=False)
+    # Attention scores have a soft cap, so that sdpa's kernels do not run (`models.softcap`)
     capped: bool = False
 
     @classmethod
     def of(cls, config: PretrainedConfig | SimpleNamespace, source: str = "the decoder") -> DecoderSize:
-        """Read a decoder's configuration.
-
-        Raises:
-            ValueError: If the family is not supported.
-        """
+        """Read a decoder's configuration; raises ValueError if the family is not supported."""
         family = zoo.family_of(config.model_type, source).model_type
         heads, depth = config.num_attention_heads, config.num_hidden_layers
         window = getattr(config, "sliding_window", None)
@@ -153,7 +125,6 @@ class DecoderSize:
 
     @property
     def head_norms(self) -> bool:
-        """Whether query and key are normalised."""
         return zoo.FAMILIES[self.family].head_norms
 
     @property
@@ -208,7 +179,6 @@ class DecoderSize:
 
     @property
     def parameters(self) -> int:
-        """All weights."""
         return self.depth * self.linear_parameters + self.norm_parameters + self.table_parameters
 
     def adapter_parameters(self, rank: int) -> int:
@@ -227,32 +197,19 @@ def _layers_with_a_window(config: PretrainedConfig | SimpleNamespace, family: st
 
 @dataclass(frozen=True)
 class TowerSize:
-    """A vision tower at one image size.
+    """A vision tower at one image size."""
 
-    Attributes:
-        family: key in `zoo.TOWER_FAMILIES`.
-        depth: layers.
-        width: of its features.
-        inner: width of the MLP.
-        image_size: side of the input in pixels.
-        patch_size: side of a patch in pixels.
-        head: SigLIP's pooling head, which is loaded although nothing uses it.
-        registers: tokens between class token and patches.
-        tiles: most tiles of a picture beside its whole; 1 for the picture alone.
-        pool: side of the squares of patches that become one visual embedding each.
-        picture: height and width of the picture that is cut into tiles; `None` for the one that takes most.
-    """
-
-    family: str
-    depth: int
-    width: int
-    inner: int
-    image_size: int
-    patch_size: int
-    head: bool = False
-    registers: int = 0
-    tiles: int = 1
-    pool: int = 1
+    family: str  # key in `zoo.TOWER_FAMILIES`
+    depth: int  # layers
+    width: int  # of its features
+    inner: int  # width of the MLP
+    image_size: int  # side of the input in pixels
+    patch_size: int  # side of a patch in pixels
+    head: bool = False  # SigLIP's pooling head, which is loaded although nothing uses it
+    registers: int = 0  # tokens between class token and patches
+    tiles: int = 1  # most tiles of a picture beside its whole; 1 for the picture alone
+    pool: int = 1  # side of the squares of patches that become one visual embedding each
+    # Height and width of the picture that is cut into tiles; `None` for the one that takes most
     picture: tuple[int, int] | None = None
 
     @classmethod
@@ -264,8 +221,7 @@ class TowerSize:
     ) -> TowerSize:
         """Read a vision configuration; `image_size` replaces the tower's own.
 
-        Raises:
-            ValueError: If the family is not supported or the image holds no patch.
+        Raises ValueError if the family is not supported or the image holds no patch.
         """
         family = zoo.tower_family_of(config.model_type, source or "the vision tower").model_type
         size = config.image_size if image_size is None else image_size
@@ -345,7 +301,6 @@ class TowerSize:
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer."""
         return self.parameters - replace(self, depth=self.depth - 1).parameters
 
     def parameters_to(self, depth: int) -> int:
@@ -364,11 +319,7 @@ def projector_parameters(tower: TowerSize, decoder: DecoderSize) -> int:
 
 
 def published_decoder(name: str) -> DecoderSize:
-    """Return a decoder of the zoo by name, without its hub.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """Return a decoder of the zoo, without its hub; raises ValueError if the name is unknown."""
     if name in zoo.LLMS and name not in DECODERS:  # embedded in the package
         return DecoderSize.of(_config(zoo.LLMS[name].hub_id, "language model"), name)
     if name not in DECODERS:
@@ -377,14 +328,9 @@ def published_decoder(name: str) -> DecoderSize:
 
 
 def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, DecoderSize]]:
-    """Return name and sizes of one decoder, or of all that are known by name.
+    """Return name and sizes of `llm`, a folder or hub id, else of `model`, else of all known by name.
 
-    Args:
-        model: a name, or `None` for all.
-        llm: a folder or hub id, which goes before the name.
-
-    Raises:
-        ValueError: If the name is unknown or the configuration cannot be read.
+    Raises ValueError if the name is unknown or the configuration cannot be read.
     """
     if llm is not None:
         return [(llm, DecoderSize.of(_config(llm, "language model"), llm))]
@@ -394,17 +340,11 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
 def towers_named(
     tower: str | None, image_size: int | None, every: bool, tiles: int = 1, pool: int = 1
 ) -> list[tuple[str, TowerSize]]:
-    """Return name and sizes of one tower, or of all that are known by name.
+    """Return name and sizes of one tower (a name, folder or hub id), or where none is given of the default.
 
-    Args:
-        tower: a name, folder or hub id; `None` for the default.
-        image_size: side of the input in pixels; `None` for the tower's own.
-        every: the two of the published runs where none is asked for.
-        tiles: most tiles of a picture beside its whole; 1 for the picture alone.
-        pool: side of the squares of patches that become one visual embedding each.
-
-    Raises:
-        ValueError: If the configuration cannot be read, or a tower's patches cannot be joined so.
+    `every` gives the two of the published runs where none is given; `image_size` is a side in pixels, `None`
+    for the tower's own. Raises ValueError if the configuration cannot be read, or a tower's patches cannot be
+    joined in squares of `pool`.
     """
     names = list(TOWERS)[:2] if tower is None and every else [tower or next(iter(TOWERS))]
     towers = []

@@ -18,19 +18,12 @@ EFFICIENCY: float = 0.5
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card, by the vendor's figures.
+    """A graphics card, by the vendor's figures."""
 
-    Attributes:
-        gib: memory.
-        name: of the card that stands for this size.
-        teraflops: dense bf16 matrix products with fp32 sums, in 1e12 per second.
-        bandwidth: of its memory, in 1e9 bytes per second.
-    """
-
-    gib: float
-    name: str
-    teraflops: float
-    bandwidth: float
+    gib: float  # memory
+    name: str  # of the card that stands for this size
+    teraflops: float  # dense bf16 matrix products with fp32 sums, in 1e12 per second
+    bandwidth: float  # of its memory, in 1e9 bytes per second
 
 
 CARDS: tuple[Card, ...] = (

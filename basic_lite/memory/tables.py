@@ -28,24 +28,16 @@ from basic_lite.models import zoo
 
 @dataclass(frozen=True)
 class Asked:
-    """What a plan is asked for beside model, tower and card.
+    """What a plan is asked for beside model, tower and card."""
 
-    Attributes:
-        rank: of stage 2's adapters.
-        text: tokens of a row; `None` for the stage's.
-        basic: BASIC's terms are on.
-        train_tower: stage 2 trains the tower's own weights.
-        tower_lora: rank of adapters in the tower, in a stage 2 with adapters; `None` for none.
-    """
-
-    rank: int = zoo.RANK
-    text: int | None = None
-    basic: bool = True
-    train_tower: bool = False
+    rank: int = zoo.RANK  # of stage 2's adapters
+    text: int | None = None  # tokens of a row; `None` for the stage's
+    basic: bool = True  # BASIC's terms are on
+    train_tower: bool = False  # stage 2 trains the tower's own weights
+    # Rank of adapters in the tower, in a stage 2 with adapters; `None` for none
     tower_lora: int | None = None
 
     def step(self, kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
-        """Return a stage's step as it is asked for."""
         step = step_of(kind, decoder, tower)
         return replace(
             step,
@@ -64,18 +56,10 @@ def plan_row(
     gib: float,
     asked: Asked = Asked(),
 ) -> tuple[Row, Step]:
-    """Plan one stage on one card.
+    """Plan one stage on one card of `gib` GiB, for a decoder and a tower with their names.
 
-    Args:
-        kind: the stage.
-        model: name and sizes of the decoder.
-        tower: name and sizes of the tower.
-        gib: memory of the card.
-        asked: everything else.
-
-    Returns:
-        The row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of the
-        decoder's).
+    Returns the row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of
+    the decoder's).
     """
     step = asked.step(kind, model[1], tower[1])
     optimizers: tuple[Optimizer, ...] = (
@@ -119,12 +103,7 @@ def fitting(kind: Kind, row: Row, tower: tuple[str, TowerSize], asked: Asked) ->
 
 
 def remedy(row: Row, others: Sequence[str]) -> str:
-    """Describe in one line what to do where nothing fits.
-
-    Args:
-        row: the plan that does not fit.
-        others: models that do fit on that card.
-    """
+    """Describe in one line what to do where nothing fits; `others` are models that do fit on that card."""
     start = (
         f"{row.stage} of {row.model} does not fit {row.gpu_gib:g} GiB: it needs {row.peak_gb:.1f} GB at least"
     )
@@ -138,12 +117,7 @@ def remedy(row: Row, others: Sequence[str]) -> str:
 
 
 def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
-    """Show one stage of one model: a column per card, a line per part, in GB.
-
-    Args:
-        kind: the stage.
-        rows: plans and their steps, one per card.
-    """
+    """Show one stage of one model: a column per card, a line per part, in GB."""
     table = Table(title=f"{kind}, GB", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for row, _ in rows:
@@ -220,5 +194,4 @@ def inference_table(rows: Sequence[InferenceRow]) -> Table:
 
 
 def kinds_of(stage: int | None) -> list[Kind]:
-    """Return the stages to plan: one of the numbers, or all."""
     return [kind for kind in KINDS if stage is None or kind.startswith(f"stage{stage}")]

@@ -154,7 +154,7 @@ def _state_of(layer: Any) -> Any:
 class Kept:
     """What a computation keeps for its backward pass, in place of autograd's context.
 
-    So that several of them are one autograd function, which gives autograd all their tensors, or none where
+    This way several of them are one autograd function, which gives autograd all their tensors, or none where
     they run again in backward. Functions written for autograd, as Liger's, take it too.
     """
 
@@ -168,7 +168,6 @@ class Kept:
         self.seed = 0
 
     def save_for_backward(self, *tensors: torch.Tensor) -> None:
-        """Keep tensors."""
         self.saved_tensors = tensors
 
     def give(self) -> tuple[torch.Tensor, ...]:
@@ -260,18 +259,11 @@ class Group:
         residual: torch.Tensor | None = None,
         outputs: bool = True,
     ) -> list[torch.Tensor]:
-        """Compute the outputs, without autograd.
+        """Compute the outputs of `x` `(B, S, D)` without autograd, by products in `dtype`.
 
-        Args:
-            kept: takes what `backward` needs.
-            x: `(B, S, D)`.
-            dtype: of the products.
-            seed: of the layer's masks in this pass.
-            residual: `(B, S, O)`, added to the output of a group of one.
-            outputs: compute them; without, only what `backward` needs.
-
-        Returns:
-            The outputs in blocks, as the weights are: `(G, N, O)` or `(N, O)` of each layer.
+        `kept` takes what `backward` needs; `seed` is that of the layer's masks in this pass; `residual`
+        `(B, S, O)` is added to the output of a group of one. Without `outputs` only what `backward` needs is
+        computed. Returns the outputs in blocks, as the weights are: `(G, N, O)`, or `(N, O)` of each layer.
         """
         kept.shape, kept.dtype, kept.product, kept.seed = x.shape, x.dtype, dtype, seed + self.number
         flat = x.reshape(-1, x.shape[-1])
@@ -327,13 +319,10 @@ class Group:
         found: Found,
         wants_x: bool = True,
     ) -> Any:
-        """Return the gradient of `x`; `None` where it is not asked for.
+        """Return the gradient of `x`; `None` unless `wants_x`.
 
-        Args:
-            kept: of `forward`.
-            given: gradients of the outputs, in one block or one of each layer.
-            found: takes those of the adapters, for `add_gradients`.
-            wants_x: whether that of `x` is asked for.
+        `given` are gradients of the outputs, in one block or one of each layer; `found` takes those of the
+        adapters, for `add_gradients`.
         """
         dtype = kept.product
         given = [g if g.dtype == dtype else g.to(dtype) for g in given]
@@ -379,9 +368,8 @@ class Group:
     def narrow(self, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return all `A` and all `B` in `dtype`, written anew when a weight has changed.
 
-        Returns:
-            `(G, r, D)` and `(G, O, r)`, or `(O, r)` of each layer where they differ in size; of a group of
-            one `(r, D)` and `(O, r)`.
+        They are `(G, r, D)` and `(G, O, r)`, or `(O, r)` of each layer where sizes differ; of a group of one
+        `(r, D)` and `(O, r)`.
         """
         first, firsts, seconds = self.pairs[0][0], self._firsts, self._seconds
         versions = [weight._version for weight in self.parameters]
@@ -445,8 +433,6 @@ def add_gradients(found: Found) -> None:
 
 
 class _Together(Function):
-    """A group's outputs from its input."""
-
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, group: Group, dtype: torch.dtype, *trained: torch.Tensor
@@ -472,7 +458,6 @@ class _Together(Function):
 
 
 def _members(blocks: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Return what belongs to each layer."""
     members: list[torch.Tensor] = []
     for block in blocks:
         members.extend(block.unbind() if block.dim() == 3 else (block,))
@@ -480,7 +465,6 @@ def _members(blocks: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _times(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-    """Return `scale * left @ right` of matrices or of stacks of them."""
     if scale == 1.0:
         return torch.mm(left, right) if left.dim() == 2 else torch.bmm(left, right)
     product = torch.addmm if left.dim() == 2 else torch.baddbmm
@@ -510,14 +494,10 @@ def _is_plain(layer: Any) -> bool:
 
 
 class _Grouped(nn.Module):
-    """In front of a PEFT layer's own class: training runs through the group, all else as PEFT has it.
+    """In front of a PEFT layer's own class: training runs through the group, all else as PEFT has it."""
 
-    Attributes:
-        _group: and the layer's place in it.
-        _hooks: those on modules inside of any adapted layer beside it, which the group does not call.
-    """
-
-    _group: tuple[Group, int]
+    _group: tuple[Group, int]  # and the layer's place in it
+    # Those on modules inside of any adapted layer beside it, which the group does not call
     _hooks: list[dict]
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -546,14 +526,8 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     """Let the adapted linear layers of a decoder run in groups; names, weights and files stay PEFT's.
 
     The last layer may run its query for chosen rows alone, so there the query is a group by itself.
-
-    Args:
-        decoder_layers: with PEFT's LoRA layers inside.
-        keep_narrow: keep the adapters' bf16 copies from one optimizer step to the next (2 bytes per weight);
-            without, they are made anew in every pass.
-
-    Returns:
-        The groups; empty where a layer is no plain LoRA (8 bits, DoRA, several adapters).
+    `keep_narrow` keeps the adapters' bf16 copies (2 bytes per weight) between optimizer steps; without, every
+    pass makes them anew. Returns no groups where a layer is no plain LoRA (8 bits, DoRA, several adapters).
     """
     decoder_layers = list(decoder_layers)
     adapted: list[dict[str, Any]] = [
@@ -619,7 +593,7 @@ def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> l
 def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> None:
     """Write the groups' narrow copies anew after each step of an optimizer, all at once.
 
-    Not by the weights' versions alone: bitsandbytes' optimizers write past them.
+    The weights' versions are not enough: bitsandbytes' optimizers write past them.
     """
 
     @torch.no_grad()

@@ -13,14 +13,7 @@ WORKING: float = 4.5
 
 
 def queries_per_piece(rows: int, heads: int, count: int, width: int) -> int:
-    """Return how many queries go through at once.
-
-    Args:
-        rows: B.
-        heads: of the queries.
-        count: queries per row.
-        width: keys per row.
-    """
+    """Return how many queries go through at once; `count` and `width` are queries and keys per row."""
     return min(max(MAP_ELEMENTS // (rows * heads * width), 1), max(count // 4, _QUERIES), count)
 
 

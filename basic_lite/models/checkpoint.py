@@ -39,8 +39,8 @@ from basic_lite.models.tower import parameters_of_features, vision_config
 def identity(source: str, config: object) -> dict[str, object]:
     """Describe which weights a folder or hub id stands for.
 
-    Returns:
-        The hub's commit, and for a folder a hash of its configuration with names and sizes of its weights.
+    For the hub by its commit, for a folder by a hash of its configuration with names and sizes of its
+    weights.
     """
     folder = Path(data_world_parts.located(source))
     known: dict[str, object] = {"revision": getattr(config, "_commit_hash", None)}
@@ -56,12 +56,8 @@ def identity(source: str, config: object) -> dict[str, object]:
 def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, training: dict) -> dict:
     """Describe a run completely.
 
-    Args:
-        assembled: the model and what belongs to it.
-        stage: 1 or 2.
-        method: k, weighting, importance, weights, or `basic: False`.
-        data: path, hash and rows of the annotation file.
-        training: hyperparameters.
+    `stage` is 1 or 2; `method` holds k, weighting, importance and weights, or `basic: False`; `data` path,
+    hash and rows of the annotation file; `training` the hyperparameters.
     """
     parts = parts_of(assembled.model)
     return {
@@ -120,8 +116,7 @@ def save_projector(model: nn.Module, path: Path) -> None:
 def load_projector(model: nn.Module, path: Path) -> None:
     """Read the projector's tensors, all of them and nothing else.
 
-    Raises:
-        ValueError: If the file is missing, damaged or of another shape.
+    Raises ValueError if the file is missing, damaged or of another shape.
     """
     projector = parts_of(model).llava.multi_modal_projector
     try:
@@ -138,16 +133,11 @@ def load_run(
     dtype: torch.dtype | None = None,
     **changes: object,
 ) -> tuple[Assembled, dict]:
-    """Rebuild the model of a finished (or checkpointed) run, frozen, with its manifest.
+    """Rebuild the model of a finished (or checkpointed) run of either stage, frozen, with its manifest.
 
-    Args:
-        folder: a run of stage 1 (projector) or stage 2 (adapters and projector, or the whole model).
-        device: where the model goes.
-        dtype: of activations; `None` takes the run's.
-        changes: of `Sources`, such as another image size.
-
-    Raises:
-        ValueError: If the folder is no run, its base or one of its files has changed, or a file does not fit.
+    `dtype` is of activations, `None` for the run's; `changes` are of `Sources`, such as another image size.
+    Raises ValueError if the folder is no run, its base or one of its files has changed, or a file does not
+    fit.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -181,11 +171,7 @@ def load_run(
 
 
 def check_adapter(model: nn.Module, folder: Path) -> None:
-    """Compare the names in a PEFT folder with the model's: PEFT itself only warns and trains on.
-
-    Raises:
-        ValueError: If a tensor is missing, or has no place.
-    """
+    """Raise ValueError if a PEFT folder lacks a tensor or has one without a place: PEFT only warns."""
     from peft import get_peft_model_state_dict
 
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -197,11 +183,7 @@ def check_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """Return PEFT's settings of a run's adapters.
-
-    Raises:
-        ValueError: In one line, if they cannot be read.
-    """
+    """Return PEFT's settings of a run's adapters; raises ValueError if they cannot be read."""
     try:
         return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -211,8 +193,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 def load_adapter(model: Any, folder: Path) -> None:
     """Read a run's adapters and the projector beside them into a model with fresh ones, to train on.
 
-    Raises:
-        ValueError: If a tensor is missing, has no place, or is of another shape.
+    Raises ValueError if a tensor is missing, has no place, or is of another shape.
     """
     from peft import set_peft_model_state_dict
 
@@ -236,7 +217,6 @@ def save_decoder(model: nn.Module, path: Path) -> None:
 
 @torch.no_grad()
 def load_decoder(model: nn.Module, path: Path) -> None:
-    """Read what `save_decoder` wrote."""
     parts, state = parts_of(model), load_file(path)
     head = state.pop("lm_head.weight", None)
     parts.decoder.load_state_dict(
@@ -253,7 +233,6 @@ def trained_of_tower(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_tower(model: nn.Module, path: Path) -> None:
-    """Write what was trained of the tower."""
     state = {
         f"vision_tower.{name}": p.detach().cpu().contiguous() for name, p in trained_of_tower(model).items()
     }
@@ -265,8 +244,7 @@ def save_tower(model: nn.Module, path: Path) -> None:
 def load_tower(model: nn.Module, path: Path) -> None:
     """Read what `save_tower` wrote: all that the tower's features depend on, and nothing else.
 
-    Raises:
-        ValueError: If the file is missing, damaged, or of another tower or feature layer.
+    Raises ValueError if the file is missing, damaged, or of another tower or feature layer.
     """
     llava = parts_of(model).llava
     wanted = parameters_of_features(llava.vision_tower, llava.config.vision_feature_layer)
@@ -282,11 +260,7 @@ def load_tower(model: nn.Module, path: Path) -> None:
 
 
 def check_identity(assembled: Assembled, manifest: dict) -> None:
-    """Compare the loaded parts with the ones that a run was trained on.
-
-    Raises:
-        ValueError: If the LLM or the tower is not the same.
-    """
+    """Raise ValueError if the loaded LLM or tower is not the one that a run was trained on."""
     parts = parts_of(assembled.model)
     configs = {"llm": parts.decoder.config, "tower": parts.llava.vision_tower.config}
     _compare(assembled.sources, configs, manifest)
@@ -299,12 +273,9 @@ def check_identity(assembled: Assembled, manifest: dict) -> None:
 
 
 def check_parts(sources: Sources, manifest: dict) -> None:
-    """Compare LLM and tower with the ones of a run, by their small files, before a weight is read.
+    """Raise ValueError if LLM or tower is not a run's, by their small files, before a weight is read.
 
     Half of a two-sided configuration has no revision; the loaded part is compared by `check_identity`.
-
-    Raises:
-        ValueError: If one is not the same.
     """
     tower = vision_config(read_config(sources.tower, "vision tower"))
     configs = {"llm": read_config(sources.llm, "language model"), "tower": tower}

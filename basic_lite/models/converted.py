@@ -27,13 +27,8 @@ def safetensors_folder(
 ) -> Path:
     """Return a folder with a model's configuration and its weights as safetensors.
 
-    Args:
-        source: folder, embedded part or hub id.
-        revision: commit on the hub.
-        say: takes a line if pickled weights are converted.
-
-    Raises:
-        ValueError: In one line, if there are no weights, or they cannot be converted.
+    `source` is a folder, embedded part or hub id, `revision` a commit there; `say` takes a line if weights
+    are converted. Raises ValueError if there are no weights, or they cannot be converted.
     """
     folder = repository.fetch(source, revision)
     files = repository.weight_files(folder)
@@ -107,8 +102,7 @@ def _convert(files: list[Path], folder: Path) -> None:
 def _tensors_of(path: Path) -> dict[str, torch.Tensor]:
     """Open a pickle of tensors, memory-mapped where its format allows.
 
-    Raises:
-        ValueError: In one line, if it is damaged or holds anything else.
+    Raises ValueError if it is damaged or holds anything else.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -25,17 +25,9 @@ def load_decoder(
 ) -> PreTrainedModel:
     """Load a decoder with its head; quantised inside its layers only.
 
-    Args:
-        llm: hub id or folder.
-        config: its configuration.
-        bits: 4, 8 or 16.
-        dtype: of what is not quantised.
-        device: where it goes.
-        copies: whether a pre-quantised copy may be read, and written where there is none (4 bits alone).
-        say: takes a line about the copy.
-
-    Raises:
-        ValueError: In one line, if the weights cannot be read or tensors are missing.
+    `bits` are 4, 8 or 16, `dtype` is of what is not quantised; `copies` says whether a pre-quantised copy may
+    be read, and written where there is none (4 bits alone), and `say` takes a line about it. Raises
+    ValueError if the weights cannot be read or tensors are missing.
     """
     copy = quantised.copy_of(llm, config, dtype, device) if bits == 4 and copies != "off" else None
     if copy is not None and copy.whole:
@@ -90,11 +82,7 @@ def _from_base(
 def _from_copy(
     copy: quantised.Copy, llm: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device | str
 ) -> PreTrainedModel:
-    """Read a copy; the model then says of itself that it is its base.
-
-    Raises:
-        ValueError: If a tensor is missing or has no place.
-    """
+    """Read a copy under its base's name; raises ValueError if a tensor is missing or has no place."""
     causal, info = _read(copy.path, config, dtype, device_map={"": str(device)})
     wrong = [name for names in info.values() for name in names]
     if wrong:
@@ -126,7 +114,6 @@ class ScaledEmbedding(torch.nn.Embedding):
     multiplier: float
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return `(..., D)` of ids `(...)`."""
         return super().forward(input) * self.multiplier
 
 

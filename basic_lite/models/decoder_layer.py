@@ -69,43 +69,23 @@ _GELU = ("GELUTanh", "PytorchGELUTanh", "LigerGEGLUMLP")
 
 @dataclass
 class Pieces:
-    """What a layer is made of.
-
-    Attributes:
-        groups: query-key-value, output, gate-up, down.
-        adapted: PEFT's layers among them.
-        seeds: of the adapters' masks; `None` without dropout.
-        norms: before attention and before the MLP.
-        rotary: of query and key.
-        gate: of gate and up.
-        sizes: of query, key and value in the output of query-key-value.
-        head: dimensions of one.
-        hooks: dictionaries of the hooks of all modules inside; empty as long as nobody puts any there.
-    """
-
-    groups: tuple[Group, Group, Group, Group]
-    adapted: list[Any]
-    seeds: Seeds | None
-    norms: tuple[Any, Any]
-    rotary: Any
-    gate: Any
-    sizes: list[int]
-    head: int
+    groups: tuple[Group, Group, Group, Group]  # query-key-value, output, gate-up, down
+    adapted: list[Any]  # PEFT's layers among them
+    seeds: Seeds | None  # of the adapters' masks; `None` without dropout
+    norms: tuple[Any, Any]  # before attention and before the MLP
+    rotary: Any  # of query and key
+    gate: Any  # of gate and up
+    sizes: list[int]  # of query, key and value in the output of query-key-value
+    head: int  # dimensions of one
+    # Dictionaries of the hooks of all modules inside; empty as long as nobody puts any there
     hooks: list[dict]
 
 
 def streamline(decoder: Any, fused: bool = False) -> int:
-    """Let a decoder's layers run in few operations while they train; the last one stays as it is.
+    """Let a decoder's layers, but for the last, train in few operations; returns how many layers do.
 
-    Call it when adapters have been grouped and Liger's modules are in. The last layer may run for chosen
-    rows alone, which is another module's business.
-
-    Args:
-        decoder: the language model, with or without adapters inside, its norms frozen.
-        fused: Liger's norms, rotary embedding and gates are in, and are used.
-
-    Returns:
-        How many layers do.
+    Call it when adapters have been grouped and, for `fused`, Liger's modules are in; norms must be frozen.
+    The last layer may run for chosen rows alone, which is another module's business.
     """
     scales, rotary, count = Scales(), _FusedRotary() if fused else _Rotary(), 0
     for layer in decoder.layers[:-1]:
@@ -128,17 +108,9 @@ def as_published(decoder: Any) -> None:
 
 
 def keep_dequantised(decoder: Any, count: int, dtype: torch.dtype) -> int:
-    """Hold the weights of the first layers dequantised beside the packed ones: the same numbers, sooner.
+    """Hold up to `count` layers' weights in `dtype` beside the packed ones; returns how many layers do.
 
-    The first, because those recompute, and dequantise three times in a step.
-
-    Args:
-        decoder: whose layers were streamlined.
-        count: how many layers, at most.
-        dtype: of the products.
-
-    Returns:
-        How many are.
+    The numbers are the same. The first layers, because those recompute, and dequantise three times in a step.
     """
     layers = [layer for layer in decoder.layers if getattr(layer, "_pieces", None) is not None][:count]
     for layer in layers:
@@ -249,7 +221,6 @@ class _Streamlined:
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Return `(B, S, D)`, as the layer's own class does."""
         pieces, attention, x = self._pieces, self.self_attn, hidden_states
         kind, name = x.device.type, attention.config._attn_implementation
         narrowed = torch.is_autocast_enabled(kind)
@@ -306,11 +277,7 @@ class _Dropped(Kept):
 
 
 class _Pass:
-    """One pass of a layer: what comes before attention and what comes after it, forward and backward.
-
-    Attributes:
-        kept: of norm, query-key-value and rotary embedding; of output, norm, gate-up, gate and down.
-    """
+    """One pass of a layer: what comes before attention and what comes after it, forward and backward."""
 
     def __init__(
         self,
@@ -326,7 +293,6 @@ class _Pass:
         self.kept: tuple[list[Kept], list[Kept]]
 
     def begin(self, keeping: bool = True) -> _Pass:
-        """Return itself, with nothing kept yet; without `keeping` nothing will be."""
         kind = Kept if keeping else _Dropped
         self.kept = [kind() for _ in range(3)], [kind() for _ in range(5)]
         return self
@@ -341,12 +307,9 @@ class _Pass:
         return [part.transpose(1, 2) for part in pieces.rotary.forward(to_rotary, heads, *self.turn)]
 
     def after(self, seen: torch.Tensor, x: torch.Tensor, outputs: bool = True) -> torch.Tensor | None:
-        """Return what the layer makes of what attention saw, `(B, S, H d)`, and its input, `(B, S, D)`.
+        """Return the layer's output from attention's, `seen` `(B, S, H d)`, and its input `x` `(B, S, D)`.
 
-        Args:
-            seen: of attention.
-            x: the layer's input, for the residual.
-            outputs: compute them; without, only what `after_backward` needs.
+        Without `outputs` only what `after_backward` needs is computed.
         """
         pieces, (to_output, to_norm, to_group, to_gate, to_down) = self.pieces, self.kept[1]
         blocks = pieces.groups[1].forward(to_output, seen, self.dtype, self.seed, x)
@@ -385,7 +348,6 @@ class _Pass:
         return pieces.norms[0].backward(to_norm, to_normed, residual) if wants_x else None
 
     def keep(self, ctx: Any, which: int) -> None:
-        """Give autograd what was kept."""
         tensors = [kept.give() for kept in self.kept[which]]
         ctx.run, ctx.counts = self, [len(some) for some in tensors]
         ctx.save_for_backward(*chain.from_iterable(tensors))
@@ -419,8 +381,6 @@ class _Before(Function):
 
 
 class _After(Function):
-    """A layer's output from what attention saw and the layer's input."""
-
     @staticmethod
     def forward(
         ctx: Any, seen: torch.Tensor, x: torch.Tensor, run: _Pass, *trained: torch.Tensor
@@ -490,8 +450,6 @@ class _Norm:
 
 
 class _FusedNorm:
-    """Liger's."""
-
     def __init__(self, norm: Any) -> None:
         from liger_kernel.ops import LigerRMSNormFunction
 
@@ -550,8 +508,6 @@ def _turn(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, out: torch.
 
 
 class _FusedRotary:
-    """Liger's."""
-
     def __init__(self) -> None:
         from liger_kernel.ops import LigerRopeFunction
 
@@ -566,7 +522,6 @@ class _FusedRotary:
         return query.transpose(1, 2), key.transpose(1, 2), heads.parts[2]
 
     def backward(self, kept: Any, upstream: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the gradients of query-key-value, in blocks."""
         given = (part.transpose(1, 2) for part in upstream[:2])
         query, key = self.function.backward(kept, *given)[:2]
         kept.give()
@@ -577,10 +532,8 @@ class _FusedRotary:
 class _Heads:
     """Query, key and value, `(B, S, H, d)`, and the one tensor that they are views of, if there is one.
 
-    Attributes:
-        parts: the three.
-        whole: `(3, B, S, H, d)`, or `(B, S, H, d)` of one matrix that gives all; `None` where they are apart.
-        layout: dimensions of `whole`, 0 without.
+    `whole` is `(3, B, S, H, d)`, or `(B, S, H, d)` of one matrix that gives all, or `None`; `layout` is its
+    number of dimensions, 0 without.
     """
 
     def __init__(self, parts: list[torch.Tensor], whole: torch.Tensor | None = None) -> None:
@@ -601,7 +554,6 @@ class _Heads:
 
     @classmethod
     def of(cls, parts: list[torch.Tensor], layout: int) -> _Heads:
-        """Lay three tensors side by side."""
         return cls(parts, torch.stack(parts) if layout == 5 else torch.cat(parts, 2) if layout == 4 else None)
 
     def turning(self) -> list[torch.Tensor]:
@@ -611,7 +563,6 @@ class _Heads:
         return [self.whole[:2] if self.layout == 5 else self.whole[:, :, : -self.parts[2].shape[2]]]
 
     def blocks(self) -> list[torch.Tensor]:
-        """Return them as blocks of outputs."""
         if self.whole is None:
             return [part.flatten(2).flatten(0, 1) for part in self.parts]
         return [self.whole.flatten(-2).flatten(-3, -2)]
@@ -643,8 +594,6 @@ class _Gate:
 
 
 class _FusedGate:
-    """Liger's."""
-
     def __init__(self, function: Any) -> None:
         self.function = function
 
@@ -653,7 +602,6 @@ class _FusedGate:
         return self.function.forward(kept, *_halves(blocks))
 
     def backward(self, kept: Any, upstream: torch.Tensor) -> list[torch.Tensor]:
-        """Return the gradients of gate and up, in blocks."""
         gate, up = self.function.backward(kept, upstream)[:2]
         kept.give()
         return [torch.cat([gate, up], -1)] if kept.packed else [gate, up]

@@ -9,11 +9,7 @@ import torch
 
 
 def choose_device() -> str:
-    """Return `"cuda"` where there is one, else `"cpu"`.
-
-    Raises:
-        ValueError: If more processes than GPUs were started here.
-    """
+    """Return `"cuda"` where there is one, else `"cpu"`; raises ValueError if processes outnumber GPUs."""
     if not torch.cuda.is_available():
         return "cpu"
     number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
@@ -37,9 +33,8 @@ def loading_place(device: str, bits: int, shards: int) -> str:
 def choose_dtype(precision: str, device: str) -> torch.dtype:
     """Return the dtype of activations: bf16 on a GPU, fp32 on a CPU, unless `precision` says otherwise.
 
-    Raises:
-        ValueError: If the precision is unknown or the GPU has no bf16 (fp16 would overflow on LLaMA's
-            massive activations).
+    Raises ValueError if the precision is unknown or the GPU has no bf16 (fp16 would overflow on LLaMA's
+    massive activations).
     """
     known = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if precision == "auto":
@@ -52,15 +47,9 @@ def choose_dtype(precision: str, device: str) -> torch.dtype:
 
 
 def layers_to_recompute(every: bool | None, count: int | None, device: str) -> int | None:
-    """Resolve `--recompute` and `--recompute-layers`.
+    """Resolve `--recompute` and `--recompute-layers` to a number of layers; `None` for all.
 
-    Args:
-        every: all layers or none; `None` means all on a GPU.
-        count: a number of layers, which goes before `every`.
-        device: `"cuda"` or `"cpu"`.
-
-    Returns:
-        How many layers; `None` for all.
+    `count` goes before `every`, where `None` means all on a GPU.
     """
     if count is not None:
         return count
@@ -74,18 +63,12 @@ def recompute_all(module: Any) -> None:
 
 
 def recompute_layers(decoder: Any, count: int | None = None) -> None:
-    """Run the first `count` decoder layers again in backward instead of keeping what they computed.
+    """Run the first `count` decoder layers, or all, again in backward instead of keeping what they computed.
 
-    The first, not the last: backward reaches them when the activations of all later layers are gone, so
-    what one layer keeps while it is run again is not added to theirs. BASIC does not mind: it watches the
-    forward pass alone, where each layer computes the same either way. A frozen tower keeps nothing.
-
-    Args:
-        decoder: the language model.
-        count: how many layers; `None` for all.
-
-    Raises:
-        ValueError: If `count` is not between 0 and the number of layers.
+    The first, not the last: backward reaches them when the activations of all later layers are gone, so what
+    one layer keeps while it is run again is not added to theirs. BASIC watches the forward pass alone, where
+    each layer computes the same either way. Raises ValueError if `count` is not between 0 and the number of
+    layers.
     """
     depth = len(decoder.layers)
     if count is not None and not 0 <= count <= depth:

@@ -22,14 +22,9 @@ def counting_encoder(
 ) -> TextEncoder:
     """Return an encoder whose ids are those of an LLM, but for the id that marks a patch.
 
-    Args:
-        llm: a name of the zoo, a folder with the tokenizer's files, or a hub id.
-        template: key in `conversation.TEMPLATES`; `None` for the one that the tokenizer asks for.
-        tokens_per_image: patches per image.
-        max_length: most tokens of a row.
-
-    Raises:
-        ValueError: If there is no such tokenizer, or it does not go with the template.
+    `llm` is a name of the zoo, a folder with the tokenizer's files, or a hub id; `template` a key in
+    `conversation.TEMPLATES`, `None` for the one that the tokenizer asks for. Raises ValueError if there is no
+    such tokenizer, or it does not go with the template.
     """
     row = zoo.LLMS.get(llm)
     tokenizer = read_tokenizer(row.hub_id if row else llm)
@@ -43,13 +38,8 @@ def counting_encoder(
 def prompt_ids(assembled: Assembled, turns: Sequence[Turn], sizes: Sequence[Sequence[int]] = ()) -> list[int]:
     """Return the ids to answer from, in the template that the model was trained with.
 
-    Args:
-        assembled: the model.
-        turns: alternating, from the user to the user, with an `<image>` for every picture.
-        sizes: height and width of the pictures; needed with tiles.
-
-    Raises:
-        ValueError: As `conversation.encode`.
+    `turns` alternate, from the user to the user, with an `<image>` for every picture; `sizes` are their
+    `(height, width)`, needed with tiles. Raises ValueError as `conversation.encode`.
     """
     return encode_prompt(
         assembled.template,
@@ -70,11 +60,8 @@ def forward_inputs(
 ) -> dict[str, Any]:
     """Return what a LLaVA's forward pass takes of a batch, on the model's device; labels stay behind.
 
-    Args:
-        model: the LLaVA, wrapped or not.
-        batch: `input_ids` and `attention_mask` `(B, S)`, and `pixel_values` where there are pictures, with
-            tiles their `image_sizes` too.
-        transform: of the pictures, where they are uint8.
+    The batch has `input_ids` and `attention_mask` `(B, S)`, and `pixel_values` where there are pictures, with
+    tiles their `image_sizes` too; `transform` is needed where they are uint8.
     """
     weight = next(parts_of(model).llava.vision_tower.parameters())
     inputs: dict[str, Any] = {name: batch[name].to(weight.device) for name in ("input_ids", "attention_mask")}
@@ -90,10 +77,7 @@ def tower_pixels(
 ) -> torch.Tensor:
     """Return pictures as the vision tower takes them, `(I, 3, h, w)`, on its device and in its dtype.
 
-    Args:
-        model: the LLaVA, wrapped or not.
-        pixels: `(I, 3, h, w)`, uint8 or normalised.
-        transform: normalises uint8 pictures, on the device.
+    `pixels` are of that shape, normalised, or uint8 for `transform` to normalise on the device.
     """
     weight = next(parts_of(model).llava.vision_tower.parameters())
     pixels = pixels.to(weight.device)
@@ -112,12 +96,8 @@ def one_row(
 ) -> dict[str, Any]:
     """Return a prompt as a LLaVA takes it: a batch of one, on the model's device.
 
-    Args:
-        model: the LLaVA.
-        ids: of the prompt.
-        pixels: `(I, 3, h, w)`, normalised, or uint8 with their transform; `None` for text alone.
-        transform: of uint8 pictures.
-        sizes: height and width of the pictures; needed with tiles.
+    `pixels` are `(I, 3, h, w)`, normalised, or uint8 with their transform, `None` for text alone; `sizes` are
+    the pictures' `(height, width)`, needed with tiles.
     """
     row = torch.tensor([list(ids)])
     batch = {"input_ids": row, "attention_mask": torch.ones_like(row), "pixel_values": pixels}
@@ -126,14 +106,7 @@ def one_row(
 
 
 def greedily(stops: list[int], pad: int, longest: int, never: Sequence[int] = ()) -> dict[str, Any]:
-    """Return `generate`'s options for the likeliest next token, again and again.
-
-    Args:
-        stops: ids that end an answer.
-        pad: id that fills a batch.
-        longest: most tokens of an answer.
-        never: ids that no answer has, the placeholder of a picture for instance.
-    """
+    """Return `generate`'s options for greedy answers of at most `longest` tokens, without ids of `never`."""
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": longest}
     options |= {"eos_token_id": stops, "pad_token_id": pad}
     return options | ({"suppress_tokens": list(never)} if never else {})

@@ -45,8 +45,6 @@ from basic_lite.models.zoo import Bits
 
 
 class _TiledModel(LlavaNextModel):
-    """LLaVA-NeXT whose newline is the projector's."""
-
     @property
     def image_newline(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.multi_modal_projector.image_newline  # pyright: ignore[reportReturnType]
@@ -61,11 +59,7 @@ _RESERVED += ("<|reserved_special_token_2|>",)  # SmolLM3 has given the first on
 def find_image_token(
     tokenizer: PreTrainedTokenizerBase, template: templates.Template, vocabulary: int, wanted: str | None
 ) -> int:
-    """Find a vocabulary row for patches without adding one.
-
-    Raises:
-        ValueError: If no row is free.
-    """
+    """Find a vocabulary row for patches without adding one; raises ValueError if no row is free."""
     ends: list[Any] = [tokenizer.bos_token_id, tokenizer.eos_token_id]
     taken = {*ends, *conversation.stop_ids(template, tokenizer)}
     known = tokenizer.get_vocab()
@@ -113,7 +107,7 @@ def check_embedding_path(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
     """
 
     class Look(nn.Module):
-        """In the place of all layers: a 7B in 4 bits takes its time for a pass on a CPU."""
+        """Stands in for all layers: a 7B in 4 bits takes its time for a pass on a CPU."""
 
         def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
             seen.append(hidden_states.float())
@@ -136,44 +130,28 @@ def check_embedding_path(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the two pretrained parts come from and how the decoder is held.
+    """Where the two pretrained parts come from and how the decoder is held."""
 
-    Attributes:
-        llm: hub id or folder of the decoder.
-        tower: hub id or folder of the vision tower.
-        template: key in `conversation.TEMPLATES`; `None` takes the table's, or the tokenizer's own form.
-        image_token: token that marks a patch; `None` takes the table's or finds an unused one.
-        pad_token: token that fills a batch; `None` takes the table's or the tokenizer's.
-        bits: 4 (nf4 with double quantisation), 8 or 16.
-        dtype: of activations, embeddings, head, and of the weights that are not quantised.
-        image_size: side of the tower's input; `None` takes the tower's own.
-        tower_layer: which hidden states are its features.
-        tiles: most tiles of a picture beside its whole; 1 for the picture alone, in one square.
-        pool: side of the squares of patches that become one visual embedding each; 1 for every patch its own.
-        exif: whether pictures are turned as their EXIF says.
-        background: what transparent pictures are put on; a name, kept as `#rrggbb`.
-    """
-
-    llm: str
-    tower: str
+    llm: str  # hub id or folder of the decoder
+    tower: str  # hub id or folder of the vision tower
+    # Key in `conversation.TEMPLATES`; `None` takes the table's, or the tokenizer's own form
     template: str | None = None
+    # Token that marks a patch; `None` takes the table's or finds an unused one
     image_token: str | None = None
-    pad_token: str | None = None
-    bits: Bits = 4
+    pad_token: str | None = None  # token that fills a batch; `None` takes the table's or the tokenizer's
+    bits: Bits = 4  # 4 (nf4 with double quantisation), 8 or 16
+    # Of activations, embeddings, head, and of the weights that are not quantised
     dtype: torch.dtype = torch.bfloat16
-    image_size: int | None = None
-    tower_layer: int = -2
-    tiles: int = 1
+    image_size: int | None = None  # side of the tower's input; `None` takes the tower's own
+    tower_layer: int = -2  # which hidden states are its features
+    tiles: int = 1  # most tiles of a picture beside its whole; 1 for the picture alone, in one square
+    # Side of the squares of patches that become one visual embedding each; 1 for every patch its own
     pool: int = 1
-    exif: Exif = "ignore"
-    background: str = WHITE
+    exif: Exif = "ignore"  # whether pictures are turned as their EXIF says
+    background: str = WHITE  # what transparent pictures are put on; a name, kept as `#rrggbb`
 
     def __post_init__(self) -> None:
-        """Refuse a number of bits that there is no format for, and no tiles or patches at all.
-
-        Raises:
-            ValueError: If `bits` is not 4, 8 or 16, `tiles` or `pool` is below 1, or `background` no colour.
-        """
+        """Raise ValueError for unknown `bits`, `tiles` or `pool` below 1, or a `background` of no colour."""
         object.__setattr__(self, "background", colour(self.background))
         if self.pool < 1:
             raise ValueError(f"pool must be 1 (every patch by itself) or more, got {self.pool}")
@@ -186,8 +164,7 @@ class Sources:
     def named(cls, model: str, tower: str | None = None, llm: str | None = None, **settings: Any) -> Sources:
         """Resolve names of the zoo; an `llm`, or a tower that is no name, is a hub id or a folder.
 
-        Raises:
-            ValueError: If `model` is not in the table.
+        Raises ValueError if `model` is not in the table.
         """
         known = zoo.LLMS.get(model) if llm is None else None
         tower = tower or (known or zoo.LLM).tower
@@ -203,33 +180,20 @@ class Sources:
 
 @dataclass
 class Assembled:
-    """A model ready for a stage, with everything that must agree with it.
+    """A model ready for a stage, with everything that must agree with it."""
 
-    Attributes:
-        model: the LLaVA, possibly wrapped by PEFT.
-        tokenizer: of the decoder, unchanged.
-        template: how conversations are written.
-        processor: the tower's image settings (`preprocessor_config.json`).
-        image_size: side of the tower's input in pixels.
-        image_token_id: id that marks a patch.
-        pad_token_id: id that fills a batch.
-        tokens_per_image: patches of an image in one square; with tiles, of the whole picture, the first one.
-        family: the decoder's family.
-        sources: where it came from.
-        tiling: grids of tiles; `None` for one square per picture.
-    """
-
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    template: templates.Template
-    processor: dict
-    image_size: int
-    image_token_id: int
-    pad_token_id: int
+    model: nn.Module  # the LLaVA, possibly wrapped by PEFT
+    tokenizer: PreTrainedTokenizerBase  # of the decoder, unchanged
+    template: templates.Template  # how conversations are written
+    processor: dict  # the tower's image settings (`preprocessor_config.json`)
+    image_size: int  # side of the tower's input in pixels
+    image_token_id: int  # id that marks a patch
+    pad_token_id: int  # id that fills a batch
+    # Patches of an image in one square; with tiles, of the whole picture, the first one
     tokens_per_image: int
-    family: zoo.Family
-    sources: Sources
-    tiling: Tiling | None = None
+    family: zoo.Family  # the decoder's family
+    sources: Sources  # where it came from
+    tiling: Tiling | None = None  # grids of tiles; `None` for one square per picture
 
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation.
@@ -248,7 +212,7 @@ class Assembled:
         return tower.patch_size
 
     def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
-        """Return the tokens of an image, or with tiles those of images of these heights and widths."""
+        """Return the tokens of an image, or with tiles those of images of these `(height, width)`."""
         if self.tiling is None:
             return self.tokens_per_image
         return [block.tokens for block in self.tiling.blocks(sizes)]
@@ -260,7 +224,6 @@ class Assembled:
         return longest_with(self.tiling, max_length, parts_of(self.model).decoder.config)
 
     def text_encoder(self, template: templates.Template, max_length: int | None) -> TextEncoder:
-        """Return what makes ids and labels of a row, of at most `max_length` tokens."""
         ids = self.image_token_id, self.tokens_per_image
         return TextEncoder(template, self.tokenizer, *ids, max_length, self.tiling)
 
@@ -280,21 +243,15 @@ class Assembled:
         )
 
     def collator(self) -> Collator:
-        """Return what makes batches of such rows."""
         return Collator(
             pad_token_id=self.pad_token_id, image_token_id=self.image_token_id, tiling=self.tiling
         )
 
 
 def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
-    """Return the grids of tiles that a model will have; `None` for one square per picture.
+    """Return the grids of tiles that a model will have; `None` for one square per picture. Loads nothing.
 
-    Args:
-        sources: its parts.
-        tower: configuration of the vision tower; nothing is loaded.
-
-    Raises:
-        ValueError: If the tower's pictures are not square, or LLaVA-NeXT could not tell their size.
+    Raises ValueError if the tower's pictures are not square, or LLaVA-NeXT could not tell their size.
     """
     if sources.tiles == 1:
         return None
@@ -317,11 +274,7 @@ def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
 
 
 def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
-    """See that a tower's patches can be joined as `sources.pool` asks; nothing is loaded.
-
-    Raises:
-        ValueError: If some would be left over.
-    """
+    """Raise ValueError if patches would be left over when joined as `sources.pool` asks; loads nothing."""
     if sources.pool == 1:
         return
     native = native_size(read_processor(sources.tower, tower), tower)
@@ -330,10 +283,9 @@ def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
 
 
 def longest_with(tiling: Tiling, max_length: int, decoder: object) -> int:
-    """Return `max_length` and the tokens of the most tiles, at most the positions of the decoder, if known.
+    """Return `max_length` plus the tokens of the most tiles, at most the positions of the decoder, if known.
 
-    Raises:
-        ValueError: If those do not suffice for a picture.
+    Raises ValueError if those do not suffice for a picture.
     """
     most = getattr(decoder, "max_position_embeddings", None) or 1 << 30
     largest = tiling.largest().tokens
@@ -349,8 +301,7 @@ def longest_with(tiling: Tiling, max_length: int, decoder: object) -> int:
 def read_config(source: str, what: str) -> PretrainedConfig:
     """Load a configuration from a folder or the hub; its `_commit_hash` is the hub's commit.
 
-    Raises:
-        ValueError: In one line, if neither has it.
+    Raises ValueError if neither has it.
     """
     located = data_world_parts.located(source)
     if not os.path.isdir(located):
@@ -376,17 +327,10 @@ def assemble(
 ) -> Assembled:
     """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
 
-    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head.
-
-    Args:
-        sources: the parts.
-        device: where the model goes.
-        seed: of the projector's initial weights.
-        copies: whether the decoder's pre-quantised copy may be read, and written where there is none.
-        say: takes a line about that.
-
-    Raises:
-        ValueError: For anything a user can have wrong: unsupported or missing parts, no free vocabulary row.
+    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head. `seed`
+    is of the projector's initial weights; `copies` says whether the decoder's pre-quantised copy may be read,
+    and written where there is none, and `say` takes a line about that. Raises ValueError for anything a user
+    can have wrong: unsupported or missing parts, no free vocabulary row.
     """
     llm_config = read_config(sources.llm, "language model")
     family = zoo.family_of(llm_config.model_type, sources.llm)
@@ -478,7 +422,7 @@ def load_decoder_alone(
     copies: quantised.Copies = "read",
     say: quantised.Say = quantised.silent,
 ) -> PreTrainedModel:
-    """Load the language model with its head; quantised in its layers only (see `decoder.load_decoder`)."""
+    """Load the decoder with its head, quantised in its layers only (see `decoder.load_decoder`)."""
     config = read_config(sources.llm, "language model")
     causal = models_decoder.load_decoder(
         sources.llm, config, sources.bits, sources.dtype, device, copies=copies, say=say

@@ -19,17 +19,9 @@ from basic_lite.data.tiles import Tiling
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a LLaVA that the method touches.
-
-    Attributes:
-        llava: the model without its head.
-        decoder: its language model, a `PreTrainedModel` without head.
-        head: the output projection, a linear layer without bias.
-    """
-
-    llava: LlavaModel | LlavaNextModel
-    decoder: Any
-    head: Any
+    llava: LlavaModel | LlavaNextModel  # the model without its head
+    decoder: Any  # its language model, a `PreTrainedModel` without head
+    head: Any  # the output projection, a linear layer without bias
 
     @property
     def embedding(self) -> torch.Tensor:
@@ -55,7 +47,6 @@ def embedding_of(decoder: Any) -> torch.Tensor:
 
 
 def layers_of(decoder: Any) -> nn.ModuleList:
-    """Return a decoder's layers, first to last."""
     layers = decoder.layers
     assert isinstance(layers, nn.ModuleList)
     return layers
@@ -64,8 +55,7 @@ def layers_of(decoder: Any) -> nn.ModuleList:
 def parts_of(model: nn.Module) -> Parts:
     """Find the parts of a LLaVA, or of a LLaVA-NeXT with its tiles, wrapped by PEFT, DDP or not at all.
 
-    Raises:
-        ValueError: If there is no such model inside.
+    Raises ValueError if there is no such model inside.
     """
     inner: Any = getattr(model, "module", model)
     inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -23,9 +23,8 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 class Projector(LlavaMultiModalProjector):
     """LLaVA's two-layer projector in fp32, with the only dtype boundary of the model inside.
 
-    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the
-    trained fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype when it puts it
-    among the text.
+    The tower's bf16 features are widened on the way in; autocast is off inside, or it would run the trained
+    fp32 weights in bf16. `LlavaModel` narrows the result to the decoder's dtype.
 
     Attributes:
         split: make fp32 products of bf16 ones, on a GPU; `BasicTrainer` sets it unless `--no-fused-kernels`.
@@ -65,8 +64,7 @@ class NewlineProjector(Projector):
     """The projector of a model with tiles: it also holds the newline vector, `image_newline` `(D,)`.
 
     A standard LLaVA-NeXT has it beside the projector, where PEFT neither trains nor saves a bare parameter.
-    Here whatever trains, copies, saves or loads the projector does so with the newline; an export moves it
-    back.
+    An export moves it back.
     """
 
     def __init__(self, config: Any, pool: int = 1) -> None:
@@ -83,9 +81,7 @@ def _can_split(weight: torch.Tensor) -> bool:
 def split_linear(x: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
     """Return `layer(x.float())`, `(..., O)` fp32, its products and those of its gradients made of bf16 ones.
 
-    Args:
-        x: `(..., K)`; what is bf16 already is not split.
-        layer: with fp32 weights.
+    `x` is `(..., K)`, not split where it is bf16 already; the layer's weights are fp32.
     """
     y: Any = _SplitLinear.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)
     return y.view(*x.shape[:-1], -1)
@@ -115,9 +111,7 @@ class _SplitLinear(Function):
 def split_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return `a @ b` in fp32 from products of bf16 with fp32 sums: three, or fewer where a factor is bf16.
 
-    Args:
-        a: `(R, K)` fp32 or bf16.
-        b: `(K, C)` fp32 or bf16.
+    `a` is `(R, K)` and `b` is `(K, C)`, fp32 or bf16.
     """
     (a1, a2), (b1, b2) = _halves(a), _halves(b)
     product = _bf16_product(a1, b1)

@@ -63,11 +63,7 @@ def root() -> Path | None:
 
 
 def root_for(what: str, needed: int) -> Path:
-    """Return `root()` for something that cannot be done without it.
-
-    Raises:
-        ValueError: If copies are switched off.
-    """
+    """Return `root()` for what cannot be done without it; raises ValueError if copies are switched off."""
     folder = root()
     if folder is None:
         raise ValueError(
@@ -79,15 +75,10 @@ def root_for(what: str, needed: int) -> Path:
 
 @dataclass(frozen=True)
 class Copy:
-    """One decoder's pre-quantised copy, there or not.
+    """One decoder's pre-quantised copy, there or not."""
 
-    Attributes:
-        path: its folder.
-        made_of: everything that its bits depend on.
-    """
-
-    path: Path
-    made_of: dict[str, Any]
+    path: Path  # its folder
+    made_of: dict[str, Any]  # everything that its bits depend on
 
     @property
     def whole(self) -> bool:
@@ -102,7 +93,6 @@ class Copy:
 
     @property
     def size(self) -> int:
-        """Bytes on disk."""
         return size_of(self.path)
 
     def remove(self) -> None:
@@ -110,13 +100,9 @@ class Copy:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, model: PreTrainedModel) -> str:
-        """Write a freshly quantised decoder, unless there is no room or another process does.
+        """Write a freshly quantised decoder with its head, unless there is no room or another process does.
 
-        Args:
-            model: the decoder with its head, as it was loaded.
-
-        Returns:
-            What happened, in one line. A copy that cannot be written stops nothing.
+        Returns what happened, in one line. A copy that cannot be written stops nothing.
         """
         needed = sum({t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values())  # tied ones once
         try:
@@ -153,14 +139,8 @@ class Copy:
     def make(self, what: str, needed: int, write: Callable[[Path], object], say: Say) -> None:
         """Write what a start cannot do without, unless it is there; other processes wait for it.
 
-        Args:
-            what: is done, for a line and for errors.
-            needed: bytes on disk.
-            write: fills the new folder.
-            say: takes the line.
-
-        Raises:
-            ValueError: If there is no room, or it cannot be written.
+        `what` is done, for a line to `say` and for errors; `needed` are bytes on disk; `write` fills the new
+        folder. Raises ValueError if there is no room, or it cannot be written.
         """
         try:
             with locked(self.path, wait=True):
@@ -213,11 +193,8 @@ def copy_of(
 ) -> Copy | None:
     """Return where the copy of a decoder in 4 bits belongs, or `None` where none can be kept.
 
-    Args:
-        llm: hub id or folder.
-        config: the decoder's own, as its files say.
-        dtype: of what is not quantised.
-        device: where it is quantised: the kernels of a GPU need not round as a CPU's do.
+    `config` is the decoder's own, as its files say; `dtype` is of what is not quantised; `device` is where it
+    is quantised: the kernels of a GPU need not round as a CPU's do.
     """
     folder, parent = Path(parts.located(llm)), root()
     if parent is None or getattr(config, "quantization_config", None):  # the base itself is packed
@@ -251,8 +228,8 @@ def copy_in(folder: Path, source: str, made_of: dict[str, object]) -> Copy:
 def states_of(files: Iterable[Path]) -> list[list[object]]:
     """Return name, size and times of files.
 
-    The time of an inode's last change cannot be set back: a file that was overwritten by one of the same
-    length and date is another file.
+    The time of an inode's last change cannot be set back: it tells apart a file that was overwritten by one
+    of the same length and date.
     """
     states = []
     for path in sorted(files):

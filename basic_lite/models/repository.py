@@ -32,8 +32,7 @@ _SMALL = re.compile(r"[^/]+\.(json|jinja)|tokenizer\.model|merges\.txt")
 def shards(index: Path) -> list[str]:
     """Return the names of the files that an index lists.
 
-    Raises:
-        ValueError: In one line, if it is no index, or lists what is no file beside it.
+    Raises ValueError if it is no index, or lists what is no file beside it.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -46,10 +45,9 @@ def shards(index: Path) -> list[str]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the weight files of a folder, in the preferred form that it has; none where it has none.
+    """Return a folder's weight files in the preferred form that it has, if any.
 
-    Raises:
-        ValueError: In one line, if an index cannot be read.
+    Raises ValueError if an index cannot be read.
     """
     for form in FORMS:
         if (folder / form).is_file():
@@ -62,12 +60,7 @@ def weight_files(folder: Path) -> list[Path]:
 def fetch(source: str, revision: str | None = None) -> Path:
     """Return the folder with a model's configuration and weights, fetched from the hub where it is none.
 
-    Args:
-        source: folder, embedded part or hub id.
-        revision: commit on the hub.
-
-    Raises:
-        ValueError: In one line, if the hub does not give it, or it has no weights that are read here.
+    Raises ValueError if the hub does not give it, or it has no weights that are read here.
     """
     folder = Path(parts.located(source))
     if folder.is_dir():
@@ -125,9 +118,7 @@ def commit_of(source: str) -> str | None:
 def why(source: str, error: BaseException) -> str:
     """Describe in one line why a library could not read a model, with what to do where the hub refused.
 
-    Args:
-        source: hub id or folder.
-        error: as the hub's client raised it, or as transformers wrapped it.
+    `error` is as the hub's client raised it, or as transformers wrapped it.
     """
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -154,11 +145,7 @@ def why(source: str, error: BaseException) -> str:
 
 
 def read_tokenizer(source: str) -> Any:
-    """Load the tokenizer of a folder or hub id, from `tokenizer.json` or from a sentencepiece model.
-
-    Raises:
-        ValueError: In one line, if it cannot be loaded.
-    """
+    """Load a tokenizer from `tokenizer.json` or a sentencepiece model; raises ValueError if it cannot be."""
     from tokenizers import Regex, normalizers
     from transformers import AutoTokenizer, LlamaTokenizer
 
@@ -180,19 +167,12 @@ def read_tokenizer(source: str) -> Any:
 
 @dataclass(frozen=True)
 class Download:
-    """What a repository would send.
+    """What a repository would send."""
 
-    Attributes:
-        weights: names of its weight files.
-        size: bytes of weights and small files together.
-        missing: bytes of those that are not in the hub's cache.
-        gated: whether its terms must be accepted, which takes a login.
-    """
-
-    weights: list[str]
-    size: int
-    missing: int
-    gated: bool
+    weights: list[str]  # names of its weight files
+    size: int  # bytes of weights and small files together
+    missing: int  # bytes of those that are not in the hub's cache
+    gated: bool  # whether its terms must be accepted, which takes a login
 
     @property
     def pickled(self) -> bool:
@@ -201,15 +181,10 @@ class Download:
 
 
 def download_of(source: str, timeout: float) -> Download:
-    """Ask the hub what loading a model would download; downloads nothing.
+    """Ask the hub what loading a model would download, within `timeout` seconds; downloads nothing.
 
-    Args:
-        source: hub id.
-        timeout: longest wait in seconds.
-
-    Raises:
-        OSError: Of the hub's client, where it does not answer or refuses.
-        ValueError: In one line, if the repository has no weights that are read here.
+    Raises OSError of the hub's client, where it does not answer or refuses, and ValueError if the repository
+    has no weights that are read here.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 

@@ -67,11 +67,7 @@ def attend(
         softcap: of the scores.
         kwargs: passed on to sdpa.
 
-    Returns:
-        `(B, T, H, d)`, and no map.
-
-    Raises:
-        ValueError: If capped attention is to have dropout.
+    Returns `(B, T, H, d)`, and no map. Raises ValueError if capped attention is to have dropout.
     """
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -121,7 +117,6 @@ class _Pieces:
         return states.to(self.factor).reshape(self.rows * self.sides, -1, states.shape[-1])
 
     def product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Multiply batches of matrices, with the result in `precision`."""
         if self._wide_sums:
             return torch.bmm(left.to(self.factor), right, out_dtype=self.precision)
         return torch.bmm(left, right)
@@ -218,11 +213,7 @@ def logit_cap(config: Any) -> float | None:
 def cap_logits(model: Any) -> bool:
     """Let the head of a decoder, or of a LLaVA around it, cap its logits: LLaVA's class does not.
 
-    Args:
-        model: has `config` and `lm_head`.
-
-    Returns:
-        Whether the decoder's class caps them.
+    Returns whether the decoder's class caps them.
     """
     cap = logit_cap(getattr(model.config, "text_config", model.config))
     if cap is not None:

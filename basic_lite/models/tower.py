@@ -36,11 +36,7 @@ def vision_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def check_tower_layer(layer: int, config: PretrainedConfig) -> None:
-    """Refuse a feature layer that a tower has not.
-
-    Raises:
-        ValueError: If the layer is not between -depth - 1 and depth; 0 is what the first layer receives.
-    """
+    """Raise ValueError if the layer is not in -depth - 1 to depth; 0 is what the first layer receives."""
     depth = config.num_hidden_layers
     if not -depth - 1 <= layer <= depth:
         raise ValueError(f"tower layer must be between {-depth - 1} and {depth}, got {layer}")
@@ -54,18 +50,10 @@ def load_tower(
     device: torch.device | str,
     say: quantised.Say = quantised.silent,
 ) -> PreTrainedModel:
-    """Load a tower and fit its position embeddings to the image size.
+    """Load a tower and fit its position embeddings to an input of `size` pixels a side.
 
-    Args:
-        source: hub id or folder of the tower, or of a model with a text half, which is left out.
-        config: the vision part's.
-        size: side of the input in pixels.
-        dtype: of its weights.
-        device: where it goes.
-        say: takes a line if its weights are converted.
-
-    Raises:
-        ValueError: In one line, if the weights cannot be read or tensors are missing.
+    `source` may have a text half, which is left out; `config` is the vision part's; `say` takes a line if
+    weights are converted. Raises ValueError if the weights cannot be read or tensors are missing.
     """
     kind = {
         "clip_vision_model": CLIPVisionModel,
@@ -147,8 +135,7 @@ def _resize_positions(tower: Any, size: int, prefix: int) -> None:
 def read_processor(source: str, config: PretrainedConfig) -> dict:
     """Read `preprocessor_config.json` of a folder or hub id.
 
-    Raises:
-        ValueError: If there is none: mean, deviation and resizing rule would be guesses.
+    Raises ValueError if there is none: mean, deviation and resizing rule would be guesses.
     """
     from huggingface_hub import hf_hub_download
 
@@ -179,19 +166,15 @@ def native_size(processor: dict, config: PretrainedConfig) -> int:
 def up_to_the_features(tower: Any, layer: int | list[int]) -> Iterator[None]:
     """Let the tower's modules after the feature layer pass their input through, inside the block.
 
-    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm after it and SigLIP's pooling head
-    make nothing that is read. The hidden states after the feature layer are wrong inside the block.
-
-    Args:
-        tower: the vision tower.
-        layer: index or indices of the hidden states that are the features, as in `LlavaConfig`.
+    LLaVA reads the last layer but one: layer 24 of CLIP-L, the norm after it and SigLIP's pooling head make
+    nothing that is read. The hidden states after the feature layer are wrong inside the block. `layer` is as
+    in `LlavaConfig`, one index or several.
     """
     with passing_through(_after_the_features(tower, layer)):
         yield
 
 
 def layers_of_tower(tower: Any) -> nn.ModuleList:
-    """Return a tower's layers, first to last."""
     encoder = tower.encoder if hasattr(tower, "encoder") else tower.model  # DINOv3 calls it model
     return encoder.layers if hasattr(encoder, "layers") else encoder.layer
 
@@ -212,12 +195,7 @@ def _after_the_features(tower: Any, layer: int | list[int]) -> list[nn.Module]:
 
 
 def parameters_of_features(tower: Any, layer: int | list[int]) -> dict[str, nn.Parameter]:
-    """Return the parameters by which a tower's features change, by their name inside it.
-
-    Args:
-        tower: the vision tower, without adapters.
-        layer: index or indices of the hidden states that are the features.
-    """
+    """Return the parameters by which a tower's features change, by their name inside it; no adapters."""
     idle = {id(p) for module in _after_the_features(tower, layer) for p in module.parameters()}
     named = tower.named_parameters()
     # DINO's mask token stands for patches that only its own pre-training hides.
@@ -226,7 +204,6 @@ def parameters_of_features(tower: Any, layer: int | list[int]) -> dict[str, nn.P
 
 @contextmanager
 def passing_through(modules: list[nn.Module]) -> Iterator[None]:
-    """Let modules pass their input through, inside the block."""
     for module in modules:
         module.forward = _pass_through
     try:

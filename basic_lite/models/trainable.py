@@ -29,15 +29,11 @@ class DroppedLinear(nn.Linear):
     Autograd would keep a mask and a copy of the input for every adapted layer: for query, key and value three
     copies of one tensor. Here the input alone is kept, which those three share, and backward draws from the
     same state of the random generator: the same numbers from fewer bytes.
-
-    Attributes:
-        dropout: share of the input that is set to 0 while training.
     """
 
-    dropout: float
+    dropout: float  # share of the input that is set to 0 while training
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map `(..., in_features)` to `(..., out_features)`."""
         if not self.training or not torch.is_grad_enabled():
             return self._dropped(input)
         # Backward asks for nothing after the dropout but the product's input: the product is not repeated.
@@ -84,19 +80,12 @@ TOWER_LAYERS: str = r"vision_tower\..*"
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA as LLaVA-1.5 uses it.
+    """LoRA as LLaVA-1.5 uses it."""
 
-    Attributes:
-        rank: of the update.
-        alpha: its scale times the rank.
-        dropout: on the adapters' input.
-        tower_rank: of the vision tower's own, scaled by 2; 0 for none.
-    """
-
-    rank: int = zoo.RANK
-    alpha: int = 2 * zoo.RANK
-    dropout: float = zoo.DROPOUT
-    tower_rank: int = 0
+    rank: int = zoo.RANK  # of the update
+    alpha: int = 2 * zoo.RANK  # its scale times the rank
+    dropout: float = zoo.DROPOUT  # on the adapters' input
+    tower_rank: int = 0  # of the vision tower's own, scaled by 2; 0 for none
 
 
 def train_projector(assembled: Assembled) -> None:
@@ -110,10 +99,7 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
     """Stage 2 with LoRA: adapters on the decoder's linear layers, and the projector in full.
 
     `prepare_model_for_kbit_training` is not called: it widens every bf16 tensor to fp32 (1.05 GB for
-    Gemma-2B).
-
-    Raises:
-        ValueError: If the rank is below 1.
+    Gemma-2B). Raises ValueError if the rank is below 1.
     """
     if adapters.rank < 1:
         raise ValueError(f"the adapters' rank must be at least 1, got {adapters.rank}")
@@ -181,9 +167,8 @@ def train_tower(assembled: Assembled) -> None:
 def _run_for_backward(assembled: Assembled) -> None:
     """Let a tower that is trained multiply in the decoder's precision, and run its layers twice.
 
-    It is called outside the outer model's `forward`, which is where the trainer's autocast is. And a layer
-    that backward passes keeps its input alone: running a tower again costs 1 to 3 % of a 7B's step, and all
-    that 23 layers of CLIP-L would keep is 3 GB for four pictures.
+    It is called outside the trainer's autocast. A layer that runs twice keeps its input alone: that costs 1
+    to 3 % of a 7B's step, where 23 layers of CLIP-L would keep 3 GB for four pictures.
     """
     tower: Any = parts_of(assembled.model).llava.vision_tower
     devices.recompute_all(tower)
@@ -213,8 +198,7 @@ def _drop_the_original(projector: Any) -> None:
 def train_everything(assembled: Assembled) -> None:
     """Stage 2 without LoRA, the paper's own: the whole decoder with its head, and the projector, in fp32.
 
-    Raises:
-        ValueError: If the decoder is quantised.
+    Raises ValueError if the decoder is quantised.
     """
     if assembled.sources.bits != 16:
         raise ValueError(
@@ -232,8 +216,7 @@ def train_decoder(
 ) -> None:
     """Stage 2: adapters or, where there are none, the whole decoder; the projector, and the tower if asked.
 
-    Raises:
-        ValueError: If a decoder that is trained whole is quantised.
+    Raises ValueError if a decoder that is trained whole is quantised.
     """
     if adapters is None:
         train_everything(assembled)
@@ -261,12 +244,7 @@ _CONTRACTS = {
 
 
 def check_contract(model: nn.Module, kind: str) -> None:
-    """Assert that exactly the stage's parameters are trained, in fp32.
-
-    Args:
-        model: the prepared model.
-        kind: `"projector"`, `"adapters"` or `"decoder"`.
-    """
+    """Assert that exactly what `kind` names is trained, in fp32: projector, adapters or decoder."""
     patterns = _CONTRACTS[kind]
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in trained.items():

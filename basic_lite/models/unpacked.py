@@ -71,17 +71,9 @@ _SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class Unpacked:
-    """A vision-language model in parts.
-
-    Attributes:
-        folder: with a folder or file for each part.
-        config: the whole model's.
-        source: folder or hub id that it was taken out of.
-    """
-
-    folder: Path
-    config: dict[str, Any]
-    source: str
+    folder: Path  # with a folder or file for each part
+    config: dict[str, Any]  # the whole model's
+    source: str  # folder or hub id that it was taken out of
 
     @property
     def llm(self) -> str:
@@ -102,8 +94,7 @@ class Unpacked:
 def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
     """Return what to load a language model from: the source itself, or the decoder taken out of it.
 
-    Raises:
-        ValueError: In one line, if it is a vision-language model whose weights cannot be taken apart.
+    Raises ValueError if it is a vision-language model whose weights cannot be taken apart.
     """
     try:
         kind = _config(source).get("model_type")
@@ -115,8 +106,7 @@ def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
 def check_llava(source: str) -> dict[str, Any]:
     """Return the configuration of a LLaVA of transformers that can be trained on.
 
-    Raises:
-        ValueError: In one line, if it is none, or one whose parts are put together in another way.
+    Raises ValueError if it is none, or one whose parts are put together in another way.
     """
     config = _config(source)
     if config.get("model_type") != "llava":
@@ -141,12 +131,7 @@ def check_llava(source: str) -> dict[str, Any]:
 def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     """Take a vision-language model apart, or find where it was taken apart before.
 
-    Args:
-        source: folder or hub id.
-        say: takes a line if weights are written.
-
-    Raises:
-        ValueError: In one line, if its weights cannot be read, or there is no room for them.
+    `say` takes a line if weights are written. Raises ValueError if they cannot be read, or there is no room.
     """
     folder = converted.safetensors_folder(source, say=say)
     if not Path(parts.located(source)).is_dir():

@@ -26,30 +26,20 @@ DROPOUT: float = 0.05
 
 @dataclass(frozen=True)
 class Family:
-    """What all decoders of one architecture share.
+    """What all decoders of one architecture share."""
 
-    Attributes:
-        model_type: `config.model_type` of transformers.
-        template: conversation template for a model that is not in the table and shows none of its own.
-        lora_targets: the decoder's linear layers.
-        norms: of the residual stream, per layer.
-        head_norms: query and key are normalised, too.
-        biases: query, key and value have them.
-        head_scale: key of the configuration by which its own class multiplies the logits, and the exponent;
-            transformers' LLaVA does not, so the last norm's weight takes it in (`decoder.fold_scales`).
-        attention_cap: key of the configuration that caps the attention's scores (`models.softcap`).
-        logit_cap: the same of the logits, which transformers' LLaVA does not cap.
-    """
-
-    model_type: str
-    template: str
-    lora_targets: tuple[str, ...]
-    norms: int = 2
-    head_norms: bool = False
-    biases: bool = False
+    model_type: str  # `config.model_type` of transformers
+    template: str  # conversation template for a model that is not in the table and shows none of its own
+    lora_targets: tuple[str, ...]  # the decoder's linear layers
+    norms: int = 2  # of the residual stream, per layer
+    head_norms: bool = False  # query and key are normalised, too
+    biases: bool = False  # query, key and value have them
+    # Key of the configuration by which its own class multiplies the logits, and the exponent; transformers'
+    # LLaVA does not, so the last norm's weight takes it in (`decoder.fold_scales`)
     head_scale: tuple[str, int] | None = None
+    # Key of the configuration that caps the attention's scores (`models.softcap`)
     attention_cap: str | None = None
-    logit_cap: str | None = None
+    logit_cap: str | None = None  # the same of the logits, which transformers' LLaVA does not cap
 
 
 _SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -111,31 +101,18 @@ WHY_NOT: dict[str, str] = {
 
 @dataclass(frozen=True)
 class LLM:
-    """One language model.
-
-    Attributes:
-        hub_id: where its weights are.
-        family: key in `FAMILIES`.
-        template: key in `conversation.TEMPLATES`.
-        image_token: vocabulary row that marks a patch: one that no text ever becomes, so that no row is
-            added to the embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits
-            `<unk>`. `None`: a reserved token, or a padded row of the matrix (`llava.find_image_token`).
-        pad_token: what fills a batch; padding is masked by length, never by this id.
-        tower: name of the tower that it is trained with unless another is asked for.
-        bits: of its weights unless other bits are asked for.
-        licence: of its weights, as the hub's page names it.
-        gated: the hub asks for an account that has accepted it.
-    """
-
-    hub_id: str
-    family: str
-    template: str
+    hub_id: str  # where its weights are
+    family: str  # key in `FAMILIES`
+    template: str  # key in `conversation.TEMPLATES`
+    # Vocabulary row that marks a patch: one that no text ever becomes, so that no row is added to the
+    # embedding matrix that `L_sds` runs over. Sentencepiece with byte fallback never emits `<unk>`. `None`: a
+    # reserved token, or a padded row of the matrix (`llava.find_image_token`)
     image_token: str | None
-    pad_token: str
-    tower: str = "clip-l-336"
-    bits: Bits = 4
-    licence: str = "Apache 2.0"
-    gated: bool = False
+    pad_token: str  # what fills a batch; padding is masked by length, never by this id
+    tower: str = "clip-l-336"  # name of the tower that it is trained with unless another is asked for
+    bits: Bits = 4  # of its weights unless other bits are asked for
+    licence: str = "Apache 2.0"  # of its weights, as the hub's page names it
+    gated: bool = False  # the hub asks for an account that has accepted it
 
 
 TINY = "tiny"
@@ -201,7 +178,6 @@ def _sizes(
     model_type: str, width: int, inner: int, depth: int, heads: int, kv_heads: int, vocabulary: int,
     *, tied: bool = True, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return a configuration under transformers' names."""
     return {
         "model_type": model_type, "hidden_size": width, "intermediate_size": inner,
         "num_hidden_layers": depth, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
@@ -270,17 +246,13 @@ TOWER_CONFIGS |= {
 
 @dataclass(frozen=True)
 class TowerFamily:
-    """What all vision towers of one architecture share.
+    """What all vision towers of one architecture share."""
 
-    Attributes:
-        model_type: `config.model_type` of the vision part.
-        prefix_tokens: tokens in front of the patches that carry no patch: 1 class token, or none (SigLIP).
-            Registers, which come after it, are counted by the configuration (`registers_of`).
-        any_size: takes another image size as it is: its positions are rotary, or interpolated by the class.
-    """
-
-    model_type: str
+    model_type: str  # `config.model_type` of the vision part
+    # Tokens in front of the patches that carry no patch: 1 class token, or none (SigLIP). Registers, which
+    # come after it, are counted by the configuration (`registers_of`)
     prefix_tokens: int
+    # Takes another image size as it is: its positions are rotary, or interpolated by the class
     any_size: bool = False
 
     @property
@@ -316,22 +288,12 @@ def registers_of(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Tower:
-    """One vision tower.
-
-    Attributes:
-        hub_id: where its weights are.
-        family: key in `TOWER_FAMILIES`.
-        image_size: side of its square input in pixels.
-        patch_size: side of a patch in pixels.
-        feature_layer: which hidden states are its features; -2 is LLaVA's.
-        published_bytes: of its weight file, which holds a text half too; 0 if it ships with the package.
-    """
-
-    hub_id: str
-    family: str
-    image_size: int
-    patch_size: int
-    feature_layer: int = -2
+    hub_id: str  # where its weights are
+    family: str  # key in `TOWER_FAMILIES`
+    image_size: int  # side of its square input in pixels
+    patch_size: int  # side of a patch in pixels
+    feature_layer: int = -2  # which hidden states are its features; -2 is LLaVA's
+    # Of its weight file, which holds a text half too; 0 if it ships with the package
     published_bytes: int = 0
 
     @property
@@ -358,34 +320,19 @@ TOWERS: dict[str, Tower] = {
 
 @dataclass(frozen=True)
 class Pace:
-    """How a stage is trained unless its options say otherwise.
+    """How a stage is trained unless its options say otherwise."""
 
-    Attributes:
-        global_batch: rows per optimizer step.
-        micro_batch: rows per forward pass.
-        learning_rate: peak of the schedule.
-        epochs: passes over the data.
-        rank: of stage 2's adapters.
-        projector_learning_rate: the projector's own in stage 2.
-        tower_learning_rate: of a vision tower that stage 2 trains, LLaVA-NeXT's.
-        tower_lora_learning_rate: of adapters in it: ten times as much, as of the decoder's.
-    """
-
-    global_batch: int
-    micro_batch: int
-    learning_rate: float
-    epochs: float = 1.0
-    rank: int = RANK
-    projector_learning_rate: float = 2e-5
-    tower_learning_rate: float = 2e-6
-    tower_lora_learning_rate: float = 2e-5
+    global_batch: int  # rows per optimizer step
+    micro_batch: int  # rows per forward pass
+    learning_rate: float  # peak of the schedule
+    epochs: float = 1.0  # passes over the data
+    rank: int = RANK  # of stage 2's adapters
+    projector_learning_rate: float = 2e-5  # the projector's own in stage 2
+    tower_learning_rate: float = 2e-6  # of a vision tower that stage 2 trains, LLaVA-NeXT's
+    tower_lora_learning_rate: float = 2e-5  # of adapters in it: ten times as much, as of the decoder's
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
-        """Return `micro_batch`, or the next smaller one that divides another global batch than this pace's.
-
-        Args:
-            global_batch: rows per optimizer step, of one process or of all; `None` for `self.global_batch`.
-        """
+        """Return `micro_batch`, or the next smaller one that divides `global_batch` (`None`: this pace's)."""
         share = (self.global_batch if global_batch is None else global_batch) // int(
             os.environ.get("WORLD_SIZE", 1)
         )
@@ -409,11 +356,7 @@ def pace_of(source: str, stage: int) -> Pace:
 
 
 def family_of(model_type: str, source: str) -> Family:
-    """Return the decoder family of `model_type`.
-
-    Raises:
-        ValueError: If it is not supported; lists what is.
-    """
+    """Return the decoder family of `model_type`; raises ValueError that lists what is supported."""
     return _supported(model_type, source, "decoders", FAMILIES, WHY_NOT, LLMS)
 
 
@@ -430,26 +373,12 @@ def no_model(name: str) -> str:
 
 
 def tower_family_of(model_type: str, source: str) -> TowerFamily:
-    """Return the tower family of `model_type`.
-
-    Raises:
-        ValueError: If it is not supported; lists what is.
-    """
+    """Return the tower family of `model_type`; raises ValueError that lists what is supported."""
     return _supported(model_type, source, "vision towers", TOWER_FAMILIES, WHY_NO_TOWER, TOWERS)
 
 
 def check_pool(pool: int, tower: str, size: int, patch: int) -> None:
-    """See that a tower's patches can be joined.
-
-    Args:
-        pool: side of the squares of patches that become one visual embedding each.
-        tower: its name.
-        size: side of its input in pixels.
-        patch: side of its patches in pixels.
-
-    Raises:
-        ValueError: If some would be left over.
-    """
+    """Raise ValueError unless patches of `patch` pixels a side can be joined in squares of `pool`."""
     across = size // patch
     if across % pool or across < pool:
         more = patch * -(-max(across, 1) // pool) * pool
