@@ -166,7 +166,7 @@ def measure_waiting(
     *,
     step_seconds: float = 0.2,
     steps: int = 50,
-    warm_up: int = 5,
+    warm_up: int = 5,  # batches before the measured ones
     pictures: tuple[float, float] = (0.0, 0.0),
 ) -> Measured:
     """Go through a loader of `Collator`'s batches as a training would, pausing where the model would compute.

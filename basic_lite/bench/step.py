@@ -50,7 +50,10 @@ Facts = dict[str, Any]
 def arguments_of(
     assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: Any
 ) -> TrainingArguments:
-    """Return the arguments that every variant's Trainer shares: nothing is saved, reported or drawn."""
+    """Return the arguments that every variant's Trainer shares: nothing is saved, reported or drawn.
+
+    `steps` are all of them, those that warm up included.
+    """
     return TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=micro_batch,
