@@ -29,19 +29,14 @@ from basic_lite.data.workers import shared_heap
 class Footprint:
     """The memory of one process, in MiB, as Linux accounts for it.
 
-    A process that was forked shares what its parent had until one of the two writes to it. So every page of
-    memory is counted once if the parent is asked for `memory` and its workers for `own`.
-
-    Attributes:
-        resident: all that is in memory and that the process can reach (RSS).
-        files: of these, pages of files, above all the code of libraries. Processes share them, and the
-            kernel may drop them at any time.
-        own: pages that no other process can reach (USS): what would be free again if it ended.
+    A forked process shares what its parent had until one of the two writes to it: `memory` of the parent and
+    `own` of its workers count every page once.
     """
 
-    resident: float
+    resident: float  # all that is in memory and that the process can reach (RSS)
+    # Of these, pages of files, above all code of libraries: shared, and the kernel may drop them at any time
     files: float
-    own: float
+    own: float  # pages that no other process can reach (USS): what would be free again if it ended
 
     @property
     def memory(self) -> float:
@@ -62,27 +57,15 @@ def footprint(process: int | None = None) -> Footprint | None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
-
-    Attributes:
-        pictures_per_second: of one core's own time, which other processes do not change, and by the clock.
-        steps: batches measured, the first ones left out while workers start.
-        rows: rows in them.
-        waited_seconds: time in `next(loader)`.
-        step_seconds: time of everything else.
-        first_batch_seconds: from the start of the loop to its first batch.
-        process: memory of this process at the loop's end.
-        workers: and of those that it started.
-    """
-
+    # Of one core's own time, which other processes do not change, and by the clock
     pictures_per_second: tuple[float, float]
-    steps: int
-    rows: int
-    waited_seconds: float
-    step_seconds: float
-    first_batch_seconds: float
-    process: Footprint | None = None
-    workers: tuple[Footprint, ...] = ()
+    steps: int  # batches measured, the first ones left out while workers start
+    rows: int  # in these batches
+    waited_seconds: float  # in `next(loader)`
+    step_seconds: float  # everything else
+    first_batch_seconds: float  # from the start of the loop
+    process: Footprint | None = None  # at the loop's end
+    workers: tuple[Footprint, ...] = ()  # the processes that it started
 
     @property
     def share(self) -> float:
@@ -90,7 +73,6 @@ class Measured:
         return self.waited_seconds / max(self.waited_seconds + self.step_seconds, 1e-9)
 
     def lines(self) -> list[str]:
-        """Return the numbers for a person."""
         busy, clock = self.pictures_per_second
         step = 1000 * self.step_seconds / self.steps
         lines = [
@@ -116,15 +98,10 @@ class Measured:
 def pictures_per_second(
     refs: Sequence[ImageRef], transform: ImageTransform, *, seconds: float = 3.0
 ) -> tuple[float, float]:
-    """Read, decode and transform pictures on one core for a while.
+    """Read, decode and transform pictures on one core, again and again, for `seconds`.
 
-    Args:
-        refs: the pictures, gone through again and again.
-        transform: to the tower's pixels.
-        seconds: how long.
-
-    Returns:
-        Pictures per second of this process's own time, which other processes do not change, and per second.
+    Returns pictures per second of this process's own time, which other processes do not change, and by the
+    clock.
     """
     done, started, busy = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
@@ -134,37 +111,21 @@ def pictures_per_second(
 
 
 def measure_data(
-    annotations: Path | None = None,
-    images: Path | None = None,
+    annotations: Path | None = None,  # as for `open_rows`; `None` makes photos
+    images: Path | None = None,  # folder, zip or tar
     *,
-    image_size: int = 336,
+    image_size: int = 336,  # side of the tower's input
     tokens_per_image: int = TOKENS_PER_IMAGE,
     batch_size: int = 16,
     workers: int = 2,
-    step_seconds: float = 0.2,
-    steps: int = 50,
-    picture_seconds: float = 3.0,
-    tokenizer: Any = None,
+    step_seconds: float = 0.2,  # the pause where the model would compute
+    steps: int = 50,  # batches to measure, at most
+    picture_seconds: float = 3.0,  # how long to prepare pictures on one core alone
+    tokenizer: Any = None,  # of the LLM, with ChatML's special tokens; `None` takes bytes
 ) -> Measured:
-    """Prepare batches as a stage-2 training does, and measure what that takes.
+    """Prepare batches as a stage-2 training does, all rows at most once, and measure what that takes.
 
-    Args:
-        annotations: as for `open_rows`; `None` makes photos.
-        images: folder, zip or tar of the images.
-        image_size: side of the tower's input.
-        tokens_per_image: tokens of one image.
-        batch_size: rows per batch.
-        workers: processes that prepare them.
-        step_seconds: the pause where the model would compute.
-        steps: batches to measure, at most; all rows are gone through once.
-        picture_seconds: how long to prepare pictures on one core alone.
-        tokenizer: of the LLM, with ChatML's special tokens; `None` takes bytes.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ValueError: If the data cannot be opened, or has fewer than two batches.
+    Raises ValueError if the data cannot be opened, or has fewer than two batches.
     """
     torch.set_num_threads(1)  # as in a worker
     with tempfile.TemporaryDirectory() as folder:
@@ -205,20 +166,12 @@ def measure_waiting(
     *,
     step_seconds: float = 0.2,
     steps: int = 50,
-    warm_up: int = 5,
+    warm_up: int = 5,  # batches before the measured ones
     pictures: tuple[float, float] = (0.0, 0.0),
 ) -> Measured:
-    """Go through a loader as a training would, with a pause where the model would compute.
+    """Go through a loader of `Collator`'s batches as a training would, pausing where the model would compute.
 
-    Args:
-        loader: gives batches of `Collator`.
-        step_seconds: the pause.
-        steps: batches to measure.
-        warm_up: batches before them.
-        pictures: what `pictures_per_second` measured, to stand beside it.
-
-    Returns:
-        The numbers.
+    `pictures`, what `pictures_per_second` measured, stands beside the result.
     """
     waited, rows, first = 0.0, 0, 0.0
     begun = time.perf_counter()
@@ -239,16 +192,7 @@ def measure_waiting(
 
 
 def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 375)) -> list[ImageRef]:
-    """Write JPEG files as large and as detailed as those of COCO, for measuring where there are none.
-
-    Args:
-        folder: where to.
-        count: how many.
-        size: width and height.
-
-    Returns:
-        Where they are.
-    """
+    """Write JPEG files as large and as detailed as those of COCO; `size` is width and height."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: size[1], : size[0]]
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +205,6 @@ def write_photos(folder: Path, count: int = 32, size: tuple[int, int] = (500, 37
 
 
 def rows_of(refs: Sequence[ImageRef], count: int) -> list[dict[str, object]]:
-    """Return `count` LLaVA rows over these pictures, for measuring."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is shown in the picture?"},
         {"from": "gpt", "value": "Waves of several colours that run over each other, with some noise."},

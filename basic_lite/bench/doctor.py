@@ -28,30 +28,17 @@ FREE_BYTES: float = 30e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        name: what.
-        state: `"good"`, `"note"` (a run is possible) or `"bad"` (it is not).
-        text: the result, in a few words.
-        remedy: the line that fixes it.
-    """
-
     name: str
-    state: Literal["good", "note", "bad"]
-    text: str
-    remedy: str = ""
+    state: Literal["good", "note", "bad"]  # a note leaves a run possible, `"bad"` does not
+    text: str  # the result, in a few words
+    remedy: str = ""  # the line that fixes it
 
 
 def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
-    """Look at everything; a check that fails in an unknown way is a finding too.
+    """Look at everything; with `model`, at its download, room on disk and memory too.
 
-    Args:
-        folder: where runs are to be written.
-        model: a name of the zoo, whose download, room on disk and memory are looked at too.
-
-    Raises:
-        ValueError: If no model has that name.
+    `folder` is where runs are to be written. A check that fails in an unknown way is a finding too. Raises
+    ValueError if the zoo has no such model.
     """
     of_model = () if model is None else _checks_of(model)
     checks: tuple[tuple[str, Callable[[], Finding]], ...] = (
@@ -91,25 +78,17 @@ def _checks_of(model: str) -> tuple[tuple[str, Callable[[], Finding]], ...]:
 
 @dataclass(frozen=True)
 class Load:
-    """What a part takes on disk.
+    """What a part takes on disk, in bytes."""
 
-    Attributes:
-        missing: bytes to download into the hub's cache.
-        converted: bytes of safetensors that its pickles are converted to.
-    """
-
-    missing: float
-    converted: float
+    missing: float  # to download into the hub's cache
+    converted: float  # safetensors that its pickles are converted to
 
 
 def download(name: str, source: str, known: float, loads: list[Load]) -> Finding:
     """Ask the hub what a part would download and whether it takes a login.
 
-    Args:
-        name: of the finding.
-        source: hub id, or the name of an embedded part.
-        known: bytes of its weights, for a machine without a hub.
-        loads: takes what the part needs on disk.
+    `source` is a hub id or the name of an embedded part; `known` are the bytes of its weights, for a machine
+    without a hub. What it needs on disk is appended to `loads`.
     """
     from huggingface_hub import auth_check
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -143,9 +122,7 @@ def download(name: str, source: str, known: float, loads: list[Load]) -> Finding
 def room(loads: list[Load], packed: int) -> Finding:
     """Check that the disks of the hub's cache and of this package's can hold a model's parts.
 
-    Args:
-        loads: of its parts.
-        packed: weights that a pre-quantised copy holds; 0 for none.
+    `packed` counts the weights that a pre-quantised copy holds; 0 for no copy.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -170,7 +147,7 @@ def room(loads: list[Load], packed: int) -> Finding:
 
 
 def card(model: str) -> Finding:
-    """List the stages of a model that fit this card, by the memory plan."""
+    """List the stages of a model that fit this card, by the memory plan; without a GPU, a card of 24 GiB."""
     from basic_lite.memory import sizes, tables
 
     (decoder,) = sizes.decoders_named(model, None)
@@ -339,7 +316,6 @@ def copies() -> Finding:
 
 
 def hub() -> Finding:
-    """Ask the hub for a page."""
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         text = "HF_HUB_OFFLINE is set: only folders and the cache are read"

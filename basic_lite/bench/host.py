@@ -1,8 +1,8 @@
 """What the host issues for a decoder layer in a training step: counted, and timed, without a GPU.
 
-A step costs what the GPU computes or what Python issues, whichever is more. With tiny tensors on a CPU
-nothing is left but the second. The same tiny decoder is trained with few layers and with more; the difference
-over the layers between is what one layer costs, free of what a step does once.
+A step costs what the GPU computes or what Python issues, whichever is more; with tiny tensors on a CPU only
+the second is left. The same decoder is trained with few layers and with more; the difference over the layers
+between is what one layer costs, free of what a step does once.
 """
 
 from __future__ import annotations
@@ -40,17 +40,11 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Layer:
-    """What one decoder layer costs the host in one step.
+    """What one decoder layer costs the host in one step."""
 
-    Attributes:
-        operations: that compute something, forward and backward.
-        seconds: processor time, of the quickest step: what else a machine runs only adds to it.
-        names: the operations by name, most frequent first.
-    """
-
-    operations: float
-    seconds: float
-    names: dict[str, float]
+    operations: float  # that compute something, forward and backward
+    seconds: float  # processor time of the quickest step: what else a machine runs only adds to it
+    names: dict[str, float]  # the operations by name, most frequent first
 
 
 class _Count(TorchDispatchMode):
@@ -98,24 +92,15 @@ def tiny(name: str) -> PretrainedConfig:
 
 
 def measure(
-    name: str = "vicuna-7b",
+    name: str = "vicuna-7b",  # a decoder in `synthetic.DECODERS`, whose structure is taken
     *,
-    stage: int = 2,
-    recompute: bool = False,
-    basic: bool = True,
-    grouped: bool = True,
-    steps: int = 10,
+    stage: int = 2,  # 1 trains the projector, 2 adapters and projector
+    recompute: bool = False,  # run all layers again in backward
+    basic: bool = True,  # with BASIC's terms
+    grouped: bool = True,  # run adapters that share an input together; without, as PEFT does
+    steps: int = 10,  # timed ones
 ) -> Layer:
-    """Count and time what a decoder layer in 4 bits costs the host in a step.
-
-    Args:
-        name: of a decoder in `synthetic.DECODERS`, whose structure is taken.
-        stage: 1 trains the projector, 2 adapters and projector.
-        recompute: all layers run again in backward.
-        basic: with BASIC's terms or without.
-        grouped: adapters that share an input run together; without, as PEFT runs them.
-        steps: timed ones.
-    """
+    """Count and time what a decoder layer in 4 bits costs the host in a step."""
     few, many = (_train(name, layers, stage, recompute, basic, grouped, steps) for layers in (FEW, MANY))
     between = MANY - FEW
     names = {key: (count - few[1][key]) / between for key, count in many[1].items()}

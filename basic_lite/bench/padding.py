@@ -45,10 +45,7 @@ SOURCES = (  # share of the mix, exchanges, words of an answer, folder; None: te
 def mix_rows(count: int, pictures: int, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Yield rows of the shape of LLaVA-1.5's 665k instruction rows; their words mean nothing.
 
-    Args:
-        count: how many.
-        pictures: how many different files their image paths name.
-        seed: of everything.
+    Their image paths name `pictures` different files; `seed` is that of everything.
     """
     rng = random.Random(seed)
     weights = [share for share, *_ in SOURCES]
@@ -75,7 +72,6 @@ def mix_rows(count: int, pictures: int, seed: int = 0) -> Iterator[dict[str, Any
 
 
 def text(rng: random.Random, words: int) -> str:
-    """Return some words at random."""
     return " ".join(rng.choices(WORDS, k=words))
 
 
@@ -99,22 +95,14 @@ def padding_share(
 
 @dataclass(frozen=True)
 class Padding:
-    """Which share of a batch is padding, by rows per batch.
+    """Which share of a batch is padding, by rows per batch."""
 
-    Attributes:
-        rows: how many were looked at.
-        counted: whether a tokenizer counted them; otherwise their lengths are estimated, and taken as exact.
-        grouped: as stage 2 puts them together.
-        mixed: in random order.
-    """
-
-    rows: int
-    counted: bool
-    grouped: dict[int, float]
-    mixed: dict[int, float]
+    rows: int  # how many were looked at
+    counted: bool  # by a tokenizer; otherwise lengths are estimated, and taken as exact
+    grouped: dict[int, float]  # as stage 2 puts them together
+    mixed: dict[int, float]  # in random order
 
     def lines(self) -> list[str]:
-        """Return the numbers for a person."""
         by = "the tokenizer's own lengths" if self.counted else "lengths estimated from letters"
         title = f"padding in batches of {', '.join(map(str, self.grouped))} rows"
         lines = [f"        {title} ({self.rows:,} rows, {by}):"]
@@ -125,27 +113,19 @@ class Padding:
 
 
 def measure_padding(
-    annotations: Path | None = None,
+    annotations: Path | None = None,  # as for `open_rows`; `None` makes rows of LLaVA-665k's shape
     *,
     tokenizer: Any = None,
     template: str = "vicuna_v1",
     tokens_per_image: int = TOKENS_PER_IMAGE,
-    max_length: int = MAX_LENGTH,
-    most: int = 4096,
+    max_length: int = MAX_LENGTH,  # longer rows are cut
+    most: int = 4096,  # rows to look at, spread evenly
 ) -> Padding:
     """Put rows together as a stage-2 training would, and measure what is padding.
 
-    Args:
-        annotations: as for `open_rows`; `None` makes rows of LLaVA-665k's shape.
-        tokenizer: of the LLM: orders by its words, as a training does, and measures by its exact lengths.
-            `None` estimates the lengths from letters and takes them as exact.
-        template: of its prompts.
-        tokens_per_image: tokens of one image.
-        max_length: where longer rows are cut.
-        most: rows to look at, spread evenly.
-
-    Raises:
-        ValueError: If the data cannot be opened.
+    With a tokenizer, rows are ordered by its words, as in a training, and measured by its exact lengths;
+    without, lengths are estimated from letters and taken as exact. Raises ValueError if the data cannot be
+    opened.
     """
     with tempfile.TemporaryDirectory() as folder:
         if annotations is None:

@@ -42,17 +42,10 @@ class _RowWeight(Function):
 def measure_sds(
     rows: int, width: int, vocabulary: int, device: str, dtype: torch.dtype, repeats: int
 ) -> list[Facts]:
-    """Time one forward and backward pass of every implementation that runs here.
+    """Time one forward and backward pass of every implementation that runs here, on `N` rows, `D` and `V`.
 
-    They take turns within a round, so that a slow minute of the machine meets them all; the median counts.
-
-    Args:
-        rows: `N`, patches.
-        width: `D`.
-        vocabulary: `V`.
-        device: `"cuda"` or `"cpu"`.
-        dtype: of embeddings and vectors.
-        repeats: rounds, after one that warms up.
+    They take turns within a round, so that a slow minute of the machine meets them all; the median of
+    `repeats` rounds counts, after one that warms up.
 
     Returns:
         One row each: name, median milliseconds, MiB beyond the inputs (`None` on a CPU, where the
@@ -121,8 +114,7 @@ def measure_sds(
 def trl_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
     """Return `L_sds` by TRL's tiles over the vocabulary: five products, fp32 logits, bounded memory.
 
-    Raises:
-        ImportError: If there is no TRL of 1.16 or later.
+    Raises ImportError if there is no TRL of 1.16 or later.
     """
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
 
@@ -174,7 +166,7 @@ def _in_turn(
 
 
 def markdown(rows: list[Facts]) -> str:
-    """Return a table of facts with the columns of the first row that has most of them."""
+    """Return a Markdown table, with the columns of the first row that has most of them."""
     columns = list(max(rows, key=len))
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:

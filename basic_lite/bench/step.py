@@ -52,12 +52,7 @@ def arguments_of(
 ) -> TrainingArguments:
     """Return the arguments that every variant's Trainer shares: nothing is saved, reported or drawn.
 
-    Args:
-        assembled: the model, on its device.
-        scratch: folder that may go away.
-        micro_batch: rows per step.
-        steps: all of them, those that warm up included.
-        more: what one variant needs besides.
+    `steps` are all of them, those that warm up included.
     """
     return TrainingArguments(
         output_dir=scratch,
@@ -75,30 +70,21 @@ def arguments_of(
 def measure_baseline(
     assembled: Assembled,
     *,
-    naive: bool,
+    naive: bool,  # add BASIC's terms from `output_attentions`, `output_hidden_states` and whole logits
     micro_batch: int,
-    text: int,
+    text: int,  # tokens per row
     steps: int,
     warm: int = 2,
-    unsloth: bool = False,
+    unsloth: bool = False,  # let Unsloth's functions run the adapted layers
 ) -> Facts:
     """Train as the documentation of transformers and peft says, with transformers' own Trainer.
 
     The model gets ids, pictures and labels and returns its own loss; on a GPU with `use_liger_kernel=True`,
-    Liger's modules and its fused head (the naive one needs the logits). Of ours nothing runs. Checkpointing
-    is what the model was set to before.
+    Liger's modules and its fused head (the naive one needs the logits). Of ours nothing runs. Trainable
+    parameters and checkpointing are what the model was set to before.
 
-    Args:
-        assembled: a model whose trainable parameters are set.
-        naive: add BASIC's terms from `output_attentions`, `output_hidden_states` and whole logits.
-        micro_batch: rows per step.
-        text: text tokens per row.
-        steps: measured steps.
-        warm: steps before them.
-        unsloth: let Unsloth's functions run the adapted layers.
-
-    Returns:
-        Samples per second of every measured step and their median, and peak MiB on a GPU (`None` elsewhere).
+    Returns samples per second of every measured step and their median, and peak MiB on a GPU (`None`
+    elsewhere).
     """
     parts = parts_of(assembled.model)
     device, decoder = parts.embedding.device, parts.decoder
@@ -281,8 +267,7 @@ def _terms(assembled: Assembled, inputs: dict, outputs: Any) -> torch.Tensor:
 def emulate_card(cap_gib: float | None, device: str) -> None:
     """Let this process have no more of a GPU's memory than a smaller card has; `None` changes nothing.
 
-    Raises:
-        ValueError: If a cap is asked for where there is no GPU.
+    Raises ValueError if a cap is asked for where there is no GPU.
     """
     if cap_gib is None:
         return
@@ -312,25 +297,17 @@ def set_recomputed(assembled: Assembled, count: int | None) -> None:
 def compare_steps(
     assembled: Assembled,
     *,
-    rounds: int = 1,
-    naive: bool = True,
-    baseline: bool = True,
-    micro_batches: Sequence[int] = (),
-    **settings: Any,
+    rounds: int = 1,  # how often each has its turn
+    naive: bool = True,  # also BASIC written plainly
+    baseline: bool = True,  # also the plain step of transformers and peft
+    micro_batches: Sequence[int] = (),  # for the documented plain step to choose from, besides ours
+    **settings: Any,  # of `measure_steps`, without `basic`
 ) -> list[Facts]:
     """Measure, in one process and in shuffled turns, our step and those that others would take.
 
     The documented plain step may have what suits it best: before anything counts it is tried with every layer
-    recomputed and with none, at each of `micro_batches`, and the fastest is measured.
-
-    Args:
-        assembled: from `synthetic.random_model`.
-        rounds: how often each has its turn, so that a slow minute of the machine meets them all.
-        naive: also BASIC written plainly.
-        baseline: also the plain step of transformers and peft, and in stage 2 the same with Unsloth's LoRA
-            layers, where it is installed.
-        micro_batches: that the documented plain step may choose from, besides ours.
-        settings: of `measure_steps`, without `basic`.
+    recomputed and with none, at each of `micro_batches`, and the fastest is measured. Where Unsloth is
+    installed, stage 2 also measures it with Unsloth's LoRA layers.
 
     Returns:
         One row each: name, median samples per second over all rounds, highest peak in MiB (on a GPU), and
@@ -441,36 +418,21 @@ def ratio(base: Sequence[float], speeds: Sequence[float], resamples: int = 2000)
 def measure_steps(
     assembled: Assembled,
     *,
-    stage: int,
+    stage: int,  # 1 trains the projector, 2 adapters and projector
     micro_batch: int,
-    text: int,
+    text: int,  # tokens per row
     rank: int,
-    recompute: int | None,
-    basic: bool,
+    recompute: int | None,  # decoder layers, the first ones, that run again in backward; `None` for all
+    basic: bool,  # with BASIC's terms
     steps: int,
-    cap_gib: float | None,
-    warm: int = 2,
-    prepared: bool = False,
-    optimizer: str = "adamw",
+    cap_gib: float | None,  # memory of the card to emulate; `None` for the card's own
+    warm: int = 2,  # steps before the measured ones
+    prepared: bool = False,  # the model was measured before and its parameters are set
+    optimizer: str = "adamw",  # one of `optimizers.NAMES`
 ) -> Facts:
     """Train on random rows and return how fast it was and how much memory it took.
 
-    Args:
-        assembled: from `synthetic.random_model`.
-        stage: 1 trains the projector, 2 adapters and projector.
-        micro_batch: rows per step.
-        text: text tokens per row.
-        rank: of the adapters.
-        recompute: decoder layers, the first ones, that run again in backward; `None` for all.
-        basic: with BASIC's terms or without.
-        steps: measured steps.
-        cap_gib: memory of the card to emulate; `None` for the card's own.
-        warm: steps before them.
-        prepared: the model was measured before and its parameters are set.
-        optimizer: one of `optimizers.NAMES`.
-
-    Raises:
-        ValueError: If a cap is asked for where there is no GPU, or a step did not fit and was split.
+    Raises ValueError if a cap is asked for where there is no GPU, or a step did not fit and was split.
     """
     parts, tokens = parts_of(assembled.model), assembled.tokens_per_image
     device = parts.embedding.device

@@ -37,28 +37,18 @@ _BLOCK = 1_000_003  # a prime: no two rows of a matrix are alike
 
 
 def random_model(
-    name: str,
+    name: str,  # a decoder in `DECODERS`
     *,
-    bits: int,
-    dtype: torch.dtype,
-    device: str,
-    layers: int | None = None,
-    text: PretrainedConfig | None = None,
-    vision: dict[str, Any] | None = None,
+    bits: int,  # 4 quantises the decoder's layers as `assemble` does; 16 leaves them
+    dtype: torch.dtype,  # of everything but the projector
+    device: str,  # where it is built; in 4 bits the decoder's layers never are in `dtype`
+    layers: int | None = None,  # decoder layers instead of the real number (for a small machine)
+    text: PretrainedConfig | None = None,  # the decoder's configuration instead of the real one
+    vision: dict[str, Any] | None = None,  # what is other than in the real tower
 ) -> Assembled:
     """Build CLIP-L-336, a projector and a decoder of real size with random weights.
 
-    Args:
-        name: of a decoder in `DECODERS`.
-        bits: 4 quantises the decoder's layers as `assemble` does; 16 leaves them.
-        dtype: of everything but the projector.
-        device: where it is built; in 4 bits the decoder's layers never are in `dtype`.
-        layers: decoder layers instead of the real number (for a small machine).
-        text: the decoder's configuration instead of the real one.
-        vision: what is other than in the real tower.
-
-    Raises:
-        ValueError: If the name is unknown or the bits are neither 4 nor 16.
+    Raises ValueError if the name is unknown or the bits are neither 4 nor 16.
     """
     if name not in DECODERS:
         raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
@@ -111,9 +101,7 @@ def random_model(
 def _fill(model: nn.Module, shift: bool) -> None:
     """Give matrices pieces of one block of random numbers: drawing 7 billion takes most of a minute.
 
-    Args:
-        model: whose parameters hold anything; the projector has made its own.
-        shift: the decoder's norms add 1 to their weights.
+    The projector has made its own. `shift` is for decoders whose norms add 1 to their weights.
     """
     block, place = None, 0
     for name, parameter in model.named_parameters():
@@ -172,7 +160,6 @@ def _pack(layers: nn.Module, dtype: torch.dtype, device: str) -> None:
 
 
 def _allocate(model: nn.Module, device: str) -> None:
-    """Give parameters memory that have none."""
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
@@ -180,15 +167,7 @@ def _allocate(model: nn.Module, device: str) -> None:
 
 
 class RandomRows(Dataset):
-    """Rows of one picture and some text, all of one length.
-
-    Args:
-        count: rows.
-        patches: image tokens per row.
-        text: text tokens per row, all with loss.
-        vocabulary: ids are drawn below it.
-        size: side of the picture in pixels.
-    """
+    """Rows of one picture and `text` tokens, all with loss; `size` is the picture's side in pixels."""
 
     def __init__(self, count: int, patches: int, text: int, vocabulary: int, size: int) -> None:
         self.count, self.patches, self.text = count, patches, text

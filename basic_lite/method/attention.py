@@ -1,9 +1,9 @@
 """Scaled dot-product attention that can tell how much the text looked at each patch.
 
-`output_attentions=True` would switch the decoder to eager attention and keep an `(H, S, S)` map per
-layer: 0.84 GB for one caption of a 7B, 4 GB for one instruction row. The function registered here is
-sdpa, and beside it, while somebody records, a partial map: text queries only, a few at a time, summed to
-one number per patch at once.
+`output_attentions=True` would switch the decoder to eager attention and keep an `(H, S, S)` map per layer:
+0.84 GB for one caption of a 7B, 4 GB for one instruction row. The function registered here is sdpa; while
+somebody records, it also makes partial maps: text queries only, a few at a time, summed at once to one number
+per patch.
 """
 
 from __future__ import annotations
@@ -56,15 +56,8 @@ def install(decoder: PreTrainedModel) -> None:
 def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
     """Return the indices of those of layers 1..k whose attention says which patches the text looks at.
 
-    Hybrid decoders attend in some layers alone: Qwen3.5 in every fourth, with a linear recurrence in
-    between that has no weights per patch.
-
-    Args:
-        decoder: the language model.
-        k: number of supervised layers.
-
-    Raises:
-        ValueError: If none of them attends; names the remedy.
+    Hybrid decoders attend in some layers alone: Qwen3.5 in every fourth, with a linear recurrence in between
+    that has no weights per patch. Raises ValueError, which names the remedy, if none of the k attends.
     """
     kinds = getattr(decoder.config, "layer_types", None) or []
     # The name alone does not tell: MiniMax calls its linear recurrence `self_attn` as well.
@@ -86,13 +79,10 @@ def attending_layers(decoder: PreTrainedModel, k: int) -> list[int]:
 def causal_only(decoder: PreTrainedModel, width: int) -> Iterator[None]:
     """Let causality be the only mask inside the block, for a batch that is padded on the right or not at all.
 
-    transformers looks at the values of the padding mask, and without one at those of the positions, to
-    see whether it needs a mask; on a GPU each look stops the host until the GPU has caught up. A padding
-    mask also keeps sdpa from its fastest kernel. The layers recomputed during backward see the same `None`.
-
-    Args:
-        decoder: the language model.
-        width: tokens per row; wider than a sliding window, the block changes nothing.
+    transformers looks at the values of the padding mask, and without one at those of the positions, to see
+    whether it needs a mask; on a GPU each look stops the host until the GPU has caught up. A padding mask
+    also keeps sdpa from its fastest kernel. The layers recomputed during backward see the same `None`. For a
+    batch wider than a sliding window (`width` tokens per row), the block changes nothing.
     """
     window = getattr(decoder.config, "sliding_window", None)
     if window is not None and width > window:
@@ -125,10 +115,7 @@ def basic_sdpa(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention function for transformers: `softcap.attend`, and a call of the recorder where there is one.
-
-    The arguments are that function's; `module` has `layer_idx`.
-    """
+    """Attention for transformers: `softcap.attend`, and a call of the recorder where there is one."""
     value = alone(value, query, key)
     recorder = _recorder.get()
     if recorder is not None:
@@ -139,14 +126,11 @@ def basic_sdpa(
 
 
 def alone(value: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
-    """Return a value that backward will keep without what it was cut out of; unchanged if it is whole.
+    """Return `value` `(B, H, S, d)` so that backward keeps only it, not what it was cut out of.
 
     Phi-3's is a view into query, key and value before rotation: kept, it keeps all three, 2 GB for eight
-    captions.
-
-    Args:
-        value: `(B, H, S, d)`.
-        beside: tensors that are kept too, and may be the rest of what it was cut out of.
+    captions. Tensors `beside` it are kept anyway, and may be the rest of what it was cut out of. A whole
+    value is returned unchanged.
     """
     if not (torch.is_grad_enabled() and value.requires_grad):
         return value
@@ -174,16 +158,10 @@ class TextRows:
     def __init__(
         self,
         layout: Layout,
+        # `(B or 1, 1, S, S)`, bool or additive, as the model uses it; `None`: causal
         attention_mask: torch.Tensor | None,
-        query: torch.Tensor,
+        query: torch.Tensor,  # `(B, H, S, d)` of any layer: for its shape, dtype and device
     ) -> None:
-        """Prepare.
-
-        Args:
-            layout: positions of patches and text.
-            attention_mask: `(B or 1, 1, S, S)`, bool or additive, as the model uses it; `None` for causal.
-            query: `(B, H, S, d)` of any layer: for its shape, dtype and device.
-        """
         rows, heads, width, _ = query.shape
         self.precision = torch.promote_types(query.dtype, torch.float32)
         self._pieces: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []

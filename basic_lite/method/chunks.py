@@ -28,12 +28,8 @@ def rows_in_chunk(rows: int, vocabulary: int, budget: int = CHUNK_BYTES) -> int:
     A last chunk that is almost empty would read the whole matrix as well: 576 patches of one picture and
     256,000 tokens are three chunks of 192 rows, with 0.39 GB of buffers, not two of 256 and one of 64, with
     0.52. 768 divides the 4,608 patches of eight pictures. Depends on shapes alone unless a budget is given,
-    so that a run can be repeated bit for bit.
-
-    Args:
-        rows: `N`, all rows.
-        vocabulary: `V`.
-        budget: bytes for the two fp32 logit buffers; 128 rows go through even if they take more.
+    so that a run can be repeated bit for bit. The budget is in bytes, for the two fp32 logit buffers; 128
+    rows go through even if they take more.
     """
     most = min(max(budget // (8 * vocabulary) // 128 * 128, 128), _MOST_ROWS)
     return _equal(rows, max(-(-rows // most), 1))
@@ -49,28 +45,17 @@ def _equal(rows: int, chunks: int) -> int:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What of the `(N, V)` logits `L_sds` has at once.
+    """What of the `(N, V)` logits `L_sds` has at once; raises ValueError if there is no row or no column."""
 
-    Attributes:
-        rows: patches.
-        columns: tokens: all of them, or a tile of the vocabulary.
-    """
-
-    rows: int
-    columns: int
+    rows: int  # patches
+    columns: int  # tokens: all of them, or a tile of the vocabulary
 
     def __post_init__(self) -> None:
-        """Refuse an empty chunk.
-
-        Raises:
-            ValueError: If there is no row or no column.
-        """
         for name in ("rows", "columns"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}_per_chunk must be at least 1, got {getattr(self, name)}")
 
     def tiles(self, vocabulary: int) -> int:
-        """Return into how many tiles the vocabulary is cut."""
         return -(-vocabulary // self.columns)
 
     def products(self, vocabulary: int) -> float:
@@ -81,13 +66,7 @@ class Chunk:
         return 4 - 1 / self.tiles(vocabulary)
 
     def bytes(self, vocabulary: int, width: int, element: int) -> int:
-        """Return the bytes that are held beside inputs and gradient.
-
-        Args:
-            vocabulary: `V`.
-            width: `D`.
-            element: bytes of an element of the embedding matrix.
-        """
+        """Return the bytes held beside inputs and gradient; `element` is those of the matrix's elements."""
         # Both logits, and both states as the product takes them; with tiles the sums of a tile and the
         # teacher's share.
         sums = 12 if self.columns < vocabulary else 0
@@ -108,9 +87,8 @@ def chunk_of(rows: int, vocabulary: int, width: int, element: int = 2, budget: i
         vocabulary: `V`.
         width: `D`.
         element: bytes of an element of the embedding matrix.
-        budget: bytes beside inputs and gradient; `None` for `ROW_BYTES` each, at most `CHUNK_BYTES`. Below
-            `LEAST_BYTES` it is that. By default the choice depends on shapes alone, so that a run can be
-            repeated bit for bit.
+        budget: bytes beside inputs and gradient, at least `LEAST_BYTES`; `None` for `ROW_BYTES` per row, at
+            most `CHUNK_BYTES`, which depends on shapes alone, so that a run can be repeated bit for bit.
     """
     budget = max(min(rows * ROW_BYTES, CHUNK_BYTES) if budget is None else budget, LEAST_BYTES)
     fitting = list(_fitting(rows, vocabulary, width, element, budget))

@@ -1,9 +1,9 @@
 """BASIC's terms after the decoder's backward pass instead of before it.
 
-Both terms meet the graph at the visual embeddings alone. An identity node stands there: autograd reaches
-it when every decoder layer has given back what it kept, and only then the terms are computed, their
-gradient added to the one that came through the decoder. The step's peak is the larger of the two, not
-their sum; what waits in between is the target, `4 * N * D` bytes (75 MB for eight pictures of a 7B).
+Both terms meet the graph at the visual embeddings alone. An identity node stands there: autograd reaches it
+when every decoder layer has given back what it kept; only then are the terms computed, and their gradient is
+added to the one that came through the decoder. The step's peak is the larger of the two, not their sum; what
+waits in between is the target, `4 * N * D` bytes (75 MB for eight pictures of a 7B).
 """
 
 from __future__ import annotations
@@ -42,21 +42,14 @@ class Deferral:
     def __init__(
         self,
         objective: Objective,
-        embedding: torch.Tensor,
-        window: Window,
+        embedding: torch.Tensor,  # `(V, D)` raw token embeddings
+        window: Window,  # counts of the whole optimizer step, by which the terms are divided
+        # Called with the terms (detached) and the refinement once they are known
         finished: Callable[[list[LossTerm], Refinement], None] | None = None,
+        # Called with `N` when the decoder's activations are gone, to choose how many patches and tokens
+        # `L_sds` has at once; `None` leaves it to the objective
         chunk: Callable[[int], Chunk | None] | None = None,
     ) -> None:
-        """Prepare for one micro-batch.
-
-        Args:
-            objective: the terms and their weights.
-            embedding: `(V, D)` raw token embeddings.
-            window: counts of the whole optimizer step, by which the terms are divided.
-            finished: called with the terms (detached) and the refinement once they are known.
-            chunk: called with `N` when the decoder's activations are gone, to choose how many patches and
-                tokens `L_sds` has at once; `None` leaves it to the objective.
-        """
         self.objective, self.embedding, self.window, self.finished = objective, embedding, window, finished
         self.chunk = chunk
         self.refinement: Refinement | None = None

@@ -38,19 +38,16 @@ LENGTH: int = 128
 
 @dataclass(frozen=True)
 class TextBatch:
-    """What a decoder makes of some text. The first token of each row is left out: many LLMs park attention
-    there, and its states are a hundred times larger than all others.
+    """What a decoder makes of some text, without the first token of each row.
 
-    Attributes:
-        ids: `(n,)` the tokens.
-        received: `(n, D)` what the first layer received for them; for Gemma with its factor sqrt(D).
-        states: layer, from 1 -> `(n, D)` after it.
-        final: `(R, S, D)` after the final norm, the rows whole; `None` where not all layers ran.
-    """  # noqa: D205 (one thought)
+    Many LLMs park attention there, and its states are a hundred times larger than all others.
+    """
 
-    ids: torch.Tensor
+    ids: torch.Tensor  # `(n,)` the tokens
+    # `(n, D)` what the first layer received for them; for Gemma with its factor sqrt(D)
     received: torch.Tensor
-    states: dict[int, torch.Tensor]
+    states: dict[int, torch.Tensor]  # layer, from 1 -> `(n, D)` after it
+    # `(R, S, D)` after the final norm, the rows whole; `None` where not all layers ran
     final: torch.Tensor | None
 
 
@@ -59,17 +56,9 @@ def token_rows(
 ) -> torch.Tensor:
     """Write texts one under the other and cut them into rows of one length, which need no padding.
 
-    Args:
-        tokenizer: of the decoder.
-        texts: read until there are enough tokens.
-        tokens: how many, at most.
-        length: of a row; less where the text would not fill twenty of them.
-
-    Returns:
-        `(R, S)` int64. Every row begins with BOS where the tokenizer sets one.
-
-    Raises:
-        ValueError: If there is hardly any text.
+    Texts are read until there are `tokens` tokens. Rows are shorter than `length` where the text would not
+    fill twenty of them; every row begins with BOS where the tokenizer sets one. Returns `(R, S)` int64;
+    raises ValueError if there is hardly any text.
     """
     ids: list[int] = []
     block: list[str] = []
@@ -104,18 +93,12 @@ def states_of(
     rows: torch.Tensor,
     layers: Iterable[int],
     whole: bool = False,
-    batch: int = 1024,
+    batch: int = 1024,  # tokens per forward pass
 ) -> Iterator[TextBatch]:
-    """Run rows of text and yield the states, a batch at a time; nothing outlives its batch.
+    """Run rows `(R, S)` of ids and yield the states after `layers` (from 1), a batch at a time.
 
-    A batch of 1024 tokens of Vicuna-7B holds 8 MB per layer in bf16.
-
-    Args:
-        decoder: the language model without head, with adapters inside or not.
-        rows: `(R, S)` ids.
-        layers: whose states, from 1.
-        whole: run all layers; otherwise those after the last of these do nothing.
-        batch: tokens per forward pass.
+    Nothing outlives its batch: 1024 tokens of Vicuna-7B hold 8 MB per layer in bf16. The decoder has no head,
+    but may have adapters; unless `whole`, what comes after the last of `layers` does nothing.
     """
     device = embedding_of(decoder).device
     wanted = sorted(layers)
@@ -162,17 +145,11 @@ def _at_rest(decoder: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Reading:
-    """How vectors read against the vocabulary: whose row is nearest, and how sharply; a number per vector.
+    """How vectors read against the vocabulary: whose row is nearest, and how sharply; a number per vector."""
 
-    Attributes:
-        own: `(n,)` bool, whether the nearest row by cosine is the vector's own token.
-        cosine: `(n,)` fp32, to what the first layer received for that token.
-        entropy: `(n,)` fp32, of `softmax(h E^T)`, in nats.
-    """
-
-    own: torch.Tensor
-    cosine: torch.Tensor
-    entropy: torch.Tensor
+    own: torch.Tensor  # `(n,)` bool, whether the nearest row by cosine is the vector's own token
+    cosine: torch.Tensor  # `(n,)` fp32, to what the first layer received for that token
+    entropy: torch.Tensor  # `(n,)` fp32, of `softmax(h E^T)`, in nats
 
 
 @torch.no_grad()
@@ -237,21 +214,14 @@ def tokens_for(width: int) -> int:
 
 
 class Sums:
-    """Normal equations of one layer, streamed.
+    """Normal equations of one layer, streamed, in fp32 or fp64.
 
-    The first batch's means are taken off every batch: the states of some LLMs have coordinates whose mean
-    is a hundred times their deviation, and differences of large sums would lose them. The result does not
-    depend on it.
+    The first batch's means are taken off every batch: the states of some LLMs have coordinates whose mean is
+    a hundred times their deviation, and differences of large sums would lose them. The result does not depend
+    on it.
     """
 
     def __init__(self, width: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Prepare empty sums.
-
-        Args:
-            width: `D`.
-            device: where they stand.
-            dtype: fp32 or fp64.
-        """
         self.count = 0
         self.squares = torch.zeros(width, width, device=device, dtype=dtype)
         self.products = torch.zeros_like(self.squares)
@@ -289,19 +259,13 @@ class Sums:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a layer's map, or the mean taken off, brings back tokens that the fit did not see.
+    """How well a layer's map, or the mean taken off, brings back tokens that the fit did not see."""
 
-    Attributes:
-        own: share of held-out tokens whose nearest vocabulary row is their own.
-        cosine: mean cosine to what the first layer received.
-        own_unseen: the same share among tokens that stand nowhere in the fit's text; `None` without any.
-        cosine_unseen: their cosine.
-    """
-
-    own: float
-    cosine: float
+    own: float  # share of held-out tokens whose nearest vocabulary row is their own
+    cosine: float  # mean, to what the first layer received
+    # The same share among tokens that stand nowhere in the fit's text; `None` without any
     own_unseen: float | None
-    cosine_unseen: float | None
+    cosine_unseen: float | None  # their cosine
 
 
 def fit_target(
@@ -327,8 +291,7 @@ def fit_target(
         ridge: strength, as a share of the mean of the diagonal.
         progress: receives a line on each step.
 
-    Raises:
-        ValueError: If the kind is unknown, or there is hardly any text.
+    Raises ValueError if the kind is unknown, or there is hardly any text.
     """
     check_kind(kind)
     if kind in UNFITTED:
@@ -350,16 +313,10 @@ def fit_rows(
     sum_bytes: int = SUM_BYTES,
     progress: Callable[[str], None] = lambda line: None,
 ) -> TargetSpace:
-    """Fit on rows of ids, of which every tenth is held out.
+    """Fit on rows `(R, S)` of ids, of which every tenth is held out; arguments as of `fit_target`.
 
-    Args:
-        decoder: a language model without head.
-        rows: `(R, S)` ids.
-        kind: `"centred"` or `"translated"`.
-        k: layers.
-        ridge: strength, as a share of the mean of the diagonal.
-        sum_bytes: what the sums of the layers that are fitted at once may take.
-        progress: receives a line on each step.
+    `kind` is `"centred"` or `"translated"`. The sums of the layers that are fitted at once take at most
+    `sum_bytes` (or what one layer's take).
     """
     fitted, held_out = divided(rows)
     table = embedding_of(decoder)
@@ -458,13 +415,14 @@ def match_tokens(
 
         normalize(vectors) @ normalize(table).T -> max over the vocabulary
 
-    Neither the cosines with the whole vocabulary nor an fp32 copy of the table is ever held.
+    Neither the cosines with the whole vocabulary nor an fp32 copy of the table is ever held: only
+    `rows * vocabulary_rows` cosines at a time.
 
     Args:
         vectors: `(N, D)`, visual embeddings or hidden states.
         table: `(V, D)` raw token embeddings, on the same device.
-        rows: Vectors per matrix product; `rows * vocabulary_rows` cosines are held at a time.
-        vocabulary_rows: Rows of the table per matrix product.
+        rows: vectors per matrix product.
+        vocabulary_rows: rows of the table per matrix product.
 
     Returns:
         `(N,)` int64 token ids and `(N,)` fp32 cosines.

@@ -39,14 +39,10 @@ def column_blocks(matrix: torch.Tensor) -> Iterator[slice]:
 
 
 def log_softmax_(logits: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-    """`logits.copy_(logits.log_softmax(-1))` without a second `(rows, V)` tensor.
+    """`logits.copy_(logits.log_softmax(-1))` for `(R, C)`, without a second such tensor.
 
-    Args:
-        logits: `(R, C)`.
-        before: `(R,)` the log-sum of columns that are not here, which belong to the same distribution.
-
-    Returns:
-        `(R,)` the log-sum of all columns.
+    `before` `(R,)` is the log-sum of columns that are not here, which belong to the same distribution.
+    Returns `(R,)`, the log-sum of all columns.
     """
     highest = logits.amax(1, keepdim=True)
     if before is not None:
@@ -136,11 +132,8 @@ def next_token(
         head: the output projection without bias, or its `(V, D)` weight; one with `cap` caps its logits.
         rows_per_chunk: rows per pass over the vocabulary; `None` chooses by size.
 
-    Returns:
-        `LossTerm("lm", sum over supervised tokens, their number)`. With none, a zero attached to the graph.
-
-    Raises:
-        ValueError: If shapes disagree, or the head has a bias.
+    Returns `LossTerm("lm", sum over supervised tokens, their number)`; with none, a zero attached to the
+    graph. Raises ValueError if shapes disagree, or the head has a bias.
     """
     if hidden.shape[:-1] != labels.shape:
         raise ValueError(f"labels {tuple(labels.shape)} do not belong to hidden states {tuple(hidden.shape)}")
@@ -164,12 +157,8 @@ def directional_alignment(refinement: Refinement) -> LossTerm:
     ```python
     total = (a * (normalize(v) - normalize(target)).square().sum(-1)).sum()  # = sum a * (2 - 2 cos)
     ```
-
-    Args:
-        refinement: initial and target `(N, D)`, importance `(N,)`; the gradient goes to `initial` alone.
-
-    Returns:
-        `LossTerm("das", sum over patches, number of images)`, in fp32.
+    Initial and target are `(N, D)`, the importance `a` `(N,)`; the gradient goes to `initial` alone. Returns
+    `LossTerm("das", sum over patches, number of images)`, in fp32.
     """
     precision = accumulator(refinement.initial, refinement.target)
     initial = F.normalize(refinement.initial.to(precision), dim=-1)
@@ -197,11 +186,8 @@ def semantic_distribution(
         embedding: `(V, D)` the raw token embedding matrix, a constant here.
         chunk: patches and tokens at once, or a number of patches and all tokens; `None` chooses by size.
 
-    Returns:
-        `LossTerm("sds", sum over patches, number of images)`, in fp32.
-
-    Raises:
-        ValueError: If a chunk is empty.
+    Returns `LossTerm("sds", sum over patches, number of images)`, in fp32. Raises ValueError if a chunk is
+    empty.
     """
     if chunk is None:
         chunk = chunk_of(len(refinement.initial), *embedding.shape, embedding.element_size())
@@ -287,19 +273,11 @@ class _Walk:
         self,
         initial: torch.Tensor,
         target: torch.Tensor,
-        norms: torch.Tensor,
-        divergence: torch.Tensor,
-        gradient: torch.Tensor | None,
+        norms: torch.Tensor,  # `(2, R)`, `-inf`; afterwards both log-sums
+        divergence: torch.Tensor,  # `(R,)`, 0; afterwards K
+        gradient: torch.Tensor | None,  # `(R, D)`, anything; afterwards G. `None` where it is not wanted
     ) -> None:
-        """Go through the vocabulary with the rows `initial` and `target`, `(R, D)`.
-
-        Args:
-            initial: of the student.
-            target: of the teacher.
-            norms: `(2, R)`, `-inf`; afterwards both log-sums.
-            divergence: `(R,)`, 0; afterwards K.
-            gradient: `(R, D)`, anything; afterwards G. `None` where it is not wanted.
-        """
+        """Go through the vocabulary with the rows of student (`initial`) and teacher (`target`), `(R, D)`."""
         rows, vocabulary = len(initial), len(self.embedding)
         states = self.states[: 2 * rows]
         states[:rows], states[rows:] = initial, target
@@ -325,19 +303,13 @@ class _Walk:
 
     def _add_gradient(
         self,
-        gradient: torch.Tensor,
-        weights: torch.Tensor,
-        matrix: torch.Tensor,
+        gradient: torch.Tensor,  # `(R, D)`, G
+        weights: torch.Tensor,  # `(2, R, C)`, or `(1, R, C)` without p
+        matrix: torch.Tensor,  # `(C, D)`
+        # `(2, R)`, to what student's and teacher's earlier columns have shrunk; `None` without any
         shares: torch.Tensor | None,
     ) -> None:
-        """Add a tile to G, and to M where p is among the weights.
-
-        Args:
-            gradient: `(R, D)`, G.
-            weights: `(2, R, C)`, or `(1, R, C)` without p.
-            matrix: `(C, D)`.
-            shares: `(2, R)`, to what student's and teacher's earlier columns have shrunk; `None` without any.
-        """
+        """Add a tile to G, and to M where p is among the weights."""
         if not self.tiled:
             multiply(weights[0], matrix, gradient)
             return

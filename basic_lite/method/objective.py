@@ -16,22 +16,15 @@ from basic_lite.method.types import DAS_WEIGHT, SDS_WEIGHT, LossTerm, Refinement
 class Objective:
     """`lambda_1 * L_das + lambda_2 * L_sds` (paper, section 3); a weight of 0 switches its term off.
 
-    Attributes:
-        das_weight: lambda_1.
-        sds_weight: lambda_2.
-        rows_per_chunk: patches per pass over the vocabulary in `L_sds`; `None` chooses by size.
+    Raises ValueError if a weight is negative or not finite, or `rows_per_chunk` is below 1.
     """
 
-    das_weight: float = DAS_WEIGHT
-    sds_weight: float = SDS_WEIGHT
+    das_weight: float = DAS_WEIGHT  # lambda_1
+    sds_weight: float = SDS_WEIGHT  # lambda_2
+    # Patches per pass over the vocabulary in `L_sds`; `None` chooses by size
     rows_per_chunk: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse weights that are no weights.
-
-        Raises:
-            ValueError: If a weight is negative or not finite, or `rows_per_chunk` is below 1.
-        """
         for name in ("das_weight", "sds_weight"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -54,10 +47,8 @@ class Objective:
     ) -> Iterator[LossTerm]:
         """Compute one term after the other, so that the first can be done with before the next is made.
 
-        Args:
-            refinement: what the shallow layers made of the patches; `None` (no image) gives no terms.
-            embedding: `(V, D)` raw token embeddings.
-            chunk: what `L_sds` has at once, in place of `rows_per_chunk`.
+        No refinement (no image) gives no terms. `embedding` is the raw `(V, D)` table; `chunk`, what `L_sds`
+        has at once, takes the place of `rows_per_chunk`.
         """
         if refinement is not None and self.das_weight > 0:
             yield directional_alignment(refinement)

@@ -37,44 +37,26 @@ LARGEST: int = 3
 
 @dataclass(frozen=True)
 class Figures:
-    """What vectors at text tokens look like to the vocabulary; means over tokens.
+    """What vectors at text tokens look like to the vocabulary; means over tokens."""
 
-    Attributes:
-        own: share whose nearest row of `E`, by cosine, is their own token's.
-        cosine: to the embedding that the first layer received for their token.
-        energy: share of the squared norm in the three coordinates that hold most of it.
-        common: norm of the mean vector, as a share of the mean norm: 1 if all vectors are one constant.
-        norm: mean norm.
-        entropy: of `softmax(h E^T)`, in nats.
-    """
-
-    own: float
-    cosine: float
-    energy: float
-    common: float
+    own: float  # share whose nearest row of `E`, by cosine, is their own token's
+    cosine: float  # to the embedding that the first layer received for their token
+    energy: float  # share of the squared norm in the three coordinates that hold most of it
+    common: float  # norm of the mean vector, as a share of the mean norm: 1 if all vectors are one constant
     norm: float
-    entropy: float
+    entropy: float  # of `softmax(h E^T)`, in nats
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that is measured on text.
+    """Everything that is measured on text."""
 
-    Attributes:
-        tokens: how many tokens were read against the vocabulary.
-        vocabulary: V.
-        loss: of the language model, in nats per token.
-        unigram: what the frequencies of the text's tokens alone reach, in nats.
-        layers: layer -> figures; 0 is what the first layer received.
-        targets: kind -> k -> figures of the weighted target.
-    """
-
-    tokens: int
-    vocabulary: int
-    loss: float
-    unigram: float
-    layers: dict[int, Figures]
-    targets: dict[TargetKind, dict[int, Figures]]
+    tokens: int  # how many were read against the vocabulary
+    vocabulary: int  # `V`
+    loss: float  # of the language model, in nats per token
+    unigram: float  # what the frequencies of the text's tokens alone reach, in nats
+    layers: dict[int, Figures]  # layer -> figures; 0 is what the first layer received
+    targets: dict[TargetKind, dict[int, Figures]]  # kind -> k -> figures of the weighted target
 
 
 class _Tally:
@@ -117,16 +99,11 @@ def measure(
     targets: Mapping[TargetKind, tuple[TargetSpace, Iterable[int]]],
     weighting: Weighting = "quadratic",
 ) -> Measured:
-    """Measure a decoder on rows of text; one pass, nothing outlives its batch.
+    """Measure a decoder without head on rows `(R, S)` of ids; one pass, nothing outlives its batch.
 
-    Args:
-        decoder: the language model without head.
-        head: its output projection.
-        rows: `(R, S)` ids to read against the vocabulary.
-        counted: ids of other text, for the frequencies of tokens.
-        layers: which ones to measure, 0 for the embeddings; each costs a product with the vocabulary.
-        targets: kind -> its space and the k's to weight up to.
-        weighting: of layers 1..k.
+    `counted` are ids of other text, for the frequencies of tokens. `layers` are those to measure, 0 for the
+    embeddings; each costs a product with the vocabulary. `targets` maps a kind to its space and the k's to
+    weight up to.
     """
     table = embedding_of(decoder)
     lengths, layers = row_lengths(table), set(layers)
@@ -170,15 +147,10 @@ def _weighted(states: dict[int, torch.Tensor], space: TargetSpace, weights: list
 
 
 def unigram_loss(counted: torch.Tensor, ids: torch.Tensor, vocabulary: int) -> float:
-    """Return what token frequencies alone reach on a text, in nats per token.
+    """Return what the token frequencies of `counted` alone reach on `ids`, in nats per token.
 
     Witten and Bell's estimate, so that a token that was not counted has a probability too:
     `(count + T / V) / (n + T)` with T distinct tokens among n. At most `log V`, what knowing nothing reaches.
-
-    Args:
-        counted: ids whose frequencies are taken.
-        ids: ids to be predicted.
-        vocabulary: V.
     """
     counts = torch.bincount(counted.flatten().cpu(), minlength=vocabulary).double()
     distinct, total = float((counts > 0).sum()), float(counts.sum())
@@ -197,34 +169,24 @@ Case = Literal["holds", "mended", "fails", "untrained"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a decoder can teach, and with which target.
+    """Whether a decoder can teach, and with which target."""
 
-    Attributes:
-        case: `"holds"` (the paper's target will do), `"mended"` (a fitted one does better, or is the only one
-            that does), `"fails"` (no target that was tried does), `"untrained"` (the model does not know this
-            text: nothing to learn).
-        words: the same in a sentence or two.
-        target: the recommended kind, if any.
-        layers: the recommended k.
-    """
-
+    # `"holds"`: the paper's target will do; `"mended"`: a fitted one does better, or is the only one that
+    # does; `"fails"`: no target that was tried does; `"untrained"`: the model does not know this text, so
+    # there is nothing to learn
     case: Case
-    words: str
-    target: TargetKind | None
-    layers: int | None
+    words: str  # the same in a sentence or two
+    target: TargetKind | None  # the recommended kind, if any
+    layers: int | None  # the recommended k
 
 
 def judge(measured: Measured, tried: bool = True) -> Verdict:
-    """Judge a decoder by what was measured.
+    """Judge a decoder by what was measured; `tried` says whether fitted targets were tried at all.
 
     A decoder that predicts text no better than the frequencies of its tokens knows nothing, whatever its
-    states look like: those of random weights may hold their token, too. Otherwise the simplest target is
-    taken that finds its own token in at least half of the cases, at the largest k measured; if none
-    does there, at the next.
-
-    Args:
-        measured: the figures; its targets are compared in the order raw, centred, translated.
-        tried: whether fitted targets were tried at all.
+    states look like: those of random weights may hold their token, too. Otherwise the simplest target (raw,
+    centred, translated, in the order of `measured.targets`) is taken that finds its own token in at least
+    half of the cases, at the largest k measured; if none does there, at the next.
     """
     if measured.loss >= measured.unigram:
         return Verdict("untrained", _untrained(measured), None, None)
@@ -251,7 +213,6 @@ def judge(measured: Measured, tried: bool = True) -> Verdict:
 
 
 def _stands(raw: Figures, k: int) -> str:
-    """Describe the paper's target at k."""
     fails = "fails" if raw.own < PARTLY else "holds in part only"
     return (
         f"The premise {fails}: over layers 1 to {k} {_share(raw)}, and a constant "
@@ -287,20 +248,13 @@ GLANCE: int = 2560
 
 @dataclass(frozen=True)
 class Examined:
-    """The result of an examination.
-
-    Attributes:
-        measured: the figures.
-        verdict: what they mean.
-        fit: report of the maps that were tried; empty where none were.
-    """
+    """The result of an examination."""
 
     measured: Measured
     verdict: Verdict
-    fit: dict = field(default_factory=dict)
+    fit: dict = field(default_factory=dict)  # report of the maps that were tried; empty where none were
 
     def json(self) -> dict[str, object]:
-        """Return it for JSON."""
         return {"verdict": asdict(self.verdict), **asdict(self.measured), "translation": self.fit or None}
 
 
@@ -317,18 +271,9 @@ def examine(
 ) -> Examined:
     """Measure every layer and the weighted targets, raw, centred and translated, for several k.
 
-    Args:
-        decoder: the language model without head.
-        head: its output projection.
-        tokenizer: of the decoder.
-        texts: text of the kind that will be trained on.
-        layers: the largest k to measure; `None` for half.
-        weighting: of layers 1..k.
-        read: held-out tokens that are read against the vocabulary.
-        progress: receives a line on each step.
-
-    Raises:
-        ValueError: If there is hardly any text, or k is out of range.
+    `texts` are of the kind that will be trained on, `layers` is the largest k (`None` for half), and `read`
+    counts the held-out tokens that are read against the vocabulary. Raises ValueError if there is hardly any
+    text, or k is out of range.
     """
     depth, width = decoder.config.num_hidden_layers, decoder.config.hidden_size
     k = supervised_layers(decoder.config, layers)
@@ -360,17 +305,8 @@ def glance(
 ) -> Examined:
     """Measure the target that a training will have, on a few hundred tokens; nothing is fitted.
 
-    Args:
-        decoder: the language model without head.
-        head: its output projection.
-        tokenizer: of the decoder.
-        texts: the captions that will be trained on.
-        k: supervised layers.
-        weighting: of layers 1..k.
-        space: of the run's target, measured beside the raw one if it is another.
-
-    Raises:
-        ValueError: If there is hardly any text.
+    `texts` are the captions that will be trained on. The run's own `space` is measured beside the raw target
+    if it is another. Raises ValueError if there is hardly any text.
     """
     fitted, held_out = divided(token_rows(tokenizer, texts, GLANCE))
     targets: dict[TargetKind, tuple[TargetSpace, list[int]]] = {"raw": (TargetSpace(), [k])}

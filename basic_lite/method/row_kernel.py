@@ -89,16 +89,8 @@ def divergence_and_difference(
     log_q, log_p = logits - norms[..., None]
     return (log_p.exp() * (log_p - log_q)).sum(-1), stack([log_q.exp() - log_p.exp(), log_p.exp()]).to(dtype)
     ```
-
-    Args:
-        logits: `(2, R, C)` student's and teacher's, fp32 with contiguous rows; overwritten.
-        norms: `(2, R)` fp32, log-sums of the columns before the tile, `-inf` without any; afterwards up to
-            its end.
-        dtype: of the weights: bf16, fp16 or fp32.
-        keep_teacher: whether p is wanted too.
-
-    Returns:
-        `(R,)` fp32, and `(2, R, C)` in the first bytes of each row: `q - p`, and p if it is wanted.
+    Arguments and results are those of `losses._divergence_and_difference`, here fp32 with contiguous rows,
+    and `dtype` bf16, fp16 or fp32. The weights `(2, R, C)` lie in the first bytes of each row of `logits`.
     """
     _, rows, columns = logits.shape
     assert norms.stride(1) == 1

@@ -78,9 +78,8 @@ class BasicSupervision:
             rows_per_chunk: patches per pass over the vocabulary; `None` chooses by size.
             target: `"raw"` (the paper), `"individual"`, or what `fit_target` returned.
 
-        Raises:
-            ValueError: If an argument is out of its range, the model is no LLaVA, or none of the k layers
-                attends.
+        Raises ValueError if an argument is out of its range, the model is no LLaVA, or none of the k layers
+        attends.
         """
         if importance not in get_args(Importance):
             raise ValueError(
@@ -135,11 +134,8 @@ class BasicSupervision:
     def use(self, layout: Layout, initial: torch.Tensor | None = None, rows: list[int] | None = None) -> None:
         """Take the positions of the next forward pass from `layout` (made by the collator, saves a sync).
 
-        Args:
-            layout: of the batch.
-            initial: `(N, D)` the visual embeddings as the decoder will receive them, if they are at hand;
-                `None` gathers them.
-            rows: the batch's rows by number, for an intervention.
+        `initial` `(N, D)` is the visual embeddings as the decoder will receive them; `None` gathers them.
+        `rows` are the batch's rows by number, for an intervention.
         """
         self._given, self._rows = (layout, initial) if self.objective.active else None, rows
 
@@ -169,7 +165,6 @@ class BasicSupervision:
         self._given = None
 
     def _start(self, llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> None:
-        """Find the patches of this forward pass and forget the last one."""
         self.refinement = self._initial = self._target = self._attention = None
         self._attended: list[int] = []
         self._text: list[tuple[torch.Tensor | None, attention.TextRows]] = []

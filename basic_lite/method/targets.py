@@ -33,10 +33,9 @@ UNFITTED: tuple[TargetKind, ...] = (RAW, INDIVIDUAL)
 
 
 def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
-    """Return k: `layers`, or half of the decoder's layers.
+    """Return k: `layers`, or half of the decoder's.
 
-    Raises:
-        ValueError: If `layers` is not between 1 and the number of layers.
+    Raises ValueError if `layers` is not between 1 and the decoder's number of layers.
     """
     depth = config.num_hidden_layers
     if layers is None:
@@ -49,13 +48,8 @@ def supervised_layers(config: PretrainedConfig, layers: int | None) -> int:
 def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
     """Return the weights of layers 1..k in the target, which sum to 1 (paper: `w_l = l^2 / sum of squares`).
 
-    Args:
-        k: number of supervised layers.
-        weighting: `"quadratic"` (the paper), `"linear"`, `"constant"`, or `"decreasing"`, which is quadratic
-            with the first layer heaviest.
-
-    Raises:
-        ValueError: If `weighting` is none of these.
+    `"quadratic"` is the paper's; `"decreasing"` is quadratic with the first layer heaviest. Raises ValueError
+    for a weighting that is unknown.
     """
     raw = {
         "quadratic": [float(layer**2) for layer in range(1, k + 1)],
@@ -69,11 +63,7 @@ def layer_weights(k: int, weighting: Weighting = "quadratic") -> list[float]:
 
 
 def check_kind(kind: str) -> None:
-    """Check the name of a target.
-
-    Raises:
-        ValueError: If no target has that name.
-    """
+    """Raise ValueError if no target has that name."""
     if kind not in get_args(TargetKind):
         raise ValueError(f"target must be one of {', '.join(get_args(TargetKind))}, got {kind!r}")
 
@@ -95,26 +85,19 @@ class TargetSpace:
     The centre is taken off before the product: it is up to a hundred times larger than what differs from
     token to token, and a map stored in bf16 would turn it into an error as large as the result.
 
-    Attributes:
-        kind: which of the four.
-        centre: `(k, D)` fp32, the mean text state after each layer; `None` where nothing is fitted.
-        maps: k matrices `(D, D)`, in the decoder's precision; none unless translated.
-        offset: `(D,)` fp32, the mean of what the first layer received; `None` unless translated.
-        report: how it was fitted and how good it is, for the manifest.
+    Raises ValueError if the kind is unknown, or its means or maps are missing.
     """
 
     kind: TargetKind = RAW
+    # `(k, D)` fp32, the mean text state after each layer; `None` where nothing is fitted
     centre: torch.Tensor | None = None
+    # k matrices `(D, D)`, in the decoder's precision; none unless translated
     maps: tuple[torch.Tensor, ...] = ()
+    # `(D,)` fp32, the mean of what the first layer received; `None` unless translated
     offset: torch.Tensor | None = None
-    report: dict = field(default_factory=dict)
+    report: dict = field(default_factory=dict)  # how it was fitted and how good it is, for the manifest
 
     def __post_init__(self) -> None:
-        """Refuse a space that lacks something.
-
-        Raises:
-            ValueError: If the kind is unknown, or its means or maps are not there.
-        """
         check_kind(self.kind)
         if self.kind not in UNFITTED and self.centre is None:
             raise ValueError(
@@ -127,11 +110,7 @@ class TargetSpace:
             raise ValueError("a translated target needs one map per layer and an offset")
 
     def check_fits(self, layers: int, width: int) -> None:
-        """Compare with a decoder.
-
-        Raises:
-            ValueError: If layers are missing, or the width is another.
-        """
+        """Raise ValueError if the space lacks supervised layers, or the decoder's width is another."""
         if self.kind == RAW or self.centre is None:
             return
         have, wide = self.centre.shape
@@ -142,7 +121,6 @@ class TargetSpace:
             )
 
     def to(self, device: torch.device | str) -> TargetSpace:
-        """Return the same on another device."""
         if self.kind == RAW or self.centre is None or self.centre.device == torch.device(device):
             return self
         offset = None if self.offset is None else self.offset.to(device)
@@ -185,11 +163,7 @@ class TargetSpace:
 
     @classmethod
     def load(cls, path: Path) -> TargetSpace:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: In one line, if the file is missing or damaged.
-        """
+        """Read what `save` wrote; raises ValueError, in one line, if the file is missing or damaged."""
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()["target"])

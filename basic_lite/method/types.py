@@ -47,24 +47,16 @@ class Unmoved(RuntimeError):
 
 @dataclass(frozen=True)
 class Refinement:
-    """What the shallow layers made of the visual embeddings in one forward pass.
+    """What the shallow layers made of the visual embeddings in one forward pass."""
 
-    Attributes:
-        initial: `(N, D)` what the first decoder layer received at the patches, with gradient.
-        target: `(N, D)` fp32, detached: the weighted sum of the states after layers 1..k, raw or brought into
-            the space of the embeddings.
-        importance: `(N,)` fp32, detached: how much the text attends to each patch.
-        image: `(N,)` int64: the image that each patch belongs to, from 0.
-        images: how many images there are (`I`), known on the host.
-        spared: `(N,)` bool, patches that `L_sds` leaves out, such as those with text; `None` for none, as in
-            the paper.
-    """
-
-    initial: torch.Tensor
+    initial: torch.Tensor  # `(N, D)` what the first decoder layer received at the patches, with gradient
+    # `(N, D)` fp32, detached: the weighted sum of the states after layers 1..k, raw or brought into the space
+    # of the embeddings
     target: torch.Tensor
-    importance: torch.Tensor
-    image: torch.Tensor
-    images: int
+    importance: torch.Tensor  # `(N,)` fp32, detached: how much the text attends to each patch
+    image: torch.Tensor  # `(N,)` int64: the image that each patch belongs to, from 0
+    images: int  # how many there are (`I`), known on the host
+    # `(N,)` bool, patches that `L_sds` leaves out, such as those with text; `None` for none, as in the paper
     spared: torch.Tensor | None = None
 
     def sum_of_means(self, values: torch.Tensor) -> torch.Tensor:
@@ -94,31 +86,22 @@ class Refinement:
 
 @dataclass(frozen=True)
 class Intervention:
-    """What an experiment does to the teacher on its way to the target; the method itself has none.
+    """What an experiment does to the teacher on its way to the target; the method itself has none."""
 
-    Attributes:
-        states: changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted.
-        refinement: changes the result; also receives `inputs_embeds` and `attention_mask` as the decoder got
-            them, the `layout`, and the batch's `rows` where they are known.
-    """
-
+    # Changes the fp32 states `(N, D)` after a layer (numbered from 0) before they are weighted
     states: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    # Changes the result; also receives `inputs_embeds` and `attention_mask` as the decoder got them, the
+    # `layout`, and the batch's `rows` where they are known
     refinement: Callable[[Refinement, Mapping[str, object]], Refinement] | None = None
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """A sum and a count, never a mean: only the whole optimizer step knows what to divide by.
+    """A sum and a count, never a mean: only the whole optimizer step knows what to divide by."""
 
-    Attributes:
-        name: `"lm"`, `"das"` or `"sds"`.
-        total: 0-dim fp32 sum over the items, attached to the graph.
-        items: supervised tokens for `"lm"`, images for `"das"` and `"sds"`.
-    """
-
-    name: str
-    total: torch.Tensor
-    items: int
+    name: str  # `"lm"`, `"das"` or `"sds"`
+    total: torch.Tensor  # 0-dim fp32 sum over the items, attached to the graph
+    items: int  # supervised tokens for `"lm"`, images for `"das"` and `"sds"`
 
     def mean(self) -> torch.Tensor:
         """Return `total / items`; an empty term is 0 and stays attached to the graph."""
@@ -127,14 +110,9 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class Window:
-    """Counts over one optimizer step, all micro-batches and all processes together.
+    """Counts over one optimizer step, all micro-batches and all processes together."""
 
-    Attributes:
-        text_tokens: supervised text tokens.
-        images: images.
-    """
-
-    text_tokens: int
+    text_tokens: int  # supervised ones
     images: int
 
     def items(self, name: str) -> int:

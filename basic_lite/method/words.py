@@ -58,7 +58,7 @@ SHORTEST_PIECE: int = 3
 
 
 class WordTokens:
-    """Finds the tokens that stand for words, of one tokenizer.
+    """Finds the tokens that stand for words, of one fast tokenizer; `texts` are its `token_texts`.
 
     A token stands for a word if its text is the word, whatever its case and whether a space stands in front
     of it, or if it is one of the pieces that the tokenizer writes the word in, with or without a leading
@@ -67,12 +67,6 @@ class WordTokens:
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
-        """Index the vocabulary.
-
-        Args:
-            tokenizer: a Hugging Face fast tokenizer.
-            texts: of `token_texts`.
-        """
         self._tokenizer, self._texts = tokenizer, texts
         self._named: dict[str, list[int]] = {}
         for number, text in enumerate(texts):
@@ -97,14 +91,10 @@ class WordTokens:
 
 
 def token_texts(tokenizer: Any, rows: int) -> list[str]:
-    """Return the text of every row of the embedding table.
+    """Return the text of every row of the embedding table, which may have more than the tokenizer has tokens.
 
     A leading space is kept, where the vocabulary has one. A token that is no whole character is shown by its
     bytes, as in `<0xE280>`; a row that no token has as `<row 32000>`.
-
-    Args:
-        tokenizer: a Hugging Face fast tokenizer.
-        rows: `V`, rows of the table; may be more than the tokenizer has tokens.
     """
     known = tokenizer.convert_ids_to_tokens(list(range(min(rows, len(tokenizer)))))
     bytes_of = {character: byte for byte, character in bytes_to_unicode().items()}
