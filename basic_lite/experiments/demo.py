@@ -27,7 +27,7 @@ def folder_of(demo: Path, variant: str) -> Path:
 
 
 def runs(demo: Path, seed: int, scenes: int) -> list[Run]:
-    """Return both runs of a demo, whose world lies in its folder; `scenes` held-out scenes are inspected.
+    """Return both runs of a demo, whose world is its folder `world`; `scenes` held-out scenes are inspected.
 
     `seed` is of the world, the projectors and the order of rows.
     """

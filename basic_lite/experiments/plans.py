@@ -21,22 +21,22 @@ Options = Mapping[str, object]  # options of `stage1` by name
 
 PLAIN: Options = {"basic": False}  # LLaVA without BASIC
 
-# Options that both stages have: what holds for one holds for the other.
 METHOD: tuple[str, ...] = (
     *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
     *("rows_per_chunk", "sds_text", "intervention"),
 )
+"""Options that both stages have: what holds for one holds for the other."""
 
-# How many of the embedded world's colours and shapes captions name: no option of `stage1`, but its data.
 NAMED: str = "named"
+"""How many of the embedded world's colours and shapes captions name: no option of `stage1`, but its data."""
 
-# How many times as short half of the embedded decoder's input directions are: an option of no stage.
 SQUEEZED: str = "squeezed"
+"""How many times as short half of the embedded decoder's input directions are: an option of no stage."""
 
 NO_OPTIONS: tuple[str, ...] = (NAMED, SQUEEZED)  # what a level of a sweep may set beside options of `stage1`
 
-# Of the demo, and at every level of a sweep.
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
+"""Of the demo, and at every level of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -165,16 +165,16 @@ _SPACE = Plan.sweep(
     _of(SQUEEZED, "1", "4", "16"),
 )
 
-# What `--tune` runs before another plan.
 TUNE = Plan(
     "tune",
     "Which learning rate suits plain?",
     {level: {**PLAIN, **options} for level, options in _RATE.levels.items()},
     baseline="1",
 )
+"""What `--tune` runs before another plan."""
 
-# Both variants of `basic-lite demo`, which has a report of its own.
 DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
+"""Both variants of `basic-lite demo`, which has a report of its own."""
 
 PLANS: dict[str, Plan] = {
     plan.name: plan

@@ -31,13 +31,13 @@ from basic_lite.data.world.dataset import world_in
 from basic_lite.experiments.measure import BEFORE, QUESTIONS, path_of
 from basic_lite.files import checkpoints, is_finished, write_json
 
-# Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again).
 STOPPED: int = 75
+"""Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
 
 PATIENCE: float = 120.0  # seconds that a child waits for an earlier one in its folder, whose parent is gone
 
-# What a run's process wrote to standard error, and how far it is; in the run's folder.
 ERRORS, PROGRESS = "errors.txt", "run.json"
+"""What a run's process wrote to standard error, and how far it is; in the run's folder."""
 
 _PHASES = {BEFORE: "before training", "stage1": "stage 1", "stage2": "stage 2"}
 _ASKING = f"measuring {QUESTIONS}"

@@ -26,8 +26,8 @@ from basic_lite.experiments.sweeps import Sweep, table_rows
 from basic_lite.experiments.table import DifferenceTable, Pair, change, interval, number, pairs
 
 COLOURS = {"plain": "#6b7280", "BASIC": "#d1495b"}
-# Of variants that are neither plain nor BASIC
 _MORE_COLOURS = ("#30638e", "#1b7f5c", "#edae49", "#7b5ea7", "#c26a2d", "#3a9ea5", "#8c6d46")
+"""Of variants that are neither plain nor BASIC."""
 
 
 def curve_plot(curves: Curves, baseline: str, saved: Saving | None = None) -> str:
@@ -73,6 +73,7 @@ def _colours(curves: Curves, baseline: str) -> dict[str, str]:
 
 
 def _mark(axes: Axes, saved: Saving, colour: str) -> None:
+    """Show how much earlier a variant is where the baseline ends."""
     low, high = saved.interval
     ends = [low, min(high, saved.base_samples)]
     bottom, top = axes.get_ylim()
@@ -385,7 +386,8 @@ def sweep_plot(sweep: Sweep) -> str:
 def write_sweep(sweep: Sweep, along: Curves, said: Sequence[str], path: Path, command: str) -> None:
     """Write the page of a sweep: where BASIC helped, in words, a plot and a table, and the way to one level.
 
-    `along` are the curves of plain and BASIC at the level that changes nothing; may be empty.
+    `along` are the curves of plain and BASIC at the level that changes nothing; may be empty. `said` and
+    `command` are as in `write_ablation`.
     """
     heads, rows = table_rows(sweep)
     baseline = sweep.levels[0].table.baseline

@@ -24,7 +24,6 @@ from basic_lite.experiments.table import (
 )
 from basic_lite.files import read_manifest
 
-# What the levels of each sweep are, in words.
 AXES: dict[str, str] = {
     "data": "samples seen in stage 1",
     "rate": "learning rate",
@@ -32,6 +31,7 @@ AXES: dict[str, str] = {
     "world": "colours and shapes that captions name, of 8 each",
     "space": "times that half of the decoder's input directions are as short",
 }
+"""What the levels of each sweep are, in words."""
 
 
 def place_of(plan: str, run: Path, options: Options) -> float:

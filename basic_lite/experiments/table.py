@@ -220,6 +220,7 @@ class Pair:
 
     @property
     def group(self) -> str:
+        """Heading that it belongs under."""
         return ", ".join(filter(None, (self.measure.over, self.measure.group)))
 
     def texts(self, each_seed: bool) -> list[str]:
