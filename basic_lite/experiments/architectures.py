@@ -26,8 +26,7 @@ from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import Importance
 from basic_lite.models import zoo
 
-PLAN: str = "architecture"
-"""The plan that has no variants and trains nothing."""
+PLAN: str = "architecture"  # the plan that has no variants and trains nothing
 
 _WIDTH, _VOCABULARY, _IMAGE, _PATCHES = 32, 64, 3, 9
 _TRANSFORMER = {
@@ -43,17 +42,9 @@ _STATE_SPACE = {"num_hidden_layers": 4, "state_size": 4, "hidden_size": _WIDTH}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One architecture.
-
-    Attributes:
-        model_type: of transformers.
-        group: what kind of model it is, in words.
-        sizes: of a tiny one.
-    """
-
-    model_type: str
-    group: str
-    sizes: Mapping[str, object]
+    model_type: str  # of transformers
+    group: str  # what kind of model it is, in words
+    sizes: Mapping[str, object]  # of a tiny one
 
 
 CANDIDATES: tuple[Candidate, ...] = (
@@ -105,25 +96,16 @@ CANDIDATES: tuple[Candidate, ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result for one architecture; each check holds `yes` or why not.
-
-    Attributes:
-        model_type: of transformers.
-        group: what kind of model it is.
-        llava: a LLaVA of transformers can be built around it and run on a picture.
-        importance: its attention shows which patches the text attends to; not tried without a LLaVA.
-        states: the states after its first layers can be read at the patches.
-        trained: the training commands take it.
-        verdict: all of it in one line, in words that do not depend on the transformers release. What a
-            release can do may: some put Mamba-2 into a LLaVA, others do not.
-    """
+    """The result for one architecture; each check holds `yes` or why not."""
 
     model_type: str
     group: str
-    llava: str
-    importance: str
-    states: str
-    trained: str
+    llava: str  # a LLaVA of transformers can be built around it and run on a picture
+    importance: str  # its attention shows which patches the text attends to; not tried without a LLaVA
+    states: str  # the states after its first layers can be read at the patches
+    trained: str  # the training commands take it
+    # All of it in one line, in words that do not depend on the transformers release; what a release can do
+    # may: some put Mamba-2 into a LLaVA, others do not
     verdict: str
 
 
@@ -222,7 +204,6 @@ def _states(text: PretrainedConfig) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return an error in one short line."""
     text = " ".join(str(error).split()).split(" Please request")[0]
     return text[:160] or type(error).__name__
 

@@ -65,12 +65,8 @@ def fingerprints(sources: Sources) -> dict[str, dict[str, object]]:
 def claim(out: Path, setup: Mapping[str, object]) -> None:
     """Write a folder's set-up, or compare it with the one that is there, as far as both speak of a thing.
 
-    Args:
-        out: the ablation's folder.
-        setup: plain JSON: what all runs in it share.
-
-    Raises:
-        ValueError: If the folder holds something else, or runs of another set-up; names what differs.
+    `setup` is plain JSON. Raises ValueError if the folder holds something else, or runs of another set-up; it
+    names what differs.
     """
     path, now = out / SETUP, json.loads(json.dumps(setup))
     if not path.is_file():
@@ -97,11 +93,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-SCENES: int = 200
-"""Held-out scenes that a run is measured on."""
+SCENES: int = 200  # held-out scenes that a run is measured on
 
 MORE_SIGNS: int = 2
-"""As many times more captions does the world of signs have: to read takes longer than to name things."""
+"""The world of signs has this many times the captions: to read takes longer than to name things."""
 
 _STAMP = "world.json"
 
@@ -115,11 +110,8 @@ def scale_of(stages: int, quick: bool) -> dict[str, int]:
 def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], None]) -> World:
     """Return the world in a folder; it is drawn where it is missing or has less than is needed.
 
-    Args:
-        folder: of this seed's world.
-        seed: of every scene and sentence.
-        scale: as `scale_of`; where captions name less than they can, with `named`.
-        say: takes one line for the user.
+    `seed` is of every scene and sentence; `scale` is as `scale_of`, with `named` where captions name less
+    than they can; `say` takes one line for the user.
     """
     path = folder / _STAMP
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -155,33 +147,21 @@ _BYTES_OF_TINY = 2**30
 
 @dataclass(frozen=True)
 class Comparison:
-    """One plan on one model and data.
+    """One plan on one model and data."""
 
-    Attributes:
-        plan: what is compared.
-        out: folder of the set-up: its runs and the tables of all its plans.
-        seeds: of the runs.
-        stage1: options of stage 1 that hold for all variants, as far as they were given.
-        stage2: options of stage 2; `None` stops after stage 1.
-        defaults: of stage 1's options.
-        quick: a smaller embedded world.
-        measured_on: annotation file to measure on, outside the embedded world; `None` for the training file.
-        measured_rows: how many of its rows.
-        benchmarks: to score every run on, with `data`, `images` and `answer_by` of each.
-        chosen: names of the only variants to run; empty for all.
-    """
-
-    plan: Plan
-    out: Path
-    seeds: Sequence[int]
-    stage1: Mapping[str, object]
-    stage2: Mapping[str, object] | None
-    defaults: Mapping[str, object]
-    quick: bool
+    plan: Plan  # what is compared
+    out: Path  # folder of the set-up: its runs and the tables of all its plans
+    seeds: Sequence[int]  # of the runs
+    stage1: Mapping[str, object]  # options of stage 1 that hold for all variants, as far as they were given
+    stage2: Mapping[str, object] | None  # options of stage 2; `None` stops after stage 1
+    defaults: Mapping[str, object]  # of stage 1's options
+    quick: bool  # a smaller embedded world
+    # Annotation file to measure on, outside the embedded world; `None` for the training file
     measured_on: Path | None
-    measured_rows: int
+    measured_rows: int  # how many of its rows
+    # To score every run on, with `data`, `images` and `answer_by` of each
     benchmarks: Mapping[str, Mapping[str, str | None]]
-    chosen: Sequence[str]
+    chosen: Sequence[str]  # names of the only variants, or levels of a sweep, to run; empty for all
 
     def run(
         self,
@@ -191,17 +171,11 @@ class Comparison:
         overwrite: bool = False,
         dry_run: bool = False,
     ) -> None:
-        """Do everything that is left to do.
+        """Do everything that is left to do, `jobs` runs at a time.
 
-        Args:
-            console: where progress goes.
-            check: `stage1`, called with every variant's options and `dry_run` before any work.
-            jobs: runs at a time.
-            overwrite: begin anew.
-            dry_run: only say what would be run.
-
-        Raises:
-            ValueError: In one line, for what a user can have wrong, before any work.
+        `check` is `stage1`, called with every variant's options and `dry_run` before any work; `overwrite`
+        begins anew; `dry_run` only says what would be run. Raises ValueError in one line for what a user can
+        have wrong, before any work.
         """
         self._check_plan()
         setup, variants = self._setup(), self._variants()
@@ -232,10 +206,8 @@ class Comparison:
         """Return the same at the learning rate that suits plain best by its final caption loss.
 
         Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
-        the folder of the comparison, and are not repeated. The arguments are those of `run`.
-
-        Raises:
-            ValueError: As `run`, or if a learning rate is given or the plan varies it.
+        the folder of the comparison, and are not repeated. Arguments and errors are those of `run`; raises
+        ValueError, too, if a learning rate is given or the plan varies it.
         """
         if self.plan.name == "rate" or self.stage1.get("learning_rate") is not None:
             raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
@@ -327,7 +299,6 @@ class Comparison:
         return content
 
     def _runs(self, variants: Sequence[Variant], seed: int) -> list[processes.Run]:
-        """Return all variants with one seed."""
         steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
         if self.stage2 is not None and self._embedded:
             steps.append(measure.QUESTIONS)
@@ -457,11 +428,7 @@ class Comparison:
         return _BYTES_OF_TINY + 16 * parameters_of(read_config(self._sources.llm, "language model"))
 
     def _check_same_data(self, same: Sequence[processes.Run]) -> None:
-        """Compare the data of runs that are compared: a file may have changed since the first of them.
-
-        Raises:
-            ValueError: If it has.
-        """
+        """Raise ValueError if a data file has changed since the first of the runs that are compared."""
         first: dict[str, tuple[str, str]] = {}
         for run in same:
             now = read_manifest(run.folder / "stage1")["data"]["sha256"]

@@ -22,18 +22,15 @@ from basic_lite.experiments.processes import PROGRESS, phase_of
 from basic_lite.files import complete
 from basic_lite.models.llava import Assembled
 
-FILE: str = "curve.jsonl"
-"""A line for each point, in the folder of the stage."""
+FILE: str = "curve.jsonl"  # a line for each point, in the folder of the stage
 
-SAMPLES: int = 24
-"""Held-out scenes or rows that each point is measured on."""
+SAMPLES: int = 24  # held-out scenes or rows that each point is measured on
 
 POINTS: int = 6
 SPACING: float = 1.6
-"""The last point is the last step; the next one has this many times the samples of the one before it."""
+"""The last point is the last step; each has this many times the samples of the one before it."""
 
-DRAWS: int = 2000
-"""Resamples of an interval."""
+DRAWS: int = 2000  # resamples of an interval
 
 
 def steps_of(total: int) -> list[int]:
@@ -43,19 +40,12 @@ def steps_of(total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Point:
-    """What a run could do at one step.
+    """What a run could do at one step."""
 
-    Attributes:
-        step: optimizer steps taken.
-        samples: rows seen, repetitions included.
-        seconds: what the measuring took.
-        measures: over the same samples at every point and in every variant.
-    """
-
-    step: int
-    samples: int
-    seconds: float
-    measures: list[Measure]
+    step: int  # optimizer steps taken
+    samples: int  # rows seen, repetitions included
+    seconds: float  # what the measuring took
+    measures: list[Measure]  # over the same samples at every point and in every variant
 
 
 def read(stage: Path) -> list[Point]:
@@ -67,10 +57,9 @@ def read(stage: Path) -> list[Point]:
 
 
 def measuring_share(runs: Sequence[Path]) -> float | None:
-    """Return the share of stage 1's time that measuring along the way took; `None` where nothing was.
+    """Return the share of stage 1's time that measuring along the way took, in finished runs.
 
-    Args:
-        runs: folders of finished runs.
+    `None` where nothing was measured.
     """
     spent = sum(point.seconds for run in runs for point in read(run / "stage1"))
     progress = (json.loads((run / PROGRESS).read_text(encoding="utf-8")) for run in runs)
@@ -79,7 +68,6 @@ def measuring_share(runs: Sequence[Path]) -> float | None:
 
 
 def cost_sentence(share: float) -> str:
-    """Describe in a sentence what measuring along the way costs."""
     return f"Measuring along the way took {share:.1%} of stage 1's time."
 
 
@@ -89,12 +77,9 @@ def _write(stage: Path, points: Sequence[Point]) -> None:
 
 
 def callbacks(along: str, assembled: Assembled, stage: Path) -> list[TrainerCallback]:
-    """Return what measures a run along the way.
+    """Return what measures a run, whose folder is `stage`, along the way.
 
-    Args:
-        along: JSON of the arguments of `measure.measuring`; empty measures nothing.
-        assembled: the model that is trained.
-        stage: folder of the run.
+    `along` is JSON of the arguments of `measure.measuring`; empty measures nothing.
     """
     if not along:
         return []
@@ -139,18 +124,12 @@ class Along(TrainerCallback):
 
 @dataclass(frozen=True)
 class Curve:
-    """One measure of one variant over the samples seen.
+    """One measure of one variant over the samples seen, at P points and over U units."""
 
-    Attributes:
-        measure: what is measured; its values are those of the first point.
-        samples: `(P,)` rows seen.
-        values: for each seed `(P, U)`, one value for each point and unit.
-        of: for each seed `(U,)`, what the values are counts out of; ones where each unit counts once.
-    """
-
-    measure: Measure
-    samples: np.ndarray
-    values: list[np.ndarray]
+    measure: Measure  # what is measured; its values are those of the first point
+    samples: np.ndarray  # `(P,)` rows seen
+    values: list[np.ndarray]  # for each seed `(P, U)`, one value for each point and unit
+    # For each seed `(U,)`, what the values are counts out of; ones where each unit counts once
     of: list[np.ndarray]
 
     @property
@@ -166,9 +145,8 @@ class Curve:
     def resampled(self, seeds: np.ndarray, units: Sequence[np.ndarray]) -> np.ndarray:
         """Return `(draws, P)` curves.
 
-        Args:
-            seeds: `(draws, seeds)`, how often each seed counts.
-            units: for each seed `(draws, U)`, how often each unit counts.
+        `seeds`, `(draws, seeds)`, is how often each seed counts; `units`, for each seed `(draws, U)`, how
+        often each unit does.
         """
         each = [
             counts @ v.T / (counts @ of)[:, None]
@@ -177,7 +155,6 @@ class Curve:
         return np.einsum("ds,sdp->dp", seeds / seeds.sum(1, keepdims=True), np.stack(each))
 
     def as_dict(self) -> dict[str, object]:
-        """Return samples, means and the figures of each seed, for JSON."""
         return {"samples": self.samples.tolist(), "mean": self.mean.tolist(), "each": self.each.tolist()}
 
 
@@ -223,9 +200,8 @@ def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, bet
         goal: `(draws,)`.
         better: `"lower"` or `"higher"`.
 
-    Returns:
-        `(draws,)`; the first point's samples where the goal was reached by then, infinity where it is not
-        reached by the end.
+    Returns `(draws,)`: the first point's samples where the goal was reached by then, infinity where it is not
+    reached by the end.
     """
     gap = (values - goal[:, None]) * (1 if better == "lower" else -1)  # reached where it is not above 0
     short = gap > 0
@@ -243,25 +219,16 @@ def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, bet
 
 @dataclass(frozen=True)
 class Saving:
-    """How many samples a variant needs for what the baseline can do after some.
+    """How many samples a variant needs for what the baseline can do after some."""
 
-    Attributes:
-        variant: its name.
-        measure: the measure's key.
-        base_samples: samples that the baseline saw.
-        goal: its figure then, mean over seeds.
-        samples: what the variant needs, interpolated on the curve of means; infinity if it never gets there.
-        interval: 95 % bootstrap interval of that; an end may be infinite.
-        reached: share of the resamples in which the variant gets there.
-    """
-
-    variant: str
-    measure: str
-    base_samples: int
-    goal: float
+    variant: str  # its name
+    measure: str  # the measure's key
+    base_samples: int  # samples that the baseline saw
+    goal: float  # its figure then, mean over seeds
+    # What the variant needs, interpolated on the curve of means; infinity if it never gets there
     samples: float
-    interval: tuple[float, float]
-    reached: float
+    interval: tuple[float, float]  # 95 % bootstrap interval of `samples`; an end may be infinite
+    reached: float  # share of the resamples in which the variant gets there
 
     def as_dict(self) -> dict[str, object]:
         """Return it for JSON, which has no infinity: `None` stands for never."""
@@ -273,13 +240,8 @@ class Saving:
 def savings(variant: str, own: Curve, base: Curve, seed: int = 0) -> list[Saving]:
     """Compare a variant with every point of the baseline, paired by seed and unit; the last is the headline.
 
-    Seeds are resampled, and within each its units; the same for both. One seed speaks for itself alone.
-
-    Args:
-        variant: its name.
-        own: its curve.
-        base: the baseline's, over the same units.
-        seed: of the resamples.
+    Seeds are resampled, and within each its units; the same for both. One seed speaks for itself alone. Both
+    curves are over the same units; `seed` is of the resamples.
     """
     random, count = np.random.default_rng(seed), len(own.values)
     seeds = random.multinomial(count, np.full(count, 1 / count), DRAWS)
@@ -315,10 +277,7 @@ def band(curve: Curve, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def sentence(saving: Saving, curve: Curve, base: str) -> str:
     """Describe in a sentence how many samples a variant needs for what the baseline ends with.
 
-    Args:
-        saving: the last of `savings`.
-        curve: the variant's.
-        base: name of the baseline.
+    `saving` is the last of `savings`, `curve` the variant's, `base` the baseline's name.
     """
     name, measure, total = saving.variant, curve.measure, saving.base_samples
     unit = f" {measure.unit}" if measure.unit == "%" else ""
@@ -335,8 +294,7 @@ def sentence(saving: Saving, curve: Curve, base: str) -> str:
     )
 
 
-Curves = Mapping[str, Mapping[str, Curve]]
-"""Variant -> key of a measure -> curve."""
+Curves = Mapping[str, Mapping[str, Curve]]  # variant -> key of a measure -> curve
 
 
 def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Saving]]]:
@@ -397,7 +355,6 @@ def way_sentence(made: Sequence[Saving], base: str) -> str:
 
 
 def as_dict(curves: Curves) -> dict[str, object]:
-    """Return all curves for JSON, with each seed's."""
     return {variant: {key: c.as_dict() for key, c in own.items()} for variant, own in curves.items()}
 
 

@@ -16,8 +16,7 @@ from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.parts import DECODER
 from basic_lite.data.world.world import held_out_scenes
 
-TEXTS: int = 100
-"""Scenes that are described twice each, to see how long the residual stream is."""
+TEXTS: int = 100  # scenes described twice each, to see how long the residual stream is
 
 
 def squeeze(width: int, times: float, seed: int = 0) -> torch.Tensor:
@@ -40,11 +39,7 @@ def write_squeezed(folder: Path, times: float) -> None:
     it through the inverse. That would be the same decoder but for the norms, which divide by a length. It
     shrinks to 0.7, which is made good, and differs from token to token by 5 %: on captions told twice that
     costs 0.01 of 0.63 nats per token, at 4 times as at 64. A fresh projector writes to all directions alike;
-    for this decoder that is `times` too much in the short half.
-
-    Args:
-        folder: for `AutoModelForCausalLM` and `AutoTokenizer`.
-        times: above 0; 1 is the embedded decoder.
+    for this decoder that is `times` (above 0; at 1 nothing changes) too much in the short half.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(DECODER, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(DECODER)

@@ -18,8 +18,7 @@ from basic_lite.experiments.table import DifferenceTable, pairs, tabulate
 from basic_lite.files import versions, write_json
 
 STEPS = (BEFORE, "stage1", "stage2", QUESTIONS)
-BYTES_OF_A_RUN = 2 * 2**30
-"""What stage 2 of the embedded model takes at its highest, with room."""
+BYTES_OF_A_RUN = 2 * 2**30  # what stage 2 of the embedded model takes at its highest, with room
 
 
 def folder_of(demo: Path, variant: str) -> Path:
@@ -28,12 +27,9 @@ def folder_of(demo: Path, variant: str) -> Path:
 
 
 def runs(demo: Path, seed: int, scenes: int) -> list[Run]:
-    """Return both runs of a demo.
+    """Return both runs of a demo, whose world is its folder `world`; `scenes` held-out scenes are inspected.
 
-    Args:
-        demo: its folder, in which `world` is drawn.
-        seed: of the world, the projectors and the order of rows.
-        scenes: held-out scenes that are inspected.
+    `seed` is of the world, the projectors and the order of rows.
     """
     world = world_in(demo / "world")
     made = []
@@ -78,7 +74,6 @@ def _progress(run: Path) -> dict:
 
 
 def _costs(progress: dict, phases: Sequence[str]) -> list[Measure]:
-    """Return seconds of each phase and the highest memory."""
     figures = [(f"seconds_{p}", f"seconds, {p}", "s", progress["seconds"][p]) for p in phases]
     figures.append(("peak_mib", "highest memory", "MiB", max(progress["peak_mib"].values())))
     return [
@@ -99,7 +94,6 @@ def cost_of(demo: Path) -> str:
 
 
 def write_summary(table: DifferenceTable, demo: Path) -> None:
-    """Write `summary.json` of one demo."""
     before = read_inspection(folder_of(demo, DEMO.baseline), BEFORE)
     content = {
         "seed": table.seeds[0],

@@ -31,11 +31,7 @@ KINDS = ("none", "noise", "shuffled", "teacher")
 
 
 def parse(text: str) -> tuple[str, str]:
-    """Return an intervention's kind and its value.
-
-    Raises:
-        ValueError: If there is no such intervention, or its value is missing, superfluous or out of range.
-    """
+    """Return an intervention's kind and value; raises ValueError if it is unknown or its value is wrong."""
     kind, sign, value = text.partition("=")
     if kind not in KINDS or bool(sign) != (kind in ("noise", "teacher")) or (sign and not value):
         raise ValueError(
@@ -54,13 +50,8 @@ def parse(text: str) -> tuple[str, str]:
 def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[..., Intervention | None]:
     """Look at everything that an intervention needs, before anything is loaded; return its `make`.
 
-    Args:
-        text: the intervention.
-        config: of the decoder.
-        micro_batch: rows per forward pass.
-
-    Raises:
-        ValueError: If another teacher is missing or of another width, or a file cannot be read.
+    `config` is the decoder's, `micro_batch` the rows per forward pass. Raises ValueError if there is no such
+    intervention, the micro-batch is too small for it, or another teacher cannot be read or has another width.
     """
     kind, value = parse(text)
     if kind == "shuffled" and micro_batch < 2:
@@ -86,12 +77,7 @@ def make(
 ) -> Intervention | None:
     """Make an intervention from its name; `None` for none.
 
-    Args:
-        text: the intervention.
-        parts: of the model that is trained.
-        layers: k; `None` for half, of another teacher's layers too.
-        weighting: of layers 1..k.
-        seed: of a random teacher's weights.
+    `layers` is k, `None` for half (of another teacher's, too); `seed` is of a random teacher's weights.
     """
     kind, value = parse(text)
     if kind == "noise":
@@ -131,15 +117,9 @@ class OtherTeacher:
     """Targets from another decoder, which runs its first k layers on the same input embeddings."""
 
     def __init__(self, decoder: Any, layers: int | None = None, weighting: Weighting = "quadratic"):
-        """Take a decoder without head; its later layers are dropped.
+        """Take a headless decoder of the same width; its layers after k (`None` for half) are dropped.
 
-        Args:
-            decoder: a `PreTrainedModel` of the same width.
-            layers: k; `None` for half of its layers.
-            weighting: of layers 1..k.
-
-        Raises:
-            ValueError: If it has fewer layers than k.
+        Raises ValueError if it has fewer than k.
         """
         count = supervised_layers(decoder.config, layers)
         self.weights = layer_weights(count, weighting)
@@ -149,7 +129,6 @@ class OtherTeacher:
 
     @torch.no_grad()
     def __call__(self, refinement: Refinement, given: Mapping[str, Any]) -> Refinement:
-        """Replace the target."""
         patch = given["layout"].patch
         states: list[torch.Tensor] = []
 
@@ -182,11 +161,7 @@ def random_teacher(decoder: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def load_teacher(source: str, decoder: PreTrainedModel) -> PreTrainedModel:
-    """Load another decoder, without head, onto the same device.
-
-    Raises:
-        ValueError: If it cannot be loaded.
-    """
+    """Load another decoder, without head, onto the same device; raises ValueError if it cannot be loaded."""
     like = embedding_of(decoder)
     try:
         made = AutoModel.from_pretrained(

@@ -57,35 +57,21 @@ BEFORE, QUESTIONS = "before", "questions"
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure of one run, with the units that it is a mean over.
+    """One figure of one run, with the units that it is a mean over."""
 
-    Attributes:
-        name: key.
-        label: for people.
-        unit: empty for a pure number.
-        better: which way; `None` where neither is.
-        over: what a unit is, in the plural; empty for what is measured once.
-        values: one per unit.
-        of: what the values are counts out of; `None` where each unit counts once.
-        digits: decimals that are shown.
-        group: when or on what it was measured, for instance `after stage 1`.
-        detail: part of another figure; left out of an ablation's table.
-    """
-
-    name: str
-    label: str
-    unit: str
-    better: Literal["higher", "lower"] | None
-    over: str
-    values: list[float]
-    of: list[float] | None = None
-    digits: int = 3
-    group: str = ""
-    detail: bool = False
+    name: str  # key
+    label: str  # for people
+    unit: str  # empty for a pure number
+    better: Literal["higher", "lower"] | None  # which way; `None` where neither is
+    over: str  # what a unit is, in the plural; empty for what is measured once
+    values: list[float]  # one per unit
+    of: list[float] | None = None  # what the values are counts out of; `None` where each unit counts once
+    digits: int = 3  # decimals that are shown
+    group: str = ""  # when or on what it was measured, for instance `after stage 1`
+    detail: bool = False  # part of another figure; left out of an ablation's table
 
     @property
     def mean(self) -> float:
-        """The figure."""
         return sum(self.values) / (len(self.values) if self.of is None else sum(self.of))
 
     @property
@@ -106,7 +92,6 @@ def write_measures(run: Path, step: str, measures: Sequence[Measure]) -> None:
 
 
 def read_measures(run: Path, step: str) -> list[Measure]:
-    """Read what `write_measures` wrote."""
     return [Measure(**content) for content in json.loads(path_of(run, step).read_text(encoding="utf-8"))]
 
 
@@ -128,21 +113,13 @@ def of_run(run: Path, steps: Sequence[str], details: bool = False) -> list[Measu
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """What a model makes of some captions with a picture each, B rows of S tokens.
+    """What a model makes of some captions with a picture each, B rows of S tokens."""
 
-    Attributes:
-        loss: mean loss per caption token of each row, nats.
-        cosine: mean cosine of initial embeddings and target of each picture.
-        refinement: initial embeddings, target and importance of all patches.
-        logits: `(B, S - 1, V)` fp32.
-        labels: `(B, S - 1)` int64, of the same device.
-    """
-
-    loss: list[float]
-    cosine: list[float]
-    refinement: Refinement
-    logits: torch.Tensor
-    labels: torch.Tensor
+    loss: list[float]  # mean loss per caption token of each row, nats
+    cosine: list[float]  # mean cosine of initial embeddings and target of each picture
+    refinement: Refinement  # initial embeddings, target and importance of all patches
+    logits: torch.Tensor  # `(B, S - 1, V)` fp32
+    labels: torch.Tensor  # `(B, S - 1)` int64, on the device of the logits
 
 
 @torch.no_grad()
@@ -166,36 +143,26 @@ def run_captions(
 
 @dataclass(frozen=True)
 class View:
-    """One picture with what its patches mean to the LLM, patch by patch, row by row.
+    """One picture with what its patches mean to the LLM, patch by patch, row by row."""
 
-    Attributes:
-        tokens: Text of the vocabulary token nearest to each visual embedding by cosine.
-        meaningful: Whether that token names something true of the thing there; `None` where no thing is.
-        importance: How much the text attends to each patch.
-    """
-
-    tokens: list[str]
+    tokens: list[str]  # text of the vocabulary token nearest to each visual embedding by cosine
+    # Whether that token names something true of the thing there; `None` where no thing is
     meaningful: list[bool | None]
-    importance: list[float]
+    importance: list[float]  # how much the text attends to each patch
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model makes of held-out scenes, one number per scene.
+    """What a model makes of held-out scenes, one number per scene."""
 
-    Attributes:
-        caption_loss: Mean loss per token of a caption that says everything, in nats.
-        cosine: Mean cosine between initial embeddings and their target from layers 1 to k.
-        shown: Patches that show a thing.
-        meaningful: Those of them whose nearest token names something true of it.
-        views: The first scenes in full.
-    """
-
+    # Mean loss per token of a caption that says everything, in nats
     caption_loss: list[float] = field(default_factory=list)
+    # Mean cosine between initial embeddings and their target from layers 1 to k
     cosine: list[float] = field(default_factory=list)
-    shown: list[int] = field(default_factory=list)
+    shown: list[int] = field(default_factory=list)  # patches that show a thing
+    # Those of them whose nearest token names something true of it
     meaningful: list[int] = field(default_factory=list)
-    views: list[View] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)  # the first scenes in full
 
     def measures(self) -> list[Measure]:
         """Return its figures, each over the scenes; without patches that can be judged, no true tokens."""
@@ -213,39 +180,28 @@ class Inspection:
 
 
 def inspection_path(run: Path, step: str) -> Path:
-    """Return the file of a run's inspection after a step."""
     return run / step / "inspection.json"
 
 
 def read_inspection(run: Path, step: str) -> Inspection:
-    """Read what a run's inspection after a step left."""
     content = json.loads(inspection_path(run, step).read_text(encoding="utf-8"))
     return Inspection(**{**content, "views": [View(**view) for view in content["views"]]})
 
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Scenes, drawn and with captions, as one forward pass takes them; of no model's weights.
+    """Scenes, drawn and with captions, as one forward pass takes them; of no model's weights."""
 
-    Attributes:
-        shown: the scenes and their pictures.
-        inputs: of `run_captions`.
-    """
-
-    shown: list[tuple[Scene, Picture]]
-    inputs: dict[str, Any]
+    shown: list[tuple[Scene, Picture]]  # the scenes and their pictures
+    inputs: dict[str, Any]  # the `batch` of `run_captions`
 
 
 def scene_batches(
     assembled: Assembled, scenes: Sequence[Scene], seed: int = 0, rows: int = 32
 ) -> list[SceneBatch]:
-    """Draw scenes and write a caption of each, in either language, as stage 1 does.
+    """Draw scenes of the embedded world and write a caption of each, in either language, as stage 1 does.
 
-    Args:
-        assembled: the model, of the embedded world.
-        scenes: what it is shown.
-        seed: of the captions' wording.
-        rows: scenes per forward pass.
+    `seed` is of the captions' wording; `rows` are scenes per forward pass.
     """
     transform, collate = assembled.transform("pad"), assembled.collator()
     rng, batches = random.Random(f"captions {seed}"), []
@@ -266,13 +222,9 @@ def inspect_model(
 def inspect_batches(
     assembled: Assembled, batches: Sequence[SceneBatch], *, layers: int | None = None, views: int = 6
 ) -> Inspection:
-    """Show a model scenes that are drawn already.
+    """Show a model of the embedded world scenes that are drawn already.
 
-    Args:
-        assembled: the model, of the embedded world.
-        batches: what it is shown, from `scene_batches`.
-        layers: k; `None` for half.
-        views: how many scenes to keep in full.
+    `layers` is k, `None` for half; `views` is how many scenes to keep in full.
     """
     for_inference(assembled.model)
     inspection, transform = Inspection(), assembled.transform("pad")
@@ -318,27 +270,21 @@ def _scene_row(
 
 @dataclass(frozen=True)
 class FileRows:
-    """Rows of a file as forward passes take them; of no model's weights.
+    """Rows of a file as forward passes take them; of no model's weights."""
 
-    Attributes:
-        batches: of `run_captions`.
-        label: what these rows are, in the plural.
-        words: where every answer begins with one of these words, a token each: how often the right one is
-            likelier than the others is measured too.
-        terms: measure both terms as well, picture by picture: with a large vocabulary half of the time.
-    """
-
-    batches: list[dict[str, Any]]
-    label: str
+    batches: list[dict[str, Any]]  # each a `batch` of `run_captions`
+    label: str  # what these rows are, in the plural
+    # Where every answer begins with one of these words, a token each: how often the right one is likelier
+    # than the others is measured too
     words: Sequence[str] = ()
+    # Measure both terms as well, picture by picture: with a large vocabulary half of the time
     terms: bool = True
 
 
 def open_measured(data: str, images: str | None, follow_links: bool = False) -> Rows:
     """Open an annotation file to measure on; the arguments are those of `rows_of_file`.
 
-    Raises:
-        ValueError: If it cannot be read, or no row has a picture.
+    Raises ValueError if it cannot be read, or no row has a picture.
     """
     opened = open_rows(data, images, follow_links=follow_links)
     if not opened.has_image.any():
@@ -358,22 +304,11 @@ def rows_of_file(
     terms: bool = True,
     size: int = 4,
 ) -> FileRows:
-    """Return rows evenly spread over a file.
+    """Return `count` rows with a picture, or as many as there are, evenly spread over an annotation file.
 
-    Args:
-        assembled: the model that is to be measured on them.
-        data: annotation file.
-        images: folder or archive of its pictures.
-        count: how many rows with a picture, at most.
-        label: as in `FileRows`.
-        max_length: most tokens of a row.
-        follow_links: links in the image folder may lead out of it.
-        words: as in `FileRows`.
-        terms: as in `FileRows`.
-        size: rows per forward pass.
-
-    Raises:
-        ValueError: If no row has a picture, or one is bad.
+    `images` is the folder or archive of its pictures, out of which links may lead with `follow_links`;
+    `label`, `words` and `terms` are as in `FileRows`; `max_length` is the most tokens of a row, `size` rows
+    per forward pass. Raises ValueError if the file cannot be read, no row has a picture, or one is bad.
     """
     opened = open_measured(data, images, follow_links)
     usable = np.flatnonzero(opened.has_image)
@@ -432,14 +367,10 @@ def _one_image(refinement: Refinement, image: int) -> Refinement:
 def measure(
     folder: Path, step: str, seed: int, *, benchmarks: Mapping[str, dict] | None = None, **where: Any
 ) -> list[Measure]:
-    """Measure what a step of a run has left.
+    """Measure what a run's step has left: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
 
-    Args:
-        folder: of the run.
-        step: `BEFORE`, `stage1`, `stage2`, `QUESTIONS`, or a benchmark's name.
-        seed: of the run, and of the scenes that are shown.
-        benchmarks: name -> `data`, `images` and `answer_by` of a benchmark.
-        where: as `measuring`.
+    `seed` is of the run, and of the scenes that are shown; `benchmarks` is name -> `data`, `images` and
+    `answer_by` of a benchmark; `where` is as in `measuring`.
     """
     if step == QUESTIONS:
         last, files = max(folder.glob("stage?")), world_in(Path(where["world"])).mmbench
@@ -501,7 +432,6 @@ def measuring(
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:
-    """Ask the embedded world's questions in a language."""
     evaluation = _evaluated(run, BENCHMARKS[language], str(tsv), None)
     questions = evaluation.questions(with_images=False)
     return of_questions(language, questions, shares_right(questions, evaluation.answers))

@@ -17,11 +17,9 @@ from basic_lite.data.world.scenes import COLOURS
 from basic_lite.method.targets import RAW, TargetKind
 from basic_lite.method.types import Importance, Weighting
 
-Options = Mapping[str, object]
-"""Options of `stage1` by name."""
+Options = Mapping[str, object]  # options of `stage1` by name
 
-PLAIN: Options = {"basic": False}
-"""LLaVA without BASIC."""
+PLAIN: Options = {"basic": False}  # LLaVA without BASIC
 
 METHOD: tuple[str, ...] = (
     *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
@@ -35,8 +33,7 @@ NAMED: str = "named"
 SQUEEZED: str = "squeezed"
 """How many times as short half of the embedded decoder's input directions are: an option of no stage."""
 
-NO_OPTIONS: tuple[str, ...] = (NAMED, SQUEEZED)
-"""What a level of a sweep may set beside options of `stage1`."""
+NO_OPTIONS: tuple[str, ...] = (NAMED, SQUEEZED)  # what a level of a sweep may set beside options of `stage1`
 
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 """Of the demo, and at every level of a sweep."""
@@ -44,26 +41,17 @@ DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 
 @dataclass(frozen=True)
 class Plan:
-    """One question about the method.
+    """One question about the method."""
 
-    Attributes:
-        name: on the command line.
-        asks: the question, in a sentence.
-        variants: name of each variant and how it differs.
-        baseline: the variant that all others are compared with.
-        signs: trained and measured in the world of scenes with signs to read, of this size; empty in the
-            usual world.
-        embedded: what all variants have in the embedded world.
-        levels: for a sweep, label and options of each level; its variants are plain and BASIC at every
-            level, and each level's BASIC is compared with that level's plain.
-    """
-
-    name: str
-    asks: str
-    variants: Mapping[str, Options]
-    baseline: str
+    name: str  # on the command line
+    asks: str  # the question, in a sentence
+    variants: Mapping[str, Options]  # name of each variant and how it differs
+    baseline: str  # the variant that all others are compared with
+    # Trained and measured in the world of scenes with signs to read, of this size; empty in the usual world
     signs: str = ""
-    embedded: Options = field(default_factory=dict)
+    embedded: Options = field(default_factory=dict)  # what all variants have in the embedded world
+    # For a sweep, label and options of each level; its variants are plain and BASIC at every level, and each
+    # level's BASIC is compared with that level's plain
     levels: Mapping[str, Options] = field(default_factory=dict)
 
     @classmethod
@@ -78,7 +66,6 @@ class Plan:
 
 
 def at_level(variant: str, level: str) -> str:
-    """Return what a variant is called at a level of a sweep."""
     return f"{variant}, {level}"
 
 
@@ -199,14 +186,9 @@ PLANS: dict[str, Plan] = {
 
 
 def plan_named(name: str, teacher: str | None = None) -> Plan:
-    """Return a plan.
+    """Return a plan, with a variant of its own for `teacher`, another LLM of equal width.
 
-    Args:
-        name: of the plan.
-        teacher: for `teacher-noise`, another LLM of equal width, which gets a variant of its own.
-
-    Raises:
-        ValueError: If there is none of that name, or it has no use for another teacher.
+    Raises ValueError if there is none of that name, or a teacher is given for another than `teacher-noise`.
     """
     if name not in PLANS:
         raise ValueError(f"no plan is named {name!r}; plans are {', '.join([*PLANS, 'architecture'])}")
@@ -220,40 +202,24 @@ def plan_named(name: str, teacher: str | None = None) -> Plan:
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a plan, resolved for a decoder.
+    """One variant of a plan, resolved for a decoder."""
 
-    Attributes:
-        name: in the plan.
-        key: what tells its runs from others of the same set-up; equal variants of two plans share it.
-        options: of `stage1`, without fractions and without what is the default anyway.
-    """
-
-    name: str
-    key: str
-    options: Options
+    name: str  # in the plan
+    key: str  # what tells its runs from others of the same set-up; equal variants of two plans share it
+    options: Options  # of `stage1`, without fractions and without what is the default anyway
 
 
 @dataclass(frozen=True)
 class Usual:
-    """What stage 1 would take for options that plans give as a fraction of it.
+    """What stage 1 would take for options that plans give as a fraction of it."""
 
-    Attributes:
-        depth: layers of the decoder.
-        global_batch: rows per optimizer step.
-        epochs: passes over the data.
-        max_steps: optimizer steps, if they were given; they count instead of epochs.
-        learning_rate: peak of the schedule.
-        image_size: side of the tower's input in pixels.
-        patch: side of its patches.
-    """
-
-    depth: int
-    global_batch: int = 256
-    epochs: float = 1.0
-    max_steps: int | None = None
-    learning_rate: float = 1e-3
-    image_size: int = 336
-    patch: int = 14
+    depth: int  # layers of the decoder
+    global_batch: int = 256  # rows per optimizer step
+    epochs: float = 1.0  # passes over the data
+    max_steps: int | None = None  # optimizer steps, if they were given; they count instead of epochs
+    learning_rate: float = 1e-3  # peak of the schedule
+    image_size: int = 336  # side of the tower's input in pixels
+    patch: int = 14  # side of its patches in pixels
 
     def resolve(self, option: str, value: object) -> Options:
         """Return an option of a plan as options of `stage1`: a fraction as what it comes to."""
@@ -281,16 +247,9 @@ def variants_for(
 ) -> list[Variant]:
     """Resolve a plan's variants; of those that come out the same (of a shallow decoder) the first stays.
 
-    Args:
-        plan: the plan.
-        usual: of the decoder, the tower and the stage.
-        given: options that the user gave for all variants.
-        defaults: what `stage1` takes otherwise.
-        chosen: names of the only variants to keep, beside the baseline, or of the only levels of a sweep;
-            none keeps all.
-
-    Raises:
-        ValueError: If a variant does not exist, or the user gave an option that the plan varies.
+    `given` are the options that the user gave for all variants, `defaults` what `stage1` takes otherwise.
+    `chosen` names the only variants to keep, beside the baseline, or the only levels of a sweep; empty keeps
+    all. Raises ValueError if one of them does not exist, or the user gave an option that the plan varies.
     """
     chosen, names = set(chosen), plan.levels or plan.variants
     if unknown := chosen - set(names):

@@ -34,8 +34,7 @@ from basic_lite.files import checkpoints, is_finished, write_json
 STOPPED: int = 75
 """Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
 
-PATIENCE: float = 120.0
-"""Seconds that a child waits for an earlier one in its folder, whose parent is gone."""
+PATIENCE: float = 120.0  # seconds that a child waits for an earlier one in its folder, whose parent is gone
 
 ERRORS, PROGRESS = "errors.txt", "run.json"
 """What a run's process wrote to standard error, and how far it is; in the run's folder."""
@@ -46,30 +45,20 @@ _ASKING = f"measuring {QUESTIONS}"
 
 @dataclass(frozen=True)
 class Run:
-    """One variant with one seed.
+    """One variant with one seed."""
 
-    Attributes:
-        variant: its key.
-        seed: of the world, the projector and the order of rows.
-        folder: of its stages and measures.
-        steps: what is to be done, in order; each leaves a file of measures.
-        task: the rest for its process, plain JSON: options of each stage and what is measured.
-    """
-
-    variant: str
-    seed: int
-    folder: Path
-    steps: tuple[str, ...]
-    task: dict[str, dict]
+    variant: str  # its key
+    seed: int  # of the world, the projector and the order of rows
+    folder: Path  # of its stages and measures
+    steps: tuple[str, ...]  # what is to be done, in order; each leaves a file of measures
+    task: dict[str, dict]  # the rest for its process, plain JSON: options of each stage and what is measured
 
     @property
     def finished(self) -> bool:
-        """Whether every step has been measured."""
         return all(path_of(self.folder, step).is_file() for step in self.steps)
 
     @property
     def name(self) -> str:
-        """For a display."""
         return f"{self.variant}, seed {self.seed}"
 
 
@@ -93,8 +82,7 @@ def start(run: Run, threads: int) -> subprocess.Popen:
 def _stopped_at_the_end() -> Iterator[dict[str, subprocess.Popen]]:
     """Give a dict for running children; those in it when the block ends, however it ends, are stopped.
 
-    Raises:
-        KeyboardInterrupt: Within, on Ctrl-C and on SIGTERM alike: neither may leave children running.
+    Within, SIGTERM raises KeyboardInterrupt, as Ctrl-C does: neither may leave children running.
     """
     running: dict[str, subprocess.Popen] = {}
     old = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -111,8 +99,7 @@ def _stopped_at_the_end() -> Iterator[dict[str, subprocess.Popen]]:
 def succeeded(process: subprocess.Popen) -> bool:
     """Return whether a child that has ended did what it was started for.
 
-    Raises:
-        KeyboardInterrupt: If a signal stopped it. Somebody wants the work stopped: the other children's too.
+    Raises KeyboardInterrupt if a signal stopped it: whoever sent it wants the other children stopped, too.
     """
     if process.returncode in (STOPPED, -signal.SIGTERM):
         raise KeyboardInterrupt
@@ -122,10 +109,7 @@ def succeeded(process: subprocess.Popen) -> bool:
 def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
     """Return how many runs to have at a time: a core each within nine tenths of the memory; one on a GPU.
 
-    Args:
-        runs: how many there are.
-        needed: bytes that one takes.
-        on_gpu: they share one card.
+    A run takes `needed` bytes.
     """
     if on_gpu:
         return 1
@@ -142,17 +126,11 @@ def run_all(
 ) -> None:
     """Do all runs that are not finished, and stop them all on a signal to this process.
 
-    Args:
-        runs: finished ones among them are left alone.
-        jobs: how many at a time.
-        threads: of the CPU, each.
-        show: called every `interval` seconds with the state of the whole (`runs`) and of each running one.
-        again: what a user repeats to go on.
-        interval: seconds.
+    `jobs` go on at a time, with `threads` of the CPU each. `show` is called every `interval` seconds with the
+    state of the whole (`runs`) and of each running one. `again` is what a user repeats to go on.
 
-    Raises:
-        KeyboardInterrupt: On Ctrl-C or SIGTERM, here or in a run, when all runs have saved and stopped.
-        ValueError: If runs failed, when the others are done; says where the first one's output is.
+    Raises KeyboardInterrupt on Ctrl-C or SIGTERM, here or in a run, when all runs have saved and stopped, and
+    ValueError if runs failed, when the others are done; it says where the first one's output is.
     """
     waiting = [run for run in runs if not run.finished]
     done, failed = len(runs) - len(waiting), []
@@ -214,8 +192,7 @@ def _follow_parent(parent: int) -> None:
 def train(stage: Callable[..., None], folder: Path, **options: object) -> None:
     """Train a stage, or go on with it, unless it is finished.
 
-    Raises:
-        SystemExit: With `STOPPED`, if a signal stopped it with a checkpoint.
+    Exits with `STOPPED` (SystemExit) if a signal stopped it with a checkpoint.
     """
     if is_finished(folder):
         return
@@ -239,21 +216,14 @@ def phase_of(step: str, measuring: bool = False) -> str:
 
 @dataclass
 class ProgressFile:
-    """What a run's process has done so far, in a file that the display reads while it grows.
-
-    Attributes:
-        path: The file.
-        phase: What goes on.
-        seconds: Of the phases that are done, with what interrupted attempts took.
-        spent: Seconds of interrupted attempts at the phase that comes next.
-        peak_mib: Highest memory at the end of each phase.
-    """
+    """What a run's process has done so far, in a file that the display reads while it grows."""
 
     path: Path
-    phase: str = ""
+    phase: str = ""  # what goes on
+    # Seconds of the phases that are done, with what interrupted attempts took
     seconds: dict[str, float] = field(default_factory=dict)
-    spent: float = 0.0
-    peak_mib: dict[str, float] = field(default_factory=dict)
+    spent: float = 0.0  # seconds of interrupted attempts at the phase that comes next
+    peak_mib: dict[str, float] = field(default_factory=dict)  # highest memory at the end of each phase
 
     @classmethod
     def open(cls, path: Path) -> ProgressFile:
@@ -334,7 +304,6 @@ class ProgressBoard:
     """A live display with a line for each process; without a terminal each phase is printed once."""
 
     def __init__(self, console: Console) -> None:
-        """Show it on a console."""
         self._console = console
         self._printed: set[str] = set()
         self._tasks: dict[str, TaskID] = {}

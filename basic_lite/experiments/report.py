@@ -27,16 +27,14 @@ from basic_lite.experiments.table import DifferenceTable, Pair, change, interval
 
 COLOURS = {"plain": "#6b7280", "BASIC": "#d1495b"}
 _MORE_COLOURS = ("#30638e", "#1b7f5c", "#edae49", "#7b5ea7", "#c26a2d", "#3a9ea5", "#8c6d46")
-"""Of variants that are neither."""
+"""Of variants that are neither plain nor BASIC."""
 
 
 def curve_plot(curves: Curves, baseline: str, saved: Saving | None = None) -> str:
     """Return held-out figures over the samples seen as SVG, a panel for each but the losses that are trained.
 
-    Args:
-        curves: of every variant.
-        baseline: whose final figure is drawn as a line.
-        saved: is marked in the panel of its measure, if it is reached.
+    The final figure of `baseline` is drawn as a line; `saved` is marked in the panel of its measure, if it is
+    reached.
     """
     base = curves[baseline]
     keys = [key for key, curve in base.items() if curve.measure.better][:3]
@@ -107,17 +105,11 @@ _TERMS = {
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
-    """Return the logged steps of a run."""
     return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def training_curves(logs: Mapping[str, list[dict[str, float]]], stage: int) -> str:
-    """Return the loss terms and the cosine over the steps of a stage, one small plot each, as SVG.
-
-    Args:
-        logs: variant -> its logged steps.
-        stage: 1 or 2.
-    """
+    """Return loss terms and cosine over the steps of a stage (1 or 2) as SVG; `logs` is variant -> steps."""
     figure = Figure(figsize=(11, 2.7), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_TERMS)), _TERMS.items(), strict=True):
         for name, rows in logs.items():
@@ -140,9 +132,8 @@ def accuracy_bars(
 ) -> str:
     """Return grouped bars as SVG.
 
-    Args:
-        values: Title -> kind of question -> accuracy of plain and of BASIC, per cent.
-        chance: What guessing gives, per cent.
+    `values` is title -> kind of question -> accuracy of plain and of BASIC, per cent; `chance` is what
+    guessing gives, per cent.
     """
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     for axes, (title, kinds) in zip(
@@ -345,12 +336,7 @@ def write_ablation(
 ) -> Path:
     """Write the page of a plan and return its path: its question, its curves, its plot and its table.
 
-    Args:
-        table: the results.
-        curves: of every variant; may be empty.
-        said: sentences about them.
-        path: of the HTML file.
-        command: that made them.
+    `curves` may be empty; `said` are sentences about the results, and `command` is what made them.
     """
     saved = [
         of["caption_loss"] for of in all_savings(curves, table.baseline).values() if "caption_loss" in of
@@ -400,12 +386,8 @@ def sweep_plot(sweep: Sweep) -> str:
 def write_sweep(sweep: Sweep, along: Curves, said: Sequence[str], path: Path, command: str) -> None:
     """Write the page of a sweep: where BASIC helped, in words, a plot and a table, and the way to one level.
 
-    Args:
-        sweep: the results.
-        along: curves of plain and BASIC at the level that changes nothing; may be empty.
-        said: sentences about them.
-        path: of the HTML file.
-        command: that made them.
+    `along` are the curves of plain and BASIC at the level that changes nothing; may be empty. `said` and
+    `command` are as in `write_ablation`.
     """
     heads, rows = table_rows(sweep)
     baseline = sweep.levels[0].table.baseline

@@ -37,10 +37,8 @@ AXES: dict[str, str] = {
 def place_of(plan: str, run: Path, options: Options) -> float:
     """Return where a level of a sweep lies on its axis.
 
-    Args:
-        plan: the sweep's name.
-        run: one of the level's runs, whose manifest says it.
-        options: of the level's variants, which say what is no option of a run.
+    It is read from the manifest of `run`, one of the level's; for the plans `world` and `space` from
+    `options`, those of the level's variants, as it is no option of a run.
     """
     if plan == "world":
         return float(str(options.get(NAMED, len(COLOURS))))
@@ -57,45 +55,26 @@ def place_of(plan: str, run: Path, options: Options) -> float:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a sweep.
-
-    Attributes:
-        name: in the plan.
-        place: where it lies on the axis.
-        table: plain and BASIC at it.
-    """
-
-    name: str
-    place: float
-    table: DifferenceTable
+    name: str  # in the plan
+    place: float  # where it lies on the axis
+    table: DifferenceTable  # plain and BASIC at it
 
     @property
     def label(self) -> str:
-        """Its place, for people."""
         return f"{self.place:,.0f}" if self.place >= 1 else f"{self.place:g}"
 
     def pair(self, measure: str) -> Pair:
-        """Return plain and BASIC by one measure."""
         return next(pair for pair in pairs(self.table) if pair.measure.name == measure)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The results of a sweep.
-
-    Attributes:
-        plan: its name.
-        asks: its question.
-        levels: ascending.
-    """
-
-    plan: str
-    asks: str
-    levels: list[Level]
+    plan: str  # name of the plan
+    asks: str  # its question
+    levels: list[Level]  # ascending by place
 
     @property
     def axis(self) -> str:
-        """What the levels are."""
         return AXES[self.plan]
 
     @property
@@ -153,11 +132,7 @@ def sweep_of(
 ) -> Sweep:
     """Compare plain and BASIC at every level.
 
-    Args:
-        plan: the sweep's.
-        seeds: in the order of each variant's runs.
-        measured: variant -> for each seed its measures.
-        places: level -> where it lies on the axis.
+    `measured` is variant -> for each of `seeds` its measures, `places` level -> where it lies on the axis.
     """
     levels = [
         Level(
@@ -210,7 +185,6 @@ def for_terminal(sweep: Sweep) -> Table:
 
 
 def write_markdown(sweep: Sweep, said: Sequence[str], path: Path, command: str) -> None:
-    """Write sentences and table for a README."""
     heads, rows = table_rows(sweep)
     write_rows(
         path,

@@ -22,30 +22,21 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Cell:
-    """One measure of one variant.
+    """One measure of one variant."""
 
-    Attributes:
-        variant: its name.
-        measure: key of the measure.
-        mean: over seeds.
-        each: of each seed.
-        difference: to the baseline, mean over seeds; `None` for the baseline itself.
-        differences: of each seed.
-        over_seeds: 95 % interval of the difference for another seed's runs, Student's t of the seeds' paired
-            differences; `None` with one seed.
-        over_units: 95 % bootstrap interval of the difference for other scenes or questions and these very
-            runs, paired by unit and pooled over seeds.
-        verdict: `better`, `worse`, or `open` where the interval holds 0; by `interval`.
-    """
-
-    variant: str
-    measure: str
-    mean: float
-    each: list[float]
-    difference: float | None = None
-    differences: list[float] | None = None
+    variant: str  # its name
+    measure: str  # key of the measure
+    mean: float  # over seeds
+    each: list[float]  # of each seed
+    difference: float | None = None  # to the baseline, mean over seeds; `None` for the baseline itself
+    differences: list[float] | None = None  # of each seed
+    # 95 % interval of the difference for another seed's runs, Student's t of the seeds' paired differences;
+    # `None` with one seed
     over_seeds: Interval | None = None
+    # 95 % bootstrap interval of the difference for other scenes or questions and these very runs, paired by
+    # unit and pooled over seeds
     over_units: Interval | None = None
+    # By `interval`; `open` where it holds 0 or neither side is better
     verdict: Literal["baseline", "better", "worse", "open"] = "baseline"
 
     @property
@@ -56,23 +47,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class DifferenceTable:
-    """The results of a plan: every variant against the baseline.
+    """The results of a plan: every variant against the baseline."""
 
-    Attributes:
-        plan: its name.
-        asks: its question.
-        baseline: name of the variant that all are compared with.
-        seeds: what was run.
-        measures: the columns; their values are those of the baseline's first seed.
-        cells: variant -> key of a measure -> cell, in the plan's order.
-    """
-
-    plan: str
-    asks: str
-    baseline: str
-    seeds: list[int]
-    measures: list[Measure]
-    cells: dict[str, dict[str, Cell]]
+    plan: str  # its name
+    asks: str  # the question of the plan
+    baseline: str  # the variant that all are compared with
+    seeds: list[int]  # what was run
+    measures: list[Measure]  # the columns; their values are those of the baseline's first seed
+    cells: dict[str, dict[str, Cell]]  # variant -> key of a measure -> cell, in the plan's order
 
     @property
     def how_sure(self) -> str:
@@ -89,7 +71,6 @@ class DifferenceTable:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """Return it for JSON."""
         heads = [{k: v for k, v in asdict(m).items() if k not in ("values", "of")} for m in self.measures]
         cells = {name: {key: asdict(cell) for key, cell in row.items()} for name, row in self.cells.items()}
         return {
@@ -109,14 +90,9 @@ def tabulate(
     seeds: Sequence[int],
     measured: Mapping[str, Sequence[Sequence[Measure]]],
 ) -> DifferenceTable:
-    """Compare every variant with the baseline.
+    """Compare every variant with the baseline, which is one of them.
 
-    Args:
-        plan: its name.
-        asks: its question.
-        baseline: one of the variants.
-        seeds: in the order of each variant's runs.
-        measured: variant -> for each seed its measures, the same ones everywhere.
+    `measured` is variant -> for each of `seeds` its measures, the same ones everywhere.
     """
     heads = list(measured[baseline][0])
     cells: dict[str, dict[str, Cell]] = {}
@@ -149,10 +125,7 @@ def _cell(variant: str, head: Measure, own: Sequence[Measure], base: Sequence[Me
 def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int = 0) -> Interval:
     """Return the 95 % bootstrap interval of the mean over runs of `own - base`, resampling units in each run.
 
-    Args:
-        own: one measure for each seed.
-        base: the baseline's, over the same units.
-        seed: of the resamples.
+    Both hold one measure for each seed, over the same units; `seed` is of the resamples.
     """
     cells = []
     for run, (mine, other) in enumerate(zip(own, base, strict=True)):
@@ -172,7 +145,6 @@ def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int =
 
 
 def number(value: float, measure: Measure, signed: bool = False) -> str:
-    """Return a value as its measure shows it."""
     return f"{value:{'+' if signed else ''},.{measure.digits}f}"
 
 
@@ -194,7 +166,6 @@ _COLOURS = {"better": "green", "worse": "red"}
 
 
 def coloured(text: str, cell: Cell) -> Text:
-    """Return a text in the colour of a cell's verdict, for a terminal."""
     return Text(text, _COLOURS.get(cell.verdict, ""))
 
 
@@ -233,7 +204,6 @@ def write_rows(
     before: Sequence[str] = (),
     after: Sequence[str] = (),
 ) -> None:
-    """Write a Markdown table with lines before and after it."""
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     lines = [*before, lines[0], "|---" * len(heads) + "|", *lines[1:], *after]
     with complete(path) as draft:
@@ -242,13 +212,7 @@ def write_rows(
 
 @dataclass(frozen=True)
 class Pair:
-    """One measure of a baseline and the only other variant.
-
-    Attributes:
-        measure: what is compared.
-        base: of the baseline.
-        other: of the other variant.
-    """
+    """One measure of a baseline and the only other variant."""
 
     measure: Measure
     base: Cell
