@@ -47,7 +47,7 @@ def check(decoder: str, stage: int, bits: int) -> None:
         assert type(inside.layers[0]._pieces.gate).__name__ == "_FusedGate"
         recompute_layers(inside, again)
         gap = error(gradients(ours), truth)
-        assert gap < 3e-5, gap
+        assert gap < 5e-5, gap  # the kernels sum in another order; without the residual it is 1
         print(f"{decoder}, stage {stage}, {bits} bits, again {again}: {gap:.1e}")
 
 
