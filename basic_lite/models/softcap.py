@@ -7,7 +7,6 @@ attention keeps three maps per layer. Here the map exists for some queries at a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -138,10 +137,6 @@ class _Pieces:
         return bent, scores.softmax(-1).view(bent.shape)
 
 
-def _in_full(device: torch.device) -> AbstractContextManager:
-    return torch.autocast(device.type, enabled=False)
-
-
 class _CappedAttention(Function):
     """Attention whose map is made again in backward; query, key and value are kept, and nothing else.
 
@@ -161,7 +156,7 @@ class _CappedAttention(Function):
         ctx.how = how
         rows, heads, count, size = query.shape
         seen = query.new_empty(rows, count, heads, size)
-        with _in_full(query.device):
+        with torch.autocast(query.device.type, enabled=False):
             pieces = _Pieces(query, key, value, mask, *how)
             for queries, keys in pieces:
                 _, weights = pieces.map(queries, keys)
@@ -173,7 +168,7 @@ class _CappedAttention(Function):
     @once_differentiable  # whose types make `ctx` positional
     def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, mask = ctx.saved_tensors
-        with _in_full(query.device):
+        with torch.autocast(query.device.type, enabled=False):
             pieces = _Pieces(query, key, value, mask, *ctx.how)
             to_query = torch.empty_like(query)
             to_key, to_value = (pieces.key.new_zeros(pieces.key.shape, dtype=pieces.precision) for _ in "kv")
