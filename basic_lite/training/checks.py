@@ -20,18 +20,22 @@ from basic_lite import files
 from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
-from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.checks import check_budget, check_rows, unfit_findings
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.findings import note_lines, read_bad_rows
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import JSON_FILES, Rows, row_files
-from basic_lite.data.rows import WHITE
+from basic_lite.data.rows import WHITE, Finding
 from basic_lite.data.stream import Stream, check_beginning
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
 from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
-from basic_lite.models.llava import Sources, check_pool, read_config, tiling_for
+from basic_lite.models.llava import Outline, Sources, check_pool, outline, read_config, tiling_for
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import teacher
@@ -384,7 +388,8 @@ def check_before_loading(
 ) -> None:
     """Look through the rows, whose faults are noted, and at the run to start from or to go on with.
 
-    Raises ValueError as `check_resumable` and `Start.check`, and if too many rows are bad for the budget.
+    Raises ValueError as `check_resumable`, `Start.check` and `outline`, and if too many rows are bad for the
+    budget: those whose pictures do not fit, too, which takes the tokenizer and no weights.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
@@ -392,13 +397,36 @@ def check_before_loading(
         check_resumable(sources, decided, resume)
     elif start is not None:
         start.check()
+    known = outline(sources)
+    template = TEMPLATES["plain"] if settings.stage == 1 else known.template
+    text = known.text_encoder(template, known.longest(settings.data.max_length))
     if isinstance(rows, Stream):
         for line in check_beginning(rows, settings.stage) if resume is None else []:
             console.print(line)
     else:
-        rows.faults = check_rows(rows, settings.stage)
-        check_budget(rows, settings.data.bad_budget, settings.stage)
-    if line := check_held_out(decided.held_out, rows, settings.stage):
+        _choose_rows(rows, text, known, settings, console, resume is not None)
+    if line := check_held_out(decided.held_out, rows, settings.stage, text):
+        console.print(line)
+    if settings.stage == 2:
+        console.print(f"conversations are written in the template {template.name}")
+
+
+def _choose_rows(
+    rows: Rows, text: TextEncoder, known: Outline, settings: Settings, console: Console, resumed: bool
+) -> None:
+    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
+    rows.faults = check_rows(rows, settings.stage)
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    if known.tiling is not None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
+    if resumed:
+        lines = read_bad_rows(settings.out / BAD_ROWS)
+        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+        return
+    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    for line in note_lines(rows):
         console.print(line)
 
 

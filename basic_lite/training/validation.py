@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from basic_lite.data.batches import Collator, permuted
-from basic_lite.data.checks import check_rows
+from basic_lite.data.checks import check_rows, unfit_findings
 from basic_lite.data.conversation import IGNORE_INDEX, stop_ids
-from basic_lite.data.dataset import RowEncoder
+from basic_lite.data.dataset import RowEncoder, TextEncoder
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import RowFault
@@ -105,7 +105,7 @@ def _mixed(rows: Rows) -> np.ndarray:
     return permuted(len(rows), *(int(rows.sha256[i : i + 8], 16) for i in range(0, 64, 8)))
 
 
-def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) -> str:
+def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int, text: TextEncoder) -> str:
     """Look through the rows to measure as through those to train on; what is bad is not measured.
 
     Returns a line for the user, empty where nothing is measured. Raises ValueError if no row is good.
@@ -114,6 +114,8 @@ def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) ->
         return ""
     if held_out.rows is not rows:
         held_out.rows.faults = check_rows(held_out.rows, stage)
+        if text.tiling is None:  # with tiles it goes by sizes, which are not read for a measurement
+            held_out.rows.faults += unfit_findings(held_out.rows, text)
     good = int(held_out.rows.usable[held_out.numbers].sum())
     if not good:
         first = next(iter(held_out.rows.faults), None)
