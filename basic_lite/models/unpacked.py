@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig, PretrainedConfig
 
 from basic_lite.data import hub
 from basic_lite.data.world import parts
@@ -101,6 +102,23 @@ def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
     except ValueError:  # whoever loads it says more
         return source
     return unpack(source, say).llm if kind in _DECODERS else source
+
+
+def decoder_config(source: str) -> PretrainedConfig | None:
+    """Return the configuration of the decoder that `language_model` would take out; `None` if it takes none.
+
+    No weight is read.
+    """
+    try:
+        config = _config(source)
+    except ValueError:  # as above
+        return None
+    if config.get("model_type") not in _DECODERS:
+        return None
+    text = _text_settings(config)
+    if config.get("tie_word_embeddings"):  # the part's own word counts for nothing; files have the last one
+        text["tie_word_embeddings"] = True
+    return AutoConfig.for_model(text.pop("model_type"), **text)
 
 
 def check_llava(source: str) -> dict[str, Any]:
@@ -239,6 +257,20 @@ class _Shards:
 
 def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: bool) -> None:
     """Write a decoder's configuration, as its files state it, and its tokenizer."""
+    text = _text_settings(config)
+    if not has_head:
+        text["tie_word_embeddings"] = True
+    if "torch_dtype" not in text and "dtype" not in text:
+        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
+    write_json(place / "config.json", text)
+    for path in {
+        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
+    }:
+        shutil.copyfile(path, place / path.name)
+
+
+def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a decoder's configuration from that of the whole model."""
     kind = _DECODERS[config["model_type"]]
     text = dict(config.get("text_config") or {k: v for k, v in config.items() if not k.startswith("vision")})
     text["model_type"] = kind or text.get("model_type", "llama")
@@ -249,17 +281,9 @@ def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: 
             rope = {k: v for k, v in rope.items() if not k.startswith("mrope")}
             rope = {k: "default" if v == "mrope" else v for k, v in rope.items()}
             text[key] = rope if len(rope) > 1 else None
-    if not has_head:
-        text["tie_word_embeddings"] = True
-    elif "tie_word_embeddings" in config:
+    if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
-    if "torch_dtype" not in text and "dtype" not in text:
-        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
-    write_json(place / "config.json", text)
-    for path in {
-        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
-    }:
-        shutil.copyfile(path, place / path.name)
+    return text
 
 
 def _image_settings(folder: Path) -> dict[str, Any]:
