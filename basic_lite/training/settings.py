@@ -624,7 +624,11 @@ class Validation:
         ),
     ] = None
     val_samples: Annotated[
-        int, option("Rows whose answers are written out each time, greedily.", callback=within(0, 32))
+        int,
+        option(
+            "Rows whose answers are written out, greedily: at the start, after each quarter and at the end.",
+            callback=within(0, 32),
+        ),
     ] = 4
     stop_after: Annotated[
         int | None,
