@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
-from basic_lite.data.archives import locate, read_stored
-from basic_lite.data.pictures import ImageTransform, size_of
+from basic_lite.data.archives import locate
+from basic_lite.data.pictures import ImageTransform, picture_size
 from basic_lite.data.rows import Exif, RowFault
 from basic_lite.data.workers import mapped
 from basic_lite.files import load_table, save_table, table_places
@@ -235,7 +235,7 @@ def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
     for place in range(count):
         try:
             image = images[place]
-            yield size_of(read_stored(locate(image), image.name), image.name, exif)
+            yield picture_size(locate(image).read(image.name), image.name, exif)
         except (RowFault, IndexError):
             yield 0, 0
 
