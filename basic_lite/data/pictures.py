@@ -22,7 +22,6 @@ from basic_lite.data.archives import locate, read_file
 from basic_lite.data.rows import WHITE, Exif, ImageRef, RowFault, shown
 from basic_lite.files import one_line
 
-
 OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
     (b"ftypheic", 4, "an HEIC picture: pip install 'basic-lite[heic]' reads it"),
     (b"ftypheix", 4, "an HEIC picture: pip install 'basic-lite[heic]' reads it"),
