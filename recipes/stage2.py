@@ -70,8 +70,9 @@ def main(
     sources = plan.sources_of_stage2(begin.manifest, parts, lora)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
     new = begin.adapters(adapters, plan.adapters_of(lora, adapters, sources.llm, tower.tower_lora), tower)
+    groups = (data, begin.method(method), memory, schedule, run, validation)
     settings = plan.resolve(
-        *(2, sources.llm, device, data, begin.method(method), memory, schedule, run, out, validation),
+        *(2, sources.llm, device, out, *groups),
         shards=shards,
         lora=lora,
         projector_learning_rate=projector_learning_rate,
