@@ -260,13 +260,14 @@ class Comparison:
 
     def _variants(self) -> list[Variant]:
         sources, given = self._sources, _plain(self.stage1)
-        pace, tower = zoo.pace_of(sources.llm, 1), vision_config(read_config(sources.tower, "vision tower"))
+        defaults = zoo.stage_defaults(sources.llm, 1)
+        tower = vision_config(read_config(sources.tower, "vision tower"))
         usual = Usual(
             read_config(sources.llm, "language model").num_hidden_layers,
-            given.get("global_batch", pace.global_batch),
-            given.get("epochs", pace.epochs),
+            given.get("global_batch", defaults.global_batch),
+            given.get("epochs", defaults.epochs),
             given.get("max_steps"),
-            given.get("learning_rate", pace.learning_rate),
+            given.get("learning_rate", defaults.learning_rate),
             given.get("image_size", tower.image_size),
             tower.patch_size,
         )
@@ -358,11 +359,11 @@ class Comparison:
 
     def _squeezed(self, times: float) -> dict[str, object]:
         """Return the options of stage 1 that put a squeezed decoder in the embedded one's place."""
-        sources, pace = self._sources, zoo.pace_of(self._sources.llm, 1)
+        sources, defaults = self._sources, zoo.stage_defaults(self._sources.llm, 1)
         known = ("tower", "template", "image_token")
         shared = {"bits": zoo.bits_of(zoo.TINY, None)} | {name: getattr(sources, name) for name in known}
         usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
-        shared |= {name: getattr(pace, name) for name in usual}
+        shared |= {name: getattr(defaults, name) for name in usual}
         return {**shared, **_plain(self.stage1), "llm": str(self._decoder(times))}
 
     @property
