@@ -24,7 +24,7 @@ from basic_lite.data.findings import (
 )
 from basic_lite.data.index import Progress, estimated_length
 from basic_lite.data.pictures import Depth, check_picture
-from basic_lite.data.readers import Rows
+from basic_lite.data.readers import Rows, image_ref
 from basic_lite.data.rows import (
     CODES,
     MAX_LENGTH,
@@ -240,7 +240,8 @@ def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
     missing = [place for place, finding in enumerate(findings) if finding.code == "missing_image"]
     for place in missing[:3]:
         finding = findings[place]
-        refs = [rows.image_ref(image) for image in rows.raw(finding.row).images]
+        images = rows.raw(finding.row).images
+        refs = [image_ref(image, rows.images, rows.follow_links) for image in images]
         near = [nearest_name(ref) for ref in refs if shown(ref.name) in finding.detail]
         if any(near):
             name = shown(next(filter(None, near)))
@@ -268,7 +269,7 @@ def _examine(rows: Rows, depth: Depth, jobs: list[Job]) -> list[Result]:
     for picture, row, place, status, stamp in jobs:
         detail = ""
         try:
-            ref = rows.image_ref(rows.raw(row).images[place])
+            ref = image_ref(rows.raw(row).images[place], rows.images, rows.follow_links)
             stored = locate(ref)
             if stored.stamp != stamp or status != GOOD:
                 stamp = stored.stamp
