@@ -96,16 +96,11 @@ def main() -> None:
     try:
         with console.aside():
             app()
-    except ValueError as error:
+    except (ValueError, OSError, Diverged, Unmoved) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except (OSError, Diverged, Unmoved) as error:
-        if os.environ.get("BASIC_LITE_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
