@@ -55,7 +55,9 @@ def main(
         Path | None,
         o.option("File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[int, o.option("Rows of it to measure on.", callback=o.within(2), panel=HERE)] = 256,
+    measure_rows: Annotated[
+        int, o.option("Rows of it to measure on.", callback=o.within(2), panel=HERE)
+    ] = 256,
     benchmark: Annotated[
         str | None, o.option("Benchmark to score every run on.", "--eval", default="none", panel=HERE)
     ] = None,

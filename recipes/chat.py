@@ -20,10 +20,14 @@ def main(
         float, o.option("Sampling temperature; 0 takes the likeliest token.", callback=o.within(0, 10))
     ] = 0.0,
     top_p: Annotated[
-        float, o.option("Nucleus sampling: draw from this share of the probability.", callback=o.within(above=0, most=1))
+        float,
+        o.option(
+            "Nucleus sampling: draw from this share of the probability.", callback=o.within(above=0, most=1)
+        ),
     ] = 1.0,
     seed: Annotated[
-        int | None, o.option("Seed of the sampling.", callback=o.within(0, 2**31 - 1), default="new each time")
+        int | None,
+        o.option("Seed of the sampling.", callback=o.within(0, 2**31 - 1), default="new each time"),
     ] = None,
     web: Annotated[bool, o.option("Chat on a page in the browser (needs gradio).", "--web")] = False,
     port: Annotated[

@@ -51,7 +51,8 @@ def check(
     max_length: Annotated[
         int,
         typer.Option(
-            help="Most tokens of a row, images included, those of --tiles apart.", callback=o.within(1)
+            help="Maximum tokens of a row, with its images but without those of --tiles.",
+            callback=o.within(1),
         ),
     ] = o.Data.max_length,
     tokens_per_image: Annotated[
@@ -78,7 +79,7 @@ def check(
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
     background: Annotated[
-        str, typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR")
+        str, typer.Option(help="Colour behind transparent pictures.", callback=o.a_colour, metavar="COLOUR")
     ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,

@@ -17,7 +17,10 @@ def main(
         int, o.option("Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
     ] = 0,
     seeds: Annotated[
-        int, o.option("How many demos to run, with seeds from --seed on; figures are averaged.", callback=o.within(1))
+        int,
+        o.option(
+            "How many demos to run, with seeds from --seed on; figures are averaged.", callback=o.within(1)
+        ),
     ] = 1,
     scenes: Annotated[int, o.option("Held-out scenes to inspect.", callback=o.within(8))] = 200,
     resume: Annotated[bool, o.option("Continue an interrupted demo in --out.", "--resume")] = False,

@@ -263,13 +263,14 @@ class Comparison:
 
     def _variants(self) -> list[Variant]:
         sources, given, plan = self._sources, self._given, self.plan
-        pace, tower = zoo.pace_of(sources.llm, 1), vision_config(read_config(sources.tower, "vision tower"))
+        defaults = zoo.stage_defaults(sources.llm, 1)
+        tower = vision_config(read_config(sources.tower, "vision tower"))
         usual = Usual(
             read_config(sources.llm, "language model").num_hidden_layers,
-            given.get("global_batch", pace.global_batch),
-            given.get("epochs", pace.epochs),
+            given.get("global_batch", defaults.global_batch),
+            given.get("epochs", defaults.epochs),
             given.get("max_steps"),
-            given.get("learning_rate", pace.learning_rate),
+            given.get("learning_rate", defaults.learning_rate),
             given.get("image_size", tower.image_size),
             tower.patch_size,
         )
@@ -355,11 +356,11 @@ class Comparison:
 
     def _squeezed(self, times: float) -> dict[str, Any]:
         """Return the options of stage 1 that put a squeezed decoder in the embedded one's place."""
-        sources, pace = self._sources, zoo.pace_of(self._sources.llm, 1)
+        sources, defaults = self._sources, zoo.stage_defaults(self._sources.llm, 1)
         shared = {"bits": zoo.bits_of(zoo.TINY, None)}
         shared |= {name: getattr(sources, name) for name in ("tower", "template", "image_token")}
         usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
-        shared |= {name: getattr(pace, name) for name in usual}
+        shared |= {name: getattr(defaults, name) for name in usual}
         return {**shared, **self._given, "llm": str(self._decoder(times))}
 
     @property

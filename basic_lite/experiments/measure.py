@@ -30,6 +30,7 @@ from basic_lite.data.world.render import Picture, render
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.signs import HELD_OUT, WORDS
 from basic_lite.data.world.world import held_out_scenes, meaningful
+from basic_lite.evaluation import answer
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.predictions import read
 from basic_lite.evaluation.question import Question
@@ -470,6 +471,13 @@ def _evaluated(
     )
     questions = evaluation.questions(with_images=True)
     if evaluation.claim(questions) < len(questions):
-        evaluation.generate(questions, batch_size=64)
+        answer.generate(
+            evaluation.candidate.loaded,
+            questions,
+            evaluation.answers,
+            batch_size=64,
+            model_id=str(evaluation.candidate),
+            by_likelihood=answer_by == "likelihood",
+        )
     evaluation.score(questions)
     return evaluation

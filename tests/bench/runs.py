@@ -222,7 +222,7 @@ def _best_of_ours(
     decoder = replace(decoder, depth=decoder.depth if size.layers is None else size.layers)
     tower = TowerSize.of(TOWERS["clip-l-336"])
     step = replace(step_of(kind, decoder, tower), text=size.text[stage - 1])
-    step = replace(step, held=replace(step.held, rank=size.rank))
+    step = replace(step, setup=replace(step.setup, rank=size.rank))
     gib = 24.0 if size.cap_gib is None else size.cap_gib
     chosen = fit(
         step, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, ("adamw", "paged-adamw-8bit")[:stage]
