@@ -10,11 +10,11 @@ from basic_lite.training import settings as o
 
 def generate(
     run: Annotated[Path, o.option("Run whose model answers.")] = Path("runs/stage2"),
-    benchmark: Annotated[str, o.option("Whose questions are asked.", panel=o.DATA)] = "mmbench",
+    benchmark: Annotated[str, o.option("Benchmark whose questions are asked.", panel=o.DATA)] = "mmbench",
     data: Annotated[
         str | None, o.option("Its file, folder or hub id.", default="the hub's", panel=o.DATA)
     ] = None,
-    limit: Annotated[int, o.option("How many questions.", panel=o.DATA, callback=o.within(1))] = 64,
+    limit: Annotated[int, o.option("Number of questions.", panel=o.DATA, callback=o.within(1))] = 64,
     batch_size: Annotated[int, o.option("Prompts per batch.", callback=o.within(2))] = 16,
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.
@@ -137,7 +137,7 @@ def step(
 
 
 def host(
-    model: Annotated[str, o.option("Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
+    model: Annotated[str, o.option("Model whose decoder is measured.", panel=o.MODEL)] = "vicuna-7b",
     rounds: Annotated[int, o.option("Measurements of each, in turn.", callback=o.within(1))] = 3,
     steps: Annotated[int, o.option("Timed steps of each.", callback=o.within(1))] = 10,
 ) -> None:

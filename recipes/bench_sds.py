@@ -14,7 +14,7 @@ def sds(
     width: Annotated[int, o.option("Width of the decoder, D.", callback=o.within(1))] = 4096,
     vocabulary: Annotated[int, o.option("Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
     precision: o.PrecisionOption = "auto",
-    repeats: Annotated[int, o.option("Rounds, after one that warms up.", callback=o.within(1))] = 10,
+    repeats: Annotated[int, o.option("Rounds, after one to warm up.", callback=o.within(1))] = 10,
     cap: Annotated[
         float | None,
         o.option("Emulate a card with this many GiB.", default="the card's", callback=o.within(above=0)),
