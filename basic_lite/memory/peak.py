@@ -116,18 +116,10 @@ def static_parts(step: Step) -> dict[str, float]:
     one, they come while the layers' activations go (see `_gradients`).
     """
     decoder, setup = step.decoder, step.setup
-    linear, scales = decoder.depth * decoder.linear_parameters, 0.0
     if setup.training == "decoder":
-        weights, tables, trained = 4 * linear, 4, decoder.parameters
+        weights, tables, trained = 4 * decoder.depth * decoder.linear_parameters, 4, decoder.parameters
     else:
-        rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
-        scales = linear * (1 / 64 + 4 / (64 * 256))  # of nf4: one byte per 64, fp32 per 256 of those
-        packed = {
-            4: linear * 0.5 + scales,
-            8: linear + 4 * rows,
-            16: linear * setup.width,
-        }
-        weights, tables = packed[setup.bits], setup.width
+        weights, tables = decoder.linear_bytes(setup.bits, setup.width), setup.width
         trained = decoder.adapter_parameters(setup.rank) if setup.training == "adapters" else 0
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
@@ -140,16 +132,13 @@ def static_parts(step: Step) -> dict[str, float]:
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
     whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0
-    kept = scales if step.shards > 1 and setup.bits == 4 else 0  # the scales are no parameters
+    kept = decoder.scale_bytes if step.shards > 1 and setup.bits == 4 else 0  # they are no parameters
+    dequantised = step.dequantised * dequantised_bytes(step)
     layers, tuned = kept + (layers - kept) / step.shards, tuned / step.shards
     return {
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
-        **(
-            {"layers held dequantised": step.dequantised * dequantised_bytes(step)}
-            if step.dequantised
-            else {}
-        ),
+        **({"layers held dequantised": dequantised} if dequantised else {}),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": (4 if step.tower_trained else setup.width) * step.tower.parameters,
         **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
@@ -207,7 +196,7 @@ def _moments(step: Step) -> list[dict[str, float]]:
 
     They are the tower's pass; the head, when all that the layers keep is there; backward in the last layer
     that keeps its activations; backward in the last one that recomputes, when only the inputs of the
-    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed behind the
+    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed after the
     decoder's backward pass.
     """
     decoder, setup, tokens = step.decoder, step.setup, step.tokens
@@ -220,11 +209,11 @@ def _moments(step: Step) -> list[dict[str, float]]:
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
     last = norm_bytes(decoder, replace(setup, streamlined=False))
-    behind = step.rows * (last + decoder.width * setup.width)  # the decoder's last norm
+    final_norm = step.rows * (last + decoder.width * setup.width)
     incoming = tokens * decoder.width * setup.stream  # the gradient that backward has in hand
     moments = [
         {"activations": _tower(step)},
-        {"activations": around + kept + behind, "head and losses": _head(step)},
+        {"activations": around + kept + final_norm, "head and losses": _head(step)},
         {"activations": around + kept + incoming + _working(step, step.rows)} | _gradients(step, 1),
     ]
     input_bytes = tokens * checkpoint_bytes(decoder, setup)
@@ -381,7 +370,7 @@ def _working_in_groups(step: Step, tokens: int) -> float:
 def _again(step: Step, tokens: int) -> float:
     """What backward holds beyond what a layer keeps when that layer runs again.
 
-    Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
+    Where the down projection is frozen and quantised, nothing after Liger's MLP needs what was kept: the
     gradient of the MLP's product is there before the layer runs again, up to that product, which is made
     anew. Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
     """

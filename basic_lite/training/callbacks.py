@@ -195,16 +195,10 @@ class StepProgress(TrainerCallback):
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self,
-        args: Arguments,
-        state: State,
-        control: Control,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Show the terms of the last logged step."""
-        if not logs or "samples_per_second" not in logs:
+        logs = kwargs["logs"]
+        if "samples_per_second" not in logs:
             return
         if "rows_per_chunk" in logs and state.is_world_process_zero:
             self.console.print(f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary")
@@ -216,16 +210,10 @@ class StepProgress(TrainerCallback):
         elif state.is_world_process_zero:
             self.console.print(f"{self.title} {state.global_step}/{state.max_steps}  {note}")
 
-    def on_evaluate(
-        self,
-        args: Arguments,
-        state: State,
-        control: Control,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Show a measurement of held-out rows and the sample answers, each with the true one."""
-        if not state.is_world_process_zero or not metrics:
+        metrics = kwargs["metrics"]
+        if not state.is_world_process_zero:
             return
         shown = {name: metrics.get(f"eval_{name}") for name in ("lm", "das", "sds", "cosine", "named")}
         if shown["named"] is not None:

@@ -111,7 +111,7 @@ def run_stage(
         assert decided.rows is not None, "a dry run trains nothing"
         inputs = (assembled, settings, decided.rows)
         space = teacher.target_space(*inputs, console, resume=resume, start=start and start.run)
-        prepared.manifest.update(teacher.findings(*inputs, space, console, resume))
+        prepared.manifest.update(teacher.manifest_entries(*inputs, space, console, resume))
     clock.mark("teacher")
     finished = train(prepared, space, console, clock, resume, intervene, callbacks)
     if not finished:
@@ -150,7 +150,7 @@ def prepare(
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
         manifest["resumed"] = list(then.get("resumed", []))
-        if changes := checks.changes_of(passes, then):
+        if changes := passes.changes(then):
             manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
             console.print(line)
@@ -385,7 +385,7 @@ def train(
     stopped_early = trainer.history.is_over(validation.stop_after)
     finished = trainer.state.global_step >= trainer.state.max_steps or stopped_early
     distributed.join_flags(prepared.dataset.state, trainer.accelerator)
-    if finished and not distributed.first_says(begun.has_moved(model), trainer.accelerator):
+    if finished and not distributed.from_first(begun.has_moved(model), trainer.accelerator):
         raise Unmoved(_why_unmoved(trainer, settings))
 
     # The folder's last word, and what became of the rows.
