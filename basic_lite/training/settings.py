@@ -575,7 +575,9 @@ class Validation:
         callback=within(1),
     )
     val_samples: int = setting(
-        4, "Rows whose answers are written out each time, greedily.", callback=within(0, 32)
+        4,
+        "Rows whose answers are written out, greedily: at the start, after each quarter and at the end.",
+        callback=within(0, 32),
     )
     stop_after: int | None = setting(
         None,
