@@ -42,11 +42,6 @@ class DecoderSetup:
         return 4 if self.training == "decoder" else self.width
 
 
-def checkpoint_bytes(size: DecoderSize, setup: DecoderSetup) -> int:
-    """Bytes per token that a recomputed layer keeps: its input."""
-    return size.width * setup.stream
-
-
 def is_fused(size: DecoderSize, setup: DecoderSetup) -> bool:
     """Whether Liger's modules run in a decoder: where they are asked for and exist."""
     return setup.fused and size.fusable

@@ -7,7 +7,6 @@ from typing import Literal
 
 from basic_lite.memory.activations import (
     DecoderSetup,
-    checkpoint_bytes,
     is_fused,
     is_masked,
     keeps_inputs_alone,
@@ -97,6 +96,16 @@ class Step:
         return self.micro_batch * self.tower.patches
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes of the residual stream: a layer's input, and the gradient that backward has in hand."""
+        return self.tokens * self.decoder.width * self.setup.stream
+
+    @property
+    def squares(self) -> int:
+        """Squares of pixels, each of them a pass through the tower."""
+        return self.micro_batch * self.tower.squares
+
+    @property
     def chunk(self) -> Chunk:
         """What `L_sds` has at once of patches and vocabulary."""
         vocabulary = self.decoder.vocabulary
@@ -162,9 +171,8 @@ def activation_bytes(step: Step, recompute: int | None = None) -> float:
     """Bytes that the decoder's layers keep from forward to backward; `recompute` replaces the step's own."""
     count = step.recompute if recompute is None else recompute
     depth = step.decoder.depth
-    inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.setup)
     last = _last(step) if count < depth else 0
-    return inputs + max(depth - 1 - count, 0) * _whole(step) + last
+    return count * step.stream_bytes + max(depth - 1 - count, 0) * _whole(step) + last
 
 
 def _whole(step: Step) -> float:
@@ -199,50 +207,44 @@ def _moments(step: Step) -> list[dict[str, float]]:
     recomputed layers are left and one layer's activations; and BASIC's terms, which are computed after the
     decoder's backward pass.
     """
-    decoder, setup, tokens = step.decoder, step.setup, step.tokens
-    depth = decoder.depth
+    decoder, setup, tokens, depth = step.decoder, step.setup, step.tokens, step.decoder.depth
     state = step.patches * decoder.width
-    embeddings, projector = _embeddings(step), _projector(step)
-    tower = _kept_by_tower(step)
-    around = embeddings + projector + tower + (4 * state if step.basic else 0)  # the target waits
+    projector, tower = _projector(step), _kept_by_tower(step)
+    around = _embeddings(step) + projector + tower + (4 * state if step.basic else 0)  # the target waits
     if is_masked(decoder, step.row):  # for layers with and without a window
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
     last = norm_bytes(decoder, replace(setup, streamlined=False))
     final_norm = step.rows * (last + decoder.width * setup.width)
-    incoming = tokens * decoder.width * setup.stream  # the gradient that backward has in hand
-    moments = [
-        {"activations": _tower(step)},
-        {"activations": around + kept + final_norm, "head and losses": _head(step)},
-        {"activations": around + kept + incoming + _working(step, step.rows)} | _gradients(step, 1),
-    ]
-    input_bytes = tokens * checkpoint_bytes(decoder, setup)
+    incoming = step.stream_bytes
+    moments: list[dict[str, float]] = []
+
+    def moment(activations: float, layers: int = 0, losses: float = 0.0) -> None:
+        """Add a moment at which the last `layers` layers have gradients."""
+        parts = {"activations": activations} | ({"head and losses": losses} if losses else {})
+        moments.append(parts | (_gradients(step, layers) if layers else {}))
+
+    moment(_tower(step))
+    moment(around + kept + final_norm, losses=_head(step))
+    moment(around + kept + incoming + _working(step, step.rows), 1)
     if step.recompute < depth - 1:  # backward in the layer before the last
-        before = kept - _last(step)
-        moments.append({"activations": around + before + incoming + _working(step, tokens)})
-        moments[-1] |= _gradients(step, 2)
+        moment(around + (kept - _last(step)) + incoming + _working(step, tokens), 2)
     # What the first norm keeps, if nothing that it made, is the input that is kept anyway.
-    own = input_bytes if keeps_inputs_alone(decoder, setup) else 0
+    own = incoming if keeps_inputs_alone(decoder, setup) else 0
     for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
         again = _whole(step) - own + incoming + _again(step, tokens)
-        moments.append({"activations": around + layer * input_bytes + again})
-        moments[-1] |= _gradients(step, depth - layer + 1)
+        moment(around + layer * incoming + again, depth - layer + 1)
     if step.recompute == depth:
-        own = input_bytes if is_fused(decoder, setup) else 0
-        again = _last(step) - own + incoming + _again(step, step.rows)
-        moments.append({"activations": around + kept + again} | _gradients(step, 1))
+        own = incoming if is_fused(decoder, setup) else 0
+        moment(around + kept + (_last(step) - own + incoming + _again(step, step.rows)), 1)
     if setup.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
         table = 4 * decoder.vocabulary * decoder.width
-        moments.append(
-            {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
-            | _gradients(step, depth)
-        )
+        moment(around + incoming, depth, table * (3 if decoder.tied else 1))
     if step.basic:
-        rest = incoming + projector + tower + 4 * state
-        moments.append({"activations": rest, "head and losses": _terms(step)} | _gradients(step, depth))
+        moment(incoming + projector + tower + 4 * state, depth, _terms(step))
     if step.tower_tuned:  # the last one, when the decoder holds nothing any more
+        moment(tower + _tower_again(step), depth)
         tuned = 0 if step.accumulates else 4 * step.tower_tuned
-        moments.append({"activations": tower + _tower_again(step)} | _gradients(step, depth))
         moments[-1]["gradients"] = moments[-1].get("gradients", 0.0) + tuned
     return moments
 
@@ -260,7 +262,7 @@ def _gradients(step: Step, layers: int) -> dict[str, float]:
 def _tower(step: Step) -> float:
     """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
     tower, width = step.tower, step.setup.width
-    tokens = step.micro_batch * tower.squares * tower.positions
+    tokens = step.squares * tower.positions
     states = max(step.tower_width, width) * (tower.depth + 5) * tower.width
     return _pixels(step) + tokens * (states + width * 2 * tower.inner)
 
@@ -269,14 +271,14 @@ def _kept_by_tower(step: Step) -> float:
     """What waits for the backward pass of a trained tower: the input of each of its layers."""
     if not step.tower_tuned:
         return 0.0
-    positions = step.micro_batch * step.tower.squares * step.tower.positions
+    positions = step.squares * step.tower.positions
     return _pixels(step) + (step.tower_layers + 2) * positions * step.tower.width * step.tower_width
 
 
 def _tower_again(step: Step) -> float:
     """One layer of a trained tower that runs again, and the gradients in its MLP."""
     tower, width = step.tower, step.setup.width
-    positions = step.micro_batch * tower.squares * tower.positions
+    positions = step.squares * tower.positions
     narrow = width * tower.layer_parameters if step.tower_trained and step.setup.half else 0
     # Three copies of the narrowed input; query, key, value, output; two sums; four tensors inside the MLP.
     kept = (12 * width + 3 * step.tower_width) * tower.width + 4 * width * tower.inner
@@ -285,8 +287,7 @@ def _tower_again(step: Step) -> float:
 
 
 def _pixels(step: Step) -> float:
-    squares = step.micro_batch * step.tower.squares
-    return squares * 3 * step.tower.image_size**2 * (1 + step.setup.width) + 24 * step.tokens
+    return step.squares * 3 * step.tower.image_size**2 * (1 + step.setup.width) + 24 * step.tokens
 
 
 def _embeddings(step: Step) -> float:
@@ -294,8 +295,7 @@ def _embeddings(step: Step) -> float:
 
     The latter are what the first layer keeps when it recomputes, and are not counted twice.
     """
-    one = step.tokens * step.decoder.width * step.setup.stream
-    return one if step.recompute else 2 * one
+    return step.stream_bytes * (1 if step.recompute else 2)
 
 
 def _projector(step: Step) -> float:
