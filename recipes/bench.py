@@ -1,4 +1,4 @@
-"""Measure this machine: a training step, `L_sds` alone, a layer's cost to the host, answers, and data."""
+"""Measure this machine: a training step, `L_sds` alone, answers, and data."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def sds(
     cap: CapOption = None,
     out: OutOption = None,
 ) -> None:
-    """Time L_sds, its three matrix products, Liger's and TRL's divergences and the naive code, in turn.
+    """Time L_sds, its three matrix products and the naive code, in turn.
 
     Examples:
 
@@ -132,50 +132,6 @@ def sds(
     console.print(markdown(results))
     if out is not None:
         write_json(out, {"rows": rows, "width": width, "vocabulary": vocabulary, "results": results})
-
-
-@app.command()
-def host(
-    model: Annotated[str, o.option("Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
-    rounds: Annotated[int, o.option("Measurements of each, in turn.", callback=o.within(1))] = 3,
-    steps: Annotated[int, o.option("Timed steps of each.", callback=o.within(1))] = 10,
-) -> None:
-    """Count and time what a decoder layer costs the host in a step: tiny tensors, no GPU.
-
-    Examples:
-
-      basic-lite bench host --model gemma-2b
-    """
-    import statistics
-
-    import torch
-    from rich.table import Table
-
-    from basic_lite.bench.host import measure
-    from basic_lite.console import quiet_console
-
-    console = quiet_console()
-    torch.set_num_threads(1)
-    kinds = {
-        "stage 1, BASIC": {"stage": 1},
-        "stage 1, plain": {"stage": 1, "basic": False},
-        "stage 2, BASIC": {},
-        "stage 2, plain": {"basic": False},
-        "stage 2, BASIC, adapters as PEFT runs them": {"grouped": False},
-    }
-    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
-    for recompute in (False, True):
-        layers = {name: [] for name in kinds}
-        for _ in range(rounds):
-            for name, settings in kinds.items():
-                layers[name].append(measure(model, recompute=recompute, steps=steps, **settings))
-        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in layers.items()}
-        theirs = seconds["stage 2, BASIC, adapters as PEFT runs them"]
-        for name, each in layers.items():
-            share = f"{seconds[name] / theirs:.2f}" if name.startswith("stage 2") else ""
-            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
-            table.add_row(name, "yes" if recompute else "no", *cells)
-    console.print(table)
 
 
 @app.command()
@@ -249,7 +205,7 @@ def measure_data(
 ) -> None:
     """Measure how fast this machine prepares batches, how long a training would wait, and what is padding.
 
-    Without data of your own the padding is that of rows of LLaVA-665k's shape.
+    The padding is that of your data, if you name any.
 
     Examples:
 
@@ -257,12 +213,11 @@ def measure_data(
 
       basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
 
-      basic-lite bench data --tokenizer lmsys/vicuna-7b-v1.5
+      basic-lite bench data llava_v1_5_mix665k.json --tokenizer lmsys/vicuna-7b-v1.5
     """
     from basic_lite.bench import data
     from basic_lite.bench.padding import measure_padding
     from basic_lite.console import quiet_console
-    from basic_lite.data.conversation import choose_template
     from basic_lite.models.repository import read_tokenizer
 
     console = quiet_console()
@@ -276,10 +231,10 @@ def measure_data(
         step_seconds=step_ms / 1000,
         steps=steps,
     )
-    reader = None if tokenizer is None else read_tokenizer(tokenizer)
-    template = "vicuna_v1" if reader is None else choose_template(reader)
-    padding = measure_padding(
-        annotations, tokenizer=reader, template=template, tokens_per_image=tokens_per_image
-    )
-    for line in [*facts.lines(), *padding.lines()]:
+    lines = facts.lines()
+    if annotations is not None:
+        counter = None if tokenizer is None else read_tokenizer(tokenizer)
+        padding = measure_padding(annotations, tokenizer=counter, tokens_per_image=tokens_per_image)
+        lines += padding.lines()
+    for line in lines:
         console.print(line)

@@ -31,7 +31,6 @@ from basic_lite.method.objective import Objective
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import DAS_WEIGHT, SDS_WEIGHT
 from basic_lite.models import zoo
-from basic_lite.models.adapters import ungroup_adapters
 from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.devices import recompute_layers
 from basic_lite.models.llava import Assembled
@@ -119,8 +118,6 @@ def random_rows_trainer(
     *,
     basic: bool = True,
     optimizer_name: str = "adamw",
-    grouped_adapters: bool = True,
-    callbacks: Sequence[TrainerCallback] = (),
 ) -> BasicTrainer:
     """Return our trainer, on rows of one picture and `text` tokens, for `steps` optimizer steps."""
     trainer = BasicTrainer(
@@ -129,10 +126,8 @@ def random_rows_trainer(
         objective=Objective() if basic else Objective(0, 0),
         transform=_transform(assembled),
         optimizer_name=optimizer_name,
-        grouped_adapters=grouped_adapters,
         train_dataset=_rows(assembled, steps * micro_batch, text),
         data_collator=assembled.collator(),
-        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -358,7 +353,6 @@ def _published(model: Any) -> Iterator[None]:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     kind, own = type(inner), type(inner).forward
     as_published(decoder)
-    ungroup_adapters(decoder.layers)
     keep_dropout(model)
     try:
         yield

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Literal
 
 import torch
+from bench.divergences import LIGER, measure_divergences
 from bench.goals import LIGER_SPEED, STAGE1_GB, STAGE2_GB, STEP_RATIO, Row, Size
 from bench.unsloth_layers import measure_unsloth
 
-from basic_lite.bench.sds import measure_sds
 from basic_lite.bench.step import (
     Step,
     at_its_best,
@@ -57,7 +57,7 @@ def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]
 
 def cpu_row() -> Row:
     """Measure the one goal that is about a CPU: `L_sds` at D = 1024 in fp32."""
-    found = {row["name"]: row for row in measure_sds(128, 1024, 32_000, "cpu", torch.float32, 3)}
+    found = {row["name"]: row for row in measure_divergences(128, 1024, 32_000, "cpu", torch.float32, 3)}
     return Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
 
 
@@ -69,9 +69,9 @@ def _sds(model: str, size: Size) -> Iterator[Row]:
 
     def measured(patches: int) -> tuple[dict, dict | None]:
         release_memory()
-        found = measure_sds(patches, width, vocabulary, size.device, size.dtype, size.rounds)
+        found = measure_divergences(patches, width, vocabulary, size.device, size.dtype, size.rounds)
         named = {row["name"]: row for row in found}
-        return named["L_sds"], named.get("liger fused JSD")
+        return named["L_sds"], named.get(LIGER)
 
     ours, liger = measured(size.patches)
     shape = f"{model}, N = {size.patches}"

@@ -13,12 +13,13 @@ import pytest
 import torch
 from bench import goals as bench_goals
 from bench import runs, start
+from bench.divergences import measure_divergences, trl_divergence
 from bench.unsloth_layers import measure_unsloth, unsloth_layers
 from tiny import DECODERS, TOWER_SIZES
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
+from basic_lite.bench.sds import markdown
 from basic_lite.bench.step import Step, compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
 from basic_lite.method.chunks import Chunk
@@ -218,7 +219,7 @@ def test_the_naive_terms_are_basics(shrunk):
 
 
 def test_the_semantic_distribution_is_measured_beside_its_products():
-    found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
+    found = measure_divergences(32, 16, 300, "cpu", torch.float32, 2)
     names = ["three products", "L_sds", "L_sds, in tiles", "naive"]
     assert [row["name"] for row in found[:4]] == names
     others = {row["name"]: row for row in found[4:]}
@@ -274,7 +275,7 @@ def test_trl_itself_says_what_we_say():
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     theirs, ours = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
     assert (theirs - ours).norm() < 1e-5 * ours.norm()
-    names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
+    names = {row["name"]: row for row in measure_divergences(8, 16, 300, "cpu", torch.float32, 1)}
     assert names["trl chunked divergence"]["ratio"] > 0
 
 

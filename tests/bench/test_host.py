@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from basic_lite.bench.host import measure
+from bench.host import measure
 
 
 @pytest.mark.parametrize(("stage", "kept", "again"), [(1, 65, 87), (2, 118, 156)])

@@ -3,21 +3,29 @@
 A step costs what the GPU computes or what Python issues, whichever is more; with tiny tensors on a CPU only
 the second is left. The same decoder is trained with few layers and with more; the difference over the layers
 between is what one layer costs, free of what a step does once.
+
+    cd tests && python -m bench.host --model gemma-2b
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import typer
+from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, TrainerCallback
 
 from basic_lite.bench import synthetic
 from basic_lite.bench.step import random_rows_trainer, set_recomputed
+from basic_lite.console import quiet_console
+from basic_lite.models.decoder_layer import as_published
+from basic_lite.models.parts import parts_of
 from basic_lite.models.trainable import Adapters, train_adapters, train_projector
 
 FEW, MANY = 2, 8
@@ -109,10 +117,44 @@ def measure(
         set_recomputed(assembled, None if recompute else 0)
         watch = _Watch(warm=2, steps=steps)
         with tempfile.TemporaryDirectory() as scratch:
-            settings = {"basic": basic, "grouped_adapters": grouped, "callbacks": [watch]}
-            random_rows_trainer(assembled, scratch, 1, 2, watch.last, **settings).train()
+            trainer = random_rows_trainer(assembled, scratch, 1, 2, watch.last, basic=basic)
+            trainer.add_callback(watch)
+            if not grouped:
+                as_published(parts_of(assembled.model).decoder)
+            trainer.train()
         return watch.count.operations, min(watch.seconds)
 
     few, many = step(FEW), step(MANY)
     operations, seconds = ((more - less) / (MANY - FEW) for more, less in zip(many, few, strict=True))
     return Layer(operations, seconds)
+
+
+PEFTS = "stage 2, BASIC, adapters as PEFT runs them"
+KINDS = {
+    "stage 1, BASIC": {"stage": 1},
+    "stage 1, plain": {"stage": 1, "basic": False},
+    "stage 2, BASIC": {},
+    "stage 2, plain": {"basic": False},
+    PEFTS: {"grouped": False},
+}
+
+
+def main(model: str = "vicuna-7b", rounds: int = 3, steps: int = 10) -> None:
+    """Print the table: ROUNDS measurements of each, in turn, of STEPS timed steps."""
+    torch.set_num_threads(1)
+    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
+    for recompute in (False, True):
+        layers = {name: [] for name in KINDS}
+        for _ in range(rounds):
+            for name, settings in KINDS.items():
+                layers[name].append(measure(model, recompute=recompute, steps=steps, **settings))
+        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in layers.items()}
+        for name, each in layers.items():
+            share = f"{seconds[name] / seconds[PEFTS]:.2f}" if name.startswith("stage 2") else ""
+            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
+            table.add_row(name, "yes" if recompute else "no", *cells)
+    quiet_console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
