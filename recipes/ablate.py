@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,8 +93,8 @@ def main(
 
       basic-lite ablate layers --model gemma-2b --data captions.json --images pictures --max-steps 500
     """
-    from basic_lite.recipes import stage1 as first
-    from basic_lite.recipes import stage2 as second
+    from basic_lite.recipes import stage1 as first  # pyright: ignore[reportMissingImports]
+    from basic_lite.recipes import stage2 as second  # pyright: ignore[reportMissingImports]
 
     from basic_lite import files
     from basic_lite.console import quiet_console
@@ -109,50 +108,45 @@ def main(
         console.print(f"Figures: {out}/architecture.json   for a README: {out}/architecture.md")
         return
     asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
-    asked_on["answer_by"] = answer_by
-    asked = comparison.Comparison(
+    compared = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
         seeds=range(seed, seed + seeds),
+        check=first.main,
         stage1=forwarded(first.main, context.args) | {"model": model, "data": data, "images": images},
-        stage2=forwarded(second.main, stage2) if stage == 2 else None,
-        defaults=defaults_of(first.main),
+        stage2=forwarded(second.main, shlex.split(stage2)) if stage == 2 else None,
         quick=quick,
         measured_on=measure_data,
         measured_rows=measure_rows,
-        benchmarks={benchmark: asked_on} if benchmark else {},
+        benchmarks={benchmark: asked_on | {"answer_by": answer_by}} if benchmark else {},
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
+        jobs=jobs,
+        overwrite=overwrite,
     )
     console = quiet_console()
     if tune and not dry_run:
-        asked = asked.tuned(console, first.main, jobs, overwrite)
-    asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+        compared = compared.tuned(console)
+    compared.run(console, dry_run)
 
 
 OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")  # what `ablate` decides itself
 
 
-def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
+def forwarded(stage: Callable, words: Sequence[str]) -> dict[str, object]:
     """Parse words with a stage's own command, and return what they set, by parameter."""
-    words = shlex.split(words) if isinstance(words, str) else list(words)
     name = stage.__module__.rsplit(".", 1)[-1]
     app = typer.Typer(add_completion=False)
     app.command()(stage)
     try:
-        context = typer.main.get_command(app).make_context(name, words)
+        context = typer.main.get_command(app).make_context(name, list(words))
     except Exception as error:  # click's own class, which newer typer carries along under another name
-        if not hasattr(error, "format_message"):
+        if (message := getattr(error, "format_message", None)) is None:
             raise
-        raise ValueError(f"{name}: {error.format_message()}") from error
+        raise ValueError(f"{name}: {message()}") from error
+    sources = {key: context.get_parameter_source(key) for key in context.params}
     given = {
-        key: value
-        for key, value in context.params.items()
-        if context.get_parameter_source(key).name == "COMMANDLINE"
+        key: context.params[key] for key, source in sources.items() if source and source.name == "COMMANDLINE"
     }
     if taken := set(given) & set(OWN):
         raise ValueError(f"--{min(taken).replace('_', '-')} cannot be forwarded to {name}; see --help")
     return given
-
-
-def defaults_of(stage: Callable) -> dict[str, object]:
-    return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}

@@ -37,8 +37,7 @@ def main(
     from basic_lite.console import quiet_console
     from basic_lite.data.workers import cores
     from basic_lite.data.world.world import world_at
-    from basic_lite.experiments import curves, demo, processes, report, table
-    from basic_lite.files import write_json
+    from basic_lite.experiments import demo, processes, report, table
     from basic_lite.models.devices import choose_device
 
     console = quiet_console()
@@ -55,31 +54,29 @@ def main(
             "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on."
         )
         try:
-            with processes.ProgressBoard(console) as board:
+            with processes.progress_board(console) as show:
                 again = "the same command with --resume"
-                processes.run_all(runs, jobs, max(cores() // jobs, 1), board.show, again)
+                processes.run_all(runs, jobs, max(cores() // jobs, 1), show, again)
         except KeyboardInterrupt:
             console.print("Stopped. The same command with --resume goes on.")
             return
         for folder, number in folders.items():
-            results = demo.compare([folder], [number])
-            demo.write_summary(results, folder)
-            minutes, rest = divmod(round(demo.seconds_of(folder)), 60)
+            results = demo.Results([folder], [number])
+            summary = demo.write_summary(results)
+            minutes, rest = divmod(round(results.seconds), 60)
             title = f"plain against BASIC, embedded world, seed {number}, {minutes} min {rest} s"
-            console.print(table.side_by_side(results, title))
-            for line in curves.sentences(demo.curves_of_demos([folder]), results.baseline):
+            console.print(table.side_by_side(results.table, title))
+            for line in results.sentences:
                 console.print(line, style="bold")
-            console.print(demo.cost_of(folder))
-            page = report.write_demo(folder, results)
-            console.print(f"Report: {page}   figures: {folder / 'summary.json'}")
+            console.print(results.cost)
+            console.print(f"Report: {report.write_demo(results)}   figures: {summary}")
         if seeds > 1:
-            results = demo.compare(list(folders), list(folders.values()))
-            content = {"seeds": results.seeds, "columns": demo.columns(results)}
-            write_json(out / "seeds.json", content | demo.curve_figures(list(folders)))
-            table.write_side_by_side(results, out / "seeds.md")
-            console.print(table.side_by_side(results, "means over seeds"))
-            page = report.write_demos(list(folders), results, out / "seeds.html")
-            for line in curves.sentences(demo.curves_of_demos(list(folders)), results.baseline):
+            results = demo.Results(list(folders), list(folders.values()))
+            files.write_json(out / "seeds.json", {"seeds": results.seeds, **results.as_dict()})
+            table.write_side_by_side(results.table, out / "seeds.md")
+            console.print(table.side_by_side(results.table, "means over seeds"))
+            page = report.write_demos(results, out / "seeds.html")
+            for line in results.sentences:
                 console.print(line, style="bold")
             where = f"figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}"
             console.print(f"Report: {page}   {where}")

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -37,7 +37,7 @@ from basic_lite.data.rows import (
     shown,
 )
 from basic_lite.data.tiles import Tiling
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import in_processes, mapped
 from basic_lite.files import load_table, save_table, table_places
 
 LENGTH_CHUNK: int = 128
@@ -89,13 +89,10 @@ def counted_findings(
     assert encoder.max_length is not None
     todo = np.flatnonzero(_may_exceed(rows, encoder, encoder.max_length))
     jobs = [todo[at : at + LENGTH_CHUNK].tolist() for at in range(0, len(todo), LENGTH_CHUNK)]
-    if workers == 1 or len(jobs) < 4:
-        counted = map(_Counter(rows, encoder), jobs)
-    else:
-        counted = in_processes(_Counter, jobs, workers, rows, encoder)
+    counted = mapped(partial(_count, rows, encoder), jobs, workers)
     findings, done = [], 0
-    for job, found in zip(jobs, counted, strict=True):
-        findings += found
+    for job, too_long in zip(jobs, counted, strict=True):
+        findings += too_long
         done += len(job)
         if progress is not None:
             progress(done, len(todo))
@@ -132,26 +129,20 @@ def _too_long(row: int, name: str, length: str, images: int, taken: int, fit: in
     return Finding(row, name, "too_long", detail)
 
 
-class _Counter:
-    def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
-        self.rows = rows
-        self.encoder = encoder
-
-    def __call__(self, numbers: list[int]) -> list[Finding]:
-        return [finding for row in numbers for finding in self.look(row)]
-
-    def look(self, row: int) -> Iterator[Finding]:
-        sample, sizes, fit = self.rows[row], self.rows.sizes_of(row), self.encoder.max_length
-        assert fit is not None
-        whole = replace(self.encoder, max_length=None)
+def _count(rows: Rows, encoder: TextEncoder, numbers: list[int]) -> list[Finding]:
+    findings, whole, fit = [], replace(encoder, max_length=None), encoder.max_length
+    assert fit is not None
+    for row in numbers:
+        sample, sizes = rows[row], rows.sizes_of(row)
         try:
             ids = whole(sample, sizes).input_ids
             if len(ids) > fit:
-                taken = ids.count(self.encoder.image_token_id)
-                yield _too_long(row, sample.id, f"{len(ids):,} tokens", len(sample.images), taken, fit)
-                self.encoder(sample, sizes)
+                taken, length = ids.count(encoder.image_token_id), f"{len(ids):,} tokens"
+                findings.append(_too_long(row, sample.id, length, len(sample.images), taken, fit))
+                encoder(sample, sizes)
         except RowFault as fault:
-            yield Finding(row, sample.id, fault.code, fault.detail)
+            findings.append(Finding(row, sample.id, fault.code, fault.detail))
+    return findings
 
 
 GOOD: int = 255
@@ -162,34 +153,26 @@ SAVE_SECONDS: float = 20.0
 COLUMNS: dict[str, type[np.generic]] = {"status": np.uint8, "stamp": np.int64}
 
 
-@dataclass
 class Pictures:
-    """The different pictures of some rows, and what is known of each.
+    """The different pictures of some rows, and what earlier checks found about each.
 
-    It is kept beside the annotations with each file's size and time, so that a check that was stopped goes on
-    where it was, and one that is run again looks only at what has changed.
+    That is kept beside the annotations with each file's size and time, so that a check that was stopped goes
+    on where it was, and one that is run again opens only what has changed.
     """
 
-    rows: Rows
-    inverse: np.ndarray  # `(sum(images),)` which picture each image of the rows is
-    row: np.ndarray  # `(pictures,)` the first row that has it
-    place: np.ndarray  # `(pictures,)` its place among that row's images
-    status: np.ndarray  # `(pictures,)` uint8, see `GOOD`
-    stamp: np.ndarray  # `(pictures,)` int64, of the bytes that `status` is about
-
-    @classmethod
-    def of(cls, rows: Rows) -> Pictures:
-        """List the different pictures of `rows`, with what earlier checks found."""
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
         counts = rows.index.images.astype(np.int64)
-        _, first, inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
-        row_of = np.repeat(np.arange(len(counts)), counts)
-        place_of = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        unknown = np.zeros(len(first), np.uint8), np.zeros(len(first), np.int64)
-        made = cls(rows, inverse, row_of[first], place_of[first], *unknown)
-        known = load_table(table_places(rows.path, "pictures"), made._key(), COLUMNS)
+        self.row_of = np.repeat(np.arange(len(counts)), counts)  # `(sum(images),)` each image's row,
+        # and which picture it is
+        _, first, self.inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
+        self.row = self.row_of[first]  # `(pictures,)` the first row that shows each,
+        self.place = first - (np.cumsum(counts) - counts)[self.row]  # and its place among that row's images
+        self.status = np.zeros(len(first), np.uint8)  # `(pictures,)`, see `GOOD`
+        self.stamp = np.zeros(len(first), np.int64)  # `(pictures,)`, of the bytes that `status` is about
+        known = load_table(table_places(rows.path, "pictures"), self._key(), COLUMNS)
         if known is not None and len(known[1]["status"]) == len(first):
-            made.status, made.stamp = known[1]["status"].copy(), known[1]["stamp"].copy()
-        return made
+            self.status, self.stamp = known[1]["status"].copy(), known[1]["stamp"].copy()
 
     def save(self) -> None:
         columns = {"status": self.status, "stamp": self.stamp}
@@ -203,11 +186,10 @@ class Pictures:
     def findings(self, details: dict[int, str]) -> list[Finding]:
         """Return a finding for every row that has one of the pictures in `details`."""
         faulty = np.isin(self.inverse, list(details))
-        counts = self.rows.index.images.astype(np.int64)
-        row_of = np.repeat(np.arange(len(counts)), counts)
+        shown = zip(self.row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True)
         return [
             Finding(row, self.rows.raw(row).id, CODES[int(self.status[picture]) - 1], details[picture])
-            for row, picture in zip(row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True)
+            for row, picture in shown
         ]
 
 
@@ -224,7 +206,7 @@ def check_pictures(
 
     Returns a finding for each row that shows a picture concerned; `wrong_suffix` among them.
     """
-    pictures = Pictures.of(rows)
+    pictures = Pictures(rows)
     todo = np.argsort(pictures.row, kind="stable")  # in the order of the file, which is that of the folders
     if sample is not None and sample < len(todo):
         todo = todo[np.linspace(0, len(todo) - 1, sample).astype(np.int64)]
@@ -234,7 +216,9 @@ def check_pictures(
     details: dict[int, str] = {}
     done, saved = 0, time.monotonic()
     try:
-        for results in _run(jobs, rows, depth, workers):
+        examine = partial(_examine, rows, depth)
+        serial = workers == 1 or len(jobs) < 2
+        for results in map(examine, jobs) if serial else _examined(examine, jobs, workers):
             for picture, status, stamp, detail in results:
                 pictures.status[picture], pictures.stamp[picture] = status, stamp
                 if detail:
@@ -266,7 +250,7 @@ def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
 
 def known_bad_pictures(rows: Rows) -> list[Finding]:
     """Return what earlier checks of the pictures found, without looking at any."""
-    pictures = Pictures.of(rows)
+    pictures = Pictures(rows)
     still_fine = [0, GOOD, *(CODES.index(code) + 1 for code in STILL_TRAINS)]
     bad = np.flatnonzero(~np.isin(pictures.status, still_fine)).tolist()
     return pictures.findings(dict.fromkeys(bad, "found by `basic-lite data check`"))
@@ -279,54 +263,45 @@ Result = tuple[int, int, int, str]
 """Number of a picture, its status, its stamp, and what is wrong with it."""
 
 
-class _Looker:
-    def __init__(self, rows: Rows, depth: Depth) -> None:
-        self.rows = rows
-        self.depth: Depth = depth
-
-    def __call__(self, jobs: list[Job]) -> list[Result]:
-        return [self.look(*job) for job in jobs]
-
-    def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> Result:
+def _examine(rows: Rows, depth: Depth, jobs: list[Job]) -> list[Result]:
+    results = []
+    for picture, row, place, status, stamp in jobs:
+        detail = ""
         try:
-            ref = self.rows.image_ref(self.rows.raw(row).images[place])
+            ref = rows.image_ref(rows.raw(row).images[place])
             stored = locate(ref)
-            if stored.stamp == stamp and status == GOOD:
-                return picture, GOOD, stamp, ""
-            stamp = stored.stamp
-            check_picture(ref, self.depth, self.rows.background)
+            if stored.stamp != stamp or status != GOOD:
+                stamp = stored.stamp
+                check_picture(ref, depth, rows.background)
+                status = GOOD if depth == "decode" else 0
         except RowFault as fault:
-            return picture, CODES.index(fault.code) + 1, stamp, fault.detail
-        return picture, GOOD if self.depth == "decode" else 0, stamp, ""
+            status, detail = CODES.index(fault.code) + 1, fault.detail
+        results.append((picture, status, stamp, detail))
+    return results
 
 
-def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Iterator[list[Result]]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_Looker(rows, depth), jobs)
-        return
+def _examined(
+    examine: Callable[[list[Job]], list[Result]], jobs: list[list[Job]], workers: int, single: bool = False
+) -> Iterator[list[Result]]:
+    """Yield `examine(job)` of every job; a picture that kills the process that decodes it has a result too.
+
+    `single` says that every job is one picture.
+    """
     done = 0
     while done < len(jobs):
         try:
-            for results in in_processes(_Looker, jobs[done:], workers, rows, depth):
-                done += 1
-                yield results
-        except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            suspects = jobs[done : done + 2 * workers]
-            done += len(suspects)
-            yield from _one_by_one([picture for job in suspects for picture in job], rows, depth)
-
-
-def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[Result]]:
-    done = 0
-    while done < len(pictures):
-        try:
-            for results in in_processes(_Looker, [[job] for job in pictures[done:]], 1, rows, depth):
+            for results in in_processes(examine, jobs[done:], workers):
                 done += 1
                 yield results
         except BrokenProcessPool:
-            code = CODES.index("undecodable_image") + 1
-            yield [(pictures[done][0], code, 0, "decoding it ends the process")]
-            done += 1
+            if single:
+                code = CODES.index("undecodable_image") + 1
+                yield [(jobs[done][0][0], code, 0, "decoding it ends the process")]
+                done += 1
+            else:  # find the picture, go on with the rest
+                suspects = jobs[done : done + 2 * workers]
+                done += len(suspects)
+                yield from _examined(examine, [[picture] for job in suspects for picture in job], 1, True)
 
 
 def check_data(
@@ -343,22 +318,22 @@ def check_data(
     progress: Progress = lambda what, done, total: None,
 ) -> list[Finding]:
     """Check every row's text, length and pictures; return the findings by row."""
-    if rows.parts[0] is not rows:
-        given = {"pictures": pictures, "max_length": max_length, "tokens_per_image": tokens_per_image}
-        given |= {"stage": stage, "encoder": encoder, "tiling": tiling}
-        given |= {"workers": workers, "progress": progress}
-        return of_each_set(rows, lambda part: check_data(part, **given))
-    findings = _stage_findings(rows, stage) + note_findings(rows)
-    if encoder is None:
-        given = {"max_length": max_length, "tokens_per_image": tokens_per_image}
-        findings += estimated_findings(rows, **given, tiling=tiling)
-    else:
+    if encoder is not None:
         encoder = replace(encoder, tiling=tiling)
-        findings += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
-    if pictures is not None:
-        images = partial(progress, "images")
-        findings += check_pictures(rows, depth=pictures, workers=workers, progress=images)
-    return in_order(findings)
+
+    def check(part: Rows) -> list[Finding]:
+        findings = _stage_findings(part, stage) + note_findings(part)
+        if encoder is None:
+            limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
+            findings += estimated_findings(part, **limits, tiling=tiling)
+        else:
+            findings += counted_findings(part, encoder, workers=workers, progress=partial(progress, "tokens"))
+        if pictures is not None:
+            images = partial(progress, "images")
+            findings += check_pictures(part, depth=pictures, workers=workers, progress=images)
+        return in_order(findings)
+
+    return of_each_set(rows, check)
 
 
 def check_rows(
@@ -375,13 +350,15 @@ def check_rows(
     are estimates here: a row whose answers are all cut off is found, and replaced, when it is read. Returns
     what keeps rows from training; repeated ids, long rows and wrong suffixes do not.
     """
-    if rows.parts[0] is not rows:
-        return of_each_set(rows, lambda part: check_rows(part, stage, images=images, decoded=decoded))
-    findings = _stage_findings(rows, stage)
-    findings += check_pictures(rows, depth="present", sample=images)
-    findings += check_pictures(rows, depth="decode", sample=decoded)
-    findings += known_bad_pictures(rows)
-    return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
+
+    def check(part: Rows) -> list[Finding]:
+        findings = _stage_findings(part, stage)
+        findings += check_pictures(part, depth="present", sample=images)
+        findings += check_pictures(part, depth="decode", sample=decoded)
+        findings += known_bad_pictures(part)
+        return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
+
+    return of_each_set(rows, check)
 
 
 def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
@@ -389,7 +366,7 @@ def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
 
 
 def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
-    """Raise ValueError if more rows of a data set have `faults` than `budget`, the largest share, allows.
+    """Raise ValueError if more rows of a data set are not `usable` than the share `budget` allows.
 
     It counts them by code and names the first.
     """

@@ -16,6 +16,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +35,7 @@ from basic_lite.data.rows import (
     read_row,
     text_hash,
 )
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import file_hash, load_table, one_line, save_table, table_places
 
 BLOCK: int = 1 << 24
@@ -332,7 +333,10 @@ def build_index(path: Path, *, workers: int = 1, progress: Progress | None = Non
             spans = np.array([[0, total]], np.int64)
         sha256 = digest.result()
     parts = []
-    for part in _described(path, spans, is_array and len(spans) > 1, workers):
+    ends = np.cumsum(spans[:, 1])
+    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
+    jobs = [part for part in np.split(spans, np.unique(cuts)) if len(part)]
+    for part in mapped(partial(_describe, path, is_array and len(spans) > 1), jobs, workers):
         parts.append(part)
         tell("reading rows", sum(len(done["fault"]) for done in parts), len(spans))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
@@ -358,18 +362,7 @@ MAX_SINGLE: int = 1 << 20
 """Largest file that is tried as one row."""
 
 
-def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) -> Iterator[dict]:
-    ends = np.cumsum(spans[:, 1])
-    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
-    jobs = [(path, part, keep_blank) for part in np.split(spans, np.unique(cuts)) if len(part)]
-    if workers == 1 or len(jobs) < 4:
-        yield from map(_describe_run, jobs)
-        return
-    yield from in_processes(_describe_run, jobs, workers)
-
-
-def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
-    path, spans, keep_blank = job
+def _describe(path: Path, keep_blank: bool, spans: np.ndarray) -> dict[str, np.ndarray]:
     columns = Columns()
     with open(path, "rb") as file:
         file.seek(int(spans[0, 0]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.rows import RowFault
 from basic_lite.data.templates import template_of
 from basic_lite.data.tokenise import backend_of, specification
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import load_table, save_table, table_places
 
 CHUNK: int = 8192
@@ -71,19 +72,15 @@ class WordCounter:
         return len(whole.input_ids)
 
 
-class _Counting:
-    def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
-        self.rows, self.count = rows, WordCounter(encoder)
-
-    def __call__(self, part: range) -> list[int]:
-        return [self.row(number) for number in part]
-
-    def row(self, number: int) -> int:
+def _counts(rows: Rows, count: WordCounter, numbers: range) -> list[int]:
+    counts = []
+    for number in numbers:
         try:
-            sample = self.rows[number]
-            return self.count(sample.turns, len(sample.images))
+            sample = rows[number]
+            counts.append(count(sample.turns, len(sample.images)))
         except RowFault:
-            return 0  # no batch has it
+            counts.append(0)  # no batch has it
+    return counts
 
 
 def token_lengths(
@@ -109,12 +106,9 @@ def token_lengths(
     if kept is not None and len(kept[1]["tokens"]) == len(rows):
         return kept[1]["tokens"]
     parts = [range(at, min(at + CHUNK, len(rows))) for at in range(0, len(rows), CHUNK)]
-    if workers == 1 or len(parts) < 4:
-        counted = map(_Counting(rows, encoder), parts)
-    else:
-        counted = in_processes(_Counting, parts, workers, rows, encoder)
+    count = partial(_counts, rows, WordCounter(encoder))
     tokens = np.zeros(len(rows), np.int32)
-    for part, counts in zip(parts, counted, strict=True):
+    for part, counts in zip(parts, mapped(count, parts, workers), strict=True):
         tokens[part.start : part.stop] = counts
         if progress is not None:
             progress(part.stop, len(rows))

@@ -16,7 +16,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
-from basic_lite.data.archives import locate, read_stored
-from basic_lite.data.pictures import ImageTransform, size_of
+from basic_lite.data.archives import locate
+from basic_lite.data.pictures import ImageTransform, picture_size
 from basic_lite.data.rows import Exif, RowFault
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import load_table, save_table, table_places
 
 if TYPE_CHECKING:
@@ -211,10 +211,7 @@ def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.nda
         return loaded[1]["size"]
     numbers = np.flatnonzero(rows.index.images)
     jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
-    if workers > 1 and len(jobs) > 3:
-        measured = in_processes(_Measuring, jobs, workers, rows, exif)
-    else:
-        measured = map(_Measuring(rows, exif), jobs)
+    measured = mapped(partial(_sizes, rows, exif), jobs, workers)
     sizes = np.concatenate([np.zeros((0, 2), np.int32), *measured])
     save_table(places, key, {"size": sizes})
     return sizes
@@ -224,14 +221,9 @@ _CHUNK = 256
 """Rows that one worker measures at a time."""
 
 
-class _Measuring:
-    def __init__(self, rows: Rows, exif: Exif) -> None:
-        self.rows = rows
-        self.exif: Exif = exif
-
-    def __call__(self, numbers: list[int]) -> np.ndarray:
-        sizes = [size for row in numbers for size in _sizes_of(self.rows, row, self.exif)]
-        return np.array(sizes, np.int32).reshape(-1, 2)
+def _sizes(rows: Rows, exif: Exif, numbers: list[int]) -> np.ndarray:
+    sizes = [size for row in numbers for size in _sizes_of(rows, row, exif)]
+    return np.array(sizes, np.int32).reshape(-1, 2)
 
 
 def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
@@ -243,7 +235,7 @@ def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
     for place in range(count):
         try:
             image = images[place]
-            yield size_of(read_stored(locate(image), image.name), image.name, exif)
+            yield picture_size(locate(image).read(image.name), image.name, exif)
         except (RowFault, IndexError):
             yield 0, 0
 

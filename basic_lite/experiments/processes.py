@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -60,9 +59,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.variant}, seed {self.seed}"
-
-
-# The parent: start, follow and stop.
 
 
 def start(run: Run, threads: int) -> subprocess.Popen:
@@ -162,9 +158,6 @@ def run_all(
         )
 
 
-# The child: few threads, no terminal, and a file that says how far it is.
-
-
 @contextlib.contextmanager
 def begin(folder: Path, threads: int) -> Iterator[None]:
     """Be a child: few threads, prints in `console.txt`, and an end when the parent is gone."""
@@ -254,9 +247,6 @@ class ProgressFile:
         write_json(self.path, {key: value for key, value in vars(self).items() if key != "path"})
 
 
-# The display.
-
-
 @dataclass(frozen=True)
 class State:
     """What a process does now: a phase, how much of how much of it is done, and its last figures."""
@@ -300,45 +290,36 @@ def complete_lines(path: Path) -> list[str]:
         return []
 
 
-class ProgressBoard:
-    """A live display with a line for each process; without a terminal each phase is printed once."""
+@contextlib.contextmanager
+def progress_board(console: Console) -> Iterator[Callable[[Mapping[str, State]], None]]:
+    """Give a function that shows these processes and no others.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._printed: set[str] = set()
-        self._tasks: dict[str, TaskID] = {}
-        self._shown = Progress(
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[phase]:<25}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+    A live display has a line for each; without a terminal each phase is printed once.
+    """
+    printed: set[tuple[str, str]] = set()
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[phase]:<25}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as display:
 
-    def __enter__(self) -> ProgressBoard:
-        self._shown.__enter__()
-        return self
+        def show(states: Mapping[str, State]) -> None:
+            for name in tasks.keys() - states.keys():
+                display.remove_task(tasks.pop(name))
+            for name, state in states.items():
+                if name not in tasks:
+                    tasks[name] = display.add_task(name, phase="", note="")
+                fields = {"phase": state.phase, "note": state.note}
+                display.update(tasks[name], completed=state.done, total=state.total, **fields)
+                line = state.phase or (f"{state.done} of {state.total} done" if state.total else "")
+                if line and not console.is_terminal and (name, line) not in printed:
+                    printed.add((name, line))
+                    console.print(f"{name}: {line}")
 
-    def __exit__(self, *failure: Any) -> None:
-        self._shown.__exit__(*failure)
-
-    def show(self, states: Mapping[str, State]) -> None:
-        """Show these processes and no others."""
-        for name in [name for name in self._tasks if name not in states]:
-            self._shown.remove_task(self._tasks.pop(name))
-        for name, state in states.items():
-            if name not in self._tasks:
-                self._tasks[name] = self._shown.add_task(name, phase="", note="")
-            fields = {"completed": state.done, "total": state.total, "phase": state.phase, "note": state.note}
-            self._shown.update(self._tasks[name], **fields)
-            counted = f"{state.done} of {state.total} done" if state.total else ""
-            if line := state.phase or counted:
-                self._print_once(f"{name}: {line}")
-
-    def _print_once(self, line: str) -> None:
-        if not self._console.is_terminal and line not in self._printed:
-            self._printed.add(line)
-            self._console.print(line)
+        yield show

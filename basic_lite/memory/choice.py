@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-from basic_lite.memory.activations import Held, is_streamlined
+from basic_lite.memory.activations import DecoderSetup, is_streamlined
 from basic_lite.memory.peak import Optimizer, Step, dequantised_bytes, peak
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import card_of, seconds_per_sample
@@ -16,10 +16,10 @@ from basic_lite.models import zoo
 
 Kind = Literal["stage1", "stage2 --lora", "stage2"]
 
-KINDS: dict[Kind, Held] = {
-    "stage1": Held(bits=4, training="projector", fused=True),
-    "stage2 --lora": Held(bits=4, training="adapters", fused=True),
-    "stage2": Held(bits=16, training="decoder", fused=True),
+KINDS: dict[Kind, DecoderSetup] = {
+    "stage1": DecoderSetup(bits=4, training="projector", fused=True),
+    "stage2 --lora": DecoderSetup(bits=4, training="adapters", fused=True),
+    "stage2": DecoderSetup(bits=16, training="decoder", fused=True),
 }
 """The stages as they are typed, with their defaults on a GPU."""
 
@@ -65,7 +65,7 @@ def budget_bytes(gib: float) -> float:
 
 
 def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
-    return Step(decoder, tower, held=KINDS[kind], text=TEXT[kind])
+    return Step(decoder, tower, setup=KINDS[kind], text=TEXT[kind])
 
 
 def candidates(global_batch: int) -> list[int]:
@@ -129,7 +129,7 @@ def _fewest(step: Step, budget: float) -> int:
 
 def most_dequantised(step: Step) -> int:
     """Return how many decoder layers can be held dequantised at all: those in 4 bits that are streamlined."""
-    possible = step.held.bits == 4 and step.shards == 1 and is_streamlined(step.decoder, step.held)
+    possible = step.setup.bits == 4 and step.shards == 1 and is_streamlined(step.decoder, step.setup)
     return max(step.decoder.depth - 1, 0) if possible else 0
 
 

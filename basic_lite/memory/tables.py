@@ -41,7 +41,7 @@ class Asked:
         step = step_of(kind, decoder, tower)
         return replace(
             step,
-            held=replace(step.held, rank=self.rank),
+            setup=replace(step.setup, rank=self.rank),
             text=step.text if self.text is None else self.text,
             basic=self.basic,
             tower_trained=self.train_tower and kind != "stage1",

@@ -398,7 +398,8 @@ def check_before_loading(
     else:
         rows.faults = check_rows(rows, settings.stage)
         check_budget(rows, settings.data.bad_budget, settings.stage)
-    if line := check_held_out(decided.held_out, rows, settings.stage):
+    assert isinstance(decided.steps, int), "only a dry run does not know them"
+    if line := check_held_out(decided.held_out, rows, settings, decided.steps):
         console.print(line)
 
 

@@ -145,18 +145,12 @@ def _table(log: Log) -> dict[str, Any]:
 
 
 def _samples(log: Log) -> list[dict[str, Any]]:
-    """Return each sample's true answer, and the model's: before, half-way, at the lowest loss, and last."""
-    rows = [row for row in log.measurements if row.get("samples")]
-    if not rows:
-        return []
-    chosen = {row["step"]: row for row in (rows[0], rows[len(rows) // 2], rows[-1])}
-    if log.best is not None and log.best.get("samples"):
-        chosen[log.best["step"]] = log.best
+    """Return each sample's true answer, and the model's whenever they were written."""
     answers: dict[str, dict[str, Any]] = {}
-    for step, row in sorted(chosen.items()):
+    for row in log.measurements:
         for sample in row["samples"]:
             of = answers.setdefault(sample["id"], {"id": sample["id"], "true": sample["true"], "said": []})
-            of["said"].append((f"step {step:,}", sample["answer"]))
+            of["said"].append((f"step {row['step']:,}", sample["answer"]))
     return list(answers.values())
 
 

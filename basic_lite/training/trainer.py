@@ -510,28 +510,34 @@ class BasicTrainer(SavingTrainer):
         begun = time.monotonic()
         assert self.model is not None
         assert self.model_wrapped is not None
-        figures, samples = self.validator.measure(
+        how = {
+            "rows_at_once": self.splitter.limit or self.args.per_device_train_batch_size,
+            "sharded": self.sharded,
+        }
+        figures = self.validator.measure(
             self.model,
             self.model_wrapped,
             self.accelerator,
             on_device=lambda batch: self._on_device(self._prepare_inputs(batch)),
-            rows_at_once=self.splitter.limit or self.args.per_device_train_batch_size,
-            sharded=self.sharded,
+            **how,
         )
+        logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
+        self.log(dict(logged))
+        history = self.history
+        step, steps = self.state.global_step, self.state.max_steps
+        is_over, samples = history.is_over(self.stop_after), []
+        if is_over or self.validator.is_answered(step, steps):
+            samples = self.validator.answers(self.model, self.accelerator, **how)
         seconds = round(time.monotonic() - begun, 3)
         self.measuring_seconds += seconds
         self.metrics.started += seconds  # training's samples per second are without it
-        logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
-        self.log(dict(logged))
-        step, steps = self.state.global_step, self.state.max_steps
         row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
-        history = self.history
         seen = logged | {"samples": samples, "best": history.best}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, seen)
         if self.keeps_best and step and history.best == step:
             self.control.should_save = True
-        if history.is_over(self.stop_after):
+        if is_over:
             self.control.should_training_stop = True
         return logged
 

@@ -207,7 +207,7 @@ def _best_of_ours(
     decoder = replace(decoder, depth=decoder.depth if size.layers is None else size.layers)
     tower = TowerSize.of(TOWERS["clip-l-336"])
     planned = replace(step_of(kind, decoder, tower), text=size.text[stage - 1])
-    planned = replace(planned, held=replace(planned.held, rank=size.rank))
+    planned = replace(planned, setup=replace(planned.setup, rank=size.rank))
     gib = 24.0 if size.cap_gib is None else size.cap_gib
     optimizers = ("adamw", "paged-adamw-8bit")[:stage]
     chosen = fit(planned, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, optimizers)

@@ -71,7 +71,7 @@ def test_what_cannot_be_held_dequantised_is_not(change):
     elif "shards" in change:
         step = replace(step, **change)
     else:
-        step = replace(step, held=replace(step.held, **change))
+        step = replace(step, setup=replace(step.setup, **change))
     assert dequantise(step, 1e12).dequantised == 0
 
 
