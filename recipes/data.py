@@ -45,7 +45,10 @@ def check(
     ] = "decode",
     max_length: Annotated[
         int,
-        typer.Option(help="Most tokens of a row, images included, tiles not.", callback=o.within(1)),
+        typer.Option(
+            help="Maximum tokens of a row, with its images but without those of --tiles.",
+            callback=o.within(1),
+        ),
     ] = o.Data.max_length,
     tokens_per_image: Annotated[
         int, typer.Option(help="Tokens of one image: 576 for CLIP-336, 729 for SigLIP.", callback=o.within(1))
@@ -71,7 +74,7 @@ def check(
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
     background: Annotated[
-        str, typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR")
+        str, typer.Option(help="Colour behind transparent pictures.", callback=o.a_colour, metavar="COLOUR")
     ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,

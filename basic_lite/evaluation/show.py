@@ -16,9 +16,8 @@ from rich.table import Table
 from basic_lite import pages
 from basic_lite.evaluation.compare import Comparison
 from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.table import BENCHMARKS
-from basic_lite.files import one_line, versions
+from basic_lite.files import one_line
 
 _LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
@@ -191,47 +190,6 @@ def across_csv(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             facts = (content["run"].get(name) for name in more)
             rows.writerow([run, *(content[name] for name in names), *interval, *facts])
     return text.getvalue()
-
-
-def results(
-    score: Score,
-    *,
-    benchmark: str,
-    split: str,
-    n: int,
-    prompt_style: str,
-    manifest_hash: str | None,
-    limit: int | None = None,
-    run: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the content of `results.json`: what was measured, on what, by which rule, and how sure it is.
-
-    `n` counts the questions that were asked, of MMBench rotations, `manifest_hash` is of the checkpoint,
-    `run` says how the answers were made.
-    """
-    interval = score.interval()
-    values, measured_on = BENCHMARKS[benchmark].figures(n)
-    return {
-        "benchmark": benchmark,
-        "split": split,
-        "n": n,
-        "limit": limit,
-        "metric": score.metric,
-        "scorer": score.scorer,
-        "prompt_style": prompt_style,
-        "value": score.value,
-        "interval_95": None if interval is None else list(interval),
-        "clusters": score.n_clusters,
-        "parse_failures": score.unparsed,
-        "missing_predictions": score.missing,
-        "figures": dict(score.figures),
-        "breakdown": {name: dict(groups) for name, groups in score.breakdown.items()},
-        "notes": list(score.notes),
-        "published": {"measured_on": measured_on, "values": dict(values)},
-        "manifest_hash": manifest_hash,
-        "versions": versions(),
-        "run": dict(run or {}),
-    }
 
 
 def write_page(

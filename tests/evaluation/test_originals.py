@@ -153,7 +153,7 @@ def hallusionbench_value(rows: list[dict[str, Any]], scorer: str = "yes_no_vlmev
 def mmbench_value(rows: list[dict[str, Any]]) -> list[float]:
     lines = mmbench_rows(rows)
     given = {line["index"]: line["prediction"] for line in lines}
-    return [100 * mmbench.circular_accuracy(lines, given, "lmms_static").overall]
+    return [mmbench.circular_accuracy(lines, given, "lmms_static").value]
 
 
 def cv_bench_value(rows: list[dict[str, Any]]) -> list[float]:
