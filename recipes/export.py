@@ -27,7 +27,7 @@ def main(
         o.option(
             "Of a run on a 4-bit base: the original weights, or those that were trained on, rounded "
             "as they were.",
-            default="must be said",
+            default="required for such a run",
         ),
     ] = None,
     dtype: Annotated[
@@ -52,17 +52,17 @@ def main(
         o.option("GGUF: where its reader puts a CLIP tower's class token.", default="last"),
     ] = None,
     check: Annotated[
-        bool, o.option("Open an exported folder again, and say what it holds.", "--check")
+        bool, o.option("Open an exported folder again and report what it holds.", "--check")
     ] = False,
     push: Annotated[
         str | None, o.option("Send the folder to the Hugging Face hub, private.", default="not sent")
     ] = None,
-    public: Annotated[bool, o.option("With --push: everybody can read it.", "--public")] = False,
+    public: Annotated[bool, o.option("With --push: anyone can read it.", "--public")] = False,
     yes: Annotated[bool, o.option("With --push: do not ask.", "--yes")] = False,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 
-    The folder gets its name only if it says what the run says: the same ids, logits within rounding.
+    The folder gets its name only if it answers as the run does: the same ids, logits within rounding.
 
     Examples:
 

@@ -430,7 +430,7 @@ class Method:
     target: types.TargetKind | None = setting(
         None,
         "Space of the target: raw; centred or translated (fitted on the data's text); individual "
-        "(less its mean over pictures).",
+        "(minus its mean over pictures).",
         shown="raw; stage 2: stage 1's",
     )
     das_weight: float = setting(
@@ -439,14 +439,12 @@ class Method:
     sds_weight: float = setting(
         types.SDS_WEIGHT, "Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0)
     )
-    sds_text: types.SdsText = setting(
-        "keep", "L_sds on patches that hold text: keep, or skip for the sake of reading."
-    )
+    sds_text: types.SdsText = setting("keep", "L_sds on patches that show text: keep, or skip for reading.")
     intervention: str = setting("none", "What an experiment does to the teacher.", hidden=True)
 
     @property
     def kind(self) -> types.TargetKind:
-        """The target's space: the paper's where nothing else is said (stage 2 fills in stage 1's)."""
+        """The target's space, the paper's by default (stage 2 fills in stage 1's)."""
         return self.target or "raw"
 
     def objective(self, rows_per_chunk: int | None = None) -> Objective:
@@ -478,12 +476,12 @@ class Memory:
     keep_dequantised: str = setting(
         "auto",
         "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
-        "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
+        "the same results, faster. auto fills the memory that a step leaves on a GPU.",
         metavar="N|auto",
     )
     fit: str | None = setting(
         None,
-        "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
+        "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of GIB, "
         "or auto for this one.",
         shown="off",
         metavar="GIB|auto",
@@ -551,7 +549,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Validation:
-    """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
+    """Held-out rows that are measured and never trained on; off unless one of the first two is given."""
 
     PANEL: ClassVar[str] = VALIDATION
 
@@ -590,7 +588,7 @@ class Validation:
     def __post_init__(self) -> None:
         if self.val_share is not None and self.val_data is not None:
             raise ValueError(
-                "--val-share holds out rows of --data, --val-data brings its own: give one of the two"
+                "--val-share holds out rows of --data, --val-data has its own: give only one of them"
             )
         if self.val_images is not None and self.val_data is None:
             raise ValueError("--val-images belongs to --val-data, which is not given")
@@ -695,7 +693,6 @@ class Settings:
     shards: int = 1  # processes over which the decoder's layers are cut; 1 leaves them whole
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, before anything is loaded."""
         processes = rank_and_count()[1]
         smallest = min(self.micro_batch, self.global_batch)
         if smallest < 1 or self.global_batch % (self.micro_batch * processes):
@@ -711,13 +708,13 @@ class Settings:
             raise ValueError("--keep best needs rows to measure: add --val-share 0.5%, or --val-data FILE")
         if self.method.kind == "individual" and self.method.basic and self.micro_batch < 2:
             raise ValueError(
-                "--target individual is less its mean over the pictures of a forward pass; take a "
-                f"--micro-batch of 2 at least, got {self.micro_batch}"
+                "--target individual subtracts the mean over the pictures of a forward pass: it needs a "
+                f"--micro-batch of at least 2, got {self.micro_batch}"
             )
         if self.method.sds_text == "skip" and not self.objective.sds_weight:
             off = "--sds-weight 0" if self.method.basic else "--no-basic"
             raise ValueError(
-                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: leave one of them out"
             )
         if self.tower.tower_lora is not None and not self.lora:
             raise ValueError(
