@@ -33,7 +33,7 @@ def main(
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, o.option("Dtype of the weights.", default="the run's")
     ] = None,
-    shard_gib: Annotated[float, o.option("Most GiB of one file.", callback=o.within(0.001))] = 2.0,
+    shard_gib: Annotated[float, o.option("Maximum size of a file in GiB.", callback=o.within(0.001))] = 2.0,
     device: Annotated[
         str | None, o.option("Where run and folder are compared.", default="a GPU where there is one")
     ] = None,
@@ -57,7 +57,7 @@ def main(
     push: Annotated[
         str | None, o.option("Send the folder to the Hugging Face hub, private.", default="not sent")
     ] = None,
-    public: Annotated[bool, o.option("With --push: anyone can read it.", "--public")] = False,
+    public: Annotated[bool, o.option("With --push: make it public.", "--public")] = False,
     yes: Annotated[bool, o.option("With --push: do not ask.", "--yes")] = False,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.

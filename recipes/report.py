@@ -11,7 +11,7 @@ from basic_lite.training import settings as o
 
 
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of stage1 or stage2, finished or not.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of stage1 or stage2, finished or not.")],
     out: Annotated[
         Path | None,
         o.option("The HTML file.", default="report.html in the run, or beside the first of several"),

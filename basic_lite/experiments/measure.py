@@ -472,11 +472,11 @@ def _evaluated(
     questions = evaluation.questions(with_images=True)
     if evaluation.claim(questions) < len(questions):
         answer.generate(
-            candidate.loaded,
+            evaluation.candidate.loaded,
             questions,
             evaluation.answers,
             batch_size=64,
-            model_id=str(candidate),
+            model_id=str(evaluation.candidate),
             by_likelihood=answer_by == "likelihood",
         )
     evaluation.score(questions)

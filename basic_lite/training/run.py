@@ -251,7 +251,7 @@ def _by_number(
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
     if settings.group and assembled.tiling is None:
         # Counted once for these data and this tokenizer, a minute or two for 665k rows.
-        with findings.passes(console) as shown:
+        with findings.progress_bars(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
             lengths = token_lengths(rows, text, workers=workers, progress=progress)
     batches = Batches(
