@@ -588,7 +588,7 @@ class Validation:
     def __post_init__(self) -> None:
         if self.val_share is not None and self.val_data is not None:
             raise ValueError(
-                "--val-share holds out rows of --data, --val-data has its own: give only one of them"
+                "--val-share holds out rows of --data, --val-data has its own: give one of the two"
             )
         if self.val_images is not None and self.val_data is None:
             raise ValueError("--val-images belongs to --val-data, which is not given")
