@@ -96,7 +96,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         options = _options(groups[name]) if name in groups else [(name, hints[name], parameter.default)]
