@@ -751,7 +751,7 @@ class Settings:
         for part in (self, self.data, self.method, self.run, self.validation, self.tower):
             shown |= {each.name: getattr(part, each.name) for each in fields(part)}
         shown |= {name: ", ".join(getattr(self.data, name) or []) for name in ("data", "images")}
-        shown |= {"workers": self.data.processes, "target": self.method.kind}
+        shown |= {"workers": self.data.processes, "target": self.method.kind, "along": None}  # long JSON
         shown |= {name: getattr(self.objective, name) for name in ("das_weight", "sds_weight")}
         shown |= {"epochs": None} if self.max_steps > 0 else {}
         table = Table("setting", "value", show_header=False, box=None)
