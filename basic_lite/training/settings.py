@@ -749,14 +749,15 @@ class Settings:
         """Show the settings that are not off; `more` comes first."""
         shown = more | {"aspect": self.aspect, "group": self.group}
         for part in (self, self.data, self.method, self.run, self.validation, self.tower):
-            shown |= {each.name: getattr(part, each.name) for each in fields(part)}
+            values = {each.name: getattr(part, each.name) for each in fields(part)}
+            shown |= {name: value for name, value in values.items() if not is_dataclass(value)}
         shown |= {name: ", ".join(getattr(self.data, name) or []) for name in ("data", "images")}
         shown |= {"workers": self.data.processes, "target": self.method.kind, "along": None}  # long JSON
         shown |= {name: getattr(self.objective, name) for name in ("das_weight", "sds_weight")}
         shown |= {"epochs": None} if self.max_steps > 0 else {}
         table = Table("setting", "value", show_header=False, box=None)
         for name, value in shown.items():
-            off = value is None or value is False or value in ("", "none", "keep", -1) or is_dataclass(value)
+            off = value is None or value is False or value in ("", "none", "keep", -1)
             if name in more or not off:
                 table.add_row(name.replace("_", " "), str(value))
         return table
