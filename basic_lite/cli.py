@@ -57,7 +57,7 @@ def _options(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -88,16 +88,11 @@ def main() -> None:
     try:
         with console.aside():
             app()
-    except ValueError as error:
+    except (ValueError, OSError, Diverged, Unmoved) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except (OSError, Diverged, Unmoved) as error:
-        if os.environ.get("BASIC_LITE_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

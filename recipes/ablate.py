@@ -29,7 +29,7 @@ def main(
         Path | None, o.option("As in stage1.", default="with tiny the embedded world", panel="Data")
     ] = None,
     images: o.ImagesOption = None,
-    out: Annotated[Path, o.option("Folder; plans of one set-up share it, and their runs.")] = Path(
+    out: Annotated[Path, o.option("Folder of runs and tables, shared by all plans of one set-up.")] = Path(
         "runs/ablation"
     ),
     variants: Annotated[
@@ -37,7 +37,7 @@ def main(
         o.option("Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
-        int, o.option("Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
+        int, o.option("Runs of each variant, one per seed.", panel=HERE, callback=o.within(1))
     ] = 1,
     seed: Annotated[int, o.option("The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
@@ -48,14 +48,16 @@ def main(
         bool, o.option("A third of the embedded world, half of its scenes.", "--quick", panel=HERE)
     ] = False,
     stage: Annotated[
-        int, o.option("2: also stage 2 and questions.", callback=o.within(1, 2), panel=HERE)
+        int, o.option("1, or 2 for both stages and questions.", callback=o.within(1, 2), panel=HERE)
     ] = 1,
     stage2: Annotated[str, o.option("Options of stage 2, in quotes.", panel=HERE)] = "--lora",
     measure_data: Annotated[
         Path | None,
         o.option("File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[int, o.option("How many of its rows.", callback=o.within(2), panel=HERE)] = 256,
+    measure_rows: Annotated[
+        int, o.option("Rows of it to measure on.", callback=o.within(2), panel=HERE)
+    ] = 256,
     benchmark: Annotated[
         str | None, o.option("Benchmark to score every run on.", "--eval", default="none", panel=HERE)
     ] = None,
@@ -66,24 +68,24 @@ def main(
     answer_by: Annotated[
         str,
         o.option(
-            "Its answers: text, or of a choice the letter of highest likelihood.",
+            "How it is answered: in text, or by the likeliest letter of a choice (likelihood).",
             panel=HERE,
             callback=o.among(("text", "likelihood")),
         ),
     ] = "text",
     tune: Annotated[
-        bool, o.option("First choose the learning rate, on plain alone, first seed.", "--tune", panel=HERE)
+        bool, o.option("Choose the learning rate first, on plain and the first seed.", "--tune", panel=HERE)
     ] = False,
     teacher: Annotated[
         str | None,
-        o.option("teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
+        o.option("For teacher-noise: another LLM of the same width, as teacher.", default="none", panel=HERE),
     ] = None,
     overwrite: Annotated[bool, o.option("Replace everything in --out.", "--overwrite")] = False,
     dry_run: Annotated[bool, o.option("List the runs, train nothing.", "--dry-run")] = False,
 ) -> None:
     """Find out which part of the method makes the difference. An interrupted command can be repeated.
 
-    Every other option of stage1, --max-steps for instance, may be given too and holds for all variants.
+    All other options of stage1, such as --max-steps, are accepted too and hold for all variants.
 
     Every run is measured with the paper's target, whatever it was trained with.
 

@@ -104,7 +104,7 @@ def sds(
     width: Annotated[int, o.option("Width of the decoder, D.", callback=o.within(1))] = 4096,
     vocabulary: Annotated[int, o.option("Size of the vocabulary, V.", callback=o.within(2))] = 32_000,
     precision: o.PrecisionOption = "auto",
-    repeats: Annotated[int, o.option("Rounds, after one that warms up.", callback=o.within(1))] = 10,
+    repeats: Annotated[int, o.option("Rounds, after one to warm up.", callback=o.within(1))] = 10,
     cap: CapOption = None,
     out: OutOption = None,
 ) -> None:
@@ -137,11 +137,11 @@ def sds(
 @app.command()
 def generate(
     run: Annotated[Path, o.option("Run whose model answers.")] = Path("runs/stage2"),
-    benchmark: Annotated[str, o.option("Whose questions are asked.", panel=o.DATA)] = "mmbench",
+    benchmark: Annotated[str, o.option("Benchmark whose questions are asked.", panel=o.DATA)] = "mmbench",
     data: Annotated[
         str | None, o.option("Its file, folder or hub id.", default="the hub's", panel=o.DATA)
     ] = None,
-    limit: Annotated[int, o.option("How many questions.", panel=o.DATA, callback=o.within(1))] = 64,
+    limit: Annotated[int, o.option("Number of questions.", panel=o.DATA, callback=o.within(1))] = 64,
     batch_size: Annotated[int, o.option("Prompts per batch.", callback=o.within(2))] = 16,
 ) -> None:
     """Answer the same questions in batches and one by one, in one process and in turn.

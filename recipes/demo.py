@@ -17,10 +17,13 @@ def main(
         int, o.option("Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
     ] = 0,
     seeds: Annotated[
-        int, o.option("How many demos to run, with seeds from --seed on, and average.", callback=o.within(1))
+        int,
+        o.option(
+            "How many demos to run, with seeds from --seed on; figures are averaged.", callback=o.within(1)
+        ),
     ] = 1,
-    scenes: Annotated[int, o.option("How many held-out scenes are inspected.", callback=o.within(8))] = 200,
-    resume: Annotated[bool, o.option("Go on with an interrupted demo in --out.", "--resume")] = False,
+    scenes: Annotated[int, o.option("Held-out scenes to inspect.", callback=o.within(8))] = 200,
+    resume: Annotated[bool, o.option("Continue an interrupted demo in --out.", "--resume")] = False,
     overwrite: Annotated[bool, o.option("Replace the demo in --out.", "--overwrite")] = False,
 ) -> None:
     """Watch BASIC at work in minutes: offline, without a GPU, in an embedded world of drawn scenes.
@@ -35,10 +38,8 @@ def main(
     """
     from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.data.workers import cores
     from basic_lite.data.world.world import world_at
     from basic_lite.experiments import demo, processes, report, table
-    from basic_lite.models.devices import choose_device
 
     console = quiet_console()
     with files.held(out):
@@ -49,16 +50,11 @@ def main(
         for folder, number in folders.items():
             world_at(folder / "world", console.print, number)
         runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
-        jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
-        console.print(
-            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on."
-        )
+        console.print("Two variants, plain and BASIC: stage 1, stage 2, questions.")
+        again = "the same command with --resume"
         try:
-            with processes.progress_board(console) as show:
-                again = "the same command with --resume"
-                processes.run_all(runs, jobs, max(cores() // jobs, 1), show, again)
+            processes.run_shown(runs, console, demo.BYTES_OF_A_RUN, again=again)
         except KeyboardInterrupt:
-            console.print("Stopped. The same command with --resume goes on.")
             return
         for folder, number in folders.items():
             results = demo.Results([folder], [number])

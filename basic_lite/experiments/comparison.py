@@ -17,7 +17,6 @@ from typing import Any
 from rich.console import Console
 
 from basic_lite import files
-from basic_lite.data.workers import cores
 from basic_lite.data.world import parts, signs
 from basic_lite.data.world import world as embedded
 from basic_lite.data.world.dataset import world_in, write_world
@@ -39,7 +38,7 @@ from basic_lite.experiments.plans import (
 from basic_lite.experiments.table import for_terminal, tabulate, write_markdown
 from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
-from basic_lite.models import devices, zoo
+from basic_lite.models import zoo
 from basic_lite.models.checkpoint import identity
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.tower import vision_config
@@ -264,10 +263,8 @@ class Comparison:
 
     def _variants(self) -> list[Variant]:
         sources, given, plan = self._sources, self._given, self.plan
-        defaults, tower = (
-            zoo.stage_defaults(sources.llm, 1),
-            vision_config(read_config(sources.tower, "vision tower")),
-        )
+        defaults = zoo.stage_defaults(sources.llm, 1)
+        tower = vision_config(read_config(sources.tower, "vision tower"))
         usual = Usual(
             read_config(sources.llm, "language model").num_hidden_layers,
             given.get("global_batch", defaults.global_batch),
@@ -383,19 +380,7 @@ class Comparison:
             return
         if self._embedded:
             self._prepare(sorted({run.seed for run in left}), console.print)
-        on_gpu = devices.choose_device() == "cuda"
-        jobs = self.jobs or processes.jobs_for(len(left), self._bytes_of_a_run(), on_gpu)
-        threads = max(cores() // jobs, 1)
-        console.print(
-            f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
-            "command goes on.",
-        )
-        try:
-            with processes.progress_board(console) as show:
-                processes.run_all(todo, jobs, threads, show)
-        except KeyboardInterrupt:
-            console.print("Stopped. What is done stays; the same command goes on.")
-            raise
+        processes.run_shown(todo, console, self._bytes_of_a_run(), self.jobs)
 
     def _prepare(self, seeds: Sequence[int], say: Callable[[str], None]) -> None:
         """Draw the worlds and write the decoders that are missing."""

@@ -29,6 +29,7 @@ from basic_lite.data.workers import cores
 from basic_lite.data.world.dataset import world_in
 from basic_lite.experiments.measure import BEFORE, QUESTIONS, path_of
 from basic_lite.files import checkpoints, is_finished, write_json
+from basic_lite.models.devices import choose_device
 
 STOPPED: int = 75
 """Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
@@ -110,6 +111,31 @@ def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
     if on_gpu:
         return 1
     return max(1, min(runs, cores(), int(0.9 * psutil.virtual_memory().available) // needed))
+
+
+def run_shown(
+    runs: Sequence[Run],
+    console: Console,
+    needed: int,
+    jobs: int | None = None,
+    again: str = "the same command",
+) -> None:
+    """Do all runs that are not finished as `run_all` does, on a display of how far they are.
+
+    `jobs` go on at a time, `None` for as many as fit where each needs `needed` bytes.
+    """
+    left = sum(not run.finished for run in runs)
+    jobs = jobs or jobs_for(left, needed, choose_device() == "cuda")
+    threads = max(cores() // jobs, 1)
+    console.print(
+        f"{left} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; {again} goes on."
+    )
+    try:
+        with progress_board(console) as show:
+            run_all(runs, jobs, threads, show, again)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What is done stays; {again} goes on.")
+        raise
 
 
 def run_all(
@@ -315,8 +341,13 @@ def progress_board(console: Console) -> Iterator[Callable[[Mapping[str, State]],
             for name, state in states.items():
                 if name not in tasks:
                     tasks[name] = display.add_task(name, phase="", note="")
-                fields = {"phase": state.phase, "note": state.note}
-                display.update(tasks[name], completed=state.done, total=state.total, **fields)
+                display.update(
+                    tasks[name],
+                    completed=state.done,
+                    total=state.total,
+                    phase=state.phase,
+                    note=state.note,
+                )
                 line = state.phase or (f"{state.done} of {state.total} done" if state.total else "")
                 if line and not console.is_terminal and (name, line) not in printed:
                     printed.add((name, line))

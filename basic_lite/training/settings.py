@@ -175,7 +175,7 @@ ImageSizeOption = Annotated[
 TilesOption = Annotated[
     int,
     option(
-        "Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
+        "Maximum tiles per picture, besides the whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
         panel=MODEL,
         callback=within(1, 64),
     ),
@@ -245,7 +245,7 @@ RecomputeLayersOption = Annotated[
     ),
 ]
 RankOption = Annotated[int, option("Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
-DryRunOption = Annotated[bool, option("Print the resolved settings, load nothing.", "--dry-run")]
+DryRunOption = Annotated[bool, option("Print the resolved settings and load nothing.", "--dry-run")]
 QuantisedCopyOption = Annotated[
     bool,
     option(
@@ -321,7 +321,7 @@ class Model:
         panel=DATA,
     )
     background: str = setting(
-        "white", "What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR"
+        "white", "Colour behind transparent pictures.", panel=DATA, callback=a_colour, metavar="COLOUR"
     )
     tower_layer: int = setting(-2, "Which hidden states of the tower are its features.")
     quantised_copy: QuantisedCopyOption = True
@@ -380,7 +380,7 @@ class Data:
     )
     stream: bool = setting(
         False,
-        "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
+        "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; needs "
         "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
         "--stream",
     )
@@ -388,7 +388,7 @@ class Data:
     min_rating: MinRatingOption = None
     max_length: int = setting(
         MAX_LENGTH,
-        "Most tokens of a row, those of --tiles apart; longer answers are cut.",
+        "Maximum tokens of a row, not counting those of --tiles; longer answers are cut.",
         callback=within(1),
     )
     bad_budget: float = setting(
@@ -478,7 +478,7 @@ class Memory:
     keep_dequantised: str = setting(
         "auto",
         "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
-        "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
+        "the same numbers, faster. auto fills the memory that a step leaves on a GPU.",
         metavar="N|auto",
     )
     fit: str | None = setting(
@@ -557,7 +557,7 @@ class Validation:
 
     val_share: str | None = setting(
         None,
-        "Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
+        "Share of the rows to hold out and measure, such as 0.5%; the same rows in every run.",
         shown="off",
         callback=a_share,
         metavar="PERCENT",
