@@ -18,8 +18,6 @@ from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setup
     ablate,
     analyze,
     bench,
-    bench_data,
-    bench_sds,
     chat,
     compare,
     data,
@@ -82,13 +80,7 @@ app.add_typer(analyze.app, name="analyze", rich_help_panel=LOOK)
 app.command("ablate", context_settings=ablate.FORWARD, rich_help_panel=LOOK)(ablate.main)
 app.command("doctor", rich_help_panel=TRY)(doctor.main)
 app.add_typer(data.app, name="data", rich_help_panel=TRY)
-measures = typer.Typer(help="Measure the speed and memory of this machine.", no_args_is_help=True)
-measures.command("step")(bench.step)
-measures.command("sds")(bench_sds.sds)
-measures.command("host")(bench.host)
-measures.command("generate")(bench.generate)
-measures.command("data")(bench_data.main)
-app.add_typer(measures, name="bench", rich_help_panel=TRY)
+app.add_typer(bench.app, name="bench", rich_help_panel=TRY)
 
 
 def main() -> None:

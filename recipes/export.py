@@ -96,25 +96,15 @@ def main(
         inspection.kind_of(folder)
     else:
         with files.held(out, beside=True):
-            plan, manifest = exported.plan(
-                run,
-                out,
-                base=base,
-                dtype=dtype,
-                device=device,
-                shard_bytes=int(shard_gib * 2**30),
-                old_gemma=old_gemma,
-                to=to,
-                quantise=quantise,
-                class_token=class_token,
-            )
+            size = int(shard_gib * 2**30)
+            plan = exported.plan(run, out, base, dtype, device, size, old_gemma, to, quantise, class_token)
             export = {"hf": exported.export_hf, "peft": adapter.export_peft}.get(to)
             if export is None:
                 from basic_lite.export.gguf import export_gguf as export  # its package is an extra
             if base == "bf16" and plan.base is None:
                 held = plan.quantise or str(plan.dtype).removeprefix("torch.")
                 say(f"{run} holds no quantised base; its own weights are exported, in {held}")
-            content = export(plan, manifest, lambda line: console.print(f"{line} ..."))
+            content = export(plan, lambda line: console.print(f"{line} ..."))
         for line in exported.summary(content):
             say(line)
         console.print(f"Written: {out}")

@@ -29,8 +29,5 @@ def main(
     from basic_lite.training import report
 
     place = out or (runs[0] if len(runs) == 1 else runs[0].parent) / report.PAGE
-    page, said = report.write(runs, place)
-    console = command_console()
-    for line in said:
-        console.print(line)
-    console.print(f"Report: {page}")
+    page, summaries = report.write(runs, place)
+    command_console().print(*summaries, f"Report: {page}", sep="\n")

@@ -1,4 +1,4 @@
-"""What is wrong with training data: all of it for a person, what matters for the start of a training."""
+"""Checks of training data: all findings for `data check`, and those that matter at the start of a run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from basic_lite.data.findings import (
     of_each_set,
     text_findings,
 )
-from basic_lite.data.index import Progress, estimated_length
+from basic_lite.data.index import Progress, estimated_length, no_progress
 from basic_lite.data.pictures import Depth, check_picture
-from basic_lite.data.readers import Rows
+from basic_lite.data.readers import Rows, image_ref
 from basic_lite.data.rows import (
     CODES,
     MAX_LENGTH,
@@ -44,7 +44,7 @@ LENGTH_CHUNK: int = 128
 """Rows that one process counts at a time."""
 
 TEMPLATE_TOKENS: int = 64
-"""What a template may add to a row, its system text above all."""
+"""Most tokens that a template adds to a row, most of them its system text."""
 
 
 def estimated_findings(
@@ -52,8 +52,7 @@ def estimated_findings(
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, by the estimates of the index.
 
-    `max_length` counts images, which take `tokens_per_image`, with `tiling` what their `sizes` in `rows` ask
-    for.
+    `max_length` includes images, which take `tokens_per_image` each, or with `tiling` as their sizes say.
     """
     of_images, findings = images_of(rows, tokens_per_image, tiling), []
     tokens = rows.batch_lengths(of_images)
@@ -79,12 +78,12 @@ def counted_findings(
     encoder: TextEncoder,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,  # called with the rows done and their number
+    progress: Callable[[int, int], None] = no_progress,  # called with the rows done and their number
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, as training will find them: with its own tokenizer.
 
-    The limit is the encoder's `max_length`. Rows whose estimate is below half of it are not counted: no text
-    takes twice its estimate but one of mostly signs, four of which are taken for one token.
+    The limit is the encoder's `max_length`. Rows whose estimate is below half of it are not counted: only a
+    text that is mostly punctuation, estimated at a token for four characters, takes twice its estimate.
     """
     assert encoder.max_length is not None
     todo = np.flatnonzero(_may_exceed(rows, encoder, encoder.max_length))
@@ -94,16 +93,15 @@ def counted_findings(
     for job, too_long in zip(jobs, counted, strict=True):
         findings += too_long
         done += len(job)
-        if progress is not None:
-            progress(done, len(todo))
+        progress(done, len(todo))
     return findings
 
 
 def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
     """Return the rows whose pictures `max_length` would cut, by the tokenizer; training leaves them out.
 
-    A longer text after the pictures is cut instead. `counted_findings` finds the same rows, and rows without
-    a picture whose first question fills everything, which training replaces when it meets one.
+    A text after the pictures that is too long is cut instead. `counted_findings` returns the same rows, and
+    rows without a picture whose first question leaves no room for an answer, which training replaces.
     """
     findings = []
     if encoder.max_length is None:
@@ -118,7 +116,7 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
 
 
 def _may_exceed(rows: Rows, encoder: TextEncoder, length: int) -> np.ndarray:
-    """Return `(rows,)` bool, the usable rows that are not certain to fit: their texts may be of signs."""
+    """Return `(rows,)` bool, the usable rows that are not certain to fit; see `counted_findings`."""
     images = encoder.image_tokens(rows)
     return rows.usable & (2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images > length)
 
@@ -146,7 +144,7 @@ def _count(rows: Rows, encoder: TextEncoder, numbers: list[int]) -> list[Finding
 
 
 GOOD: int = 255
-"""Status of a picture that was decoded; 0 is unknown, others are 1 + the place in `CODES`."""
+"""Status of a picture that was decoded; 0 is unknown, any other is 1 + the place in `CODES`."""
 
 CHUNK: int = 64
 SAVE_SECONDS: float = 20.0
@@ -163,11 +161,12 @@ class Pictures:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         counts = rows.index.images.astype(np.int64)
-        self.row_of = np.repeat(np.arange(len(counts)), counts)  # `(sum(images),)` each image's row,
-        # and which picture it is
+        # Of each image of the rows, `(sum(images),)`: its row, and which picture it is
+        self.row_of = np.repeat(np.arange(len(counts)), counts)
         _, first, self.inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
-        self.row = self.row_of[first]  # `(pictures,)` the first row that shows each,
-        self.place = first - (np.cumsum(counts) - counts)[self.row]  # and its place among that row's images
+        # Of each picture, `(pictures,)`: the first row that shows it, and its place among that row's images
+        self.row = self.row_of[first]
+        self.place = first - (np.cumsum(counts) - counts)[self.row]
         self.status = np.zeros(len(first), np.uint8)  # `(pictures,)`, see `GOOD`
         self.stamp = np.zeros(len(first), np.int64)  # `(pictures,)`, of the bytes that `status` is about
         known = load_table(table_places(rows.path, "pictures"), self._key(), COLUMNS)
@@ -198,13 +197,13 @@ def check_pictures(
     *,
     # `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`
     depth: Depth = "decode",
-    sample: int | None = None,  # at how many pictures, spread evenly over the rows; `None` for all
+    sample: int | None = None,  # how many pictures, spread evenly over the rows; `None` for all
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,  # called with the pictures done and their number
+    progress: Callable[[int, int], None] = no_progress,  # called with the pictures done and their number
 ) -> list[Finding]:
-    """Look at the pictures of `rows`, each file once however many rows show it.
+    """Check the pictures of `rows`, each once however many rows show it.
 
-    Returns a finding for each row that shows a picture concerned; `wrong_suffix` among them.
+    Returns a finding for each row that shows a picture with a fault or a note.
     """
     pictures = Pictures(rows)
     todo = np.argsort(pictures.row, kind="stable")  # in the order of the file, which is that of the folders
@@ -224,8 +223,7 @@ def check_pictures(
                 if detail:
                     details[picture] = detail
             done += len(results)
-            if progress is not None:
-                progress(done, len(todo))
+            progress(done, len(todo))
             if depth == "decode" and time.monotonic() - saved > SAVE_SECONDS:
                 pictures.save()
                 saved = time.monotonic()
@@ -236,11 +234,12 @@ def check_pictures(
 
 
 def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
-    """Add the nearest names to the first missing pictures: the user sees at once what all have in common."""
+    """Add the nearest names to the first missing pictures, which often shows what all have in common."""
     missing = [place for place, finding in enumerate(findings) if finding.code == "missing_image"]
     for place in missing[:3]:
         finding = findings[place]
-        refs = [rows.image_ref(image) for image in rows.raw(finding.row).images]
+        images = rows.raw(finding.row).images
+        refs = [image_ref(image, rows.images, rows.follow_links) for image in images]
         near = [nearest_name(ref) for ref in refs if shown(ref.name) in finding.detail]
         if any(near):
             name = shown(next(filter(None, near)))
@@ -249,7 +248,7 @@ def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
 
 
 def known_bad_pictures(rows: Rows) -> list[Finding]:
-    """Return what earlier checks of the pictures found, without looking at any."""
+    """Return the faults that earlier checks of the pictures found, without opening any."""
     pictures = Pictures(rows)
     still_fine = [0, GOOD, *(CODES.index(code) + 1 for code in STILL_TRAINS)]
     bad = np.flatnonzero(~np.isin(pictures.status, still_fine)).tolist()
@@ -268,7 +267,7 @@ def _examine(rows: Rows, depth: Depth, jobs: list[Job]) -> list[Result]:
     for picture, row, place, status, stamp in jobs:
         detail = ""
         try:
-            ref = rows.image_ref(rows.raw(row).images[place])
+            ref = image_ref(rows.raw(row).images[place], rows.images, rows.follow_links)
             stored = locate(ref)
             if stored.stamp != stamp or status != GOOD:
                 stamp = stored.stamp
@@ -315,7 +314,7 @@ def check_data(
     tiling: Tiling | None = None,  # grids of tiles; `rows` then know the sizes of their pictures
     workers: int = 1,
     # Called with what is being done, how much of it, and of how much
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> list[Finding]:
     """Check every row's text, length and pictures; return the findings by row."""
     if encoder is not None:
@@ -340,15 +339,14 @@ def check_rows(
     rows: Rows,
     stage: int = 2,  # 1 takes only rows of one image and its caption
     *,
-    # How many pictures are looked for, spread evenly over the rows; `None` for all
-    images: int | None = 2000,
-    decoded: int | None = 100,  # how many of them are decoded; `None` for all
+    images: int | None = 2000,  # how many pictures must exist, spread evenly over the rows; `None` for all
+    decoded: int | None = 100,  # how many are decoded; `None` for all
 ) -> list[Finding]:
-    """Check every row's text, and a sample of the pictures; a few seconds, for the start of every training.
+    """Check every row's text and a sample of the pictures; takes a few seconds, at the start of every run.
 
-    What `basic-lite data check` found about the pictures earlier counts too. Lengths are not judged, as they
-    are estimates here: a row whose answers are all cut off is found, and replaced, when it is read. Returns
-    what keeps rows from training; repeated ids, long rows and wrong suffixes do not.
+    What `basic-lite data check` found about the pictures earlier counts too. Lengths, which are only
+    estimates, do not: a row whose answers are all cut off is replaced when it is read. Returns only what
+    keeps rows from training.
     """
 
     def check(part: Rows) -> list[Finding]:
@@ -368,10 +366,10 @@ def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
 def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
     """Raise ValueError if more rows of a data set are not `usable` than the share `budget` allows.
 
-    It counts them by code and names the first.
+    The error counts them by code and names the first.
     """
     usable, start = rows.usable, 0
-    for part in rows.parts:  # each by itself: a small set with a wrong image folder must not go unseen
+    for part in rows.parts:  # each alone: a small set with a wrong image folder must not go unnoticed
         stop = start + len(part)
         bad = int((~usable[start:stop]).sum())
         if bad > budget * len(part) or bad == len(part):
@@ -383,7 +381,7 @@ def _refuse(rows: Rows, part: Rows, numbers: range, bad: int, budget: float, sta
     faults = in_order([*of_each_set(rows, text_findings), *rows.faults])
     faults = [fault for fault in faults if fault.code not in STILL_TRAINS and fault.row in numbers]
     counts = Counter({fault.row: fault.code for fault in reversed(faults)}.values()).most_common()
-    # Lengths that decide are counted by the LLM's tokenizer, which a check takes only if it is given.
+    # Lengths were counted with the LLM's tokenizer, which `data check` uses only if it is given.
     counted = " --tokenizer LLM --max-length N" if any("max_length" in f.detail for f in faults) else ""
     first = "; ".join(f"{f.where} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])
     raise ValueError(

@@ -85,7 +85,8 @@ def table_rows(
     if missing:
         has = ", ".join(opened.column_names)
         raise ValueError(f"{source.data} split {split} lacks column {', '.join(missing)}; it has {has}.")
-    plain = opened.select_columns([name for name in opened.column_names if name != image])
+    pictures = {image, *hub.picture_columns(opened)}
+    plain = opened.select_columns([name for name in opened.column_names if name not in pictures])
     counts = hub.picture_counts(opened, [pictured])[pictured] if pictured else []
     number = 0
     for batch in plain.iter(batch_size=1000):

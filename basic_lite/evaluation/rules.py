@@ -7,7 +7,7 @@ from typing import Any
 
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.evaluation.statistics import Score, score_of
 
 Rule = Callable[[str, Question], float | None]
 """`(answer, question) -> share right`; `None` where nothing can be read from the answer."""
@@ -29,7 +29,7 @@ def score_each(
     items = {question.id: float(shares.get(question.id) or 0.0) for question in questions}
     unparsed = sum(share is None for share in shares.values())
     made: dict[str, Any] = {"right_wrong": True, "unparsed": unparsed} | more
-    return score_of(questions, predictions, items, scorer=scorer, groupings=by_field(*groupings), **made)
+    return score_of(questions, predictions, items, scorer=scorer, groupings=groupings, **made)
 
 
 def scored_by(rules: Mapping[str, Rule], *groupings: str, **more: Any) -> Scoring:

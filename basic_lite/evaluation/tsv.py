@@ -10,7 +10,7 @@ import base64
 import binascii
 import csv
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,8 @@ def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> It
 
 def tsv_reader(
     what: str,  # the benchmark, for errors
-    patterns: Sequence[str],  # names of the table
-    needs: Iterable[str],  # columns that must be there, besides the index and the picture
-    *,
+    *patterns: str,  # names of the table
+    needs: Iterable[str] = ("question", "answer"),  # columns besides the index and the picture
     split: str | None = None,  # the one split that the table holds; `None` where there are no others
     otherwise: Reader | None = None,  # reader of the original files, where there is no such table
     **names: str,  # name in the rows -> column that it is a copy of

@@ -14,6 +14,9 @@ from basic_lite.models import zoo
 
 Training = Literal["projector", "adapters", "decoder"]
 
+_ADDS_ONE = ("gemma", "gemma2", "gemma3_text")
+"""Families whose norms multiply by 1 + weight, in fp32."""
+
 
 @dataclass(frozen=True)
 class DecoderSetup:
@@ -37,11 +40,6 @@ class DecoderSetup:
     def stream(self) -> int:
         """Bytes of an element of the residual stream: fp32 where the embeddings are trained, hence fp32."""
         return 4 if self.training == "decoder" else self.width
-
-
-def checkpoint_bytes(size: DecoderSize, setup: DecoderSetup) -> int:
-    """Bytes per token that a recomputed layer keeps: its input."""
-    return size.width * setup.stream
 
 
 def is_fused(size: DecoderSize, setup: DecoderSetup) -> bool:
@@ -81,9 +79,7 @@ def kept_per_layer(size: DecoderSize, setup: DecoderSetup) -> int:
     """
     norms = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
     widened = 0  # weights of norms in fp32
-    if size.family in ("gemma", "gemma2", "gemma3_text") and not keeps_inputs_alone(
-        size, setup
-    ):  # 1 + weight
+    if size.family in _ADDS_ONE and not keeps_inputs_alone(size, setup):
         widened = 4 * norms
     elif size.family in ("cohere2", "stablelm") and setup.half and setup.training != "decoder":
         widened = (8 if size.family == "stablelm" else 4) * norms  # with biases
@@ -120,7 +116,7 @@ def norm_bytes(size: DecoderSize, setup: DecoderSetup, after: bool = False) -> i
     widened = 2 if size.family == "cohere2" else 1
     multiplied = 0
     if setup.training == "decoder":
-        multiplied = 4 if size.family in ("gemma", "gemma2", "gemma3_text", "olmo2", "olmo3") else given
+        multiplied = 4 if size.family in (*_ADDS_ONE, "olmo2", "olmo3") else given
     return size.width * (4 * widened + multiplied) + 4
 
 
@@ -196,8 +192,8 @@ def kept_by_last(size: DecoderSize, setup: DecoderSetup, tokens: int, rows: int,
     norms = _norms(size, setup)
     all_tokens = norms / 2 + _head_norms(size, setup) + width * 2 * (size.keys if grouped else size.query)
     some = norms / 2 + _attention(size, setup, 0) - width * 2 * size.keys + _mlp(size, setup)
-    everything = _inputs(size, setup)
-    behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
-    share = behind / sum(layer.inputs for layer in size.linears)
-    inputs = everything * (share * rows + (1 - share) * tokens)
+    # The output projection and the MLP keep inputs of the supervised rows alone.
+    of_some = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
+    share = of_some / sum(layer.inputs for layer in size.linears)
+    inputs = _inputs(size, setup) * (share * rows + (1 - share) * tokens)
     return tokens * all_tokens + rows * some + inputs + (1 if size.capped else width) * mask

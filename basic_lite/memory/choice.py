@@ -80,16 +80,14 @@ def fit(
     micro_batches: Sequence[int],
     gib: float,
     optimizers: Sequence[Optimizer] = ("adamw",),
-    recompute: int | None = None,
     rows: int | None = None,
 ) -> Step | None:
     """Return the fastest step by the estimate that fits `budget` bytes, or `None`.
 
-    The optimizers are tried in order and a later one is taken only where no step fits with an earlier one:
-    8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, unless
-    `recompute` says how many, and the chunk of `L_sds` is the rule's, or smaller where that alone makes it
-    fit. `gib` stands for the card's speed; `rows` are those of an optimizer step, where a micro-batch may be
-    all of them, `None` to leave it to the step.
+    A later optimizer is taken only where no step fits with an earlier one: 8-bit moments are not the same
+    training. For each micro-batch as few layers recompute as fit, and the chunk of `L_sds` is the rule's, or
+    smaller where that alone makes it fit. `gib` stands for the card's speed; `rows` are those of an optimizer
+    step, where a micro-batch may be all of them, `None` to leave it to the step.
     """
     card = card_of(gib)
     for optimizer in optimizers:
@@ -97,19 +95,18 @@ def fit(
         for size in micro_batches:
             accumulates = step.accumulates if rows is None else size < rows
             tried = replace(step, optimizer=optimizer, micro_batch=size, accumulates=accumulates)
-            fitting += islice(_fitting(tried, budget, recompute), 1)
+            fitting += islice(_fitting(tried, budget), 1)
         if fitting:
             return min(fitting, key=lambda chosen: seconds_per_sample(chosen, card))
     return None
 
 
-def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
+def _fitting(step: Step, budget: float) -> Iterator[Step]:
     """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
     smaller = () if step.rows_per_chunk else (size for size in WORKSPACES if size < step.chunk_bytes)
     for workspace in (step.workspace, *smaller):
         chunked = replace(step, workspace=workspace)
-        fewest = (_fewest(chunked, budget), step.decoder.depth) if recompute is None else (recompute,)
-        for count in fewest:
+        for count in (_fewest(chunked, budget), step.decoder.depth):
             tried = replace(chunked, recompute=count)
             if needed(tried) <= budget:
                 yield tried

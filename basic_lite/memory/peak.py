@@ -7,7 +7,6 @@ from typing import Literal
 
 from basic_lite.memory.activations import (
     DecoderSetup,
-    checkpoint_bytes,
     is_fused,
     is_masked,
     keeps_inputs_alone,
@@ -97,6 +96,16 @@ class Step:
         return self.micro_batch * self.tower.patches
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes of the residual stream: a layer's input, and the gradient that backward has in hand."""
+        return self.tokens * self.decoder.width * self.setup.stream
+
+    @property
+    def squares(self) -> int:
+        """Squares of pixels, each of them a pass through the tower."""
+        return self.micro_batch * self.tower.squares
+
+    @property
     def chunk(self) -> Chunk:
         """What `L_sds` has at once of patches and vocabulary."""
         vocabulary = self.decoder.vocabulary
@@ -116,18 +125,10 @@ def static_parts(step: Step) -> dict[str, float]:
     one, they come while the layers' activations go (see `_gradients`).
     """
     decoder, setup = step.decoder, step.setup
-    linear, scales = decoder.depth * decoder.linear_parameters, 0.0
     if setup.training == "decoder":
-        weights, tables, trained = 4 * linear, 4, decoder.parameters
+        weights, tables, trained = 4 * decoder.depth * decoder.linear_parameters, 4, decoder.parameters
     else:
-        rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
-        scales = linear * (1 / 64 + 4 / (64 * 256))  # of nf4: one byte per 64, fp32 per 256 of those
-        packed = {
-            4: linear * 0.5 + scales,
-            8: linear + 4 * rows,
-            16: linear * setup.width,
-        }
-        weights, tables = packed[setup.bits], setup.width
+        weights, tables = decoder.linear_bytes(setup.bits, setup.width), setup.width
         trained = decoder.adapter_parameters(setup.rank) if setup.training == "adapters" else 0
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
@@ -140,16 +141,13 @@ def static_parts(step: Step) -> dict[str, float]:
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
     whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0
-    kept = scales if step.shards > 1 and setup.bits == 4 else 0  # the scales are no parameters
+    kept = decoder.scale_bytes if step.shards > 1 and setup.bits == 4 else 0  # they are no parameters
+    dequantised = step.dequantised * dequantised_bytes(step)
     layers, tuned = kept + (layers - kept) / step.shards, tuned / step.shards
     return {
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
-        **(
-            {"layers held dequantised": step.dequantised * dequantised_bytes(step)}
-            if step.dequantised
-            else {}
-        ),
+        **({"layers held dequantised": dequantised} if dequantised else {}),
         "embeddings and head": tables * decoder.table_parameters,
         "tower": (4 if step.tower_trained else setup.width) * step.tower.parameters,
         **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
@@ -173,9 +171,8 @@ def activation_bytes(step: Step, recompute: int | None = None) -> float:
     """Bytes that the decoder's layers keep from forward to backward; `recompute` replaces the step's own."""
     count = step.recompute if recompute is None else recompute
     depth = step.decoder.depth
-    inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.setup)
     last = _last(step) if count < depth else 0
-    return inputs + max(depth - 1 - count, 0) * _whole(step) + last
+    return count * step.stream_bytes + max(depth - 1 - count, 0) * _whole(step) + last
 
 
 def _whole(step: Step) -> float:
@@ -207,53 +204,47 @@ def _moments(step: Step) -> list[dict[str, float]]:
 
     They are the tower's pass; the head, when all that the layers keep is there; backward in the last layer
     that keeps its activations; backward in the last one that recomputes, when only the inputs of the
-    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed behind the
+    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed after the
     decoder's backward pass.
     """
-    decoder, setup, tokens = step.decoder, step.setup, step.tokens
-    depth = decoder.depth
+    decoder, setup, tokens, depth = step.decoder, step.setup, step.tokens, step.decoder.depth
     state = step.patches * decoder.width
-    embeddings, projector = _embeddings(step), _projector(step)
-    tower = _kept_by_tower(step)
-    around = embeddings + projector + tower + (4 * state if step.basic else 0)  # the target waits
+    projector, tower = _projector(step), _kept_by_tower(step)
+    around = _embeddings(step) + projector + tower + (4 * state if step.basic else 0)  # the target waits
     if is_masked(decoder, step.row):  # for layers with and without a window
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
     last = norm_bytes(decoder, replace(setup, streamlined=False))
-    behind = step.rows * (last + decoder.width * setup.width)  # the decoder's last norm
-    incoming = tokens * decoder.width * setup.stream  # the gradient that backward has in hand
-    moments = [
-        {"activations": _tower(step)},
-        {"activations": around + kept + behind, "head and losses": _head(step)},
-        {"activations": around + kept + incoming + _working(step, step.rows)} | _gradients(step, 1),
-    ]
-    input_bytes = tokens * checkpoint_bytes(decoder, setup)
+    final_norm = step.rows * (last + decoder.width * setup.width)
+    incoming = step.stream_bytes
+    moments: list[dict[str, float]] = []
+
+    def moment(activations: float, layers: int = 0, losses: float = 0.0) -> None:
+        """Add a moment at which the last `layers` layers have gradients."""
+        parts = {"activations": activations} | ({"head and losses": losses} if losses else {})
+        moments.append(parts | (_gradients(step, layers) if layers else {}))
+
+    moment(_tower(step))
+    moment(around + kept + final_norm, losses=_head(step))
+    moment(around + kept + incoming + _working(step, step.rows), 1)
     if step.recompute < depth - 1:  # backward in the layer before the last
-        before = kept - _last(step)
-        moments.append({"activations": around + before + incoming + _working(step, tokens)})
-        moments[-1] |= _gradients(step, 2)
+        moment(around + (kept - _last(step)) + incoming + _working(step, tokens), 2)
     # What the first norm keeps, if nothing that it made, is the input that is kept anyway.
-    own = input_bytes if keeps_inputs_alone(decoder, setup) else 0
+    own = incoming if keeps_inputs_alone(decoder, setup) else 0
     for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
         again = _whole(step) - own + incoming + _again(step, tokens)
-        moments.append({"activations": around + layer * input_bytes + again})
-        moments[-1] |= _gradients(step, depth - layer + 1)
+        moment(around + layer * incoming + again, depth - layer + 1)
     if step.recompute == depth:
-        own = input_bytes if is_fused(decoder, setup) else 0
-        again = _last(step) - own + incoming + _again(step, step.rows)
-        moments.append({"activations": around + kept + again} | _gradients(step, 1))
+        own = incoming if is_fused(decoder, setup) else 0
+        moment(around + kept + (_last(step) - own + incoming + _again(step, step.rows)), 1)
     if setup.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
         table = 4 * decoder.vocabulary * decoder.width
-        moments.append(
-            {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
-            | _gradients(step, depth)
-        )
+        moment(around + incoming, depth, table * (3 if decoder.tied else 1))
     if step.basic:
-        rest = incoming + projector + tower + 4 * state
-        moments.append({"activations": rest, "head and losses": _terms(step)} | _gradients(step, depth))
+        moment(incoming + projector + tower + 4 * state, depth, _terms(step))
     if step.tower_tuned:  # the last one, when the decoder holds nothing any more
+        moment(tower + _tower_again(step), depth)
         tuned = 0 if step.accumulates else 4 * step.tower_tuned
-        moments.append({"activations": tower + _tower_again(step)} | _gradients(step, depth))
         moments[-1]["gradients"] = moments[-1].get("gradients", 0.0) + tuned
     return moments
 
@@ -271,7 +262,7 @@ def _gradients(step: Step, layers: int) -> dict[str, float]:
 def _tower(step: Step) -> float:
     """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
     tower, width = step.tower, step.setup.width
-    tokens = step.micro_batch * tower.squares * tower.positions
+    tokens = step.squares * tower.positions
     states = max(step.tower_width, width) * (tower.depth + 5) * tower.width
     return _pixels(step) + tokens * (states + width * 2 * tower.inner)
 
@@ -280,14 +271,14 @@ def _kept_by_tower(step: Step) -> float:
     """What waits for the backward pass of a trained tower: the input of each of its layers."""
     if not step.tower_tuned:
         return 0.0
-    positions = step.micro_batch * step.tower.squares * step.tower.positions
+    positions = step.squares * step.tower.positions
     return _pixels(step) + (step.tower_layers + 2) * positions * step.tower.width * step.tower_width
 
 
 def _tower_again(step: Step) -> float:
     """One layer of a trained tower that runs again, and the gradients in its MLP."""
     tower, width = step.tower, step.setup.width
-    positions = step.micro_batch * tower.squares * tower.positions
+    positions = step.squares * tower.positions
     narrow = width * tower.layer_parameters if step.tower_trained and step.setup.half else 0
     # Three copies of the narrowed input; query, key, value, output; two sums; four tensors inside the MLP.
     kept = (12 * width + 3 * step.tower_width) * tower.width + 4 * width * tower.inner
@@ -296,8 +287,7 @@ def _tower_again(step: Step) -> float:
 
 
 def _pixels(step: Step) -> float:
-    squares = step.micro_batch * step.tower.squares
-    return squares * 3 * step.tower.image_size**2 * (1 + step.setup.width) + 24 * step.tokens
+    return step.squares * 3 * step.tower.image_size**2 * (1 + step.setup.width) + 24 * step.tokens
 
 
 def _embeddings(step: Step) -> float:
@@ -305,8 +295,7 @@ def _embeddings(step: Step) -> float:
 
     The latter are what the first layer keeps when it recomputes, and are not counted twice.
     """
-    one = step.tokens * step.decoder.width * step.setup.stream
-    return one if step.recompute else 2 * one
+    return step.stream_bytes * (1 if step.recompute else 2)
 
 
 def _projector(step: Step) -> float:
@@ -381,7 +370,7 @@ def _working_in_groups(step: Step, tokens: int) -> float:
 def _again(step: Step, tokens: int) -> float:
     """What backward holds beyond what a layer keeps when that layer runs again.
 
-    Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
+    Where the down projection is frozen and quantised, nothing after Liger's MLP needs what was kept: the
     gradient of the MLP's product is there before the layer runs again, up to that product, which is made
     anew. Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
     """

@@ -4,9 +4,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from data.made_rows import FIXTURES, row
+from data.planted_mix import mix_rows, text
 from transformers import AutoTokenizer
 
-from basic_lite.bench.padding import mix_rows, text
 from basic_lite.data import lengths
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.lengths import token_lengths

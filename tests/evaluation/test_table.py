@@ -93,7 +93,7 @@ def test_every_fixture_from_questions_to_results(fixtures, tmp_path, name):
         assert score.value is None or score.value > 30
         if score.value is not None:
             assert value_of(score.outcomes.values(), score.statistic) == pytest.approx(score.value)
-        content = Evaluation(Candidate(given=fixtures), name, tmp_path).results(asked, score)
+        content = Evaluation(Candidate(given=tmp_path), name, tmp_path).results(asked, score)
         json.dumps(content, allow_nan=False)
         if score.value is not None:
             assert content["interval_95"][0] <= score.value <= content["interval_95"][1]
@@ -113,7 +113,7 @@ def test_results_say_how_many_pictures_were_independent(fixtures, tmp_path, name
     asked = load(name, fixtures, limit=100, with_images=False)
     scorer = "proxy_substring" if name == "mmvet" else row.scorers[0]
     score = row.score(asked, {}, scorer)
-    content = Evaluation(Candidate(given=fixtures), name, tmp_path).results(asked, score)
+    content = Evaluation(Candidate(given=tmp_path), name, tmp_path).results(asked, score)
     assert content["clusters"] == PICTURES[name]
 
 

@@ -74,7 +74,7 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path):
     log = Log.of(folder)
     assert (len(log.steps), [row["step"] for row in log.measurements]) == (4, [0, 2])
     assert log.measuring_share is None  # the batch is known when it is done
-    assert "held-out rows not finite before, lowest 2.500 after step 2" in log.sentences[0]
+    assert "held-out rows not finite before, lowest 2.500 after step 2" in log.summary
     assert "<td>0</td><td></td>" in write([folder], tmp_path / "page.html")[0].read_text()
 
 

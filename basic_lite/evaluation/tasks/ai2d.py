@@ -34,7 +34,7 @@ BENCHMARK = Benchmark(
     sizes={"test": (3_088,)},
     rows=(
         table_reader("question", "options", "answer"),
-        tsv_reader("AI2D", ("AI2D_TEST.tsv", "AI2D*.tsv"), ("question", "A", "B", "answer")),
+        tsv_reader("AI2D", "AI2D_TEST.tsv", "AI2D*.tsv", needs=("question", "A", "B", "answer")),
     ),
     question=_question,
     scorers=tuple(RULES),

@@ -68,8 +68,8 @@ BENCHMARK = Benchmark(
         table_reader("question", "answer", "type", half="type"),
         tsv_reader(
             "ChartQA",
-            ("ChartQA_TEST.tsv",),
-            ("question", "answer", "split"),
+            "ChartQA_TEST.tsv",
+            needs=("question", "answer", "split"),
             otherwise=_json_rows,
             half="split",
         ),

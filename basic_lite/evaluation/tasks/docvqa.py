@@ -80,7 +80,7 @@ def _benchmark(name: str, config: str, tsv: str, patterns: Sequence[str], **more
         hub="lmms-lab/DocVQA",
         rows=(
             from_table,
-            tsv_reader(config, (tsv,), ("question", "answer"), split="val", otherwise=from_json),
+            tsv_reader(config, tsv, split="val", otherwise=from_json),
         ),
         question=_question,
         styles=SAME_STYLES,

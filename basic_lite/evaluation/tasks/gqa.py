@@ -124,7 +124,7 @@ BENCHMARK = Benchmark(
     sizes={"testdev": (12_578,)},
     rows=(
         _table_rows,
-        tsv_reader("GQA", ("GQA_TestDev_Balanced.tsv",), ("question", "answer"), otherwise=_json_rows),
+        tsv_reader("GQA", "GQA_TestDev_Balanced.tsv", otherwise=_json_rows),
     ),
     question=_question,
     styles=TOKEN_LIMITS,

@@ -139,7 +139,9 @@ BENCHMARK = Benchmark(
     rows=(
         _table_rows,
         tsv_reader(
-            *("HallusionBench", ("HallusionBench.tsv",), ("question", "answer", "category", "l2-category")),
+            "HallusionBench",
+            "HallusionBench.tsv",
+            needs=("question", "answer", "category", "l2-category"),
             split="image",
             otherwise=_json_rows,
         ),

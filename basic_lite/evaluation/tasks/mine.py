@@ -17,7 +17,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
 from basic_lite.evaluation.rules import Rule, by_letter, score_each
-from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.evaluation.tasks.docvqa import anls
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
 
@@ -122,8 +122,8 @@ def _cider(questions: Sequence[Question], predictions: Predictions) -> Score:
     tokens = PTBTokenizer()
     _, each = Cider().compute_score(tokens.tokenize(true), tokens.tokenize(said))
     items = {question.id: float(value) for question, value in zip(questions, each, strict=True)}
-    groupings = by_field("category")
-    return score_of(questions, predictions, items, metric="CIDEr", scorer="cider", groupings=groupings)
+    by = ("category",)
+    return score_of(questions, predictions, items, metric="CIDEr", scorer="cider", groupings=by)
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
@@ -138,7 +138,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return score_each(questions, predictions, scorer, rule, ("category",), right_wrong=whole)
 
 
-_file_rows = tsv_reader("question", ("*.tsv",), ("question", "answer"), otherwise=_json_rows)
+_file_rows = tsv_reader("question", "*.tsv", otherwise=_json_rows)
 
 BENCHMARK = Benchmark(
     name="mine",

@@ -19,7 +19,7 @@ from typing import Any
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.choices import METHODS, resolve_option
 from basic_lite.evaluation.files import Source, main_file, table_rows, unique
-from basic_lite.evaluation.question import LETTER, Question, question_of
+from basic_lite.evaluation.question import LETTER, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import PANDAS_NA, picture_holders, picture_of, tsv_rows
 from basic_lite.files import complete
@@ -271,7 +271,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         for name, answers in (("as_answered", given), ("normalise_cn", folded)):
             other = circular_accuracy(rows, answers, method)
             figures[name] = {"value": other.value, "parse_failures": other.unparsed}
-    base = {rotations_of(question): question for question in reversed(questions)}
+    base: dict[Id, Question] = {rotations_of(question): question for question in reversed(questions)}
     return replace(
         result,
         scorer=scorer,

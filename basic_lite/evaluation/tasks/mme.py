@@ -149,7 +149,9 @@ def export(questions: Sequence[Question], predictions: Predictions, path: Path) 
 
 
 _file_rows = tsv_reader(  # rows about one picture share its path
-    *("MME", ("MME.tsv",), ("question", "answer", "category", "image_path")),
+    "MME",
+    "MME.tsv",
+    needs=("question", "answer", "category", "image_path"),
     otherwise=_folder_rows,
     picture="image_path",
 )

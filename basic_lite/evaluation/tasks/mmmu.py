@@ -152,7 +152,7 @@ BENCHMARK = Benchmark(
             splits={"val": "validation"},
             image="image_1",
         ),
-        tsv_reader("MMMU", ("MMMU_DEV_VAL.tsv",), ("question", "A", "B", "answer", "category", "split")),
+        tsv_reader("MMMU", "MMMU_DEV_VAL.tsv", needs=("question", "A", "B", "answer", "category", "split")),
     ),
     question=_question,
     styles=STYLES,

@@ -46,7 +46,7 @@ BENCHMARK = Benchmark(
     sizes={"val": (1_500,)},
     rows=(
         table_reader("index", *_NEEDS, key="index"),
-        tsv_reader("MMStar", ("MMStar.tsv", "MMStar*.tsv"), _NEEDS),
+        tsv_reader("MMStar", "MMStar.tsv", "MMStar*.tsv", needs=_NEEDS),
     ),
     question=_question,
     styles=STYLES,

@@ -94,7 +94,9 @@ def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
 
 
 _tsv_or_csv_rows = tsv_reader(
-    *("MMVP", ("MMVP.tsv",), ("question", "A", "B", "answer")),
+    "MMVP",
+    "MMVP.tsv",
+    needs=("question", "A", "B", "answer"),
     otherwise=_csv_rows,
     **{"Question": "question", "Correct Answer": "answer"},
 )

@@ -79,7 +79,9 @@ BENCHMARK = Benchmark(
     rows=(
         table_reader("dataset", "question", "question_type", "answer", kind="question_type"),
         tsv_reader(
-            *("OCRBench", ("OCRBench.tsv",), ("question", "answer", "category")),
+            "OCRBench",
+            "OCRBench.tsv",
+            needs=("question", "answer", "category"),
             otherwise=_json_rows,
             kind="category",
         ),

@@ -41,7 +41,7 @@ BENCHMARK = Benchmark(
     sizes={"test": (765,)},
     rows=(
         table_reader("question", "answer"),
-        tsv_reader("RealWorldQA", ("RealWorldQA.tsv",), ("question", "answer")),
+        tsv_reader("RealWorldQA", "RealWorldQA.tsv"),
     ),
     question=_question,
     scorers=tuple(RULES),

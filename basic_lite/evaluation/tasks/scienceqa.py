@@ -16,7 +16,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, publish
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import LETTER, Question, question_of
 from basic_lite.evaluation.rules import by_letter, score_each
-from basic_lite.evaluation.statistics import Score, by_field, percent, score_of
+from basic_lite.evaluation.statistics import Score, percent, score_of
 from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
 _LETTERS = "ABCDE"
@@ -131,7 +131,7 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
         metric="accuracy, questions with a picture" if with_picture else "accuracy",
         scorer=scorer,
         right_wrong=True,
-        groupings=by_field(*_GROUPS),
+        groupings=_GROUPS,
         figures={"accuracy_all": percent(right), "n_all": len(right), "n_with_picture": len(with_picture)},
         unparsed=each.unparsed,
     )

@@ -68,7 +68,9 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
 
 
 _tsv_or_json_rows = tsv_reader(
-    *("SEED-Bench", ("SEEDBench_IMG.tsv",), ("question", *"ABCD", "answer", "category")),
+    "SEED-Bench",
+    "SEEDBench_IMG.tsv",
+    needs=("question", *"ABCD", "answer", "category"),
     otherwise=_json_rows,
     **dict(zip(_CHOICES, "ABCD", strict=True)),
     data_id="picture",
