@@ -6,10 +6,9 @@ AI2D has no generative scorer of its own; the rules are those that harnesses use
 
 from __future__ import annotations
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, by_letter, scored_by
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import Question, options_prompt, question_of
-from basic_lite.evaluation.rules import by_letter, scored_by
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
 
 RULES = {name: by_letter(name) for name in ("exact_matching", "lmms_static")}

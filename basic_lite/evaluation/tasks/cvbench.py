@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, by_letter, compared, score_each
 from basic_lite.evaluation.files import Source, main_file, table_reader
 from basic_lite.evaluation.question import LETTER, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import by_letter, compared, score_each
 from basic_lite.evaluation.statistics import Score, value_of
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, by_letter, score_each
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, by_letter, score_each
 from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.evaluation.tasks.docvqa import anls
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader

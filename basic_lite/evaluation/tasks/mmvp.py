@@ -14,10 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, compared, score_each
 from basic_lite.evaluation.files import Source, main_file, require, table_reader, with_pictures
 from basic_lite.evaluation.question import Id, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, percent
 from basic_lite.evaluation.tsv import choices_in, tsv_reader
 

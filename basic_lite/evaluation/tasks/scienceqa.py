@@ -12,10 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, by_letter, published, score_each
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import LETTER, Question, question_of
-from basic_lite.evaluation.rules import by_letter, score_each
 from basic_lite.evaluation.statistics import Score, percent, score_of
 from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, Rule, by_letter, compared, published, scored_by
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SAME_STYLES, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, by_letter, compared, scored_by
 from basic_lite.evaluation.tsv import find_tsv, tsv_reader
 
 
