@@ -112,7 +112,6 @@ _SHOWN_TEXTS = (replacement.ORIGINAL, replacement.DIRECTION, replacement.AS_TEXT
 
 
 def write(path: Path, analysis: Analysis) -> Path:
-    """Write the page and return its path."""
     return pages.write(
         path,
         "analysis/tokens.html",

@@ -172,8 +172,6 @@ BEFORE = "before training"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of an analysis."""
-
     label: str  # as tables and plots call it
     folder: Path  # of the run; of `BEFORE` the one whose beginning it is
     manifest: dict  # of that run
