@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,20 +232,14 @@ def check_gradio() -> None:
         )
 
 
-def recalled(
-    assembled: Assembled,
-    history: Sequence[dict[str, Any]],
-    max_new_tokens: int,
-    sampling: Sampling = Sampling(),
-    lock: threading.Lock | None = None,
-) -> Chat:
-    """Return the conversation that a page shows: the page keeps what was said, so nobody reads another's.
+def recall(chat: Chat, history: Sequence[dict[str, Any]]) -> None:
+    """Carry on the conversation that a page shows: the page keeps what was said, so nobody reads another's.
 
     A message without answer (a `MISTAKE`, or cut off before a word) is forgotten; its pictures wait for the
     next. The content of a message is a text or a list of texts (bare, or `{"text"}`) and pictures (`{"path"}`
     from a client, `{"file": {"path"}}` from a browser).
     """
-    chat, asked = Chat(assembled, max_new_tokens, sampling, lock), ""
+    asked = ""
     for message in history:
         text, files = _parts(message["content"])
         if message["role"] == "assistant":
@@ -252,11 +247,8 @@ def recalled(
             continue
         asked = text
         for file in files:
-            try:
+            with suppress(ValueError):  # it was answered with this error
                 chat.show(file)
-            except ValueError:  # it was answered with this error
-                continue
-    return chat
 
 
 def _parts(content: str | Sequence[Any]) -> tuple[str, list[Path]]:
@@ -284,7 +276,8 @@ def page(assembled: Assembled, title: str, max_new_tokens: int, sampling: Sampli
         answer = ""
         try:
             drawn = Sampling(temperature, top_p, None if seed < 0 else int(seed))
-            chat = recalled(assembled, history, max_new_tokens, drawn, lock)
+            chat = Chat(assembled, max_new_tokens, drawn, lock)
+            recall(chat, history)
             for file in message["files"]:
                 chat.show(Path(file))
             if not message["text"].strip():

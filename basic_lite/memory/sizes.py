@@ -164,6 +164,17 @@ class DecoderSize:
         """Weights of one layer's linear layers: what is quantised."""
         return sum(linear.parameters for linear in self.linears)
 
+    @property
+    def scale_bytes(self) -> float:
+        """Bytes of nf4's scales in all layers: one per 64 weights, and fp32 per 256 of those."""
+        return self.depth * self.linear_parameters * (1 / 64 + 4 / (64 * 256))
+
+    def linear_bytes(self, bits: int, width: int) -> float:
+        """Bytes of all layers' linear layers in 4, 8 or 16 bits; `width` are those of a 16-bit element."""
+        linear = self.depth * self.linear_parameters
+        rows = self.depth * sum(layer.outputs for layer in self.linears)
+        return {4: linear / 2 + self.scale_bytes, 8: linear + 4 * rows, 16: linear * width}[bits]
+
     @cached_property
     def norm_parameters(self) -> int:
         """Weights of all norms, and the biases of Qwen2's query, key and value."""

@@ -261,7 +261,7 @@ def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
                 f"--tiles takes a tower of square pictures and patches; {sources.tower} has "
                 f"{name} {getattr(tower, name)}: take another --tower, or leave --tiles out"
             )
-    native = native_size(read_processor(sources.tower, tower), tower)
+    native = native_size(read_processor(sources.tower), tower)
     size = native if sources.image_size is None else sources.image_size
     family = zoo.tower_family_of(tower.model_type, sources.tower)
     if family.any_size and size != tower.image_size:
@@ -277,7 +277,7 @@ def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
     """Raise ValueError if patches would be left over when joined as `sources.pool` asks; loads nothing."""
     if sources.pool == 1:
         return
-    native = native_size(read_processor(sources.tower, tower), tower)
+    native = native_size(read_processor(sources.tower), tower)
     size = native if sources.image_size is None else sources.image_size
     zoo.check_pool(sources.pool, sources.tower, size, tower.patch_size)
 
@@ -336,7 +336,7 @@ def assemble(
     family = zoo.family_of(llm_config.model_type, sources.llm)
     tower_config = vision_config(read_config(sources.tower, "vision tower"))
     tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
-    processor = read_processor(sources.tower, tower_config)
+    processor = read_processor(sources.tower)
     size = native_size(processor, tower_config) if sources.image_size is None else sources.image_size
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")

@@ -20,7 +20,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from basic_lite.data import hub
 from basic_lite.data.world import parts
 from basic_lite.files import write_json
 from basic_lite.models import converted, quantised, repository, zoo
@@ -48,11 +47,7 @@ _PLACES = (
     (re.compile(r"(?:model\.)?language_model\.lm_head\.(.*)"), LANGUAGE, "lm_head."),
     (re.compile(r"lm_head\.(.*)"), LANGUAGE, "lm_head."),
     (re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.*)"), LANGUAGE, "model."),
-    (
-        re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"),
-        LANGUAGE,
-        "model.",
-    ),  # of a Qwen before it was nested
+    (re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"), LANGUAGE, "model."),  # an older Qwen's
     (re.compile(r"(?:model\.)?vision_tower\.(.*)"), VISION, ""),
     (re.compile(r"(?:model\.)?multi_modal_projector\.(.*)"), PROJECTOR, "multi_modal_projector."),
 )
@@ -135,15 +130,12 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     """
     folder = converted.safetensors_folder(source, say=say)
     if not Path(parts.located(source)).is_dir():
-        folder = _with_small_files(source, folder)
+        _fetch_small_files(source, folder.name)
     config, files = _config(source), repository.weight_files(folder)
     needed = sum(path.stat().st_size for path in files)
     what = f"the parts of {source!r} are written apart once"
-    base: dict[str, object] = {"place": source, "revision": folder.name}
-    if Path(source).is_dir():
-        states = quantised.states_of([*files, folder / "config.json"])
-        base = {"place": str(Path(source).resolve()), "files": states}
-    made_of = {"format": quantised.FORMAT, "base": base, "unpacked": 1}
+    base = quantised.base_of(source, [*files, folder / "config.json"], folder.name)
+    made_of: dict[str, object] = {"format": quantised.FORMAT, "base": base, "unpacked": 1}
     copy = quantised.copy_in(quantised.root_for(what, needed) / "unpacked", source, made_of)
     copy.make(what, needed, partial(_write, folder, config, files), say)
     return Unpacked(copy.path, config, source)
@@ -151,14 +143,8 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
 
 def _config(source: str) -> dict[str, Any]:
     """Return `config.json` as it is written: what a later version fills in would change its hash."""
-    from huggingface_hub import hf_hub_download
-
-    folder = Path(parts.located(source))
-    if not folder.is_dir():
-        hub.silence()
     try:
-        path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(source, "config.json"))
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = repository.read_json(source, "config.json")
     except Exception as error:  # the hub's client raises many types
         raise ValueError(
             f"no model can be loaded from {source!r} ({repository.why(source, error)})"
@@ -166,14 +152,14 @@ def _config(source: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _with_small_files(source: str, folder: Path) -> Path:
+def _fetch_small_files(source: str, revision: str) -> None:
+    """Fetch them beside the weights, which lie in the folder of that commit."""
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(source, revision=folder.name, allow_patterns=[*_TOKENIZER, *_SETTINGS])
+        snapshot_download(source, revision=revision, allow_patterns=[*_TOKENIZER, *_SETTINGS])
     except Exception as error:  # as above
         raise ValueError(f"{source!r} cannot be read: {repository.why(source, error)}") from error
-    return folder
 
 
 def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path) -> None:

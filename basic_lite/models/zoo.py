@@ -319,7 +319,7 @@ TOWERS: dict[str, Tower] = {
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageDefaults:
     """How a stage is trained unless its options say otherwise."""
 
     global_batch: int  # rows per optimizer step
@@ -332,16 +332,19 @@ class Pace:
     tower_lora_learning_rate: float = 2e-5  # of adapters in it: ten times as much, as of the decoder's
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
-        """Return `micro_batch`, or the next smaller one that divides `global_batch` (`None`: this pace's)."""
+        """Return `micro_batch`, or the next smaller one that divides `global_batch` (`None`: the default)."""
         share = (self.global_batch if global_batch is None else global_batch) // int(
             os.environ.get("WORLD_SIZE", 1)
         )
         return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 
-LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}
-# Few rows and a narrow decoder: LLaVA's pace would be six steps.
-_EMBEDDED = {1: Pace(16, 16, 2e-3, 2.0), 2: Pace(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4)}
+LLAVA = {1: StageDefaults(256, 8, 1e-3), 2: StageDefaults(128, 4, 2e-4)}
+# Few rows and a narrow decoder: LLaVA's batch would leave six steps.
+_EMBEDDED = {
+    1: StageDefaults(16, 16, 2e-3, 2.0),
+    2: StageDefaults(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4),
+}
 
 
 def bits_of(model: str, llm: str | None) -> Bits:
@@ -350,8 +353,8 @@ def bits_of(model: str, llm: str | None) -> Bits:
     return (known or LLM).bits
 
 
-def pace_of(source: str, stage: int) -> Pace:
-    """Return the pace of a stage: LLaVA-1.5's, or the embedded world's for its decoder."""
+def stage_defaults(source: str, stage: int) -> StageDefaults:
+    """Return a stage's defaults: LLaVA-1.5's, or the embedded world's for its decoder."""
     return (_EMBEDDED if source in EMBEDDED else LLAVA)[stage]
 
 

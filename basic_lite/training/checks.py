@@ -1,4 +1,4 @@
-"""What is looked at between a command and its first step, the cheap things first."""
+"""Checks between a command and its first step, the cheap ones first."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ BYTES_PER_PARAMETER: int = 12  # of a checkpoint: an fp32 weight and Adam's two 
 
 REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the first step; removed at once
 
+BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
+
+SHARDED: str = "ACCELERATE_USE_FSDP"
+"""Variable by which `accelerate launch` asks for FSDP (see `distributed`)."""
+
+REFUSED: dict[str, str] = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""Variables by which it asks to cut the model in another way."""
+
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
     """Raise ValueError unless the checkpoints that a run keeps fit, and one more while it is written."""
@@ -61,12 +72,13 @@ def check_disk(out: Path, model: nn.Module, keep: int) -> None:
 
 
 def rehearse(trainer: BasicTrainer, out: Path) -> None:
-    """Save, read back, and for adapters merge one matrix, before the first step is paid for."""
+    """Save, read back, and for adapters merge one matrix, before the first step."""
     folder = out / REHEARSAL
     shutil.rmtree(folder, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = {name: p.detach().cpu().clone() for name, p in trained.items()} if _small(trained) else {}
+    small = sum(p.numel() for p in trained.values()) < 5e8  # a second copy fits: not of a whole decoder
+    before = {name: p.detach().cpu().clone() for name, p in trained.items()} if small else {}
     try:
         try:
             trainer.save_weights(folder)
@@ -81,13 +93,8 @@ def rehearse(trainer: BasicTrainer, out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _small(trained: dict[str, nn.Parameter]) -> bool:
-    """Whether a second copy of the trained weights may stand in memory: not of a whole decoder."""
-    return sum(p.numel() for p in trained.values()) < 5e8
-
-
 def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
-    """Merge one matrix as the export does, and see that every adapter has its place in the base's files."""
+    """Merge one matrix as the export does, and check that every adapter has its place in the base's files."""
     if manifest is None:
         return
     adapters = Adapters(folder)
@@ -100,18 +107,6 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
             assert merged.dtype == torch.float32, "adapters are added in fp32"
             assert bool(torch.isfinite(merged).all()), f"{entry.name} is not finite after a merge"
     adapters.check_all_used()
-
-
-BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
-
-SHARDED: str = "ACCELERATE_USE_FSDP"
-"""What `accelerate launch` says in the environment when it was asked for FSDP (see `distributed`)."""
-
-REFUSED: dict[str, str] = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""What it says when it was asked to cut the model in another way."""
 
 
 def shards_asked_for(whole_decoder: bool = False) -> int:
@@ -150,7 +145,7 @@ def _is_on(variable: str) -> bool:
 
 
 def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
-    """Look at the parts' configurations before any weight is read; return the decoder's.
+    """Check the parts' configurations before any weight is read; return the decoder's.
 
     Raises ValueError if a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
     """
@@ -182,7 +177,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
 
 
 def check_stream(settings: Settings) -> None:
-    """Refuse what cannot be had of rows that nobody has counted."""
+    """Refuse what takes rows that were counted."""
     data = settings.data
     if not data.stream:
         return
@@ -205,7 +200,7 @@ def check_stream(settings: Settings) -> None:
 
 
 def check_folder(decided: Plan) -> Path | None:
-    """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing."""
+    """Check that a run may use its folder, and return the checkpoint to resume from; changes nothing."""
     out, resume, overwrite = decided.settings.out, decided.settings.run.resume, decided.settings.run.overwrite
     if resume:
         checkpoints = files.checkpoints(out)
@@ -232,12 +227,10 @@ def check_folder(decided: Plan) -> Path | None:
 
 
 def _has_steps_left(decided: Plan, last: Path) -> bool:
-    """Whether a finished run is to be lengthened, or was stopped while it was."""
-    return _step_of(last) > files.read_manifest(last.parent)["steps"] or lengthened(decided, last)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    """Whether a finished run is to be lengthened, or a lengthened one was stopped."""
+    return int(last.name.rpartition("-")[2]) > files.read_manifest(last.parent)["steps"] or lengthened(
+        decided, last
+    )
 
 
 def lengthened(decided: Plan, resume: Path) -> bool:
@@ -322,19 +315,20 @@ class Passes:
 
     @classmethod
     def of(cls, settings: Settings, then: dict | None = None) -> Passes:
-        """Return those of settings, in the order of the run that they go on with (`then`, its manifest)."""
+        """Return those of settings, in the order of the run that is resumed (`then`, its manifest)."""
         processes = rank_and_count()[1]
         rows = settings.micro_batch * processes
+        now = cls(rows, settings.micro_batch, processes, settings.data.processes)
         if then is None:
-            return cls(rows, settings.micro_batch, processes, settings.data.processes)
-        before = passes_before(then, processes, settings.data.processes)
-        made = cls(before["order_rows"], settings.micro_batch, processes, settings.data.processes)
-        changed = rows != before["micro_batch"] * before["processes"]
+            return now
+        before = now.before(then)
+        made = replace(now, order_rows=before.order_rows)
+        changed = rows != before.micro_batch * before.processes
         intervention = settings.method.intervention
         if changed and intervention.split("=")[0] in ("noise", "shuffled"):
             raise ValueError(
                 f"--intervention {intervention} depends on which rows share a pass: resume with "
-                f"--micro-batch {before['micro_batch']} and {before['processes']} processes"
+                f"--micro-batch {before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
             raise ValueError(
@@ -351,23 +345,21 @@ class Passes:
         """
         return math.lcm(self.order_rows, self.micro_batch * self.processes)
 
+    def before(self, then: dict) -> Passes:
+        """Return those before the run was resumed; an older manifest has the micro-batch alone."""
+        rows = then["training"]["micro_batch"]
+        known = asdict(self) | {"micro_batch": rows, "order_rows": rows * self.processes}
+        return Passes(**known | then.get("passes", {}))
 
-def passes_before(then: dict, processes: int, workers: int) -> dict[str, int]:
-    """Return how a run was put through its model before; an older manifest knows the micro-batch alone."""
-    rows = then["training"]["micro_batch"]
-    known = {"micro_batch": rows, "processes": processes, "workers": workers, "order_rows": rows * processes}
-    return known | then.get("passes", {})
-
-
-def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
-    """Return what a resumed run does otherwise: name -> before and now."""
-    before = passes_before(then, passes.processes, passes.workers)
-    now = {name: getattr(passes, name) for name in ("micro_batch", "processes", "workers")}
-    return {name: [before[name], value] for name, value in now.items() if before[name] != value}
+    def changes(self, then: dict) -> dict[str, list[int]]:
+        """Return what a resumed run changes: name -> before and now."""
+        before, names = self.before(then), ("micro_batch", "processes", "workers")
+        pairs = {name: [getattr(before, name), getattr(self, name)] for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
-    """Describe what a resumed run does otherwise (`changes_of`), and what of its numbers depends on it."""
+    """Describe `Passes.changes`, and what in the numbers depends on them."""
     parts = ", ".join(
         f"{name.replace('_', '-')} {now} ({old} before)" for name, (old, now) in changes.items()
     )
@@ -398,7 +390,8 @@ def check_before_loading(
     else:
         rows.faults = check_rows(rows, settings.stage)
         check_budget(rows, settings.data.bad_budget, settings.stage)
-    if line := check_held_out(decided.held_out, rows, settings.stage):
+    assert isinstance(decided.steps, int), "only a dry run does not know them"
+    if line := check_held_out(decided.held_out, rows, settings, decided.steps):
         console.print(line)
 
 

@@ -13,7 +13,7 @@ NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown optimizer; raises ValueError if `name` is not among `NAMES`."""
+    """Raise ValueError if `name` is not among `NAMES`."""
     if name not in NAMES:
         raise ValueError(f"--optimizer must be one of {', '.join(NAMES)}, got {name!r}")
 
@@ -30,7 +30,6 @@ def make(
     8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. What is no
     adapter keeps fp32 moments: the projector, which everything passes through, and the tower.
     """
-    check_name(name)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     own = {"multi_modal_projector": projector_learning_rate, "vision_tower": tower_learning_rate}
     others = [p for n, p in named if not any(part in n for part in own)]

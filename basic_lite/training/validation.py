@@ -38,6 +38,8 @@ from basic_lite.training.settings import Settings
 
 PER_RUN: int = 10  # measurements of a run where `--val-steps` does not say
 
+ANSWERED: int = 4  # measurements with sample answers after the one before the first step
+
 LONGEST: int = 48  # most tokens of a sample answer
 
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
@@ -105,15 +107,16 @@ def _mixed(rows: Rows) -> np.ndarray:
     return permuted(len(rows), *(int(rows.sha256[i : i + 8], 16) for i in range(0, 64, 8)))
 
 
-def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) -> str:
+def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, settings: Settings, steps: int) -> str:
     """Look through the rows to measure as through those to train on; what is bad is not measured.
 
-    Returns a line for the user, empty where nothing is measured. Raises ValueError if no row is good.
+    Returns a line for the user, with how much is measured in `steps` optimizer steps; empty where nothing is.
+    Raises ValueError if no row is good.
     """
     if held_out is None:
         return ""
     if held_out.rows is not rows:
-        held_out.rows.faults = check_rows(held_out.rows, stage)
+        held_out.rows.faults = check_rows(held_out.rows, settings.stage)
     good = int(held_out.rows.usable[held_out.numbers].sum())
     if not good:
         first = next(iter(held_out.rows.faults), None)
@@ -123,7 +126,11 @@ def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) ->
         )
     bad = len(held_out.numbers) - good
     of_them = " of the rows" if held_out.rows is rows else f" rows of {held_out.rows.path}"
-    return f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}"
+    times = 1 + math.ceil(steps / (settings.validation.val_steps or 1))
+    return (
+        f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}; "
+        f"measured {times} times, {times * good:,} rows beside {steps * settings.global_batch:,} of training"
+    )
 
 
 @dataclass(frozen=True)
@@ -188,30 +195,53 @@ class Validator:
         on_device: Callable[[dict], dict],
         rows_at_once: int,
         sharded: bool = False,
-    ) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Return the figures, the same in every process, and the sample answers; the model can train on.
+    ) -> dict[str, float]:
+        """Return the figures, the same in every process; the model can train on.
 
-        All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`; of
-        each sample there is the id, the true answer and the model's (in the first process, or in all of cut
-        layers). `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and
-        `sharded` says that the decoder's layers are cut over the processes.
+        All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`.
+        `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and `sharded`
+        says that the decoder's layers are cut over the processes.
         """
         for_inference(model)
         try:
             sums = self._sums(model, wrapped, accelerator, on_device, rows_at_once, sharded)
-            answering = sharded or accelerator.is_main_process
-            # A cache holds two vectors of a token and layer, where recomputation keeps one.
-            size = max(rows_at_once // 2, 1)
-            parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size) if answering]
-            inner = accelerator.unwrap_model(model)
-            samples = [sample for part in parts for sample in self._answers(inner, part)]
         finally:
             model.train()
         figures = {name: sums[name] / sums[of] for name, of in _OVER.items() if sums[of]}
         loss = sum(
             weight * figures.get(name, 0.0) for name, weight in self.settings.objective.weights.items()
         )
-        return {"loss": loss} | figures | {"rows": int(sums["rows"])}, samples
+        return {"loss": loss} | figures | {"rows": int(sums["rows"])}
+
+    def is_answered(self, step: int, steps: int) -> bool:
+        """Whether the measurement after `step` of a run of `steps` has sample answers.
+
+        The first one has, the last one, and the first after each quarter of the run: an answer takes as many
+        passes as it has tokens, and all of them would cost a short run more than its losses do.
+        """
+        before = step - (self.settings.validation.val_steps or 1)
+        return not step or step >= steps or step * ANSWERED // steps > before * ANSWERED // steps
+
+    @torch.no_grad()
+    def answers(
+        self, model: nn.Module, accelerator: Accelerator, *, rows_at_once: int, sharded: bool = False
+    ) -> list[dict[str, str]]:
+        """Return the sample rows' ids, true answers and the model's; the model can train on.
+
+        Empty but in the first process, unless the decoder's layers are cut over the processes: then all have
+        to come here.
+        """
+        if not (sharded or accelerator.is_main_process):
+            return []
+        # A cache holds two vectors of a token and layer, where recomputation keeps one.
+        size = max(rows_at_once // 2, 1)
+        parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size)]
+        for_inference(model)
+        try:
+            inner = accelerator.unwrap_model(model)
+            return [sample for part in parts for sample in self._answers(inner, part)]
+        finally:
+            model.train()
 
     def _sums(
         self,

@@ -133,7 +133,8 @@ def test_pictures_inside_a_row(tmp_path: Path, write_rows: Callable, picture: Ca
     assert result.stdout.startswith("1 rows in ")
     again = open_rows(tmp_path / "out" / "rows.jsonl")
     assert load_image(again[0].images[0]).size == (9, 7)
-    assert CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exit_code == 2
+    refused = CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exception
+    assert "is not an empty folder" in str(refused)
 
 
 NOTED: dict[str, tuple[dict, str]] = {

@@ -246,8 +246,30 @@ def data_for(stage: str, world: Path, other: Path, folder: Path) -> Path:
 def losses_in_order(monkeypatch, losses: dict[int, float]) -> None:
     """Let measurements have these losses by step."""
     given = iter(losses.values())
-    fake = lambda self, *args, **kwargs: ({"loss": 1.0, "lm": next(given), "rows": 4}, [])  # noqa: E731
+    fake = lambda self, *args, **kwargs: {"loss": 1.0, "lm": next(given), "rows": 4}  # noqa: E731
     monkeypatch.setattr(Validator, "measure", fake)
+
+
+@pytest.mark.parametrize(
+    ("more", "answered"),
+    [
+        (("--val-steps", 1), [0, 3, 5, 8, 10]),
+        (("--val-steps", 4), [0, 4, 8, 10]),
+        (("--val-steps", 1, "--stop-after", 4), [0, 3, 4]),  # where it ends early, too
+    ],
+)
+def test_answers_are_written_at_the_start_after_each_quarter_and_at_the_end(
+    more, answered, world, tmp_path, monkeypatch
+):
+    losses_in_order(monkeypatch, dict.fromkeys(range(11), 5.0))
+    done = run(
+        *stage1(world, "--bits", 16, "--max-steps", 10, "--val-share", "25%", *more), cwd=tmp_path
+    ).stdout
+    rows = measured(tmp_path / "runs/stage1")
+    assert [row["step"] for row in rows if row["samples"]] == answered
+    assert all(len(row["samples"]) in (0, 4) for row in rows)
+    times = {1: 11, 4: 4}[more[1]]
+    assert f"measured {times} times, {4 * times} rows beside 40 of training" in done
 
 
 def test_the_best_checkpoint_stays_and_gives_the_run_its_weights(world, tmp_path, monkeypatch):
