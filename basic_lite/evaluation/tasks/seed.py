@@ -6,7 +6,6 @@ Sources: LLaVA `scripts/convert_seed_for_submission.py`, lmms-eval `tasks/seedbe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from basic_lite.evaluation import files
@@ -112,8 +111,7 @@ def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[st
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     for row in files.table_rows(source, None, "test", _NEEDS):
         if _wanted(source, row):
-            image = row["image"]
-            yield {**row, "id": str(row["question_id"]), "image": image and replace(image, of_several=True)}
+            yield {**row, "id": str(row["question_id"])}
 
 
 _LLAVA = published(58.6, 61.6, 60.1, 61.3, on="all 19,242 questions, images and videos")
