@@ -178,14 +178,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(
-    path: Path, needs: Iterable[str] = (), drop_cut_end: bool = False
+    path: Path, needs: Sequence[str] = (), drop_cut_end: bool = False
 ) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; raises ValueError if a line is none or lacks one of `needs`.
 
     `drop_cut_end` leaves out a last line that does not parse, as a killed writer leaves it.
     """
     lines = read_text(path).split("\n")
-    rows, needs = [], tuple(needs)
+    rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -208,7 +208,7 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, row))[:200]}.")
 
 
-def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[str, Any]]:
+def read_list(path: Path, name: str | None, needs: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of a JSON list, or of the list under `name` in an object; each has all of `needs`."""
     content = read_json(path)
     if name is not None:
@@ -216,7 +216,6 @@ def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[s
         content = content[name]
     if not isinstance(content, list):
         raise ValueError(f"{path} holds no list of rows: it is no file of this kind.")
-    needs = tuple(needs)
     for number, row in enumerate(content):
         require(row, needs, f"{path} row {number}")
     return content

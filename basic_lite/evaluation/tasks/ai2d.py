@@ -15,12 +15,12 @@ RULES = {name: by_letter(name) for name in ("exact_matching", "lmms_static")}
 
 
 def _question(row: Row, style: str) -> Question:
-    listed = row.get("options")  # the hub's rows, whose answer is a position
-    choices = choices_in(row) if listed is None else dict(zip(OPTIONS, map(str, listed), strict=False))
+    choices = choices_in(row)
     return question_of(
         row,
         options_prompt(str(row["question"]), choices),
-        answer=row["answer"] if listed is None else OPTIONS[int(row["answer"])],
+        # The answer of the hub's rows is a position.
+        answer=OPTIONS[int(row["answer"])] if "options" in row else row["answer"],
         choices=choices,
         category="category",
         fields=("category",),
