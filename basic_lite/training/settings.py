@@ -619,14 +619,15 @@ class Validation:
         int | None,
         option(
             "Optimizer steps between two measurements; the start and the end are measured anyway.",
-            default="a tenth of the run",
+            default="a tenth of the run; up to a quarter where many rows are measured",
             callback=within(1),
         ),
     ] = None
     val_samples: Annotated[
         int,
         option(
-            "Rows whose answers are written out, greedily: at the start, after each quarter and at the end.",
+            "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 "
+            "steps of the run, at most five times.",
             callback=within(0, 32),
         ),
     ] = 4
