@@ -569,12 +569,13 @@ class Validation:
     val_steps: int | None = setting(
         None,
         "Optimizer steps between two measurements; the start and the end are measured anyway.",
-        shown="a tenth of the run",
+        shown="a tenth of the run; up to a quarter where many rows are measured",
         callback=within(1),
     )
     val_samples: int = setting(
         4,
-        "Rows whose answers are written out, greedily: at the start, after each quarter and at the end.",
+        "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 steps "
+        "of the run, at most five times.",
         callback=within(0, 32),
     )
     stop_after: int | None = setting(
