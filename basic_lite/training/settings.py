@@ -574,8 +574,8 @@ class Validation:
     )
     val_samples: int = setting(
         4,
-        "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 steps "
-        "of the run, at most five times.",
+        "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 "
+        "steps of the run, at most five times.",
         callback=within(0, 32),
     )
     stop_after: int | None = setting(
