@@ -98,16 +98,22 @@ def counted_findings(
 
 
 def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
-    """Return the rows whose pictures `max_length` would cut, by the tokenizer; training leaves them out.
+    """Return the rows of which `max_length` would cut a picture or all answers; training leaves them out.
 
-    A text after the pictures that is too long is cut instead. `counted_findings` returns the same rows, and
-    rows without a picture whose first question leaves no room for an answer, which training replaces.
+    They are counted by the tokenizer, and are those that `counted_findings` calls `no_supervision`. Of other
+    rows the end of the text is cut.
     """
-    findings = []
-    if encoder.max_length is None:
+    length, findings = encoder.max_length, []
+    if length is None:
         return findings
-    for row in np.flatnonzero(rows.has_image & _may_exceed(rows, encoder, encoder.max_length)).tolist():
+    images = encoder.image_tokens(rows)
+    for row in np.flatnonzero(_may_exceed(rows, encoder, length)).tolist():
         sample = rows[row]
+        pictured = [place for place, (_, text) in enumerate(sample.turns[::2]) if IMAGE in text]
+        answer = next(place for place in range(1, len(sample.turns), 2) if place not in sample.silent)
+        needed = sample.turns[: max(2 * max(pictured, default=0) + 1, answer)]
+        if 2 * estimated_length(needed) + TEMPLATE_TOKENS + images[row] <= length:
+            continue  # most long rows are long in their answers: not tokenised twice
         try:
             encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
@@ -306,7 +312,7 @@ def _examined(
 def check_data(
     rows: Rows,
     *,
-    pictures: Depth | None = "decode",  # how closely to look at them; `None` for not at all
+    pictures: Depth | None = "decode",  # how much of them is checked; `None` for nothing
     max_length: int = MAX_LENGTH,  # of a row, images included
     tokens_per_image: int = TOKENS_PER_IMAGE,
     stage: int = 2,  # 1 takes only rows of one image and its caption

@@ -344,7 +344,11 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
     Raises ValueError if the name is unknown or the configuration cannot be read.
     """
     if llm is not None:
-        return [(llm, DecoderSize.of(_config(llm, "language model"), llm))]
+        from basic_lite.models import unpacked
+        from basic_lite.models.llava import read_config
+
+        taken_out = unpacked.decoder_config(llm)
+        return [(llm, DecoderSize.of(taken_out or read_config(llm, "language model"), llm))]
     return [(name, published_decoder(name)) for name in (DECODERS if model is None else [model])]
 
 

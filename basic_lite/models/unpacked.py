@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoConfig, PretrainedConfig
 
 from basic_lite.data.world import parts
 from basic_lite.files import write_json
@@ -53,14 +54,7 @@ _PLACES = (
 )
 """Where a tensor goes, by its name in old and new files, and what stands in front of it there."""
 
-_TOKENIZER = (
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER = "tokenizer* *.jinja vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -96,6 +90,23 @@ def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
     except ValueError:  # whoever loads it says more
         return source
     return unpack(source, say).llm if kind in _DECODERS else source
+
+
+def decoder_config(source: str) -> PretrainedConfig | None:
+    """Return the configuration of the decoder that `language_model` would take out; `None` if it takes none.
+
+    No weight is read.
+    """
+    try:
+        config = _config(source)
+    except ValueError:  # as above
+        return None
+    if config.get("model_type") not in _DECODERS:
+        return None
+    text = _text_settings(config)
+    if config.get("tie_word_embeddings"):  # the part's own word counts for nothing; files have the last one
+        text["tie_word_embeddings"] = True
+    return AutoConfig.for_model(text.pop("model_type"), **text)
 
 
 def check_llava(source: str) -> dict[str, Any]:
@@ -176,9 +187,8 @@ def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path)
         writer.close()
     save_file(projector, draft / "projector.safetensors", metadata={"format": "pt"})
     _write_decoder(folder, config, draft / LANGUAGE, has_head="lm_head.weight" in writers[LANGUAGE].places)
-    write_json(
-        draft / VISION / "config.json", {"model_type": "clip_vision_model", **config.get("vision_config", {})}
-    )
+    vision = {"model_type": "clip_vision_model", **config.get("vision_config", {})}
+    write_json(draft / VISION / "config.json", vision)
     if config["model_type"] == "llava":
         write_json(draft / VISION / "preprocessor_config.json", _image_settings(folder))
 
@@ -225,6 +235,19 @@ class _Shards:
 
 def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: bool) -> None:
     """Write a decoder's configuration, as its files state it, and its tokenizer."""
+    text = _text_settings(config)
+    if not has_head:
+        text["tie_word_embeddings"] = True
+    if "torch_dtype" not in text and "dtype" not in text:
+        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
+    write_json(place / "config.json", text)
+    for pattern in (*_TOKENIZER, "generation_config.json"):
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, place / path.name)
+
+
+def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a decoder's configuration from that of the whole model."""
     kind = _DECODERS[config["model_type"]]
     text = dict(config.get("text_config") or {k: v for k, v in config.items() if not k.startswith("vision")})
     text["model_type"] = kind or text.get("model_type", "llama")
@@ -235,23 +258,16 @@ def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: 
             rope = {k: v for k, v in rope.items() if not k.startswith("mrope")}
             rope = {k: "default" if v == "mrope" else v for k, v in rope.items()}
             text[key] = rope if len(rope) > 1 else None
-    if not has_head:
-        text["tie_word_embeddings"] = True
-    elif "tie_word_embeddings" in config:
+    if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
-    if "torch_dtype" not in text and "dtype" not in text:
-        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
-    write_json(place / "config.json", text)
-    for path in {
-        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
-    }:
-        shutil.copyfile(path, place / path.name)
+    return text
 
 
 def _image_settings(folder: Path) -> dict[str, Any]:
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    for name in _SETTINGS:
         if (folder / name).is_file():
             settings = json.loads((folder / name).read_text(encoding="utf-8"))
-            if key is None or key in settings:
-                return settings if key is None else settings[key]
+            settings = settings if name == _SETTINGS[0] else settings.get("image_processor")
+            if settings is not None:
+                return settings
     raise ValueError(f"{folder} has no image settings (preprocessor_config.json or processor_config.json)")

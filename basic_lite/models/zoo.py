@@ -85,7 +85,7 @@ WHY_NOT: dict[str, str] = {
     **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
     **dict.fromkeys(
         "mixtral olmoe phimoe qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 granitemoe glm4_moe ernie4_5_moe "
-        "hunyuan_v1_moe gpt_oss llama4 llama4_text".split(),
+        "hunyuan_v1_moe gpt_oss llama4 llama4_text qwen3_vl_moe".split(),
         _EXPERTS,
     ),
     **dict.fromkeys(
@@ -94,7 +94,11 @@ WHY_NOT: dict[str, str] = {
         _HYBRID,
     ),
     **dict.fromkeys("gemma3n gemma3n_text gemma4 gemma4_text".split(), _NEEDS_IDS),
-    **dict.fromkeys("gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava mllama".split(), _TWO_SIDED),
+    **dict.fromkeys(
+        "gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava llava_next llava_onevision mllama paligemma "
+        "smolvlm idefics3 internvl phi4_multimodal".split(),
+        _TWO_SIDED,
+    ),
 }
 """Why architectures that people ask for are no family here; `ablate architecture` tries the oldest."""
 

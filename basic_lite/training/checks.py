@@ -20,18 +20,22 @@ from basic_lite import files
 from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
-from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.checks import check_budget, check_rows, unfit_findings
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.findings import note_lines, read_bad_rows
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import JSON_FILES, Rows, row_files
-from basic_lite.data.rows import WHITE
+from basic_lite.data.rows import WHITE, Finding
 from basic_lite.data.stream import Stream, check_beginning
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
 from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
-from basic_lite.models.llava import Sources, check_pool, read_config, tiling_for
+from basic_lite.models.llava import Outline, Sources, check_pool, outline, read_config, tiling_for
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import teacher
@@ -47,15 +51,6 @@ BYTES_PER_PARAMETER: int = 12  # of a checkpoint: an fp32 weight and Adam's two 
 REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the first step; removed at once
 
 BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
-
-SHARDED: str = "ACCELERATE_USE_FSDP"
-"""Variable by which `accelerate launch` asks for FSDP (see `distributed`)."""
-
-REFUSED: dict[str, str] = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""Variables by which it asks to cut the model in another way."""
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
@@ -112,19 +107,21 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
 def shards_asked_for(whole_decoder: bool = False) -> int:
     """Return over how many processes `accelerate launch` asks to cut the decoder's layers; refuse other cuts.
 
-    accelerate would wrap the whole model, and transformers load it without weights, where they find the
-    variable: from here on it is not there.
+    Where accelerate finds its variable for FSDP it would wrap the whole model, and transformers would load it
+    without weights: it is removed here (see `distributed`).
     """
+    sharded = "ACCELERATE_USE_FSDP"
     plain = (
         "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
     )
-    for variable, name in REFUSED.items():
+    others = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+    for variable, name in others.items():
         if _is_on(variable):
             raise ValueError(
                 f"accelerate launch asks for {name}, which cuts the whole model; here it is whole on each "
                 f"card, or the decoder's layers alone are cut (--use_fsdp): {plain}"
             )
-    if not _is_on(SHARDED):
+    if not _is_on(sharded):
         return 1
     if whole_decoder:
         raise ValueError(
@@ -136,7 +133,7 @@ def shards_asked_for(whole_decoder: bool = False) -> int:
             "accelerate launch asks for FSDP with weights on the host, which is not done here: leave "
             "--fsdp_offload_params out, whatever `accelerate config` stored"
         )
-    del os.environ[SHARDED]
+    del os.environ[sharded]
     return rank_and_count()[1]
 
 
@@ -159,7 +156,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     check_pool(sources, tower)
     if tiling_for(sources, tower) is not None and settings.method.intervention != "none":
         raise ValueError(
-            f"--intervention {settings.method.intervention} takes pictures of one square; leave --tiles out"
+            f"--intervention {settings.method.intervention} needs pictures of one square; leave --tiles out"
         )
     if sources.tiles > 1 and settings.method.kind == "individual":
         raise ValueError("--target individual compares pictures patch by patch; leave --tiles out")
@@ -177,17 +174,17 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
 
 
 def check_stream(settings: Settings) -> None:
-    """Refuse what takes rows that were counted."""
+    """Refuse what needs the number of rows."""
     data = settings.data
     if not data.stream:
         return
     source, *others = data.sources
     if others or source.weight != 1:
-        raise ValueError("--stream reads one --data without a weight: shares are of rows that were counted")
+        raise ValueError("--stream reads one --data, without a weight: weights need the number of rows")
     if settings.max_steps <= 0:
         raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
     if settings.validation.val_share is not None:
-        raise ValueError("--val-share is of rows that were counted; with --stream give --val-data FILE")
+        raise ValueError("--val-share needs the number of rows; with --stream give --val-data FILE")
     path, intervention = source.path, settings.method.intervention
     if any(file.name.endswith(JSON_FILES) for file in row_files(path)):
         raise ValueError(f"{path} is read row by row anyway, and shuffled as a whole: leave --stream out")
@@ -376,7 +373,8 @@ def check_before_loading(
 ) -> None:
     """Look through the rows, whose faults are noted, and at the run to start from or to go on with.
 
-    Raises ValueError as `check_resumable` and `Start.check`, and if too many rows are bad for the budget.
+    Raises ValueError as `check_resumable`, `Start.check` and `outline`, and if too many rows are bad for the
+    budget: those whose pictures do not fit, too, which takes the tokenizer and no weights.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
@@ -384,14 +382,37 @@ def check_before_loading(
         check_resumable(sources, decided, resume)
     elif start is not None:
         start.check()
+    known = outline(sources)
+    template = TEMPLATES["plain"] if settings.stage == 1 else known.template
+    text = known.text_encoder(template, known.longest(settings.data.max_length))
     if isinstance(rows, Stream):
         for line in check_beginning(rows, settings.stage) if resume is None else []:
             console.print(line)
     else:
-        rows.faults = check_rows(rows, settings.stage)
-        check_budget(rows, settings.data.bad_budget, settings.stage)
+        _choose_rows(rows, text, known, settings, console, resume is not None)
     assert isinstance(decided.steps, int), "only a dry run does not know them"
-    if line := check_held_out(decided.held_out, rows, settings, decided.steps):
+    if line := check_held_out(decided.held_out, rows, settings, decided.steps, text):
+        console.print(line)
+    if settings.stage == 2:
+        console.print(f"conversations are written in the template {template.name}")
+
+
+def _choose_rows(
+    rows: Rows, text: TextEncoder, known: Outline, settings: Settings, console: Console, resumed: bool
+) -> None:
+    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
+    rows.faults = check_rows(rows, settings.stage)
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    if known.tiling is not None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
+    if resumed:
+        lines = read_bad_rows(settings.out / BAD_ROWS)
+        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+        return
+    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    for line in note_lines(rows):
         console.print(line)
 
 

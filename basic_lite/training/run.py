@@ -25,15 +25,12 @@ from basic_lite import files
 from basic_lite.console import quiet_console, rank_and_count, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
-from basic_lite.data.checks import check_budget, unfit_findings
-from basic_lite.data.dataset import RowEncoder, SupervisedRows, TextEncoder
+from basic_lite.data.dataset import RowEncoder, SupervisedRows
 from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import Finding
 from basic_lite.data.stream import Stream, StreamBatches, StreamedRows, read_position
 from basic_lite.data.templates import Template
-from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.targets import TargetSpace, supervised_layers
 from basic_lite.method.types import Intervention, Unmoved
@@ -137,9 +134,6 @@ def prepare(
     assert rows is not None, "a dry run trains nothing"
 
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
-    text = assembled.text_encoder(template, longest)
-    if isinstance(rows, Rows):
-        _choose_rows(assembled, settings, rows, text, console, resume is not None)
 
     # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
@@ -167,6 +161,7 @@ def prepare(
     transform = assembled.transform(settings.aspect)
     accumulation = settings.global_batch // passes.loaded
     if isinstance(rows, Stream):
+        text = assembled.text_encoder(template, longest)
         encoder = RowEncoder(text, transform, _lettering(assembled, settings))
         dataset, batches = _from_stream(settings, rows, encoder, passes, resume)
     else:
@@ -207,24 +202,6 @@ def prepare(
     return Prepared(assembled, decided, template, manifest, transform, dataset, batches, passes, args, steps)
 
 
-def _choose_rows(
-    assembled: Assembled, settings: Settings, rows: Rows, text: TextEncoder, console: Console, resumed: bool
-) -> None:
-    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
-    if assembled.tiling is not None and rows.sizes is None:
-        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
-        workers = max(settings.data.processes, 1)
-        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
-    if resumed:
-        lines = findings.read_bad_rows(settings.out / checks.BAD_ROWS)
-        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
-        return
-    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
-    check_budget(rows, settings.data.bad_budget, settings.stage)
-    for line in findings.note_lines(rows):
-        console.print(line)
-
-
 def _by_number(
     assembled: Assembled,
     settings: Settings,
@@ -237,7 +214,6 @@ def _by_number(
     """Return rows as the model takes them, and which of them go together."""
     rank, ranks = rank_and_count()
     longest = assembled.longest(settings.data.max_length)
-    text = assembled.text_encoder(template, longest)
     dataset = assembled.supervised(
         rows,
         template,
@@ -248,12 +224,13 @@ def _by_number(
         usable=rows.usable,
         lettering=_lettering(assembled, settings),
     )
+    text = dataset.encoder.text
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
     if settings.group and assembled.tiling is None:
         # Counted once for these data and this tokenizer, a minute or two for 665k rows.
         with findings.progress_bars(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
-            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
+            lengths = token_lengths(rows, text, workers=workers, progress=progress)
     batches = Batches(
         lengths,
         rows.has_image,
@@ -273,7 +250,6 @@ def _by_number(
 def _from_stream(
     settings: Settings, stream: Stream, encoder: RowEncoder, passes: checks.Passes, resume: Path | None
 ) -> tuple[StreamedRows, StreamBatches]:
-    """Return a stream's rows as the model takes them, and which of them go together."""
     bad_log = settings.out / checks.BAD_ROWS
     dataset = StreamedRows(encoder, settings.data.bad_budget, bad_log, settings.data.processes)
     batches = StreamBatches(

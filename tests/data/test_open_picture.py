@@ -17,7 +17,7 @@ from tiny import tiny_assembled
 
 import basic_lite
 from basic_lite.analysis.samples import choose_samples
-from basic_lite.chat import Chat, recalled
+from basic_lite.chat import Chat, recall
 from basic_lite.data.pictures import load_image, open_picture
 from basic_lite.data.rows import ImageRef
 from basic_lite.evaluation import tsv
@@ -73,7 +73,8 @@ def test_a_model_gets_the_same_pixels_in_training_evaluation_and_chat(deep):
     evaluated = next(_with_pictures(assembled, [[prompt]]))[0].shown
     chat = Chat(assembled)
     chat.show(path)
-    page = recalled(assembled, [{"role": "user", "content": [{"path": str(path)}, "what"]}], 8)
+    page = Chat(assembled, 8)
+    recall(page, [{"role": "user", "content": [{"path": str(path)}, "what"]}])
     assert evaluated is not None
     for pixels in (evaluated[0], chat.waiting[0].pixels, page.waiting[0].pixels):
         assert torch.equal(pixels, trained)
