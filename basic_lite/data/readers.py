@@ -253,7 +253,7 @@ def image_ref(image: object, root: Path | None, follow_links: bool) -> ImageRef:
     else:
         data, name = (image, None) if isinstance(image, bytes) else (None, image)
     if data is not None:
-        return ImageRef(name or "(in the row)", data=data)
+        return ImageRef(str(name or "(in the row)"), data=data)
     return ImageRef(str(name or ""), root=None if root is None else str(root), follow_links=follow_links)
 
 

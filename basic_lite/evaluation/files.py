@@ -75,13 +75,15 @@ def table_rows(
 
     `needs` are columns that must be there; a data set without pictures has no `image` column (`None`).
     """
+    import datasets
+
     opened = open_table(source, config, split)
     pictured = image if source.with_images else None
     missing = [name for name in (*needs, pictured) if name and name not in opened.column_names]
     if missing:
         has = ", ".join(opened.column_names)
         raise ValueError(f"{source.data} split {split} lacks column {', '.join(missing)}; it has {has}.")
-    pictures = {image, *hub.picture_columns(opened)}
+    pictures = {name for name, kind in opened.features.items() if isinstance(kind, datasets.Image)} | {image}
     plain = opened.select_columns([name for name in opened.column_names if name not in pictures])
     counts = hub.picture_counts(opened, [pictured])[pictured] if pictured else []
     number = 0

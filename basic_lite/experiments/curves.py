@@ -240,13 +240,13 @@ class Saving:
         return asdict(self) | {"samples": samples, "interval": [low, high]}
 
 
-def savings(variant: str, own: Curve, base: Curve, seed: int = 0) -> list[Saving]:
+def savings(variant: str, own: Curve, base: Curve) -> list[Saving]:
     """Compare a variant with every point of the baseline, paired by seed and unit; the last is the headline.
 
     Seeds are resampled, and within each its units; the same for both. One seed speaks for itself alone. Both
-    curves are over the same units; `seed` is of the resamples.
+    curves are over the same units.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     seeds = _resamples(random, len(own.values))
     units = [_resamples(random, len(of)) for of in own.of]
     drawn, goals = own.resampled(seeds, units), base.resampled(seeds, units)
@@ -262,11 +262,11 @@ def savings(variant: str, own: Curve, base: Curve, seed: int = 0) -> list[Saving
     return made
 
 
-def band(curve: Curve, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def band(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """Return the band around a curve: lowest and highest seed; of one seed the 95 % interval over units."""
     if len(curve.values) > 1:
         return curve.each.min(0), curve.each.max(0)
-    units = [_resamples(np.random.default_rng(seed), len(curve.of[0]))]
+    units = [_resamples(np.random.default_rng(0), len(curve.of[0]))]
     low, high = np.percentile(curve.resampled(np.ones((DRAWS, 1)), units), _TAILS, axis=0)
     return low, high
 
@@ -299,28 +299,30 @@ def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Savin
 
     BASIC is trained on the cosine, and plain is not: there is nothing to save.
     """
-    base = curves.get(baseline, {})
-
-    def paired(own: Mapping[str, Curve], key: str) -> bool:
-        # A run of an earlier version was measured on another number of samples.
-        return key in own and [len(of) for of in own[key].of] == [len(of) for of in base[key].of]
-
-    wanted = [key for key, curve in base.items() if curve.measure.better and key != "cosine"]
+    base = {
+        key: curve
+        for key, curve in curves.get(baseline, {}).items()
+        if curve.measure.better and key != "cosine"
+    }
     return {
-        variant: {key: savings(variant, own[key], base[key]) for key in wanted if paired(own, key)}
+        variant: {
+            key: savings(variant, own[key], curve)
+            for key, curve in base.items()
+            # A run of an earlier version was measured on another number of samples.
+            if key in own and list(map(len, own[key].of)) == list(map(len, curve.of))
+        }
         for variant, own in curves.items()
         if variant != baseline
     }
 
 
-def sentences(curves: Curves, baseline: str, measure: str = "caption_loss") -> list[str]:
+def sentences(curves: Curves, baseline: str) -> list[str]:
     """Describe when every variant has reached the baseline's final caption loss, and what it saves before."""
-    said = []
-    for variant, of in all_savings(curves, baseline).items():
-        if measure in of:
-            said.append(sentence(of[measure][-1], curves[variant][measure], baseline))
-            said[-1] += way_sentence(of[measure], baseline)
-    return said
+    return [
+        sentence(made[-1], curves[variant]["caption_loss"], baseline) + way_sentence(made, baseline)
+        for variant, of in all_savings(curves, baseline).items()
+        if (made := of.get("caption_loss"))
+    ]
 
 
 def lead_of(made: Sequence[Saving]) -> Saving | None:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from basic_lite.data.conversation import IGNORE_INDEX, encode
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows, open_rows
-from basic_lite.data.rows import MAX_LENGTH
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.world.dataset import world_in
 from basic_lite.data.world.grammar import caption
@@ -293,7 +292,6 @@ def rows_of_file(
     images: str | None,
     count: int,
     label: str,
-    max_length: int = MAX_LENGTH,
     follow_links: bool = False,
     words: Sequence[str] = (),
     terms: bool = True,
@@ -302,14 +300,14 @@ def rows_of_file(
     """Return `count` rows with a picture, or as many as there are, evenly spread over an annotation file.
 
     `images` is the folder or archive of its pictures, out of which links may lead with `follow_links`;
-    `label`, `words` and `terms` are as in `FileRows`; `max_length` is the most tokens of a row, `size` rows
-    per forward pass. Raises ValueError if the file cannot be read, no row has a picture, or one is bad.
+    `label`, `words` and `terms` are as in `FileRows`, `size` is rows per forward pass. Raises ValueError if
+    the file cannot be read, no row has a picture, or one is bad.
     """
     opened = open_measured(data, images, follow_links)
     usable = np.flatnonzero(opened.has_image)
     chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
     transform, collate = assembled.transform("crop"), assembled.collator()
-    dataset = assembled.supervised(opened, TEMPLATES["plain"], transform, max_length=max_length)
+    dataset = assembled.supervised(opened, TEMPLATES["plain"], transform)
     parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
     return FileRows([collate([dataset[int(row)] for row in part]) for part in parts], label, words, terms)
 

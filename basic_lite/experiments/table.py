@@ -127,16 +127,16 @@ def _cell(variant: str, head: Measure, own: Sequence[Measure], base: Sequence[Me
     )
 
 
-def paired_interval(own: Sequence[Measure], base: Sequence[Measure], seed: int = 0) -> Interval:
+def paired_interval(own: Sequence[Measure], base: Sequence[Measure]) -> Interval:
     """Return the 95 % bootstrap interval of the mean over runs of `own - base`, resampling units in each run.
 
-    Both hold one measure for each seed, over the same units; `seed` is of the resamples.
+    Both hold one measure for each seed, over the same units.
     """
     cells = []
     for run, (mine, other) in enumerate(zip(own, base, strict=True)):
         of = [1.0] * len(mine.values) if mine.of is None else mine.of
         cells += [(run, *unit) for unit in zip(mine.values, other.values, of, strict=True)]
-    outcomes, counts = resample(cells, lambda cell: cell[0], seed=seed)
+    outcomes, counts = resample(cells, lambda cell: cell[0])
     table = np.asarray(outcomes, dtype=float)
     total = np.zeros(len(counts))
     for run in range(len(own)):

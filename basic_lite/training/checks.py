@@ -180,7 +180,7 @@ def check_stream(settings: Settings) -> None:
         return
     source, *others = data.sources
     if others or source.weight != 1:
-        raise ValueError("--stream reads one --data, without a weight: weights need the number of rows")
+        raise ValueError("--stream reads one --data without a weight: weights need the number of rows")
     if settings.max_steps <= 0:
         raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
     if settings.validation.val_share is not None:
