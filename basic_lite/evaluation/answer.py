@@ -21,7 +21,7 @@ from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.files import json_lines
-from basic_lite.evaluation.hf_llava import HfLlava
+from basic_lite.evaluation.hf_llava import EXIF, HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.memory.available import Halves
 from basic_lite.memory.inference import batch_for
@@ -119,15 +119,21 @@ def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], l
 
 def _prompt(assembled: Model, question: Question) -> list[int]:
     if isinstance(assembled, HfLlava):
-        return assembled.prompt_ids(question.text, pictured=question.image is not None)
+        return assembled.prompt_ids(question.text, **_pictured(assembled, question))
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
     return prompt_ids(assembled, [("user", text)], _sizes(assembled, question))
 
 
-def _sizes(assembled: Assembled, question: Question) -> list[Size]:
+def _sizes(assembled: Model, question: Question) -> list[Size]:
     """Return the size of a question's picture, where tiles go by it."""
-    size = None if assembled.tiling is None else question.image_size(assembled.sources.exif)
+    exif = EXIF if isinstance(assembled, HfLlava) else assembled.sources.exif
+    size = None if assembled.tiling is None else question.image_size(exif)
     return [] if size is None else [size]
+
+
+def _pictured(assembled: HfLlava, question: Question) -> dict[str, Any]:
+    """Return what a model is to know of a question's picture."""
+    return {"pictured": question.image is not None, "size": next(iter(_sizes(assembled, question)), None)}
 
 
 def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, list[Shown | None]]]:
@@ -245,7 +251,7 @@ def _choose(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[st
 def _letter_token(assembled: Model, question: Question, ids: list[int], letter: str) -> int:
     """Return the token that an answer with this letter begins with."""
     if isinstance(assembled, HfLlava):
-        return assembled.answer_ids(question.text, letter, pictured=question.image is not None)[len(ids)]
+        return assembled.answer_ids(question.text, letter, **_pictured(assembled, question))[len(ids)]
     text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
     encoded = encode(
         assembled.template,

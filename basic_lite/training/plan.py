@@ -301,7 +301,7 @@ def step_of(
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
     tower = TowerSize.of(config, sources.image_size, sources.tower)
-    tower = replace(tower, tiles=sources.tiles, pool=sources.pool)
+    tower = replace(tower, tiles=sources.tiles, grids=sources.grids, pool=sources.pool)
     tiling, longest = tiling_for(sources, config), settings.data.max_length
     if tiling is not None:
         tower = replace(tower, image_size=tiling.side)
