@@ -367,4 +367,5 @@ def _config(source: str, what: str) -> PretrainedConfig | SimpleNamespace:
     from basic_lite.models.llava import read_config
     from basic_lite.models.tower import vision_config
 
-    return vision_config(read_config(source, what))
+    config = read_config(source, what)
+    return config.get_text_config() if what == "language model" else vision_config(config)

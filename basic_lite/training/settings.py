@@ -109,10 +109,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         bound = signature.bind(**given)
         bound.apply_defaults()
-        for name, group in groups.items():
-            values = {field.name: bound.arguments.pop(field.name) for field in fields(group)}
-            bound.arguments[name] = group(**values)
-        function(**bound.arguments)
+        options = bound.arguments
+        made = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**options, **made)  # apart: an option may be called as another group is
 
     run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] (inspect reads it of any function)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
@@ -661,7 +663,7 @@ LoraOption = Annotated[
     bool, option("Train adapters on a 4-bit decoder. Without: the whole decoder.", "--lora")
 ]
 StartOption = Annotated[
-    Path, option("Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from.")
+    Path, option("Run of stage 1 or 2, or folder or hub id of a LLaVA(-NeXT) of transformers.")
 ]
 OptimizerOption = Annotated[
     Optimizer | None,
@@ -704,6 +706,28 @@ class OfStage2:
     train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
     tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
     tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+
+
+def of_stage_1(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option in stage 2, which takes what it says from its start."""
+    if given is not None:
+        raise ValueError(f"{option.opts[0]} is for stage 1: stage 2 has what it --starts from, unchanged")
+    return given
+
+
+OfStage1Option = Annotated[str | None, typer.Option(hidden=True, callback=of_stage_1)]
+
+
+@dataclass(frozen=True)
+class OfStage1:
+    """What people try in stage 2."""
+
+    model: OfStage1Option = None
+    llm: OfStage1Option = None
+    tower: OfStage1Option = None
+    template: OfStage1Option = None
+    tiles: OfStage1Option = None
+    pool: OfStage1Option = None
 
 
 @dataclass(frozen=True)

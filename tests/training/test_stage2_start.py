@@ -62,6 +62,9 @@ def test_an_exported_folder_begins_as_the_run_it_came_from(second, world, tmp_pa
     assert manifest["finished"]
     # What was trained is a run like any other.
     run("export", "model", "again", cwd=tmp_path)
+    assert "is a model, no run" in run("chat", "again", cwd=tmp_path, expect=2).stderr
+    text = json.loads((tmp_path / "again/config.json").read_text())["text_config"]
+    assert text["architectures"] == ["LlamaForCausalLM"]  # vLLM asks
     assert json.loads((tmp_path / "again/export.json").read_text())["parity"]["gap"] < 1e-4
     said = run(*stage2(world, *more, "--start", "again", "--out", "third"), cwd=tmp_path).stdout
     assert "written apart" in said
@@ -105,6 +108,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(second, world, tmp_path
     for more, said in (
         (("--start", "runs/half"), "runs/half is not finished"),
         (("--start", "text"), "text is qwen3, neither a finished run nor a LLaVA"),
+        (("--start", "text", "--pool", 2), "--pool is for stage 1"),
         (("--start", "nowhere"), "nowhere holds no run"),
         (("--start", "nobody/nothing"), "no model can be loaded from 'nobody/nothing'"),
         (
