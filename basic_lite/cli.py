@@ -18,8 +18,6 @@ from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setup
     ablate,
     analyze,
     bench,
-    bench_data,
-    bench_sds,
     chat,
     compare,
     data,
@@ -59,7 +57,7 @@ def _options(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is."),
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -82,13 +80,7 @@ app.add_typer(analyze.app, name="analyze", rich_help_panel=LOOK)
 app.command("ablate", context_settings=ablate.FORWARD, rich_help_panel=LOOK)(ablate.main)
 app.command("doctor", rich_help_panel=TRY)(doctor.main)
 app.add_typer(data.app, name="data", rich_help_panel=TRY)
-measures = typer.Typer(help="Measure the speed and memory of this machine.", no_args_is_help=True)
-measures.command("step")(bench.step)
-measures.command("sds")(bench_sds.sds)
-measures.command("host")(bench.host)
-measures.command("generate")(bench.generate)
-measures.command("data")(bench_data.main)
-app.add_typer(measures, name="bench", rich_help_panel=TRY)
+app.add_typer(bench.app, name="bench", rich_help_panel=TRY)
 
 
 def main() -> None:
@@ -96,16 +88,11 @@ def main() -> None:
     try:
         with console.aside():
             app()
-    except ValueError as error:
+    except (ValueError, OSError, Diverged, Unmoved) as error:
         if os.environ.get("BASIC_LITE_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except (OSError, Diverged, Unmoved) as error:
-        if os.environ.get("BASIC_LITE_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

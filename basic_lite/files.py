@@ -236,14 +236,10 @@ def _remedy(folder: Path, name: str, sha: str) -> str:
         return (
             f"remove {folder}, and --resume goes on from the checkpoint before; or --overwrite starts again"
         )
-    whole = next((path / name for path in reversed(checkpoints(folder)) if _is(path / name, sha)), None)
-    if whole is not None:
-        return f"copy {whole} over it, which is whole"
+    for path in reversed([checkpoint / name for checkpoint in checkpoints(folder)]):
+        if path.is_file() and file_hash(path) == sha:
+            return f"copy {path} over it, which is whole"
     return "bring it back from a copy, or train the stage again with --overwrite"
-
-
-def _is(path: Path, sha: str) -> bool:
-    return path.is_file() and file_hash(path) == sha
 
 
 def is_finished(folder: str | Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ def main(
         Path | None, o.option("As in stage1.", default="with tiny the embedded world", panel="Data")
     ] = None,
     images: o.ImagesOption = None,
-    out: Annotated[Path, o.option("Folder; plans of one set-up share it, and their runs.")] = Path(
+    out: Annotated[Path, o.option("Folder of runs and tables, shared by all plans of one set-up.")] = Path(
         "runs/ablation"
     ),
     variants: Annotated[
@@ -38,7 +37,7 @@ def main(
         o.option("Only these variants or levels, separated by semicolons.", default="all", panel=HERE),
     ] = None,
     seeds: Annotated[
-        int, o.option("Runs of each variant, a seed each.", panel=HERE, callback=o.within(1))
+        int, o.option("Runs of each variant, one per seed.", panel=HERE, callback=o.within(1))
     ] = 1,
     seed: Annotated[int, o.option("The first seed.", panel=HERE, callback=o.a_seed)] = 0,
     jobs: Annotated[
@@ -49,14 +48,16 @@ def main(
         bool, o.option("A third of the embedded world, half of its scenes.", "--quick", panel=HERE)
     ] = False,
     stage: Annotated[
-        int, o.option("2: also stage 2 and questions.", callback=o.within(1, 2), panel=HERE)
+        int, o.option("1, or 2 for both stages and questions.", callback=o.within(1, 2), panel=HERE)
     ] = 1,
     stage2: Annotated[str, o.option("Options of stage 2, in quotes.", panel=HERE)] = "--lora",
     measure_data: Annotated[
         Path | None,
         o.option("File to measure losses and cosine on.", default="the training file", panel=HERE),
     ] = None,
-    measure_rows: Annotated[int, o.option("How many of its rows.", callback=o.within(2), panel=HERE)] = 256,
+    measure_rows: Annotated[
+        int, o.option("Rows of it to measure on.", callback=o.within(2), panel=HERE)
+    ] = 256,
     benchmark: Annotated[
         str | None, o.option("Benchmark to score every run on.", "--eval", default="none", panel=HERE)
     ] = None,
@@ -67,24 +68,24 @@ def main(
     answer_by: Annotated[
         str,
         o.option(
-            "Its answers: text, or of a choice the letter of highest likelihood.",
+            "How it is answered: in text, or by the likeliest letter of a choice (likelihood).",
             panel=HERE,
             callback=o.among(("text", "likelihood")),
         ),
     ] = "text",
     tune: Annotated[
-        bool, o.option("First choose the learning rate, on plain alone, first seed.", "--tune", panel=HERE)
+        bool, o.option("Choose the learning rate first, on plain and the first seed.", "--tune", panel=HERE)
     ] = False,
     teacher: Annotated[
         str | None,
-        o.option("teacher-noise: another LLM of equal width to teach.", default="none", panel=HERE),
+        o.option("For teacher-noise: another LLM of the same width, as teacher.", default="none", panel=HERE),
     ] = None,
     overwrite: Annotated[bool, o.option("Replace everything in --out.", "--overwrite")] = False,
     dry_run: Annotated[bool, o.option("List the runs, train nothing.", "--dry-run")] = False,
 ) -> None:
     """Find out which part of the method makes the difference. An interrupted command can be repeated.
 
-    Every other option of stage1, --max-steps for instance, may be given too and holds for all variants.
+    All other options of stage1, such as --max-steps, are accepted too and hold for all variants.
 
     Every run is measured with the paper's target, whatever it was trained with.
 
@@ -94,8 +95,8 @@ def main(
 
       basic-lite ablate layers --model gemma-2b --data captions.json --images pictures --max-steps 500
     """
-    from basic_lite.recipes import stage1 as first
-    from basic_lite.recipes import stage2 as second
+    from basic_lite.recipes import stage1 as first  # pyright: ignore[reportMissingImports]
+    from basic_lite.recipes import stage2 as second  # pyright: ignore[reportMissingImports]
 
     from basic_lite import files
     from basic_lite.console import quiet_console
@@ -109,50 +110,45 @@ def main(
         console.print(f"Figures: {out}/architecture.json   for a README: {out}/architecture.md")
         return
     asked_on = {"data": eval_data and str(eval_data), "images": eval_images and str(eval_images)}
-    asked_on["answer_by"] = answer_by
-    asked = comparison.Comparison(
+    compared = comparison.Comparison(
         plan=plan_named(plan, teacher),
         out=out,
         seeds=range(seed, seed + seeds),
+        check=first.main,
         stage1=forwarded(first.main, context.args) | {"model": model, "data": data, "images": images},
-        stage2=forwarded(second.main, stage2) if stage == 2 else None,
-        defaults=defaults_of(first.main),
+        stage2=forwarded(second.main, shlex.split(stage2)) if stage == 2 else None,
         quick=quick,
         measured_on=measure_data,
         measured_rows=measure_rows,
-        benchmarks={benchmark: asked_on} if benchmark else {},
+        benchmarks={benchmark: asked_on | {"answer_by": answer_by}} if benchmark else {},
         chosen=[] if variants is None else [name.strip() for name in variants.split(";")],
+        jobs=jobs,
+        overwrite=overwrite,
     )
     console = quiet_console()
     if tune and not dry_run:
-        asked = asked.tuned(console, first.main, jobs, overwrite)
-    asked.run(console, check=first.main, jobs=jobs, overwrite=overwrite, dry_run=dry_run)
+        compared = compared.tuned(console)
+    compared.run(console, dry_run)
 
 
 OWN = ("out", "seed", "resume", "overwrite", "dry_run", "start")  # what `ablate` decides itself
 
 
-def forwarded(stage: Callable, words: Sequence[str] | str) -> dict[str, object]:
+def forwarded(stage: Callable, words: Sequence[str]) -> dict[str, object]:
     """Parse words with a stage's own command, and return what they set, by parameter."""
-    words = shlex.split(words) if isinstance(words, str) else list(words)
     name = stage.__module__.rsplit(".", 1)[-1]
     app = typer.Typer(add_completion=False)
     app.command()(stage)
     try:
-        context = typer.main.get_command(app).make_context(name, words)
+        context = typer.main.get_command(app).make_context(name, list(words))
     except Exception as error:  # click's own class, which newer typer carries along under another name
-        if not hasattr(error, "format_message"):
+        if (message := getattr(error, "format_message", None)) is None:
             raise
-        raise ValueError(f"{name}: {error.format_message()}") from error
+        raise ValueError(f"{name}: {message()}") from error
+    sources = {key: context.get_parameter_source(key) for key in context.params}
     given = {
-        key: value
-        for key, value in context.params.items()
-        if context.get_parameter_source(key).name == "COMMANDLINE"
+        key: context.params[key] for key, source in sources.items() if source and source.name == "COMMANDLINE"
     }
     if taken := set(given) & set(OWN):
         raise ValueError(f"--{min(taken).replace('_', '-')} cannot be forwarded to {name}; see --help")
     return given
-
-
-def defaults_of(stage: Callable) -> dict[str, object]:
-    return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}

@@ -12,7 +12,7 @@ def run(folder: Path, steps: list[str], seed: int, threads: int, stages: dict, m
     `stages` has each stage's options by name, `measure` those of `experiments.measure.measure`. Ends with
     `processes.STOPPED` if a signal stopped it with a checkpoint.
     """
-    from basic_lite.recipes import stage1, stage2
+    from basic_lite.recipes import stage1, stage2  # pyright: ignore[reportMissingImports]
 
     from basic_lite.experiments import measure as measures
     from basic_lite.experiments import processes

@@ -128,7 +128,7 @@ def tokens(
         o.option("File of words that mean something, one per line.", default="none", panel=o.DATA),
     ] = None,
     limit: Annotated[
-        int, o.option("How many pictures, spread evenly.", panel=o.DATA, callback=o.within(1))
+        int, o.option("Number of pictures, spread evenly.", panel=o.DATA, callback=o.within(1))
     ] = 64,
     against: Annotated[
         Path | None, o.option("Another run of the same models, such as the plain baseline.", default="none")

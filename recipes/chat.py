@@ -13,21 +13,25 @@ from basic_lite.training import settings as o
 def main(
     run: Annotated[Path, typer.Argument(help="Run folder.")] = Path("runs/stage2"),
     image: Annotated[
-        list[Path] | None, o.option("Picture of the first message; may be given again.", "--image")
+        list[Path] | None, o.option("Picture of the first message; repeat it for several.", "--image")
     ] = None,
-    max_new_tokens: Annotated[int, o.option("Most tokens of an answer.", callback=o.within(1))] = 512,
+    max_new_tokens: Annotated[int, o.option("Maximum tokens of an answer.", callback=o.within(1))] = 512,
     temperature: Annotated[
-        float, o.option("Divides the logits; 0 takes the likeliest token.", callback=o.within(0, 10))
+        float, o.option("Sampling temperature; 0 takes the likeliest token.", callback=o.within(0, 10))
     ] = 0.0,
     top_p: Annotated[
-        float, o.option("Draws from this share of the probability.", callback=o.within(above=0, most=1))
+        float,
+        o.option(
+            "Nucleus sampling: draw from this share of the probability.", callback=o.within(above=0, most=1)
+        ),
     ] = 1.0,
     seed: Annotated[
-        int | None, o.option("Of the draws.", callback=o.within(0, 2**31 - 1), default="new each time")
+        int | None,
+        o.option("Seed of the sampling.", callback=o.within(0, 2**31 - 1), default="new each time"),
     ] = None,
-    web: Annotated[bool, o.option("A page in the browser (needs gradio).", "--web")] = False,
+    web: Annotated[bool, o.option("Chat on a page in the browser (needs gradio).", "--web")] = False,
     port: Annotated[
-        int, o.option("Port of the page, on this machine alone.", callback=o.within(1, 65535))
+        int, o.option("Port of that page, which only this machine can reach.", callback=o.within(1, 65535))
     ] = 7860,
 ) -> None:
     """Ask a run about pictures: several turns, several pictures, the run's own template.

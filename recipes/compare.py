@@ -16,7 +16,9 @@ def main(
     benchmark: Annotated[
         str | None, o.option("Only this one.", default="every benchmark that both have")
     ] = None,
-    page: Annotated[bool, o.option("An HTML page of flipped questions.", "--page/--no-page")] = True,
+    page: Annotated[
+        bool, o.option("Write an HTML page of the questions that flipped.", "--page/--no-page")
+    ] = True,
     out: Annotated[Path | None, o.option("Folder of the pages.", default="RUN_B/compare")] = None,
 ) -> None:
     """Pair the answers of two runs by question: difference, 95 % interval, p value, categories, flips.

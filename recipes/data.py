@@ -18,11 +18,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _data() -> None:
-    """Look at training data before training."""
-
-
 @app.command()
 def check(
     annotations: Annotated[
@@ -37,7 +32,7 @@ def check(
         list[str] | None,
         typer.Option(
             help="Folder, zip or tar of the images; one for all, or one for each in the same order. "
-            "Left out: only texts are checked."
+            "Without it only texts are checked."
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write all findings here, bad.jsonl beside it.")] = None,
@@ -45,13 +40,14 @@ def check(
         Literal["decode", "header", "present"],
         typer.Option(
             metavar="HOW",
-            help="How closely to look at a picture: decode it, read its header, or see that it is present.",
+            help="What to check of a picture: decode all of it, read its header, or see that it is present.",
         ),
     ] = "decode",
     max_length: Annotated[
         int,
         typer.Option(
-            help="Most tokens of a row, images included, those of --tiles apart.", callback=o.within(1)
+            help="Maximum tokens of a row, with its images but without those of --tiles.",
+            callback=o.within(1),
         ),
     ] = o.Data.max_length,
     tokens_per_image: Annotated[
@@ -78,7 +74,7 @@ def check(
         int, typer.Option(help="1: every row must be one image and its caption.", callback=o.within(1, 2))
     ] = 2,
     background: Annotated[
-        str, typer.Option(help="What transparent pictures are put on.", callback=o.a_colour, metavar="COLOUR")
+        str, typer.Option(help="Colour behind transparent pictures.", callback=o.a_colour, metavar="COLOUR")
     ] = "white",
     follow_links: o.FollowLinksOption = False,
     min_rating: o.MinRatingOption = None,
@@ -90,7 +86,7 @@ def check(
 
     Exit code 0: nothing wrong, 1: findings, 2: the data cannot be read.
 
-    Stopped with Ctrl-C and started again, it goes on where it was.
+    After Ctrl-C the same command goes on where it stopped.
 
     Training uses the index and the results that it leaves.
 
@@ -108,7 +104,7 @@ def check(
 
     from basic_lite.console import command_console
     from basic_lite.data.checks import check_data
-    from basic_lite.data.findings import faulty_rows, findings_table, passes, write_report
+    from basic_lite.data.findings import faulty_rows, findings_table, progress_bars, write_report
     from basic_lite.data.mix import open_sources, parse_sources
     from basic_lite.data.tiles import Tiling, picture_sizes
     from basic_lite.data.workers import cores
@@ -133,7 +129,7 @@ def check(
         limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
         encoder = counting_encoder(tokenizer, template, **limits) if tokenizer else None
         sources = parse_sources(annotations, images)
-        with passes(Console(stderr=True)) as progress:
+        with progress_bars(Console(stderr=True)) as progress:
             rows = open_sources(
                 sources,
                 follow_links=follow_links,
@@ -160,8 +156,7 @@ def check(
     except ValueError as error:
         if report is not None:
             write_report(report, 0, [], error=one_line(error, 1000))
-        print(f"error: {one_line(error, 1000)}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -175,10 +170,7 @@ def check(
     faulty = faulty_rows(findings)
     console.print(f"{len(rows):,} rows in {seconds} s, {faulty:,} with faults")
     if not (images or rows.stored) and rows.has_image.any():
-        line = (
-            "Their pictures were not looked at: --images FOLDER (training looks beside the file without it)."
-        )
-        console.print(line)
+        console.print("Pictures were not checked: give --images FOLDER (training looks beside the file).")
     raise typer.Exit(1 if faulty else 0)
 
 
@@ -208,19 +200,13 @@ def convert(
     from rich.console import Console
 
     from basic_lite.data.conversion import convert as write
-    from basic_lite.data.findings import passes
+    from basic_lite.data.findings import progress_bars
     from basic_lite.data.readers import open_rows
-    from basic_lite.files import one_line
 
-    try:
-        with passes(Console(stderr=True)) as progress:
-            rows = open_rows(
-                annotations, images, follow_links=follow_links, min_rating=min_rating, progress=progress
-            )
-            left_out = write(rows, out, partial(progress, "rows"))
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error, 1000)}", file=sys.stderr)
-        raise typer.Exit(2) from None
+    with progress_bars(Console(stderr=True)) as progress:
+        given = {"follow_links": follow_links, "min_rating": min_rating, "progress": progress}
+        rows = open_rows(annotations, images, **given)
+        left_out = write(rows, out, partial(progress, "rows"))
     codes = Counter(finding.code for finding in left_out)
     reasons = ", ".join(f"{count:,} {code}" for code, count in codes.most_common())
     why = f", {len(left_out):,} left out ({reasons})" if left_out else ""

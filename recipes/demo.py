@@ -17,10 +17,13 @@ def main(
         int, o.option("Seed of the world, the projectors and the order of rows.", callback=o.a_seed)
     ] = 0,
     seeds: Annotated[
-        int, o.option("How many demos to run, with seeds from --seed on, and average.", callback=o.within(1))
+        int,
+        o.option(
+            "How many demos to run, with seeds from --seed on; figures are averaged.", callback=o.within(1)
+        ),
     ] = 1,
-    scenes: Annotated[int, o.option("How many held-out scenes are inspected.", callback=o.within(8))] = 200,
-    resume: Annotated[bool, o.option("Go on with an interrupted demo in --out.", "--resume")] = False,
+    scenes: Annotated[int, o.option("Held-out scenes to inspect.", callback=o.within(8))] = 200,
+    resume: Annotated[bool, o.option("Continue an interrupted demo in --out.", "--resume")] = False,
     overwrite: Annotated[bool, o.option("Replace the demo in --out.", "--overwrite")] = False,
 ) -> None:
     """Watch BASIC at work in minutes: offline, without a GPU, in an embedded world of drawn scenes.
@@ -35,11 +38,8 @@ def main(
     """
     from basic_lite import files
     from basic_lite.console import quiet_console
-    from basic_lite.data.workers import cores
     from basic_lite.data.world.world import world_at
-    from basic_lite.experiments import curves, demo, processes, report, table
-    from basic_lite.files import write_json
-    from basic_lite.models.devices import choose_device
+    from basic_lite.experiments import demo, processes, report, table
 
     console = quiet_console()
     with files.held(out):
@@ -50,36 +50,29 @@ def main(
         for folder, number in folders.items():
             world_at(folder / "world", console.print, number)
         runs = [run for folder, number in folders.items() for run in demo.runs(folder, number, scenes)]
-        jobs = processes.jobs_for(len(runs), demo.BYTES_OF_A_RUN, choose_device() == "cuda")
-        console.print(
-            "Two variants, plain and BASIC: stage 1, stage 2, questions. Ctrl-C stops, --resume goes on."
-        )
+        console.print("Two variants, plain and BASIC: stage 1, stage 2, questions.")
+        again = "the same command with --resume"
         try:
-            with processes.ProgressBoard(console) as board:
-                again = "the same command with --resume"
-                processes.run_all(runs, jobs, max(cores() // jobs, 1), board.show, again)
+            processes.run_shown(runs, console, demo.BYTES_OF_A_RUN, again=again)
         except KeyboardInterrupt:
-            console.print("Stopped. The same command with --resume goes on.")
             return
         for folder, number in folders.items():
-            results = demo.compare([folder], [number])
-            demo.write_summary(results, folder)
-            minutes, rest = divmod(round(demo.seconds_of(folder)), 60)
+            results = demo.Results([folder], [number])
+            summary = demo.write_summary(results)
+            minutes, rest = divmod(round(results.seconds), 60)
             title = f"plain against BASIC, embedded world, seed {number}, {minutes} min {rest} s"
-            console.print(table.side_by_side(results, title))
-            for line in curves.sentences(demo.curves_of_demos([folder]), results.baseline):
+            console.print(table.side_by_side(results.table, title))
+            for line in results.sentences:
                 console.print(line, style="bold")
-            console.print(demo.cost_of(folder))
-            page = report.write_demo(folder, results)
-            console.print(f"Report: {page}   figures: {folder / 'summary.json'}")
+            console.print(results.cost)
+            console.print(f"Report: {report.write_demo(results)}   figures: {summary}")
         if seeds > 1:
-            results = demo.compare(list(folders), list(folders.values()))
-            content = {"seeds": results.seeds, "columns": demo.columns(results)}
-            write_json(out / "seeds.json", content | demo.curve_figures(list(folders)))
-            table.write_side_by_side(results, out / "seeds.md")
-            console.print(table.side_by_side(results, "means over seeds"))
-            page = report.write_demos(list(folders), results, out / "seeds.html")
-            for line in curves.sentences(demo.curves_of_demos(list(folders)), results.baseline):
+            results = demo.Results(list(folders), list(folders.values()))
+            files.write_json(out / "seeds.json", {"seeds": results.seeds, **results.as_dict()})
+            table.write_side_by_side(results.table, out / "seeds.md")
+            console.print(table.side_by_side(results.table, "means over seeds"))
+            page = report.write_demos(results, out / "seeds.html")
+            for line in results.sentences:
                 console.print(line, style="bold")
             where = f"figures: {out / 'seeds.json'}   for a README: {out / 'seeds.md'}"
             console.print(f"Report: {page}   {where}")

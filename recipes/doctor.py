@@ -11,7 +11,7 @@ from basic_lite.training import settings as o
 
 
 def main(
-    out: Annotated[Path, o.option("Where runs are to be written.")] = Path("runs"),
+    out: Annotated[Path, o.option("Folder that runs will be written into.")] = Path("runs"),
     model: Annotated[
         str | None, o.option("A model by name: its download, room on disk and memory too.", default="none")
     ] = None,

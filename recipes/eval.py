@@ -9,7 +9,7 @@ import typer
 
 from basic_lite.training import settings as o
 
-_LIMIT = "This many questions, drawn from each category: not the benchmark's number."
+_LIMIT = "Ask only this many questions, drawn from each category: not the benchmark's score."
 _JUDGE = "Judge (MM-Vet, LLaVA-Bench)"
 _ADDRESS = "OpenAI-style address that questions and answers are sent to; key in BASIC_LITE_JUDGE_KEY."
 
@@ -61,10 +61,12 @@ def main(
         ),
     ] = None,
     images: Annotated[Path | None, o.option("Folder of the pictures.", panel="Data")] = None,
-    split: Annotated[str | None, o.option("Split.", default="the labelled one", panel="Data")] = None,
+    split: Annotated[
+        str | None, o.option("Split of the benchmark.", default="the labelled one", panel="Data")
+    ] = None,
     limit: Annotated[int | None, o.option(_LIMIT, panel="Data", callback=o.within(1))] = None,
     any_size: Annotated[
-        bool, o.option("Take data of another size: not the benchmark's number.", "--any-size", panel="Data")
+        bool, o.option("Accept data of another size: not the benchmark's score.", "--any-size", panel="Data")
     ] = False,
     prompt_style: Annotated[str, o.option("llava, or a harness's by name.", panel="Data")] = "llava",
     scorer: Annotated[str | None, o.option("Scoring rule by name.", default="LLaVA's", panel="Data")] = None,
@@ -98,7 +100,12 @@ def main(
         ),
     ] = None,
     max_steps: Annotated[
-        int, o.option("Batches, then stop; again to go on.", default="-1, all", callback=o.within(1, off=-1))
+        int,
+        o.option(
+            "Stop after this many batches; the same command goes on.",
+            default="-1, all",
+            callback=o.within(1, off=-1),
+        ),
     ] = -1,
     image_size: Annotated[
         int | None,
@@ -114,13 +121,13 @@ def main(
         str | None,
         o.option("Words around a --model's questions, as vicuna_v1.", default="its own", panel=o.MODEL),
     ] = None,
-    overwrite: Annotated[bool, o.option("Ask again, replace the answers.", "--overwrite")] = False,
+    overwrite: Annotated[bool, o.option("Ask again and replace the answers.", "--overwrite")] = False,
     dry_run: o.DryRunOption = False,
 ) -> None:
     """Score a run, a model or a file of answers on a benchmark, offline, with LLaVA-1.5's prompts and rules.
 
-    Interrupted, the same command goes on where it was. Of a list, a benchmark without its data is left out
-    and said at once and at the end; the others run, and the command exits with 2.
+    An interrupted command can be repeated. In a list, a benchmark whose data are missing is left out and
+    named, at once and at the end; the others run, and the exit code is 2.
 
     Examples:
 

@@ -27,13 +27,13 @@ def main(
         o.option(
             "Of a run on a 4-bit base: the original weights, or those that were trained on, rounded "
             "as they were.",
-            default="must be said",
+            default="required for such a run",
         ),
     ] = None,
     dtype: Annotated[
         Literal["bf16", "fp16", "fp32"] | None, o.option("Dtype of the weights.", default="the run's")
     ] = None,
-    shard_gib: Annotated[float, o.option("Most GiB of one file.", callback=o.within(0.001))] = 2.0,
+    shard_gib: Annotated[float, o.option("Maximum size of a file in GiB.", callback=o.within(0.001))] = 2.0,
     device: Annotated[
         str | None, o.option("Where run and folder are compared.", default="a GPU where there is one")
     ] = None,
@@ -52,17 +52,17 @@ def main(
         o.option("GGUF: where its reader puts a CLIP tower's class token.", default="last"),
     ] = None,
     check: Annotated[
-        bool, o.option("Open an exported folder again, and say what it holds.", "--check")
+        bool, o.option("Open an exported folder again and report what it holds.", "--check")
     ] = False,
     push: Annotated[
         str | None, o.option("Send the folder to the Hugging Face hub, private.", default="not sent")
     ] = None,
-    public: Annotated[bool, o.option("With --push: everybody can read it.", "--public")] = False,
+    public: Annotated[bool, o.option("With --push: make it public.", "--public")] = False,
     yes: Annotated[bool, o.option("With --push: do not ask.", "--yes")] = False,
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 
-    The folder gets its name only if it says what the run says: the same ids, logits within rounding.
+    The folder gets its name only if it answers as the run does: the same ids, logits within rounding.
 
     Examples:
 
@@ -96,25 +96,15 @@ def main(
         inspection.kind_of(folder)
     else:
         with files.held(out, beside=True):
-            plan, manifest = exported.plan(
-                run,
-                out,
-                base=base,
-                dtype=dtype,
-                device=device,
-                shard_bytes=int(shard_gib * 2**30),
-                old_gemma=old_gemma,
-                to=to,
-                quantise=quantise,
-                class_token=class_token,
-            )
+            size = int(shard_gib * 2**30)
+            plan = exported.plan(run, out, base, dtype, device, size, old_gemma, to, quantise, class_token)
             export = {"hf": exported.export_hf, "peft": adapter.export_peft}.get(to)
             if export is None:
                 from basic_lite.export.gguf import export_gguf as export  # its package is an extra
             if base == "bf16" and plan.base is None:
                 held = plan.quantise or str(plan.dtype).removeprefix("torch.")
                 say(f"{run} holds no quantised base; its own weights are exported, in {held}")
-            content = export(plan, manifest, lambda line: console.print(f"{line} ..."))
+            content = export(plan, lambda line: console.print(f"{line} ..."))
         for line in exported.summary(content):
             say(line)
         console.print(f"Written: {out}")

@@ -8,6 +8,7 @@ from basic_lite.training import settings as o
 
 if TYPE_CHECKING:
     from basic_lite.memory.choice import Kind
+    from basic_lite.memory.peak import Optimizer
 
 
 def main(json: Annotated[bool, o.option("One JSON object per line.", "--json")] = False) -> None:
@@ -71,16 +72,15 @@ def model_rows() -> list[dict]:
     from basic_lite.memory import choice, peak, sizes, speed
     from basic_lite.models import zoo
 
-    clip = sizes.towers_named(None, None, every=False)[0]
-
-    def needs(kind: Kind, prefix: str, size: sizes.DecoderSize) -> dict[str, float | None]:
-        optimizers = ("adamw", "paged-adamw-8bit") if prefix == "stage2_lora" else ("adamw",)
-        least = sum(peak.peak(choice.least(choice.step_of(kind, size, clip[1]), optimizers)).values())
-        fitting = (card.gib for card in speed.CARDS if choice.budget_bytes(card.gib) >= least)
-        return {f"{prefix}_gb": round(least / 1e9, 2), f"{prefix}_gib": next(fitting, None)}
-
-    return [
-        {
+    _, clip = sizes.towers_named(None, None, every=False)[0]
+    stages: tuple[tuple[str, Kind, tuple[Optimizer, ...]], ...] = (
+        ("stage1", "stage1", ("adamw",)),
+        ("stage2_lora", "stage2 --lora", ("adamw", "paged-adamw-8bit")),
+    )
+    rows = []
+    for name, llm in zoo.LLMS.items():
+        size = sizes.published_decoder(name)
+        row = {
             "model": name,
             "hub_id": llm.hub_id,
             "licence": llm.licence,
@@ -89,12 +89,13 @@ def model_rows() -> list[dict]:
             "template": llm.template,
             "layers": size.depth,
             "k": size.depth // 2,  # half of the layers, the paper's choice
-            **needs("stage1", "stage1", size),
-            **needs("stage2 --lora", "stage2_lora", size),
         }
-        for name, llm in zoo.LLMS.items()
-        for size in (sizes.published_decoder(name),)
-    ]
+        for stage, kind, optimizers in stages:
+            least = sum(peak.peak(choice.least(choice.step_of(kind, size, clip), optimizers)).values())
+            fitting = (card.gib for card in speed.CARDS if choice.budget_bytes(card.gib) >= least)
+            row |= {f"{stage}_gb": round(least / 1e9, 2), f"{stage}_gib": next(fitting, None)}
+        rows.append(row)
+    return rows
 
 
 def tower_rows() -> list[dict]:

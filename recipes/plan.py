@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from basic_lite.training import settings as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def main(
@@ -61,42 +64,40 @@ def main(
     towers = sizes.towers_named(tower, image_size, model is None and llm is None, tiles, pool)
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
     o.Tower(train_tower, tower_lora)  # refuses both
-    asked = tables.Asked(rank, text, basic, train_tower, tower_lora)
+    options = tables.Options(rank, text, basic, train_tower, tower_lora)
     console, remedies = command_console(), []
-    for kind in tables.kinds_of(stage):
-        plans = tables.plan_rows(kind, models, towers, cards, asked)
+
+    def show(rows: list, *shown: Table) -> None:
         if json:
-            print(*(encoder.dumps(asdict(row)) for row, _ in plans), sep="\n")
-            continue
+            print(*(encoder.dumps(asdict(row)) for row in rows), sep="\n")
+            return
+        for table in shown:
+            console.print(table, "")
+
+    for kind in tables.kinds_of(stage):
+        plans = tables.plan_rows(kind, models, towers, cards, options)
+        rows = [row for row, _ in plans]
         if len(models) > 1:
-            console.print(tables.overview(kind, [row for row, _ in plans]), "")
+            show(rows, tables.overview(kind, rows))
         else:
-            for name, _ in towers:
-                console.print(tables.stage_table(kind, [p for p in plans if p[0].tower == name]), "")
+            of_tower = ([p for p in plans if p[0].tower == name] for name, _ in towers)
+            show(rows, *(tables.stage_table(kind, some) for some in of_tower))
         too_large: dict[str, choice.Row] = {}
         for row, step in plans:
-            if tables.too_many_tokens((row.model, step.decoder), step.tower):
-                continue
-            if row.micro_batch is None and row.gpu_gib == cards[-1]:
+            refused = tables.too_many_tokens((row.model, step.decoder), step.tower)
+            if not refused and row.micro_batch is None and row.gpu_gib == cards[-1]:
                 too_large.setdefault(row.model, row)
-        for row in too_large.values():
-            others = tables.fitting(kind, row, towers[0], asked)
-            remedies.append(tables.remedy(row, others))
+        for row in [] if json else too_large.values():
+            remedies.append(tables.remedy(row, tables.fitting(kind, row, towers[0], options)))
     for named in towers if len(models) == 1 and stage is None else []:
         uses = [
             inference.row_of(use, models[0], named, gib, rank) for use in inference.SETTINGS for gib in cards
         ]
-        if json:
-            print(*(encoder.dumps(asdict(row)) for row in uses), sep="\n")
-        else:
-            console.print(tables.inference_table(uses), "")
+        show(uses, tables.inference_table(uses))
     for kind in tables.kinds_of(stage) if len(models) == 1 and (tiles > 1 or pool > 1) else []:
         for named in towers:
-            ways = resolution.resolutions(kind, models[0], named, asked)
-            if json:
-                print(*(encoder.dumps(asdict(row)) for row in ways), sep="\n")
-            else:
-                console.print(resolution.resolution_table(ways), "")
+            ways = resolution.resolutions(kind, models[0], named, options)
+            show(ways, resolution.resolution_table(ways))
     if json:
         return
     if len(models) > 1:

@@ -11,7 +11,7 @@ from basic_lite.training import settings as o
 
 
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of stage1 or stage2, finished or not.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of stage1 or stage2, finished or not.")],
     out: Annotated[
         Path | None,
         o.option("The HTML file.", default="report.html in the run, or beside the first of several"),
@@ -29,8 +29,5 @@ def main(
     from basic_lite.training import report
 
     place = out or (runs[0] if len(runs) == 1 else runs[0].parent) / report.PAGE
-    page, said = report.write(runs, place)
-    console = command_console()
-    for line in said:
-        console.print(line)
-    console.print(f"Report: {page}")
+    page, summaries = report.write(runs, place)
+    command_console().print(*summaries, f"Report: {page}", sep="\n")

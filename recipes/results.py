@@ -13,7 +13,7 @@ from basic_lite.training import settings as o
 def main(
     runs: Annotated[list[Path], typer.Argument(help="Runs, or folders that eval wrote into.")],
     benchmark: Annotated[
-        str | None, o.option("Only these, with commas.", default="every one that a run has")
+        str | None, o.option("Only these, separated by commas.", default="every one that a run has")
     ] = None,
     as_csv: Annotated[bool, o.option("As comma-separated values, with intervals.", "--csv")] = False,
 ) -> None:

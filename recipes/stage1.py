@@ -43,8 +43,9 @@ def main(
     # 1. Resolve the parts, the files, and every option that was left out.
     sources = plan.sources_of(model, device, console)
     data = checks.training_files(1, sources.llm, data, out, console, draw=not run.dry_run)
-    groups = (data, method, memory, schedule, run, out, validation)
-    settings = plan.resolve(1, sources.llm, device, *groups, shards=shards)
+    settings = plan.resolve(
+        1, sources.llm, device, out, data, method, memory, schedule, run, validation, shards=shards
+    )
 
     # 2. Check what can be checked before any weight is read.
     config = checks.check_sources(sources, settings)

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+from basic_lite.memory.peak import Optimizer
 from basic_lite.training import settings as o
 
 
 @o.command
 def main(
     *,
-    lora: o.LoraOption = False,
-    start: o.StartOption = Path("runs/stage1"),
+    lora: Annotated[
+        bool, o.option("Train adapters on a 4-bit decoder. Without: the whole decoder.", "--lora")
+    ] = False,
+    start: Annotated[
+        Path,
+        o.option("Run of stage 1 or 2, or folder or hub id of a LLaVA(-NeXT) of transformers."),
+    ] = Path("runs/stage1"),
     adapters: o.Adapters,
     tower: o.Tower,
     parts: o.PartsOfStage1,
     data: o.Data,
     method: o.Method,
     memory: o.Memory,
-    optimizer: o.OptimizerOption = None,
+    optimizer: Annotated[
+        Optimizer | None,
+        o.option(
+            "adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=o.MEMORY
+        ),
+    ] = None,
     out: o.OutOption = Path("runs/stage2"),
     schedule: o.Schedule,
-    projector_learning_rate: o.ProjectorRateOption = None,
+    projector_learning_rate: Annotated[
+        float | None,
+        o.option("The projector's own peak; 0 freezes it.", default="2e-5", callback=o.within(0)),
+    ] = None,
     validation: o.Validation,
     run: o.Run,
     refused: o.OfStage1,
@@ -58,8 +73,9 @@ def main(
     sources = plan.sources_of_stage2(begin.manifest, parts, lora)
     data = checks.training_files(2, sources.llm, data, out, console, draw=not run.dry_run)
     new = begin.adapters(adapters, plan.adapters_of(lora, adapters, sources.llm, tower.tower_lora), tower)
+    groups = (data, begin.method(method), memory, schedule, run, validation)
     settings = plan.resolve(
-        *(2, sources.llm, device, data, begin.method(method), memory, schedule, run, out, validation),
+        *(2, sources.llm, device, out, *groups),
         shards=shards,
         lora=lora,
         projector_learning_rate=projector_learning_rate,

@@ -31,7 +31,7 @@ from triton.runtime.jit import KernelInterface
 from basic_lite.bench import synthetic
 from basic_lite.data.layout import layout_of
 from basic_lite.data.pictures import ImageTransform
-from basic_lite.memory.activations import Held
+from basic_lite.memory.activations import DecoderSetup
 from basic_lite.memory.peak import Step
 from basic_lite.method import losses
 from basic_lite.method.objective import Objective
@@ -168,33 +168,33 @@ def fake_gpu() -> Iterator[FakeTensorMode]:
 
 def fake_model(
     name: str,
-    held: Held,
+    setup: DecoderSetup,
     layers: int | None = None,
     text: PretrainedConfig | None = None,
     tower_trained: bool = False,
     tower_rank: int = 0,
 ) -> Assembled:
     """Build a model of real size, or of `text`, as a stage trains it; only inside `fake_gpu`."""
-    dtype = torch.bfloat16 if held.half else torch.float32
+    dtype = torch.bfloat16 if setup.half else torch.float32
     assembled = synthetic.random_model(name, bits=16, dtype=dtype, device="cpu", layers=layers, text=text)
-    assembled.sources = replace(assembled.sources, bits=held.bits)
-    if held.bits == 4:
+    assembled.sources = replace(assembled.sources, bits=setup.bits)
+    if setup.bits == 4:
         _pack(parts_of(assembled.model).decoder.layers, dtype)
-    if held.training == "projector":
+    if setup.training == "projector":
         trainable.train_projector(assembled)
-    elif held.training == "adapters":
-        sizes = (held.rank, 2 * held.rank, held.dropout, tower_rank)
+    elif setup.training == "adapters":
+        sizes = (setup.rank, 2 * setup.rank, setup.dropout, tower_rank)
         trainable.train_adapters(assembled, trainable.Adapters(*sizes))
         assert group_adapters(parts_of(assembled.model).decoder.layers)
     else:
         trainable.train_everything(assembled)
     if tower_trained:
         trainable.train_tower(assembled)
-    found = liger.patch_of(parts_of(assembled.model).decoder) if held.fused else None
+    found = liger.patch_of(parts_of(assembled.model).decoder) if setup.fused else None
     if found is not None:
         patch, pieces = found
         patch(model=parts_of(assembled.model).decoder, **pieces)
-    if held.training != "decoder" and held.bits != 8:
+    if setup.training != "decoder" and setup.bits != 8:
         streamline(parts_of(assembled.model).decoder, found is not None)
     return assembled
 
@@ -256,14 +256,14 @@ def step_peak(name: str, step: Step, folder: str) -> int:
     with fake_gpu() as mode:
         live = LiveBytes()
         tower = {"tower_trained": step.tower_trained, "tower_rank": step.tower_rank}
-        model = fake_model(name, step.held, step.decoder.depth, **tower).model
+        model = fake_model(name, step.setup, step.decoder.depth, **tower).model
         recompute_layers(parts_of(model).decoder, step.recompute)
         args = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=rows,
             gradient_accumulation_steps=passes,
             max_steps=2,
-            bf16=step.held.half,
+            bf16=step.setup.half,
             use_cpu=True,
             report_to="none",
             save_strategy="no",

@@ -56,8 +56,8 @@ def export(
     class_token=None,
 ) -> dict:
     """Export a run as the command does."""
-    plan, manifest = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise, class_token)
+    plan = folder.plan(run, out, base, dtype, "cpu", shard, old_gemma, to, quantise, class_token)
     make = {"hf": folder.export_hf, "peft": adapter.export_peft}.get(to)
     if make is None:
         from basic_lite.export.gguf import export_gguf as make
-    return make(plan, manifest)
+    return make(plan)

@@ -49,7 +49,8 @@ def test_a_page_recalls_what_a_terminal_remembers(picture, asked):
     assert all(answers)
     history = [asked("one <image>", picture), assistant(answers[0]), asked("two")]
     history.append({"role": "assistant", "content": answers[1]})
-    recalled = whole_chat.recalled(assembled, history, 4)
+    recalled = Chat(assembled, 4)
+    whole_chat.recall(recalled, history)
     assert recalled.turns == chat.turns
     assert len(recalled.shown) == 1
     assert list(recalled.say("three")) == list(chat.say("three"))
@@ -59,7 +60,8 @@ def test_a_message_without_answer_is_forgotten_and_its_picture_waits(picture, tm
     (tmp_path / "b.png").write_text("no picture")
     history = [user("one", picture), assistant(f"{whole_chat.MISTAKE}too long")]
     history += [user("two", tmp_path / "b.png"), assistant(" "), user("three"), assistant("yes")]
-    chat = whole_chat.recalled(tiny_assembled("llama"), history, 4)
+    chat = Chat(tiny_assembled("llama"), 4)
+    whole_chat.recall(chat, history)
     assert chat.turns == [("user", f"{IMAGE}\nthree"), ("assistant", "yes")]
     assert (len(chat.shown), len(chat.waiting)) == (1, 0)
 
@@ -71,7 +73,9 @@ def test_two_readers_at_once_do_not_mix(picture):
     drawn = whole_chat.Sampling(1.2, 1.0, 5)
 
     def answer(history: list[dict], words: str) -> str:
-        return "".join(whole_chat.recalled(assembled, history, 20, drawn, lock).say(words))
+        chat = Chat(assembled, 20, drawn, lock)
+        whole_chat.recall(chat, history)
+        return "".join(chat.say(words))
 
     alone = [answer(history, f"question {number}") for number, history in enumerate(histories)]
     assert alone[0] != alone[1]

@@ -199,8 +199,6 @@ class InspectionSettings:
     weighting: Weighting = "quadratic"  # of layers 1..k
     ends: frozenset[int] = frozenset()  # ids of tokens that end a text or a line
     views: int = 6  # pictures to keep in full
-    # Depths whose matches are tried as stand-ins beside the initial ones; `None` for k/2, k and L
-    tried: tuple[int, ...] | None = None
     max_new_tokens: int = 48  # longest greedy text; 0 generates none
 
 
@@ -219,9 +217,11 @@ def inspect_layers(
     for_inference(assembled.model)
     decoder = parts_of(assembled.model).decoder.config
     k, depth = supervised_layers(decoder, settings.layers), decoder.num_hidden_layers
-    tried = settings.tried if settings.tried is not None else tuple(sorted({max(k // 2, 1), k, depth}))
-    names = ["initial", *map(str, range(1, depth + 1)), "target"]
-    tallies, results = [_Tally(name) for name in names], ModelResults()
+    tried = sorted({max(k // 2, 1), k, depth})  # depths whose matches stand in, beside the initial ones
+    matches: dict[str, list[Matches]] = {
+        name: [] for name in ("initial", *map(str, range(1, depth + 1)), "target")
+    }
+    results = ModelResults()
     base = slice(assembled.tokens_per_image)  # with tiles, the patches of the whole picture alone are judged
     blank = previous = None
     for number, (sample, judge) in enumerate(zip(samples, judges, strict=True)):
@@ -239,15 +239,14 @@ def inspect_layers(
             own = _run(assembled, embeds, labels)
         rows = [tokens.tolist() for tokens in seen.tokens]
         verdicts = None if judge is None else [judge(row[base]) for row in rows]
-        for place, tally in enumerate(tallies):
+        for place, at_depth in enumerate(matches.values()):
             judged = None if verdicts is None else verdicts[place]
-            tally.add(rows[place], seen.similarity[place], seen.cosine[place], judged)
+            at_depth.append((rows[place], seen.similarity[place], seen.cosine[place], judged))
         if len(results.views) < settings.views:
             results.views.append(([row[base] for row in rows], verdicts))
         floors = {replacement.BLANK: blank}
         if previous is not None:
             floors[replacement.SHUFFLED] = previous
-
         stand_ins = _matched(assembled, seen.tokens[0], features, kept) | floors
         losses, by_layer, texts = {}, {}, {}
         if own is not None:
@@ -265,7 +264,7 @@ def inspect_layers(
         results.pictures.append(PictureResults(losses, by_layer, texts, sample.caption))
         previous = features
         advance()
-    results.depths = [tally.results(settings.ends) for tally in tallies]
+    results.depths = [_depth_results(*pair, settings.ends) for pair in matches.items()]
     return results
 
 
@@ -339,39 +338,24 @@ def _features(
     return torch.cat(list(made.pooler_output)).to(parts_of(assembled.model).embedding.dtype)
 
 
-class _Tally:
-    """Adds up the matches at one depth, picture by picture."""
+Matches = tuple[list[int], torch.Tensor, torch.Tensor, list[bool | None] | None]
+"""One picture's at one depth: ids, similarity and cosine as of `LayerMatches`, and the judge's verdicts."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.common = name, Counter[int]()
-        self.verdicts: list[bool | None] | None = None
-        self.similarity: list[torch.Tensor] = []
-        self.cosine: list[torch.Tensor] = []
 
-    def add(
-        self,
-        ids: list[int],
-        similarity: torch.Tensor,
-        cosine: torch.Tensor,
-        verdicts: list[bool | None] | None,
-    ) -> None:
-        self.common.update(ids)
-        self.similarity.append(similarity)
-        self.cosine.append(cosine)
-        if verdicts is not None:
-            self.verdicts = (self.verdicts or []) + verdicts
-
-    def results(self, ends: frozenset[int]) -> DepthResults:
-        cosine = torch.cat(self.cosine).double().numpy()
-        quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
-        judged = [verdict for verdict in self.verdicts or [] if verdict is not None]
-        return DepthResults(
-            self.name,
-            patches=len(cosine),
-            judged=len(judged),
-            meaningful=None if self.verdicts is None else sum(judged),
-            ends=sum(count for token, count in self.common.items() if token in ends),
-            similarity=float(torch.cat(self.similarity).double().mean()),
-            cosine=dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"mean": float(cosine.mean())},
-            common=self.common.most_common(12),
-        )
+def _depth_results(name: str, matches: list[Matches], ends: frozenset[int]) -> DepthResults:
+    ids, similarities, cosines, verdicts = zip(*matches, strict=True)
+    common = Counter(token for row in ids for token in row)
+    cosine = torch.cat(cosines).double().numpy()
+    quartiles = np.percentile(cosine, [25, 50, 75]).tolist()
+    known = [row for row in verdicts if row is not None]
+    judged = [verdict for row in known for verdict in row if verdict is not None]
+    return DepthResults(
+        name,
+        patches=len(cosine),
+        judged=len(judged),
+        meaningful=sum(judged) if known else None,
+        ends=sum(count for token, count in common.items() if token in ends),
+        similarity=float(torch.cat(similarities).double().mean()),
+        cosine=dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"mean": float(cosine.mean())},
+        common=common.most_common(12),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,12 +59,20 @@ def caption_losses(
 
     `input_ids` and `labels` are of one conversation with one picture; `rows` forward passes go at a time.
     """
-    names, results = list(patches), {}
+    results: dict[str, float] = {}
+    for names, embeds in _in_rows(assembled, input_ids, patches, rows):
+        results |= dict(zip(names, loss_of(assembled, embeds, labels), strict=True))
+    return results
+
+
+def _in_rows(
+    assembled: Assembled, ids: list[int], patches: Mapping[str, torch.Tensor], rows: int
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Yield the names of some patches and the embeddings of the text with each of them, `rows` at a time."""
+    names = list(patches)
     for start in range(0, len(names), rows):
         chosen = names[start : start + rows]
-        embeds = put_in(assembled, input_ids, [patches[name] for name in chosen])
-        results |= dict(zip(chosen, loss_of(assembled, embeds, labels), strict=True))
-    return results
+        yield chosen, put_in(assembled, ids, [patches[name] for name in chosen])
 
 
 def put_in(assembled: Assembled, input_ids: list[int], patches: list[torch.Tensor]) -> torch.Tensor:
@@ -102,17 +110,15 @@ def greedy_texts(
     rows: int = 4,
 ) -> dict[str, str]:
     """Return the decoder's greedy answers with each of `patches` `(P, D)` at the place of the picture."""
-    stops, names, results = stop_ids(template, assembled.tokenizer), list(patches), {}
+    stops, results = stop_ids(template, assembled.tokenizer), {}
     generate: Any = assembled.model.generate
-    for start in range(0, len(names), rows):
-        chosen = names[start : start + rows]
-        embeds = put_in(assembled, prompt, [patches[name] for name in chosen])
+    for names, embeds in _in_rows(assembled, prompt, patches, rows):
         produced = generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
             **greedily(stops, assembled.pad_token_id, max_new_tokens, [assembled.image_token_id]),
         )
-        for name, row in zip(chosen, produced.tolist(), strict=True):
+        for name, row in zip(names, produced.tolist(), strict=True):
             ids = until_stop(row, stops)
             results[name] = str(assembled.tokenizer.decode(ids, skip_special_tokens=True)).strip()
     return results

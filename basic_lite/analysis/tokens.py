@@ -32,8 +32,6 @@ WAYS: dict[str, str] = {
 
 @dataclass
 class Analysis:
-    """All results of an analysis."""
-
     subjects: list[Subject]  # the models
     results: list[ModelResults]  # of each model
     samples: Samples  # what was shown
@@ -113,36 +111,29 @@ def analyse(
     listed = None if words is None else judges.read_words(words)
     layers, weighting = method_of(chosen)
     aspect: Aspect = chosen[-1].manifest["training"].get("aspect", "pad")
-    analysis = Analysis(chosen, [], samples, None, [], frozenset(), 0, weighting, 0, [])
-    judged: list[judges.Judge | None] = []
+    results: list[ModelResults] = []
     for subject, assembled in each(chosen, device):
-        if not analysis.results:  # the vocabulary, the pictures and who judges are the same for all models
-            judged = _prepare(analysis, assembled, listed)
-            analysis.layers = supervised_layers(parts_of(assembled.model).decoder.config, layers)
-            analysis.prepared = [_as_received(assembled, sample, aspect) for sample in samples.chosen[:views]]
+        if not results:  # the vocabulary, the pictures and who judges are the same for all models
+            parts, tokenizer = parts_of(assembled.model), assembled.tokenizer
+            k, grid = supervised_layers(parts.decoder.config, layers), round(assembled.tokens_per_image**0.5)
+            texts = token_texts(tokenizer, len(parts.embedding))
+            ends = end_tokens(tokenizer, texts, [assembled.template, TEMPLATES["plain"]])
+            judged_by, judged = _judges(assembled, samples.chosen, texts, listed)
+            prepared = [_as_received(assembled, sample, aspect) for sample in samples.chosen[:views]]
+            del parts
         plan = InspectionSettings(
             TEMPLATES["plain"] if subject.manifest["stage"] == 1 else assembled.template,
             aspect,
             layers,
             weighting,
-            ends=analysis.ends,
+            ends=ends,
             views=views,
             max_new_tokens=max_new_tokens,
         )
         note = partial(advance, subject.label)
-        analysis.results.append(inspect_layers(assembled, samples.chosen, judged, plan, note))
+        results.append(inspect_layers(assembled, samples.chosen, judged, plan, note))
         del assembled
-    return analysis
-
-
-def _prepare(analysis: Analysis, assembled: Assembled, words: list[str] | None) -> list[judges.Judge | None]:
-    """Note vocabulary and grid, and return the judge of each picture."""
-    analysis.grid = round(assembled.tokens_per_image**0.5)
-    analysis.texts = token_texts(assembled.tokenizer, len(parts_of(assembled.model).embedding))
-    templates = [assembled.template, TEMPLATES["plain"]]
-    analysis.ends = end_tokens(assembled.tokenizer, analysis.texts, templates)
-    analysis.judged_by, judged = _judges(assembled, analysis.samples.chosen, analysis.texts, words)
-    return judged
+    return Analysis(chosen, results, samples, judged_by, texts, ends, k, weighting, grid, prepared)
 
 
 def _as_received(assembled: Assembled, sample: Sample, aspect: Aspect) -> Image.Image:

@@ -121,7 +121,6 @@ def measure_data(
     step_seconds: float = 0.2,  # the pause where the model would compute
     steps: int = 50,  # batches to measure, at most
     picture_seconds: float = 3.0,  # how long to prepare pictures on one core alone
-    tokenizer: Any = None,  # of the LLM, with ChatML's special tokens; `None` takes bytes
 ) -> Measured:
     """Prepare batches as a stage-2 training does, all rows at most once, and measure what that takes.
 
@@ -140,7 +139,7 @@ def measure_data(
         dataset = SupervisedRows(
             rows,
             template="chatml",
-            tokenizer=tokenizer or byte_tokenizer(),
+            tokenizer=byte_tokenizer(),
             transform=transform,
             image_token_id=2**20,
             tokens_per_image=tokens_per_image,
@@ -186,8 +185,7 @@ def measure_waiting(
             rows += len(batch["rows"])
         del batch  # to free it is the step's work, not the loader's
         time.sleep(step_seconds)
-    started = [footprint(worker.pid) for worker in multiprocessing.active_children()]
-    workers = tuple(taken for taken in started if taken is not None)
+    workers = tuple(filter(None, (footprint(worker.pid) for worker in multiprocessing.active_children())))
     return Measured(pictures, steps, rows, waited, steps * step_seconds, first, footprint(), workers)
 
 

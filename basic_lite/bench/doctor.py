@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -14,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import constants
 
+from basic_lite.data import hub as data_hub
 from basic_lite.data.world import parts
 from basic_lite.files import one_line
 from basic_lite.models import quantised, repository, zoo
@@ -31,7 +31,11 @@ class Finding:
     name: str
     state: Literal["good", "note", "bad"]  # a note leaves a run possible, `"bad"` does not
     text: str  # the result, in a few words
-    remedy: str = ""  # the line that fixes it
+    remedy: str = ""  # the line that fixes what is not good
+
+
+def _state(works: bool) -> Literal["good", "bad"]:
+    return "good" if works else "bad"
 
 
 def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
@@ -124,16 +128,13 @@ def room(loads: list[Load], packed: int) -> Finding:
 
     `packed` counts the weights that a pre-quantised copy holds; 0 for no copy.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    root, copies = quantised.root(), 0.0
-    places = [(Path(HF_HUB_CACHE), sum(load.missing for load in loads))]
-    if root is not None:
-        copies = sum(load.converted for load in loads) + 0.6 * packed  # 4 bits, and tables in 16
-        places.append((root, copies))
+    root = quantised.root()
+    places = [(Path(constants.HF_HUB_CACHE), sum(load.missing for load in loads))]
+    if root is not None:  # the copy has 4 bits, and tables in 16
+        places.append((root, sum(load.converted for load in loads) + 0.6 * packed))
     needs: dict[int, tuple[Path, float]] = {}
     for path, size in places:
-        existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+        existing = _existing(path)
         disk = existing.stat().st_dev
         needs[disk] = (existing, needs.get(disk, (existing, 0.0))[1] + size)
     shares, full = [], False
@@ -143,7 +144,12 @@ def room(loads: list[Load], packed: int) -> Finding:
         shares.append(f"{size / 1e9:.1f} GB of {free / 1e9:.0f} GB free at {existing}")
     remedy = f"free some, or set HF_HOME and {quantised.VARIABLE} to a larger disk"
     text = f"downloads and copies take {', '.join(shares)}"
-    return Finding("room", "bad" if full else "good", text, remedy if full else "")
+    return Finding("room", _state(not full), text, remedy)
+
+
+def _existing(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
 def card(model: str) -> Finding:
@@ -184,9 +190,8 @@ def versions() -> Finding:
             wrong.append(f"{wanted.name} {installed} is not {wanted.specifier}")
         if wanted.name in ("torch", "transformers", "peft"):
             shown.append(f"{wanted.name} {installed}")
-    if wrong:
-        return Finding("versions", "bad", "; ".join(wrong), "pip install --upgrade basic-lite")
-    return Finding("versions", "good", ", ".join(shown))
+    text = "; ".join(wrong) or ", ".join(shown)
+    return Finding("versions", _state(not wrong), text, "pip install --upgrade basic-lite")
 
 
 def device() -> Finding:
@@ -230,10 +235,8 @@ def bf16() -> Finding:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(where) for _ in range(2))
     error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).abs().max() / (a @ b).abs().max())
-    if error > 0.02:
-        text = f"a product is wrong by {error:.2g}"
-        return Finding("bf16", "bad", text, "add --precision fp32, update the driver")
-    return Finding("bf16", "good", f"a product differs from fp32 by {error:.1g}")
+    text = f"a product differs from fp32 by {error:.1g}"
+    return Finding("bf16", _state(error < 0.02), text, "add --precision fp32, update the driver")
 
 
 def bitsandbytes() -> Finding:
@@ -255,9 +258,8 @@ def bitsandbytes() -> Finding:
     assert rows.grad is not None
     gradient = float((rows.grad - weight.sum(0)).abs().max())
     text = f"{version('bitsandbytes')}: a 4-bit layer differs by {gap:.1g} forward, {gradient:.1g} backward"
-    if max(gap, gradient) > 1e-2:
-        return Finding("bitsandbytes", "bad", text, "pip install --upgrade bitsandbytes, or add --bits 16")
-    return Finding("bitsandbytes", "good", text)
+    remedy = "pip install --upgrade bitsandbytes, or add --bits 16"
+    return Finding("bitsandbytes", _state(max(gap, gradient) < 1e-2), text, remedy)
 
 
 def liger() -> Finding:
@@ -272,62 +274,57 @@ def liger() -> Finding:
     expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6)
     gap = float((output - expected).abs().max())
     text = f"{installed}: a fused norm differs by {gap:.1g}"
-    if gap > 1e-4:
-        return Finding("liger-kernel", "bad", text, "pip install --upgrade liger-kernel triton")
-    return Finding("liger-kernel", "good", text)
+    return Finding("liger-kernel", _state(gap < 1e-4), text, "pip install --upgrade liger-kernel triton")
 
 
 def disk(folder: Path) -> Finding:
     """Look at the free disk of the run folder and of the hub's cache, and try to write."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     places, small, closed = [], False, []
-    for path in (folder.absolute(), Path(HF_HUB_CACHE)):
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    for path in (folder.absolute(), Path(constants.HF_HUB_CACHE)):
+        existing = _existing(path)
         free = shutil.disk_usage(existing).free
         small = small or free < FREE_BYTES
         places.append(f"{free / 1e9:.0f} GB free for {path}")
         if not os.access(existing, os.W_OK):
             closed.append(str(existing))
-    text = ", ".join(places)
     if closed:
         text = f"{', '.join(closed)} cannot be written to"
         return Finding("disk", "bad", text, "choose another --out, or set HF_HOME")
+    text = ", ".join(places)
     if small:
         remedy = "a 7B model needs 14 GB, its export as much again: free some, or set HF_HOME"
         return Finding("disk", "note", text, remedy)
     return Finding("disk", "good", text)
 
 
+_COPIES: dict[quantised.Kind, str] = {
+    "quantised": "pre-quantised decoders",
+    "converted": "converted from pickles",
+    "unpacked": "models in parts",
+}
+
+
 def copies() -> Finding:
-    """Show where pre-quantised decoders are kept, how many, and what removes them."""
+    """Show where copies of models are kept, how many, and what removes them."""
     root = quantised.root()
     if root is None:
         return Finding("copies", "good", f"none are kept: {quantised.VARIABLE} is off")
-    folders = quantised.copies()
-    size = sum(quantised.size_of(folder) for folder in folders) / 1e9
-    text = f"pre-quantised decoders: {len(folders)}, {size:.1f} GB, in {root / 'quantised'}"
-    text = f"{text} (rm -r that folder clears them)" if folders else text
-    pickled = quantised.copies("converted")
-    if pickled:
-        size = sum(quantised.size_of(folder) for folder in pickled) / 1e9
-        text += f"; converted from pickles: {len(pickled)}, {size:.1f} GB, in {root / 'converted'}"
-    return Finding("copies", "good", text)
+    shown = []
+    for kind, what in _COPIES.items():
+        folders = quantised.copies(kind)
+        if folders or kind == "quantised":
+            size = sum(quantised.size_of(folder) for folder in folders) / 1e9
+            clears = " (rm -r that folder clears them)" if folders else ""
+            shown.append(f"{what}: {len(folders)}, {size:.1f} GB, in {root / kind}{clears}")
+    return Finding("copies", "good", "; ".join(shown))
 
 
 def hub() -> Finding:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        text = "HF_HUB_OFFLINE is set: only folders and the cache are read"
-        return Finding("hub", "note", text, "unset HF_HUB_OFFLINE")
-    try:
-        request = urllib.request.Request(f"{endpoint}/api/models/google/gemma-2b-it", method="HEAD")
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answered: a page that needs a login is a page
-    except (OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))[:80]
-        remedy = "set HF_ENDPOINT to a mirror or https_proxy, or give folders: --llm, --tower, --data"
-        return Finding("hub", "note", f"{endpoint} does not answer ({reason})", remedy)
-    return Finding("hub", "good", f"{endpoint} answers")
+    """Ask whether the hub answers."""
+    quiet = data_hub.silence()
+    if quiet is None:
+        return Finding("hub", "good", f"{constants.ENDPOINT} answers")
+    remedy = (
+        "unset HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror or https_proxy, or give folders: --llm, --tower"
+    )
+    return Finding("hub", "note", f"{quiet}; only folders and the hub's cache are read", remedy)

@@ -1,17 +1,14 @@
-"""Measure `L_sds` beside its three products, Liger's and TRL's divergences and the naive code, in turn."""
+"""Measure `L_sds` beside its three products and the naive code, in turn."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch.autograd import Function
 
-from basic_lite.files import one_line
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
 from basic_lite.method.losses import semantic_distribution
@@ -19,37 +16,30 @@ from basic_lite.method.types import Refinement
 
 Facts = dict[str, Any]
 
-LIGER, TRL = "liger fused JSD", "trl chunked divergence"
+Divergence = Callable[[Refinement, torch.Tensor], torch.Tensor]
+"""`L_sds` of a refinement and the `(V, D)` embedding matrix."""
 
 TILES: int = 4
 """Of the vocabulary, where tiles are measured beside the whole rows that are taken by shape."""
 
 
-class _RowWeight(Function):
-    """Identity whose gradient is multiplied row by row: Liger's divergence knows no weight per row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(weight)
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (weight,), (upstream,) = ctx.saved_tensors, grad_outputs
-        return upstream * weight[:, None].to(upstream.dtype), None
-
-
 def measure_sds(
-    rows: int, width: int, vocabulary: int, device: str, dtype: torch.dtype, repeats: int
+    rows: int,
+    width: int,
+    vocabulary: int,
+    device: str,
+    dtype: torch.dtype,
+    repeats: int,
+    others: Mapping[str, Divergence] | None = None,
 ) -> list[Facts]:
-    """Time one forward and backward pass of every implementation that runs here, on `N` rows, `D` and `V`.
+    """Time one forward and backward pass on `N` rows, `D` and `V`, of ours, the naive code and `others`.
 
     They take turns within a round, so that a slow minute of the machine meets them all; the median of
     `repeats` rounds counts, after one that warms up.
 
     Returns:
         One row each: name, median milliseconds, MiB beyond the inputs (`None` on a CPU, where the
-        allocator does not tell), and the ratio to the three products. What cannot run says why. `L_sds` is
+        allocator does not tell), and the ratio to the three products. `L_sds` is
         cut by shape, "patches x tokens"; the other way, in tiles or by whole rows, stands below it.
     """
     generator = torch.Generator(device).manual_seed(0)
@@ -73,35 +63,16 @@ def measure_sds(
                 logits = states @ embedding.T
             torch.mm(logits, embedding)
 
-    def with_gradient(chunk: Chunk) -> None:
-        semantic_distribution(seen, embedding, chunk).total.backward()
+    def with_gradient(divergence: Divergence) -> None:
+        divergence(seen, embedding).backward()
 
-    def naive() -> None:
-        log_p = (target.to(dtype) @ embedding.T).float().log_softmax(-1)
-        log_q = (initial @ embedding.T).float().log_softmax(-1)
-        (importance * (log_p.exp() * (log_p - log_q)).sum(-1)).sum().backward()
-
-    def liger() -> None:
-        from liger_kernel.transformers.functional import liger_fused_linear_jsd
-
-        weighted = _RowWeight.apply(initial, importance * rows)
-        total = liger_fused_linear_jsd(weighted, embedding, target.to(dtype), embedding, jsd_beta=0.0)
-        total.backward()
+    def of_chunk(chunk: Chunk) -> Divergence:
+        return lambda seen, embedding: semantic_distribution(seen, embedding, chunk).total
 
     runs: dict[str, Callable[[], None]] = {"three products": products}
-    runs |= {name: partial(with_gradient, chunk) for name, chunk in ours.items()}
-    runs["naive"] = naive
-
-    def trl() -> None:
-        trl_divergence(seen, embedding).backward()
-
-    others = {LIGER: liger, TRL: trl}
-    missing = {} if device == "cuda" else {LIGER: "its kernels need a GPU"}
-    if find_spec("trl") is None:
-        missing[TRL] = "pip install 'trl>=1.16' brings it"
-    runs |= {name: run for name, run in others.items() if name not in missing}
+    divergences = {name: of_chunk(chunk) for name, chunk in ours.items()} | {"naive": naive, **(others or {})}
+    runs |= {name: partial(with_gradient, divergence) for name, divergence in divergences.items()}
     measured = _in_turn(runs, initial, device, repeats)
-    measured += [{"name": name, "why not": reason} for name, reason in missing.items()]
     base = next(row["ms"] for row in measured if row["name"] == "three products")
     for row in measured:
         if "ms" in row:
@@ -111,19 +82,11 @@ def measure_sds(
     return measured
 
 
-def trl_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
-    """Return `L_sds` by TRL's tiles over the vocabulary: five products, fp32 logits, bounded memory.
-
-    Raises ImportError if there is no TRL of 1.16 or later.
-    """
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
-
-    # It rounds the teacher's states as it does the student's.
-    teacher = seen.target.to(embedding.dtype)
-    # Student and teacher, each with its head and bias; 0.0 is KL(teacher || student).
-    given = seen.initial, embedding, None, teacher, embedding, None, 0.0
-    divergence, _entropy = ChunkedDivergenceFunction.apply(*given)
-    return (seen.importance * divergence).sum()
+def naive(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
+    """Return `L_sds` by its formula, with whole logits."""
+    log_p = (seen.target.to(embedding.dtype) @ embedding.T).float().log_softmax(-1)
+    log_q = (seen.initial @ embedding.T).float().log_softmax(-1)
+    return (seen.importance * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
 
 
 def _in_turn(
@@ -131,7 +94,7 @@ def _in_turn(
 ) -> list[Facts]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     peaks: dict[str, float] = {}
-    failed: dict[str, str] = {}
+    failed: set[str] = set()
     for turn in range(repeats + 1):
         for name, run in runs.items():
             if name in failed:
@@ -145,10 +108,7 @@ def _in_turn(
             try:
                 run()
             except torch.OutOfMemoryError:
-                failed[name] = "out of memory"
-                continue
-            except ImportError as error:  # an older TRL has no such module
-                failed[name] = one_line(error)
+                failed.add(name)
                 continue
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -158,7 +118,7 @@ def _in_turn(
     rows: list[Facts] = []
     for name, seconds in times.items():
         if name in failed:
-            rows.append({"name": name, "why not": failed[name]})
+            rows.append({"name": name, "why not": "out of memory"})
         else:
             median = sorted(seconds)[len(seconds) // 2]
             rows.append({"name": name, "ms": round(1000 * median, 2), "extra MiB": peaks.get(name)})

@@ -94,7 +94,7 @@ def random_model(
     sources = Sources(f"random {name}", "random clip-l-336", bits=bits, dtype=dtype)
     ids = (_IMAGE_TOKEN, _PAD_TOKEN, tokens)
     nobody: Any = None  # no words are read or written
-    return Assembled(model, nobody, template, {}, tower.image_size, *ids, family, sources)
+    return Assembled(nobody, template, {}, tower.image_size, *ids, family, sources, model=model)
 
 
 @torch.no_grad()

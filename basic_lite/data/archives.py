@@ -33,7 +33,7 @@ SUFFIXES: tuple[str, ...] = (".zip", ".tar", ".tar.gz", ".tgz")
 PICTURE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 STORED, DEFLATED, RAW, SEALED = 0, 8, 254, 255
-"""How an entry is kept: zip's own numbers 0 and 8; bytes of a tar; encrypted."""
+"""How an entry is stored: zip's own numbers 0 and 8; as it is, in a tar; encrypted."""
 
 COLUMNS: dict[str, type[np.generic]] = {
     "name_hash": np.uint64,
@@ -53,8 +53,8 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = unpacked(path)
-        stat = path.stat()
-        key = {"format": "2", "bytes": str(stat.st_size), "mtime_ns": str(stat.st_mtime_ns)}
+        state = path.stat()
+        key = {"format": "2", "bytes": str(state.st_size), "mtime_ns": str(state.st_mtime_ns)}
         places = table_places(path, "index")
         kept = load_table(places, key, COLUMNS)
         if kept is None:
@@ -71,28 +71,24 @@ class Archive:
 
         A name may leave out folders that all pictures of the archive are in: `images/`, or `images/train/`.
         """
-        parts = self.folder.split("/") if self.folder else []
-        starts = ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
-        entries = (self._find(posixpath.join(start, name)) for start in starts)
-        return next((entry for entry in entries if entry is not None), None)
+        parts, hashes = self.folder.split("/") if self.folder else [], self.columns["name_hash"]
+        for depth in range(len(parts) + 1):
+            wanted = np.uint64(text_hash(posixpath.normpath(posixpath.join(*parts[:depth], name))))
+            place = int(np.searchsorted(hashes, wanted))
+            if place < len(hashes) and hashes[place] == wanted:
+                return place
+        return None
 
-    def _find(self, name: str) -> int | None:
-        wanted = np.uint64(text_hash(posixpath.normpath(name)))
-        place = int(np.searchsorted(self.columns["name_hash"], wanted))
-        return place if place < len(self) and self.columns["name_hash"][place] == wanted else None
+    def stored(self, name: str) -> Stored | None:
+        """Return the entry with this name, unread; see `find`."""
+        entry = self.find(name)
+        if entry is None:
+            return None
+        size, crc = int(self.columns["size"][entry]), int(self.columns["crc"][entry])
+        return Stored(size, hash((size, crc)), partial(self._read, entry, name))
 
-    def size(self, entry: int) -> int:
-        """Return how many bytes an entry has, unpacked."""
-        return int(self.columns["size"][entry])
-
-    def stamp(self, entry: int) -> int:
-        """Return a number that changes when the entry's content does."""
-        return hash((int(self.columns["size"][entry]), int(self.columns["crc"][entry])))
-
-    def read(self, entry: int, name: str) -> bytes:
-        """Return an entry's bytes; raises RowFault `undecodable_image` if the archive is damaged there."""
-        offset, kept, size = (int(self.columns[column][entry]) for column in ("offset", "kept", "size"))
-        method = int(self.columns["method"][entry])
+    def _read(self, entry: int, name: str) -> bytes:
+        offset, kept, size, crc, method = (int(self.columns[column][entry]) for column in list(COLUMNS)[1:])
         if method not in (STORED, DEFLATED, RAW):
             packed = f"it is packed by method {method}; 0 and 8 are read"
             raise self._damage(name, "it is encrypted" if method == SEALED else packed)
@@ -112,7 +108,7 @@ class Archive:
                 data = zlib.decompressobj(-15).decompress(data, size + 1)  # never more than promised
             except zlib.error as error:
                 raise self._damage(name, one_line(error)) from None
-        if len(data) != size or (method != RAW and zlib.crc32(data) != int(self.columns["crc"][entry])):
+        if len(data) != size or (method != RAW and zlib.crc32(data) != crc):
             raise self._damage(name, "its bytes do not match their size or checksum")
         return data
 
@@ -142,7 +138,7 @@ def unpacked(path: Path) -> Path:
 
 @functools.cache
 def open_archive(path: str) -> Archive | str:
-    """Return the archive at `path`, or why it cannot be read; looked at once per process."""
+    """Return the archive at `path`, or why it cannot be read; opened once per process."""
     try:
         return Archive(Path(path))
     except (ValueError, OSError) as error:
@@ -223,8 +219,22 @@ class Stored:
 
     size: int  # how many bytes
     stamp: int  # changes when the bytes do
-    read: Callable[[], bytes]
-    name: str = ""  # what it is called where that is not what the row says, else empty
+    load: Callable[[], bytes]
+    name: str = ""  # its name, if that is not the one in the row
+
+    def read(self, name: str) -> bytes:
+        """Read the bytes; `name` is what messages call the picture.
+
+        Raises RowFault `missing_image` or `oversized_image`, in an archive also `undecodable_image`.
+        """
+        if self.size > MAX_BYTES:
+            detail = f"image {shown(name)} has {self.size:,} bytes; at most {MAX_BYTES:,} are read"
+            raise RowFault("oversized_image", detail)
+        try:
+            return self.load()
+        except OSError as error:
+            detail = f"image {shown(name)} cannot be read: {one_line(error)}"
+            raise RowFault("missing_image", detail) from None
 
 
 def path_fault(name: object) -> RowFault | None:
@@ -232,26 +242,23 @@ def path_fault(name: object) -> RowFault | None:
     if not isinstance(name, str):
         return None
     if "\0" in name:
-        return RowFault("path_outside_root", f"image {shown(name)}: a path cannot hold a zero byte")
-    if "://" in name:
-        return RowFault(
-            "path_outside_root", f"image {shown(name)} is a web address: download it, and give its path"
-        )
-    if name.startswith(("/", "\\", "~")) or name[1:3] in (":\\", ":/"):
-        return RowFault(
-            "path_outside_root", f"image {shown(name)}: a path must be relative to the image folder"
-        )
-    if posixpath.normpath(name).split("/")[0] == "..":
-        return RowFault("path_outside_root", f"image {shown(name)} leaves the image folder")
-    return None
+        reason = ": a path cannot hold a zero byte"
+    elif "://" in name:
+        reason = " is a web address: download it, and give its path"
+    elif name.startswith(("/", "\\", "~")) or name[1:3] in (":\\", ":/"):
+        reason = ": a path must be relative to the image folder"
+    elif posixpath.normpath(name).split("/")[0] == "..":
+        reason = " leaves the image folder"
+    else:
+        return None
+    return RowFault("path_outside_root", f"image {shown(name)}{reason}")
 
 
 def locate(ref: ImageRef) -> Stored:
     """Find a picture, without reading it; raises RowFault `missing_image` or `path_outside_root`.
 
-    A path is looked for as a file; where there is none, in the zip and tar files that lie along it:
-    `coco/train2017/1.jpg` is also found as `train2017/1.jpg` in `coco/train2017.zip`. What is nowhere under
-    its own name is looked for under those of `other_names`.
+    A path is tried as a file, then in the zip and tar files of the folders along it: `coco/train2017/1.jpg`
+    may also be `train2017/1.jpg` in `coco/train2017.zip`. Last, the same is tried with `other_names`.
     """
     if ref.data is not None:
         data = ref.data
@@ -277,10 +284,10 @@ def _find(ref: ImageRef, root: str) -> Stored | None:
 
 
 def other_names(name: str) -> list[str]:
-    """Return what a picture may be called that is not found: as other systems and web pages write its name.
+    """Return other names that a missing picture may have, as other systems and web pages write them.
 
     Without blanks around it, with slashes for backslashes, with percent codes resolved; and each of these
-    with a suffix in the other case, or with one where there is none.
+    with its suffix in the other case, or with a suffix if it has none.
     """
     plain = name.strip()
     slashed = plain.replace("\\", "/")
@@ -296,7 +303,7 @@ def other_names(name: str) -> list[str]:
 
 
 def nearest_name(ref: ImageRef) -> str:
-    """Return the name that comes nearest to that of a missing picture in its folder, empty if none does."""
+    """Return the name in the folder that is most like that of a missing picture, empty if none is."""
     if ref.root is None:
         return ""
     folder, name = posixpath.split(ref.name.strip().replace("\\", "/"))
@@ -310,16 +317,11 @@ def nearest_name(ref: ImageRef) -> str:
 
 
 MAX_COMPARED: int = 20_000
-"""Names of a folder that a missing one is compared with: half a second."""
-
-
-def read_bytes(ref: ImageRef) -> bytes:
-    """Read encoded bytes; raises RowFault `missing_image`, `path_outside_root` or `oversized_image`."""
-    return read_stored(locate(ref), ref.name)
+"""Most names that a missing one is compared with: half a second."""
 
 
 def read_file(path: Path) -> bytes:
-    """Read encoded bytes from a file that is named outright; archives beside it are not searched.
+    """Read encoded bytes from this very file; archives beside it are not searched.
 
     Raises RowFault `missing_image` or `oversized_image`.
     """
@@ -327,43 +329,26 @@ def read_file(path: Path) -> bytes:
     stored = _file(ImageRef(path.name, root=root, follow_links=True), root)
     if stored is None:
         raise RowFault("missing_image", f"image {shown(str(path))} does not exist")
-    return read_stored(stored, path.name)
-
-
-def read_stored(stored: Stored, name: str) -> bytes:
-    """Read what `locate` returned; see `read_bytes`."""
-    if stored.size > MAX_BYTES:
-        raise RowFault(
-            "oversized_image",
-            f"image {shown(name)} has {stored.size:,} bytes; at most {MAX_BYTES:,} are read",
-        )
-    try:
-        return stored.read()
-    except OSError as error:
-        raise RowFault("missing_image", f"image {shown(name)} cannot be read: {one_line(error)}") from None
+    return stored.read(path.name)
 
 
 def _file(ref: ImageRef, root: str) -> Stored | None:
-    path = os.path.join(root, ref.name)
+    path, image = os.path.join(root, ref.name), f"image {shown(ref.name)}"
     try:
         if not ref.follow_links:
             root, path = os.path.realpath(root), os.path.realpath(path)
             if os.path.commonpath([root, path]) != root:
-                raise RowFault(
-                    "path_outside_root",
-                    f"image {shown(ref.name)} leaves {ref.root} by a link; --follow-links allows it",
-                )
+                detail = f"{image} leaves {ref.root} by a link; --follow-links allows it"
+                raise RowFault("path_outside_root", detail)
         state = os.stat(path)
     except RowFault:
         raise
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise RowFault(
-            "missing_image", f"image {shown(ref.name)} cannot be read: {one_line(error)}"
-        ) from None
+        raise RowFault("missing_image", f"{image} cannot be read: {one_line(error)}") from None
     if not stat.S_ISREG(state.st_mode):  # a pipe would hang, a folder cannot be read
-        raise RowFault("missing_image", f"image {shown(ref.name)} is no file under {ref.root}")
+        raise RowFault("missing_image", f"{image} is no file under {ref.root}")
     return Stored(state.st_size, hash((state.st_size, state.st_mtime_ns)), Path(path).read_bytes)
 
 
@@ -386,7 +371,7 @@ def _entry(archives: Sequence[str], name: str) -> Stored | None:
         archive = open_archive(path)
         if isinstance(archive, str):
             raise RowFault("missing_image", f"image {shown(name)}: {archive}")
-        entry = archive.find(name)
-        if entry is not None:
-            return Stored(archive.size(entry), archive.stamp(entry), partial(archive.read, entry, name))
+        stored = archive.stored(name)
+        if stored is not None:
+            return stored
     return None

@@ -1,4 +1,4 @@
-"""From rows to batches: pad rows together, choose which rows go together."""
+"""Which rows share a batch, and how they are padded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from basic_lite.data.layout import layout_of
 from basic_lite.data.tiles import Tiling, packed
 
 ORDER: int = 3
-"""Version of the order, in a run's manifest: a run of another one cannot be resumed. (1 was SplitMix64's; 2
-had smaller pools, and lengths estimated from letters.)"""
+"""Version of the order, in a run's manifest: a run of another version cannot be resumed.
+
+1 was SplitMix64's; 2 had smaller pools, and lengths estimated from letters.
+"""
 
 POOL: int = 64
-"""Batches that are sorted by length together, at least; what that saves is in `basic_lite/data/README.md`."""
+"""Fewest batches that are sorted by length together; what that saves is in `basic_lite/data/README.md`."""
 
 
 def permuted(count: int, *key: int) -> np.ndarray:
@@ -31,10 +33,9 @@ def permuted(count: int, *key: int) -> np.ndarray:
 
 
 def drawn_counts(kinds: Sequence[np.ndarray], sets: Sequence[tuple[int, float]]) -> np.ndarray:
-    """Return `(kinds, sets)` int64: how many rows of each data set and kind an epoch draws.
+    """Return `(kinds, sets)` int64: how many rows of each kind and data set an epoch draws.
 
-    `kinds` are `(rows,)` bool each, such as rows with and without an image; `sets` are rows and weight of
-    each.
+    `kinds` are `(rows,)` bool each, such as rows with and without an image; `sets` are `(rows, weight)` each.
     """
     ends = np.cumsum([rows for rows, _ in sets])[:-1]
     counts = [[int(part.sum()) for part in np.split(kind, ends)] for kind in kinds]
@@ -46,7 +47,7 @@ def _drawn(rows: int, weight: float) -> int:
 
 
 def _share_of(count: int, take: int, epoch: int, *key: int) -> np.ndarray:
-    """Return an epoch's `take` of `range(count)`: none again before all came, nor twice in one epoch."""
+    """Return an epoch's `take` of `range(count)`: none repeats before all were drawn, or within an epoch."""
     left, turn, drawn = np.zeros(0, np.int64), 0, np.zeros(0, np.int64)
     for _ in range(epoch + 1):
         drawn, left = left[:take], left[take:]
@@ -72,9 +73,9 @@ def batch_order(
 
     With `group`, rows of each modality are shuffled, cut into pools of whole optimizer steps, sorted by
     length inside the pool and cut into batches. The batches are dealt to the pool's steps, so that each step
-    has short and long ones as the pool has them; then the steps are shuffled. Steps that are not full come
-    last, so that the full ones stay of one modality. The batch with the most padded tokens comes first either
-    way: if memory does not suffice, the first step shows it.
+    has short and long ones in the pool's proportion; then the steps are shuffled. Steps that are not full
+    come last, so that the full ones stay of one modality. With and without `group` the batch with the most
+    padded tokens comes first: if memory does not suffice, the first step shows it.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if not group:
@@ -103,7 +104,7 @@ def batch_order(
 
 
 def _largest_first(full: list[list[np.ndarray]], rest: list[list[np.ndarray]], lengths: np.ndarray) -> None:
-    """Put the batch with the most padded tokens first: with its step, or in exchange if that is not full."""
+    """Put the batch with the most padded tokens first: with its step, or swapped if that is not full."""
     steps = full + rest
     sizes = [[int(lengths[batch[0]]) * len(batch) for batch in step] for step in steps]
     if not sizes:
@@ -119,10 +120,10 @@ def _largest_first(full: list[list[np.ndarray]], rest: list[list[np.ndarray]], l
 
 
 def share(batches: list[np.ndarray], rank: int, ranks: int, batch_size: int) -> list[np.ndarray]:
-    """Return one rank's part of batches made for all ranks: of `ranks * batch_size` rows, longest row first.
+    """Return one rank's part of batches of `ranks * batch_size` rows, longest row first.
 
     Every rank gets equally many batches, none of them empty, because ranks wait for each other; no row is
-    dropped or given twice. A batch with fewer rows than ranks shares rows with others; only with `batch_size`
+    dropped or repeated. A batch with fewer rows than ranks shares rows with others; only with `batch_size`
     1 can that make a batch one row larger. Raises ValueError if there are fewer rows than ranks.
     """
     if ranks == 1:
@@ -147,10 +148,10 @@ def _cut(rows: Any, size: int) -> list:
 
 
 class Collator:
-    """Pad encoded rows to one length and find where everything stands.
+    """Pads encoded rows to one length and makes the batch's layout.
 
-    Padding is masked by length, never by id: a tokenizer whose padding token is its end token still learns to
-    end.
+    Padding is masked by length, never by id: with a tokenizer whose padding token is its end token the model
+    still learns to stop.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Collator:
         Returns `input_ids`, `attention_mask` and `labels`, `(B, S)` int64; `pixel_values` `(I, 3, h, w)`
         uint8 if there is any image; `layout` of the batch; `rows`, the rows' numbers. With tiles the squares
         of all pictures are packed into one `pixel_values`, and `image_sizes` are the pictures' heights and
-        widths: a list, since tensors of a batch go to the device, where each look at a size would wait.
+        widths: a list, since tensors of a batch go to the device, where reading a size would wait.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_token_id, dtype=torch.int64)
@@ -207,11 +208,11 @@ class Batches(torch.utils.data.Sampler[list[int]]):
     """Which rows go together: each once per epoch, the same for the same seed, the largest batch first.
 
     Of a data set with a weight an epoch draws that share of its rows, with and without an image alike: those
-    that did not come before, until all came. Above 1, each row comes as often as the whole number says, and
-    the rest is such a share.
+    that were not drawn yet, until all were. Above 1, each row is repeated as often as the whole number says,
+    and the fraction is drawn as such a share.
 
-    A run that goes on with batches of several times as many rows keeps its `order_rows`, and so puts the same
-    rows into every step.
+    A run that is resumed with batches of several times as many rows keeps its `order_rows`, so that every
+    step has the same rows.
     """
 
     def __init__(
@@ -228,13 +229,11 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         order_rows: int | None = None,
         rank: int = 0,  # which part of every batch this process gets, from 0
         ranks: int = 1,  # how many processes share the rows
-        # Rows and weight of each, in order; `None` for one whose rows all come once
+        # `(rows, weight)` of each data set, in order; `None` for one of weight 1
         sets: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         if len(lengths) != len(modality):
-            raise ValueError(
-                f"{len(lengths)} lengths for {len(modality)} rows: give one length and one modality each"
-            )
+            raise ValueError(f"{len(lengths)} lengths for {len(modality)} rows: give one of each per row")
         if batch_size < 1 or accumulation < 1:
             raise ValueError(f"batch_size {batch_size} and accumulation {accumulation} must be at least 1")
         if not 0 <= rank < ranks:
@@ -261,12 +260,10 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         self.ranks = ranks
         self.drop_last = False  # accelerate asks for it
         self.epoch = 0
-        self.skipped = 0
 
-    def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch that the next iteration gives; of its first `skip` batches no row is read."""
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
-        self.skipped = skip
 
     def _drawn(self) -> np.ndarray:
         """Return the places in `rows` that the epoch draws, in their order, some of them repeatedly."""
@@ -299,10 +296,10 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         return [drawn[batch] for batch in share(batches, self.rank, self.ranks, self.batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self._order()[self.skipped :]
+        batches = self._order()
         ends = np.cumsum([0, *map(len, batches)])
         order = self.rows[np.concatenate(batches)] if batches else self.rows[:0]
-        del batches  # 200 bytes for each of some 166,000, all epoch long
+        del batches  # they would hold 200 bytes for each of some 166,000 batches, all epoch long
         return (order[ends[i] : ends[i + 1]].tolist() for i in range(len(ends) - 1))
 
     def __len__(self) -> int:

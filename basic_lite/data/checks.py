@@ -1,4 +1,4 @@
-"""What is wrong with training data: all of it for a person, what matters for the start of a training."""
+"""Checks of training data: all findings for `data check`, and those that matter at the start of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,9 +22,9 @@ from basic_lite.data.findings import (
     of_each_set,
     text_findings,
 )
-from basic_lite.data.index import Progress, estimated_length
+from basic_lite.data.index import Progress, estimated_length, no_progress
 from basic_lite.data.pictures import Depth, check_picture
-from basic_lite.data.readers import Rows
+from basic_lite.data.readers import Rows, image_ref
 from basic_lite.data.rows import (
     CODES,
     MAX_LENGTH,
@@ -37,14 +37,14 @@ from basic_lite.data.rows import (
     shown,
 )
 from basic_lite.data.tiles import Tiling
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import in_processes, mapped
 from basic_lite.files import load_table, save_table, table_places
 
 LENGTH_CHUNK: int = 128
 """Rows that one process counts at a time."""
 
 TEMPLATE_TOKENS: int = 64
-"""What a template may add to a row, its system text above all."""
+"""Most tokens that a template adds to a row, most of them its system text."""
 
 
 def estimated_findings(
@@ -52,8 +52,7 @@ def estimated_findings(
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, by the estimates of the index.
 
-    `max_length` counts images, which take `tokens_per_image`, with `tiling` what their `sizes` in `rows` ask
-    for.
+    `max_length` includes images, which take `tokens_per_image` each, or with `tiling` as their sizes say.
     """
     of_images, findings = images_of(rows, tokens_per_image, tiling), []
     tokens = rows.batch_lengths(of_images)
@@ -79,40 +78,42 @@ def counted_findings(
     encoder: TextEncoder,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,  # called with the rows done and their number
+    progress: Callable[[int, int], None] = no_progress,  # called with the rows done and their number
 ) -> list[Finding]:
     """Return `too_long`, and `no_supervision`, as training will find them: with its own tokenizer.
 
-    The limit is the encoder's `max_length`. Rows whose estimate is below half of it are not counted: no text
-    takes twice its estimate but one of mostly signs, four of which are taken for one token.
+    The limit is the encoder's `max_length`. Rows whose estimate is below half of it are not counted: only a
+    text that is mostly punctuation, estimated at a token for four characters, takes twice its estimate.
     """
     assert encoder.max_length is not None
     todo = np.flatnonzero(_may_exceed(rows, encoder, encoder.max_length))
     jobs = [todo[at : at + LENGTH_CHUNK].tolist() for at in range(0, len(todo), LENGTH_CHUNK)]
-    if workers == 1 or len(jobs) < 4:
-        counted = map(_Counter(rows, encoder), jobs)
-    else:
-        counted = in_processes(_Counter, jobs, workers, rows, encoder)
+    counted = mapped(partial(_count, rows, encoder), jobs, workers)
     findings, done = [], 0
-    for job, found in zip(jobs, counted, strict=True):
-        findings += found
+    for job, too_long in zip(jobs, counted, strict=True):
+        findings += too_long
         done += len(job)
-        if progress is not None:
-            progress(done, len(todo))
+        progress(done, len(todo))
     return findings
 
 
 def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
-    """Return the rows whose pictures `max_length` would cut, by the tokenizer; training leaves them out.
+    """Return the rows of which `max_length` would cut a picture or all answers; training leaves them out.
 
-    A longer text after the pictures is cut instead. `counted_findings` finds the same rows, and rows without
-    a picture whose first question fills everything, which training replaces when it meets one.
+    They are counted by the tokenizer, and are those that `counted_findings` calls `no_supervision`. Of other
+    rows the end of the text is cut.
     """
-    findings = []
-    if encoder.max_length is None:
+    length, findings = encoder.max_length, []
+    if length is None:
         return findings
-    for row in np.flatnonzero(rows.has_image & _may_exceed(rows, encoder, encoder.max_length)).tolist():
+    images = encoder.image_tokens(rows)
+    for row in np.flatnonzero(_may_exceed(rows, encoder, length)).tolist():
         sample = rows[row]
+        pictured = [place for place, (_, text) in enumerate(sample.turns[::2]) if IMAGE in text]
+        answer = next(place for place in range(1, len(sample.turns), 2) if place not in sample.silent)
+        needed = sample.turns[: max(2 * max(pictured, default=0) + 1, answer)]
+        if 2 * estimated_length(needed) + TEMPLATE_TOKENS + images[row] <= length:
+            continue  # most long rows are long in their answers: not tokenised twice
         try:
             encoder(sample, rows.sizes_of(row))
         except RowFault as fault:
@@ -121,7 +122,7 @@ def unfit_findings(rows: Rows, encoder: TextEncoder) -> list[Finding]:
 
 
 def _may_exceed(rows: Rows, encoder: TextEncoder, length: int) -> np.ndarray:
-    """Return `(rows,)` bool, the usable rows that are not certain to fit: their texts may be of signs."""
+    """Return `(rows,)` bool, the usable rows that are not certain to fit; see `counted_findings`."""
     images = encoder.image_tokens(rows)
     return rows.usable & (2 * rows.index.tokens.astype(np.int64) + TEMPLATE_TOKENS + images > length)
 
@@ -132,64 +133,51 @@ def _too_long(row: int, name: str, length: str, images: int, taken: int, fit: in
     return Finding(row, name, "too_long", detail)
 
 
-class _Counter:
-    def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
-        self.rows = rows
-        self.encoder = encoder
-
-    def __call__(self, numbers: list[int]) -> list[Finding]:
-        return [finding for row in numbers for finding in self.look(row)]
-
-    def look(self, row: int) -> Iterator[Finding]:
-        sample, sizes, fit = self.rows[row], self.rows.sizes_of(row), self.encoder.max_length
-        assert fit is not None
-        whole = replace(self.encoder, max_length=None)
+def _count(rows: Rows, encoder: TextEncoder, numbers: list[int]) -> list[Finding]:
+    findings, whole, fit = [], replace(encoder, max_length=None), encoder.max_length
+    assert fit is not None
+    for row in numbers:
+        sample, sizes = rows[row], rows.sizes_of(row)
         try:
             ids = whole(sample, sizes).input_ids
             if len(ids) > fit:
-                taken = ids.count(self.encoder.image_token_id)
-                yield _too_long(row, sample.id, f"{len(ids):,} tokens", len(sample.images), taken, fit)
-                self.encoder(sample, sizes)
+                taken, length = ids.count(encoder.image_token_id), f"{len(ids):,} tokens"
+                findings.append(_too_long(row, sample.id, length, len(sample.images), taken, fit))
+                encoder(sample, sizes)
         except RowFault as fault:
-            yield Finding(row, sample.id, fault.code, fault.detail)
+            findings.append(Finding(row, sample.id, fault.code, fault.detail))
+    return findings
 
 
 GOOD: int = 255
-"""Status of a picture that was decoded; 0 is unknown, others are 1 + the place in `CODES`."""
+"""Status of a picture that was decoded; 0 is unknown, any other is 1 + the place in `CODES`."""
 
 CHUNK: int = 64
 SAVE_SECONDS: float = 20.0
 COLUMNS: dict[str, type[np.generic]] = {"status": np.uint8, "stamp": np.int64}
 
 
-@dataclass
 class Pictures:
-    """The different pictures of some rows, and what is known of each.
+    """The different pictures of some rows, and what earlier checks found about each.
 
-    It is kept beside the annotations with each file's size and time, so that a check that was stopped goes on
-    where it was, and one that is run again looks only at what has changed.
+    That is kept beside the annotations with each file's size and time, so that a check that was stopped goes
+    on where it was, and one that is run again opens only what has changed.
     """
 
-    rows: Rows
-    inverse: np.ndarray  # `(sum(images),)` which picture each image of the rows is
-    row: np.ndarray  # `(pictures,)` the first row that has it
-    place: np.ndarray  # `(pictures,)` its place among that row's images
-    status: np.ndarray  # `(pictures,)` uint8, see `GOOD`
-    stamp: np.ndarray  # `(pictures,)` int64, of the bytes that `status` is about
-
-    @classmethod
-    def of(cls, rows: Rows) -> Pictures:
-        """List the different pictures of `rows`, with what earlier checks found."""
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
         counts = rows.index.images.astype(np.int64)
-        _, first, inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
-        row_of = np.repeat(np.arange(len(counts)), counts)
-        place_of = np.arange(len(row_of)) - np.repeat(np.cumsum(counts) - counts, counts)
-        unknown = np.zeros(len(first), np.uint8), np.zeros(len(first), np.int64)
-        made = cls(rows, inverse, row_of[first], place_of[first], *unknown)
-        known = load_table(table_places(rows.path, "pictures"), made._key(), COLUMNS)
+        # Of each image of the rows, `(sum(images),)`: its row, and which picture it is
+        self.row_of = np.repeat(np.arange(len(counts)), counts)
+        _, first, self.inverse = np.unique(rows.index.image_hash, return_index=True, return_inverse=True)
+        # Of each picture, `(pictures,)`: the first row that shows it, and its place among that row's images
+        self.row = self.row_of[first]
+        self.place = first - (np.cumsum(counts) - counts)[self.row]
+        self.status = np.zeros(len(first), np.uint8)  # `(pictures,)`, see `GOOD`
+        self.stamp = np.zeros(len(first), np.int64)  # `(pictures,)`, of the bytes that `status` is about
+        known = load_table(table_places(rows.path, "pictures"), self._key(), COLUMNS)
         if known is not None and len(known[1]["status"]) == len(first):
-            made.status, made.stamp = known[1]["status"].copy(), known[1]["stamp"].copy()
-        return made
+            self.status, self.stamp = known[1]["status"].copy(), known[1]["stamp"].copy()
 
     def save(self) -> None:
         columns = {"status": self.status, "stamp": self.stamp}
@@ -203,11 +191,10 @@ class Pictures:
     def findings(self, details: dict[int, str]) -> list[Finding]:
         """Return a finding for every row that has one of the pictures in `details`."""
         faulty = np.isin(self.inverse, list(details))
-        counts = self.rows.index.images.astype(np.int64)
-        row_of = np.repeat(np.arange(len(counts)), counts)
+        shown = zip(self.row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True)
         return [
             Finding(row, self.rows.raw(row).id, CODES[int(self.status[picture]) - 1], details[picture])
-            for row, picture in zip(row_of[faulty].tolist(), self.inverse[faulty].tolist(), strict=True)
+            for row, picture in shown
         ]
 
 
@@ -216,15 +203,15 @@ def check_pictures(
     *,
     # `"decode"` to the last byte, only the `"header"`, or whether the file is `"present"`
     depth: Depth = "decode",
-    sample: int | None = None,  # at how many pictures, spread evenly over the rows; `None` for all
+    sample: int | None = None,  # how many pictures, spread evenly over the rows; `None` for all
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,  # called with the pictures done and their number
+    progress: Callable[[int, int], None] = no_progress,  # called with the pictures done and their number
 ) -> list[Finding]:
-    """Look at the pictures of `rows`, each file once however many rows show it.
+    """Check the pictures of `rows`, each once however many rows show it.
 
-    Returns a finding for each row that shows a picture concerned; `wrong_suffix` among them.
+    Returns a finding for each row that shows a picture with a fault or a note.
     """
-    pictures = Pictures.of(rows)
+    pictures = Pictures(rows)
     todo = np.argsort(pictures.row, kind="stable")  # in the order of the file, which is that of the folders
     if sample is not None and sample < len(todo):
         todo = todo[np.linspace(0, len(todo) - 1, sample).astype(np.int64)]
@@ -234,14 +221,15 @@ def check_pictures(
     details: dict[int, str] = {}
     done, saved = 0, time.monotonic()
     try:
-        for results in _run(jobs, rows, depth, workers):
+        examine = partial(_examine, rows, depth)
+        serial = workers == 1 or len(jobs) < 2
+        for results in map(examine, jobs) if serial else _examined(examine, jobs, workers):
             for picture, status, stamp, detail in results:
                 pictures.status[picture], pictures.stamp[picture] = status, stamp
                 if detail:
                     details[picture] = detail
             done += len(results)
-            if progress is not None:
-                progress(done, len(todo))
+            progress(done, len(todo))
             if depth == "decode" and time.monotonic() - saved > SAVE_SECONDS:
                 pictures.save()
                 saved = time.monotonic()
@@ -252,11 +240,12 @@ def check_pictures(
 
 
 def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
-    """Add the nearest names to the first missing pictures: the user sees at once what all have in common."""
+    """Add the nearest names to the first missing pictures, which often shows what all have in common."""
     missing = [place for place, finding in enumerate(findings) if finding.code == "missing_image"]
     for place in missing[:3]:
         finding = findings[place]
-        refs = [rows.image_ref(image) for image in rows.raw(finding.row).images]
+        images = rows.raw(finding.row).images
+        refs = [image_ref(image, rows.images, rows.follow_links) for image in images]
         near = [nearest_name(ref) for ref in refs if shown(ref.name) in finding.detail]
         if any(near):
             name = shown(next(filter(None, near)))
@@ -265,8 +254,8 @@ def _with_nearest(rows: Rows, findings: list[Finding]) -> list[Finding]:
 
 
 def known_bad_pictures(rows: Rows) -> list[Finding]:
-    """Return what earlier checks of the pictures found, without looking at any."""
-    pictures = Pictures.of(rows)
+    """Return the faults that earlier checks of the pictures found, without opening any."""
+    pictures = Pictures(rows)
     still_fine = [0, GOOD, *(CODES.index(code) + 1 for code in STILL_TRAINS)]
     bad = np.flatnonzero(~np.isin(pictures.status, still_fine)).tolist()
     return pictures.findings(dict.fromkeys(bad, "found by `basic-lite data check`"))
@@ -279,60 +268,51 @@ Result = tuple[int, int, int, str]
 """Number of a picture, its status, its stamp, and what is wrong with it."""
 
 
-class _Looker:
-    def __init__(self, rows: Rows, depth: Depth) -> None:
-        self.rows = rows
-        self.depth: Depth = depth
-
-    def __call__(self, jobs: list[Job]) -> list[Result]:
-        return [self.look(*job) for job in jobs]
-
-    def look(self, picture: int, row: int, place: int, status: int, stamp: int) -> Result:
+def _examine(rows: Rows, depth: Depth, jobs: list[Job]) -> list[Result]:
+    results = []
+    for picture, row, place, status, stamp in jobs:
+        detail = ""
         try:
-            ref = self.rows.image_ref(self.rows.raw(row).images[place])
+            ref = image_ref(rows.raw(row).images[place], rows.images, rows.follow_links)
             stored = locate(ref)
-            if stored.stamp == stamp and status == GOOD:
-                return picture, GOOD, stamp, ""
-            stamp = stored.stamp
-            check_picture(ref, self.depth, self.rows.background)
+            if stored.stamp != stamp or status != GOOD:
+                stamp = stored.stamp
+                check_picture(ref, depth, rows.background)
+                status = GOOD if depth == "decode" else 0
         except RowFault as fault:
-            return picture, CODES.index(fault.code) + 1, stamp, fault.detail
-        return picture, GOOD if self.depth == "decode" else 0, stamp, ""
+            status, detail = CODES.index(fault.code) + 1, fault.detail
+        results.append((picture, status, stamp, detail))
+    return results
 
 
-def _run(jobs: list[list[Job]], rows: Rows, depth: Depth, workers: int) -> Iterator[list[Result]]:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_Looker(rows, depth), jobs)
-        return
+def _examined(
+    examine: Callable[[list[Job]], list[Result]], jobs: list[list[Job]], workers: int, single: bool = False
+) -> Iterator[list[Result]]:
+    """Yield `examine(job)` of every job; a picture that kills the process that decodes it has a result too.
+
+    `single` says that every job is one picture.
+    """
     done = 0
     while done < len(jobs):
         try:
-            for results in in_processes(_Looker, jobs[done:], workers, rows, depth):
-                done += 1
-                yield results
-        except BrokenProcessPool:  # a decoder took its process down: find the picture, go on with the rest
-            suspects = jobs[done : done + 2 * workers]
-            done += len(suspects)
-            yield from _one_by_one([picture for job in suspects for picture in job], rows, depth)
-
-
-def _one_by_one(pictures: list[Job], rows: Rows, depth: Depth) -> Iterator[list[Result]]:
-    done = 0
-    while done < len(pictures):
-        try:
-            for results in in_processes(_Looker, [[job] for job in pictures[done:]], 1, rows, depth):
+            for results in in_processes(examine, jobs[done:], workers):
                 done += 1
                 yield results
         except BrokenProcessPool:
-            code = CODES.index("undecodable_image") + 1
-            yield [(pictures[done][0], code, 0, "decoding it ends the process")]
-            done += 1
+            if single:
+                code = CODES.index("undecodable_image") + 1
+                yield [(jobs[done][0][0], code, 0, "decoding it ends the process")]
+                done += 1
+            else:  # find the picture, go on with the rest
+                suspects = jobs[done : done + 2 * workers]
+                done += len(suspects)
+                yield from _examined(examine, [[picture] for job in suspects for picture in job], 1, True)
 
 
 def check_data(
     rows: Rows,
     *,
-    pictures: Depth | None = "decode",  # how closely to look at them; `None` for not at all
+    pictures: Depth | None = "decode",  # how much of them is checked; `None` for nothing
     max_length: int = MAX_LENGTH,  # of a row, images included
     tokens_per_image: int = TOKENS_PER_IMAGE,
     stage: int = 2,  # 1 takes only rows of one image and its caption
@@ -340,48 +320,49 @@ def check_data(
     tiling: Tiling | None = None,  # grids of tiles; `rows` then know the sizes of their pictures
     workers: int = 1,
     # Called with what is being done, how much of it, and of how much
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = no_progress,
 ) -> list[Finding]:
     """Check every row's text, length and pictures; return the findings by row."""
-    if rows.parts[0] is not rows:
-        given = {"pictures": pictures, "max_length": max_length, "tokens_per_image": tokens_per_image}
-        given |= {"stage": stage, "encoder": encoder, "tiling": tiling}
-        given |= {"workers": workers, "progress": progress}
-        return of_each_set(rows, lambda part: check_data(part, **given))
-    findings = _stage_findings(rows, stage) + note_findings(rows)
-    if encoder is None:
-        given = {"max_length": max_length, "tokens_per_image": tokens_per_image}
-        findings += estimated_findings(rows, **given, tiling=tiling)
-    else:
+    if encoder is not None:
         encoder = replace(encoder, tiling=tiling)
-        findings += counted_findings(rows, encoder, workers=workers, progress=partial(progress, "tokens"))
-    if pictures is not None:
-        images = partial(progress, "images")
-        findings += check_pictures(rows, depth=pictures, workers=workers, progress=images)
-    return in_order(findings)
+
+    def check(part: Rows) -> list[Finding]:
+        findings = _stage_findings(part, stage) + note_findings(part)
+        if encoder is None:
+            limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
+            findings += estimated_findings(part, **limits, tiling=tiling)
+        else:
+            findings += counted_findings(part, encoder, workers=workers, progress=partial(progress, "tokens"))
+        if pictures is not None:
+            images = partial(progress, "images")
+            findings += check_pictures(part, depth=pictures, workers=workers, progress=images)
+        return in_order(findings)
+
+    return of_each_set(rows, check)
 
 
 def check_rows(
     rows: Rows,
     stage: int = 2,  # 1 takes only rows of one image and its caption
     *,
-    # How many pictures are looked for, spread evenly over the rows; `None` for all
-    images: int | None = 2000,
-    decoded: int | None = 100,  # how many of them are decoded; `None` for all
+    images: int | None = 2000,  # how many pictures must exist, spread evenly over the rows; `None` for all
+    decoded: int | None = 100,  # how many are decoded; `None` for all
 ) -> list[Finding]:
-    """Check every row's text, and a sample of the pictures; a few seconds, for the start of every training.
+    """Check every row's text and a sample of the pictures; takes a few seconds, at the start of every run.
 
-    What `basic-lite data check` found about the pictures earlier counts too. Lengths are not judged, as they
-    are estimates here: a row whose answers are all cut off is found, and replaced, when it is read. Returns
-    what keeps rows from training; repeated ids, long rows and wrong suffixes do not.
+    What `basic-lite data check` found about the pictures earlier counts too. Lengths, which are only
+    estimates, do not: a row whose answers are all cut off is replaced when it is read. Returns only what
+    keeps rows from training.
     """
-    if rows.parts[0] is not rows:
-        return of_each_set(rows, lambda part: check_rows(part, stage, images=images, decoded=decoded))
-    findings = _stage_findings(rows, stage)
-    findings += check_pictures(rows, depth="present", sample=images)
-    findings += check_pictures(rows, depth="decode", sample=decoded)
-    findings += known_bad_pictures(rows)
-    return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
+
+    def check(part: Rows) -> list[Finding]:
+        findings = _stage_findings(part, stage)
+        findings += check_pictures(part, depth="present", sample=images)
+        findings += check_pictures(part, depth="decode", sample=decoded)
+        findings += known_bad_pictures(part)
+        return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
+
+    return of_each_set(rows, check)
 
 
 def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
@@ -389,12 +370,12 @@ def _stage_findings(rows: Rows, stage: int) -> list[Finding]:
 
 
 def check_budget(rows: Rows, budget: float = 0.005, stage: int = 2) -> None:
-    """Raise ValueError if more rows of a data set have `faults` than `budget`, the largest share, allows.
+    """Raise ValueError if more rows of a data set are not `usable` than the share `budget` allows.
 
-    It counts them by code and names the first.
+    The error counts them by code and names the first.
     """
     usable, start = rows.usable, 0
-    for part in rows.parts:  # each by itself: a small set with a wrong image folder must not go unseen
+    for part in rows.parts:  # each alone: a small set with a wrong image folder must not go unnoticed
         stop = start + len(part)
         bad = int((~usable[start:stop]).sum())
         if bad > budget * len(part) or bad == len(part):
@@ -406,7 +387,7 @@ def _refuse(rows: Rows, part: Rows, numbers: range, bad: int, budget: float, sta
     faults = in_order([*of_each_set(rows, text_findings), *rows.faults])
     faults = [fault for fault in faults if fault.code not in STILL_TRAINS and fault.row in numbers]
     counts = Counter({fault.row: fault.code for fault in reversed(faults)}.values()).most_common()
-    # Lengths that decide are counted by the LLM's tokenizer, which a check takes only if it is given.
+    # Lengths were counted with the LLM's tokenizer, which `data check` uses only if it is given.
     counted = " --tokenizer LLM --max-length N" if any("max_length" in f.detail for f in faults) else ""
     first = "; ".join(f"{f.where} (id {shown(f.id)}): {f.code}, {f.detail}" for f in faults[:3])
     raise ValueError(

@@ -21,18 +21,6 @@ from basic_lite.data.tokenise import WHITE, Segment, backend_of, encoder_of, spe
 
 IGNORE_INDEX: int = -100
 
-__all__ = [
-    "IMAGE",
-    "TEMPLATES",
-    "Encoded",
-    "Segment",
-    "Template",
-    "Turn",
-    "encode",
-    "encode_prompt",
-    "render",
-]
-
 IMAGE = "<image>"
 """Placeholder of one image in a user turn."""
 
@@ -40,7 +28,8 @@ Turn = tuple[str, str]
 """`(role, text)`; the role is `"user"` or `"assistant"`, of the first turn also `"system"`."""
 
 _IMAGE = re.compile(f"({IMAGE})")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+HALF_CHARACTER: re.Pattern[str] = re.compile("[\ud800-\udfff]")
+"""A lone surrogate: JSON may write half of a pair, which no tokenizer reads."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ def segments(
 ) -> list[Segment]:
     """Cut a conversation into segments; the only place where template strings are put together.
 
-    Texts stay as they are but for white space at the start of an answer whose header ends in a newline:
+    Texts stay as they are except for white space at the start of an answer whose header ends in a newline:
     byte-level and Gemma vocabularies would join the two in one token, which no prompt ends with. Neighbouring
     texts with the same supervision become one segment. Raises ValueError if the turns do not alternate, end
     with the wrong role, or hold an empty answer.
@@ -198,9 +187,9 @@ _SAMPLES: tuple[list[Turn], ...] = (
 def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
     """Check on three sample conversations that template and tokenizer belong together; run it at start-up.
 
-    The ids must equal those of the whole string, taken by a copy of the tokenizer with `<image>` as a special
-    token, and the ids with loss must decode to the answers and their ends. Raises ValueError if they do not;
-    it says which string is at fault.
+    The ids must equal those of the whole string, from a copy of the tokenizer with `<image>` as a special
+    token, and the ids with loss must decode to the answers and their ends. Raises ValueError, with the string
+    that differs, if they do not.
     """
     template = template_of(template)
     backend = backend_of(tokenizer)
@@ -225,7 +214,7 @@ def check_tokenizer(template: Template | str, tokenizer: Any) -> None:
 
 _PROBE: list[Turn] = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
 _DATE = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}")
-# Base models have no chat template but its tokens: the first row whose tokens are all there.
+# Base models may have a template's tokens without the template: the first row whose tokens are all there.
 _TOKENS: tuple[tuple[str, set[str]], ...] = (
     ("chatml", {"<|im_start|>"}),
     ("gemma_instruct", {"<start_of_turn>"}),
@@ -241,9 +230,9 @@ _TOKENS: tuple[tuple[str, set[str]], ...] = (
 def recognised(tokenizer: Any) -> tuple[str | None, bool]:
     """Return the key of `TEMPLATES` that writes what the tokenizer's own `chat_template` writes, or `None`.
 
-    The second value says whether it is the same without a system turn of the row as well: a finetune may have
-    another default system text. An exchange, a question and the header of its answer are compared, without
-    the thinking mode of those that have one; dates may differ, because some templates write today's.
+    The second value says whether they also agree without a system turn: a finetune may have another default
+    system text. An exchange, a question and the header of its answer are compared, without the thinking mode
+    of templates that have one; dates may differ, because some write today's.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None, False
@@ -256,7 +245,7 @@ def recognised(tokenizer: Any) -> tuple[str | None, bool]:
             text = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
-        except Exception:  # anybody's Jinja: a role that it refuses, a variable that it misses
+        except Exception:  # the template may refuse a role or miss a variable
             continue
         text = _DATE.sub("", text)
         written = (text, text.removeprefix(tokenizer.bos_token or ""))  # SmolLM2's BOS is its `<|im_start|>`
@@ -269,27 +258,26 @@ def recognised(tokenizer: Any) -> tuple[str | None, bool]:
 def choose_template(
     tokenizer: Any, fallback: str = "vicuna_v1", say: Callable[[str], object] | None = None
 ) -> str:
-    """Return the key of `TEMPLATES` that the tokenizer asks for.
+    """Return the key of `TEMPLATES` that fits a tokenizer.
 
-    By what its `chat_template` writes; without one by its special tokens; without those `fallback`, the
-    family's. `say` takes a line where the tokenizer's own template is none of ours.
+    It is chosen by what the `chat_template` writes, else by the special tokens, else it is `fallback`, the
+    family's. `say` is called with a line if the tokenizer's own template is not among ours.
     """
-    (name, exact), known = recognised(tokenizer), None
+    name, exact = recognised(tokenizer)
+    difference = "writes a default system text that is"
     if name is None:
         known = set(tokenizer.get_added_vocab())
-        name = next((row for row, tokens in _TOKENS if tokens <= known), fallback)
+        name, difference = next((row for row, tokens in _TOKENS if tokens <= known), fallback), "is"
     if say is not None and not exact and getattr(tokenizer, "chat_template", None):
-        what = "writes a default system text that is" if known is None else "is"
-        say(
-            f"the tokenizer's own chat template {what} none of those known here: {name} is taken (--template)"
-        )
+        own = f"the tokenizer's own chat template {difference} none of those known here"
+        say(f"{own}: {name} is taken (--template)")
     return name
 
 
 def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
     """Return the ids that end an answer at generation, each once: turn end, the template's `stop`, EOS."""
     template, known = template_of(template), tokenizer.get_added_vocab()
-    # A caption ends with a newline: the last id, because the tokenizer may put a prefix in front of it.
+    # A caption ends with a newline: the last id, because the tokenizer may put a prefix before it.
     caption_end = tokenizer("\n", add_special_tokens=False).input_ids[-1]
     ids = [special_id(template, known, template.end) if template.end else caption_end]
     ids += [known[text] for text in template.stop if text in known]
@@ -298,12 +286,12 @@ def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
 
 
 def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
-    first = bool(turns) and turns[0][0] == "system"
+    first = 1 if turns and turns[0][0] == "system" else 0
     for number, (role, text) in enumerate(turns[first:], first):
         due = ("user", "assistant")[(number - first) % 2]
         if role != due:
             raise ValueError(f"turn {number} is from {role!r} where {due!r} is due: turns must alternate")
-        if _SURROGATE.search(text):
+        if HALF_CHARACTER.search(text):
             raise ValueError(
                 f"turn {number} holds half a character (a lone surrogate): repair or drop the row"
             )

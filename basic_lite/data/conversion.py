@@ -8,18 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from basic_lite.data.archives import locate
+from basic_lite.data.index import no_progress
 from basic_lite.data.pictures import SUFFIXES, open_header
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import Finding, ImageRef, RowFault
 from basic_lite.files import complete
 
 
-def convert(rows: Rows, out: Path, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+def convert(rows: Rows, out: Path, progress: Callable[[int, int], None] = no_progress) -> list[Finding]:
     """Write rows as `OUT/rows.jsonl` in LLaVA's layout, and pictures that they carry under `OUT/images/`.
 
-    A picture that is a file stays where it is; its row has the name under which it was found. An answer
-    without loss has `"train": false`. Returns the findings of rows that cannot be trained on; they are not
-    written. Raises ValueError if the folder `out` holds something already.
+    A picture that is a file stays in its place; its row has the name under which it was read. An answer
+    without loss has `"train": false`. Rows that cannot be trained on are not written but returned as
+    findings. Raises ValueError if `out` is not an empty or new folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another")
@@ -30,8 +31,7 @@ def convert(rows: Rows, out: Path, progress: Callable[[int, int], None] | None =
                 file.write(json.dumps(_row(rows, number, out), ensure_ascii=False) + "\n")
             except RowFault as fault:
                 left_out.append(Finding(number, "", fault.code, fault.detail))
-            if progress is not None:
-                progress(number + 1, len(rows))
+            progress(number + 1, len(rows))
     return left_out
 
 

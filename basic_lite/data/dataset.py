@@ -1,4 +1,4 @@
-"""Rows as token ids, labels and pixels, and what to do with one that turns out bad."""
+"""Rows as token ids, labels and pixels, and the replacement of those that turn out bad."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from basic_lite.data.tiles import Size, Tiling, image_tokens
 def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
     """Return `(rows,)` int64, the image tokens of every row.
 
-    `tokens_per_image` are of one square; with `tiling` a picture takes what its size asks for, from
-    `rows.sizes`.
+    `tokens_per_image` are those of one square; with `tiling` they follow from the sizes in `rows.sizes`.
     """
     if tiling is None:
         return rows.index.images.astype(np.int64) * tokens_per_image
@@ -45,16 +44,16 @@ class TextEncoder:
     image_token_id: int  # marks a patch
     tokens_per_image: int  # patches per image (`P`)
     max_length: int | None  # of a row, image tokens included; `None` for no limit
-    tiling: Tiling | None = None  # grids of tiles, with which an image's tokens go by its size
+    tiling: Tiling | None = None  # grids of tiles; an image's tokens then follow from its size
 
     def image_tokens(self, rows: Rows) -> np.ndarray:
         """Return `(rows,)` int64, the image tokens of every row."""
         return images_of(rows, self.tokens_per_image, self.tiling)
 
     def __call__(self, sample: Sample, sizes: Sequence[Sequence[int]] = ()) -> Encoded:
-        """Return ids, labels and how many tokens were cut off; with tiles `sizes` of the pictures are needed.
+        """Return ids, labels and how many tokens were cut off; with tiles the pictures' `sizes` are needed.
 
-        Raises RowFault: as `caption_fault` for the template of stage 1; `no_supervision` where the cut leaves
+        Raises RowFault: as `caption_fault` for the template of stage 1; `no_supervision` if the cut leaves
         none, else `malformed_row`.
         """
         if template_of(self.template).caption:
@@ -85,7 +84,7 @@ class RowEncoder:
 
     text: TextEncoder
     transform: ImageTransform  # from a picture to the tower's pixels
-    lettering: int | None = None  # side of a patch in pixels, to say which patches hold text
+    lettering: int | None = None  # side of a patch in pixels, to find patches with text
 
     def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
         """Return an item of `SupervisedRows` and how many tokens were cut off.
@@ -97,7 +96,7 @@ class RowEncoder:
             if self.text.tiling is None:
                 encoded = self.text(sample)
                 pixels = [self.transform(load_image(image)) for image in sample.images]
-            else:  # how many tokens a picture takes follows from its size
+            else:  # the size of a picture decides how many tokens it takes
                 pictures = [self.transform.upright(load_image(image)) for image in sample.images]
                 sizes = [(picture.height, picture.width) for picture in pictures]
                 encoded = self.text(sample, sizes)
@@ -128,7 +127,7 @@ class SupervisedRows(Dataset):
     """Rows as token ids, labels and pixels.
 
     A row that turns out bad is replaced by a good row of its modality and length, always the same one; the
-    next bad row beyond the budget raises.
+    first bad row beyond the budget raises.
     """
 
     def __init__(
@@ -141,24 +140,21 @@ class SupervisedRows(Dataset):
         image_token_id: int,  # marks a patch
         tokens_per_image: int,  # patches per image (`P`)
         max_length: int | None = MAX_LENGTH,  # of a row, image tokens included
-        # Share of the rows that may be bad, those that are not `usable` among them; 0: the first raises
-        bad_budget: float = 0.0,
-        # File that gets a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`. Rows
-        # that it names already, from before a run was resumed, count too
+        bad_budget: float = 0.0,  # share of the rows that may be bad, including those that are not `usable`
+        # File with a line for every row replaced: `row`, `id`, `code`, `detail`, `replaced_by`. Those in it
+        # already, from before a run was resumed, count too
         bad_log: Path | None = None,
         # `(rows,)` bool, the rows that batches are made of and that may replace others; `None` for all
         usable: np.ndarray | None = None,
         tiling: Tiling | None = None,  # grids of tiles; `None` for one square per picture
-        # Side of a patch in pixels, to say which patches hold text; `None` to say nothing
-        lettering: int | None = None,
+        lettering: int | None = None,  # side of a patch in pixels, to find patches with text; `None` for none
     ) -> None:
         self.rows = rows
         text = TextEncoder(template, tokenizer, image_token_id, tokens_per_image, max_length, tiling)
         self.encoder = RowEncoder(text, transform, lettering)
-        self.bad_budget = bad_budget
-        self.bad_log = bad_log
+        self.bad_budget, self.bad_log = bad_budget, bad_log
         self.usable = np.ones(len(rows), bool) if usable is None else usable
-        # One byte a row, seen by all workers; a count would need a lock, a bit may be set twice.
+        # One byte a row, shared by all workers: a count would need a lock, a bit may be set twice.
         self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
         for line in [] if bad_log is None else read_bad_rows(bad_log):
             if "replaced_by" in line:
@@ -172,9 +168,8 @@ class SupervisedRows(Dataset):
 
         It has `input_ids` and `labels` as lists of the same length, `pixels` as a list of `(3, h, w)` uint8
         tensors, one per image, `row` and `id`. With tiles `pixels` are `(squares, 3, h, w)`, and `sizes` has
-        the pictures' heights and widths. Where text is looked for, `lettering` has `(P,)` bool per image,
-        which of its patches hold some. Raises ValueError, naming row and id, if the row is bad and the budget
-        is spent.
+        the pictures' heights and widths. `lettering`, if asked for, has `(P,)` bool per image: which patches
+        hold text. Raises ValueError, naming row and id, if the row is bad and the budget is spent.
         """
         try:
             return self._encoded(row)
@@ -186,16 +181,14 @@ class SupervisedRows(Dataset):
             if bad > allowed:
                 if not self.bad_budget:
                     raise
-                raise RowFault(
-                    fault.code,
-                    f"{bad} of {len(self)} rows turned out bad, {allowed} are allowed; the last: {fault}",
-                ) from None
+                share = f"{bad} of {len(self)} rows turned out bad, {allowed} are allowed"
+                raise RowFault(fault.code, f"{share}; the last: {fault}") from None
             for other in self._similar(row):
                 try:
                     item = self._encoded(other)
                 except RowFault:
                     continue
-                if not known:  # each epoch meets it anew
+                if not known:  # each epoch meets it again
                     self._log(row, fault, other)
                 return item
             raise
@@ -226,14 +219,8 @@ class SupervisedRows(Dataset):
     def _log(self, row: int, fault: RowFault, other: int) -> None:
         if self.bad_log is None:
             return
-        try:
-            name = self.rows.raw(row).id
-        except RowFault:
-            name = ""
-        line = self.rows.named(Finding(row, name, fault.code, fault.detail)).as_dict() | {
-            "replaced_by": other
-        }
-        append_line(self.bad_log, line)
+        finding = self.rows.named(Finding(row, self.rows.name(row), fault.code, fault.detail))
+        append_line(self.bad_log, finding.as_dict() | {"replaced_by": other})
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with the texts of rows, one finding per row and fault, and the reports of a check."""
+"""Findings about the texts of rows, one per row and fault, and the reports of a check."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from basic_lite.files import complete
 
 
 def text_findings(rows: Rows) -> list[Finding]:
-    """Find by row what is wrong with the texts of all rows, but for their lengths; opens no picture.
+    """Return the faults in the texts of all rows, lengths apart, and repeated ids; opens no picture.
 
-    The texts were judged when the index was made; only faulty rows are read again, for the details.
+    The texts were checked when the index was built; only faulty rows are read again, for the details.
     """
     faulty = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
     return in_order(faulty + _duplicates(rows))
@@ -46,14 +46,14 @@ NOTED: dict[str, str] = {
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
     "not_used": "tools, tool calls, reasoning or the boxes of 'objects' beside its texts are not used",
 }
-"""What the notes about a row's text say."""
+"""The text of each note about a row."""
 
 NAMED: int = 100
-"""Rows of a note that are read for their ids; there may be half a million."""
+"""Most rows of a note that are read for their ids; half a million may have it."""
 
 
 def note_findings(rows: Rows) -> list[Finding]:
-    """Return what is done otherwise than rows say, though they train; see `ROW_NOTES`."""
+    """Return the notes about rows that train, but not as they say; see `ROW_NOTES`."""
     findings = []
     for code, noted in _noted(rows).items():
         names = [rows.raw(row).id for row in noted[:NAMED]] + [""] * len(noted[NAMED:])
@@ -62,7 +62,7 @@ def note_findings(rows: Rows) -> list[Finding]:
 
 
 def note_lines(rows: Rows) -> list[str]:
-    """Return a line for each kind of note, with its count, for the start of a training."""
+    """Return a line for each kind of note, with its count, for the start of a run."""
     return [f"{len(noted):,} rows: {NOTED[code]}." for code, noted in _noted(rows).items() if noted]
 
 
@@ -72,25 +72,23 @@ def _noted(rows: Rows) -> dict[str, list[int]]:
 
 
 def caption_findings(rows: Rows) -> list[Finding]:
-    """Find the rows that stage 1 cannot use: those that are not one image and its caption.
+    """Return the rows that stage 1 cannot use: those that are not one image and its caption.
 
-    Rows whose texts are faulty anyway are not named again. Reads only what it finds, for the ids.
+    Rows with faulty texts are left to `text_findings`. Only the rows returned are read, for their ids.
     """
-    columns = rows.index
-    odd = (columns.fault == 0) & ((columns.images != 1) | (columns.turns != 2))
-    findings = []
-    for row in np.flatnonzero(odd).tolist():
+    columns, findings = rows.index, []
+    for row in np.flatnonzero((columns.images != 1) | (columns.turns != 2)).tolist():
         fault = caption_fault(int(columns.images[row]), int(columns.turns[row]))
-        assert fault is not None, row
-        findings.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
+        if fault is not None and not columns.fault[row]:
+            findings.append(Finding(row, rows.raw(row).id, fault.code, fault.detail))
     return findings
 
 
-def of_each_set(rows: Rows, look: Callable[[Rows], list[Finding]]) -> list[Finding]:
-    """Look through every data set of a mix by itself; the findings have the mix's row numbers."""
+def of_each_set(rows: Rows, check: Callable[[Rows], list[Finding]]) -> list[Finding]:
+    """Return `check(part)` of each data set of a mix, with the mix's row numbers."""
     findings, start = [], 0
     for part in rows.parts:
-        findings += [rows.named(replace(finding, row=finding.row + start)) for finding in look(part)]
+        findings += [rows.named(replace(finding, row=finding.row + start)) for finding in check(part)]
         start += len(part)
     return findings
 
@@ -114,14 +112,12 @@ def _text_finding(rows: Rows, row: int) -> Finding:
 
 def _duplicates(rows: Rows) -> list[Finding]:
     hashes = rows.index.id_hash
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    fresh = np.r_[True, ordered[1:] != ordered[:-1]]
-    first = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))]
-    again = np.flatnonzero(~fresh & (ordered != 0))
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    original = first[inverse]
+    again = np.flatnonzero((hashes != 0) & (original != np.arange(len(hashes))))
     return [
-        Finding(row, rows.raw(row).id, "duplicate_id", f"row {original} has the same id")
-        for row, original in zip(order[again].tolist(), first[again].tolist(), strict=True)
+        Finding(row, rows.raw(row).id, "duplicate_id", f"row {original[row]} has the same id")
+        for row in again.tolist()
     ]
 
 
@@ -144,10 +140,10 @@ def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
 
 
 def read_bad_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `write_bad_rows` and a training wrote; none where there is no such file.
+    """Return the lines that `write_bad_rows` and training wrote; none if there is no such file.
 
-    Lines of rows that turned out bad while training say `replaced_by`, the others were left out from the
-    start. A last line that a kill cut off is dropped.
+    Rows that turned out bad while training have `replaced_by`, the others were left out from the start. A
+    last line that a kill cut off is dropped.
     """
     if not path.is_file():
         return []
@@ -156,8 +152,8 @@ def read_bad_rows(path: Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def passes(console: Console) -> Iterator[Progress]:
-    """Give a function that shows how far each pass over the data is; a terminal has a bar for each."""
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """Yield a `Progress` that shows a bar for each pass over the data, on a terminal."""
     with progress_bar(console, transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
@@ -170,7 +166,7 @@ def passes(console: Console) -> Iterator[Progress]:
 
 
 def faulty_rows(findings: Iterable[Finding]) -> int:
-    """Return how many rows have a fault, not only a note."""
+    """Return how many rows have more than notes."""
     return len({finding.row for finding in findings if finding.code not in NOTES})
 
 

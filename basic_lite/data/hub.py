@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, sample_row
+from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, no_progress, sample_row
 from basic_lite.data.rows import RowFault, read_row
 from basic_lite.files import load_table, one_line, save_table, table_places
 
@@ -39,10 +39,10 @@ OWNERS: tuple[str, ...] = ("lmms-lab/", "lmms-lab-encoder/")
 
 @cache
 def silence() -> str | None:
-    """Ask the hub once, for five seconds at most; where it is silent, its clients read only what they hold.
+    """Ask the hub once, for five seconds at most; if it is silent, its clients read only their caches.
 
-    Without a network its client asks for each file five times, with growing pauses: half a minute per error.
-    Returns why nothing is fetched; `None` where the hub answers.
+    Without a network they ask for each file five times, with growing pauses: half a minute per error. Returns
+    why nothing is fetched; `None` if the hub answers.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -71,19 +71,17 @@ def open_dataset(
     """Open a data set, its pictures undecoded: a `Dataset`, or the `IterableDataset` of a stream.
 
     `source` is a folder that `save_to_disk` wrote, a folder or file of Arrow or Parquet, or a hub id
-    (`HUB_ID`). The benchmarks' data sets moved from one owner to another; either is tried. A `config` is left
-    out where the data set has none of that name; without `split` it is `train`, or the only files that there
-    are. Raises ValueError, in one line, if there is no such data set or split.
+    (`HUB_ID`). The benchmarks' data sets moved from one owner to another; both are tried. A `config` is
+    ignored if the data set has none of that name; `split` is by default `train`, or the only files there are.
+    Raises ValueError, in one line, if there is no such data set or split.
     """
     import datasets
 
     path = Path(source)
-    on_disk = path.is_dir() and any(path.glob("**/state.json"))
-    kind, files = _files(path, config, split) if path.exists() and not on_disk else ("", [])
+    saved = path.is_dir() and any(path.glob("**/state.json"))
+    kind, files = _files(path, config, split) if path.exists() and not saved else ("", [])
     try:
-        if not path.exists():
-            opened = _from_hub(str(source), config, split, streaming)
-        elif on_disk:
+        if saved:
             opened = datasets.load_from_disk(str(path))
             if isinstance(opened, datasets.DatasetDict):
                 split = split or "train"
@@ -91,8 +89,10 @@ def open_dataset(
                     raise ValueError(f"it has no split {split}, only {', '.join(map(str, opened))}")
                 opened = opened[split]
             opened = opened.to_iterable_dataset() if streaming else opened
-        else:
+        elif files:
             opened = datasets.load_dataset(kind, data_files=files, split="train", streaming=streaming)
+        else:
+            opened = _from_hub(str(source), config, split, streaming)
     except Exception as error:  # the hub, Arrow and the disk fail in their own ways
         wanted = f" (configuration {config}, split {split})" if split else ""
         raise ValueError(
@@ -127,28 +127,31 @@ def _from_hub(source: str, config: str | None, split: str | None, streaming: boo
     raise ValueError(" / ".join(failures))
 
 
-def index_dataset(
-    dataset: Dataset, places: list[Path], key: Mapping[str, str], progress: Progress | None = None
-) -> Index:
-    """Load the index of a data set, or build and keep it; reads every text and no picture.
+def index_dataset(source: str | Path, dataset: Dataset, progress: Progress = no_progress) -> Index:
+    """Load the index of the data set that `source` names, or build and keep it; reads every text, no picture.
 
-    `places` are where it may be kept, `key` tells this data set from another. In the index `offset` and
-    `size` are 0, and no two pictures count as the same.
+    In the index `offset` and `size` are 0, and no two pictures count as the same.
     """
-    key = {"format": FORMAT, **key}
+    places, key = table_places(Path(source), "index"), {"format": FORMAT, **_identity(Path(source), dataset)}
     kept = load_table(places, key, COLUMNS)
     if kept is not None:
         return Index(kept[0]["sha256"], (0,), **kept[1])
-    pictures = picture_columns(dataset)
+    import datasets
+
+    features: Mapping[str, Any] = dataset.features or {}
+    # A WebDataset shard has a column for each kind of its members.
+    members = {name for name, feature in features.items() if isinstance(feature, datasets.Image)}
+    pictures = [name for name in dataset.column_names if name in PICTURES or name in members]
     counts = picture_counts(dataset, pictures)
     texts = dataset.remove_columns(pictures)
     columns, digest = Columns(), hashlib.sha256()
     for number, stored in enumerate(texts):
-        whole = {**dict(stored), **_stand_ins(counts, number)}
-        row = columns.add(lambda: read_row(plain_row(whole), stored=True))  # noqa: B023
+        stand_ins = {column: [b""] * int(number_of[number]) for column, number_of in counts.items()}
+        whole = {**dict(stored), **stand_ins}
+        row = columns.add(lambda whole: read_row(plain_row(whole), stored=True), whole)
         seen = row.detail if isinstance(row, RowFault) else repr((row.id, len(row.images), row.turns))
         digest.update(seen.encode("utf-8", "backslashreplace"))
-        if progress is not None and number % 1000 == 0:
+        if number % 1000 == 0:
             progress("reading rows", number, len(texts))
     columns.values["image_hash"] = list(range(1, sum(columns.values["images"]) + 1))
     made = columns.arrays()
@@ -165,7 +168,7 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
     return dataset.select(np.flatnonzero(lowest >= at_least))
 
 
-def _files(path: Path, config: str | None = None, split: str | None = None) -> tuple[str, list[str]]:
+def _files(path: Path, config: str | None, split: str | None) -> tuple[str, list[str]]:
     """Return builder and files of a split in the hub's folder layouts; raises ValueError if it has none."""
     for kind, suffix in (("parquet", ".parquet"), ("arrow", ".arrow"), ("webdataset", ".tar")):
         files = [path] if path.suffix == suffix else sorted(path.glob(f"**/*{suffix}"))
@@ -176,7 +179,7 @@ def _files(path: Path, config: str | None = None, split: str | None = None) -> t
             if config:  # without a folder of that name, the only configuration may lie at the top
                 named = [file for file in files if file.parent.name == config]
                 files = named or [file for file in files if file.parent in (path, path / "data")]
-            # Two folders are two configurations: take the one that is nearest to the top.
+            # Two folders are two configurations; take the one nearest to the top.
             nearest = min(files, key=lambda file: (len(file.parts), file), default=path).parent
             files = [file for file in files if file.parent == nearest]
         if files:
@@ -229,19 +232,10 @@ def picture_counts(dataset: Dataset, columns: Sequence[str] = PICTURES) -> dict[
     return by_column
 
 
-def picture_columns(dataset: Dataset) -> list[str]:
-    """Return the columns that hold pictures: `PICTURES`, and those of a shard's members."""
-    import datasets
-
-    features: Mapping[str, Any] = dataset.features or {}
-    known = {name for name, feature in features.items() if isinstance(feature, datasets.Image)}
-    return [name for name in dataset.column_names if name in PICTURES or name in known]
-
-
 def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row of a data set; `datasets` reads WebDataset's shards as a column for each kind of member.
+    """Return a row as its layout's reader takes it; raises RowFault `malformed_row`.
 
-    Raises RowFault `malformed_row`.
+    `datasets` reads WebDataset's shards as a column for each kind of member.
     """
     key = stored.get("__key__")
     if not isinstance(key, str):
@@ -250,30 +244,20 @@ def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return sample_row(members)
 
 
-def _stand_ins(counts: dict[str, np.ndarray], row: int) -> dict[str, object]:
-    return {column: [b""] * int(number[row]) for column, number in counts.items()}
-
-
-def stored_key(source: str | Path, dataset: Dataset) -> tuple[list[Path], dict[str, str]]:
-    """Return where the index of a data set is kept, and what tells the data set from another."""
-    path = Path(source)
+def _identity(path: Path, dataset: Dataset) -> dict[str, str]:
+    """Return what identifies a data set on disk or on the hub."""
     if not path.exists():
-        return table_places(path, "index"), {"fingerprint": dataset._fingerprint}
+        return {"fingerprint": dataset._fingerprint}
     files = sorted(
         file for file in ([path] if path.is_file() else path.glob("**/*.*")) if file.suffix != ".index"
     )
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    key = hashlib.sha256(repr((seen, len(dataset), dataset.column_names)).encode()).hexdigest()
-    return table_places(path, "index"), {"files": key}
+    return {"files": hashlib.sha256(repr((seen, len(dataset), dataset.column_names)).encode()).hexdigest()}
 
 
-class Fetch:
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __call__(self, row: int) -> Mapping[str, Any]:
-        """Return a row, its pictures encoded."""
-        return plain_row(self.dataset[row])
+def stored_row(dataset: Dataset, row: int) -> Mapping[str, Any]:
+    """Return a row, its pictures encoded."""
+    return plain_row(dataset[row])
 
 
 @dataclass(frozen=True)
@@ -282,7 +266,7 @@ class Published:
 
     repository: str  # data set on the hub
     annotations: str  # file in it
-    images: str | None  # archive of the pictures in it; `None` where they come from elsewhere
+    images: str | None  # archive of the pictures in it; `None` if they come from elsewhere
     remedy: str  # what a user without that file does
 
 
@@ -291,14 +275,13 @@ STAGES: dict[int, Published] = {
         "liuhaotian/LLaVA-Pretrain",
         "blip_laion_cc_sbu_558k.json",
         "images.zip",
-        "--data blip_laion_cc_sbu_558k.json --images DIR (27 GB of pictures, unpacked), or any LLaVA JSON",
+        remedy="--images DIR (27 GB of pictures, unpacked)",
     ),
     2: Published(
         "liuhaotian/LLaVA-Instruct-150K",
         "llava_v1_5_mix665k.json",
         None,
-        "--data llava_v1_5_mix665k.json --images DIR (with coco/ gqa/ ocr_vqa/ textvqa/ vg/), or any "
-        "LLaVA JSON",
+        remedy="--images DIR (with coco/ gqa/ ocr_vqa/ textvqa/ vg/)",
     ),
 }
 
@@ -314,16 +297,16 @@ def fetch(stage: int, images: Sequence[str] | None) -> tuple[str, list[str] | No
         raise ValueError(f"--images {given} does not exist; give the folder that image paths start from")
     from huggingface_hub import hf_hub_download
 
-    row = STAGES[stage]
-    if row.images is None and not images:
-        raise ValueError(f"stage {stage} needs pictures that no single download holds: give {row.remedy}")
+    published = STAGES[stage]
+    remedy = f"give --data {published.annotations} {published.remedy}, or any LLaVA JSON"
+    if published.images is None and not images:
+        raise ValueError(f"stage {stage} needs pictures that no single download holds: {remedy}")
     quiet = silence()
     try:
-        annotations = hf_hub_download(row.repository, row.annotations, repo_type="dataset")
-        if not images and row.images is not None:
-            images = [hf_hub_download(row.repository, row.images, repo_type="dataset")]
+        annotations = hf_hub_download(published.repository, published.annotations, repo_type="dataset")
+        if not images and published.images is not None:
+            images = [hf_hub_download(published.repository, published.images, repo_type="dataset")]
     except Exception as error:  # the hub's client raises many types, none of them common
-        raise ValueError(
-            f"{row.repository} cannot be fetched ({quiet or one_line(error)}): give {row.remedy}"
-        ) from error
+        reason = quiet or one_line(error)
+        raise ValueError(f"{published.repository} cannot be fetched ({reason}): {remedy}") from error
     return annotations, list(images) if images else None

@@ -13,9 +13,11 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,24 +36,23 @@ from basic_lite.data.rows import (
     read_row,
     text_hash,
 )
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import file_hash, load_table, one_line, save_table, table_places
 
 BLOCK: int = 1 << 24
-"""Bytes looked at together: 16 MiB keeps the masks of one block near 100 MiB."""
+"""Bytes that are scanned together: 16 MiB keeps the masks of one block near 100 MiB."""
 
 BYTE_ORDER_MARK: bytes = b"\xef\xbb\xbf"
 QUOTE, BACKSLASH, COMMA, NEWLINE = b'"\\,\n'
 _KIND = np.zeros(256, np.int8)  # +1 opens, -1 closes, 2 separates
-_IS_MARK = bytes(sign in b"[{]}," for sign in range(256))
 _KIND[list(b"[{")], _KIND[list(b"]}")], _KIND[COMMA] = 1, -1, 2
-
+_IS_MARK = bytes(sign in b"[{]}," for sign in range(256))
 
 _WRAPPED = re.compile(
     rb"\s*\{\s*(?:\"[^\"]*\"\s*:\s*(?:\"[^\"]*\"|[-+.\w]+)\s*,\s*)*"
     rb"\"(?:data|rows|train|samples|examples|annotations|instances)\"\s*:\s*(?=\[)"
 )
-"""The start of an object that holds the array of rows, with nothing but simple values in front of it."""
+"""The start of an object that holds the array of rows, with only simple values before it."""
 
 
 def array_start(file: BinaryIO) -> tuple[int, bool] | None:
@@ -66,7 +67,15 @@ def array_start(file: BinaryIO) -> tuple[int, bool] | None:
     return None if wrapped is None else (wrapped.end(), True)
 
 
-def row_spans(file: BinaryIO, *, progress: Callable[[int], None] | None = None) -> np.ndarray:
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and of how much."""
+
+
+def no_progress(*_: object) -> None:
+    """Show nothing."""
+
+
+def row_spans(file: BinaryIO, *, progress: Callable[[int], None] = no_progress) -> np.ndarray:
     """Find an annotation file's rows: `(rows, 2)` int64, first byte and length, blanks included.
 
     A file that starts with `[` is an array whose elements are the rows, and so is `{"data": [...]}`; anything
@@ -74,12 +83,12 @@ def row_spans(file: BinaryIO, *, progress: Callable[[int], None] | None = None) 
     that is no JSON is still found and can be reported by its number. `progress` is called with the bytes
     done. Raises ValueError, naming the file, if the array never ends, or something follows it.
     """
-    array, tell = array_start(file), progress or (lambda _: None)
+    array = array_start(file)
     if array is not None:
-        return _array_spans(_blocks(file, array[0], tell), file, wrapped=array[1])
+        return _array_spans(_blocks(file, array[0], progress), file, wrapped=array[1])
     file.seek(0)
     start = len(BYTE_ORDER_MARK) if file.read(3) == BYTE_ORDER_MARK else 0
-    return _line_spans(_blocks(file, start, tell), start)
+    return _line_spans(_blocks(file, start, progress), start)
 
 
 def _blocks(file: BinaryIO, start: int, progress: Callable[[int], None]) -> Iterator[tuple[int, np.ndarray]]:
@@ -99,14 +108,12 @@ def _line_spans(blocks: Iterator[tuple[int, np.ndarray]], start: int) -> np.ndar
     return np.stack([edges[:-1] + 1, np.diff(edges) - 1], axis=1)
 
 
-def _array_spans(
-    blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO, *, wrapped: bool = False
-) -> np.ndarray:
+def _array_spans(blocks: Iterator[tuple[int, np.ndarray]], file: BinaryIO, *, wrapped: bool) -> np.ndarray:
     in_string, escapes, depth = False, 0, 0  # state carried from block to block
     cuts: list[np.ndarray] = []  # the opening bracket, the commas between elements, the closing bracket
     for at, block in blocks:
         quotes, escapes = _real_quotes(block, escapes)
-        # `translate` looks a byte up five times as fast as indexing with an array does.
+        # `translate` is five times as fast as indexing an array of flags.
         marks = np.flatnonzero(np.frombuffer(block.tobytes().translate(_IS_MARK), bool))
         marks = marks[(np.searchsorted(quotes, marks) % 2 == 1) == in_string]  # those outside strings
         kind = _KIND[block[marks]]
@@ -142,11 +149,8 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     slashes = np.flatnonzero(block == BACKSLASH)
     if not len(slashes):
         return (quotes[1:] if escapes and len(quotes) and quotes[0] == 0 else quotes), 0
-    fresh = np.ones(len(slashes), bool)
-    fresh[1:] = np.diff(slashes) != 1
-    first = np.maximum.accumulate(
-        np.where(fresh, np.arange(len(slashes)), 0)
-    )  # first slash of each one's run
+    fresh = np.r_[True, np.diff(slashes) != 1]
+    first = np.maximum.accumulate(np.where(fresh, np.arange(len(slashes)), 0))  # of each slash's run
     run = slashes - slashes[first] + 1
     if escapes and slashes[0] == 0:
         run[first == 0] += escapes
@@ -160,7 +164,7 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
 
 
 FORMAT: str = "8"
-"""Raise it when the meaning of a column changes: older index files are then built anew."""
+"""Raise it when the meaning of a column changes: older index files are then built again."""
 
 COLUMNS: dict[str, type[np.generic]] = {
     "offset": np.int64,
@@ -174,13 +178,10 @@ COLUMNS: dict[str, type[np.generic]] = {
     "image_hash": np.uint64,
 }
 MOST_TURNS: int = 2**16 - 1
-"""What a column can count to; rows with more turns are entered with this number."""
+"""The largest number that the column holds; it stands for more turns, too."""
 
 CHUNK: int = 1 << 23
 """Bytes of rows that one worker describes at a time."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +202,10 @@ class Index:
 
 
 def estimated_tokens(text: str) -> int:
-    """Estimate the tokens of a text without a tokenizer: one per digit, Chinese or Korean sign, or 4 others.
+    """Estimate the tokens of a text without a tokenizer.
 
-    Bytes beyond one per character tell the script apart: 0 for ASCII, 1 for Cyrillic, 2 for Chinese.
+    One for each digit and each Chinese or Korean character, and one for four others. The script is known by
+    the bytes beyond one per character: 0 for ASCII, 1 for Cyrillic, 2 for Chinese.
     """
     characters = len(text)
     digits = sum(map(text.count, "0123456789"))  # LLaMA, Gemma and Phi-3 cut numbers into digits
@@ -214,7 +216,7 @@ def estimated_tokens(text: str) -> int:
 
 
 def estimated_length(turns: Sequence[Turn]) -> int:
-    """Estimate the tokens of a conversation, its images apart: its texts, and some 4 around each."""
+    """Estimate the text tokens of a conversation: its texts, and some 4 around each."""
     tokens = estimated_tokens("".join([text for _, text in turns])) + 4 * len(turns)
     return min(tokens, 2**31 - 1)
 
@@ -246,27 +248,29 @@ class Columns:
     def __init__(self) -> None:
         self.values: dict[str, list[int]] = {name: [] for name in COLUMNS}
 
-    def add(self, read: Callable[[], RawRow], offset: int = 0, size: int = 0) -> RawRow | RowFault:
-        """Describe a row, but for the hashes of its images; return it, or what keeps it from being read.
+    def add(
+        self, read: Callable[[Any], RawRow], stored: Any, offset: int = 0, size: int = 0
+    ) -> RawRow | RowFault:
+        """Describe the row `read(stored)`, except for the hashes of its images; return it or its fault.
 
-        `read` reads the row and may raise `RowFault`; it stands at byte `offset` and has `size` bytes.
+        The row is at byte `offset` and has `size` bytes.
         """
-        described: dict[str, int] = dict.fromkeys(("tokens", "turns", "notes", "images", "id_hash"), 0)
+        tokens = images = id_hash = turns = notes = 0
         row = fault = None
         try:
-            row = read()
-            described |= {"tokens": estimated_length(row.turns), "images": len(row.images)}
-            described["id_hash"] = text_hash(row.id)
+            row = read(stored)
+            tokens, images, id_hash = estimated_length(row.turns), len(row.images), text_hash(row.id)
             normal = normal_form(row)
-            described["turns"] = min(len(normal.turns), MOST_TURNS)
-            described["notes"] = sum(1 << ROW_NOTES.index(note) for note in normal.notes)
+            turns = min(len(normal.turns), MOST_TURNS)
+            notes = sum(1 << ROW_NOTES.index(note) for note in normal.notes)
             fault = next(filter(None, map(path_fault, row.images)), None)
         except RowFault as error:
             fault = error
-        described["fault"] = 0 if fault is None else CODES.index(fault.code) + 1
-        for column, value in (described | {"offset": offset, "size": size}).items():
-            self.values[column].append(value)
-        result = fault if row is None else row
+        code = 0 if fault is None else CODES.index(fault.code) + 1
+        values = (offset, size, tokens, images, turns, code, notes, id_hash)
+        for name, value in zip(COLUMNS, values, strict=False):  # all but `image_hash`
+            self.values[name].append(value)
+        result = row or fault
         assert result is not None
         return result
 
@@ -275,20 +279,16 @@ class Columns:
 
 
 def open_index(
-    path: Path, files: Sequence[Path], *, workers: int = 1, progress: Progress | None = None
+    path: Path, files: Sequence[Path], *, workers: int = 1, progress: Progress = no_progress
 ) -> Index:
     """Load the index of annotation files, JSON or WebDataset shards, or build and keep it.
 
-    It is kept beside `path`, or in the user's cache folder where that place cannot be written; it is used
+    It is kept beside `path`, or in the user's cache folder if that place cannot be written; it is used
     again as long as the files' sizes and times of change are the same. `path` is the annotation file, or the
     folder of the files. `progress` is called with what is being done, how much of it, and of how much. Raises
     ValueError if a file is empty, no JSON array or JSONL, or a damaged tar.
     """
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    key = {
-        "format": FORMAT,
-        "files": hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest(),
-    }
+    key = {"format": FORMAT, "files": files_hash(files)}
     places = table_places(path, "index")
     loaded = load_table(places, key, COLUMNS)
     if loaded is not None:
@@ -301,6 +301,12 @@ def open_index(
     return index
 
 
+def files_hash(files: Iterable[Path]) -> str:
+    """Return a hash of files' names, sizes and times of change."""
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest()
+
+
 def joined(parts: Sequence[Index]) -> Index:
     if len(parts) == 1:
         return parts[0]
@@ -310,9 +316,8 @@ def joined(parts: Sequence[Index]) -> Index:
     return Index(sha256, tuple(ends[:-1].tolist()), **columns)
 
 
-def build_index(path: Path, *, workers: int = 1, progress: Progress | None = None) -> Index:
+def build_index(path: Path, *, workers: int = 1, progress: Progress = no_progress) -> Index:
     """Read the whole annotation file once and describe its rows; see `open_index` for the arguments."""
-    tell = progress or (lambda *_: None)
     if path.name.endswith(SHARDS):
         columns = shard_columns(unpacked(path))
         if not len(columns["offset"]):
@@ -326,15 +331,18 @@ def build_index(path: Path, *, workers: int = 1, progress: Progress | None = Non
         raise ValueError(f"{given} is empty: expected a JSON array of rows, or one row per line")
     with open(path, "rb") as file, ThreadPoolExecutor(1) as thread:
         digest = thread.submit(file_hash, path)  # beside the scan: hashing lets go of the interpreter
-        spans = row_spans(file, progress=lambda done: tell("finding rows", done, total))
+        spans = row_spans(file, progress=lambda done: progress("finding rows", done, total))
         is_array = array_start(file) is not None
         if not is_array and total <= MAX_SINGLE and _single_row(file):
             spans = np.array([[0, total]], np.int64)
         sha256 = digest.result()
     parts = []
-    for part in _described(path, spans, is_array and len(spans) > 1, workers):
+    ends = np.cumsum(spans[:, 1])
+    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
+    jobs = [part for part in np.split(spans, np.unique(cuts)) if len(part)]
+    for part in mapped(partial(_describe, path, is_array and len(spans) > 1), jobs, workers):
         parts.append(part)
-        tell("reading rows", sum(len(done["fault"]) for done in parts), len(spans))
+        progress("reading rows", sum(len(done["fault"]) for done in parts), len(spans))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     if not len(columns["offset"]):
         raise ValueError(f"{given} holds no rows: expected a JSON array of rows, or one row per line")
@@ -358,18 +366,7 @@ MAX_SINGLE: int = 1 << 20
 """Largest file that is tried as one row."""
 
 
-def _described(path: Path, spans: np.ndarray, keep_blank: bool, workers: int) -> Iterator[dict]:
-    ends = np.cumsum(spans[:, 1])
-    cuts = np.searchsorted(ends, np.arange(CHUNK, ends[-1], CHUNK), side="right") if len(ends) else []
-    jobs = [(path, part, keep_blank) for part in np.split(spans, np.unique(cuts)) if len(part)]
-    if workers == 1 or len(jobs) < 4:
-        yield from map(_describe_run, jobs)
-        return
-    yield from in_processes(_describe_run, jobs, workers)
-
-
-def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
-    path, spans, keep_blank = job
+def _describe(path: Path, keep_blank: bool, spans: np.ndarray) -> dict[str, np.ndarray]:
     columns = Columns()
     with open(path, "rb") as file:
         file.seek(int(spans[0, 0]))
@@ -379,14 +376,14 @@ def _describe_run(job: tuple[Path, np.ndarray, bool]) -> dict[str, np.ndarray]:
         line = data[first : first + size].strip()
         if not line and not keep_blank:
             continue
-        row = columns.add(lambda line=line: read_row(parse_row(line)), offset, size)
+        row = columns.add(lambda line: read_row(parse_row(line)), line, offset, size)
         if isinstance(row, RawRow):
             columns.values["image_hash"] += [text_hash(image) for image in row.images]
     return columns.arrays()
 
 
 SHARDS: tuple[str, ...] = (".tar", ".tar.gz", ".tgz")
-"""WebDataset's: tar files in which the members of one sample share their name up to its first dot."""
+"""WebDataset's tar files, in which the members of a sample share their name up to its first dot."""
 
 TEXT_SUFFIXES: tuple[str, ...] = (".json", ".txt", ".caption")
 
@@ -395,7 +392,7 @@ def shard_row(chunk: bytes) -> dict[str, Any]:
     """Read a sample of a shard, its pictures as bytes; raises RowFault `malformed_row`.
 
     The row is what its `.json` says, or its `.txt` or `.caption` as the caption; its pictures are the members
-    that are some, in order. `chunk` goes from its first member's header in the tar to its last member's end.
+    with a picture's suffix, in order. `chunk` goes from its first member's header to its last member's end.
     """
     members = {}
     with tarfile.open(fileobj=io.BytesIO(chunk), mode="r:") as archive:
@@ -406,7 +403,7 @@ def shard_row(chunk: bytes) -> dict[str, Any]:
 
 
 def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row that members of a shard are, by their names; texts may be bytes or parsed already.
+    """Return the row that is made of a shard's members, by name; texts may be bytes or parsed already.
 
     Raises RowFault `malformed_row`.
     """
@@ -433,34 +430,34 @@ def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
 def shard_columns(path: Path) -> dict[str, np.ndarray]:
     """Describe the rows of a shard, without decoding a picture; raises ValueError if it is no tar."""
     columns = Columns()
-
-    def describe_sample(members: dict[str, bytes], start: int, end: int) -> None:
-        if not any(name.endswith(TEXT_SUFFIXES) for name in members):
-            return
-        row = columns.add(lambda: read_row(sample_row(members), stored=True), start, end - start)
-        if isinstance(row, RawRow):
-            places = range(len(row.images))
-            columns.values["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in places]
-
-    members: dict[str, bytes] = {}
-    sample, start, end = "", 0, 0
     try:
         with tarfile.open(path, "r:") as archive:
-            for member in archive:
+            for _, sample in groupby(filter(tarfile.TarInfo.isreg, archive), _sample_name):
+                members = list(sample)
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else all stay in memory
-                if not member.isreg():
+                contents = dict.fromkeys((member.name for member in members), b"")
+                for member in members:
+                    if member.name.endswith(TEXT_SUFFIXES) and (file := archive.extractfile(member)):
+                        contents[member.name] = file.read()
+                if not any(name.endswith(TEXT_SUFFIXES) for name in contents):
                     continue
-                folder, name = posixpath.split(member.name)
-                stem = posixpath.join(folder, name.partition(".")[0])
-                if stem != sample:
-                    if members:
-                        describe_sample(members, start, end)
-                    members, sample, start = {}, stem, member.offset
-                file = archive.extractfile(member) if member.name.endswith(TEXT_SUFFIXES) else None
-                members[member.name] = b"" if file is None else file.read()
-                end = member.offset_data + -(-member.size // 512) * 512
+                start, last = members[0].offset, members[-1]
+                size = last.offset_data + -(-last.size // 512) * 512 - start
+                row = columns.add(
+                    lambda parts: read_row(sample_row(parts), stored=True), contents, start, size
+                )
+                if isinstance(row, RawRow):
+                    places = range(len(row.images))
+                    columns.values["image_hash"] += [text_hash(f"{path}:{start}:{place}") for place in places]
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"{path} is no tar of samples: {one_line(error)}") from None
-    if members:
-        describe_sample(members, start, end)
     return columns.arrays()
+
+
+def _read_sample(members: dict[str, bytes]) -> RawRow:
+    return read_row(sample_row(members), stored=True)
+
+
+def _sample_name(member: tarfile.TarInfo) -> str:
+    folder, name = posixpath.split(member.name)
+    return posixpath.join(folder, name.partition(".")[0])

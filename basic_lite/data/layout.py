@@ -1,4 +1,4 @@
-"""Where the patches, the text and the supervised tokens of a batch stand: index tensors, made once per batch.
+"""Index tensors of the patches, the text and the supervised tokens of a batch, made once per batch.
 
 The collator makes the layout from CPU tensors, so that a training step never asks the GPU for a position
 (each `nonzero()` or `tolist()` on a CUDA tensor stops the host until the GPU has caught up).
@@ -19,8 +19,7 @@ from basic_lite.data.tiles import Block
 class Layout:
     """Index tensors over the flattened `(B * S)` token positions of a batch."""
 
-    # `(N,)` int64, flat positions of the patches, row-major: all image tokens but newlines
-    patch: torch.Tensor
+    patch: torch.Tensor  # `(N,)` int64, flat positions of the patches: all image tokens but newlines
     image: torch.Tensor  # `(N,)` int64, the image of each patch, from 0
     patch_count: torch.Tensor  # `(I,)` fp32, patches of each image
     # `(B, T)` int64, positions *in the row* of the text after its first image, padded with 0
@@ -30,18 +29,17 @@ class Layout:
     predicting: torch.Tensor  # `(M,)` int64, flat positions whose next token is supervised
     targets: torch.Tensor  # `(M,)` int64, those next tokens
     predicting_rows: torch.Tensor  # `(B, T)` int64, the same *in the row*, padded with 0; at least one column
-    slot: torch.Tensor  # `(M,)` int64, where each of them stands in the flattened `predicting_rows`
-    # `(F,)` int64, flat positions of image tokens with newlines; `None` without newlines
+    slot: torch.Tensor  # `(M,)` int64, place of each of them in the flattened `predicting_rows`
+    # `(F,)` int64, flat positions of the image tokens, newlines included; `None` without newlines
     feature: torch.Tensor | None
-    # `(N,)` int64, where the patches stand among those; `None` where all are patches
-    kept: torch.Tensor | None
+    kept: torch.Tensor | None  # `(N,)` int64, places of the patches among those; `None` without newlines
     spared: torch.Tensor | None  # `(N,)` bool, which `L_sds` leaves out, set by the collator; `None` for none
-    images: int  # `I`; from here on known on the host
+    images: int  # `I`; this and the rest is on the host
     rows: int  # `B`
     images_in_row: tuple[int, ...]  # images of each row
     targets_in_row: tuple[int, ...]  # supervised tokens of each row
     blocks: tuple[Block, ...]  # what each image takes; pictures of one square are a block of patches each
-    right_padded: bool  # no padding in front of a real token, so causality alone hides all padding
+    right_padded: bool  # no padding before a real token, so causality alone hides all padding
 
     @property
     def places(self) -> torch.Tensor:
@@ -57,7 +55,7 @@ class Layout:
         return self._map(torch.Tensor.pin_memory)
 
     def part(self, start: int, stop: int, width: int) -> Layout:
-        """Return the layout of rows `start` to `stop` (excluded) of `width` tokens, by slicing alone."""
+        """Return the layout of rows `start` to `stop` (excluded) of `width` tokens, by slices alone."""
         image, end = (sum(self.images_in_row[:row]) for row in (start, stop))
         target, last = (sum(self.targets_in_row[:row]) for row in (start, stop))
         before, inside = self.blocks[:image], self.blocks[image:end]
@@ -103,11 +101,11 @@ def layout_of(
     labels: torch.Tensor | None = None,  # `(B, S)` int64, `IGNORE_INDEX` without loss; `None` predicts none
     blocks: Sequence[Block] | None = None,  # of each image in order, where pictures are cut into tiles
 ) -> Layout:
-    """Find patches, text and supervised tokens of a batch, on the device of `input_ids`.
+    """Make the layout of a batch, on the device of `input_ids`; on a GPU this waits for the device.
 
     Without `blocks` every image takes the same number of consecutive tokens (`P = N / I`), as a fixed input
-    size implies. Costs host synchronisations on a GPU. Raises ValueError if the image tokens cannot be shared
-    evenly among the images, or are not `blocks`.
+    size implies. Raises ValueError if the image tokens cannot be divided evenly among the images, or do not
+    match `blocks`.
     """
     rows = len(input_ids)
     device = input_ids.device
@@ -137,8 +135,8 @@ def layout_of(
         feature, kept = places, is_patch.nonzero().squeeze(1)
         patch = places[kept]
 
-    # Text that can see an image: real, no image token, after the row's first one. A newline between two lines
-    # of patches sees patches too, but nobody reads it: it is no text.
+    # Text that can see an image: real, no image token, after the row's first image. A newline between two
+    # lines of patches sees patches too, but it is no text.
     after_first = of_image.cumsum(1) > 0
     seeing = valid & ~of_image & after_first
     longest = int(seeing.sum(1).max()) if rows else 0

@@ -1,10 +1,9 @@
-"""How many tokens each row takes with one LLM: what rows are put together by.
+"""How many tokens each row takes with one LLM, for batches of rows of similar length.
 
-An estimate from letters errs by source and language, from row to row by 7 %, and rows that were put
-together by it pad each other. To tokenise every row exactly costs as much as training's own tokenising (1,100
-rows a second on one core, Vicuna's tokenizer, rows of LLaVA-665k's shape). So words are counted: each
-different one is tokenised once, and a row is the sum of its words, right to a hundredth, at 6,500 rows a
-second.
+An estimate from letters errs by source and language, from row to row by 7 %, which shows as padding. To
+tokenise every row exactly costs as much as training's own tokenising (1,100 rows a second on one core,
+Vicuna's tokenizer, rows of LLaVA-665k's shape). So each different word is tokenised once, and a row is the
+sum of its words: right to a hundredth, at 6,500 rows a second.
 """
 
 from __future__ import annotations
@@ -12,23 +11,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.index import no_progress
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import RowFault
 from basic_lite.data.templates import template_of
 from basic_lite.data.tokenise import backend_of, specification
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import load_table, save_table, table_places
 
 CHUNK: int = 8192
 """Rows that one process counts at a time."""
 
 LONGEST_WORD: int = 24
-"""Letters of the longest word whose count is kept; a text without spaces is one word, and comes once."""
+"""Letters of the longest word whose count is kept: a text without spaces is one word, hardly seen again."""
 
 COLUMNS: dict[str, type[np.generic]] = {"tokens": np.int32}
 
@@ -39,11 +40,10 @@ class WordCounter:
         self.known: dict[str, int] = {}
         self.before = self._tokens("a")
         self.caption = template_of(encoder.template).caption
-        # What a template writes around its texts: of the first exchange, and of each further one.
+        # The tokens that a template writes around the texts of the first exchange, and of each further one
         exchange = [("user", IMAGE if self.caption else "a"), ("assistant", "a")]
         once, twice = self._whole(exchange), 0 if self.caption else self._whole(exchange * 2)
-        self.more = max(twice - once - 2, 0)
-        self.first = once - 2
+        self.first, self.more = once - 2, max(twice - once - 2, 0)
 
     def __call__(self, turns: list[tuple[str, str]], images: int) -> int:
         """Return the tokens of a row in normal form, cut off at the encoder's limit."""
@@ -71,19 +71,15 @@ class WordCounter:
         return len(whole.input_ids)
 
 
-class _Counting:
-    def __init__(self, rows: Rows, encoder: TextEncoder) -> None:
-        self.rows, self.count = rows, WordCounter(encoder)
-
-    def __call__(self, part: range) -> list[int]:
-        return [self.row(number) for number in part]
-
-    def row(self, number: int) -> int:
+def _counts(rows: Rows, count: WordCounter, numbers: range) -> list[int]:
+    counts = []
+    for number in numbers:
         try:
-            sample = self.rows[number]
-            return self.count(sample.turns, len(sample.images))
+            sample = rows[number]
+            counts.append(count(sample.turns, len(sample.images)))
         except RowFault:
-            return 0  # no batch has it
+            counts.append(0)  # no batch has it
+    return counts
 
 
 def token_lengths(
@@ -91,11 +87,12 @@ def token_lengths(
     encoder: TextEncoder,
     *,
     workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,  # called with the rows done and their number
+    progress: Callable[[int, int], None] = no_progress,  # called with the rows done and their number
 ) -> np.ndarray:
-    """Count the tokens that each row takes in a batch, images included; kept beside the annotations.
+    """Count the tokens that each row takes in a batch, images included.
 
-    Returns `(rows,)` int32, right to about a hundredth; 0 for rows that cannot be trained on.
+    Returns `(rows,)` int32, right to about a hundredth; 0 for rows that cannot be trained on. The counts are
+    kept beside the annotations.
     """
     if rows.parts[0] is not rows:  # each keeps its own
         given = {"workers": workers, "progress": progress}
@@ -109,14 +106,10 @@ def token_lengths(
     if kept is not None and len(kept[1]["tokens"]) == len(rows):
         return kept[1]["tokens"]
     parts = [range(at, min(at + CHUNK, len(rows))) for at in range(0, len(rows), CHUNK)]
-    if workers == 1 or len(parts) < 4:
-        counted = map(_Counting(rows, encoder), parts)
-    else:
-        counted = in_processes(_Counting, parts, workers, rows, encoder)
+    count = partial(_counts, rows, WordCounter(encoder))
     tokens = np.zeros(len(rows), np.int32)
-    for part, counts in zip(parts, counted, strict=True):
+    for part, counts in zip(parts, mapped(count, parts, workers), strict=True):
         tokens[part.start : part.stop] = counts
-        if progress is not None:
-            progress(part.stop, len(rows))
+        progress(part.stop, len(rows))
     save_table(places, key, {"tokens": tokens})
     return tokens

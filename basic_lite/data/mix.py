@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from basic_lite.data.hub import is_stored
-from basic_lite.data.index import joined
-from basic_lite.data.readers import Progress, Rows, open_rows
+from basic_lite.data.index import Index, Progress, joined, no_progress
+from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import WHITE, Finding, RawRow, Sample, text_hash
 
 MOST: float = 100
 """Largest weight."""
 
 OWN: str = "-"
-"""What stands for the data's own folder among several `--images`."""
+"""Stands for the data's own folder among several `--images`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Source:
     """A data set as it is named."""
 
     path: Path  # file, folder or hub id
-    weight: float = 1.0  # which share of its rows an epoch draws; above 1, how often it repeats them
+    weight: float = 1.0  # the share of its rows that an epoch draws; above 1, how often it repeats them
     images: Path | None = None  # what its image paths are relative to; `None` for its own folder
 
 
@@ -35,9 +35,9 @@ def parse_source(text: str | Path) -> Source:
     """Read `PATH`, or `PATH:WEIGHT`.
 
     What exists under the whole text is that file, and only a number after the last colon is a weight: hub ids
-    have a colon in front of their configuration, Windows one behind the drive. Raises ValueError, in one
-    line, if a weight is not above 0 and at most `MOST`, or a file that exists has something else after its
-    colon.
+    have a colon before their configuration, Windows paths one after the drive. Raises ValueError, in one
+    line, if a weight is not above 0 and at most `MOST`, or if the name of an existing file is followed by a
+    colon and no number.
     """
     path, colon, after = str(text).rpartition(":")
     if not colon or not path or Path(text).exists():
@@ -56,10 +56,10 @@ def parse_source(text: str | Path) -> Source:
 
 
 def parse_sources(data: Sequence[str | Path], images: Sequence[str | Path] | None) -> tuple[Source, ...]:
-    """Read several data sets, and give each its image folder.
+    """Read several data sets, each with its image folder.
 
-    `images` is one for all, or one for each in the same order; `OWN` stands for a set's own folder. Raises
-    ValueError as `parse_source`, and if the numbers do not go together.
+    `images` is one for all, or one for each in the same order. Raises ValueError as `parse_source`, and if
+    the numbers do not match.
     """
     sources = [parse_source(text) for text in data]
     given = list(images or [OWN])
@@ -76,7 +76,7 @@ def parse_sources(data: Sequence[str | Path], images: Sequence[str | Path] | Non
 
 
 def check_source(source: Source) -> None:
-    """Raise ValueError, in one line, if a named data set or its images are nowhere, nor may be on the hub."""
+    """Raise ValueError if a data set exists nowhere and is no hub id, or if its images do not exist."""
     path, images = source.path, source.images
     if not path.is_file() and not path.is_dir() and not is_stored(path):
         raise ValueError(
@@ -127,13 +127,9 @@ class Mix(Rows):
         part, number = self.place(row)
         return part.name(number)
 
-    def image_ref(self, image: object) -> Any:
-        """Refuse: only a set knows where its pictures are."""
-        raise NotImplementedError("ask the row's own set, `place(row)[0]`")
 
-
-def _salted(part: Rows, number: int) -> Any:
-    """Return a set's index, its pictures told from those of the same name elsewhere."""
+def _salted(part: Rows, number: int) -> Index:
+    """Return a set's index with its pictures distinct from those of the same name in other folders."""
     salt = text_hash(f"{number}" if part.stored else str(part.images and Path(part.images).resolve()))
     return replace(part.index, image_hash=part.index.image_hash ^ np.uint64(salt))
 
@@ -145,27 +141,18 @@ def open_sources(
     min_rating: int | None = None,
     background: str = WHITE,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Rows:
     """Open data sets as one; see `open_rows` for the arguments.
 
-    Returns the rows of the only set where its weight is 1, else a `Mix`. Raises ValueError if one cannot be
+    Returns the rows of a single set whose weight is 1, else a `Mix`. Raises ValueError if one cannot be
     opened, or is named twice: a weight repeats rows.
     """
-    twice = next((source.path for source in sources if sum(s.path == source.path for s in sources) > 1), None)
-    if twice is not None:
-        raise ValueError(f"--data {twice} is given twice: a weight repeats its rows, as in {twice}:2")
-    parts = [
-        open_rows(
-            source.path,
-            source.images,
-            follow_links=follow_links,
-            min_rating=min_rating,
-            workers=workers,
-            progress=progress,
-        )
-        for source in sources
-    ]
+    path, count = Counter(source.path for source in sources).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"--data {path} is given twice: a weight repeats its rows, as in {path}:2")
+    given = {"follow_links": follow_links, "min_rating": min_rating, "workers": workers, "progress": progress}
+    parts = [open_rows(source.path, source.images, **given) for source in sources]
     for part in parts:
         part.background = background
     weights = [source.weight for source in sources]

@@ -18,12 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from basic_lite.data.archives import locate, read_bytes, read_file, read_stored
+from basic_lite.data.archives import locate, read_file
 from basic_lite.data.rows import WHITE, Exif, ImageRef, RowFault, shown
 from basic_lite.files import one_line
-
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
-"""What is decoded. Not all that Pillow opens: EPS, for one, would start another program."""
 
 OTHER_FORMATS: tuple[tuple[bytes, int, str], ...] = (
     (b"ftypheic", 4, "an HEIC picture: pip install 'basic-lite[heic]' reads it"),
@@ -56,10 +53,13 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "AVIF": ("avif",),
     "HEIF": ("heic", "heif", "hif"),
 }
-"""What files of each format are called."""
+"""What is decoded, and what files of each format are called.
+
+Not all that Pillow opens: EPS, for one, would start another program.
+"""
 
 Depth = Literal["decode", "header", "present"]
-"""How closely a check looks at a picture; each includes the next."""
+"""How much of a picture is checked; each includes the next."""
 
 MAX_PIXELS: int = 89_478_485
 """Largest picture that is decoded, 268 MB as RGB; where Pillow begins to warn.
@@ -161,7 +161,7 @@ def load_image(ref: ImageRef) -> Image.Image:
     The first frame of an animation; not turned by EXIF (`ImageTransform` may do that); see `rgb`. Raises
     RowFault `missing_image`, `path_outside_root`, `oversized_image` or `undecodable_image`, in one line.
     """
-    return decode(read_bytes(ref), ref.name)
+    return decoded(open_header(locate(ref).read(ref.name), ref.name), ref.name)
 
 
 def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
@@ -170,9 +170,7 @@ def open_picture(source: Path | bytes, name: str = "") -> Image.Image:
     `name` is what messages call it. Raises RowFault `missing_image`, `oversized_image` or
     `undecodable_image`, in one line.
     """
-    if isinstance(source, Path):
-        return decode(read_file(source), name or source.name)
-    return load_image(ImageRef(name, data=source))
+    return decoded(*_opened(source, name))
 
 
 def picture_size(source: Path | bytes, name: str = "", exif: Exif = "ignore") -> tuple[int, int]:
@@ -180,21 +178,16 @@ def picture_size(source: Path | bytes, name: str = "", exif: Exif = "ignore") ->
 
     It is decoded only where EXIF turns it on its side; see `open_picture`.
     """
-    data = read_file(source) if isinstance(source, Path) else source
-    return size_of(data, name or (source.name if isinstance(source, Path) else ""), exif)
-
-
-def size_of(data: bytes, name: str, exif: Exif = "ignore") -> tuple[int, int]:
-    """Return height and width of a picture's bytes; see `picture_size`."""
-    image = open_header(data, name)
+    image, name = _opened(source, name)
     if exif == "rotate" and _orientation(image) > 1:
         image = upright(decoded(image, name))  # decoders of some formats turn pictures themselves
     return image.height, image.width
 
 
-def decode(data: bytes, name: str) -> Image.Image:
-    """Decode a picture's bytes to RGB; see `load_image`."""
-    return decoded(open_header(data, name), name)
+def _opened(source: Path | bytes, name: str) -> tuple[Image.Image, str]:
+    if isinstance(source, Path):
+        source, name = read_file(source), name or source.name
+    return open_header(source, name), name
 
 
 def decoded(image: Image.Image, name: str) -> Image.Image:
@@ -205,58 +198,51 @@ def decoded(image: Image.Image, name: str) -> Image.Image:
             return rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # a decoder meets hostile bytes here and may raise whatever it likes
-        raise RowFault(
-            "undecodable_image", f"image {shown(name)} cannot be decoded: {one_line(error)}"
-        ) from None
+    except Exception as error:  # on hostile bytes a decoder may raise anything
+        detail = f"image {shown(name)} cannot be decoded: {one_line(error)}"
+        raise RowFault("undecodable_image", detail) from None
 
 
 def open_header(data: bytes, name: str) -> Image.Image:
     """Open a picture's bytes and check its size, without decoding its pixels; raises as `load_image`."""
+    given = f"image {shown(name)}"
     if not data:
-        raise RowFault("undecodable_image", f"image {shown(name)} is empty (0 bytes)")
+        raise RowFault("undecodable_image", f"{given} is empty (0 bytes)")
     try:
         with _silence():
             image = Image.open(io.BytesIO(data), formats=_readable())
     except Image.DecompressionBombError:
-        raise RowFault(
-            "oversized_image", f"image {shown(name)} has more than {MAX_PIXELS:,} pixels"
-        ) from None
+        raise RowFault("oversized_image", f"{given} has more than {MAX_PIXELS:,} pixels") from None
     except MemoryError:
         raise
     except Exception as error:
         detail = _unknown(data) if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
-        raise RowFault("undecodable_image", f"image {shown(name)} cannot be decoded: {detail}") from None
+        raise RowFault("undecodable_image", f"{given} cannot be decoded: {detail}") from None
     width, height = image.size
     if width * height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
         image.draft(None, (width // 2, height // 2))
         width, height = image.size
+    given += f" is {width} x {height}"
     if width * height > MAX_PIXELS:
-        raise RowFault(
-            "oversized_image",
-            f"image {shown(name)} is {width} x {height}; at most {MAX_PIXELS:,} pixels are decoded",
-        )
+        raise RowFault("oversized_image", f"{given}; at most {MAX_PIXELS:,} pixels are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise RowFault(
-            "oversized_image",
-            f"image {shown(name)} is {width} x {height}: sides differ by more than {MAX_ASPECT} times",
-        )
+        raise RowFault("oversized_image", f"{given}: sides differ by more than {MAX_ASPECT} times")
     return image
 
 
 @functools.cache
 def _readable() -> tuple[str, ...]:
-    """Return those of `FORMATS` that this installation decodes; HEIC takes the extra `heic`."""
+    """Return the formats of `SUFFIXES` that this installation decodes; HEIC takes the extra `heic`."""
     Image.init()
     with contextlib.suppress(ImportError):
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
 
         register_heif_opener()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in SUFFIXES if name in Image.OPEN)
 
 
 def _unknown(data: bytes) -> str:
-    """Return what bytes are that are no picture, and what to do, as far as their start tells."""
+    """Return what bytes are that no picture starts with, and what to do."""
     for start, place, remedy in OTHER_FORMATS:
         if data[place : place + len(start)] == start:
             return f"it is {remedy}"
@@ -265,7 +251,7 @@ def _unknown(data: bytes) -> str:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Pillow's remarks about odd pictures from the terminal: one is read, or it is a fault."""
+    """Keep Pillow's warnings from the terminal: an odd picture is read, or it is a fault."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -277,14 +263,15 @@ def check_picture(ref: ImageRef, depth: Depth = "decode", background: str = WHIT
     Where nothing is wrong, raises the first of `PICTURE_NOTES` that holds. `depth` is `"decode"` to the last
     byte, only the `"header"`, or whether the file is `"present"`; transparency is put on `background`.
     """
-    stored, name = locate(ref), shown(ref.name)
+    stored, given = locate(ref), f"image {shown(ref.name)}"
+    other_name = RowFault("other_name", f"{given} is read as {shown(stored.name)}") if stored.name else None
     if depth == "present":
         if stored.size == 0:
-            raise RowFault("undecodable_image", f"image {name} is empty (0 bytes)")
-        if stored.name:
-            raise RowFault("other_name", f"image {name} is read as {shown(stored.name)}")
+            raise RowFault("undecodable_image", f"{given} is empty (0 bytes)")
+        if other_name is not None:
+            raise other_name
         return
-    image = open_header(read_stored(stored, ref.name), ref.name)
+    image = open_header(stored.read(ref.name), ref.name)
     content = "JPEG" if image.format == "MPO" else str(image.format)
     if depth == "decode":
         # An eighth of the size in each direction: every byte of a JPEG is still read, half of the work
@@ -294,24 +281,22 @@ def check_picture(ref: ImageRef, depth: Depth = "decode", background: str = WHIT
         if _is_deep(image):
             low, high, own = value_range(np.asarray(image))
             if own:
-                raise RowFault(
-                    "scaled_range", f"image {name}: its values {low:g} to {high:g} become black to white"
-                )
+                detail = f"{given}: its values {low:g} to {high:g} become black to white"
+                raise RowFault("scaled_range", detail)
         ranges = [pixels.getchannel(channel).getextrema() for channel in range(3)]
         if all(low == high for low, high in ranges) and min(pixels.size) > 1:
             which = "its first frame, the one that is read," if getattr(image, "n_frames", 1) > 1 else "it"
-            raise RowFault("one_colour", f"image {name}: {which} is one colour throughout")
+            raise RowFault("one_colour", f"{given}: {which} is one colour throughout")
     suffix = (stored.name or ref.name).rpartition(".")[2].lower()
     if suffix not in SUFFIXES[content] and any(suffix in names for names in SUFFIXES.values()):
-        raise RowFault("wrong_suffix", f"image {name} is a {content}; it is read all the same")
-    if stored.name:
-        raise RowFault("other_name", f"image {name} is read as {shown(stored.name)}")
-    # Other formats decode all pixels to tell, and swallow what they find.
+        raise RowFault("wrong_suffix", f"{given} is a {content}; it is read all the same")
+    if other_name is not None:
+        raise other_name
+    # For that tag Pillow decodes all pixels of other formats.
     orientation = _orientation(image) if depth == "decode" or content == "JPEG" else 1
     if orientation > 1:
-        raise RowFault(
-            "exif_rotation", f"image {name} is turned by EXIF (orientation {orientation}) in viewers"
-        )
+        detail = f"{given} is turned by EXIF (orientation {orientation}) in viewers"
+        raise RowFault("exif_rotation", detail)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -325,7 +310,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return a picture turned as its EXIF says, without that tag."""
+    """Return a picture rotated as its EXIF tag says, without that tag."""
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
 
 
@@ -377,7 +362,7 @@ class ImageTransform:
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """Return the picture as it is looked at: on the background, and turned if `exif` says so."""
+        """Return the picture as a viewer shows it: on the background, and turned if `exif` says so."""
         image = on_background(image, self.background)
         return upright(image) if self.exif == "rotate" else image
 

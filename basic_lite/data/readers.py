@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from basic_lite.data.archives import SUFFIXES, open_archive, unpacked
-from basic_lite.data.hub import Fetch, index_dataset, is_stored, open_dataset, stored_key, well_rated
-from basic_lite.data.index import SHARDS, Index, Progress, open_index, parse_row, shard_row
+from basic_lite.data.hub import index_dataset, is_stored, open_dataset, stored_row, well_rated
+from basic_lite.data.index import SHARDS, Index, Progress, no_progress, open_index, parse_row, shard_row
 from basic_lite.data.rows import (
     STILL_TRAINS,
     WHITE,
@@ -49,12 +50,11 @@ class Rows:
     ) -> None:
         self.path, self.index, self._fetch = path, index, fetch
         self.images, self.follow_links, self.stored = images, follow_links, stored
-        self.faults: Sequence[Finding] = ()  # what checks say is wrong with rows, which are then not `usable`
+        self.faults: Sequence[Finding] = ()  # findings of checks; rows that they rule out are not `usable`
         # `(sum(images), 2)` height and width of the pictures, once tiles need them (see `data.tiles`)
         self.sizes: np.ndarray | None = None
-        self.background = WHITE  # what transparent pictures are put on, for checks of their colours
-        self._ends: np.ndarray | None = None
-        self.held_out = np.zeros(len(index.fault), bool)  # `(rows,)`, kept from training to be measured
+        self.background = WHITE  # of transparent pictures, for checks of their colours
+        self.held_out = np.zeros(len(index.fault), bool)  # `(rows,)`, kept from training for validation
 
     @property
     def sha256(self) -> str:
@@ -63,7 +63,7 @@ class Rows:
 
     @property
     def parts(self) -> tuple[Rows, ...]:
-        """Return the data sets that the rows are of: itself, but for a `Mix`."""
+        """Return the data sets that the rows are from: itself alone, unless it is a `Mix`."""
         return (self,)
 
     @property
@@ -72,7 +72,7 @@ class Rows:
         return ((len(self), 1.0),)
 
     def named(self, finding: Finding) -> Finding:
-        """Return a finding with what messages need to name its row."""
+        """Return a finding with the file of its row, which only a `Mix` has to name."""
         return finding
 
     @property
@@ -81,23 +81,24 @@ class Rows:
         return self.index.tokens
 
     def sizes_of(self, row: int) -> list[list[int]]:
-        """Return height and width of a row's pictures; nothing where they were not needed."""
+        """Return height and width of a row's pictures; nothing if `sizes` were not read."""
         if self.sizes is None:
             return []
-        if self._ends is None:
-            self._ends = np.cumsum(self.index.images, dtype=np.int64)
-        end = int(self._ends[row])
+        end = int(self._image_ends[row])
         return self.sizes[end - int(self.index.images[row]) : end].tolist()
+
+    @cached_property
+    def _image_ends(self) -> np.ndarray:
+        return np.cumsum(self.index.images, dtype=np.int64)
 
     def batch_lengths(self, tokens_per_image: int | np.ndarray, max_length: int | None = None) -> np.ndarray:
         """Return `(rows,)` int64, the estimated tokens that each row takes in a batch, cut at `max_length`.
 
         `tokens_per_image` are those of one image, or `(rows,)` those of all images of each row.
         """
-        images = tokens_per_image
-        if isinstance(images, int):
-            images = self.index.images.astype(np.int64) * images
-        tokens = self.index.tokens + images
+        if isinstance(tokens_per_image, int):
+            tokens_per_image = self.index.images.astype(np.int64) * tokens_per_image
+        tokens = self.index.tokens + tokens_per_image
         return tokens if max_length is None else np.minimum(tokens, max_length)
 
     @property
@@ -107,7 +108,7 @@ class Rows:
 
     @property
     def usable(self) -> np.ndarray:
-        """Return `(rows,)` bool, the rows that nothing is known against: neither in text nor in `faults`."""
+        """Return `(rows,)` bool, the rows without a known fault, in their texts or in `faults`."""
         usable = self.index.fault == 0
         usable[[fault.row for fault in self.faults if fault.code not in STILL_TRAINS]] = False
         return usable
@@ -144,7 +145,7 @@ class Rows:
         return read_row(self._fetch(row), stored=self.stored)
 
     def name(self, row: int) -> str:
-        """Return the id of row `row`, also where nothing else of it can be read; empty where it has none."""
+        """Return a row's id, even if nothing else of it can be read; empty if it has none."""
         try:
             stored = self._fetch(row)
             return row_id(stored) if isinstance(stored, Mapping) else ""
@@ -152,7 +153,7 @@ class Rows:
             return ""
 
     def answers(self) -> Iterator[str]:
-        """Yield what the assistant says in the rows to train on, shuffled in an order that stays the same."""
+        """Yield the assistant's texts in the rows to train on, in a fixed shuffled order."""
         for row in np.random.default_rng(0).permutation(np.flatnonzero(self.trained)):
             try:
                 turns = self[int(row)].turns
@@ -160,15 +161,12 @@ class Rows:
                 continue  # such a row is left out or replaced while training
             yield from (text for role, text in turns if role == "assistant")
 
-    def image_ref(self, image: object) -> ImageRef:
-        return image_ref(image, self.images, follow_links=self.follow_links)
-
 
 class Files:
     """Fetches rows of JSON files or WebDataset shards by their place in them.
 
-    Read with `seek`, not mapped: pages of a mapped gigabyte would count as this process's memory, and a
-    file cut short meanwhile would end the process instead of raising.
+    The files are not mapped: pages of a mapped gigabyte would count as this process's memory, and a file that
+    is cut short meanwhile would kill the process instead of raising.
     """
 
     def __init__(self, paths: Sequence[Path], index: Index) -> None:
@@ -208,7 +206,7 @@ def open_rows(
     follow_links: bool = False,  # whether links in the image folder may lead out of it
     min_rating: int | None = None,  # leave out rows that FineVision rates lower in anything
     workers: int = 1,  # for the pass over a JSON file that has no index yet
-    progress: Progress | None = None,  # called during that pass
+    progress: Progress = no_progress,  # called during that pass
 ) -> Rows:
     """Open training data: `len(rows)` rows, `rows[i]` a `Sample`.
 
@@ -225,10 +223,9 @@ def open_rows(
             dataset = well_rated(dataset, min_rating)
         if not len(dataset):
             raise ValueError(f"{annotations} holds no rows")
-        places, key = stored_key(annotations, dataset)
-        index = index_dataset(dataset, places, key, progress)
+        index, fetch = index_dataset(annotations, dataset, progress), partial(stored_row, dataset)
         root = None if images is None else image_root(images)
-        return Rows(path, Fetch(dataset), index, images=root, follow_links=follow_links, stored=True)
+        return Rows(path, fetch, index, images=root, follow_links=follow_links, stored=True)
     if min_rating is not None:
         raise ValueError(
             f"{path} has no ratings: only data sets in FineVision's layout can be chosen by them"
@@ -239,27 +236,25 @@ def open_rows(
     beside = None if shards else path if path.is_dir() else path.parent
     root = beside if images is None else image_root(images)
     index = open_index(path, files, workers=workers, progress=progress)
-    fetch = Files(files, index)
-    return Rows(path, fetch, index, images=root, follow_links=follow_links, stored=shards)
+    return Rows(path, Files(files, index), index, images=root, follow_links=follow_links, stored=shards)
 
 
 def sample_of(raw: RawRow, root: Path | None, follow_links: bool = False) -> Sample:
     """Return a row in normal form; raises as `normal_form`."""
-    normal = normal_form(raw)
-    images = tuple(image_ref(image, root, follow_links=follow_links) for image in normal.images)
-    return Sample(raw.id, images, normal.turns, raw.source, normal.silent, notes=normal.notes)
+    raw = normal_form(raw)
+    images = tuple(image_ref(image, root, follow_links) for image in raw.images)
+    return Sample(raw.id, images, raw.turns, raw.source, raw.silent, notes=raw.notes)
 
 
-def image_ref(image: object, root: Path | None, *, follow_links: bool = False) -> ImageRef:
+def image_ref(image: object, root: Path | None, follow_links: bool) -> ImageRef:
     """Return where the picture of an image entry is: bytes, a path, or `{"bytes", "path"}`."""
     if isinstance(image, Mapping):
         data, name = image.get("bytes"), image.get("path")
-        if data is None:
-            return image_ref(name or "", root, follow_links=follow_links)
+    else:
+        data, name = (image, None) if isinstance(image, bytes) else (None, image)
+    if data is not None:
         return ImageRef(name or "(in the row)", data=data)
-    if isinstance(image, bytes):
-        return ImageRef("(in the row)", data=image)
-    return ImageRef(str(image), root=None if root is None else str(root), follow_links=follow_links)
+    return ImageRef(str(name or ""), root=None if root is None else str(root), follow_links=follow_links)
 
 
 def image_root(images: str | Path) -> Path:

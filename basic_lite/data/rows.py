@@ -8,34 +8,30 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from basic_lite.data.conversation import IMAGE, Turn
+from basic_lite.data.conversation import HALF_CHARACTER, IMAGE, Turn
 
 Exif = Literal["ignore", "rotate"]
 """What is done with the rotation that EXIF asks for.
 
 `ignore` is what LLaVA does, and what boxes and answers about COCO's pictures refer to; `rotate` shows a
-telephone's photos upright, as a viewer and transformers' `load_image` do. Whatever a run was trained with,
+phone's photos upright, as a viewer and transformers' `load_image` do. Whatever a run was trained with,
 evaluation, chat and its export's users must do, too: it belongs to the run's transform.
 """
 
-
 MAX_LENGTH: int = 2048
-"""Most tokens of a row by default, with those of its pictures: LLaVA-1.5's."""
+"""Default limit on the tokens of a row, image tokens included: LLaVA-1.5's."""
 
 TOKENS_PER_IMAGE: int = 576
-"""Of LLaVA-1.5's tower, CLIP-L-336, where no tower is named."""
+"""Those of LLaVA-1.5's tower, CLIP-L-336, where no tower is named."""
 
 WHITE: str = "#ffffff"
-"""What transparent pictures are put on by default."""
+"""Default background of transparent pictures."""
 
 
 def colour(text: str) -> str:
-    """Return a colour as `#rrggbb`.
-
-    Raises ValueError, in one line, if it is neither a name that HTML knows nor of that form.
-    """
+    """Return a colour as `#rrggbb`; raises ValueError if it is no HTML name and not of that form."""
     from PIL import ImageColor
 
     name = text.strip().lower()
@@ -49,19 +45,19 @@ class Finding:
     """Something wrong with a row."""
 
     row: int  # its number, from 0
-    id: str  # its own name
+    id: str  # its own id
     code: str  # one of `CODES`
     detail: str  # one line for a person
-    file: str = ""  # where several data sets are mixed, which one it is
+    file: str = ""  # in a mix of data sets, the one that it is from
     row_in_file: int = 0  # its number there
 
     @property
     def where(self) -> str:
-        """The row, and of a mix the file, as messages name it."""
+        """The row, in a mix with its file, as messages name it."""
         return f"row {self.row_in_file} of {self.file}" if self.file else f"row {self.row}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the finding as a JSON object; of an endless id, the start."""
+        """Return the finding as a JSON object; a very long id is cut."""
         known = asdict(self) | {"id": self.id[:1000]}
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
@@ -69,36 +65,17 @@ class Finding:
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
 """Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
 
-PICTURE_NOTES: tuple[str, ...] = (
-    "wrong_suffix",
-    "other_name",
-    "one_colour",
-    "scaled_range",
-    "exif_rotation",
-)
+PICTURE_NOTES: tuple[str, ...] = ("wrong_suffix", "other_name", "one_colour", "scaled_range", "exif_rotation")
 """Codes of notes about a picture."""
 
 NOTES: frozenset[str] = frozenset((*ROW_NOTES, *PICTURE_NOTES))
 """Codes of findings that do not keep a row from training as it stands."""
 
 CODES: tuple[str, ...] = (
-    "missing_image",
-    "undecodable_image",
-    "wrong_suffix",
-    "placeholder_mismatch",
-    "bad_roles",
-    "empty_answer",
-    "no_supervision",
-    "too_long",
-    "duplicate_id",
-    "path_outside_root",
-    "oversized_image",
-    "malformed_row",
-    "unsupported_media",
-    "other_name",
-    "one_colour",
-    "scaled_range",
-    "exif_rotation",
+    *("missing_image", "undecodable_image", "wrong_suffix", "placeholder_mismatch", "bad_roles"),
+    *("empty_answer", "no_supervision", "too_long", "duplicate_id", "path_outside_root"),
+    *("oversized_image", "malformed_row", "unsupported_media"),
+    *("other_name", "one_colour", "scaled_range", "exif_rotation"),
     *ROW_NOTES,
 )
 """Every code of a finding. Index files and tables of pictures hold their places: add at the end."""
@@ -108,10 +85,10 @@ STILL_TRAINS: frozenset[str] = NOTES | {"too_long", "duplicate_id"}
 
 
 class RowFault(ValueError):
-    """A row that cannot be trained on: `code` is one of `CODES`, the text says what is wrong."""
+    """A row that cannot be trained on: `code` is one of `CODES`, the text is the reason."""
 
     def __init__(self, code: str, detail: str | None = None) -> None:
-        if detail is None:  # DataLoader raises a worker's error anew, from the text of its traceback alone
+        if detail is None:  # DataLoader raises a worker's error again, from its traceback's text
             code, detail = "malformed_row", code.rstrip().rpartition("\n")[2].removeprefix(_NAME)
         assert code in CODES, code
         super().__init__(detail)
@@ -119,7 +96,7 @@ class RowFault(ValueError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.code, self.detail)  # else pickle would give the text alone
+        return type(self), (self.code, self.detail)  # pickle would keep the text alone
 
 
 _NAME: str = f"{RowFault.__module__}.{RowFault.__qualname__}: "
@@ -131,7 +108,7 @@ class ImageRef:
 
     name: str  # path under `root`, as the row gives it; a label where `data` is given
     root: str | None = None  # folder or archive that the path is relative to
-    data: bytes | None = field(default=None, repr=False)  # the encoded bytes, where rows carry them
+    data: bytes | None = field(default=None, repr=False)  # the encoded bytes, if the row holds them
     follow_links: bool = False  # whether links under `root` may lead out of it
 
 
@@ -146,21 +123,21 @@ class Sample:
     id: str  # not necessarily unique
     images: tuple[ImageRef, ...]  # in the order of their placeholders
     turns: list[Turn]  # `(role, text)` with role `"user"` or `"assistant"`
-    source: str = ""  # which data set the row is from, where the file says so
-    silent: frozenset[int] = frozenset()  # places of answers that carry no loss
-    where: str = ""  # what messages call the row, where its number is not enough
+    source: str = ""  # the data set that the row is from, if the file says so
+    silent: frozenset[int] = frozenset()  # places of answers without loss
+    where: str = ""  # what messages call the row, if its number is not enough
     notes: frozenset[str] = frozenset()  # codes of `ROW_NOTES`: what is not done as the row says
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """What a layout's reader makes of a row, before the turns are checked; see `Sample`."""
+    """What a layout's reader makes of a row; see `normal_form` and `Sample`."""
 
     id: str
     images: list[Any]  # paths, encoded bytes, or `{"bytes", "path"}` as `datasets` stores undecoded pictures
     turns: list[Turn]  # in file order, roles not yet checked; `"system"` may come first
     source: str = ""
-    silent: frozenset[int] = frozenset()  # places of answers that the row keeps from the loss
+    silent: frozenset[int] = frozenset()
     notes: frozenset[str] = frozenset()
 
 
@@ -173,23 +150,16 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
     return None
 
 
-class NormalForm(NamedTuple):
-    images: list[Any]
-    turns: list[Turn]
-    silent: frozenset[int]
-    notes: frozenset[str]
-
-
 _NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
-"""A placeholder with a name in front of it, as in `Image-1: <image>`."""
+"""A placeholder with a name before it, as in `Image-1: <image>`."""
 
 
-def normal_form(raw: RawRow) -> NormalForm:
-    """Check a row's turns and put the placeholders where the model expects them.
+def normal_form(raw: RawRow) -> RawRow:
+    """Check a row's turns and put the placeholders where the model expects them; see `Sample`.
 
     A leading assistant turn is dropped, as LLaVA does. Placeholders move to the head of their user turn, each
     on a line of its own (`preprocess_multimodal` of LLaVA), but where a text names them they stay. Pictures
-    of a row without any placeholder come in front of its first question, and so does a system text, since not
+    of a row without any placeholder come before its first question, and so does a system text, since not
     every LLM has a place for one. Raises RowFault `bad_roles`, `empty_answer`, `no_supervision` or
     `placeholder_mismatch`.
     """
@@ -230,7 +200,7 @@ def normal_form(raw: RawRow) -> NormalForm:
         else:
             text = before + text
         turns[place] = ("user", text)
-    return NormalForm(raw.images, turns, frozenset(silent & answers), frozenset(notes))
+    return replace(raw, turns=turns, silent=frozenset(silent & answers), notes=frozenset(notes))
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -240,7 +210,7 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def text_hash(text: str | bytes) -> int:
-    """Return 64 bits that tell texts, or bytes, apart, the same in every process; 0 for what is empty."""
+    """Return a 64-bit hash of a text or bytes, the same in every process; 0 for what is empty."""
     if not text:
         return 0
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
@@ -252,8 +222,9 @@ MAX_IMAGES: int = 4096
 """Most images of one row."""
 
 ROLES: dict[str, str] = {
-    **{"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
-    **{"system": "system", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"},
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
+    "system": "system",
 }
 
 IMAGE_COLUMNS: tuple[str, ...] = (
@@ -261,6 +232,16 @@ IMAGE_COLUMNS: tuple[str, ...] = (
     *("image_url", "image_urls", "img", "picture", "pictures"),
 )
 """Columns that hold a row's pictures, one or a list; the first that has any counts."""
+
+
+def _first(stored: Mapping[str, Any], *keys: str) -> Any:
+    """Return the first value among `keys` that is not null."""
+    return next((stored[key] for key in keys if stored.get(key) is not None), None)
+
+
+def _weights(stored: Mapping[str, Any]) -> list[Any]:
+    """Return the values that a row or a turn has for its loss."""
+    return [stored[key] for key in ("weight", "train", "loss") if stored.get(key) is not None]
 
 
 def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
@@ -278,19 +259,16 @@ def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
     silent, notes = set(), set()
     for place, turn in enumerate(stored):
         turn = turn if isinstance(turn, Mapping) else {}
-        speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
-        text = turn.get("value") if turn.get("value") is not None else turn.get("content")
+        speaker, text = _first(turn, "from", "role"), _first(turn, "value", "content")
         if isinstance(text, list) and speaker is not None:
             text = _joined(text, place, inside)
         if not isinstance(speaker, str) or not isinstance(text, str):
-            raise RowFault(
-                "malformed_row",
-                f"turn {place} must be {{'from', 'value'}} or {{'role', 'content'}}, of texts",
-            )
+            detail = f"turn {place} must be {{'from', 'value'}} or {{'role', 'content'}}, of texts"
+            raise RowFault("malformed_row", detail)
         role = ROLES.get(speaker)
         if role is None:
             raise RowFault("bad_roles", f"turn {place} is from {shown(speaker)}; allowed: {', '.join(ROLES)}")
-        weights = [turn[key] for key in ("weight", "train", "loss") if turn.get(key) is not None]
+        weights = _weights(turn)
         if role == "assistant" and any(value == 0 for value in weights):
             silent.add(place)
         elif any(value != (role == "assistant") for value in weights):
@@ -299,14 +277,9 @@ def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
             notes.add("not_used")
         turns.append((role, text))
     source = row.get("data_source")
-    return RawRow(
-        row_id(row),
-        inside or row_images(row),
-        turns,
-        source if isinstance(source, str) else "",
-        frozenset(silent),
-        frozenset(notes),
-    )
+    source = source if isinstance(source, str) else ""
+    images = inside or row_images(row)
+    return RawRow(row_id(row), images, turns, source, frozenset(silent), frozenset(notes))
 
 
 def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
@@ -317,27 +290,22 @@ def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
             texts.append(part)
             continue
         part = part if isinstance(part, Mapping) else {}
-        kind = part.get("type") or next(
-            (name for name in ("text", "image", "image_url") if part.get(name)), ""
-        )
+        kind = part.get("type") or next((key for key in ("text", "image", "image_url") if part.get(key)), "")
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind in ("image", "image_url", "input_image"):
-            keys = ("image", "image_url", "path", "url", "image_path")
-            held = next((part[key] for key in keys if part.get(key) is not None), None)
-            if isinstance(held, Mapping) and isinstance(held.get("url"), str):
-                held = held["url"]
-            if held is not None:
-                images.append(held)
+            image = _first(part, "image", "image_url", "path", "url", "image_path")
+            if isinstance(image, Mapping) and isinstance(image.get("url"), str):
+                image = image["url"]
+            if image is not None:
+                images.append(image)
             texts.append(f"{IMAGE}\n")
         elif kind in ("video", "audio", "video_url", "input_audio"):
-            raise RowFault(
-                "unsupported_media", f"turn {place} holds {kind!r}: pictures and text are trained on"
-            )
+            detail = f"turn {place} holds {kind!r}: pictures and text are trained on"
+            raise RowFault("unsupported_media", detail)
         else:
-            raise RowFault(
-                "malformed_row", f"turn {place} has a part of type {shown(kind)}; text and image are read"
-            )
+            detail = f"turn {place} has a part of type {shown(kind)}; text and image are read"
+            raise RowFault("malformed_row", detail)
     return "".join(texts)
 
 
@@ -349,13 +317,12 @@ def question_answer(row: Mapping[str, Any]) -> RawRow:
     images = row_images(row)
     turns: list[Turn] = []
     for place, pair in enumerate(texts):
-        question, answer = (
-            (pair.get("user"), pair.get("assistant")) if isinstance(pair, dict) else (None, None)
-        )
+        pair = pair if isinstance(pair, dict) else {}
+        question, answer = pair.get("user"), pair.get("assistant")
         if not isinstance(question, str) or not isinstance(answer, str):
             raise RowFault("malformed_row", f"texts[{place}] must be {{'user': text, 'assistant': text}}")
         turns += [("user", question), ("assistant", answer)]
-    if not any(IMAGE in text for _, text in turns[::2]):  # this layout has none, so it is no news
+    if not any(IMAGE in text for _, text in turns[::2]):  # as usual in this layout, so without a note
         turns[0] = ("user", f"{IMAGE}\n" * len(images) + turns[0][1])
     source = row.get("source") or texts[0].get("source")
     return RawRow(row_id(row), images, turns, source if isinstance(source, str) else "")
@@ -367,9 +334,8 @@ def query_response(row: Mapping[str, Any]) -> RawRow:
     turns: list[Turn] = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise RowFault(
-                "malformed_row", "'query' and 'response', and each pair of 'history', must be texts"
-            )
+            detail = "'query' and 'response', and each pair of 'history', must be texts"
+            raise RowFault("malformed_row", detail)
         turns += [("user", pair[0]), ("assistant", pair[1])]
     return RawRow(row_id(row), row_images(row), turns)
 
@@ -407,7 +373,7 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
     "query": query_response,
     "caption": caption_row,
 }
-"""The column that tells a layout from the others, and its reader from the row as stored to a `RawRow`."""
+"""The column by which each layout is recognised, and the reader of its rows."""
 
 _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 
@@ -428,36 +394,35 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     for media in ("video", "videos", "audio", "audios"):
         if row.get(media):
             raise RowFault("unsupported_media", f"the row has a {media!r}: pictures and text are trained on")
-    weights = [row[key] for key in ("weight", "train", "loss") if row.get(key) is not None]
+    weights = _weights(row)
     if any(value == 0 for value in weights):
         raise RowFault("no_supervision", "the row itself says not to train on it (weight, train or loss)")
     raw = LAYOUTS[column](row)
-    notes = {"weight_ignored"} if any(value != 1 for value in weights) else set()
+    turns, silent, notes = raw.turns, raw.silent, set(raw.notes)
+    if any(value != 1 for value in weights):
+        notes.add("weight_ignored")
     if any(row.get(key) not in (None, "", "[]", [], {}) for key in ("objects", "tools")):
         notes.add("not_used")
-    raw = replace(raw, notes=raw.notes | notes)
     system = row.get("system")
     if isinstance(system, str) and system.strip():
-        raw = replace(
-            raw, turns=[("system", system), *raw.turns], silent=frozenset(place + 1 for place in raw.silent)
-        )
-    for place, (role, text) in enumerate(raw.turns):
-        if not (text.isascii() or _whole(text)):
-            raise RowFault(
-                "malformed_row", f"turn {place} holds half of a character, which no tokenizer reads"
-            )
+        turns, silent = [("system", system), *turns], frozenset(place + 1 for place in silent)
+    for place, (role, text) in enumerate(turns):
+        if not text.isascii() and HALF_CHARACTER.search(text):
+            detail = f"turn {place} holds half of a character, which no tokenizer reads"
+            raise RowFault("malformed_row", detail)
         if role == "user" and "<" in text and (line := _VIDEO_LINE.search(text)):
-            raise RowFault(
-                "unsupported_media", f"turn {place} asks about a {line[1]}: pictures are trained on"
-            )
+            detail = f"turn {place} asks about a {line[1]}: pictures are trained on"
+            raise RowFault("unsupported_media", detail)
     if len(raw.images) > MAX_IMAGES:
         raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
-    return replace(raw, images=[_entry(image, stored) for image in raw.images])
+    images = [_image(image, stored) for image in raw.images]
+    return replace(raw, images=images, turns=turns, silent=silent, notes=frozenset(notes))
 
 
-def _entry(image: object, stored: bool) -> object:
+def _image(image: object, stored: bool) -> object:
     if isinstance(image, Mapping) and not stored:  # in JSON only a path or a URL can stand there
-        image = next((image[key] for key in ("path", "url", "image") if image.get(key) is not None), image)
+        path = _first(image, "path", "url", "image")
+        image = image if path is None else path
     if isinstance(image, str) and image.startswith("data:"):
         try:
             return base64.b64decode(image.partition(",")[2], validate=True)
@@ -480,12 +445,3 @@ def row_id(row: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     raise RowFault("malformed_row", f"'id' must be text or a number, got {type(value).__name__}")
-
-
-def _whole(text: str) -> bool:
-    """Return whether every character is one: JSON may write half of a pair."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -20,30 +20,31 @@ from basic_lite.data.batches import permuted
 from basic_lite.data.dataset import RowEncoder, append_line
 from basic_lite.data.findings import NOTED, read_bad_rows
 from basic_lite.data.hub import RATINGS, open_dataset, plain_row
-from basic_lite.data.index import estimated_length
+from basic_lite.data.index import estimated_length, files_hash
 from basic_lite.data.readers import image_root, sample_of
 from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, read_row, shown
+from basic_lite.files import one_line
 
 BLOCK: int = 1000
 """Rows that are read, and shuffled, together."""
 
 LEAST: int = 1000
-"""Rows that a share of bad ones is counted of at least: of the first ten, one would be a tenth."""
+"""Fewest rows that the share of bad ones is taken of: one of the first ten would be a tenth."""
 
 POSITION: str = "stream.json"
-"""In a checkpoint: where the stream is to be read on."""
+"""File in a checkpoint that says where to read on."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stream is read on: the start of a block, and how many of its shuffled rows were given."""
+    """Where to read on: the start of a block, and how many of its shuffled rows are used up."""
 
     step: int = 0  # optimizer steps before it
     turn: int = 0  # passes over the whole data before it
     shard: int = 0  # shards of this pass before it, in the pass's own order
     row: int = 0  # rows of that shard before the block
     number: int = 0  # rows of all passes before the block
-    given: int = 0  # rows of the block that are used up
+    given: int = 0  # rows of the block that are used up, in their shuffled order
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Stream:
     def __init__(
         self,
         source: Path,  # hub id, or file or folder of Parquet, Arrow or WebDataset
-        images: Path | None = None,  # folder or archive that image paths are relative to, if rows hold paths
+        images: Path | None = None,  # folder or archive that image paths are relative to
         *,
         follow_links: bool = False,  # whether links under it may lead out of it
         min_rating: int | None = None,  # leave out rows that FineVision rates lower in anything
@@ -74,16 +75,14 @@ class Stream:
 
     @property
     def sha256(self) -> str:
-        """Return a hash of what tells the data from others: where they are, and their `revision`."""
+        """Return a hash of the data's name and `revision`."""
         return hashlib.sha256(repr((str(self.path), self.revision)).encode()).hexdigest()
 
     @property
     def revision(self) -> str | None:
         """Return the hub's commit, or a hash of the files' names, sizes and times; `None` without a hub."""
         if self.path.exists():
-            files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))
-            stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            return hashlib.sha256(repr(stats).encode("utf-8", "surrogateescape")).hexdigest()
+            return files_hash([self.path] if self.path.is_file() else sorted(self.path.rglob("*")))
         from huggingface_hub import HfApi
 
         try:
@@ -94,9 +93,9 @@ class Stream:
     def blocks(self, seed: int, begin: Position) -> Iterator[tuple[Position, list[Any]]]:
         """Yield blocks of rows as stored, with where each starts; pass after pass, without end.
 
-        Every pass goes through the shards in another order. `begin` is one of the `Position`s that this gave;
-        what was given of the block does not matter. Raises ValueError, in one line, if a whole pass has no
-        row, or reading fails.
+        Every pass goes through the shards in another order. `begin` is a `Position` that was yielded before;
+        its `given` does not matter. Raises ValueError, in one line, if a whole pass has no row, or reading
+        fails.
         """
         shards, start = self.dataset.num_shards, replace(begin, given=0)
         while True:
@@ -121,16 +120,13 @@ class Stream:
     def parse(self, stored: Any) -> Sample | None:
         """Return a row in normal form; `None` for one that is rated too low.
 
-        Raises:
-            RowFault: If it cannot be trained on.
-            ValueError: If it should have ratings and has none.
+        Raises RowFault if it cannot be trained on, and ValueError if it should have ratings and has none.
         """
         if self.min_rating is not None:
             ratings = [stored[name] for name in RATINGS if stored.get(name) is not None]
             if not ratings:
-                raise ValueError(
-                    f"{self.path} has no ratings; one of the columns {', '.join(RATINGS)} is needed"
-                )
+                columns = ", ".join(RATINGS)
+                raise ValueError(f"{self.path} has no ratings; one of the columns {columns} is needed")
             if min(ratings) < self.min_rating:
                 return None
         raw = read_row(plain_row(stored), stored=True)
@@ -147,7 +143,7 @@ class Stream:
         return parsed
 
     def answers(self) -> Iterator[str]:
-        """Yield what the assistant says in the first rows."""
+        """Yield the assistant's texts in the first rows."""
         for sample in self.beginning(BLOCK):
             if isinstance(sample, Sample):
                 yield from (text for role, text in sample.turns if role == "assistant")
@@ -157,13 +153,11 @@ def _read(rows: Any, path: Path) -> Iterator[Any]:
     try:
         yield from rows
     except Exception as error:  # the hub, Arrow and tars fail in their own ways
-        from basic_lite.files import one_line
-
         raise ValueError(f"reading {path} failed: {one_line(error, 300)}") from None
 
 
 def check_beginning(stream: Stream, stage: int) -> list[str]:
-    """Look at the first rows of a stream, so that a layout that is not read ends a run before a model loads.
+    """Check the first rows of a stream, so that a run with an unknown layout ends before a model loads.
 
     Returns a line for each note about them, with its count. Raises ValueError, in one line, if most of them
     cannot be trained on, or there are none.
@@ -184,82 +178,77 @@ def check_beginning(stream: Stream, stage: int) -> list[str]:
     return [f"{count} of the first {len(first)} rows: {NOTED[code]}." for code, count in counts.items()]
 
 
-SEEN, CUT, REPLACED, LEFT_OUT = range(4)
-"""Columns of the counts."""
+COUNTS: tuple[str, ...] = ("seen", "truncated", "replaced", "left_out")
+"""What is counted of the rows of a stream."""
 
 
 class StreamedRows(Dataset):
     """Rows of a stream as token ids, labels and pixels.
 
     A row that turns out bad when its picture is decoded is replaced by another one of its batch. `budget` is
-    the share of the rows that may be bad; the next one raises. `bad_log` gets a line for each of them.
+    the share of the rows that may be bad; the next one raises. Each of them is a line of `bad_log`.
     """
 
-    def __init__(self, encoder: RowEncoder, budget: float, bad_log: Path | None, workers: int) -> None:
+    def __init__(self, encoder: RowEncoder, budget: float, bad_log: Path, workers: int) -> None:
         self.encoder, self.budget, self.bad_log = encoder, budget, bad_log
-        # A line for each process, which writes it alone; all read all.
-        self.state = torch.zeros(workers + 1, 4, dtype=torch.int64).share_memory_()
-        self.known = {line["row"] for line in ([] if bad_log is None else read_bad_rows(bad_log))}
+        # A row of counts for each process, the only one that writes it; all read all.
+        self.state = torch.zeros(workers + 1, len(COUNTS), dtype=torch.int64).share_memory_()
+        self.known = {line["row"] for line in read_bad_rows(bad_log)}
 
     def __getitems__(self, items: Sequence[Streamed]) -> list[dict[str, Any]]:
         """Return a batch's rows, encoded; see `SupervisedRows`.
 
         Raises RowFault if a row is bad and the budget is spent, or all of a batch are.
         """
-        encoded: list[dict[str, Any] | None] = []
-        faults: list[tuple[Streamed, RowFault]] = []
-        for item in items:
+        rows: dict[int, dict[str, Any]] = {}
+        faults: dict[int, RowFault] = {}
+        for place, item in enumerate(items):
             try:
-                made, truncated = self.encoder(item.sample, item.number)
-                encoded.append(made)
-                self._count(CUT, int(truncated > 0))
+                rows[place], truncated = self.encoder(item.sample, item.number)
+                self._count("truncated", int(truncated > 0))
             except RowFault as fault:
-                encoded.append(None)
-                faults.append((item, fault))
-        good = [made for made in encoded if made is not None]
-        self._count(SEEN, len(good))
+                faults[place] = fault
+        good = list(rows.values())
+        self._count("seen", len(good))
         if not good:
-            raise faults[0][1]
-        result = [good[place % len(good)] if made is None else made for place, made in enumerate(encoded)]
-        others = iter([made["row"] for made, old in zip(result, encoded, strict=True) if old is None])
-        for (item, fault), other in zip(faults, others, strict=True):
-            self._count(REPLACED, 1)
-            self.note(Finding(item.number, item.sample.id, fault.code, fault.detail), {"replaced_by": other})
-        return result
+            raise faults[0]
+        for place, fault in faults.items():
+            rows[place], item = good[place % len(good)], items[place]
+            self._count("replaced", 1)
+            finding = Finding(item.number, item.sample.id, fault.code, fault.detail)
+            self._log(finding, {"replaced_by": rows[place]["row"]})
+        return [rows[place] for place in range(len(items))]
 
-    def leave_out(self, number: int, name: str, fault: RowFault) -> None:
+    def leave_out(self, number: int, fault: RowFault) -> None:
         """Count and log a row that is in no batch; raises RowFault if the budget is spent."""
-        self._count(LEFT_OUT, 1)
-        self.note(Finding(number, name, fault.code, fault.detail), {})
+        self._count("left_out", 1)
+        self._log(Finding(number, "", fault.code, fault.detail), {})
 
-    def note(self, finding: Finding, more: dict[str, Any]) -> None:
-        """Log a bad row, and see whether the budget allows it."""
-        if self.bad_log is not None and finding.row not in self.known:
+    def _log(self, finding: Finding, more: dict[str, Any]) -> None:
+        if finding.row not in self.known:
             append_line(self.bad_log, finding.as_dict() | more)
         seen, _, replaced, left_out = self.state.sum(0).tolist()
         bad, read = replaced + left_out, seen + replaced + left_out
         if bad > self.budget * max(read, LEAST):
-            share = (
-                f"{bad} of {read} rows of the stream turned out bad, more than the allowed {self.budget:.1%}"
-            )
-            detail = f"row {finding.row} (id {shown(finding.id)}): {finding.detail}"
-            raise RowFault(finding.code, f"{share}; the last: {detail}")
+            allowed = f"more than the allowed {self.budget:.1%}"
+            last = f"row {finding.row} (id {shown(finding.id)}): {finding.detail}"
+            detail = f"{bad} of {read} rows of the stream turned out bad, {allowed}; the last: {last}"
+            raise RowFault(finding.code, detail)
 
     def tally(self) -> dict[str, int]:
-        """Return how many rows were `seen`, `truncated`, `replaced` and `left_out` since the run began."""
-        names = ("seen", "truncated", "replaced", "left_out")
-        return dict(zip(names, self.state.sum(0).tolist(), strict=True))
+        """Return the `COUNTS` of all workers, since the run began or was resumed."""
+        return dict(zip(COUNTS, self.state.sum(0).tolist(), strict=True))
 
-    def _count(self, what: int, count: int) -> None:
+    def _count(self, what: str, count: int) -> None:
         worker = get_worker_info()
-        self.state[0 if worker is None else worker.id + 1, what] += count
+        self.state[0 if worker is None else worker.id + 1, COUNTS.index(what)] += count
 
 
 class StreamBatches(Sampler[list[Streamed]]):
     """Which rows of a stream go together: a step's rows follow one another, a batch's are of similar length.
 
-    The rows themselves are what this gives, in place of their numbers: one process reads the stream, and the
-    workers encode what they are handed.
+    It yields the rows themselves instead of their numbers: one process reads the stream, and the workers
+    encode what they receive.
     """
 
     def __init__(
@@ -271,7 +260,7 @@ class StreamBatches(Sampler[list[Streamed]]):
         batch_size: int,  # rows per batch
         steps: int,  # of the whole run
         seed: int,
-        # Where a resumed run goes on; the batches before it come empty: the Trainer skips them unread
+        # Where a resumed run goes on; the batches before it are empty: the Trainer skips them unread
         begin: Position | None = None,
     ) -> None:
         assert step_rows % batch_size == 0, (step_rows, batch_size)
@@ -282,11 +271,8 @@ class StreamBatches(Sampler[list[Streamed]]):
         self.drop_last = False  # accelerate asks for it
 
     def __len__(self) -> int:
-        """Return the batches of the whole run: it is one epoch to the Trainer."""
+        """Return the batches of the whole run, which is one epoch to the Trainer."""
         return self.steps * (self.step_rows // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: there is one."""
 
     def __iter__(self) -> Iterator[list[Streamed]]:
         yield from ([] for _ in range(self.begin.step * (self.step_rows // self.batch_size)))
@@ -295,7 +281,7 @@ class StreamBatches(Sampler[list[Streamed]]):
             pairs = list(islice(rows, self.step_rows))
             chosen = [row for row, _ in pairs]
             self.positions[step + 1] = replace(pairs[-1][1], step=step + 1)
-            self.positions.pop(step - 1000, None)  # workers fetch ahead, by far fewer
+            self.positions.pop(step - 1000, None)  # workers fetch far fewer steps ahead
             lengths = [estimated_length(row.sample.turns) for row in chosen]
             kinds = [not row.sample.images for row in chosen]
             order = np.lexsort((-np.array(lengths), np.array(kinds))).tolist()
@@ -303,13 +289,13 @@ class StreamBatches(Sampler[list[Streamed]]):
                 yield [chosen[place] for place in order[at : at + self.batch_size]]
 
     def save(self, folder: Path, step: int) -> None:
-        path = folder / POSITION
-        path.write_text(json.dumps(asdict(self.positions[step])) + "\n", encoding="utf-8")
+        line = json.dumps(asdict(self.positions[step])) + "\n"
+        (folder / POSITION).write_text(line, encoding="utf-8")
 
     def _rows(self) -> Iterator[tuple[Streamed, Position]]:
         """Yield good rows without end, each with where the next one is."""
         blocks, given = self.stream.blocks(self.seed, self.begin), self.begin.given
-        with ThreadPoolExecutor(1) as pool:  # which reads the next block while this one is trained on
+        with ThreadPoolExecutor(1) as pool:  # reads the next block while this one is trained on
             ahead, turn, good = pool.submit(next, blocks), self.begin.turn, bool(self.begin.step)
             while True:
                 start, block = ahead.result()
@@ -322,7 +308,7 @@ class StreamBatches(Sampler[list[Streamed]]):
                     try:
                         sample = self.stream.parse(block[order[place]])
                     except RowFault as fault:
-                        self.dataset.leave_out(number, "", fault)
+                        self.dataset.leave_out(number, fault)
                         continue
                     if sample is not None:
                         good = True
@@ -331,10 +317,8 @@ class StreamBatches(Sampler[list[Streamed]]):
 
 
 def read_position(checkpoint: Path) -> Position:
-    """Return where a checkpoint's stream is read on; raises ValueError if it does not say."""
+    """Return where a checkpoint's run reads on; raises ValueError if it does not say."""
     path = checkpoint / POSITION
     if not path.is_file():
-        raise ValueError(
-            f"{path} is missing: it says where the stream is read on; start again with --overwrite"
-        )
+        raise ValueError(f"{path} is missing: it says where to read on; start again with --overwrite")
     return Position(**json.loads(path.read_text(encoding="utf-8")))

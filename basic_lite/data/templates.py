@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-# Every string that a template uses as one special token, but for the rows that name their own.
+# Every string that is one special token in a template, except for rows with their own `marks`.
 SPECIAL = re.compile(r"(</s>|<eos>|<start_of_turn>|<end_of_turn>|<\|\w+\|>)")
 _OTHER = r"\[/?(?:INST|SYSTEM_PROMPT)\]|\[gMASK\]|<sop>"
 ANY_SPECIAL = re.compile(f"{SPECIAL.pattern[:-1]}|{_OTHER})")
@@ -21,20 +21,20 @@ class Template:
     """
 
     name: str  # key in `TEMPLATES`
-    system: str  # written once, in front of the first exchange, unless the row has a system turn of its own
+    system: str  # written once, before the first exchange, unless the row has a system turn of its own
     user: str  # a user turn and the assistant's header; `{}` stands for the user's text
     answer: str  # an assistant turn; `{}` stands for its text
     end: str  # special token that ends an answer, with loss
     after: str = ""  # written after every `end`, without loss
-    between: str = ""  # written in front of every `user` but the first
-    # Written in front of the last answer, without loss: the empty thought of a family that drops the thoughts
-    # of earlier answers from a conversation
+    between: str = ""  # written before every `user` but the first
+    # Written before the last answer, without loss: the empty thought of a family whose template drops the
+    # thoughts of earlier answers
     thought: str = ""
-    # How a system turn of the row is written in the place of `system`; `{}` stands for its text. Empty for a
-    # family without system role: it then goes in front of the first question
+    # A system turn of the row, which then replaces `system`; `{}` stands for its text. Empty for a family
+    # without system role: the text then goes before the first question
     system_turn: str = ""
-    stop: tuple[str, ...] = ()  # more special tokens at which generation stops, where the tokenizer has them
-    needs_bos: bool = False  # put BOS in front even if the tokenizer does not do so by itself
+    stop: tuple[str, ...] = ()  # more special tokens at which generation stops, if the tokenizer has them
+    needs_bos: bool = False  # write BOS first even if the tokenizer does not do so by itself
     caption: bool = False  # stage-1 form: one image and its caption, the user's words are dropped
     # Which strings of this row are special tokens; in some families `<|user|>` is plain text
     marks: re.Pattern[str] = SPECIAL
@@ -45,7 +45,7 @@ class Template:
 
     @property
     def header(self) -> str:
-        """What stands in front of the last answer: where it ends in a newline, no answer starts with one."""
+        """What is written before the last answer; if it ends in a newline, no answer starts with one."""
         return self.user.split("{}")[1] + self.thought
 
 
@@ -101,7 +101,7 @@ _ROWS = (
     _VICUNA,
     Template("mistral_instruct", "", "[INST] {} [/INST]", " {} ", "</s>"),
     Template("mistral_official", "", "[INST] {}[/INST]", " {}", "</s>"),
-    # LLaVA++ writes the newline in front of the next turn, so none follows the last answer.
+    # LLaVA++ writes the newline before the next turn, so none follows the last answer.
     Template(
         "phi3_instruct", _PHI3_SYSTEM, "\n" + _PHI3_USER, "{}", "<|end|>",
         system_turn="<|system|>\n{}<|end|>", stop=_PHI3_STOP,
@@ -162,7 +162,7 @@ TEMPLATES: dict[str, Template] = {row.name: row for row in _ROWS}
 
 
 def template_of(template: Template | str) -> Template:
-    """Return a template, or the one of that name; raises ValueError if there is none."""
+    """Return a template, or the one of that name; raises ValueError if the name is unknown."""
     if isinstance(template, Template):
         return template
     if template not in TEMPLATES:

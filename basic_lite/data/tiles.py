@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,10 @@ import torch
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
-from basic_lite.data.archives import locate, read_stored
-from basic_lite.data.pictures import ImageTransform, size_of
+from basic_lite.data.archives import locate
+from basic_lite.data.pictures import ImageTransform, picture_size
 from basic_lite.data.rows import Exif, RowFault
-from basic_lite.data.workers import in_processes
+from basic_lite.data.workers import mapped
 from basic_lite.files import load_table, save_table, table_places
 
 if TYPE_CHECKING:
@@ -115,15 +115,11 @@ class Tiling:
         `values` are `(squares, across, across)`, of the patches of all squares; `size` is the picture's.
         """
         block, (down, right) = self.block(size), self.grid(size)
-        whole, tiles = values[0], values[1:]
-        lines = (
-            tiles.view(down, right, self.across, self.across).transpose(1, 2).reshape(down * self.across, -1)
-        )
-        top, left = (
-            (total - kept) // 2 for total, kept in zip(lines.shape, (block.rows, block.columns), strict=True)
-        )
+        tiles = values[1:].view(down, right, self.across, self.across)
+        lines = tiles.transpose(1, 2).reshape(down * self.across, -1)
+        top, left = (len(lines) - block.rows) // 2, (lines.shape[1] - block.columns) // 2
         shown = lines[top : top + block.rows, left : left + block.columns]
-        return torch.cat([whole.flatten(), shown.flatten()])
+        return torch.cat([values[0].flatten(), shown.flatten()])
 
     def largest(self) -> Block:
         """Return the block of the most tokens: of a picture that has the shape of its grid."""
@@ -141,9 +137,9 @@ def _block(tiling: Tiling, size: Size) -> Block:
     down, right = tiling.grid(size)
     rows, columns = down * tiling.across, right * tiling.across
     height, width = size
-    # The border of the enlarged picture in whole patches, half of it cut from either side: what an odd one
-    # leaves over stays. The operations are LLaVA-NeXT's, one by one: another order of roundings would count
-    # another number of image tokens for some sizes. A thin picture may leave lines without a patch, or none.
+    # The border of the enlarged picture is cut in whole patches, the same number from either side. The
+    # operations are LLaVA-NeXT's, one by one: rounded in another order some sizes would take another number
+    # of image tokens. A thin picture may leave lines without a patch, or no line.
     if width / height > columns / rows:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
     else:
@@ -190,14 +186,11 @@ def packed(pictures: Sequence[torch.Tensor]) -> torch.Tensor | None:
     return torch.stack(list(pictures)) if pictures[0].dim() == 3 else torch.cat(list(pictures))
 
 
-# The sizes of a data set's pictures, which say how long its rows are: read from the files' headers, and kept.
-
-
 def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.ndarray:
     """Return `(sum(images), 2)` int32, height and width of every picture in the rows' order.
 
-    Every picture is opened once, none decoded but those that the transform's `exif` turns, and the table is
-    kept where the index is. A picture that cannot be read is 0 x 0 there; training meets it as a bad row.
+    Every picture is opened once, only those that `exif` turns are decoded, and the table is kept beside the
+    index. A picture that cannot be read is 0 x 0 in it; training meets it as a bad row.
     """
     if rows.parts[0] is not rows:  # each keeps its own
         return np.concatenate([picture_sizes(part, workers, exif) for part in rows.parts])
@@ -211,10 +204,7 @@ def picture_sizes(rows: Rows, workers: int = 1, exif: Exif = "ignore") -> np.nda
         return loaded[1]["size"]
     numbers = np.flatnonzero(rows.index.images)
     jobs = [part.tolist() for part in np.split(numbers, np.arange(_CHUNK, len(numbers), _CHUNK))]
-    if workers > 1 and len(jobs) > 3:
-        measured = in_processes(_Measuring, jobs, workers, rows, exif)
-    else:
-        measured = map(_Measuring(rows, exif), jobs)
+    measured = mapped(partial(_sizes, rows, exif), jobs, workers)
     sizes = np.concatenate([np.zeros((0, 2), np.int32), *measured])
     save_table(places, key, {"size": sizes})
     return sizes
@@ -224,28 +214,20 @@ _CHUNK = 256
 """Rows that one worker measures at a time."""
 
 
-class _Measuring:
-    def __init__(self, rows: Rows, exif: Exif) -> None:
-        self.rows = rows
-        self.exif: Exif = exif
-
-    def __call__(self, numbers: list[int]) -> np.ndarray:
-        sizes = [size for row in numbers for size in _sizes_of(self.rows, row, self.exif)]
-        return np.array(sizes, np.int32).reshape(-1, 2)
-
-
-def _sizes_of(rows: Rows, row: int, exif: Exif) -> Iterator[Size]:
-    count = int(rows.index.images[row])
-    try:
-        images = rows[row].images
-    except RowFault:
-        images = ()
-    for place in range(count):
+def _sizes(rows: Rows, exif: Exif, numbers: list[int]) -> np.ndarray:
+    sizes: list[Size] = []
+    for row in numbers:
         try:
-            image = images[place]
-            yield size_of(read_stored(locate(image), image.name), image.name, exif)
-        except (RowFault, IndexError):
-            yield 0, 0
+            images = rows[row].images
+        except RowFault:
+            images = ()
+        for place in range(int(rows.index.images[row])):
+            try:
+                image = images[place]
+                sizes.append(picture_size(locate(image).read(image.name), image.name, exif))
+            except (RowFault, IndexError):
+                sizes.append((0, 0))
+    return np.array(sizes, np.int32).reshape(-1, 2)
 
 
 def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.ndarray:
@@ -255,7 +237,6 @@ def image_tokens(images: np.ndarray, sizes: np.ndarray, tiling: Tiling) -> np.nd
     """
     different, which = np.unique(sizes, axis=0, return_inverse=True)
     tokens = np.array([block.tokens for block in tiling.blocks(different.tolist())], np.int64)
-    each = tokens[which.reshape(-1)]
+    total = np.r_[0, np.cumsum(tokens[which.reshape(-1)])]
     ends = np.cumsum(images, dtype=np.int64)
-    total = np.concatenate([[0], np.cumsum(each)])
     return total[ends] - total[ends - images]

@@ -25,8 +25,8 @@ class Segment:
     kind: Literal["text", "special", "image"] = "text"
 
 
-# Stands for "here was a special token or an image". It is a noncharacter of Unicode, so no text needs it;
-# where one has it, it becomes U+FFFD.
+# Stands for a special token or an image. It is a noncharacter of Unicode, so no text needs it; in a text that
+# has it all the same it becomes U+FFFD.
 _MARK = "\ufdd0"
 
 
@@ -64,7 +64,7 @@ class Encoder:
         added.append({"content": _MARK, "id": backend.get_vocab_size(), **flags})
         self.plain = type(backend).from_str(json.dumps(specified))
         self.plain.encode_special_tokens = True
-        self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers come again and again
+        self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers recur
 
     def start(self, template: Template) -> list[int]:
         return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []
@@ -102,7 +102,7 @@ _ENCODERS: WeakKeyDictionary[Any, dict[tuple[int, int], Encoder]] = WeakKeyDicti
 
 
 def encoder_of(template: Template, tokenizer: Any, image_token_id: int) -> Encoder:
-    """Return the tokenizer's encoder, made once, after a look at the template's special tokens."""
+    """Return the tokenizer's encoder, made once; raises ValueError if it lacks one of the special tokens."""
     encoders = _ENCODERS.setdefault(tokenizer, {})
     key = (image_token_id, len(tokenizer))  # its length: tokens may be added between two calls
     if key not in encoders:
@@ -126,11 +126,11 @@ def specification(backend: Any) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Any, template: Template, rows: int) -> None:
-    """See that each id that a row of data may get has one of the `rows` of the embedding matrix.
+    """Raise ValueError if a row of data may get an id beyond the `rows` of the embedding matrix.
 
-    A special token that nothing here writes may lie beyond: Gemma 3's text models come with the picture token
-    of their larger siblings, and data that spell it stay text. Raises ValueError if an id has no row, as
-    after adding a padding token to the tokenizer alone.
+    This happens when a padding token is added to the tokenizer alone. A special token that nothing here
+    writes may lie beyond: Gemma 3's text models come with the image token of their larger siblings, and data
+    that spell it stay text.
     """
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

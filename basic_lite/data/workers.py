@@ -1,4 +1,4 @@
-"""Work on many things in several processes that share nothing, may be interrupted, and may die."""
+"""Many jobs in several processes that share nothing, may be interrupted, and may die."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any
 
 
@@ -23,7 +23,7 @@ def cores() -> int:
 def shared_heap() -> Iterator[None]:
     """Let processes that are forked in here share what is in memory now.
 
-    The collector writes into every object that it looks at, and a page that is written is copied: some 130 MB
+    The collector writes into every object that it visits, and a page that is written is copied: some 130 MB
     per process with torch and transformers loaded. Objects that exist now are not collected meanwhile.
     """
     gc.collect()
@@ -34,17 +34,24 @@ def shared_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
-def in_processes(work: Callable[..., Any], jobs: Sequence[Any], workers: int, *given: Any) -> Iterator[Any]:
+def mapped(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
+    """Yield `work(job)` for every job, in order: in this process for one worker or few jobs, else in several.
+
+    See `in_processes`; starting a process takes seconds.
+    """
+    return map(work, jobs) if workers == 1 or len(jobs) < 4 else in_processes(work, jobs, workers)
+
+
+def in_processes(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> Iterator[Any]:
     """Yield `work(job)` for every job, in order; raises RuntimeError if processes cannot be started at all.
 
-    Processes are spawned, not forked: the caller may hold threads or a GPU; `work` is a function or class of
-    a module. With `given`, the large things that the work needs, each process calls `work(*given)` once, and
-    does with jobs what that returns. Only the caller hears an interrupt; the processes finish what they are
-    at. `BrokenProcessPool` after the n-th result means that a later job took its process down, most likely
-    one of the next few.
+    Processes are spawned, not forked: the caller may hold threads or a GPU. `work` is a function of a module,
+    or a `functools.partial` of one that holds the large things it needs: each process receives it once. Only
+    the caller receives an interrupt; the processes finish their jobs. `BrokenProcessPool` after the n-th
+    result means that a later job killed its process, most likely one of the next few.
     """
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work, given)) as pool:
-        with _deaf():
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,)) as pool:
+        with _interrupts_held():
             ready = pool.submit(os.getpid)
         try:
             ready.result()
@@ -53,17 +60,17 @@ def in_processes(work: Callable[..., Any], jobs: Sequence[Any], workers: int, *g
                 "no worker process could be started: call this under `if __name__ == '__main__':`, "
                 "or use one worker"
             ) from None
-        with _deaf():
-            results = pool.map(_do, jobs)  # it cancels what is left where this generator is closed
+        with _interrupts_held():
+            results = pool.map(_do, jobs)  # it cancels what is left when this generator is closed
         yield from results
 
 
 _work: Callable[[Any], Any]
 
 
-def _begin(work: Callable[..., Any], given: tuple) -> None:
+def _begin(work: Callable[[Any], Any]) -> None:
     global _work
-    _work = work(*given) if given else work
+    _work = work
 
 
 def _do(job: Any) -> Any:
@@ -71,13 +78,14 @@ def _do(job: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Start processes in here, and they ignore interrupts from their first instruction on."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started in here receive no interrupts; the caller receives them afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

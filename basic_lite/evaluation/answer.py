@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL.Image import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
@@ -32,6 +32,17 @@ from basic_lite.models.parts import parts_of
 Model = Assembled | HfLlava
 
 DEFAULT_BATCH: int = 16  # prompts per batch without a GPU
+
+
+class Prompt(NamedTuple):
+    question: Question
+    ids: list[int]  # one image id for every patch
+    # The picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width
+    shown: tuple[torch.Tensor, Size] | None = None
+
+
+Answers = tuple[list[str], list[float]]
+"""Texts, and of each the smallest gap between the logits of the two likeliest tokens on the way to it."""
 
 
 def generate(
@@ -59,34 +70,36 @@ def generate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     done = processes.first(lambda: predictions.answered(path, questions))
-    prompts = [(question, _prompt(assembled, question)) for question in questions if question.id not in done]
-    prompts.sort(key=lambda pair: -len(pair[1]))
+    prompts = [Prompt(q, _prompt_ids(assembled, q)) for q in questions if q.id not in done]
+    prompts.sort(key=lambda prompt: -len(prompt.ids))
     if batch_size is None:
-        longest = max((len(ids) for _, ids in prompts), default=1)
-        new = max((question.max_new_tokens for question, _ in prompts), default=1)
+        longest = max((len(prompt.ids) for prompt in prompts), default=1)
+        new = max((prompt.question.max_new_tokens for prompt in prompts), default=1)
         model = assembled.model  # of several cards the first decides: all take batches from one list
         batch_size, line = processes.first(
             lambda: batch_for(model.config, model, longest, new, DEFAULT_BATCH)
         )
         if line and prompts:
             say(line)
-    written = [pair for pair in prompts if not (by_likelihood and pair[0].choices)]
-    chosen = [pair for pair in prompts if by_likelihood and pair[0].choices]
+    chosen = [prompt for prompt in prompts if by_likelihood and prompt.question.choices]
+    written = [prompt for prompt in prompts if not (by_likelihood and prompt.question.choices)]
     batches = [
         part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
     ][:max_batches]
     left, halves = len(prompts), Halves()
     for_inference(assembled.model)
-    own = _with_pixels(assembled, batches[processes.rank :: processes.count])
+    own = _with_pictures(assembled, batches[processes.rank :: processes.count])
 
     def answer_next() -> list[str]:
-        batch, shown = next(own, ([], []))
-        if not batch:  # in the last round there may be fewer batches than processes
+        batch = next(own, None)
+        if batch is None:  # in the last round there may be fewer batches than processes
             return []
-        ask = _choose if by_likelihood and batch[0][0].choices else _answer
-        texts = halves(partial(_as_alone, assembled, ask), list(zip(batch, shown, strict=True)))
-        rows = (predictions.record(q, text, model_id) for (q, _), text in zip(batch, texts, strict=True))
-        return [json_lines([row]) for row in rows]
+        ask = _choose if by_likelihood and batch[0].question.choices else _answer
+        texts = halves(partial(_as_alone, assembled, ask), batch)
+        return [
+            json_lines([predictions.record(prompt.question, text, model_id)])
+            for prompt, text in zip(batch, texts, strict=True)
+        ]
 
     with closing(own):
         for _ in range(0, len(batches), processes.count):
@@ -106,22 +119,14 @@ def _append(path: Path, lines: list[str]) -> None:
         os.fsync(file.fileno())
 
 
-Batch = list[tuple[Question, list[int]]]
-Shown = tuple[torch.Tensor, Size]
-"""A picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width."""
-Row = tuple[tuple[Question, list[int]], Shown | None]
-Ask = Callable[["Model", Batch, "list[Shown]"], tuple[list[str], list[float]]]
+def _turn(question: Question) -> str:
+    return question.text if question.image is None else f"{IMAGE}\n{question.text}"
 
 
-def _ask_rows(assembled: Model, ask: Ask, rows: list[Row]) -> tuple[list[str], list[float]]:
-    return ask(assembled, [pair for pair, _ in rows], [shown for _, shown in rows if shown is not None])
-
-
-def _prompt(assembled: Model, question: Question) -> list[int]:
+def _prompt_ids(assembled: Model, question: Question) -> list[int]:
     if isinstance(assembled, HfLlava):
         return assembled.prompt_ids(question.text, **_pictured(assembled, question))
-    text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
-    return prompt_ids(assembled, [("user", text)], _sizes(assembled, question))
+    return prompt_ids(assembled, [("user", _turn(question))], _sizes(assembled, question))
 
 
 def _sizes(assembled: Model, question: Question) -> list[Size]:
@@ -136,44 +141,45 @@ def _pictured(assembled: HfLlava, question: Question) -> dict[str, Any]:
     return {"pictured": question.image is not None, "size": next(iter(_sizes(assembled, question)), None)}
 
 
-def _with_pixels(assembled: Model, batches: Sequence[Batch]) -> Generator[tuple[Batch, list[Shown | None]]]:
-    """Decode the next batch's pictures on other threads while the model answers this one."""
+def _with_pictures(assembled: Model, batches: Sequence[list[Prompt]]) -> Generator[list[Prompt]]:
+    """Decode the next two batches' pictures on other threads while the model answers this one."""
     transform = assembled.transform("pad")
-
-    def load(question: Question) -> Shown | None:
-        picture = question.open_image()
-        return None if picture is None else _shown(transform, picture)
-
+    ahead: deque[Iterator[Prompt]] = deque()
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        ahead = [[pool.submit(load, question) for question, _ in batch] for batch in batches[:2]]
-        for number, batch in enumerate(batches):
-            loaded = [future.result() for future in ahead.pop(0)]
-            if number + 2 < len(batches):
-                ahead.append([pool.submit(load, question) for question, _ in batches[number + 2]])
-            yield batch, loaded
+        for batch in batches:
+            ahead.append(pool.map(partial(_with_picture, transform), batch))
+            if len(ahead) > 2:
+                yield list(ahead.popleft())
+        while ahead:
+            yield list(ahead.popleft())
 
 
-def _shown(transform: ImageTransform, picture: Image) -> Shown:
+def _with_picture(transform: ImageTransform, prompt: Prompt) -> Prompt:
+    picture = prompt.question.open_image()
+    if picture is None:
+        return prompt
     picture = transform.upright(picture)
-    return transform(picture), (picture.height, picture.width)
+    return prompt._replace(shown=(transform(picture), (picture.height, picture.width)))
 
 
 NEAR: float = 1e-3
 """Logits in fp32 that are further apart keep their order in every batch, whose sums round by some 1e-5."""
 
 
-def _as_alone(assembled: Model, ask: Ask, rows: list[Row]) -> list[str]:
+def _as_alone(
+    assembled: Model, ask: Callable[[Model, list[Prompt]], Answers], prompts: list[Prompt]
+) -> list[str]:
     """Answer some prompts at once as each of them is answered alone.
 
     How a matrix product rounds depends on the size of the batch. In fp32, where two tokens are all but
     equally likely, the question is asked again by itself; in bf16 that rounding is everywhere, and is left as
     it is.
     """
-    texts, gaps = _ask_rows(assembled, ask, rows)
-    if len(rows) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
+    texts, gaps = ask(assembled, prompts)
+    if len(prompts) > 1 and parts_of(assembled.model).llava.dtype == torch.float32:
         for place, gap in enumerate(gaps):
             if gap < NEAR:
-                texts[place] = _ask_rows(assembled, ask, [rows[place]])[0][0]
+                texts[place] = ask(assembled, [prompts[place]])[0][0]
     return texts
 
 
@@ -190,57 +196,58 @@ class _Gaps(LogitsProcessor):
 
 
 @torch.inference_mode()
-def _answer(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
-    """Decode one batch greedily; return the texts, and the smallest gap on the way to each."""
+def _answer(assembled: Model, batch: list[Prompt]) -> Answers:
+    """Decode one batch greedily."""
     stops = assembled.stops if isinstance(assembled, HfLlava) else stops_of(assembled)
-    inputs, gaps = _padded(assembled, batch, shown), _Gaps()
+    inputs, gaps = _padded(assembled, batch), _Gaps()
     model: Any = assembled.model
     tokenizer: Any = assembled.tokenizer
     longest = inputs["input_ids"].shape[1]
     produced = model.generate(
         **inputs,
-        **greedily(stops, assembled.pad_token_id, max(question.max_new_tokens for question, _ in batch)),
+        **greedily(stops, assembled.pad_token_id, max(prompt.question.max_new_tokens for prompt in batch)),
         logits_processor=LogitsProcessorList([gaps]),
     )
     rows = [
-        until_stop(row, stops)[: question.max_new_tokens]
-        for (question, _), row in zip(batch, produced[:, longest:].tolist(), strict=True)
+        until_stop(row, stops)[: prompt.question.max_new_tokens]
+        for prompt, row in zip(batch, produced[:, longest:].tolist(), strict=True)
     ]
     steps = torch.stack(gaps.steps)  # one row for each token; what ends an answer was decided too
     nearest = [steps[: len(ids) + 1, row].min().item() for row, ids in enumerate(rows)]
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows], nearest
 
 
-def _padded(assembled: Model, batch: Batch, shown: list[Shown]) -> dict[str, Any]:
+def _padded(assembled: Model, batch: list[Prompt]) -> dict[str, Any]:
     """Return the model's inputs, prompts padded on the left to the longest."""
-    longest = max(len(ids) for _, ids in batch)
+    longest = max(len(prompt.ids) for prompt in batch)
     input_ids = torch.full((len(batch), longest), assembled.pad_token_id)
     mask = torch.zeros_like(input_ids)
-    for row, (_, ids) in enumerate(batch):
-        input_ids[row, longest - len(ids) :] = torch.tensor(ids)
-        mask[row, longest - len(ids) :] = 1
+    for row, prompt in enumerate(batch):
+        input_ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask[row, longest - len(prompt.ids) :] = 1
+    shown = [prompt.shown for prompt in batch if prompt.shown is not None]
     pictures = {"pixel_values": packed([pixels for pixels, _ in shown]), "image_sizes": [s for _, s in shown]}
     batched = {"input_ids": input_ids, "attention_mask": mask, **pictures}
     return forward_inputs(assembled.model, batched, assembled.transform("pad"))
 
 
 @torch.inference_mode()
-def _choose(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[str], list[float]]:
-    """Answer each choice with the letter whose first token is likeliest; returns as `_answer`."""
+def _choose(assembled: Model, batch: list[Prompt]) -> Answers:
+    """Answer each choice with the letter whose first token is likeliest."""
     model: Any = assembled.model
     produced = model.generate(
-        **_padded(assembled, batch, shown),
+        **_padded(assembled, batch),
         **greedily([], assembled.pad_token_id, 1),
         output_logits=True,
         return_dict_in_generate=True,
     )
     answers, gaps = [], []
-    for (question, ids), logits in zip(batch, produced.logits[0].float(), strict=True):
-        tokens = {letter: _letter_token(assembled, question, ids, letter) for letter in question.choices}
+    for prompt, logits in zip(batch, produced.logits[0].float(), strict=True):
+        tokens = {letter: _letter_token(assembled, prompt, letter) for letter in prompt.question.choices}
         if len(set(tokens.values())) < len(tokens):
             raise ValueError(
-                f"Question {question.id}: this tokenizer begins several of its letters alike, so their "
-                "likelihoods cannot be compared: leave --answer-by likelihood out."
+                f"Question {prompt.question.id}: this tokenizer begins several of its letters alike, so "
+                "their likelihoods cannot be compared: leave --answer-by likelihood out."
             )
         likely = logits[list(tokens.values())].sort(descending=True, stable=True)
         answers.append(list(tokens)[int(likely.indices[0])])
@@ -248,24 +255,24 @@ def _choose(assembled: Model, batch: Batch, shown: list[Shown]) -> tuple[list[st
     return answers, gaps
 
 
-def _letter_token(assembled: Model, question: Question, ids: list[int], letter: str) -> int:
+def _letter_token(assembled: Model, prompt: Prompt, letter: str) -> int:
     """Return the token that an answer with this letter begins with."""
+    question = prompt.question
     if isinstance(assembled, HfLlava):
-        return assembled.answer_ids(question.text, letter, **_pictured(assembled, question))[len(ids)]
-    text = question.text if question.image is None else f"{IMAGE}\n{question.text}"
-    encoded = encode(
-        assembled.template,
-        assembled.tokenizer,
-        [("user", text), ("assistant", letter)],
-        image_token_id=assembled.image_token_id,
-        tokens_per_image=assembled.image_tokens(_sizes(assembled, question)),
-    )
-    return int(encoded.input_ids[len(ids)])
+        ids = assembled.answer_ids(question.text, letter, **_pictured(assembled, question))
+    else:
+        ids = encode(
+            assembled.template,
+            assembled.tokenizer,
+            [("user", _turn(question)), ("assistant", letter)],
+            image_token_id=assembled.image_token_id,
+            tokens_per_image=assembled.image_tokens(_sizes(assembled, question)),
+        ).input_ids
+    return int(ids[len(prompt.ids)])
 
 
 def answer_one(assembled: Model, question: Question) -> str:
     """Answer one question alone: no batch, no padding, its picture decoded here and now."""
     for_inference(assembled.model)
-    picture = question.open_image()
-    shown = [] if picture is None else [_shown(assembled.transform("pad"), picture)]
-    return _answer(assembled, [(question, _prompt(assembled, question))], shown)[0][0]
+    prompt = Prompt(question, _prompt_ids(assembled, question))
+    return _answer(assembled, [_with_picture(assembled.transform("pad"), prompt)])[0][0]

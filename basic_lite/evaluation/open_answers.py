@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 
 from basic_lite.evaluation.files import submission
 from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.statistics import Score, by_field, score_of
+from basic_lite.evaluation.statistics import Score, score_of
 
 # Contractions that the VQA scorers write out: data of the VQA evaluation code, kept with its licence.
 #
@@ -199,7 +199,7 @@ def soft_score(
         soft_accuracies(questions, predictions, scorer),
         metric="accuracy over ten human answers",
         scorer=scorer,
-        groupings=by_field(*groupings),
+        groupings=groupings,
         notes=notes,
     )
 

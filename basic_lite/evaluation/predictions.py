@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.files import read_json_lines, require
+from basic_lite.evaluation.files import read_json_lines
 from basic_lite.evaluation.question import Id, Question
 from basic_lite.files import complete, write_json
 
@@ -76,32 +76,32 @@ def record(question: Question, text: str, model_id: str) -> dict[str, Any]:
     return line
 
 
-def match(rows: Sequence[dict[str, Any]], questions: Sequence[Question], where: str) -> Predictions:
-    """Pair records with questions by id, "7" and 7 alike; the answers are in the order of the questions.
+def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = False) -> Predictions:
+    """Read a prediction file, pairing lines with questions by id, "7" and 7 alike, in the questions' order.
 
-    Raises ValueError if a record lacks a field, comes twice, is of none of the questions, or answers other
-    words.
+    `drop_cut_end` leaves out a last line that a killed run did not finish. Raises ValueError if a line lacks
+    a field, comes twice, is of none of the questions, or answers other words.
     """
     known = {str(question.id): question for question in questions}
     answers: Predictions = {}
     strangers = []
+    rows = read_json_lines(Path(path), ("question_id", "text"), drop_cut_end)
     for number, row in enumerate(rows, start=1):
-        require(row, ("question_id", "text"), f"{where} line {number}")
         question = known.get(str(row["question_id"]))
         if question is None:
             strangers.append(row["question_id"])
             continue
         if question.id in answers:
-            raise ValueError(f"{where} answers question {question.id} twice: remove one of the lines.")
+            raise ValueError(f"{path} answers question {question.id} twice: remove one of the lines.")
         if not _same_words(str(row.get("prompt") or ""), question.text):
             raise ValueError(
-                f"{where} line {number} answers other words than question {question.id} has: it belongs to "
+                f"{path} line {number} answers other words than question {question.id} has: it belongs to "
                 "another benchmark, language or prompt style."
             )
         answers[question.id] = str(row["text"])
     if strangers:
         raise ValueError(
-            f"{where} answers {len(strangers)} questions that were not asked (first: {strangers[0]}): it "
+            f"{path} answers {len(strangers)} questions that were not asked (first: {strangers[0]}): it "
             "belongs to another benchmark, split or limit."
         )
     return {question.id: answers[question.id] for question in questions if question.id in answers}
@@ -111,11 +111,3 @@ def _same_words(recorded: str, asked: str) -> bool:
     """Compare prompts; LLaVA's files leave out the request of MMBench and keep ScienceQA's image token."""
     recorded = recorded.removeprefix("<image>\n")
     return recorded in asked or asked in recorded
-
-
-def read(path: str | Path, questions: Sequence[Question], drop_cut_end: bool = False) -> Predictions:
-    """Read a prediction file and pair it with its questions; raises ValueError if it is damaged or another's.
-
-    `drop_cut_end` leaves out a last line that a killed run did not finish.
-    """
-    return match(read_json_lines(Path(path), drop_cut_end=drop_cut_end), questions, str(path))

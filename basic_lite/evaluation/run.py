@@ -13,12 +13,19 @@ from basic_lite.data.templates import TEMPLATES
 from basic_lite.evaluation import judge as judges
 from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
-from basic_lite.evaluation.distributed import ALONE, Processes
+from basic_lite.evaluation.distributed import Processes
 from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.question import Id, Question
-from basic_lite.evaluation.show import results
 from basic_lite.evaluation.statistics import Score, save_score
-from basic_lite.files import MANIFEST, check_files, file_hash, read_manifest, write_json, write_text
+from basic_lite.files import (
+    MANIFEST,
+    check_files,
+    file_hash,
+    read_manifest,
+    versions,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from basic_lite.evaluation.answer import Model
@@ -156,8 +163,12 @@ class Evaluation:
             raise ValueError("scores of different judges do not compare: name the judge with --judge")
         if self.judge_url is not None:
             judges.Judge(self.judge, self.judge_url).address  # noqa: B018 (refuses what is no address)
-        if self.judge_prompt is not None:
-            judges.read_rule(self.judge_prompt)
+        _ = self.judge_rule
+
+    @cached_property
+    def judge_rule(self) -> str | None:
+        """The rule of `judge_prompt`, `None` for the benchmark's; raises ValueError if the file has none."""
+        return None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
 
     def has_labels(self, questions: list[Question]) -> bool:
         """Whether there is something to score; without, a benchmark with a server ends in its submission."""
@@ -182,7 +193,7 @@ class Evaluation:
     def submitted_ids(self) -> Sequence[Id] | None:
         return self.benchmark.all_asked(table.source_of(self.name, self.data, split=self.split))
 
-    def is_published(self, questions: list[Question]) -> bool:
+    def is_published(self, questions: Sequence[Question]) -> bool:
         """Whether these are all rows of a published split."""
         sizes = self.benchmark.sizes[self.split_name]
         return self.limit is None and (not sizes or len(questions) in sizes)
@@ -209,32 +220,6 @@ class Evaluation:
         predictions.claim(self.answers, conditions, overwrite)
         return len(predictions.answered(self.answers, questions))
 
-    def generate(
-        self,
-        questions: list[Question],
-        *,
-        batch_size: int | None = None,
-        max_batches: int | None = None,
-        advance: Callable[[int], None] = lambda count: None,
-        say: Callable[[str], None] = lambda line: None,
-        processes: Processes = ALONE,
-    ) -> int:
-        """Answer what is not answered yet of claimed questions, see `answer.generate`."""
-        from basic_lite.evaluation import answer
-
-        return answer.generate(
-            self.candidate.loaded,
-            questions,
-            self.answers,
-            batch_size=batch_size,
-            model_id=str(self.candidate),
-            max_batches=max_batches,
-            by_likelihood=self.answer_by == "likelihood",
-            advance=advance,
-            say=say,
-            processes=processes,
-        )
-
     def take_given(self, questions: list[Question]) -> None:
         """Copy the file of answers to where a run's own are, if it belongs to this benchmark."""
         assert self.candidate.given is not None
@@ -251,16 +236,36 @@ class Evaluation:
             score = self._judged(grading, questions, given, advance)
         else:
             score = self.benchmark.score(questions, given, table.scorer_of(self.name, self.scorer))
+        content = self.results(questions, score)
+        write_json(self.out / "results.json", content)
+        save_score(score, self.out / "score.json")
+        return content
+
+    def results(self, questions: Sequence[Question], score: Score) -> dict[str, Any]:
+        """Return the content of `results.json`: what was measured, on what, how, and how sure it is."""
+        interval = score.interval()
+        values, measured_on = self.benchmark.figures(len(questions))
         how = predictions.conditions_of(self.answers).get("answer_by")
-        content = results(
-            score,
-            benchmark=self.name,
-            split=self.split_name,
-            n=len(questions),
-            prompt_style=self.prompt_style,
-            manifest_hash=self.candidate.identity,
-            limit=self.limit,
-            run={
+        return {
+            "benchmark": self.name,
+            "split": self.split_name,
+            "n": len(questions),  # of MMBench rotations
+            "limit": self.limit,
+            "metric": score.metric,
+            "scorer": score.scorer,
+            "prompt_style": self.prompt_style,
+            "value": score.value,
+            "interval_95": None if interval is None else list(interval),
+            "clusters": score.n_clusters,
+            "parse_failures": score.unparsed,
+            "missing_predictions": score.missing,
+            "figures": dict(score.figures),
+            "breakdown": {name: dict(groups) for name, groups in score.breakdown.items()},
+            "notes": list(score.notes),
+            "published": {"measured_on": measured_on, "values": dict(values)},
+            "manifest_hash": self.candidate.identity,
+            "versions": versions(),
+            "run": {
                 "folder": str(self.candidate),
                 "decoding": "likelihood of letters" if how == "likelihood" else "greedy",
                 "published_size": self.is_published(questions),
@@ -268,10 +273,7 @@ class Evaluation:
                 "data": self.data,
                 "images": None if self.images is None else str(self.images),
             },
-        )
-        write_json(self.out / "results.json", content)
-        save_score(score, self.out / "score.json")
-        return content
+        }
 
     def export(self, questions: list[Question]) -> list[Path]:
         """Write what is handed in: the server's file, and where a judge scores the messages to it."""
@@ -285,8 +287,7 @@ class Evaluation:
         written = [row.export(questions, given, self.out / row.submission)]
         if row.grading is not None:
             prompts = self.out / f"{self.name}_judge_prompts.jsonl"
-            rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
-            written.append(judges.write_prompts(row.grading, questions, given, prompts, rule))
+            written.append(judges.write_prompts(row.grading, questions, given, prompts, self.judge_rule))
         return written
 
     def _judged(
@@ -302,11 +303,11 @@ class Evaluation:
             grades = judges.read_grades(self.judge_scores, questions, grading)
             return grading.score(questions, given, grades, self.judge)
         assert self.judge_url is not None
-        rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
-        judge = judges.Judge(self.judge, self.judge_url, rule)
+        judge = judges.Judge(self.judge, self.judge_url, self.judge_rule)
         grades = judges.ask(grading, questions, given, judge, self.out / "grades.jsonl", advance)
         score = grading.score(questions, given, grades, self.judge)
-        return replace(score, notes=(*score.notes, grading.note)) if grading.note and rule is None else score
+        noted = grading.note and self.judge_rule is None
+        return replace(score, notes=(*score.notes, grading.note)) if noted else score
 
     def _given(self, questions: list[Question]) -> predictions.Predictions:
         if not self.answers.is_file():

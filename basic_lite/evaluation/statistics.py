@@ -217,16 +217,12 @@ class Score:
     def n_clusters(self) -> int:
         return len(set(self.clusters_of(self.outcomes)))
 
-    def interval(self, draws: int = DRAWS, seed: int = 0) -> tuple[float, float] | None:
-        if self.value is None or not self.outcomes:
+    def interval(self) -> tuple[float, float] | None:
+        cells = self.outcomes
+        if self.value is None or not cells:
             return None
-        return bootstrap_interval(
-            list(self.outcomes.values()),
-            STATISTICS[self.statistic],
-            draws,
-            seed,
-            self.clusters_of(self.outcomes),
-        )
+        statistic = STATISTICS[self.statistic]
+        return bootstrap_interval(list(cells.values()), statistic, clusters=self.clusters_of(cells))
 
 
 def score_of(
@@ -236,12 +232,12 @@ def score_of(
     *,
     scorer: str,
     metric: str = "accuracy",
-    groupings: Mapping[str, Callable[[Question], str | None]] | None = None,
+    groupings: Iterable[str] = (),
     **more: Any,
 ) -> Score:
     """Make the score of a benchmark whose units are its questions.
 
-    `items` has the share right of the questions that count; `groupings` say, by name, the group of a question
+    `items` has the share right of the questions that count; `groupings` are the entries of `Question.fields`
     to break the value down by; `more` are other attributes of `Score`, in place of what is worked out here.
     """
     counted = {question.id: question for question in questions if question.id in items}
@@ -250,18 +246,12 @@ def score_of(
         "categories": {item: counted[item].category for item in items},
         "clusters": {item: q.picture for item, q in counted.items() if q.picture is not None},
         "breakdown": {
-            name: mean_by(items, lambda item, group=group: group(counted[item]))
-            for name, group in (groupings or {}).items()
+            name: mean_by(items, lambda item, name=name: counted[item].fields.get(name)) for name in groupings
         },
         "unparsed": sum(not text.strip() for text in predictions.values()),
         "missing": len(questions) - len(predictions),
     }
     return Score(metric=metric, scorer=scorer, items=items, **(made | more))
-
-
-def by_field(*names: str) -> dict[str, Callable[[Question], str | None]]:
-    """Return groupings by entries of `Question.fields`."""
-    return {name: lambda question, name=name: question.fields.get(name) for name in names}
 
 
 def value_of(cells: Iterable[Cell], statistic: str) -> float:

@@ -67,8 +67,14 @@ class Suite:
         ready: list[Asked] = []
         for name in self.names:
             with self._or_left_out(name):
-                ready.append(self.team.in_turn(lambda name=name: self._read_one(name)))
-                self._announce(*ready[-1])
+                evaluation, questions = self.team.in_turn(lambda name=name: self._read_one(name))
+                split = evaluation.split_name
+                where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
+                self.console.print(f"{name} {split}: {where}")
+                if not evaluation.is_published(questions):
+                    sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[split])
+                    self.console.print(f"Not the published {sizes} rows: this is no {name} number.")
+                ready.append((evaluation, questions))
         return ready
 
     def _read_one(self, name: str) -> Asked:
@@ -79,19 +85,10 @@ class Suite:
             evaluation.submitted_ids()
         return evaluation, questions
 
-    def _announce(self, evaluation: Evaluation, questions: list[Question]) -> None:
-        name, split = evaluation.name, evaluation.split_name
-        where = f"{len(questions):,} prompts, answers in {evaluation.answers}"
-        self.console.print(f"{name} {split}: {where}")
-        if not evaluation.is_published(questions):
-            sizes = " or ".join(f"{size:,}" for size in evaluation.benchmark.sizes[split])
-            self.console.print(f"Not the published {sizes} rows: this is no {name} number.")
-
     def _answer_and_score(self, ready: list[Asked]) -> None:
         done: dict[str, int] = {}
-        say = partial(self.console.print)
         if self.asks and ready:
-            ready[0][0].candidate.settle(self.team, say)
+            ready[0][0].candidate.settle(self.team, self.console.print)
         for evaluation, questions in ready if self.asks else ():
             with self._or_left_out(evaluation.name):
                 done[evaluation.name] = self.team.first(
@@ -103,6 +100,8 @@ class Suite:
         total, before = sum(len(questions) for _, questions in ready), sum(done.values())
         asking = self.asks and before < total
         if asking:  # one model for all: without it none can go on
+            from basic_lite.evaluation import answer
+
             silence_libraries()
             self.team.gather(ready[0][0].candidate.load)
         elif self.asks and ready:
@@ -126,12 +125,16 @@ class Suite:
                     if asking and done[evaluation.name] < len(questions):
                         write_into(evaluation.out)
                         self.bar.update(task, description=evaluation.name)
-                        left = evaluation.generate(
+                        left = answer.generate(
+                            evaluation.candidate.loaded,
                             questions,
+                            evaluation.answers,
                             batch_size=self.batch_size,
+                            model_id=str(evaluation.candidate),
                             max_batches=self.max_batches,
+                            by_likelihood=evaluation.answer_by == "likelihood",
                             advance=advance,
-                            say=say,
+                            say=self.console.print,
                             processes=self.team,
                         )
                     if self.team.rank == 0:

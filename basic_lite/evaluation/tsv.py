@@ -10,7 +10,7 @@ import base64
 import binascii
 import csv
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,10 @@ def answers_in(row: Mapping[str, Any]) -> list[str]:
 
 
 def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return letter -> text of the options that a row has."""
+    """Return letter -> text of a row's options: of its list `choices` or `options`, or a column for each."""
+    given = row.get("choices") or row.get("options")
+    if isinstance(given, list):
+        return dict(zip(OPTIONS, map(str, given), strict=False))
     return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}
 
 
@@ -145,9 +148,8 @@ def tsv_table(source: Source, path: Path, needs: Iterable[str], what: str) -> It
 
 def tsv_reader(
     what: str,  # the benchmark, for errors
-    patterns: Sequence[str],  # names of the table
-    needs: Iterable[str],  # columns that must be there, besides the index and the picture
-    *,
+    *patterns: str,  # names of the table
+    needs: Iterable[str] = ("question", "answer"),  # columns besides the index and the picture
     split: str | None = None,  # the one split that the table holds; `None` where there are no others
     otherwise: Reader | None = None,  # reader of the original files, where there is no such table
     **names: str,  # name in the rows -> column that it is a copy of

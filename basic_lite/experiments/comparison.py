@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -16,11 +17,9 @@ from typing import Any
 from rich.console import Console
 
 from basic_lite import files
-from basic_lite.data.workers import cores
 from basic_lite.data.world import parts, signs
-from basic_lite.data.world import world as data_world_world
-from basic_lite.data.world.dataset import World, world_in, write_world
-from basic_lite.data.world.world import is_embedded
+from basic_lite.data.world import world as embedded
+from basic_lite.data.world.dataset import world_in, write_world
 from basic_lite.experiments import curves, decoders, measure, processes, report, sweeps
 from basic_lite.experiments.plans import (
     DEMO_VARIANTS,
@@ -29,6 +28,7 @@ from basic_lite.experiments.plans import (
     NO_OPTIONS,
     SQUEEZED,
     TUNE,
+    Options,
     Plan,
     Usual,
     Variant,
@@ -38,7 +38,7 @@ from basic_lite.experiments.plans import (
 from basic_lite.experiments.table import for_terminal, tabulate, write_markdown
 from basic_lite.files import complete, contents, file_hash, read_manifest, versions, write_json
 from basic_lite.memory.available import parameters_of
-from basic_lite.models import devices, zoo
+from basic_lite.models import zoo
 from basic_lite.models.checkpoint import identity
 from basic_lite.models.llava import Sources, read_config
 from basic_lite.models.tower import vision_config
@@ -103,42 +103,52 @@ _STAMP = "world.json"
 
 def scale_of(stages: int, quick: bool) -> dict[str, int]:
     """Return rows of stage 1 and 2 and questions; a third of the world where it is to be quick."""
-    full = {name: count // 3 if quick else count for name, count in data_world_world.SCALE.items()}
+    full = {name: count // 3 if quick else count for name, count in embedded.SCALE.items()}
     return full if stages == 2 else {**full, "conversations": 0, "questions": 0}
 
 
-def draw(folder: Path, seed: int, scale: dict[str, int], say: Callable[[str], None]) -> World:
-    """Return the world in a folder; it is drawn where it is missing or has less than is needed.
+def draw(folder: Path, seed: int, scale: Mapping[str, int], say: Callable[[str], None]) -> None:
+    """Draw the world of a folder if it is missing or has less than is needed.
 
     `seed` is of every scene and sentence; `scale` is as `scale_of`, with `named` where captions name less
     than they can; `say` takes one line for the user.
     """
-    path = folder / _STAMP
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    there = _stamp(folder)
     # The captions come first and are the same with and without what follows them.
     same = there.get("seed") == seed and there.get("captions") == scale["captions"]
-    if not (same and all(there[name] >= count for name, count in scale.items())):
-        few = f" that name {scale[NAMED]} colours and shapes" if NAMED in scale else ""
-        count = f"{scale['captions']:,} captioned scenes{few}"
-        say(f"Drawing the embedded world of seed {seed}: {count}, in {folder}")
-        with complete(folder) as draft:
-            write_world(draft, seed, **scale)
-            write_json(draft / _STAMP, {"seed": seed, **scale})
-    return world_in(folder)
+    if same and all(there[name] >= count for name, count in scale.items()):
+        return
+    few = f" that name {scale[NAMED]} colours and shapes" if NAMED in scale else ""
+    say(
+        f"Drawing the embedded world of seed {seed}: {scale['captions']:,} captioned scenes{few}, in {folder}"
+    )
+    with complete(folder) as draft:
+        write_world(draft, seed, **scale)
+        write_json(draft / _STAMP, {"seed": seed, **scale})
 
 
 def draw_signs(
     folder: Path, seed: int, captions: int, scenes: int, size: str, say: Callable[[str], None]
 ) -> None:
-    """Draw the world of scenes with signs where it is missing; `scenes` of them are to be measured on."""
+    """Draw the world of scenes with signs if it is missing; `scenes` of them are to be measured on."""
     stamp = {"seed": seed, "captions": captions, "held out": scenes}
-    path = folder / _STAMP
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == stamp:
+    if _stamp(folder) == stamp:
         return
     say(f"Drawing scenes with signs, seed {seed}: {captions:,} to learn from, in {folder}")
     with complete(folder) as draft:
         signs.write_signs(draft, seed, captions, scenes, size)
         write_json(draft / _STAMP, stamp)
+
+
+def _stamp(folder: Path) -> dict[str, int]:
+    """Return what a world was drawn with; nothing where there is none."""
+    path = folder / _STAMP
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def defaults_of(stage: Callable[..., None]) -> dict[str, Any]:
+    """Return the options of a stage's command with their defaults."""
+    return {name: parameter.default for name, parameter in inspect.signature(stage).parameters.items()}
 
 
 _BYTES_OF_TINY = 2**30
@@ -152,9 +162,9 @@ class Comparison:
     plan: Plan  # what is compared
     out: Path  # folder of the set-up: its runs and the tables of all its plans
     seeds: Sequence[int]  # of the runs
-    stage1: Mapping[str, object]  # options of stage 1 that hold for all variants, as far as they were given
-    stage2: Mapping[str, object] | None  # options of stage 2; `None` stops after stage 1
-    defaults: Mapping[str, object]  # of stage 1's options
+    check: Callable[..., None]  # the command of stage 1, whose dry run refuses what a user has wrong
+    stage1: Options  # options of stage 1 that hold for all variants, as far as they were given
+    stage2: Options | None  # options of stage 2; `None` stops after stage 1
     quick: bool  # a smaller embedded world
     # Annotation file to measure on, outside the embedded world; `None` for the training file
     measured_on: Path | None
@@ -162,58 +172,46 @@ class Comparison:
     # To score every run on, with `data`, `images` and `answer_by` of each
     benchmarks: Mapping[str, Mapping[str, str | None]]
     chosen: Sequence[str]  # names of the only variants, or levels of a sweep, to run; empty for all
+    jobs: int | None = None  # runs at a time; `None` for what fits
+    overwrite: bool = False  # begin anew
 
-    def run(
-        self,
-        console: Console,
-        check: Callable[..., None],
-        jobs: int | None = None,
-        overwrite: bool = False,
-        dry_run: bool = False,
-    ) -> None:
-        """Do everything that is left to do, `jobs` runs at a time.
+    def run(self, console: Console, dry_run: bool = False) -> None:
+        """Do everything that is left to do; `dry_run` only says what would be run.
 
-        `check` is `stage1`, called with every variant's options and `dry_run` before any work; `overwrite`
-        begins anew; `dry_run` only says what would be run. Raises ValueError in one line for what a user can
-        have wrong, before any work.
+        Raises ValueError in one line for what a user can have wrong, before any work.
         """
         self._check_plan()
         setup, variants = self._setup(), self._variants()
         todo = [run for seed in self.seeds for run in self._runs(variants, seed)]
         for variant in variants:
+            known = {k: v for k, v in {**self.stage1, **variant.options}.items() if k not in NO_OPTIONS}
             with contextlib.redirect_stdout(io.StringIO()):
-                check(**self._checked(variant), out=self.out / "check", dry_run=True)
+                self.check(**processes.for_stage(known), out=self.out / "check", dry_run=True)
         if dry_run:
             for run in todo:
                 state = "done" if run.finished else "to do"
                 console.print(f"{state}: {run.name}, in {run.folder}")
             return
         with files.held(self.out):
-            if overwrite and (self.out / SETUP).is_file():
-                for path in files.contents(self.out):
+            if self.overwrite and (self.out / SETUP).is_file():
+                for path in contents(self.out):
                     files.remove(path)
             claim(self.out, setup)
-            self._train(todo, jobs, console)
+            self._train(todo, console)
             self._report(variants, console)
 
-    def tuned(
-        self,
-        console: Console,
-        check: Callable[..., None],
-        jobs: int | None = None,
-        overwrite: bool = False,
-    ) -> Comparison:
+    def tuned(self, console: Console) -> Comparison:
         """Return the same at the learning rate that suits plain best by its final caption loss.
 
         Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
-        the folder of the comparison, and are not repeated. Arguments and errors are those of `run`; raises
-        ValueError, too, if a learning rate is given or the plan varies it.
+        the folder of the comparison, and are not repeated. Errors are those of `run`; raises ValueError, too,
+        if a learning rate is given or the plan varies it.
         """
-        if self.plan.name == "rate" or self.stage1.get("learning_rate") is not None:
+        if self.plan.name == "rate" or "learning_rate" in self._given:
             raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
         out = self.out.with_name(f"{self.out.name}-tune")
         tries = replace(self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=[])
-        tries.run(console, check, jobs, overwrite)
+        tries.run(console)
         losses = {}
         for run in tries._runs(tries._variants(), self.seeds[0]):
             (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
@@ -227,64 +225,63 @@ class Comparison:
         return replace(self, stage1={**self.stage1, "learning_rate": rate})
 
     def _check_plan(self) -> None:
-        if self.plan.name == "data" and not self._embedded:
-            if not {"global_batch", "max_steps"} & {k for k, v in self.stage1.items() if v is not None}:
-                raise ValueError(
-                    "plan data needs --max-steps N, the steps of the largest amount, or --global-batch N: "
-                    "all amounts should share one, and the default shrinks where rows are few"
-                )
-        if self.plan.name == "world" and not self._embedded:
+        embedded = self._embedded
+        if self.plan.name == "data" and not embedded and not {"global_batch", "max_steps"} & set(self._given):
+            raise ValueError(
+                "plan data needs --max-steps N, the steps of the largest amount, or --global-batch N: "
+                "all amounts should share one, and the default shrinks where rows are few"
+            )
+        if self.plan.name == "world" and not embedded:
             raise ValueError(
                 "plan world is about captions of the embedded world, where it is known what they leave out; "
                 "leave out --data and take the embedded decoder (--model tiny)"
             )
-        if self.plan.name == "space" and (not self._embedded or self.stage2 is not None):
+        if self.plan.name == "space" and (not embedded or self.stage2 is not None):
             raise ValueError(
                 "plan space gives the embedded decoder another input space, in stage 1: leave out --data and "
                 "--stage 2, and take the embedded decoder (--model tiny)"
             )
-        if self.plan.signs and self._embedded and self.stage2 is not None:
+        if self.plan.signs and embedded and self.stage2 is not None:
             raise ValueError(
                 "the embedded world's signs are for stage 1: leave --stage 2 out, or give --data"
             )
 
     @property
+    def _given(self) -> dict[str, Any]:
+        """Options of stage 1 that the user gave, as plain JSON."""
+        return _plain(self.stage1)
+
+    @property
     def _embedded(self) -> bool:
         """Whether the variants are trained in the embedded world."""
-        return self.stage1.get("data") is None and is_embedded(self._sources.llm)
+        return "data" not in self._given and embedded.is_embedded(self._sources.llm)
 
     @property
     def _sources(self) -> Sources:
-        given = _plain(self.stage1)
+        given = self._given
         return Sources.named(given["model"], given.get("tower"), given.get("llm"))
 
     def _variants(self) -> list[Variant]:
-        sources, given = self._sources, _plain(self.stage1)
-        pace, tower = zoo.pace_of(sources.llm, 1), vision_config(read_config(sources.tower, "vision tower"))
+        sources, given, plan = self._sources, self._given, self.plan
+        defaults = zoo.stage_defaults(sources.llm, 1)
+        tower = vision_config(read_config(sources.tower, "vision tower"))
         usual = Usual(
             read_config(sources.llm, "language model").num_hidden_layers,
-            given.get("global_batch", pace.global_batch),
-            given.get("epochs", pace.epochs),
+            given.get("global_batch", defaults.global_batch),
+            given.get("epochs", defaults.epochs),
             given.get("max_steps"),
-            given.get("learning_rate", pace.learning_rate),
+            given.get("learning_rate", defaults.learning_rate),
             given.get("image_size", tower.image_size),
             tower.patch_size,
         )
-        plan = self.plan
         if self._embedded:
             variants = {name: {**plan.embedded, **options} for name, options in plan.variants.items()}
             plan = replace(plan, variants=variants)
-        return variants_for(plan, usual, given, self.defaults, self.chosen)
-
-    def _checked(self, variant: Variant) -> dict[str, object]:
-        """Return the options that can be looked at before a world is drawn."""
-        known = {**self.stage1, **variant.options}
-        return processes.for_stage({name: value for name, value in known.items() if name not in NO_OPTIONS})
+        return variants_for(plan, usual, given, defaults_of(self.check), self.chosen)
 
     def _setup(self) -> dict[str, object]:
         """Return what all runs of the folder share, as plain JSON."""
-        content = {"stage1": _plain(self.stage1), "quick": self.quick}
-        content["parts"] = fingerprints(self._sources)
+        content = {"stage1": self._given, "quick": self.quick, "parts": fingerprints(self._sources)}
         if self.stage2 is not None:
             content["stage2"] = _plain(self.stage2)
         for name, where in self.benchmarks.items():
@@ -293,77 +290,78 @@ class Comparison:
                 content[f"{name} answers"] = where["answer_by"]
         if not self._embedded:
             content |= {"measured on": str(self.measured_on), "measured rows": self.measured_rows}
-            rows = self._measured_rows()
+            rows = self._rows_to_measure()
             opened = measure.open_measured(rows["data"], rows["images"], rows["follow_links"])
             content["content of the file that is measured on"] = opened.sha256
         return content
 
     def _runs(self, variants: Sequence[Variant], seed: int) -> list[processes.Run]:
-        steps = ["stage1", *(["stage2"] if self.stage2 is not None else [])]
-        if self.stage2 is not None and self._embedded:
-            steps.append(measure.QUESTIONS)
-        method = {name: value for name, value in self.stage1.items() if name in METHOD}
-        given = {"stage1": _plain(self.stage1), "stage2": _plain({**method, **(self.stage2 or {})})}
         world = self._world(seed) if self._embedded else None
+        given = {"stage1": self._given}
+        if self.stage2 is not None:
+            given["stage2"] = _of_method(self._given) | _plain(self.stage2)
         if world is not None:
-            for stage in given:
+            for stage, options in given.items():
                 own = {"data": str(world / f"{stage}.json"), "images": str(world)}
-                given[stage] = {"workers": 0} | given[stage] | own
-        steps += self.benchmarks
-        measured = self._measured(world)
-        along = {"along": self._along(measured, seed)}
+                given[stage] = {"workers": 0} | options | own
+        asked = [measure.QUESTIONS] if world is not None and self.stage2 is not None else []
+        steps = (*given, *asked, *self.benchmarks)
+        # A curve's points are over fewer samples, and without the terms, which it does not show.
+        along = json.dumps({**self._measured(world, curves.SAMPLES), "seed": seed, "terms": False})
+        measured = self._measured(world) | ({"benchmarks": self.benchmarks} if self.benchmarks else {})
         kind = self._signs if self.plan.signs and world is not None else "runs"
         runs = []
         for variant in variants:
             varied = _plain(variant.options)
             if (named := varied.pop(NAMED, None)) is not None:
-                captions = world_in(self._world(seed, int(str(named))))
+                captions = world_in(self._world(seed, named))
                 varied |= {"data": str(captions.stage1), "images": str(captions.images)}
             if (times := varied.pop(SQUEEZED, None)) is not None:
-                varied |= self._squeezed(float(str(times)))
-            by_stage = {"stage1": varied | along, "stage2": {k: v for k, v in varied.items() if k in METHOD}}
-            stages = {name: given[name] | by_stage[name] for name in steps if name in given}
+                varied |= self._squeezed(times)
+            own = {"stage1": {**varied, "along": along}, "stage2": _of_method(varied)}
+            stages = {stage: options | own[stage] for stage, options in given.items()}
             folder = self.out / kind / re.sub(r"[^\w=.+-]", "_", variant.key) / f"seed-{seed}"
             task = {"stages": stages, "measure": measured}
-            runs.append(processes.Run(variant.key, seed, folder, tuple(steps), task))
+            runs.append(processes.Run(variant.key, seed, folder, steps, task))
         return runs
 
-    def _measured(self, world: Path | None) -> dict[str, object]:
-        """Return the arguments of `measure.measure`."""
+    def _measured(self, world: Path | None, most: int = sys.maxsize) -> dict[str, Any]:
+        """Return the arguments of `measure.measuring`, for `most` samples at most."""
         if world is None:
-            arguments: dict[str, object] = {"rows": self._measured_rows()}
-        elif self.plan.signs:
-            arguments = {"signs": str(world)}
-        else:
-            arguments = {"world": str(world), "scenes": self._scenes}
-        return arguments | ({"benchmarks": self.benchmarks} if self.benchmarks else {})
+            rows = self._rows_to_measure()
+            return {"rows": rows | {"count": min(rows["count"], most)}}
+        kind = "signs" if self.plan.signs else "world"
+        return {kind: str(world), "scenes": min(self._scenes, most)}
 
-    @staticmethod
-    def _along(measured: Mapping[str, Any], seed: int) -> str:
-        """Return the same for `curves.callbacks`, as JSON: fewer samples, and only what a curve shows."""
-        fewer = {name: value for name, value in measured.items() if name in ("world", "signs")}
-        if "rows" in measured:
-            rows = measured["rows"]
-            fewer["rows"] = rows | {"count": min(rows["count"], curves.SAMPLES)}
-        else:
-            fewer["scenes"] = min(measured.get("scenes", curves.SAMPLES), curves.SAMPLES)
-        return json.dumps({**fewer, "seed": seed, "terms": False})
+    def _rows_to_measure(self) -> dict[str, Any]:
+        """Return the arguments of `measure.rows_of_file`."""
+        given = self._given
+        data = self.measured_on or given.get("data")
+        if data is None:
+            raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
+        return {
+            "data": str(data),
+            "count": self.measured_rows,
+            "images": given.get("images"),
+            "follow_links": given.get("follow_links", False),
+            "label": f"rows of {self.measured_on.name if self.measured_on else 'the training file'}",
+        }
 
     def _world(self, seed: int, named: int | None = None) -> Path:
-        kind = self._signs if self.plan.signs else "seed"
-        return self.out / "worlds" / f"{kind if named is None else f'{NAMED}-{named}'}-{seed}"
+        kind = self._signs if self.plan.signs else "seed" if named is None else f"{NAMED}-{named}"
+        return self.out / "worlds" / f"{kind}-{seed}"
 
     def _decoder(self, times: float) -> Path:
         return self.out / "decoders" / f"{SQUEEZED}-{times:g}"
 
-    def _squeezed(self, times: float) -> dict[str, object]:
+    def _squeezed(self, times: float) -> dict[str, Any]:
         """Return the options of stage 1 that put a squeezed decoder in the embedded one's place."""
-        sources, pace = self._sources, zoo.pace_of(self._sources.llm, 1)
-        known = ("tower", "template", "image_token")
-        shared = {"bits": zoo.bits_of(zoo.TINY, None)} | {name: getattr(sources, name) for name in known}
+        sources, defaults = self._sources, zoo.stage_defaults(self._sources.llm, 1)
+        shared = {"bits": zoo.bits_of(zoo.TINY, None)}
+        shared |= {name: getattr(sources, name) for name in ("tower", "template", "image_token")}
         usual = ("global_batch", "micro_batch", "learning_rate", "epochs")
-        shared |= {name: getattr(pace, name) for name in usual}
-        return {**shared, **_plain(self.stage1), "llm": str(self._decoder(times))}
+        shared |= {name: getattr(defaults, name) for name in usual}
+        return {**shared, **self._given, "llm": str(self._decoder(times))}
 
     @property
     def _signs(self) -> str:
@@ -374,52 +372,32 @@ class Comparison:
     def _scenes(self) -> int:
         return SCENES // (2 if self.quick else 1)
 
-    def _measured_rows(self) -> dict[str, Any]:
-        """Return the arguments of `measure.rows_of_file`."""
-        data, images = self.measured_on or self.stage1.get("data"), self.stage1.get("images")
-        if data is None:
-            raise ValueError("give --data, so that there is something to measure on, or --measure-data FILE")
-        what = "rows of the training file" if self.measured_on is None else f"rows of {self.measured_on.name}"
-        links = bool(self.stage1.get("follow_links", False))
-        more = {"images": images and str(images), "follow_links": links, "label": what}
-        return {"data": str(data), "count": self.measured_rows, **more}
-
-    def _train(self, todo: Sequence[processes.Run], jobs: int | None, console: Console) -> None:
+    def _train(self, todo: Sequence[processes.Run], console: Console) -> None:
         left = [run for run in todo if not run.finished]
-        done = len(todo) - len(left)
-        if done:
+        if done := len(todo) - len(left):
             console.print(f"{done} of {len(todo)} runs are done already")
         if not left:
             return
         if self._embedded:
-            say = console.print
-            scale = scale_of(1 if self.stage2 is None else 2, self.quick)
-            fewer = {count for v in self._variants() if (count := v.options.get(NAMED)) is not None}
-            for times in {v.options[SQUEEZED]: None for v in self._variants() if SQUEEZED in v.options}:
-                if not (folder := self._decoder(float(str(times)))).is_dir():
-                    with complete(folder) as draft:
-                        decoders.write_squeezed(draft, float(str(times)))
-            for seed in {run.seed: None for run in left}:
-                if self.plan.signs:
-                    captions = scale["captions"] * MORE_SIGNS
-                    draw_signs(self._world(seed), seed, captions, self._scenes, self.plan.signs, say)
-                    continue
-                draw(self._world(seed), seed, scale, say)
-                for named in sorted(int(str(count)) for count in fewer):
-                    draw(self._world(seed, named), seed, {**scale_of(1, self.quick), NAMED: named}, say)
-        device = devices.choose_device()
-        jobs = jobs or processes.jobs_for(len(left), self._bytes_of_a_run(), device == "cuda")
-        threads = max(cores() // jobs, 1)
-        console.print(
-            f"{len(left)} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; the same "
-            "command goes on.",
-        )
-        try:
-            with processes.ProgressBoard(console) as board:
-                processes.run_all(todo, jobs, threads, board.show)
-        except KeyboardInterrupt:
-            console.print("Stopped. What is done stays; the same command goes on.")
-            raise
+            self._prepare(sorted({run.seed for run in left}), console.print)
+        processes.run_shown(todo, console, self._bytes_of_a_run(), self.jobs)
+
+    def _prepare(self, seeds: Sequence[int], say: Callable[[str], None]) -> None:
+        """Draw the worlds and write the decoders that are missing."""
+        options = [variant.options for variant in self._variants()]
+        for times in sorted({own[SQUEEZED] for own in options if SQUEEZED in own}):
+            if not (folder := self._decoder(times)).is_dir():
+                with complete(folder) as draft:
+                    decoders.write_squeezed(draft, times)
+        scale = scale_of(1 if self.stage2 is None else 2, self.quick)
+        for seed in seeds:
+            if self.plan.signs:
+                captions = scale["captions"] * MORE_SIGNS
+                draw_signs(self._world(seed), seed, captions, self._scenes, self.plan.signs, say)
+                continue
+            draw(self._world(seed), seed, scale, say)
+            for named in sorted({own[NAMED] for own in options if NAMED in own}):
+                draw(self._world(seed, named), seed, {**scale_of(1, self.quick), NAMED: named}, say)
 
     def _bytes_of_a_run(self) -> int:
         """Guess what a run takes on a CPU: weights in fp32 four times over, beside torch itself."""
@@ -440,62 +418,74 @@ class Comparison:
                 )
 
     def _report(self, variants: Sequence[Variant], console: Console) -> None:
-        measured: dict[str, list[list[measure.Measure]]] = {}
-        points: dict[str, list[list[curves.Point]]] = {}
-        folders: list[Path] = []
-        for seed in self.seeds:
-            runs = self._runs(variants, seed)
+        by_seed = [self._runs(variants, seed) for seed in self.seeds]
+        for runs in by_seed:
             self._check_same_data(runs)
-            folders += [run.folder for run in runs]
-            for variant, run in zip(variants, runs, strict=True):
-                measured.setdefault(variant.name, []).append(measure.of_run(run.folder, run.steps))
-                points.setdefault(variant.name, []).append(curves.read(run.folder / "stage1"))
-        where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
-        drawn = {variant: curves.curves_of(runs) for variant, runs in points.items()}
-        share = curves.measuring_share(folders)
+        of_variant = {
+            variant.name: list(runs)
+            for variant, runs in zip(variants, zip(*by_seed, strict=True), strict=True)
+        }
+        measured = {
+            name: [measure.of_run(run.folder, run.steps) for run in runs] for name, runs in of_variant.items()
+        }
+        drawn = {
+            name: curves.curves_of([curves.read(run.folder / "stage1") for run in runs])
+            for name, runs in of_variant.items()
+        }
+        share = curves.measuring_share([run.folder for runs in by_seed for run in runs])
         costs = [] if share is None else [curves.cost_sentence(share)]
+        where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
         if self.plan.levels:
-            first = {run.variant: run.folder for run in self._runs(variants, self.seeds[0])}
             places = {
-                level: sweeps.place_of(self.plan.name, first[variant.key], variant.options)
+                level: sweeps.place_of(self.plan.name, of_variant[basic.name][0].folder, basic.options)
                 for level in self.plan.levels
-                for variant in variants
-                if variant.name == at_level("BASIC", level)
+                for basic in variants
+                if basic.name == at_level("BASIC", level)
             }
-            sweep = sweeps.sweep_of(self.plan, self.seeds, measured, places)
+            results = sweeps.sweep_of(self.plan, self.seeds, measured, places)
             ways = {
                 level.name: {variant: drawn[at_level(variant, level.name)] for variant in DEMO_VARIANTS}
-                for level in sweep.levels
+                for level in results.levels
             }
-            along = ways["1" if "1" in places else sweep.levels[-1].name]
-            content, said = sweep.as_dict(), sweep.sentences
-            for level in sweep.levels:
-                baseline = level.table.baseline
-                said += [f"At {level.label}: {way}" for way in curves.sentences(ways[level.name], baseline)]
-            sweeps.write_markdown(sweep, said, where.with_suffix(".md"), command)
-            report.write_sweep(sweep, along, said, where.with_suffix(".html"), command)
-            console.print(sweeps.for_terminal(sweep))
-            how_sure = sweep.levels[0].table.how_sure
+            along = ways["1" if "1" in places else results.levels[-1].name]
+            said = results.sentences
+            for level in results.levels:
+                sentences = curves.sentences(ways[level.name], self.plan.baseline)
+                said += [f"At {level.label}: {way}" for way in sentences]
+            sweeps.write_markdown(results, said, where.with_suffix(".md"), command)
+            report.write_sweep(results, along, said, where.with_suffix(".html"), command)
+            console.print(sweeps.for_terminal(results))
         else:
             along = drawn
-            table = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
-            content, said = table.as_dict(), curves.sentences(drawn, self.plan.baseline)
-            write_markdown(table, where.with_suffix(".md"), command, said)
-            report.write_ablation(table, drawn, [*said, *costs], where.with_suffix(".html"), command)
-            console.print(for_terminal(table))
-            how_sure = table.how_sure
-        content |= {"curves": curves.as_dict(drawn), "command": command, "setup": self._setup()}
-        content |= {"measuring_share": share, "savings": curves.savings_as_dict(along, self.plan.baseline)}
-        files.write_json(where.with_suffix(".json"), content | {"versions": versions()})
-        for line in (how_sure, *said, *costs):
+            results = tabulate(self.plan.name, self.plan.asks, self.plan.baseline, self.seeds, measured)
+            said = curves.sentences(drawn, self.plan.baseline)
+            write_markdown(results, where.with_suffix(".md"), command, said)
+            report.write_ablation(results, drawn, [*said, *costs], where.with_suffix(".html"), command)
+            console.print(for_terminal(results))
+        content = {
+            **results.as_dict(),
+            "curves": curves.as_dict(drawn),
+            "command": command,
+            "setup": self._setup(),
+            "measuring_share": share,
+            "savings": curves.savings_as_dict(along, self.plan.baseline),
+            "versions": versions(),
+        }
+        write_json(where.with_suffix(".json"), content)
+        for line in (results.how_sure, *said, *costs):
             console.print(line)
         console.print(f"Plot: {where}.html   figures: {where}.json   for a README: {where}.md")
 
 
-def _plain(options: Mapping[str, object]) -> dict[str, Any]:
+def _plain(options: Options) -> dict[str, Any]:
     """Return options as JSON takes them, without those that were not given."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
         if value is not None
     }
+
+
+def _of_method(options: Options) -> dict[str, Any]:
+    """Return those options of stage 1 that stage 2 has too."""
+    return {name: value for name, value in options.items() if name in METHOD}

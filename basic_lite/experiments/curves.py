@@ -31,6 +31,7 @@ SPACING: float = 1.6
 """The last point is the last step; each has this many times the samples of the one before it."""
 
 DRAWS: int = 2000  # resamples of an interval
+_TAILS = (100 * (1 - CONFIDENCE) / 2, 100 - 100 * (1 - CONFIDENCE) / 2)
 
 
 def steps_of(total: int) -> list[int]:
@@ -119,9 +120,6 @@ class Along(TrainerCallback):
             _write(self.stage, self.points)
 
 
-# How many samples a variant needs for what the baseline ends with.
-
-
 @dataclass(frozen=True)
 class Curve:
     """One measure of one variant over the samples seen, at P points and over U units."""
@@ -191,6 +189,11 @@ def _measured_like_the_last(points: Sequence[Point]) -> list[Point]:
     ]
 
 
+def _resamples(random: np.random.Generator, count: int) -> np.ndarray:
+    """Return `(draws, count)`, how often each of `count` seeds or units counts in each resample."""
+    return random.multinomial(count, np.full(count, 1 / count), DRAWS)
+
+
 def samples_until(samples: np.ndarray, values: np.ndarray, goal: np.ndarray, better: str) -> np.ndarray:
     """Return after how many samples curves have reached a goal for good, between points by log samples.
 
@@ -243,20 +246,18 @@ def savings(variant: str, own: Curve, base: Curve, seed: int = 0) -> list[Saving
     Seeds are resampled, and within each its units; the same for both. One seed speaks for itself alone. Both
     curves are over the same units; `seed` is of the resamples.
     """
-    random, count = np.random.default_rng(seed), len(own.values)
-    seeds = random.multinomial(count, np.full(count, 1 / count), DRAWS)
-    units = [random.multinomial(len(of), np.full(len(of), 1 / len(of)), DRAWS) for of in own.of]
+    random = np.random.default_rng(seed)
+    seeds = _resamples(random, len(own.values))
+    units = [_resamples(random, len(of)) for of in own.of]
     drawn, goals = own.resampled(seeds, units), base.resampled(seeds, units)
-    better, tail = own.measure.better or "lower", 100 * (1 - CONFIDENCE) / 2
-    made = []
+    key, better, made = own.measure.name, own.measure.better or "lower", []
     for place, base_samples in enumerate(base.samples):
         goal = base.mean[place]
         (needed,) = samples_until(own.samples, own.mean[None], np.array([goal]), better)
         resampled = samples_until(own.samples, drawn, goals[:, place], better)
         # Between a number and infinity there is no middle: an end is one of the values drawn.
-        low, high = np.percentile(resampled, [tail, 100 - tail], method="nearest")
+        low, high = np.percentile(resampled, _TAILS, method="nearest")
         reached = float(np.isfinite(resampled).mean())
-        key = own.measure.name
         made.append(Saving(variant, key, int(base_samples), float(goal), float(needed), (low, high), reached))
     return made
 
@@ -265,12 +266,8 @@ def band(curve: Curve, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return the band around a curve: lowest and highest seed; of one seed the 95 % interval over units."""
     if len(curve.values) > 1:
         return curve.each.min(0), curve.each.max(0)
-    random = np.random.default_rng(seed)
-    size = len(curve.of[0])
-    units = [random.multinomial(size, np.full(size, 1 / size), DRAWS)]
-    drawn = curve.resampled(np.ones((DRAWS, 1)), units)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(drawn, [tail, 100 - tail], axis=0)
+    units = [_resamples(np.random.default_rng(seed), len(curve.of[0]))]
+    low, high = np.percentile(curve.resampled(np.ones((DRAWS, 1)), units), _TAILS, axis=0)
     return low, high
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from os import cpu_count
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from basic_lite.experiments import curves
 from basic_lite.experiments.measure import BEFORE, QUESTIONS, Measure, of_run, read_inspection
 from basic_lite.experiments.plans import DEMO
 from basic_lite.experiments.processes import PROGRESS, Run
-from basic_lite.experiments.table import DifferenceTable, pairs, tabulate
+from basic_lite.experiments.table import DifferenceTable, tabulate
 from basic_lite.files import versions, write_json
 
 STEPS = (BEFORE, "stage1", "stage2", QUESTIONS)
@@ -45,86 +48,99 @@ def runs(demo: Path, seed: int, scenes: int) -> list[Run]:
     return made
 
 
-def compare(demos: Sequence[Path], seeds: Sequence[int]) -> DifferenceTable:
-    """Compare the variants of finished demos, a seed each."""
-    folders = {variant: [folder_of(demo, variant) for demo in demos] for variant in DEMO.variants}
-    progress = {run: _progress(run) for runs in folders.values() for run in runs}
-    phases = [
-        phase
-        for phase in next(iter(progress.values()))["seconds"]
-        if all(phase in content["seconds"] for content in progress.values())  # a killed run may lack one
-    ]
-    measured = {
-        variant: [[*of_run(run, STEPS[1:], details=True), *_costs(progress[run], phases)] for run in runs]
-        for variant, runs in folders.items()
-    }
-    return tabulate(DEMO.name, DEMO.asks, DEMO.baseline, seeds, measured)
+@dataclass(frozen=True)
+class Results:
+    """What finished demos came to, a seed each."""
+
+    demos: Sequence[Path]  # their folders
+    seeds: Sequence[int]
+
+    @cached_property
+    def _runs(self) -> dict[str, list[Path]]:
+        return {variant: [folder_of(demo, variant) for demo in self.demos] for variant in DEMO.variants}
+
+    @cached_property
+    def _progress(self) -> dict[Path, dict[str, dict[str, float]]]:
+        """Seconds of each phase and highest memory, run by run."""
+        runs = chain.from_iterable(self._runs.values())
+        return {run: json.loads((run / PROGRESS).read_text(encoding="utf-8")) for run in runs}
+
+    @cached_property
+    def table(self) -> DifferenceTable:
+        measured = {
+            variant: [[*of_run(run, STEPS[1:], details=True), *self._costs(run)] for run in runs]
+            for variant, runs in self._runs.items()
+        }
+        return tabulate(DEMO.name, DEMO.asks, DEMO.baseline, self.seeds, measured)
+
+    def _costs(self, run: Path) -> list[Measure]:
+        spent = [content["seconds"] for content in self._progress.values()]
+        phases = [
+            phase for phase in spent[0] if all(phase in own for own in spent)
+        ]  # a killed run may lack one
+        own = self._progress[run]
+        figures = [(f"seconds_{phase}", f"seconds, {phase}", "s", own["seconds"][phase]) for phase in phases]
+        figures.append(("peak_mib", "highest memory", "MiB", max(own["peak_mib"].values())))
+        return [
+            Measure(name, label, unit, None, "", [value], digits=0, group="cost")
+            for name, label, unit, value in figures
+        ]
+
+    @cached_property
+    def curves(self) -> curves.Curves:
+        return {
+            variant: curves.curves_of([curves.read(run / "stage1") for run in runs])
+            for variant, runs in self._runs.items()
+        }
+
+    @cached_property
+    def sentences(self) -> list[str]:
+        """How many samples BASIC needs for what plain ends with."""
+        return curves.sentences(self.curves, DEMO.baseline)
+
+    @property
+    def seconds(self) -> float:
+        """How long the longest run took, with all its interrupted parts."""
+        return max(sum(content["seconds"].values()) for content in self._progress.values())
+
+    @cached_property
+    def measuring_share(self) -> float | None:
+        return curves.measuring_share(list(self._progress))
+
+    @property
+    def cost(self) -> str:
+        """What measuring along the way cost, in a sentence; empty where nothing was measured."""
+        return "" if self.measuring_share is None else curves.cost_sentence(self.measuring_share)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return every measure and curve for JSON, and how many samples BASIC needs for what plain can do."""
+        columns = [
+            {
+                **{"name": pair.measure.name, "label": pair.measure.label.strip(), "group": pair.group},
+                **{key: getattr(pair.measure, key) for key in ("unit", "better", "digits")},
+                **{"plain": pair.base.mean, "basic": pair.other.mean, "difference": pair.other.difference},
+                **{"interval_95": pair.other.interval, "verdict": pair.other.verdict},
+                "each": pair.other.differences,
+            }
+            for pair in self.table.pairs
+        ]
+        saved = curves.savings_as_dict(self.curves, DEMO.baseline)
+        return {"columns": columns, "curves": curves.as_dict(self.curves), "savings": saved}
 
 
-def curves_of_demos(demos: Sequence[Path]) -> curves.Curves:
-    """Return the curves of both variants of finished demos, a seed each."""
-    return {
-        variant: curves.curves_of([curves.read(folder_of(demo, variant) / "stage1") for demo in demos])
-        for variant in DEMO.variants
-    }
-
-
-def _progress(run: Path) -> dict:
-    return json.loads((run / PROGRESS).read_text(encoding="utf-8"))
-
-
-def _costs(progress: dict, phases: Sequence[str]) -> list[Measure]:
-    figures = [(f"seconds_{p}", f"seconds, {p}", "s", progress["seconds"][p]) for p in phases]
-    figures.append(("peak_mib", "highest memory", "MiB", max(progress["peak_mib"].values())))
-    return [
-        Measure(name, label, unit, None, "", [value], digits=0, group="cost")
-        for name, label, unit, value in figures
-    ]
-
-
-def seconds_of(demo: Path) -> float:
-    """Return how long the longer of both runs took, with all its interrupted parts."""
-    return max(sum(_progress(folder_of(demo, variant))["seconds"].values()) for variant in DEMO.variants)
-
-
-def cost_of(demo: Path) -> str:
-    """Describe what measuring along the way cost in a finished demo; empty where nothing was measured."""
-    share = curves.measuring_share([folder_of(demo, variant) for variant in DEMO.variants])
-    return "" if share is None else curves.cost_sentence(share)
-
-
-def write_summary(table: DifferenceTable, demo: Path) -> None:
+def write_summary(results: Results) -> Path:
+    """Write `summary.json` into the folder of a demo of one seed, and return its path."""
+    (demo,), (seed,) = results.demos, results.seeds
     before = read_inspection(folder_of(demo, DEMO.baseline), BEFORE)
     content = {
-        "seed": table.seeds[0],
-        "seconds": round(seconds_of(demo), 1),
+        "seed": seed,
+        "seconds": round(results.seconds, 1),
         "world": SCALE,
         "meaningful_before": 100 * sum(before.meaningful) / sum(before.shown),
-        "columns": columns(table),
-        **curve_figures([demo]),
-        "measuring_share": curves.measuring_share([folder_of(demo, variant) for variant in DEMO.variants]),
+        **results.as_dict(),
+        "measuring_share": results.measuring_share,
         "machine": {"system": platform.platform(), "cores": cpu_count()},
         "versions": versions(),
     }
     write_json(demo / "summary.json", content)
-
-
-def curve_figures(demos: Sequence[Path]) -> dict[str, object]:
-    """Return curves, and how many samples BASIC needs for what plain can do, as plain JSON."""
-    drawn = curves_of_demos(demos)
-    saved = curves.savings_as_dict(drawn, DEMO.baseline)
-    return {"curves": curves.as_dict(drawn), "savings": saved}
-
-
-def columns(table: DifferenceTable) -> list[dict[str, object]]:
-    """Return every measure of a demo's table, or of that of several demos, as plain JSON."""
-    return [
-        {
-            **{"name": pair.measure.name, "label": pair.measure.label.strip(), "group": pair.group},
-            **{key: getattr(pair.measure, key) for key in ("unit", "better", "digits")},
-            **{"plain": pair.base.mean, "basic": pair.other.mean, "difference": pair.other.difference},
-            **{"interval_95": pair.other.interval, "verdict": pair.other.verdict},
-            "each": pair.other.differences,
-        }
-        for pair in pairs(table)
-    ]
+    return demo / "summary.json"

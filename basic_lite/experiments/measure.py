@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -31,6 +30,7 @@ from basic_lite.data.world.render import Picture, render
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.signs import HELD_OUT, WORDS
 from basic_lite.data.world.world import held_out_scenes, meaningful
+from basic_lite.evaluation import answer
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.predictions import read
 from basic_lite.evaluation.question import Question
@@ -48,7 +48,7 @@ from basic_lite.models.llava import Assembled, Sources, assemble, for_inference
 from basic_lite.models.parts import parts_of
 
 LANGUAGE_NAMES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
-BENCHMARKS: dict[Language, str] = {"en": "mmbench", "zh": "mmbench-cn"}
+_BENCHMARKS: dict[Language, str] = {"en": "mmbench", "zh": "mmbench-cn"}
 """The benchmarks whose format the embedded world's questions have."""
 
 BEFORE, QUESTIONS = "before", "questions"
@@ -91,6 +91,14 @@ def write_measures(run: Path, step: str, measures: Sequence[Measure]) -> None:
     write_json(path_of(run, step), [asdict(measure) for measure in measures])
 
 
+def caption_measures(loss: list[float], cosine: list[float], over: str) -> list[Measure]:
+    """Return captions' losses and their pictures' cosines to the target; `over` says what they are."""
+    return [
+        Measure("caption_loss", "caption loss", "nats per token", "lower", over, loss),
+        Measure("cosine", "cosine to the target", "", "higher", over, cosine),
+    ]
+
+
 def read_measures(run: Path, step: str) -> list[Measure]:
     return [Measure(**content) for content in json.loads(path_of(run, step).read_text(encoding="utf-8"))]
 
@@ -106,9 +114,6 @@ def of_run(run: Path, steps: Sequence[str], details: bool = False) -> list[Measu
             if details or not measure.detail:
                 measures[measure.name] = measure
     return list(measures.values())
-
-
-# Look at held-out captions: each one's loss, the cosine of its patches to the target, the nearest tokens.
 
 
 @dataclass(frozen=True)
@@ -167,15 +172,12 @@ class Inspection:
     def measures(self) -> list[Measure]:
         """Return its figures, each over the scenes; without patches that can be judged, no true tokens."""
         over = "held-out scenes"
-        measures = [
-            Measure("caption_loss", "caption loss", "nats per token", "lower", over, self.caption_loss),
-            Measure("cosine", "cosine to the target", "", "higher", over, self.cosine),
-        ]
+        measures = caption_measures(self.caption_loss, self.cosine, over)
         if any(self.shown):
             counts = [100.0 * count for count in self.meaningful]
             shown = [float(count) for count in self.shown]
             name = "true nearest tokens"
-            measures.append(Measure("meaningful", name, "%", "higher", over, counts, shown, 1))
+            measures.append(Measure("meaningful", name, "%", "higher", over, counts, shown, digits=1))
         return measures
 
 
@@ -213,25 +215,20 @@ def scene_batches(
 
 
 def inspect_model(
-    assembled: Assembled, scenes: Sequence[Scene], *, seed: int = 0, rows: int = 32, **how: Any
+    assembled: Assembled, scenes: Sequence[Scene], *, seed: int = 0, rows: int = 32, views: int = 6
 ) -> Inspection:
     """Show a model scenes; the arguments are those of `scene_batches` and `inspect_batches`."""
-    return inspect_batches(assembled, scene_batches(assembled, scenes, seed, rows), **how)
+    return inspect_batches(assembled, scene_batches(assembled, scenes, seed, rows), views)
 
 
-def inspect_batches(
-    assembled: Assembled, batches: Sequence[SceneBatch], *, layers: int | None = None, views: int = 6
-) -> Inspection:
-    """Show a model of the embedded world scenes that are drawn already.
-
-    `layers` is k, `None` for half; `views` is how many scenes to keep in full.
-    """
+def inspect_batches(assembled: Assembled, batches: Sequence[SceneBatch], views: int = 6) -> Inspection:
+    """Show a model of the embedded world scenes that are drawn already; `views` of them are kept in full."""
     for_inference(assembled.model)
     inspection, transform = Inspection(), assembled.transform("pad")
     table = parts_of(assembled.model).embedding
     words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
     # Attention is read for the views alone: what is weighted by it is not among the figures.
-    supervision = BasicSupervision(assembled.model, layers, importance="attention" if views else "uniform")
+    supervision = BasicSupervision(assembled.model, importance="attention" if views else "uniform")
     for batch in batches:
         shown = batch.shown
         result = run_captions(assembled, supervision, batch.inputs, transform)
@@ -244,9 +241,7 @@ def inspect_batches(
             tokens = [words[token] for token in ids]
             # A drawing says what its own 8 x 8 patches show; another --image-size has others.
             judged = len(tokens) == len(picture.thing)
-            verdicts: list[bool | None] = [None] * len(tokens)
-            if judged:
-                verdicts = meaningful(scene, picture, tokens)
+            verdicts = meaningful(scene, picture, tokens) if judged else [None] * len(tokens)
             inspection.shown.append(sum(verdict is not None for verdict in verdicts))
             inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
             if len(inspection.views) < views:
@@ -342,10 +337,7 @@ def measure_rows(assembled: Assembled, rows: FileRows) -> list[Measure]:
                 _one_image(result.refinement, image), parts_of(assembled.model).embedding
             ):
                 values[term.name].append(float(term.total))
-    measures = [
-        Measure("caption_loss", "caption loss", "nats per token", "lower", label, values["loss"]),
-        Measure("cosine", "cosine to the target", "", "higher", label, values["cosine"]),
-    ]
+    measures = caption_measures(values["loss"], values["cosine"], label)
     if rows.terms:
         for term, name in (("das", "L_das"), ("sds", "L_sds")):
             measures.append(Measure(term, name, "", None, label, values[term]))
@@ -359,9 +351,6 @@ def _one_image(refinement: Refinement, image: int) -> Refinement:
     of_it = refinement.image == image
     parts = {name: getattr(refinement, name)[of_it] for name in ("initial", "target", "importance", "image")}
     return replace(refinement, **parts, images=1)
-
-
-# Measure one finished step of a run: held-out scenes and questions, rows of a file, or a benchmark.
 
 
 def measure(
@@ -379,12 +368,12 @@ def measure(
         evaluation = _evaluated(max(folder.glob("stage?")), step, **benchmarks[step])
         score = load_score(evaluation.out / "score.json")
         if score.metric != CIRCULAR:
-            return [_right(step, f"{step}, right answers", score.items, list(score.items))]
+            return [_right(step, f"{step}, right answers", score.items)]
         # A small model has no question right in every order: what it knows shows in single answers.
         each = shares_right(evaluation.questions(with_images=False), evaluation.answers)
         return [
-            _right(step, f"{step}, right answers", each, list(each)),
-            _right(f"{step}_circular", f"{step}, right in every order", score.items, list(score.items)),
+            _right(step, f"{step}, right answers", each),
+            _right(f"{step}_circular", f"{step}, right in every order", score.items),
         ]
     device = choose_device()
     if step == BEFORE:
@@ -414,7 +403,7 @@ def measuring(
         assembled: the model.
         seed: of the scenes.
         world: folder of the embedded world that it was trained in.
-        scenes: how many held-out scenes to show it there; with signs 0 shows all.
+        scenes: how many held-out scenes to show it there.
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
         terms: of rows and signs, measure both terms as well.
@@ -422,8 +411,7 @@ def measuring(
     words: Sequence[str] = ()
     if signs is not None:
         label, words = "held-out scenes with signs", WORDS
-        count = scenes or sys.maxsize
-        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": count, "label": label}
+        rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": scenes, "label": label}
     if rows is not None:
         return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words, terms=terms))
     assert world is not None, "there is something to measure on"
@@ -432,7 +420,7 @@ def measuring(
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:
-    evaluation = _evaluated(run, BENCHMARKS[language], str(tsv), None)
+    evaluation = _evaluated(run, _BENCHMARKS[language], str(tsv), None)
     questions = evaluation.questions(with_images=False)
     return of_questions(language, questions, shares_right(questions, evaluation.answers))
 
@@ -442,21 +430,20 @@ def of_questions(
 ) -> list[Measure]:
     """Return the share of right answers of all questions, of those right in every order, and by kind."""
     kinds = {int(question.fields["index"]) % ROTATION: question.category for question in questions}
-    every = list(shares)
     circular = {question: float(share == 1) for question, share in shares.items()}
     measures = [
-        _right("answers", "right answers", shares, every),
-        replace(_right("circular", "right in every order of the options", circular, every), detail=True),
+        _right("answers", "right answers", shares),
+        replace(_right("circular", "right in every order of the options", circular), detail=True),
     ]
     for kind in KINDS:
-        if chosen := [question for question in every if kinds[question] == kind]:
-            measures.append(replace(_right(kind, f"  {kind}", shares, chosen), detail=True))
+        if own := {question: share for question, share in shares.items() if kinds[question] == kind}:
+            measures.append(replace(_right(kind, f"  {kind}", own), detail=True))
     group = f"in {LANGUAGE_NAMES[language]}"
     return [replace(measure, name=f"{measure.name}_{language}", group=group) for measure in measures]
 
 
-def _right(name: str, label: str, shares: Mapping, chosen: Sequence) -> Measure:
-    values = [100.0 * shares[question] for question in sorted(chosen, key=str)]
+def _right(name: str, label: str, shares: Mapping) -> Measure:
+    values = [100.0 * shares[question] for question in sorted(shares, key=str)]
     return Measure(name, label, "%", "higher", "questions", values, digits=1)
 
 
@@ -473,12 +460,24 @@ def _evaluated(
     run: Path, name: str, data: str | None, images: str | None, answer_by: str = "text"
 ) -> Evaluation:
     """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
-    root = None if images is None else Path(images)
-    out = run / "eval" / name
-    candidate = Candidate(run)
-    evaluation = Evaluation(candidate, name, out, data=data, images=root, any_size=True, answer_by=answer_by)
+    evaluation = Evaluation(
+        Candidate(run),
+        name,
+        run / "eval" / name,
+        data=data,
+        images=None if images is None else Path(images),
+        any_size=True,
+        answer_by=answer_by,
+    )
     questions = evaluation.questions(with_images=True)
     if evaluation.claim(questions) < len(questions):
-        evaluation.generate(questions, batch_size=64)
+        answer.generate(
+            evaluation.candidate.loaded,
+            questions,
+            evaluation.answers,
+            batch_size=64,
+            model_id=str(evaluation.candidate),
+            by_likelihood=answer_by == "likelihood",
+        )
     evaluation.score(questions)
     return evaluation

@@ -8,23 +8,21 @@ run would take otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import get_args
+from typing import Any, get_args
 
 from basic_lite.data.world.render import SIDE
 from basic_lite.data.world.scenes import COLOURS
 from basic_lite.method.targets import RAW, TargetKind
 from basic_lite.method.types import Importance, Weighting
+from basic_lite.training.settings import Method
 
-Options = Mapping[str, object]  # options of `stage1` by name
+Options = Mapping[str, Any]  # options of `stage1` by name
 
 PLAIN: Options = {"basic": False}  # LLaVA without BASIC
 
-METHOD: tuple[str, ...] = (
-    *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
-    *("rows_per_chunk", "sds_text", "intervention"),
-)
+METHOD: tuple[str, ...] = (*(option.name for option in fields(Method)), "rows_per_chunk")
 """Options that both stages have: what holds for one holds for the other."""
 
 NAMED: str = "named"
@@ -34,6 +32,8 @@ SQUEEZED: str = "squeezed"
 """How many times as short half of the embedded decoder's input directions are: an option of no stage."""
 
 NO_OPTIONS: tuple[str, ...] = (NAMED, SQUEEZED)  # what a level of a sweep may set beside options of `stage1`
+
+NOISE: str = "teacher-noise"  # the plan that takes `--teacher`
 
 DEMO_VARIANTS: dict[str, Options] = {"plain": PLAIN, "BASIC": {}}
 """Of the demo, and at every level of a sweep."""
@@ -53,136 +53,150 @@ class Plan:
     # For a sweep, label and options of each level; its variants are plain and BASIC at every level, and each
     # level's BASIC is compared with that level's plain
     levels: Mapping[str, Options] = field(default_factory=dict)
+    axis: str = ""  # what the levels of a sweep are, in words
 
     @classmethod
-    def sweep(cls, name: str, asks: str, levels: Mapping[str, Options]) -> Plan:
+    def sweep(cls, name: str, asks: str, axis: str, levels: Mapping[str, Options]) -> Plan:
         """Return a plan of plain and BASIC at every level."""
         variants = {
             at_level(variant, level): {**options, **more}
             for level, more in levels.items()
             for variant, options in DEMO_VARIANTS.items()
         }
-        return cls(name, asks, variants, "plain", levels=levels)
+        return cls(name, asks, variants, "plain", levels=levels, axis=axis)
 
 
 def at_level(variant: str, level: str) -> str:
     return f"{variant}, {level}"
 
 
-def _of_all_layers(*shares: str) -> dict[str, Options]:
-    return {f"k = {'all' if share == '1' else share}": {"layers": Fraction(share)} for share in shares}
-
-
-_LAYERS = Plan(
-    "layers",
-    "How many of the decoder's layers should be the teacher?",
-    {"plain": PLAIN, **_of_all_layers("1/8", "1/4", "1/2", "3/4", "1")},
-    baseline="plain",
-)
-_LOSSES = Plan(
-    "losses",
-    "Which of the two terms makes the difference?",
-    {"none": PLAIN, "das": {"sds_weight": 0.0}, "sds": {"das_weight": 0.0}, "both": {}},
-    baseline="none",
-)
-_WEIGHTS = Plan(
-    "weights",
-    "How should layers 1 to k be weighted?",
-    {name: {"weighting": name} for name in get_args(Weighting)},
-    baseline="quadratic",
-)
-_IMPORTANCE = Plan(
-    "importance",
-    "Does it matter which patches the text attends to?",
-    {name: {"importance": name} for name in get_args(Importance)},
-    baseline="attention",
-)
-_TARGET = Plan(
-    "target",
-    "In which space should the target be?",
-    {"plain": PLAIN, "raw": {}, **{name: {"target": name} for name in get_args(TargetKind) if name != RAW}},
-    baseline="plain",
-)
-_LAMBDA = Plan(
-    "lambda",
-    "How much may the two terms weigh?",
-    {
-        "as it is": {},
-        "das / 10": {"das_weight": 0.1},
-        "das x 10": {"das_weight": 10.0},
-        "sds / 10": {"sds_weight": 0.001},
-        "sds x 10": {"sds_weight": 0.1},
-        "both / 10": {"das_weight": 0.1, "sds_weight": 0.001},
-        "both x 10": {"das_weight": 10.0, "sds_weight": 0.1},
-    },
-    baseline="as it is",
-)
-_NOISE = Plan(
-    "teacher-noise",
-    "How good must the teacher be?",
-    {
-        "plain": PLAIN,
-        "as it is": {},
-        **{f"noise {size:g}": {"intervention": f"noise={size:g}"} for size in (0.1, 0.3, 1.0)},
-        "another picture's": {"intervention": "shuffled"},
-        "random decoder": {"intervention": "teacher=random"},
-    },
-    baseline="plain",
-)
-
-_TEXT = Plan(
-    "text",
-    "Does L_sds blur text, and does it help to leave text out?",
-    {"plain": PLAIN, "basic": {}, "basic, not on text": {"sds_text": "skip"}},
-    baseline="plain",
-    signs="large",
-)
-_TILES = Plan(
-    "tiles",
-    "Do tiles read what one picture is too small for?",
-    {"one picture": {}, "tiles": {"tiles": 4}, "tiles, pooled": {"tiles": 4, "pool": 2}},
-    baseline="one picture",
-    signs="small",
-    embedded={"image_size": SIDE // 2},  # its pictures hold twice as much
-)
-
-
-def _of(option: str, *shares: str) -> dict[str, Options]:
+def _shares(option: str, *shares: str) -> dict[str, Options]:
     return {share: {} if share == "1" else {option: Fraction(share)} for share in shares}
 
 
-_DATA = Plan.sweep("data", "How many samples does it take?", _of("amount", "1/16", "1/8", "1/4", "1/2", "1"))
-_RATE = Plan.sweep("rate", "At which learning rate?", _of("learning_rate", "1/10", "1/3", "1", "3", "10"))
-_PATCHES = Plan.sweep("patches", "At which image size?", _of("image_size", "1/2", "3/4", "1", "3/2"))
-_WORLD = Plan.sweep(
-    "world",
-    "How much of what the decoder can speak of must captions name?",
-    _of(NAMED, "1/4", "1/2", "1"),
+_PLANS = (
+    Plan(
+        "layers",
+        "How many of the decoder's layers should be the teacher?",
+        {
+            "plain": PLAIN,
+            **{f"k = {share}": {"layers": Fraction(share)} for share in ("1/8", "1/4", "1/2", "3/4")},
+            "k = all": {"layers": Fraction(1)},
+        },
+        baseline="plain",
+    ),
+    Plan(
+        "losses",
+        "Which of the two terms makes the difference?",
+        {"none": PLAIN, "das": {"sds_weight": 0.0}, "sds": {"das_weight": 0.0}, "both": {}},
+        baseline="none",
+    ),
+    Plan(
+        "weights",
+        "How should layers 1 to k be weighted?",
+        {name: {"weighting": name} for name in get_args(Weighting)},
+        baseline="quadratic",
+    ),
+    Plan(
+        "importance",
+        "Does it matter which patches the text attends to?",
+        {name: {"importance": name} for name in get_args(Importance)},
+        baseline="attention",
+    ),
+    Plan(
+        "target",
+        "In which space should the target be?",
+        {
+            "plain": PLAIN,
+            "raw": {},
+            **{name: {"target": name} for name in get_args(TargetKind) if name != RAW},
+        },
+        baseline="plain",
+    ),
+    Plan(
+        "lambda",
+        "How much may the two terms weigh?",
+        {
+            "as it is": {},
+            "das / 10": {"das_weight": 0.1},
+            "das x 10": {"das_weight": 10.0},
+            "sds / 10": {"sds_weight": 0.001},
+            "sds x 10": {"sds_weight": 0.1},
+            "both / 10": {"das_weight": 0.1, "sds_weight": 0.001},
+            "both x 10": {"das_weight": 10.0, "sds_weight": 0.1},
+        },
+        baseline="as it is",
+    ),
+    Plan(
+        NOISE,
+        "How good must the teacher be?",
+        {
+            "plain": PLAIN,
+            "as it is": {},
+            **{f"noise {size:g}": {"intervention": f"noise={size:g}"} for size in (0.1, 0.3, 1.0)},
+            "another picture's": {"intervention": "shuffled"},
+            "random decoder": {"intervention": "teacher=random"},
+        },
+        baseline="plain",
+    ),
+    Plan(
+        "text",
+        "Does L_sds blur text, and does it help to leave text out?",
+        {"plain": PLAIN, "basic": {}, "basic, not on text": {"sds_text": "skip"}},
+        baseline="plain",
+        signs="large",
+    ),
+    Plan(
+        "tiles",
+        "Do tiles read what one picture is too small for?",
+        {"one picture": {}, "tiles": {"tiles": 4}, "tiles, pooled": {"tiles": 4, "pool": 2}},
+        baseline="one picture",
+        signs="small",
+        embedded={"image_size": SIDE // 2},  # its pictures hold twice as much
+    ),
+    Plan.sweep(
+        "data",
+        "How many samples does it take?",
+        "samples seen in stage 1",
+        _shares("amount", "1/16", "1/8", "1/4", "1/2", "1"),
+    ),
+    Plan.sweep(
+        "rate",
+        "At which learning rate?",
+        "learning rate",
+        _shares("learning_rate", "1/10", "1/3", "1", "3", "10"),
+    ),
+    Plan.sweep(
+        "patches",
+        "At which image size?",
+        "patches per picture",
+        _shares("image_size", "1/2", "3/4", "1", "3/2"),
+    ),
+    Plan.sweep(
+        "world",
+        "How much of what the decoder can speak of must captions name?",
+        "colours and shapes that captions name, of 8 each",
+        _shares(NAMED, "1/4", "1/2", "1"),
+    ),
+    Plan.sweep(
+        "space",
+        "How hard is the decoder's input space to reach?",
+        "times that half of the decoder's input directions are as short",
+        _shares(SQUEEZED, "1", "4", "16"),
+    ),
 )
-_SPACE = Plan.sweep(
-    "space",
-    "How hard is the decoder's input space to reach?",
-    _of(SQUEEZED, "1", "4", "16"),
-)
+PLANS: dict[str, Plan] = {plan.name: plan for plan in _PLANS}
 
 TUNE = Plan(
     "tune",
     "Which learning rate suits plain?",
-    {level: {**PLAIN, **options} for level, options in _RATE.levels.items()},
+    {level: {**PLAIN, **options} for level, options in PLANS["rate"].levels.items()},
     baseline="1",
 )
 """What `--tune` runs before another plan."""
 
 DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
 """Both variants of `basic-lite demo`, which has a report of its own."""
-
-PLANS: dict[str, Plan] = {
-    plan.name: plan
-    for plan in (
-        *(_LAYERS, _LOSSES, _WEIGHTS, _IMPORTANCE, _TARGET, _LAMBDA, _NOISE, _TEXT, _TILES),
-        *(_DATA, _RATE, _PATCHES, _WORLD, _SPACE),
-    )
-}
 
 
 def plan_named(name: str, teacher: str | None = None) -> Plan:
@@ -194,10 +208,10 @@ def plan_named(name: str, teacher: str | None = None) -> Plan:
         raise ValueError(f"no plan is named {name!r}; plans are {', '.join([*PLANS, 'architecture'])}")
     if teacher is None:
         return PLANS[name]
-    if name != _NOISE.name:
-        raise ValueError(f"--teacher is for the plan {_NOISE.name}, not {name}")
+    if name != NOISE:
+        raise ValueError(f"--teacher is for the plan {NOISE}, not {name}")
     more = {"another LLM": {"intervention": f"teacher={teacher}"}}
-    return replace(_NOISE, variants={**_NOISE.variants, **more})
+    return replace(PLANS[name], variants={**PLANS[name].variants, **more})
 
 
 @dataclass(frozen=True)
@@ -221,7 +235,7 @@ class Usual:
     image_size: int = 336  # side of the tower's input in pixels
     patch: int = 14  # side of its patches in pixels
 
-    def resolve(self, option: str, value: object) -> Options:
+    def resolve(self, option: str, value: Any) -> Options:
         """Return an option of a plan as options of `stage1`: a fraction as what it comes to."""
         if not isinstance(value, Fraction):
             return {option: value}
@@ -267,16 +281,13 @@ def variants_for(
     if taken := varied & set(given):
         name = min(taken)
         raise ValueError(f"plan {plan.name} sets --{name.replace('_', '-')} itself; leave it out")
+    defaults = {**defaults, "layers": max(usual.depth // 2, 1)}
     resolved: dict[str, Variant] = {}
     for name, options in plan.variants.items():
         if chosen and name not in kept and name != plan.baseline:
             continue
         plain = {k: v for option, value in options.items() for k, v in usual.resolve(option, value).items()}
-        plain = {key: value for key, value in plain.items() if value != _default(key, usual, defaults)}
+        plain = {key: value for key, value in plain.items() if value != defaults.get(key)}
         key = " ".join(f"{option}={value}" for option, value in sorted(plain.items())) or "default"
         resolved.setdefault(key, Variant(name, key, plain))
     return list(resolved.values())
-
-
-def _default(option: str, usual: Usual, defaults: Options) -> object:
-    return max(usual.depth // 2, 1) if option == "layers" else defaults.get(option)

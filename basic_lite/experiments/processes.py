@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -30,6 +29,7 @@ from basic_lite.data.workers import cores
 from basic_lite.data.world.dataset import world_in
 from basic_lite.experiments.measure import BEFORE, QUESTIONS, path_of
 from basic_lite.files import checkpoints, is_finished, write_json
+from basic_lite.models.devices import choose_device
 
 STOPPED: int = 75
 """Exit code of a child that a signal stopped and that can go on where it was (EX_TEMPFAIL: try again)."""
@@ -60,9 +60,6 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.variant}, seed {self.seed}"
-
-
-# The parent: start, follow and stop.
 
 
 def start(run: Run, threads: int) -> subprocess.Popen:
@@ -116,6 +113,31 @@ def jobs_for(runs: int, needed: int, on_gpu: bool) -> int:
     return max(1, min(runs, cores(), int(0.9 * psutil.virtual_memory().available) // needed))
 
 
+def run_shown(
+    runs: Sequence[Run],
+    console: Console,
+    needed: int,
+    jobs: int | None = None,
+    again: str = "the same command",
+) -> None:
+    """Do all runs that are not finished as `run_all` does, on a display of how far they are.
+
+    `jobs` go on at a time, `None` for as many as fit where each needs `needed` bytes.
+    """
+    left = sum(not run.finished for run in runs)
+    jobs = jobs or jobs_for(left, needed, choose_device() == "cuda")
+    threads = max(cores() // jobs, 1)
+    console.print(
+        f"{left} runs, {jobs} at a time with {threads} threads each. Ctrl-C stops them; {again} goes on."
+    )
+    try:
+        with progress_board(console) as show:
+            run_all(runs, jobs, threads, show, again)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What is done stays; {again} goes on.")
+        raise
+
+
 def run_all(
     runs: Sequence[Run],
     jobs: int,
@@ -160,9 +182,6 @@ def run_all(
             f"{len(failed)} of {len(runs)} runs failed, first {failed[0].name}: {last[0]} (all of it in "
             f"{log}); {again} tries them again"
         )
-
-
-# The child: few threads, no terminal, and a file that says how far it is.
 
 
 @contextlib.contextmanager
@@ -254,9 +273,6 @@ class ProgressFile:
         write_json(self.path, {key: value for key, value in vars(self).items() if key != "path"})
 
 
-# The display.
-
-
 @dataclass(frozen=True)
 class State:
     """What a process does now: a phase, how much of how much of it is done, and its last figures."""
@@ -300,45 +316,41 @@ def complete_lines(path: Path) -> list[str]:
         return []
 
 
-class ProgressBoard:
-    """A live display with a line for each process; without a terminal each phase is printed once."""
+@contextlib.contextmanager
+def progress_board(console: Console) -> Iterator[Callable[[Mapping[str, State]], None]]:
+    """Give a function that shows these processes and no others.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._printed: set[str] = set()
-        self._tasks: dict[str, TaskID] = {}
-        self._shown = Progress(
-            TextColumn("{task.description}"),
-            TextColumn("{task.fields[phase]:<25}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+    A live display has a line for each; without a terminal each phase is printed once.
+    """
+    printed: set[tuple[str, str]] = set()
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[phase]:<25}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    ) as display:
 
-    def __enter__(self) -> ProgressBoard:
-        self._shown.__enter__()
-        return self
+        def show(states: Mapping[str, State]) -> None:
+            for name in tasks.keys() - states.keys():
+                display.remove_task(tasks.pop(name))
+            for name, state in states.items():
+                if name not in tasks:
+                    tasks[name] = display.add_task(name, phase="", note="")
+                display.update(
+                    tasks[name],
+                    completed=state.done,
+                    total=state.total,
+                    phase=state.phase,
+                    note=state.note,
+                )
+                line = state.phase or (f"{state.done} of {state.total} done" if state.total else "")
+                if line and not console.is_terminal and (name, line) not in printed:
+                    printed.add((name, line))
+                    console.print(f"{name}: {line}")
 
-    def __exit__(self, *failure: Any) -> None:
-        self._shown.__exit__(*failure)
-
-    def show(self, states: Mapping[str, State]) -> None:
-        """Show these processes and no others."""
-        for name in [name for name in self._tasks if name not in states]:
-            self._shown.remove_task(self._tasks.pop(name))
-        for name, state in states.items():
-            if name not in self._tasks:
-                self._tasks[name] = self._shown.add_task(name, phase="", note="")
-            fields = {"completed": state.done, "total": state.total, "phase": state.phase, "note": state.note}
-            self._shown.update(self._tasks[name], **fields)
-            counted = f"{state.done} of {state.total} done" if state.total else ""
-            if line := state.phase or counted:
-                self._print_once(f"{name}: {line}")
-
-    def _print_once(self, line: str) -> None:
-        if not self._console.is_terminal and line not in self._printed:
-            self._printed.add(line)
-            self._console.print(line)
+        yield show

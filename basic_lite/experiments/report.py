@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from basic_lite.data.world.questions import KINDS
 from basic_lite.data.world.render import enlarged
 from basic_lite.data.world.scenes import Scene
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of, sentences
-from basic_lite.experiments.demo import cost_of, curves_of_demos, folder_of, seconds_of
+from basic_lite.experiments.curves import Curves, Saving, all_savings, band, headline_of
+from basic_lite.experiments.demo import Results, folder_of
 from basic_lite.experiments.measure import BEFORE, LANGUAGE_NAMES, Inspection, Measure, View, read_inspection
 from basic_lite.experiments.plans import DEMO
 from basic_lite.experiments.sweeps import Sweep, table_rows
-from basic_lite.experiments.table import DifferenceTable, Pair, change, interval, number, pairs
+from basic_lite.experiments.table import DifferenceTable, Pair, change, interval, number
+from basic_lite.training.report import Log
 
 COLOURS = {"plain": "#6b7280", "BASIC": "#d1495b"}
 _MORE_COLOURS = ("#30638e", "#1b7f5c", "#edae49", "#7b5ea7", "#c26a2d", "#3a9ea5", "#8c6d46")
@@ -65,6 +65,16 @@ def curve_plot(curves: Curves, baseline: str, saved: Saving | None = None) -> st
     return pages.as_svg(figure)
 
 
+def _marked_plot(curves: Curves, baseline: str) -> str | None:
+    """Return `curve_plot` with the headline of the only other variant; of several none is the one.
+
+    `None` where the baseline has no curve.
+    """
+    saved = [of["caption_loss"] for of in all_savings(curves, baseline).values() if "caption_loss" in of]
+    marked = headline_of(saved[0]) if len(saved) == 1 else None
+    return curve_plot(curves, baseline, marked) if curves.get(baseline) else None
+
+
 def _colours(curves: Curves, baseline: str) -> dict[str, str]:
     more = iter(_MORE_COLOURS * (1 + len(curves) // len(_MORE_COLOURS)))
     return {
@@ -94,8 +104,6 @@ def _mark(axes: Axes, saved: Saving, colour: str) -> None:
     )
 
 
-# The demo: curves, answers by kind, and scenes with their tokens.
-
 _TERMS = {
     "lm": "caption loss (nats per token)",
     "cosine": "cosine of initial to target",
@@ -104,12 +112,9 @@ _TERMS = {
 }
 
 
-def read_log(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def training_curves(logs: Mapping[str, list[dict[str, float]]], stage: int) -> str:
-    """Return loss terms and cosine over the steps of a stage (1 or 2) as SVG; `logs` is variant -> steps."""
+def training_curves(runs: Mapping[str, Path], stage: int) -> str:
+    """Return loss terms and cosine over the steps of a stage (1 or 2) as SVG; `runs` is variant -> folder."""
+    logs = {name: Log.of(run / f"stage{stage}").steps for name, run in runs.items()}
     figure = Figure(figsize=(11, 2.7), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_TERMS)), _TERMS.items(), strict=True):
         for name, rows in logs.items():
@@ -127,24 +132,15 @@ def training_curves(logs: Mapping[str, list[dict[str, float]]], stage: int) -> s
     return pages.as_svg(figure)
 
 
-def accuracy_bars(
-    values: Mapping[str, Mapping[str, tuple[float, float]]], chance: float | None = None
-) -> str:
-    """Return grouped bars as SVG.
-
-    `values` is title -> kind of question -> accuracy of plain and of BASIC, per cent; `chance` is what
-    guessing gives, per cent.
-    """
+def accuracy_bars(values: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Return grouped bars as SVG; `values` is title -> kind of question -> per cent of plain and of BASIC."""
     figure = Figure(figsize=(11, 2.9), layout="constrained")
-    for axes, (title, kinds) in zip(
-        figure.subplots(1, len(values), sharey=True), values.items(), strict=True
-    ):
+    grid = figure.subplots(1, len(values), sharey=True)
+    for axes, (title, kinds) in zip(grid, values.items(), strict=True):
         for i, name in enumerate(COLOURS):
             heights = [pair[i] for pair in kinds.values()]
             places = [place + (i - 0.5) * 0.38 for place in range(len(kinds))]
             axes.bar(places, heights, width=0.36, color=COLOURS[name], label=name)
-        if chance is not None:
-            axes.axhline(chance, color="#555", linewidth=0.8, linestyle=":")
         axes.set_xticks(range(len(kinds)), list(kinds), fontsize=9)
         axes.set_ylim(0, 100)
         axes.set_title(title, fontsize=10, loc="left")
@@ -154,57 +150,54 @@ def accuracy_bars(
     return pages.as_svg(figure)
 
 
-def write_demo(demo: Path, table: DifferenceTable) -> Path:
-    """Write `report.html` of a demo from its runs, and return its path."""
-    seed, compared = table.seeds[0], {pair.measure.name: pair for pair in pairs(table)}
-    curves = curves_of_demos([demo])
-    saved = all_savings(curves, DEMO.baseline).get("BASIC", {}).get("caption_loss", [])
-    before = read_inspection(folder_of(demo, DEMO.baseline), BEFORE)
-    views = {"before training": before}
-    for variant in DEMO.variants:
-        views[f"{variant}, after stage 1"] = read_inspection(folder_of(demo, variant), "stage1")
-    logs = {
-        stage: {variant: read_log(folder_of(demo, variant) / f"stage{stage}") for variant in DEMO.variants}
-        for stage in (1, 2)
+def write_demo(results: Results) -> Path:
+    """Write `report.html` of a demo of one seed from its runs, and return its path."""
+    (demo,), (seed,) = results.demos, results.seeds
+    compared = {pair.measure.name: pair for pair in results.table.pairs}
+    saved = all_savings(results.curves, DEMO.baseline).get("BASIC", {}).get("caption_loss", [])
+    folders = {variant: folder_of(demo, variant) for variant in DEMO.variants}
+    before = read_inspection(folders[DEMO.baseline], BEFORE)
+    views = {"before training": before.views} | {
+        f"{variant}, after stage 1": read_inspection(folder, "stage1").views
+        for variant, folder in folders.items()
     }
     bars = {
-        f"questions in {LANGUAGE_NAMES[language]}": {
+        f"questions in {name}": {
             kind: (pair.base.mean, pair.other.mean)
             for kind in KINDS
             if (pair := compared.get(f"{kind}_{language}")) is not None
         }
-        for language in LANGUAGE_NAMES
+        for language, name in LANGUAGE_NAMES.items()
     }
     return pages.write(
         demo / "report.html",
         "experiments/demo.html",
         lead=_lead(compared, before),
-        curves=curve_plot(curves, DEMO.baseline, headline_of(saved)) if saved else None,
-        headline=sentences(curves, DEMO.baseline),
+        curves=_marked_plot(results.curves, DEMO.baseline) if saved else None,
+        headline=results.sentences,
         savings=saved,
         needed=_needed,
-        cost=cost_of(demo),
+        cost=results.cost,
         pairs=list(compared.values()),
         number=number,
         interval=interval,
-        stage1=training_curves(logs[1], 1),
-        stage2=training_curves(logs[2], 2),
+        stage1=training_curves(folders, 1),
+        stage2=training_curves(folders, 2),
         bars=accuracy_bars(bars),
         scenes=[
-            _scene(scene, {title: inspection.views[place] for title, inspection in views.items()})
+            _scene(scene, {title: shown[place] for title, shown in views.items()})
             for place, scene in enumerate(held_out_scenes(len(before.views), seed))
         ],
-        footer=f"seed {seed}, {seconds_of(demo):.0f} seconds, basic-lite demo --seed {seed}",
+        footer=f"seed {seed}, {results.seconds:.0f} seconds, basic-lite demo --seed {seed}",
     )
 
 
-def write_demos(demos: Sequence[Path], table: DifferenceTable, path: Path) -> Path:
+def write_demos(results: Results, path: Path) -> Path:
     """Write one page on the demos of several seeds, and return its path."""
+    table = results.table
     kept = [measure for measure in table.measures if not measure.detail and measure.group != "cost"]
-    curves = curves_of_demos(demos)
-    said = sentences(curves, DEMO.baseline)
-    command = f"basic-lite demo --seed {table.seeds[0]} --seeds {len(table.seeds)}"
-    return write_ablation(replace(table, measures=kept), curves, said, path, command)
+    command = f"basic-lite demo --seed {results.seeds[0]} --seeds {len(results.seeds)}"
+    return write_ablation(replace(table, measures=kept), results.curves, results.sentences, path, command)
 
 
 def _needed(saving: Saving, first: int) -> tuple[str, str]:
@@ -251,31 +244,20 @@ def _scene(scene: Scene, views: Mapping[str, View]) -> dict[str, object]:
 
 
 def _tokens(view: View) -> list[tuple[str, str, str]]:
-    kinds = {True: "true", False: "false", None: "ground"}
-    return [
-        (kinds[verdict], _word(token), _gloss(token))
-        for token, verdict in zip(view.tokens, view.meaningful, strict=True)
-    ]
-
-
-def _gloss(token: str) -> str:
-    """Return what a Chinese token names, in English."""
-    named = named_by(token)
-    return "" if named is None or token.strip().isascii() else named[1]
-
-
-def _word(token: str) -> str:
-    """Return a token's text, or a dot for what is no whole character."""
-    text = token.strip()
-    return text if text and "\ufffd" not in text else "·"
+    """Return each token's kind, text (a dot for what is no whole character), and its English if Chinese."""
+    shown = []
+    for token, verdict in zip(view.tokens, view.meaningful, strict=True):
+        kind = {True: "true", False: "false", None: "ground"}[verdict]
+        text, named = token.strip(), named_by(token)
+        word = text if text and "\ufffd" not in text else "·"
+        shown.append((kind, word, "" if named is None or text.isascii() else named[1]))
+    return shown
 
 
 def _count(view: View) -> str:
     verdicts = [verdict for verdict in view.meaningful if verdict is not None]
     return f"{sum(verdicts)} of {len(verdicts)} patches on things have a true nearest token"
 
-
-# An ablation: every variant's mean, its seeds, and how sure its difference to the baseline is.
 
 VERDICT_COLOURS = {"baseline": "#22262d", "better": "#1b7f5c", "worse": "#b3261e", "open": "#8a8f98"}
 _PANELS_IN_ROW = 3
@@ -338,16 +320,9 @@ def write_ablation(
 
     `curves` may be empty; `said` are sentences about the results, and `command` is what made them.
     """
-    saved = [
-        of["caption_loss"] for of in all_savings(curves, table.baseline).values() if "caption_loss" in of
-    ]
-    marked = headline_of(saved[0]) if len(saved) == 1 else None  # of several variants none is the one
-    drawn = curve_plot(curves, table.baseline, marked) if curves.get(table.baseline) else None
+    drawn = _marked_plot(curves, table.baseline)
     values = {"table": table, "plot": dots(table), "command": command, "curves": drawn, "said": said}
     return pages.write(path, "experiments/ablation.html", number=number, change=change, **values)
-
-
-# A sweep: plain and BASIC at every level.
 
 
 def sweep_plot(sweep: Sweep) -> str:
@@ -379,7 +354,7 @@ def sweep_plot(sweep: Sweep) -> str:
             axes.minorticks_off()
             pages.quiet_axes(axes)
     grid[0, 0].legend(frameon=False, fontsize=10)
-    figure.supxlabel(f"{sweep.axis} (log scale)", fontsize=9.5)
+    figure.supxlabel(f"{sweep.plan.axis} (log scale)", fontsize=9.5)
     return pages.as_svg(figure)
 
 
@@ -390,10 +365,6 @@ def write_sweep(sweep: Sweep, along: Curves, said: Sequence[str], path: Path, co
     `command` are as in `write_ablation`.
     """
     heads, rows = table_rows(sweep)
-    baseline = sweep.levels[0].table.baseline
-    values = {"heads": heads, "rows": rows, "how_sure": sweep.levels[0].table.how_sure, "said": said}
-    values["plot"], values["curves"] = sweep_plot(sweep), None
-    if along.get(baseline):
-        (saved,) = (of.get("caption_loss", []) for of in all_savings(along, baseline).values())
-        values["curves"] = curve_plot(along, baseline, headline_of(saved) if saved else None)
-    pages.write(path, "experiments/sweep.html", sweep=sweep, command=command, **values)
+    values = {"sweep": sweep, "heads": heads, "rows": rows, "said": said, "command": command}
+    values |= {"plot": sweep_plot(sweep), "curves": _marked_plot(along, sweep.plan.baseline)}
+    pages.write(path, "experiments/sweep.html", **values)

@@ -18,20 +18,11 @@ from basic_lite.experiments.table import (
     change,
     coloured,
     number,
-    pairs,
+    rich_table,
     tabulate,
     write_rows,
 )
 from basic_lite.files import read_manifest
-
-AXES: dict[str, str] = {
-    "data": "samples seen in stage 1",
-    "rate": "learning rate",
-    "patches": "patches per picture",
-    "world": "colours and shapes that captions name, of 8 each",
-    "space": "times that half of the decoder's input directions are as short",
-}
-"""What the levels of each sweep are, in words."""
 
 
 def place_of(plan: str, run: Path, options: Options) -> float:
@@ -41,16 +32,16 @@ def place_of(plan: str, run: Path, options: Options) -> float:
     `options`, those of the level's variants, as it is no option of a run.
     """
     if plan == "world":
-        return float(str(options.get(NAMED, len(COLOURS))))
+        return float(options.get(NAMED, len(COLOURS)))
     if plan == "space":
-        return float(str(options.get(SQUEEZED, 1)))
+        return options.get(SQUEEZED, 1.0)
     manifest = read_manifest(run / "stage1")
     if plan == "patches":
         return manifest["tokens_per_image"]
     training = manifest["training"]
-    return (
-        training["learning_rate"] if plan == "rate" else float(manifest["steps"] * training["global_batch"])
-    )
+    if plan == "rate":
+        return training["learning_rate"]
+    return float(manifest["steps"] * training["global_batch"])
 
 
 @dataclass(frozen=True)
@@ -64,18 +55,18 @@ class Level:
         return f"{self.place:,.0f}" if self.place >= 1 else f"{self.place:g}"
 
     def pair(self, measure: str) -> Pair:
-        return next(pair for pair in pairs(self.table) if pair.measure.name == measure)
+        return next(pair for pair in self.table.pairs if pair.measure.name == measure)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    plan: str  # name of the plan
-    asks: str  # its question
+    plan: Plan
     levels: list[Level]  # ascending by place
 
     @property
-    def axis(self) -> str:
-        return AXES[self.plan]
+    def how_sure(self) -> str:
+        """What the intervals are, in a sentence; the same at every level."""
+        return self.levels[0].table.how_sure
 
     @property
     def measures(self) -> list[Measure]:
@@ -108,8 +99,8 @@ class Sweep:
         sign = 1 if measure.better == "higher" else -1
         best = max(cells, key=lambda label: sign * (cells[label].difference or 0.0))
         return (
-            f"{measure.heading[0].upper()}{measure.heading[1:]}: BASIC is {', '.join(parts)} ({self.axis}). "
-            f"Its best difference is {change(cells[best], measure)}, at {best}."
+            f"{measure.heading[0].upper()}{measure.heading[1:]}: BASIC is {', '.join(parts)} "
+            f"({self.plan.axis}). Its best difference is {change(cells[best], measure)}, at {best}."
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -117,7 +108,8 @@ class Sweep:
         levels = [
             {"level": level.name, "place": level.place, **level.table.as_dict()} for level in self.levels
         ]
-        return {"plan": self.plan, "asks": self.asks, "axis": self.axis, "levels": levels}
+        plan = self.plan
+        return {"plan": plan.name, "asks": plan.asks, "axis": plan.axis, "levels": levels}
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -134,31 +126,21 @@ def sweep_of(
 
     `measured` is variant -> for each of `seeds` its measures, `places` level -> where it lies on the axis.
     """
-    levels = [
-        Level(
-            level,
-            place,
-            tabulate(
-                plan.name,
-                plan.asks,
-                plan.baseline,
-                seeds,
-                {variant: measured[at_level(variant, level)] for variant in DEMO_VARIANTS},
-            ),
-        )
-        for level, place in places.items()
-    ]
-    return Sweep(plan.name, plan.asks, sorted(levels, key=lambda level: level.place))
+    levels = []
+    for level, place in places.items():
+        pair = {variant: measured[at_level(variant, level)] for variant in DEMO_VARIANTS}
+        levels.append(Level(level, place, tabulate(plan.name, plan.asks, plan.baseline, seeds, pair)))
+    return Sweep(plan, sorted(levels, key=lambda level: level.place))
 
 
 def table_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Return heads, and for each level plain, BASIC and the difference by every measure."""
-    heads = [sweep.axis]
+    heads = [sweep.plan.axis]
     for measure in sweep.measures:
         heads += [f"{measure.heading}: plain", "BASIC", "difference"]
     rows = []
     for level in sweep.levels:
-        cells: list[str | Text] = [level.label]
+        cells = [level.label]
         for measure in sweep.measures:
             pair = level.pair(measure.name)
             cells += [number(cell.mean, measure) for cell in (pair.base, pair.other)]
@@ -169,27 +151,17 @@ def table_rows(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
 
 def for_terminal(sweep: Sweep) -> Table:
     """Return a row for each level: plain, BASIC and the difference by each measure that has a better side."""
-    seeds = len(sweep.levels[0].table.seeds)
-    title = f"{sweep.plan}: {sweep.asks} {seeds} seed{'s' if seeds > 1 else ''}"
-    made = Table(sweep.axis, title=title, title_justify="left")
-    for measure in sweep.judged:
-        made.add_column(f"{measure.heading}\nplain, BASIC", justify="right")
+    rows = []
     for level in sweep.levels:
         cells: list[str | Text] = [level.label]
         for measure in sweep.judged:
-            base, other = level.pair(measure.name).base, level.pair(measure.name).other
-            means = f"{number(base.mean, measure)}, {number(other.mean, measure)}"
-            cells.append(Text.assemble(means, "\n", coloured(change(other, measure), other)))
-        made.add_row(*cells)
-    return made
+            pair = level.pair(measure.name)
+            means = f"{number(pair.base.mean, measure)}, {number(pair.other.mean, measure)}"
+            cells.append(Text.assemble(means, "\n", coloured(change(pair.other, measure), pair.other)))
+        rows.append(cells)
+    heads = [sweep.plan.axis, *(f"{measure.heading}\nplain, BASIC" for measure in sweep.judged)]
+    return rich_table(sweep.levels[0].table.title, heads, rows)
 
 
 def write_markdown(sweep: Sweep, said: Sequence[str], path: Path, command: str) -> None:
-    heads, rows = table_rows(sweep)
-    write_rows(
-        path,
-        heads,
-        rows,
-        before=[*said, ""],
-        after=["", sweep.levels[0].table.how_sure, f"`{command}`"],
-    )
+    write_rows(path, *table_rows(sweep), before=[*said, ""], after=["", sweep.how_sure, f"`{command}`"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -57,6 +57,17 @@ class DifferenceTable:
     cells: dict[str, dict[str, Cell]]  # variant -> key of a measure -> cell, in the plan's order
 
     @property
+    def title(self) -> str:
+        """Plan, question and number of seeds, for a terminal."""
+        return f"{self.plan}: {self.asks} {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The measures of a table of two variants, one after the other."""
+        base, other = self.cells.values()
+        return [Pair(measure, base[measure.name], other[measure.name]) for measure in self.measures]
+
+    @property
     def how_sure(self) -> str:
         """Describe in a sentence what the intervals are."""
         over = " or ".join(dict.fromkeys(measure.over for measure in self.measures))
@@ -73,14 +84,8 @@ class DifferenceTable:
     def as_dict(self) -> dict[str, object]:
         heads = [{k: v for k, v in asdict(m).items() if k not in ("values", "of")} for m in self.measures]
         cells = {name: {key: asdict(cell) for key, cell in row.items()} for name, row in self.cells.items()}
-        return {
-            "plan": self.plan,
-            "asks": self.asks,
-            "baseline": self.baseline,
-            "seeds": self.seeds,
-            "measures": heads,
-            "variants": cells,
-        }
+        own = {name: getattr(self, name) for name in ("plan", "asks", "baseline", "seeds")}
+        return {**own, "measures": heads, "variants": cells}
 
 
 def tabulate(
@@ -169,21 +174,27 @@ def coloured(text: str, cell: Cell) -> Text:
     return Text(text, _COLOURS.get(cell.verdict, ""))
 
 
+def rich_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str | Text]] = ()) -> Table:
+    """Return a table for a terminal; all columns but the first stand at the right."""
+    made = Table(heads[0], title=title, title_justify="left")
+    for head in heads[1:]:
+        made.add_column(head, justify="right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
 def for_terminal(table: DifferenceTable) -> Table:
     """Return a row for each variant and a column for each measure."""
-    seeds = f"{len(table.seeds)} seed{'s' if len(table.seeds) > 1 else ''}"
-    made = Table("variant", title=f"{table.plan}: {table.asks} {seeds}", title_justify="left")
-    for measure in table.measures:
-        made.add_column(measure.heading, justify="right")
+    rows = []
     for variant, row in table.cells.items():
-        shown = []
+        shown: list[str | Text] = [f"{variant}\n(baseline)" if variant == table.baseline else variant]
         for measure in table.measures:
             cell = row[measure.name]
-            changed = change(cell, measure)
-            more = ("\n", coloured(changed, cell)) if changed else ()
-            shown.append(Text.assemble(number(cell.mean, measure), *more))
-        made.add_row(f"{variant}\n(baseline)" if variant == table.baseline else variant, *shown)
-    return made
+            changed = ("\n", coloured(change(cell, measure), cell)) if cell.difference is not None else ()
+            shown.append(Text.assemble(number(cell.mean, measure), *changed))
+        rows.append(shown)
+    return rich_table(table.title, ["variant", *(measure.heading for measure in table.measures)], rows)
 
 
 def write_markdown(table: DifferenceTable, path: Path, command: str, notes: Sequence[str] = ()) -> None:
@@ -231,14 +242,9 @@ class Pair:
         label = f"{measure.label} ({measure.unit})" if measure.unit else measure.label
         means = [number(cell.mean, measure) for cell in (self.base, other)]
         texts = [label, *means, number(other.difference, measure, signed=True), interval(other, measure)]
-        seeds = [" ".join(number(value, measure, signed=True) for value in other.differences)]
-        return texts + seeds if each_seed else texts
-
-
-def pairs(table: DifferenceTable) -> list[Pair]:
-    """Return the measures of a table of two variants, one after the other."""
-    base, other = (table.cells[name] for name in table.cells)
-    return [Pair(measure, base[measure.name], other[measure.name]) for measure in table.measures]
+        if each_seed:
+            texts.append(" ".join(number(value, measure, signed=True) for value in other.differences))
+        return texts
 
 
 def _pair_heads(table: DifferenceTable) -> list[str]:
@@ -249,10 +255,8 @@ def _pair_heads(table: DifferenceTable) -> list[str]:
 
 def side_by_side(table: DifferenceTable, title: str) -> Table:
     """Return a row for each measure of two variants, for a terminal."""
-    made = Table(*_pair_heads(table), title=title, title_justify="left")
-    for column in made.columns[1:]:
-        column.justify = "right"
-    for group, members in groupby(pairs(table), lambda pair: pair.group):
+    made = rich_table(title, _pair_heads(table))
+    for group, members in groupby(table.pairs, lambda pair: pair.group):
         made.add_section()
         made.add_row(group, style="bold")
         for pair in members:
@@ -264,7 +268,7 @@ def side_by_side(table: DifferenceTable, title: str) -> Table:
 def write_side_by_side(table: DifferenceTable, path: Path) -> None:
     """Write a row for each measure of two variants, for a README."""
     heads, rows = _pair_heads(table), []
-    for group, members in groupby(pairs(table), lambda pair: pair.group):
+    for group, members in groupby(table.pairs, lambda pair: pair.group):
         rows.append([f"**{group}**", *[""] * (len(heads) - 1)])
         rows += [[text.strip() for text in pair.texts(len(table.seeds) > 1)] for pair in members]
     write_rows(path, heads, rows)

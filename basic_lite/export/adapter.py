@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from basic_lite.data.world import parts
 from basic_lite.export import configs, parity
 from basic_lite.export.card import background_note, orientation_note
 from basic_lite.export.chat_template import chat_template
-from basic_lite.export.decoder_parity import judge_decoder, watch_decoder
 from basic_lite.export.folder import Plan, release
 from basic_lite.export.vocabulary import write_tokenizer
 from basic_lite.export.weights import Adapters
@@ -34,31 +32,27 @@ llm = PeftModel.from_pretrained(llm, "this folder")
 `projector.safetensors` maps the features of `{tower}` (layer {layer}) to the LLM's embeddings:
 `linear_2(gelu(linear_1(features)))`. The row that stands for a patch is {image}.
 
-{orientation}
+{orientation} {background}
 """
 
 
-def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
+def export_peft(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict:
     """Write adapters, projector and tokenizer, unless PEFT's own loader does not give the run's logits."""
-    tell("asking the run")
-    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
-    seen = watch_decoder(assembled, parity.ask_run(assembled))
-    with files.complete(wanted.out) as draft:
-        draft.mkdir()
-        tell("writing adapters and projector")
-        _write(assembled, manifest, wanted, draft)
-        release(assembled)
-        tell("reading them back with PEFT")
-        from peft import PeftModel
+    from peft import PeftModel
 
-        causal = load_decoder_alone(checkpoint.sources_of(manifest), wanted.device)
-        loaded = PeftModel.from_pretrained(causal, draft)
-        result = judge_decoder(loaded, seen, checkpoint.sources_of(manifest).dtype)
-        content = {
-            "to": "peft",
-            "run": str(wanted.run),
-            "manifest": files.file_hash(wanted.run / files.MANIFEST),
-            "parity": result,
+    progress("asking the run")
+    assembled, _ = checkpoint.load_run(plan.run, plan.device)
+    passes = parity.record_decoder(assembled, parity.ask_run(assembled))
+    with files.complete(plan.out) as draft:
+        draft.mkdir()
+        progress("writing adapters and projector")
+        _write(assembled, plan, draft)
+        release(assembled)
+        progress("reading them back with PEFT")
+        sources = checkpoint.sources_of(plan.manifest)
+        loaded = PeftModel.from_pretrained(load_decoder_alone(sources, plan.device), draft)
+        content = plan.origin("peft") | {
+            "parity": parity.compare_decoder(loaded, passes, sources.dtype),
             "weights": files.hashes(draft),
             "versions": files.versions(),
         }
@@ -66,9 +60,9 @@ def export_peft(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lamb
     return content
 
 
-def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: Path) -> None:
+def _write(assembled: Assembled, plan: Plan, folder: Path) -> None:
     """Write the files; adapters and projector stay in fp32, as they were trained."""
-    adapters = Adapters(wanted.run)
+    adapters = Adapters(plan.run)
     tensors = {
         name.replace("base_model.model.model.language_model.", "base_model.model.model."): entry.read()
         for name, entry in adapters.tensors.items()
@@ -77,9 +71,9 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: Path) -> 
     save_file(tensors, folder / files.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     projector = {entry.name: entry.read() for entry in adapters.projector()}
     save_file(projector, folder / files.PROJECTOR, metadata={"format": "pt"})
-    config = json.loads((wanted.run / files.ADAPTER).read_text(encoding="utf-8"))
+    config = checkpoint.adapter_config(plan.run)
     names = "|".join(assembled.family.lora_targets)
-    sources, revision = manifest["sources"], manifest["llm"].get("revision")
+    sources, revision = plan.manifest["sources"], plan.manifest["llm"].get("revision")
     config |= {
         "base_model_name_or_path": parts.located(sources["llm"]),
         "revision": revision,
@@ -98,9 +92,8 @@ def _write(assembled: Assembled, manifest: dict, wanted: Plan, folder: Path) -> 
         tower=sources["tower"],
         layer=sources["tower_layer"],
         image=assembled.image_token_id,
-        orientation=orientation_note(assembled.sources.exif)
-        + " "
-        + background_note(assembled.sources.background),
+        orientation=orientation_note(assembled.sources.exif),
+        background=background_note(assembled.sources.background),
     )
     (folder / "README.md").write_text(how, encoding="utf-8")
     assert all(tensor.dtype == torch.float32 for tensor in projector.values()), (

@@ -1,4 +1,4 @@
-"""A conversation template as the Jinja that processors, harnesses and servers run; BOS is not in it."""
+"""A conversation template in other programs' languages, without BOS: Jinja, and Ollama's Modelfile."""
 
 from __future__ import annotations
 
@@ -80,3 +80,32 @@ def chat_template(template: Template, markers: bool = False) -> str:
         f"{{% if seen.first %}}{{{{ raise_exception({_quoted(_ALONE)}) }}}}{{% endif %}}"
         f"{{% if add_generation_prompt %}}{{{{ {_quoted(footer + template.thought)} }}}}{{% endif %}}"
     )
+
+
+def modelfile(template: Template, text: str, pictures: str) -> str:
+    """Write Ollama's Modelfile; `text` and `pictures` name the files of the text model and the projector.
+
+    A system message stands where the template's own stood, or in front of the first user's words.
+    """
+    header, footer = template.user.split("{}")
+    before, after = template.answer.split("{}")
+    places = system_places(template)
+    if places is None:
+        start, first = (
+            "{{ $system := .System }}",
+            '{{ if $system }}{{ $system }}\n\n{{ $system = "" }}{{ end }}',
+        )
+    else:
+        asked = f"{places[0]}{{{{ .System }}}}{places[1]}"
+        start, first = f"{{{{ if .System }}}}{asked}{{{{ else }}}}{template.system}{{{{ end }}}}", ""
+    user = f'{{{{ if eq .Role "user" }}}}{header}{first}{{{{ .Content }}}}{footer}'
+    ending = f"{{{{ .Content }}}}{after}{template.end}{template.after}"
+    answer = f'{{{{ else if eq .Role "assistant" }}}}{before}{ending}'
+    lines = [
+        f"FROM ./{text}",
+        f"FROM ./{pictures}",
+        f'TEMPLATE """{start}{{{{ range .Messages }}}}{user}{answer}{{{{ end }}}}{{{{ end }}}}"""',
+        *(f'PARAMETER stop "{stop}"' for stop in (template.end, *template.stop)),
+        "PARAMETER temperature 0",
+    ]
+    return "\n".join(lines) + "\n"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,40 @@ from basic_lite.models.tower import vision_config
 class Plan:
     run: Path
     out: Path  # the folder to make; must not exist
+    manifest: dict  # the run's
     base: Base | None  # for a run on a 4- or 8-bit base, which base the folder holds
     dtype: torch.dtype  # of the weights
     device: str  # where run and folder are compared
-    shard_bytes: int = 2 * 2**30  # most bytes of one file
-    # Divide the projector by Gemma's embedding scale, for readers that multiply everything
-    old_gemma: bool = False
-    quantise: str | None = None  # format of the matrices in GGUF files; `None` for other layouts
+    shard_bytes: int  # most bytes of one file
+    old_gemma: bool  # divide the projector by Gemma's embedding scale, for readers that multiply everything
+    quantise: str | None  # format of the matrices in GGUF files; `None` for other layouts
     # Where a GGUF file's reader puts a CLIP tower's class token: `"first"` or `"last"`; `None` for other
     # layouts and towers
-    class_token: str | None = None
+    class_token: str | None
+
+    @cached_property
+    def llm(self) -> Any:
+        return read_config(self.manifest["sources"]["llm"], "language model")
+
+    @cached_property
+    def tower(self) -> Any:
+        return vision_config(read_config(self.manifest["sources"]["tower"], "vision tower"))
+
+    @property
+    def adapted(self) -> bool:
+        return (self.run / files.ADAPTER).is_file()
+
+    @property
+    def image_scale(self) -> float:
+        """Factor by which transformers before 5.4 multiplies image features that enter a Gemma decoder."""
+        return self.llm.hidden_size**0.5 if self.old_gemma else 1.0
+
+    def origin(self, to: str) -> dict[str, str]:
+        return {
+            "to": to,
+            "run": str(self.run),
+            "manifest": files.file_hash(self.run / files.MANIFEST),
+        }
 
 
 def plan(
@@ -62,101 +87,103 @@ def plan(
     to: str = "hf",
     quantise: str | None = None,
     class_token: str | None = None,
-) -> tuple[Plan, dict]:
+) -> Plan:
+    """Check an export's options against the run; raises ValueError before any weight is read."""
     manifest = files.read_manifest(run)
-    bits = manifest["sources"]["bits"]
-    whole = (run / files.DECODER).is_file()
+    sources, training = manifest["sources"], manifest["training"]
+    bits = sources["bits"]
     if bits == 16 and to != "peft" and base == "bf16":  # its base is the original weights already
         base, dtype = None, dtype or ("bf16" if to == "hf" else None)
     if (bits == 16 or to == "peft") and base is not None:
         raise ValueError(f"{run} --to {to} holds no quantised base to choose for; leave --base out")
-    if bits != 16 and to != "peft" and base not in ("bf16", "dequantised"):
+    if bits != 16 and to != "peft" and base is None:
         raise ValueError(
             f"{run} was trained on a {bits}-bit base; say which base the export holds: --base bf16 (the "
             "original weights: what most people expect, but not quite what was trained on) or --base "
             "dequantised (what was trained on, rounded as it was)"
         )
     known = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if dtype is not None and dtype not in known:
-        raise ValueError(f"--dtype must be bf16, fp16 or fp32, got {dtype!r}")
-    chosen = known[dtype] if dtype else getattr(torch, manifest["sources"]["dtype"])
-    gemma = _is_gemma(manifest)
+    chosen = known[dtype] if dtype else getattr(torch, sources["dtype"])
+    plan = Plan(run, out, manifest, base, chosen, device, shard_bytes, old_gemma, quantise, class_token)
+    gemma = plan.llm.model_type in ("gemma", "gemma2")
     if old_gemma and not gemma:
-        raise ValueError(f"--old-gemma is for Gemma decoders; {manifest['sources']['llm']} is none")
-    old_gemma |= gemma and to == "gguf"  # llama.cpp multiplies whatever enters a Gemma decoder
-    if to != "peft":
-        _check_tower(manifest)
-    if manifest["sources"].get("pool", 1) > 1:
+        raise ValueError(f"--old-gemma is for Gemma decoders; {sources['llm']} is none")
+    if to != "peft" and (registers := zoo.registers_of(plan.tower)):
+        raise ValueError(
+            f"the tower has {registers} registers, which transformers' LLaVA would take for patches: no "
+            "standard folder can hold it; chat and eval read the run itself, and --to peft takes the adapters"
+        )
+    if sources.get("pool", 1) > 1:
         raise ValueError(
             f"{run} joins patches in front of its projector (--pool), for which transformers has no standard "
             "LLaVA class: nothing can be exported; chat and eval read the run itself"
         )
-    if manifest["sources"].get("tiles", 1) > 1 and to != "hf":
+    if sources.get("tiles", 1) > 1 and to != "hf":
         raise ValueError(
             f"{run} was trained with tiles, which --to {to} cannot hold; --to hf writes a standard LLaVA-NeXT"
         )
     if to == "gguf":
-        tower = read_config(manifest["sources"]["tower"], "vision tower")
-        vision = getattr(tower, "vision_config", tower)
-        quantise = (quantise or "f16").lower()
-        decoder = read_config(manifest["sources"]["llm"], "language model").model_type
-        check_gguf(decoder, vision.model_type, vision.hidden_act, quantise, dtype)
-        has_class = vision.model_type == "clip_vision_model"
+        tower, quantise = plan.tower, (quantise or "f16").lower()
+        check_gguf(plan.llm.model_type, tower.model_type, tower.hidden_act, quantise, dtype)
+        has_class = tower.model_type == "clip_vision_model"
         if class_token and not has_class:
-            raise ValueError(f"--class-token is for CLIP towers; {manifest['sources']['tower']} is none")
+            raise ValueError(f"--class-token is for CLIP towers; {sources['tower']} is none")
         class_token = (class_token or "last") if has_class else None
+        # llama.cpp multiplies whatever enters a Gemma decoder.
+        plan = replace(plan, old_gemma=gemma, quantise=quantise, class_token=class_token)
     elif quantise is not None or class_token is not None:
         option = "--quantise" if quantise else "--class-token"
         raise ValueError(f"{option} is for --to gguf, not --to {to}")
-    if to == "peft" and _trained_tower(manifest):
+    if to == "peft" and any(training.get(name) for name in ("train_tower", "tower_lora")):
         raise ValueError(
             f"{run} trained its vision tower, too, which a folder of the LLM's adapters cannot hold; --to hf "
             "writes it"
         )
-    if to == "peft" and (whole or not (run / files.ADAPTER).is_file()):
+    if to == "peft" and not plan.adapted:
         raise ValueError(f"{run} holds no adapters; --to hf takes it elsewhere")
     if out.exists():
         raise ValueError(f"{out} exists already; choose another folder, or remove it")
-    return Plan(run, out, base, chosen, device, shard_bytes, old_gemma, quantise, class_token), manifest
+    return plan
 
 
-def export_hf(wanted: Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
+def export_hf(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict:
     """Write the folder, read it back, compare it with the run; it gets its name only if they agree.
 
-    `tell` is called with a line for each step. Returns the content of `export.json`.
+    `progress` is called with a line for each step. Returns the content of `export.json`.
     """
-    tell("asking the run")
-    asked = ask(wanted)
-    with files.complete(wanted.out) as draft:
+    progress("asking the run")
+    reference = ask(plan)
+    with files.complete(plan.out) as draft:
         draft.mkdir()
-        tell(f"writing {wanted.dtype} weights".replace("torch.", ""))
-        write_folder(asked.assembled, manifest, wanted, asked.tower, draft)
-        tell("reading the folder back")
-        content = _judge(wanted, manifest, asked, draft)
+        progress(f"writing {plan.dtype} weights".replace("torch.", ""))
+        write_folder(reference.assembled, plan, reference.tower, draft)
+        progress("reading the folder back")
+        content = _compare(plan, reference, draft)
         files.write_json(draft / "export.json", content)
-        (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
+        (draft / "README.md").write_text(card.model_card(plan.run, plan.manifest, content), encoding="utf-8")
     return content
 
 
 @dataclass
-class Asked:
-    """What a run said before its weights were freed."""
+class Reference:
+    """What an exported folder is compared with."""
 
     assembled: Assembled  # the run without weights: configuration, tokenizer, ids
-    known: list[export_parity.Answer]  # its answers, on the base that the export will hold
+    answers: list[export_parity.Answer]  # the run's, on the base that the export will hold
     # How far that base is from the quantised one that was trained on; `None` if it is the same
     to_run: dict | None
     tower: list[Entry]  # the vision tower's tensors
 
 
-def ask(wanted: Plan) -> Asked:
-    assembled, _ = checkpoint.load_run(wanted.run, wanted.device)
-    known, to_run = export_parity.ask_run(assembled), None
-    if wanted.base == "bf16":  # the same adapters on the base that the export holds: only rounding differs
+def ask(plan: Plan) -> Reference:
+    """Ask the run the fixed prompts, and free its weights; raises ValueError if the bases differ too much."""
+    assembled, _ = checkpoint.load_run(plan.run, plan.device)
+    answers, to_run = export_parity.ask_run(assembled), None
+    if plan.base == "bf16":  # the same adapters on the base that the export holds: only rounding differs
         release(assembled)
-        assembled, _ = checkpoint.load_run(wanted.run, wanted.device, bits=16)
-        live, known = known, export_parity.ask_run(assembled, along=known)
-        to_run = export_parity.compare_logits(known, live)
+        assembled, _ = checkpoint.load_run(plan.run, plan.device, bits=16)
+        quantised, answers = answers, export_parity.ask_run(assembled, along=answers)
+        to_run = export_parity.compare_logits(answers, quantised)
         if to_run["gap"] > export_parity.BASE_LIMIT:
             raise ValueError(
                 f"the base in full precision is too far from the quantised one that was trained on (gap "
@@ -164,7 +191,7 @@ def ask(wanted: Plan) -> Asked:
             )
     tower = _tower(assembled)
     release(assembled)
-    return Asked(assembled, known, to_run, tower)
+    return Reference(assembled, answers, to_run, tower)
 
 
 def summary(content: dict) -> list[str]:
@@ -196,11 +223,9 @@ def summary(content: dict) -> list[str]:
     return lines + content.get("notes", [])
 
 
-def write_folder(
-    assembled: Assembled, manifest: dict, wanted: Plan, tower: list[Entry], folder: Path
-) -> None:
+def write_folder(assembled: Assembled, plan: Plan, tower: list[Entry], folder: Path) -> None:
     template = chat_template(assembled.template)
-    files.write_json(folder / "config.json", configs.model_config(assembled, wanted.dtype))
+    files.write_json(folder / "config.json", configs.model_config(assembled, plan.dtype))
     files.write_json(folder / "generation_config.json", configs.generation_config(assembled))
     files.write_json(folder / "preprocessor_config.json", configs.preprocessor_config(assembled))
     files.write_json(folder / "processor_config.json", configs.processor_config(assembled))
@@ -208,9 +233,9 @@ def write_folder(
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_tokenizer(assembled, folder, template)
     config: Any = assembled.model.config
-    decoder = decoder_entries(wanted, manifest, config.tie_word_embeddings)
-    entries = chain(decoder, projector_entries(wanted, manifest), tower)
-    write_shards(entries, folder, wanted.dtype, wanted.shard_bytes)
+    decoder = decoder_entries(plan, config.tie_word_embeddings)
+    entries = chain(decoder, projector_entries(plan), tower)
+    write_shards(entries, folder, plan.dtype, plan.shard_bytes)
 
 
 def contents(folder: Path) -> tuple[dict, list[str]]:
@@ -219,22 +244,20 @@ def contents(folder: Path) -> tuple[dict, list[str]]:
     return config, [entry.name for path in sorted(folder.glob("*.safetensors")) for entry in entries_of(path)]
 
 
-def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]:
+def decoder_entries(plan: Plan, tied: bool) -> Iterator[Entry]:
     """List the decoder and its head: the base with adapters merged, or the one that was tuned as a whole."""
-    whole = wanted.run / files.DECODER
+    whole = plan.run / files.DECODER
     if whole.is_file():
         for entry in entries_of(whole):
             name = entry.name.replace("language_model.", "model.", 1)
             yield Entry(f"language_model.{name}", entry.shape, entry.read)
         return
-    sources = checkpoint.sources_of(manifest)
-    adapted = (wanted.run / files.ADAPTER).is_file()
-    adapters = Adapters(wanted.run) if adapted else None
-    config = read_config(sources.llm, "language model")
-    factor = head_factor(config.to_dict(), config.model_type)
-    for entry in base_decoder(sources.llm, manifest["llm"]["revision"], tied):
-        if wanted.base == "dequantised":
-            entry = dequantised(entry, sources.bits, sources.dtype, wanted.device)
+    sources = checkpoint.sources_of(plan.manifest)
+    adapters = Adapters(plan.run) if plan.adapted else None
+    factor = head_factor(plan.llm.to_dict(), plan.llm.model_type)
+    for entry in base_decoder(sources.llm, plan.manifest["llm"]["revision"], tied):
+        if plan.base == "dequantised":
+            entry = dequantised(entry, sources.bits, sources.dtype, plan.device)
         entry = adapters.merge(entry) if adapters else entry
         if entry.name == "model.norm.weight" and factor != 1.0:
             entry = _times(entry, factor)
@@ -243,15 +266,11 @@ def decoder_entries(wanted: Plan, manifest: dict, tied: bool) -> Iterator[Entry]
         adapters.check_all_used()
 
 
-def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
+def projector_entries(plan: Plan) -> Iterator[Entry]:
     """List the projector's tensors; the newline of tiles stands beside it, as in a standard LLaVA-NeXT."""
-    if (wanted.run / files.ADAPTER).is_file():
-        entries = Adapters(wanted.run).projector()
-    else:
-        entries = entries_of(wanted.run / files.PROJECTOR)
+    entries = Adapters(plan.run).projector() if plan.adapted else entries_of(plan.run / files.PROJECTOR)
     # Whatever enters Granite's decoder is multiplied inside it, visual embeddings included.
-    config = read_config(manifest["sources"]["llm"], "language model")
-    scale = _gemma_scale(manifest) if wanted.old_gemma else getattr(config, "embedding_multiplier", 1.0)
+    scale = plan.image_scale if plan.old_gemma else getattr(plan.llm, "embedding_multiplier", 1.0)
     for entry in entries:
         if entry.name.endswith(".image_newline"):
             entry = Entry("image_newline", entry.shape, entry.read)
@@ -261,29 +280,6 @@ def projector_entries(wanted: Plan, manifest: dict) -> Iterator[Entry]:
 
 def _times(entry: Entry, factor: float) -> Entry:
     return Entry(entry.name, entry.shape, lambda: entry.read().float() * factor)
-
-
-def _check_tower(manifest: dict) -> None:
-    """Raise ValueError for a tower whose registers LLaVA's own class would take for patches."""
-    registers = zoo.registers_of(vision_config(read_config(manifest["sources"]["tower"], "vision tower")))
-    if registers:
-        raise ValueError(
-            f"the tower has {registers} registers, which transformers' LLaVA would take for patches: no "
-            "standard folder can hold it; chat and eval read the run itself, and --to peft takes the adapters"
-        )
-
-
-def _trained_tower(manifest: dict) -> bool:
-    return any(manifest["training"].get(name) for name in ("train_tower", "tower_lora"))
-
-
-def _is_gemma(manifest: dict) -> bool:
-    return read_config(manifest["sources"]["llm"], "language model").model_type in ("gemma", "gemma2")
-
-
-def _gemma_scale(manifest: dict) -> float:
-    """Return sqrt(D), by which transformers before 5.4 multiplies whatever enters a Gemma decoder."""
-    return read_config(manifest["sources"]["llm"], "language model").hidden_size ** 0.5
 
 
 def _tower(assembled: Assembled) -> list[Entry]:
@@ -303,47 +299,38 @@ def _tower(assembled: Assembled) -> list[Entry]:
 
 
 def release(assembled: Assembled) -> None:
-    assembled.model = _Configured(assembled.model.config)
+    """Free a model's weights; its configuration stays."""
+    config, assembled.model = assembled.model.config, nn.Module()
+    assembled.model.config = config  # pyright: ignore[reportArgumentType] (a plain attribute)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-class _Configured(nn.Module):
-    """What is left of a model whose weights were freed."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-
-def _judge(wanted: Plan, manifest: dict, asked: Asked, folder: Path) -> dict:
-    """Compare folder and run; return what `export.json` says. Raises ValueError if the gap is too large."""
-    scale = _gemma_scale(manifest) if wanted.old_gemma else 1.0
-    answers = export_parity.ask_folder(folder, asked.known, wanted.device, scale)
-    result = export_parity.compare_logits(answers, asked.known)
-    result["pixel_gap"] = export_parity.pixel_gap(answers, asked.known)
-    run_dtype = getattr(torch, manifest["sources"]["dtype"])
-    result["limit"] = max(export_parity.LIMITS[wanted.dtype], export_parity.LIMITS[run_dtype])
-    exact = wanted.dtype == run_dtype == torch.float32
+def _compare(plan: Plan, reference: Reference, folder: Path) -> dict:
+    """Compare folder and run; return the content of `export.json`. Raises ValueError if they differ."""
+    answers = export_parity.ask_folder(folder, reference.answers, plan.device, plan.image_scale)
+    result = export_parity.compare_logits(answers, reference.answers)
+    result["pixel_gap"] = export_parity.pixel_gap(answers, reference.answers)
+    run_dtype = getattr(torch, plan.manifest["sources"]["dtype"])
+    result["limit"] = max(export_parity.LIMITS[plan.dtype], export_parity.LIMITS[run_dtype])
+    exact = plan.dtype == run_dtype == torch.float32
     if result["gap"] > result["limit"] or (exact and result["equal_texts"] < result["texts"]):
         raise ValueError(
             f"the exported folder is not the run: gap {result['gap']:.3g} (at most {result['limit']:g}), "
             f"{result['equal_texts']} of {result['texts']} answers equal; nothing was kept, please report "
             "this"
         )
-    return {
-        "to": "hf",
-        "run": str(wanted.run),
-        "manifest": files.file_hash(wanted.run / files.MANIFEST),
-        "base": wanted.base or "as trained",
-        "dtype": str(wanted.dtype).removeprefix("torch."),
-        "old_gemma": wanted.old_gemma,
+    config, names = contents(folder)
+    return plan.origin("hf") | {
+        "base": plan.base or "as trained",
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "old_gemma": plan.old_gemma,
         "parity": result,
-        "parity_to_quantised_run": asked.to_run,
+        "parity_to_quantised_run": reference.to_run,
         "answers": [answer.text for answer in answers],
-        "notes": refusals(*contents(folder)) + uncapped(contents(folder)[0]),
+        "notes": refusals(config, names) + uncapped(config),
         "weights": files.hashes(folder, ("*.safetensors", "*.gguf")),
         "versions": files.versions(),
-        "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(manifest)).items()},
+        "sources": {k: str(v) for k, v in asdict(checkpoint.sources_of(plan.manifest)).items()},
     }

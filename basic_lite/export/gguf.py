@@ -22,9 +22,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from basic_lite import files
 from basic_lite.export import card
 from basic_lite.export import folder as hf
-from basic_lite.export.chat_template import chat_template
+from basic_lite.export.chat_template import chat_template, modelfile
 from basic_lite.export.gguf_vocabulary import name_of, write_vocabulary
-from basic_lite.export.modelfile import modelfile
 from basic_lite.export.readers import GGUF_ARCHITECTURES, GGUF_FORMATS, QUANTIZE
 from basic_lite.export.weights import Entry
 from basic_lite.models.llava import Assembled
@@ -36,51 +35,47 @@ _TINY = {"F16": 2.0**-25, "Q8_0": 127 * 2.0**-25}
 """What fp16, of a number or of a block's scale, cannot tell apart: half its smallest step."""
 
 
-def export_gguf(wanted: hf.Plan, manifest: dict, tell: Callable[[str], None] = lambda line: None) -> dict:
+def export_gguf(plan: hf.Plan, progress: Callable[[str], None] = lambda line: None) -> dict:
     """Write both files, read them back, compare every tensor with the run; then the folder gets its name."""
-    assert wanted.quantise is not None, "the plan was checked"
-    form = wanted.quantise if wanted.quantise in GGUF_FORMATS else "f16"
-    tell("asking the run")
-    asked = hf.ask(wanted)
-    assembled = asked.assembled
-    with files.complete(wanted.out) as draft:
+    assert plan.quantise is not None, "the plan was checked"
+    form = plan.quantise if plan.quantise in GGUF_FORMATS else "f16"
+    progress("asking the run")
+    reference = hf.ask(plan)
+    assembled = reference.assembled
+    with files.complete(plan.out) as draft:
         draft.mkdir()
-        text, pictures = f"model-{form}.gguf", f"mmproj-{_picture_format(wanted)}.gguf"
+        text, pictures = f"model-{form}.gguf", f"mmproj-{_picture_format(plan)}.gguf"
         config: Any = assembled.model.config
-        template = chat_template(assembled.template, markers=True)
-        tell(f"writing {text}")
-        decoder = list(hf.decoder_entries(wanted, manifest, config.tie_word_embeddings))
+        progress(f"writing {text}")
+        decoder = list(hf.decoder_entries(plan, config.tie_word_embeddings))
         rows = next(e.shape[0] for e in decoder if e.name.endswith("embed_tokens.weight"))
-        name = name_of(manifest["sources"]["llm"], assembled.tokenizer)
+        name = name_of(plan.manifest["sources"]["llm"], assembled.tokenizer)
         writer = text_writer(config.text_config, form, name)
-        write_vocabulary(writer, assembled, template, rows)
+        write_vocabulary(writer, assembled, chat_template(assembled.template, markers=True), rows)
         gaps = _write(writer, text_tensors(decoder, config.text_config), draft / text, form)
-        if form != wanted.quantise:
-            tell(f"quantising to {wanted.quantise}")
-            text = _quantised(draft / text, wanted.quantise)
-        tell(f"writing {pictures}")
-        writer = picture_writer(assembled, _picture_format(wanted), wanted.class_token)
-        projector = hf.projector_entries(wanted, manifest)
-        seen = picture_tensors([*asked.tower, *projector], config, wanted.class_token)
-        gaps |= _write(writer, seen, draft / pictures, _picture_format(wanted))
+        if form != plan.quantise:
+            progress(f"quantising to {plan.quantise}")
+            text = _quantised(draft / text, plan.quantise)
+        progress(f"writing {pictures}")
+        writer = picture_writer(assembled, _picture_format(plan), plan.class_token)
+        entries = [*reference.tower, *hf.projector_entries(plan)]
+        tensors = picture_tensors(entries, config, plan.class_token)
+        gaps |= _write(writer, tensors, draft / pictures, _picture_format(plan))
         (draft / "Modelfile").write_text(modelfile(assembled.template, text, pictures), encoding="utf-8")
-        content = {
-            "to": "gguf",
-            "run": str(wanted.run),
-            "manifest": files.file_hash(wanted.run / files.MANIFEST),
-            "base": wanted.base or "as trained",
-            "dtype": wanted.quantise,
-            "old_gemma": wanted.old_gemma,
-            "class_token": wanted.class_token,
+        content = plan.origin("gguf") | {
+            "base": plan.base or "as trained",
+            "dtype": plan.quantise,
+            "old_gemma": plan.old_gemma,
+            "class_token": plan.class_token,
             "tensors": len(gaps),
             "tensor_gap": max(gaps.values()),
-            "parity_to_quantised_run": asked.to_run,
-            "notes": _notes(config, wanted),
+            "parity_to_quantised_run": reference.to_run,
+            "notes": _notes(config, plan),
             "weights": files.hashes(draft, ("*.safetensors", "*.gguf")),
             "versions": files.versions() | {"gguf": version("gguf")},
         }
         files.write_json(draft / "export.json", content)
-        (draft / "README.md").write_text(card.model_card(wanted.run, manifest, content), encoding="utf-8")
+        (draft / "README.md").write_text(card.model_card(plan.run, plan.manifest, content), encoding="utf-8")
     return content
 
 
@@ -97,31 +92,31 @@ def _quantised(path: Path, form: str) -> str:
     return made.name
 
 
-def _picture_format(wanted: hf.Plan) -> str:
+def _picture_format(plan: hf.Plan) -> str:
     """Return the projector file's: its own rounding costs little, and its kernels want 16 bits."""
-    return "f32" if wanted.quantise == "f32" else "f16"
+    return "f32" if plan.quantise == "f32" else "f16"
 
 
-def _notes(config: Any, wanted: hf.Plan) -> list[str]:
+def _notes(config: Any, plan: hf.Plan) -> list[str]:
     text = config.text_config
     lines = [
-        f"llama.cpp: llama-mtmd-cli -m {wanted.out}/model-{wanted.quantise}.gguf --mmproj "
-        f"{wanted.out}/mmproj-{_picture_format(wanted)}.gguf --image FILE -p TEXT --temp 0",
-        f"Ollama: ollama create NAME -f {wanted.out}/Modelfile",
+        f"llama.cpp: llama-mtmd-cli -m {plan.out}/model-{plan.quantise}.gguf --mmproj "
+        f"{plan.out}/mmproj-{_picture_format(plan)}.gguf --image FILE -p TEXT --temp 0",
+        f"Ollama: ollama create NAME -f {plan.out}/Modelfile",
     ]
-    if wanted.class_token == "last":
+    if plan.class_token == "last":
         lines.append(
             "the projector file is for llama.cpp's releases since May 2025, which put a CLIP tower's class "
             "token after the patches (its issue 25814): they lose a picture's first patch, the others are "
             "the run's. For a llama.cpp without that fault export with --class-token first"
         )
-    elif wanted.class_token == "first":
+    elif plan.class_token == "first":
         lines.append(
             "the projector file is for a llama.cpp that puts a CLIP tower's class token before the patches; "
             "releases since May 2025 do not (its issue 25814) and would misread every patch: for them export "
             "with --class-token last"
         )
-    if wanted.quantise not in GGUF_FORMATS:
+    if plan.quantise not in GGUF_FORMATS:
         lines.append(f"the text model was compared with the run in f16; {QUANTIZE} rounded it afterwards")
     window = getattr(text, "sliding_window", None)
     if window and window < text.max_position_embeddings:

@@ -12,6 +12,7 @@ from basic_lite.export import folder as hf
 from basic_lite.export import parity
 from basic_lite.export.readers import check_installed, refusals, uncapped
 from basic_lite.export.weights import entries_of
+from basic_lite.models import checkpoint
 
 _WEIGHTS = ("*.safetensors", "*.gguf")
 _REMEDY = "export the run again, or get the file again"
@@ -47,7 +48,7 @@ def kind_of(folder: Path) -> str:
 
 
 def inspect(folder: Path, device: torch.device | str) -> list[str]:
-    """Open a folder of any layout that `export` writes and say what it holds, line by line.
+    """Open an exported folder of any layout and report what it holds, line by line.
 
     Raises ValueError if it does not load, a file has changed, or its parts do not fit.
     """
@@ -100,7 +101,7 @@ def _llava(folder: Path, export: dict, device: torch.device | str) -> list[str]:
 
 
 def _adapters(folder: Path) -> list[str]:
-    config = json.loads((folder / files.ADAPTER).read_text(encoding="utf-8"))
+    config = checkpoint.adapter_config(folder)
     tensors = list(entries_of(folder / files.ADAPTER_WEIGHTS))
     broken = [entry.name for entry in tensors if not entry.read().isfinite().all()]
     if broken:
@@ -113,7 +114,7 @@ def _adapters(folder: Path) -> list[str]:
 
 
 def _gguf(folder: Path) -> list[str]:
-    """Look whether the two halves fit each other, as llama.cpp will."""
+    """Check that the two halves fit each other, as llama.cpp will."""
     check_installed()
     import gguf
 

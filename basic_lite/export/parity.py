@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from basic_lite.data.conversation import IMAGE, Turn
@@ -61,12 +63,10 @@ def pictures() -> list[Image.Image]:
     """Draw the fixed pictures: colour ramps and a block, the same everywhere."""
     drawn = []
     for number, (width, height) in enumerate(SIZES):
-        picture = Image.new("RGB", (width, height))
-        for x in range(width):
-            for y in range(height):
-                block = 180 if (x // 9 + y // 7 + number) % 3 == 0 else 0
-                picture.putpixel((x, y), (x * 255 // width, y * 255 // height, block))
-        drawn.append(picture)
+        y, x = np.indices((height, width))
+        block = np.where((x // 9 + y // 7 + number) % 3 == 0, 180, 0)
+        colours = np.stack([x * 255 // width, y * 255 // height, block], axis=-1)
+        drawn.append(Image.fromarray(colours.astype(np.uint8)))
     return drawn
 
 
@@ -189,7 +189,6 @@ def ask_folder(
     The logits follow the course of the run's answers, on their ids and pixels.
     """
     processor, model = open_folder(folder, device, image_scale)
-    stops, pad = _ends(model)
     answers = []
     for number, known in enumerate(run):
         text, ids, pixels = prepared(processor, number)
@@ -197,10 +196,8 @@ def ask_folder(
             raise ValueError(
                 f"the exported processor writes {text!r} as {ids[:12]}..., not as {known.ids[:12]}..."
             )
-        sizes = sizes_of(number)
-        _, logits = ask(model, ids, known.pixels, stops, pad, known.produced, sizes)
-        produced, _ = ask(model, ids, pixels, stops, pad, sizes=sizes)  # with the processor's own pixels
-        answer = processor.decode(produced, skip_special_tokens=True).strip()
+        _, logits = ask(model, ids, known.pixels, *_ends(model), known.produced, sizes_of(number))
+        produced, answer = _greedy(processor, model, number, ids, pixels)
         answers.append(Answer(ids, pixels, produced, logits, answer))
     return answers
 
@@ -208,17 +205,19 @@ def ask_folder(
 def texts_of(folder: Path, device: torch.device | str) -> list[str]:
     """Return an exported folder's answers to the fixed prompts."""
     processor, model = open_folder(folder, device)
-    stops, pad = _ends(model)
-    texts = []
-    for number in range(len(PROMPTS)):
-        _, ids, pixels = prepared(processor, number)
-        produced, _ = ask(model, ids, pixels, stops, pad, sizes=sizes_of(number))
-        texts.append(processor.decode(produced, skip_special_tokens=True).strip())
-    return texts
+    prompts = (prepared(processor, number)[1:] for number in range(len(PROMPTS)))
+    return [_greedy(processor, model, number, *prompt)[1] for number, prompt in enumerate(prompts)]
+
+
+def _greedy(
+    processor: Any, model: Any, number: int, ids: list[int], pixels: torch.Tensor | None
+) -> tuple[list[int], str]:
+    """Return ids and text of the answer to a fixed prompt, with the processor's own pixels."""
+    produced, _ = ask(model, ids, pixels, *_ends(model), sizes=sizes_of(number))
+    return produced, processor.decode(produced, skip_special_tokens=True).strip()
 
 
 def _ends(model: Any) -> tuple[list[int], int]:
-    """Return the ids that end an answer, and the one that fills a batch."""
     generation: Any = model.generation_config
     return generation.eos_token_id, generation.pad_token_id
 
@@ -231,3 +230,52 @@ def pixel_gap(here: list[Answer], there: list[Answer]) -> float:
         if a.pixels is not None and b.pixels is not None
     ]
     return max(gaps, default=0.0)
+
+
+@dataclass
+class DecoderPass:
+    """What entered the run's decoder, and what came out of its head."""
+
+    embeds: torch.Tensor  # `(1, S, D)` on the CPU
+    logits: torch.Tensor  # `(S, V)` fp32, on the CPU
+
+
+@torch.inference_mode()
+def record_decoder(assembled: Assembled, answers: list[Answer]) -> list[DecoderPass]:
+    """Run prompts and answers through the run once more, and keep what its decoder receives."""
+    decoder = parts_of(assembled.model).decoder
+    received: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        received.append(kwargs["inputs_embeds"])
+
+    hook, passes = decoder.register_forward_pre_hook(keep, with_kwargs=True), []
+    try:
+        for answer in answers:
+            row = one_row(assembled.model, answer.ids + answer.produced, answer.pixels)
+            logits = assembled.model(**row).logits
+            passes.append(DecoderPass(received[-1].cpu(), logits[0].float().cpu()))
+    finally:
+        hook.remove()
+    return passes
+
+
+@torch.inference_mode()
+def compare_decoder(causal: nn.Module, passes: list[DecoderPass], *dtypes: torch.dtype) -> dict[str, float]:
+    """Compare another loader's causal LM on the run's embeddings; raises ValueError if the gap is too large.
+
+    The coarser one of `dtypes`, of run and folder, sets the limit.
+    """
+    for_inference(causal)
+    weight = next(causal.parameters())
+    gap = 0.0
+    for prompt in passes:
+        logits = causal(inputs_embeds=prompt.embeds.to(weight.device)).logits[0].float().cpu()
+        gap = max(gap, relative_gap(logits, prompt.logits))
+    limit = max(LIMITS[dtype] for dtype in dtypes)
+    if gap > limit:
+        raise ValueError(
+            f"the exported folder is not the run: gap {gap:.3g} (at most {limit:g}); nothing was kept, "
+            "please report this"
+        )
+    return {"decoder_gap": gap, "limit": limit}

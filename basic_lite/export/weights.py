@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from basic_lite.files import ADAPTER, ADAPTER_WEIGHTS, write_json
-from basic_lite.models import converted, repository
+from basic_lite.models import checkpoint, converted, repository
 from basic_lite.models.trainable import TOWER_LAYERS
 
 Base = Literal["bf16", "dequantised"]
@@ -81,7 +80,7 @@ class Adapters:
     """The decoder's adapters of a run's PEFT folder, added to one base tensor at a time."""
 
     def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        config = checkpoint.adapter_config(folder)
         strange = [
             key
             for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")

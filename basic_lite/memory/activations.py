@@ -14,10 +14,13 @@ from basic_lite.models import zoo
 
 Training = Literal["projector", "adapters", "decoder"]
 
+_ADDS_ONE = ("gemma", "gemma2", "gemma3_text")
+"""Families whose norms multiply by 1 + weight, in fp32."""
+
 
 @dataclass(frozen=True)
-class Held:
-    """How a decoder is held and what of it is trained."""
+class DecoderSetup:
+    """How a decoder is stored and what of it is trained."""
 
     bits: int = 4  # of its linear layers: 4, 8 or 16
     # `"projector"` (stage 1), `"adapters"` (stage 2 with LoRA), `"decoder"` (stage 2 without)
@@ -39,34 +42,29 @@ class Held:
         return 4 if self.training == "decoder" else self.width
 
 
-def checkpoint_bytes(size: DecoderSize, held: Held) -> int:
-    """Bytes per token that a recomputed layer keeps: its input."""
-    return size.width * held.stream
-
-
-def is_fused(size: DecoderSize, held: Held) -> bool:
+def is_fused(size: DecoderSize, setup: DecoderSetup) -> bool:
     """Whether Liger's modules run in a decoder: where they are asked for and exist."""
-    return held.fused and size.fusable
+    return setup.fused and size.fusable
 
 
-def is_streamlined(size: DecoderSize, held: Held) -> bool:
+def is_streamlined(size: DecoderSize, setup: DecoderSetup) -> bool:
     """Whether a layer runs as `models.decoder_layer` has it: norms frozen, not in 8 bits."""
-    return held.streamlined and size.streamlined and held.training != "decoder" and held.bits != 8
+    return setup.streamlined and size.streamlined and setup.training != "decoder" and setup.bits != 8
 
 
-def keeps_inputs_alone(size: DecoderSize, held: Held) -> bool:
+def keeps_inputs_alone(size: DecoderSize, setup: DecoderSetup) -> bool:
     """Whether norms and gates keep what they were given, and nothing that they made of it."""
-    return is_fused(size, held) or is_streamlined(size, held)
+    return is_fused(size, setup) or is_streamlined(size, setup)
 
 
-def kept_per_token(size: DecoderSize, held: Held, row: int = 0) -> float:
+def kept_per_token(size: DecoderSize, setup: DecoderSetup, row: int = 0) -> float:
     """Bytes per token that a layer keeps when it is not recomputed, in rows of `row` tokens.
 
     A row that is longer than a sliding window needs masks. Some families keep a little more once for all
     rows: GLM-4's repeated cosines, Ministral's scales.
     """
-    norms = _norms(size, held) + _head_norms(size, held)
-    return norms + _attention(size, held, row) + _mlp(size, held) + _inputs(size, held)
+    norms = _norms(size, setup) + _head_norms(size, setup)
+    return norms + _attention(size, setup, row) + _mlp(size, setup) + _inputs(size, setup)
 
 
 def is_masked(size: DecoderSize, row: int) -> bool:
@@ -74,73 +72,73 @@ def is_masked(size: DecoderSize, row: int) -> bool:
     return size.window is not None and row > size.window
 
 
-def kept_per_layer(size: DecoderSize, held: Held) -> int:
+def kept_per_layer(size: DecoderSize, setup: DecoderSetup) -> int:
     """Bytes that a layer keeps however many tokens there are: narrowed copies of trained weights.
 
     Those of adapters are made once per optimizer step and stay (see `narrow_bytes`).
     """
     norms = size.norms * size.width + (2 * size.head_dim if size.head_norms else 0)
     widened = 0  # weights of norms in fp32
-    if size.family in ("gemma", "gemma2", "gemma3_text") and not keeps_inputs_alone(size, held):  # 1 + weight
+    if size.family in _ADDS_ONE and not keeps_inputs_alone(size, setup):
         widened = 4 * norms
-    elif size.family in ("cohere2", "stablelm") and held.half and held.training != "decoder":
+    elif size.family in ("cohere2", "stablelm") and setup.half and setup.training != "decoder":
         widened = (8 if size.family == "stablelm" else 4) * norms  # with biases
-    if not held.half:
+    if not setup.half:
         return widened
-    if held.training == "decoder":
+    if setup.training == "decoder":
         return widened + 2 * size.linear_parameters
-    if held.training == "adapters" and held.bits == 8:  # they run as PEFT has them
+    if setup.training == "adapters" and setup.bits == 8:  # they run as PEFT has them
         # After a dropout an adapter's first matrix is narrowed anew in backward.
-        first = 2 * held.rank * sum(linear.inputs for linear in size.linears) if held.dropout > 0 else 0
-        return widened + 2 * size.adapter_parameters(held.rank) // size.depth - first
+        first = 2 * setup.rank * sum(linear.inputs for linear in size.linears) if setup.dropout > 0 else 0
+        return widened + 2 * size.adapter_parameters(setup.rank) // size.depth - first
     return widened
 
 
-def narrow_bytes(size: DecoderSize, held: Held) -> int:
+def narrow_bytes(size: DecoderSize, setup: DecoderSetup) -> int:
     """Bytes of the adapters' narrow copies, which stay from one optimizer step to the next."""
-    if held.training != "adapters" or not held.half or held.bits == 8:
+    if setup.training != "adapters" or not setup.half or setup.bits == 8:
         return 0
-    return 2 * size.adapter_parameters(held.rank)
+    return 2 * size.adapter_parameters(setup.rank)
 
 
-def norm_bytes(size: DecoderSize, held: Held, after: bool = False) -> int:
+def norm_bytes(size: DecoderSize, setup: DecoderSetup, after: bool = False) -> int:
     """Bytes per row of a norm: the widened input and the root; a trained one also what its weight multiplied.
 
     Liger's keeps its input as it came, and the root. A layer norm of torch's (StableLM) keeps the widened
     input, mean and root; Cohere's the centred input, once for the variance and once for the quotient.
     `after`: the input comes from attention or the MLP, and so in the precision of products.
     """
-    given = held.width if after else held.stream
-    if keeps_inputs_alone(size, held):
+    given = setup.width if after else setup.stream
+    if keeps_inputs_alone(size, setup):
         return size.width * given + 4
     if size.family == "stablelm":
         return 4 * size.width + 8
     widened = 2 if size.family == "cohere2" else 1
     multiplied = 0
-    if held.training == "decoder":
-        multiplied = 4 if size.family in ("gemma", "gemma2", "gemma3_text", "olmo2", "olmo3") else given
+    if setup.training == "decoder":
+        multiplied = 4 if size.family in (*_ADDS_ONE, "olmo2", "olmo3") else given
     return size.width * (4 * widened + multiplied) + 4
 
 
-def _norms(size: DecoderSize, held: Held) -> int:
+def _norms(size: DecoderSize, setup: DecoderSetup) -> int:
     """As `norm_bytes`, of all norms of a layer but those of query and key."""
     after = size.norms_after
-    return (size.norms - after) * norm_bytes(size, held) + after * norm_bytes(size, held, after=True)
+    return (size.norms - after) * norm_bytes(size, setup) + after * norm_bytes(size, setup, after=True)
 
 
-def _head_norms(size: DecoderSize, held: Held) -> int:
+def _head_norms(size: DecoderSize, setup: DecoderSetup) -> int:
     """As `norm_bytes`, of query and key, a root per head or for all; Liger has none over all at once."""
     if not size.head_norms:
         return 0
-    if is_fused(size, held) and not size.whole_norms:
-        width = held.width
+    if is_fused(size, setup) and not size.whole_norms:
+        width = setup.width
     else:
         # What a trained weight multiplies is narrowed first by Qwen-3, as its input was narrow.
-        width = 4 + ((held.width if size.family == "qwen3" else 4) if held.training == "decoder" else 0)
+        width = 4 + ((setup.width if size.family == "qwen3" else 4) if setup.training == "decoder" else 0)
     return width * (size.query + size.keys) + 4 * (2 if size.whole_norms else size.heads + size.kv_heads)
 
 
-def _attention(size: DecoderSize, held: Held, row: int) -> int:
+def _attention(size: DecoderSize, setup: DecoderSetup, row: int) -> int:
     """Rotated query and key, value, output, and the softmax's normaliser in fp32.
 
     Under a mask sdpa's grouped kernels do not run, so key and value are widened to all heads, and the mask
@@ -148,54 +146,54 @@ def _attention(size: DecoderSize, held: Held, row: int) -> int:
     there all the same where the output projection keeps its input.
     """
     if size.capped:
-        kept = held.training != "projector" or held.bits == 8
-        return held.width * ((2 if kept else 1) * size.query + 2 * size.keys)
+        kept = setup.training != "projector" or setup.bits == 8
+        return setup.width * ((2 if kept else 1) * size.query + 2 * size.keys)
     masked = is_masked(size, row)
     keys = size.query if masked else size.keys
-    return held.width * (2 * size.query + 2 * keys + (row if masked else 0)) + 4 * size.heads
+    return setup.width * (2 * size.query + 2 * keys + (row if masked else 0)) + 4 * size.heads
 
 
-def _mlp(size: DecoderSize, held: Held) -> int:
+def _mlp(size: DecoderSize, setup: DecoderSetup) -> int:
     """Gate, its activation, and up, unless the activation is computed again."""
-    return held.width * (2 if keeps_inputs_alone(size, held) else 3) * size.inner
+    return setup.width * (2 if keeps_inputs_alone(size, setup) else 3) * size.inner
 
 
-def _inputs(size: DecoderSize, held: Held) -> int:
+def _inputs(size: DecoderSize, setup: DecoderSetup) -> int:
     """Inputs that linear layers keep: none while they are frozen in 4 or 16 bits."""
-    width = held.width
+    width = setup.width
     # What the output projection gets is the attention's output, kept anyway. It is laid out anew where only a
     # part of each head was rotated, and in Phi-3, but not after Liger's rotary embedding.
-    anew = size.partial or (size.joined and not keeps_inputs_alone(size, held))
+    anew = size.partial or (size.joined and not keeps_inputs_alone(size, setup))
     output = size.query if anew else 0
     shared = width * (
         (1 if size.norms == 1 else 2) * size.width + output + size.inner
     )  # Cohere's block is one
-    if held.training == "decoder":
-        if not held.half:
+    if setup.training == "decoder":
+        if not setup.half:
             return shared
         # Autocast narrows the input anew for each layer; the attention's output is narrow already.
         own = sum(linear.inputs for linear in size.linears if linear.name != "o_proj")
         return width * (own + output)
-    quantised = shared if held.bits == 8 else 0  # bitsandbytes' 8-bit layers keep their inputs
-    if held.training == "projector":
+    quantised = shared if setup.bits == 8 else 0  # bitsandbytes' 8-bit layers keep their inputs
+    if setup.training == "projector":
         return quantised
-    return shared + width * held.rank * len(size.linears)
+    return shared + width * setup.rank * len(size.linears)
 
 
-def kept_by_last(size: DecoderSize, held: Held, tokens: int, rows: int, mask: int) -> float:
+def kept_by_last(size: DecoderSize, setup: DecoderSetup, tokens: int, rows: int, mask: int) -> float:
     """Bytes that the last layer keeps, which runs for supervised rows only (see `last_layer`).
 
     Keys and values are made for all B * S `tokens`, and widened to all heads, because a mask stands in the
     way of sdpa's grouped kernels; everything else is made for the supervised `rows`, padding among them
     included. `mask` counts the mask's elements: one per row and token that it could see.
     """
-    held = replace(held, streamlined=False)
-    width, grouped = held.width, size.capped or size.heads == size.kv_heads
-    norms = _norms(size, held)
-    all_tokens = norms / 2 + _head_norms(size, held) + width * 2 * (size.keys if grouped else size.query)
-    some = norms / 2 + _attention(size, held, 0) - width * 2 * size.keys + _mlp(size, held)
-    everything = _inputs(size, held)
-    behind = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
-    share = behind / sum(layer.inputs for layer in size.linears)
-    inputs = everything * (share * rows + (1 - share) * tokens)
+    setup = replace(setup, streamlined=False)
+    width, grouped = setup.width, size.capped or size.heads == size.kv_heads
+    norms = _norms(size, setup)
+    all_tokens = norms / 2 + _head_norms(size, setup) + width * 2 * (size.keys if grouped else size.query)
+    some = norms / 2 + _attention(size, setup, 0) - width * 2 * size.keys + _mlp(size, setup)
+    # The output projection and the MLP keep inputs of the supervised rows alone.
+    of_some = sum(layer.inputs for layer in size.linears[-4 if not size.joined else -3 :])
+    share = of_some / sum(layer.inputs for layer in size.linears)
+    inputs = _inputs(size, setup) * (share * rows + (1 - share) * tokens)
     return tokens * all_tokens + rows * some + inputs + (1 if size.capped else width) * mask

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
-from basic_lite.memory.activations import Held, is_streamlined
+from basic_lite.memory.activations import DecoderSetup, is_streamlined
 from basic_lite.memory.peak import Optimizer, Step, dequantised_bytes, peak
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import card_of, seconds_per_sample
@@ -16,10 +16,10 @@ from basic_lite.models import zoo
 
 Kind = Literal["stage1", "stage2 --lora", "stage2"]
 
-KINDS: dict[Kind, Held] = {
-    "stage1": Held(bits=4, training="projector", fused=True),
-    "stage2 --lora": Held(bits=4, training="adapters", fused=True),
-    "stage2": Held(bits=16, training="decoder", fused=True),
+KINDS: dict[Kind, DecoderSetup] = {
+    "stage1": DecoderSetup(bits=4, training="projector", fused=True),
+    "stage2 --lora": DecoderSetup(bits=4, training="adapters", fused=True),
+    "stage2": DecoderSetup(bits=16, training="decoder", fused=True),
 }
 """The stages as they are typed, with their defaults on a GPU."""
 
@@ -34,7 +34,7 @@ SPARE: float = 0.05
 """Share of the budget that is not filled with dequantised layers."""
 
 LARGEST_MICRO_BATCH: int = 64
-"""More rows at once gain nothing that the estimate could tell."""
+"""More rows at once gain nothing by the estimate."""
 
 WORKSPACES: tuple[int, ...] = (256 << 20, 128 << 20, LEAST_BYTES)
 """Bytes for `L_sds` to try where what the rule takes does not fit."""
@@ -65,7 +65,7 @@ def budget_bytes(gib: float) -> float:
 
 
 def step_of(kind: Kind, decoder: DecoderSize, tower: TowerSize) -> Step:
-    return Step(decoder, tower, held=KINDS[kind], text=TEXT[kind])
+    return Step(decoder, tower, setup=KINDS[kind], text=TEXT[kind])
 
 
 def candidates(global_batch: int) -> list[int]:
@@ -80,16 +80,14 @@ def fit(
     micro_batches: Sequence[int],
     gib: float,
     optimizers: Sequence[Optimizer] = ("adamw",),
-    recompute: int | None = None,
     rows: int | None = None,
 ) -> Step | None:
     """Return the fastest step by the estimate that fits `budget` bytes, or `None`.
 
-    The optimizers are tried in order and a later one is taken only where no step fits with an earlier one:
-    8-bit moments are not the same training. For each micro-batch as few layers recompute as fit, unless
-    `recompute` says how many, and the chunk of `L_sds` is the rule's, or smaller where that alone makes it
-    fit. `gib` stands for the card's speed; `rows` are those of an optimizer step, where a micro-batch may be
-    all of them, `None` to leave it to the step.
+    A later optimizer is taken only where no step fits with an earlier one: 8-bit moments are not the same
+    training. For each micro-batch as few layers recompute as fit, and the chunk of `L_sds` is the rule's, or
+    smaller where that alone makes it fit. `gib` stands for the card's speed; `rows` are those of an optimizer
+    step, where a micro-batch may be all of them, `None` to leave it to the step.
     """
     card = card_of(gib)
     for optimizer in optimizers:
@@ -97,19 +95,18 @@ def fit(
         for size in micro_batches:
             accumulates = step.accumulates if rows is None else size < rows
             tried = replace(step, optimizer=optimizer, micro_batch=size, accumulates=accumulates)
-            fitting += islice(_fitting(tried, budget, recompute), 1)
+            fitting += islice(_fitting(tried, budget), 1)
         if fitting:
             return min(fitting, key=lambda chosen: seconds_per_sample(chosen, card))
     return None
 
 
-def _fitting(step: Step, budget: float, recompute: int | None) -> Iterator[Step]:
+def _fitting(step: Step, budget: float) -> Iterator[Step]:
     """Yield the step with as few recomputed layers as fit, with the rule's chunk first."""
     smaller = () if step.rows_per_chunk else (size for size in WORKSPACES if size < step.chunk_bytes)
     for workspace in (step.workspace, *smaller):
         chunked = replace(step, workspace=workspace)
-        fewest = (_fewest(chunked, budget), step.decoder.depth) if recompute is None else (recompute,)
-        for count in fewest:
+        for count in (_fewest(chunked, budget), step.decoder.depth):
             tried = replace(chunked, recompute=count)
             if needed(tried) <= budget:
                 yield tried
@@ -129,7 +126,7 @@ def _fewest(step: Step, budget: float) -> int:
 
 def most_dequantised(step: Step) -> int:
     """Return how many decoder layers can be held dequantised at all: those in 4 bits that are streamlined."""
-    possible = step.held.bits == 4 and step.shards == 1 and is_streamlined(step.decoder, step.held)
+    possible = step.setup.bits == 4 and step.shards == 1 and is_streamlined(step.decoder, step.setup)
     return max(step.decoder.depth - 1, 0) if possible else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,16 +56,9 @@ run, whose adapters then stand on the base in full precision, and the folder."""
 def weight_bytes(plan: Inference) -> dict[str, float]:
     """Bytes of everything that stays."""
     decoder, tower = plan.decoder, plan.tower
-    linear = decoder.depth * decoder.linear_parameters
-    rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
-    packed = {
-        4: linear * (0.5 + 1 / 64 + 4 / (64 * 256)),  # nf4, its scales, and the scales of these
-        8: linear + 4 * rows,
-        16: linear * plan.width,
-    }
     copies = 2 if plan.rank else 1  # PEFT keeps the projector that it replaces
     return {
-        "decoder": packed[plan.bits] + plan.width * decoder.norm_parameters,
+        "decoder": decoder.linear_bytes(plan.bits, plan.width) + plan.width * decoder.norm_parameters,
         "embeddings and head": plan.width * decoder.table_parameters,
         "tower": plan.width * tower.parameters,
         "projector": 4 * copies * projector_parameters(tower, decoder),
@@ -133,7 +125,6 @@ def _moments(plan: Inference) -> list[dict[str, float]]:
 
 
 def needed(plan: Inference) -> float:
-    """Return the bytes that the card must hold."""
     return sum(peak(plan).values())
 
 
@@ -186,7 +177,7 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
 
     from basic_lite.files import ADAPTER, DECODER, read_manifest
     from basic_lite.memory.available import available_bytes
-    from basic_lite.models.checkpoint import sources_of
+    from basic_lite.models.checkpoint import adapter_config, sources_of
     from basic_lite.models.llava import read_config
     from basic_lite.models.tower import vision_config
 
@@ -196,8 +187,7 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
     tower = TowerSize.of(config, sources.image_size, sources.tower)
-    adapter = run / ADAPTER
-    rank = json.loads(adapter.read_text(encoding="utf-8"))["r"] if adapter.is_file() else 0
+    rank = adapter_config(run)["r"] if (run / ADAPTER).is_file() else 0
     width = 4 if sources.dtype == torch.float32 else 2
     settings: dict[str, Any] = {"rank": rank, "width": width} | SETTINGS[use] | {"batch": 1}
     plan = Inference(decoder, tower, sources.bits, **settings)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from basic_lite.memory.activations import (
-    Held,
-    checkpoint_bytes,
+    DecoderSetup,
     is_fused,
     is_masked,
     keeps_inputs_alone,
@@ -39,7 +38,7 @@ class Step:
 
     decoder: DecoderSize  # sizes of the language model
     tower: TowerSize  # sizes of the vision tower
-    held: Held  # how the decoder is held and what of it is trained
+    setup: DecoderSetup  # how the decoder is stored and what of it is trained
     optimizer: Optimizer = "adamw"  # of the adapters: `"adamw"` with fp32 moments, or `"paged-adamw-8bit"`
     micro_batch: int = 8  # B, rows per forward pass, each with one image
     text: int = 64  # text tokens per row, all with loss
@@ -74,7 +73,7 @@ class Step:
     def tower_width(self) -> int:
         """Bytes of an element of the tower's states: fp32 if its weights are, or a first norm widens them."""
         first_norm = self.tower.family in ("clip_vision_model", "mlcd_vision_model")
-        return 4 if self.tower_trained or (self.tower_rank and first_norm) else self.held.width
+        return 4 if self.tower_trained or (self.tower_rank and first_norm) else self.setup.width
 
     @property
     def tokens(self) -> int:
@@ -97,16 +96,26 @@ class Step:
         return self.micro_batch * self.tower.patches
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes of the residual stream: a layer's input, and the gradient that backward has in hand."""
+        return self.tokens * self.decoder.width * self.setup.stream
+
+    @property
+    def squares(self) -> int:
+        """Squares of pixels, each of them a pass through the tower."""
+        return self.micro_batch * self.tower.squares
+
+    @property
     def chunk(self) -> Chunk:
         """What `L_sds` has at once of patches and vocabulary."""
         vocabulary = self.decoder.vocabulary
         if self.rows_per_chunk:
             return Chunk(min(self.rows_per_chunk, self.patches), vocabulary)
-        return chunk_of(self.patches, vocabulary, self.decoder.width, self.held.width, self.workspace)
+        return chunk_of(self.patches, vocabulary, self.decoder.width, self.setup.width, self.workspace)
 
     @property
     def chunk_bytes(self) -> int:
-        return self.chunk.bytes(self.decoder.vocabulary, self.decoder.width, self.held.width)
+        return self.chunk.bytes(self.decoder.vocabulary, self.decoder.width, self.setup.width)
 
 
 def static_parts(step: Step) -> dict[str, float]:
@@ -115,53 +124,42 @@ def static_parts(step: Step) -> dict[str, float]:
     From the second micro-batch of an optimizer step on, gradients are always there. Where there is no second
     one, they come while the layers' activations go (see `_gradients`).
     """
-    decoder, held = step.decoder, step.held
-    linear, scales = decoder.depth * decoder.linear_parameters, 0.0
-    if held.training == "decoder":
-        weights, tables, trained = 4 * linear, 4, decoder.parameters
+    decoder, setup = step.decoder, step.setup
+    if setup.training == "decoder":
+        weights, tables, trained = 4 * decoder.depth * decoder.linear_parameters, 4, decoder.parameters
     else:
-        rows = decoder.depth * sum(layer.outputs for layer in decoder.linears)
-        scales = linear * (1 / 64 + 4 / (64 * 256))  # of nf4: one byte per 64, fp32 per 256 of those
-        packed = {
-            4: linear * 0.5 + scales,
-            8: linear + 4 * rows,
-            16: linear * held.width,
-        }
-        weights, tables = packed[held.bits], held.width
-        trained = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
+        weights, tables = decoder.linear_bytes(setup.bits, setup.width), setup.width
+        trained = decoder.adapter_parameters(setup.rank) if setup.training == "adapters" else 0
     moments = 2 * (1 + 4 / 256) if step.optimizer == "paged-adamw-8bit" else 8
     projector = projector_parameters(step.tower, decoder)
     waiting = 4 if step.accumulates else 0
     tuned = trained * (moments + waiting)
-    if held.training == "adapters":
+    if setup.training == "adapters":
         tuned += 4 * trained
     if step.shards == 1 and step.optimizer == "adamw":
-        tuned += narrow_bytes(decoder, held)
+        tuned += narrow_bytes(decoder, setup)
     layers = weights + tables * decoder.norm_parameters
     # Of a decoder that is cut two layers are whole: one at work and the next; with the gradient of one.
     whole = (2 * layers + 12 * trained) / decoder.depth if step.shards > 1 else 0
-    kept = scales if step.shards > 1 and held.bits == 4 else 0  # the scales are no parameters
+    kept = decoder.scale_bytes if step.shards > 1 and setup.bits == 4 else 0  # they are no parameters
+    dequantised = step.dequantised * dequantised_bytes(step)
     layers, tuned = kept + (layers - kept) / step.shards, tuned / step.shards
     return {
         "decoder": layers,
         **({"layers at work": whole} if whole else {}),
-        **(
-            {"layers held dequantised": step.dequantised * dequantised_bytes(step)}
-            if step.dequantised
-            else {}
-        ),
+        **({"layers held dequantised": dequantised} if dequantised else {}),
         "embeddings and head": tables * decoder.table_parameters,
-        "tower": (4 if step.tower_trained else held.width) * step.tower.parameters,
+        "tower": (4 if step.tower_trained else setup.width) * step.tower.parameters,
         **({"tower's optimizer": _tuning_of_tower(step, moments, waiting)} if step.tower_tuned else {}),
         "projector": (12 + waiting) * projector,  # fp32: weights, two moments, gradients
-        "adapters" if held.training != "decoder" else "decoder's optimizer": tuned,
+        "adapters" if setup.training != "decoder" else "decoder's optimizer": tuned,
         **({"maps of the target": tables * step.maps * decoder.width**2} if step.maps else {}),
     }
 
 
 def dequantised_bytes(step: Step) -> int:
     """Bytes of one decoder layer's linear weights in the precision of products."""
-    return step.held.width * step.decoder.linear_parameters
+    return step.setup.width * step.decoder.linear_parameters
 
 
 def _tuning_of_tower(step: Step, moments: float, waiting: int) -> float:
@@ -173,20 +171,19 @@ def activation_bytes(step: Step, recompute: int | None = None) -> float:
     """Bytes that the decoder's layers keep from forward to backward; `recompute` replaces the step's own."""
     count = step.recompute if recompute is None else recompute
     depth = step.decoder.depth
-    inputs = count * step.tokens * checkpoint_bytes(step.decoder, step.held)
     last = _last(step) if count < depth else 0
-    return inputs + max(depth - 1 - count, 0) * _whole(step) + last
+    return count * step.stream_bytes + max(depth - 1 - count, 0) * _whole(step) + last
 
 
 def _whole(step: Step) -> float:
     """What one layer keeps that runs for all tokens."""
-    kept = step.tokens * kept_per_token(step.decoder, step.held, step.row)
-    return kept + kept_per_layer(step.decoder, step.held)
+    kept = step.tokens * kept_per_token(step.decoder, step.setup, step.row)
+    return kept + kept_per_layer(step.decoder, step.setup)
 
 
 def _last(step: Step) -> float:
-    kept = kept_by_last(step.decoder, step.held, step.tokens, step.rows, step.rows * step.row)
-    return kept + kept_per_layer(step.decoder, step.held)
+    kept = kept_by_last(step.decoder, step.setup, step.tokens, step.rows, step.rows * step.row)
+    return kept + kept_per_layer(step.decoder, step.setup)
 
 
 def peak(step: Step) -> dict[str, float]:
@@ -207,71 +204,65 @@ def _moments(step: Step) -> list[dict[str, float]]:
 
     They are the tower's pass; the head, when all that the layers keep is there; backward in the last layer
     that keeps its activations; backward in the last one that recomputes, when only the inputs of the
-    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed behind the
+    recomputed layers are left and one layer's activations; and BASIC's terms, which are computed after the
     decoder's backward pass.
     """
-    decoder, held, tokens = step.decoder, step.held, step.tokens
-    depth = decoder.depth
+    decoder, setup, tokens, depth = step.decoder, step.setup, step.tokens, step.decoder.depth
     state = step.patches * decoder.width
-    embeddings, projector = _embeddings(step), _projector(step)
-    tower = _kept_by_tower(step)
-    around = embeddings + projector + tower + (4 * state if step.basic else 0)  # the target waits
+    projector, tower = _projector(step), _kept_by_tower(step)
+    around = _embeddings(step) + projector + tower + (4 * state if step.basic else 0)  # the target waits
     if is_masked(decoder, step.row):  # for layers with and without a window
         around += 2 * tokens * step.row
     kept = activation_bytes(step)
-    last = norm_bytes(decoder, replace(held, streamlined=False))
-    behind = step.rows * (last + decoder.width * held.width)  # the decoder's last norm
-    incoming = tokens * decoder.width * held.stream  # the gradient that backward has in hand
-    moments = [
-        {"activations": _tower(step)},
-        {"activations": around + kept + behind, "head and losses": _head(step)},
-        {"activations": around + kept + incoming + _working(step, step.rows)} | _gradients(step, 1),
-    ]
-    input_bytes = tokens * checkpoint_bytes(decoder, held)
+    last = norm_bytes(decoder, replace(setup, streamlined=False))
+    final_norm = step.rows * (last + decoder.width * setup.width)
+    incoming = step.stream_bytes
+    moments: list[dict[str, float]] = []
+
+    def moment(activations: float, layers: int = 0, losses: float = 0.0) -> None:
+        """Add a moment at which the last `layers` layers have gradients."""
+        parts = {"activations": activations} | ({"head and losses": losses} if losses else {})
+        moments.append(parts | (_gradients(step, layers) if layers else {}))
+
+    moment(_tower(step))
+    moment(around + kept + final_norm, losses=_head(step))
+    moment(around + kept + incoming + _working(step, step.rows), 1)
     if step.recompute < depth - 1:  # backward in the layer before the last
-        before = kept - _last(step)
-        moments.append({"activations": around + before + incoming + _working(step, tokens)})
-        moments[-1] |= _gradients(step, 2)
+        moment(around + (kept - _last(step)) + incoming + _working(step, tokens), 2)
     # What the first norm keeps, if nothing that it made, is the input that is kept anyway.
-    own = input_bytes if keeps_inputs_alone(decoder, held) else 0
+    own = incoming if keeps_inputs_alone(decoder, setup) else 0
     for layer in {min(step.recompute, depth - 1), 1} if step.recompute else ():  # its first and last one
         again = _whole(step) - own + incoming + _again(step, tokens)
-        moments.append({"activations": around + layer * input_bytes + again})
-        moments[-1] |= _gradients(step, depth - layer + 1)
+        moment(around + layer * incoming + again, depth - layer + 1)
     if step.recompute == depth:
-        own = input_bytes if is_fused(decoder, held) else 0
-        again = _last(step) - own + incoming + _again(step, step.rows)
-        moments.append({"activations": around + kept + again} | _gradients(step, 1))
-    if held.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
+        own = incoming if is_fused(decoder, setup) else 0
+        moment(around + kept + (_last(step) - own + incoming + _again(step, step.rows)), 1)
+    if setup.training == "decoder":  # the embeddings' gradient, and what is added up where the head is tied
         table = 4 * decoder.vocabulary * decoder.width
-        moments.append(
-            {"activations": around + incoming, "head and losses": table * (3 if decoder.tied else 1)}
-            | _gradients(step, depth)
-        )
+        moment(around + incoming, depth, table * (3 if decoder.tied else 1))
     if step.basic:
-        rest = incoming + projector + tower + 4 * state
-        moments.append({"activations": rest, "head and losses": _terms(step)} | _gradients(step, depth))
+        moment(incoming + projector + tower + 4 * state, depth, _terms(step))
     if step.tower_tuned:  # the last one, when the decoder holds nothing any more
+        moment(tower + _tower_again(step), depth)
         tuned = 0 if step.accumulates else 4 * step.tower_tuned
-        moments.append({"activations": tower + _tower_again(step)} | _gradients(step, depth))
         moments[-1]["gradients"] = moments[-1].get("gradients", 0.0) + tuned
     return moments
 
 
 def _gradients(step: Step, layers: int) -> dict[str, float]:
     """Gradients of the last `layers` layers, where none wait from an earlier micro-batch."""
-    if step.accumulates or step.held.training == "projector":
+    if step.accumulates or step.setup.training == "projector":
         return {}
-    decoder, held = step.decoder, step.held
-    adapters = decoder.adapter_parameters(held.rank)
-    trained = decoder.depth * decoder.linear_parameters if held.training == "decoder" else adapters
+    decoder, setup = step.decoder, step.setup
+    adapters = decoder.adapter_parameters(setup.rank)
+    trained = decoder.depth * decoder.linear_parameters if setup.training == "decoder" else adapters
     return {"gradients": 4 * trained * layers / decoder.depth / step.shards}
 
 
 def _tower(step: Step) -> float:
     """The tower's pass: every layer's states, which transformers keeps, and one layer's MLP."""
-    tower, width = step.tower, step.held.width
-    tokens = step.micro_batch * tower.squares * tower.positions
+    tower, width = step.tower, step.setup.width
+    tokens = step.squares * tower.positions
     states = max(step.tower_width, width) * (tower.depth + 5) * tower.width
     return _pixels(step) + tokens * (states + width * 2 * tower.inner)
 
@@ -280,15 +271,15 @@ def _kept_by_tower(step: Step) -> float:
     """What waits for the backward pass of a trained tower: the input of each of its layers."""
     if not step.tower_tuned:
         return 0.0
-    positions = step.micro_batch * step.tower.squares * step.tower.positions
+    positions = step.squares * step.tower.positions
     return _pixels(step) + (step.tower_layers + 2) * positions * step.tower.width * step.tower_width
 
 
 def _tower_again(step: Step) -> float:
     """One layer of a trained tower that runs again, and the gradients in its MLP."""
-    tower, width = step.tower, step.held.width
-    positions = step.micro_batch * tower.squares * tower.positions
-    narrow = width * tower.layer_parameters if step.tower_trained and step.held.half else 0
+    tower, width = step.tower, step.setup.width
+    positions = step.squares * tower.positions
+    narrow = width * tower.layer_parameters if step.tower_trained and step.setup.half else 0
     # Three copies of the narrowed input; query, key, value, output; two sums; four tensors inside the MLP.
     kept = (12 * width + 3 * step.tower_width) * tower.width + 4 * width * tower.inner
     working = 3 * width * tower.inner + 2 * step.tower_width * tower.width
@@ -296,8 +287,7 @@ def _tower_again(step: Step) -> float:
 
 
 def _pixels(step: Step) -> float:
-    squares = step.micro_batch * step.tower.squares
-    return squares * 3 * step.tower.image_size**2 * (1 + step.held.width) + 24 * step.tokens
+    return step.squares * 3 * step.tower.image_size**2 * (1 + step.setup.width) + 24 * step.tokens
 
 
 def _embeddings(step: Step) -> float:
@@ -305,22 +295,21 @@ def _embeddings(step: Step) -> float:
 
     The latter are what the first layer keeps when it recomputes, and are not counted twice.
     """
-    one = step.tokens * step.decoder.width * step.held.stream
-    return one if step.recompute else 2 * one
+    return step.stream_bytes * (1 if step.recompute else 2)
 
 
 def _projector(step: Step) -> float:
     """What the projector keeps in fp32: its input and both sides of its GELU; and its narrowed output."""
-    width = 4 * (step.tower.features + 2 * step.decoder.width) + step.held.width * step.decoder.width
+    width = 4 * (step.tower.features + 2 * step.decoder.width) + step.setup.width * step.decoder.width
     return _pixels(step) + step.patches * width
 
 
 def _head(step: Step) -> float:
     """The supervised rows, their gradient, one chunk of logits; a trained head's own gradient, twice."""
-    decoder, width = step.decoder, step.held.width
+    decoder, width = step.decoder, step.setup.width
     rows = step.rows
     chunk = rows_in_chunk(rows, decoder.vocabulary)
-    head = 8 * decoder.vocabulary * decoder.width if step.held.training == "decoder" else 0
+    head = 8 * decoder.vocabulary * decoder.width if step.setup.training == "decoder" else 0
     return rows * decoder.width * (4 + width) + 4 * chunk * decoder.vocabulary + _BLOCK_BYTES + head
 
 
@@ -345,11 +334,11 @@ def _working(step: Step, tokens: int) -> float:
 
 
 def _working_in_mlp(step: Step, tokens: int) -> float:
-    decoder, held = step.decoder, step.held
+    decoder, setup = step.decoder, step.setup
     largest = max(linear.parameters for linear in decoder.linears)
-    unpacked = held.width * largest if held.training != "decoder" and held.bits != 16 else 0
-    inner, fused = held.width * tokens * decoder.inner, is_fused(decoder, held)
-    if held.training == "adapters" and held.bits != 8:
+    unpacked = setup.width * largest if setup.training != "decoder" and setup.bits != 16 else 0
+    inner, fused = setup.width * tokens * decoder.inner, is_fused(decoder, setup)
+    if setup.training == "adapters" and setup.bits != 8:
         return _working_in_groups(step, tokens)
     if fused:  # the gate's and up's gradients are written over what was kept
         return max(2 * inner if decoder.joined else 0, inner + unpacked)
@@ -362,10 +351,10 @@ def _working_in_groups(step: Step, tokens: int) -> float:
     A group's weights are unpacked together, twice those of one layer for gate and up; its masks are drawn
     anew and multiply what comes back through each adapter before it is added to the input's gradient.
     """
-    decoder, held = step.decoder, step.held
-    weight = held.width if held.bits == 4 else 0
-    inner, state = held.width * tokens * decoder.inner, held.width * tokens * decoder.width
-    masked, fused = 2 if held.dropout > 0 else 0, is_fused(decoder, held)
+    decoder, setup = step.decoder, step.setup
+    weight = setup.width if setup.bits == 4 else 0
+    inner, state = setup.width * tokens * decoder.inner, setup.width * tokens * decoder.width
+    masked, fused = 2 if setup.dropout > 0 else 0, is_fused(decoder, setup)
     joined = "gate_up_proj" in {linear.name for linear in decoder.linears}
     down = (1 + masked) * inner + weight * decoder.width * decoder.inner
     # The product that the down projection kept is gone by now, and unfused all that the activation kept.
@@ -381,13 +370,13 @@ def _working_in_groups(step: Step, tokens: int) -> float:
 def _again(step: Step, tokens: int) -> float:
     """What backward holds beyond what a layer keeps when that layer runs again.
 
-    Nothing behind Liger's MLP asks for what was kept where the down projection is frozen and quantised: the
+    Where the down projection is frozen and quantised, nothing after Liger's MLP needs what was kept: the
     gradient of the MLP's product is there before the layer runs again, up to that product, which is made
     anew. Phi-3's gate and up are cut out of one tensor, which then stands beside the two copies.
     """
-    held = step.held
+    setup = step.setup
     working = _working(step, tokens)
-    if not keeps_inputs_alone(step.decoder, held) or held.training != "projector" or held.bits == 16:
+    if not keeps_inputs_alone(step.decoder, setup) or setup.training != "projector" or setup.bits == 16:
         return working
-    inner = held.width * tokens * step.decoder.inner
+    inner = setup.width * tokens * step.decoder.inner
     return max(working, inner * (4 if step.decoder.joined else 2))

@@ -10,15 +10,15 @@ from basic_lite.memory.choice import Kind, needed
 from basic_lite.memory.peak import Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
 from basic_lite.memory.speed import flops_per_sample
-from basic_lite.memory.tables import Asked, too_many_tokens
+from basic_lite.memory.tables import Options, too_many_tokens
 
 PICTURES: dict[str, tuple[int, int] | None] = {"photo": (480, 640), "page": (1754, 1240), "most": None}
-"""Height and width of what is reckoned for: COCO's usual size, of which LLaVA's data mostly is, an A4 page at
-150 dots per inch, and the picture that takes most, for which memory is planned."""
+"""Height and width of the pictures that are compared: COCO's usual size, an A4 page at 150 dots per inch,
+and the picture that takes most, for which memory is planned."""
 
 LEGEND: str = (
     "photo: 640 x 480 pixels; page: 1240 x 1754; most: the picture that takes most, whose GB these are. "
-    "Operations are those of one square's sample times so many, by the plan's count of matrix products."
+    "Operations are relative to a sample of one square, by the plan's count of matrix products."
 )
 
 TILES: tuple[int, ...] = (1, 4, 9)
@@ -44,18 +44,18 @@ class Resolution:
 
 
 def resolutions(
-    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], asked: Asked
+    kind: Kind, model: tuple[str, DecoderSize], tower: tuple[str, TowerSize], options: Options
 ) -> list[Resolution]:
     """Return the resolutions of `TILES` and `POOLS` that the tower's patches allow, and the tower's own."""
     (llm, decoder), (name, size) = model, tower
-    one = _operations(asked.step(kind, decoder, replace(size, tiles=1, pool=1)))
+    one = _operations(options.step(kind, decoder, replace(size, tiles=1, pool=1)))
     rows = []
     for pool in sorted({*POOLS, size.pool}):
         if size.across % pool:
             continue
         for tiles in sorted({*TILES, size.tiles}):
             shown = {key: replace(size, tiles=tiles, pool=pool, picture=of) for key, of in PICTURES.items()}
-            steps = {key: asked.step(kind, decoder, each) for key, each in shown.items()}
+            steps = {key: options.step(kind, decoder, each) for key, each in shown.items()}
             largest = replace(steps["most"], micro_batch=1)
             rows.append(
                 Resolution(

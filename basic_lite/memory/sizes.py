@@ -164,6 +164,17 @@ class DecoderSize:
         """Weights of one layer's linear layers: what is quantised."""
         return sum(linear.parameters for linear in self.linears)
 
+    @property
+    def scale_bytes(self) -> float:
+        """Bytes of nf4's scales in all layers: one per 64 weights, and fp32 per 256 of those."""
+        return self.depth * self.linear_parameters * (1 / 64 + 4 / (64 * 256))
+
+    def linear_bytes(self, bits: int, width: int) -> float:
+        """Bytes of all layers' linear layers in 4, 8 or 16 bits; `width` are those of a 16-bit element."""
+        linear = self.depth * self.linear_parameters
+        rows = self.depth * sum(layer.outputs for layer in self.linears)
+        return {4: linear / 2 + self.scale_bytes, 8: linear + 4 * rows, 16: linear * width}[bits]
+
     @cached_property
     def norm_parameters(self) -> int:
         """Weights of all norms, and the biases of Qwen2's query, key and value."""
@@ -335,7 +346,11 @@ def decoders_named(model: str | None, llm: str | None) -> list[tuple[str, Decode
     Raises ValueError if the name is unknown or the configuration cannot be read.
     """
     if llm is not None:
-        return [(llm, DecoderSize.of(_config(llm, "language model"), llm))]
+        from basic_lite.models import unpacked
+        from basic_lite.models.llava import read_config
+
+        taken_out = unpacked.decoder_config(llm)
+        return [(llm, DecoderSize.of(taken_out or read_config(llm, "language model"), llm))]
     return [(name, published_decoder(name)) for name in (DECODERS if model is None else [model])]
 
 
@@ -367,5 +382,4 @@ def _config(source: str, what: str) -> PretrainedConfig | SimpleNamespace:
     from basic_lite.models.llava import read_config
     from basic_lite.models.tower import vision_config
 
-    config = read_config(source, what)
-    return config.get_text_config() if what == "language model" else vision_config(config)
+    return vision_config(read_config(source, what))

@@ -47,17 +47,17 @@ def flops_per_sample(step: Step) -> dict[str, float]:
 
     Attention is causal and counted as its kernels compute it: two products forward, five backward.
     """
-    decoder, held, tower = step.decoder, step.held, step.tower
+    decoder, setup, tower = step.decoder, step.setup, step.tower
     tokens, depth = 1 + tower.tokens + step.text, decoder.depth
     # The last layer makes keys and values of all tokens, and the rest of the supervised rows alone.
     share = step.text / tokens
     keys_and_values = sum(layer.parameters for layer in decoder.linears if layer.name in _FOR_ALL)
     rest = decoder.linear_parameters - keys_and_values
     per_pass = (depth - 1) * decoder.linear_parameters + keys_and_values + rest * share
-    adapters = decoder.adapter_parameters(held.rank) if held.training == "adapters" else 0
+    adapters = decoder.adapter_parameters(setup.rank) if setup.training == "adapters" else 0
     scores = (depth - 1 + share) * 2 * tokens**2 * decoder.query
     forward = 2 * tokens * (per_pass + adapters) + scores
-    backward = 2 * tokens * (per_pass * (2 if held.training == "decoder" else 1) + 2 * adapters)
+    backward = 2 * tokens * (per_pass * (2 if setup.training == "decoder" else 1) + 2 * adapters)
     head = 2 * step.text * decoder.vocabulary * decoder.width
     basic = {}
     if step.basic:
@@ -70,7 +70,7 @@ def flops_per_sample(step: Step) -> dict[str, float]:
         "decoder, forward": forward,
         "decoder, backward": backward + 2.5 * scores,
         "recomputation": forward * step.recompute / depth,
-        "head": head * (3 if held.training == "decoder" else 2),
+        "head": head * (3 if setup.training == "decoder" else 2),
         "tower": _tower_flops(step),
         "projector": 6 * projector_parameters(tower, decoder) * tower.patches,
         **basic,
@@ -94,8 +94,8 @@ def seconds_per_sample(step: Step, card: Card) -> float:
     arithmetic = sum(flops_per_sample(step).values()) / (card.teraflops * 1e12 * EFFICIENCY)
     decoder = step.decoder
     # Packed weights are unpacked for every pass: read packed, written as activations are.
-    packed = {4: 0.516, 8: 1.0, 16: 0.0}[step.held.bits]
+    packed = {4: 0.516, 8: 1.0, 16: 0.0}[step.setup.bits]
     linear = decoder.depth * decoder.linear_parameters
-    traffic = linear * (packed + 2 * step.held.width) if packed else linear * step.held.width
+    traffic = linear * (packed + 2 * step.setup.width) if packed else linear * step.setup.width
     passes = 2 + step.recompute / decoder.depth
     return arithmetic + passes * traffic / (card.bandwidth * 1e9) / step.micro_batch

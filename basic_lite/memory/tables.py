@@ -1,4 +1,4 @@
-"""Predictions as tables for a reader: one stage of one model on several cards, or everything at a glance."""
+"""Predictions as tables: one stage of one model on several cards, or everything at a glance."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from basic_lite.models import zoo
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a plan is asked for beside model, tower and card."""
+class Options:
+    """Options of a plan beside model, tower and card."""
 
     rank: int = zoo.RANK  # of stage 2's adapters
     text: int | None = None  # tokens of a row; `None` for the stage's
@@ -41,7 +41,7 @@ class Asked:
         step = step_of(kind, decoder, tower)
         return replace(
             step,
-            held=replace(step.held, rank=self.rank),
+            setup=replace(step.setup, rank=self.rank),
             text=step.text if self.text is None else self.text,
             basic=self.basic,
             tower_trained=self.train_tower and kind != "stage1",
@@ -54,14 +54,14 @@ def plan_row(
     model: tuple[str, DecoderSize],
     tower: tuple[str, TowerSize],
     gib: float,
-    asked: Asked = Asked(),
+    options: Options = Options(),
 ) -> tuple[Row, Step]:
     """Plan one stage on one card of `gib` GiB, for a decoder and a tower with their names.
 
     Returns the row, and its step (of the least memory, where nothing fits: no card or, with tiles, no row of
     the decoder's).
     """
-    step = asked.step(kind, model[1], tower[1])
+    step = options.step(kind, model[1], tower[1])
     optimizers: tuple[Optimizer, ...] = (
         ("adamw", "paged-adamw-8bit") if kind == "stage2 --lora" else ("adamw",)
     )
@@ -89,16 +89,18 @@ def plan_rows(
     models: Sequence[tuple[str, DecoderSize]],
     towers: Sequence[tuple[str, TowerSize]],
     cards: Sequence[float],
-    asked: Asked,
+    options: Options,
 ) -> list[tuple[Row, Step]]:
     """Plan one stage of every model with every tower on every card; see `plan_row`."""
-    return [plan_row(kind, model, tower, gib, asked) for model in models for tower in towers for gib in cards]
+    return [
+        plan_row(kind, model, tower, gib, options) for model in models for tower in towers for gib in cards
+    ]
 
 
-def fitting(kind: Kind, row: Row, tower: tuple[str, TowerSize], asked: Asked) -> list[str]:
+def fitting(kind: Kind, row: Row, tower: tuple[str, TowerSize], options: Options) -> list[str]:
     """Return the models that are known by name and do fit where a plan's does not."""
     others = [(name, published_decoder(name)) for name in DECODERS if name != row.model]
-    plans = plan_rows(kind, others, [tower], [row.gpu_gib], asked)
+    plans = plan_rows(kind, others, [tower], [row.gpu_gib], options)
     return [other.model for other, _ in plans if other.micro_batch]
 
 
@@ -116,17 +118,22 @@ def remedy(row: Row, others: Sequence[str]) -> str:
     return f"{start}; take {', or '.join(ways) or 'a smaller model'}"
 
 
+def _table(title: str, cards: Sequence[float]) -> Table:
+    """Return a table with a column per card, by its GiB."""
+    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    for gib in cards:
+        table.add_column(f"{gib:g} GiB", justify="right")
+    return table
+
+
 def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
     """Show one stage of one model: a column per card, a line per part, in GB."""
-    table = Table(title=f"{kind}, GB", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for row, _ in rows:
-        table.add_column(f"{row.gpu_gib:g} GiB", justify="right")
+    table = _table(f"{kind}, GB", [row.gpu_gib for row, _ in rows])
     names = list(dict.fromkeys(name for row, _ in rows for name in row.parts))
     for name in names:
         table.add_row(name, *(f"{row.parts.get(name, 0):.2f}" for row, _ in rows))
-    for title, count in (("  layers keeping all", 0), ("  layers recomputing all", None)):
-        figures = (activation_bytes(step, step.decoder.depth if count is None else 0) for _, step in rows)
+    for title, share in (("  layers keeping all", 0), ("  layers recomputing all", 1)):
+        figures = (activation_bytes(step, share * step.decoder.depth) for _, step in rows)
         table.add_row(title, *(f"{figure / 1e9:.2f}" for figure in figures), style="dim")
     table.add_row("total", *(f"{row.peak_gb:.2f}" for row, _ in rows), style="bold", end_section=True)
     fits = [row.micro_batch is not None for row, _ in rows]
@@ -152,16 +159,11 @@ def stage_table(kind: Kind, rows: Sequence[tuple[Row, Step]]) -> Table:
 
 def overview(kind: Kind, rows: Sequence[Row]) -> Table:
     """Show one stage of every model and tower: micro-batch, recomputed layers and seconds per sample."""
-    table = Table(title=kind, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    cards = list(dict.fromkeys(row.gpu_gib for row in rows))
-    for gib in cards:
-        table.add_column(f"{gib:g} GiB", justify="right")
+    table = _table(kind, list(dict.fromkeys(row.gpu_gib for row in rows)))
     lines: dict[str, list[str]] = {}
     for row in rows:
-        cell = "-"
-        if row.micro_batch is not None:
-            cell = f"{row.micro_batch}/{row.recompute_layers} {row.seconds_per_sample:.2f} s"
+        cell = f"{row.micro_batch}/{row.recompute_layers} {row.seconds_per_sample or 0:.2f} s"
+        cell = cell if row.micro_batch else "-"
         lines.setdefault(f"{row.model}, {row.tower.split('-')[0]}", []).append(cell)
     for name, cells in lines.items():
         table.add_row(name, *cells)
@@ -170,11 +172,7 @@ def overview(kind: Kind, rows: Sequence[Row]) -> Table:
 
 def inference_table(rows: Sequence[InferenceRow]) -> Table:
     """Show what a model's uses need: a column per card, in GB, and how many prompts go at once."""
-    table = Table(title="evaluate, chat, export, GB", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    cards = list(dict.fromkeys(row.gpu_gib for row in rows))
-    for gib in cards:
-        table.add_column(f"{gib:g} GiB", justify="right")
+    table = _table("evaluate, chat, export, GB", list(dict.fromkeys(row.gpu_gib for row in rows)))
     for use in dict.fromkeys(row.use for row in rows):
         ours = [row for row in rows if row.use == use]
         first = ours[0]

@@ -192,33 +192,24 @@ class TextRows:
         Returns:
             `(B, 1, S)` in fp32 (fp64 for fp64 inputs); `None` where there is no text.
         """
-        kind = query.device.type
-        if not torch.is_autocast_enabled(kind):
-            return self._attention(query, key, scaling, cap)
-        with torch.autocast(kind, enabled=False):  # it would narrow the maps for their sum
-            return self._attention(query, key, scaling, cap)
-
-    def _attention(
-        self, query: torch.Tensor, key: torch.Tensor, scaling: float, cap: float | None
-    ) -> torch.Tensor | None:
         rows, heads, width, size = query.shape
         sides = key.shape[1]
         across = key.reshape(rows * sides, width, size).mT
         total = None
-        for position, hidden, weight in self._pieces:
-            count = position.shape[1]
-            some = query.gather(2, position[:, None, :, None].expand(-1, heads, -1, size))
-            some = some.view(rows * sides, -1, size)  # heads of one key side by side
-            scores = torch.baddbmm(some.new_empty(()), some, across, beta=0, alpha=scaling)
-            scores = scores.view(rows, heads, count, width)
-            if cap is not None:
-                scores = scores.to(self.precision).div_(cap).tanh_().mul_(cap)
-            if hidden.dtype == torch.bool:
-                # The lowest number, not -inf: a padding row may attend to nothing, and NaN times its weight
-                # 0 is NaN.
-                scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
-            else:
-                scores = scores + hidden
-            maps = scores.softmax(-1, dtype=self.precision).view(rows, heads * count, width)
-            total = weight @ maps if total is None else total.baddbmm_(weight, maps)
+        with torch.autocast(query.device.type, enabled=False):  # it would narrow the maps for their sum
+            for position, hidden, weight in self._pieces:
+                count = position.shape[1]
+                some = query.gather(2, position[:, None, :, None].expand(-1, heads, -1, size))
+                some = some.view(rows * sides, -1, size)  # heads of one key side by side
+                scores = torch.baddbmm(some.new_empty(()), some, across, beta=0, alpha=scaling)
+                scores = scores.view(rows, heads, count, width)
+                if cap is not None:
+                    scores = scores.to(self.precision).div_(cap).tanh_().mul_(cap)
+                if hidden.dtype == torch.bool:
+                    # Not -inf: a padding row may attend to nothing, and NaN times its weight 0 is NaN.
+                    scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+                else:
+                    scores = scores + hidden
+                maps = scores.softmax(-1, dtype=self.precision).view(rows, heads * count, width)
+                total = weight @ maps if total is None else total.baddbmm_(weight, maps)
         return total

@@ -32,7 +32,7 @@ class Deferral:
     loss.backward()             # gradients of loss + weighted terms; deferral.value is what was added
     ```
     Whatever scales the loss before `backward` (accumulation, several processes) scales the terms alike:
-    `announce` is a node too, and sees the factor.
+    `announce` sees the factor.
 
     Attributes:
         refinement: to be set before `backward`, its initial embeddings detached; forgotten after it.
@@ -68,11 +68,16 @@ class Deferral:
             kept: `(N,)` which of them are patches, that have terms; `None` for all.
         """
         self._kept = kept
-        return _Held.apply(features, dtype, self)
+        return _JoinTerms.apply(features, dtype, self)
 
     def announce(self, loss: torch.Tensor) -> torch.Tensor:
         """Return `loss` unchanged, noting in the backward pass what it was multiplied by."""
-        return _Announced.apply(loss, self)
+
+        def note(upstream: torch.Tensor) -> None:  # the first gradient of the backward pass
+            self._scale = upstream
+
+        loss.register_hook(note)
+        return loss
 
     def gradient(self) -> torch.Tensor:
         """Compute the terms and return their gradient, `(N, D)` in fp32 or fp64."""
@@ -87,7 +92,7 @@ class Deferral:
         terms: list[LossTerm] = []
         self.value = leaf.new_zeros(())
         with torch.enable_grad():
-            for term in objective.each(refinement, self.embedding, chunk):
+            for term in objective.terms(refinement, self.embedding, chunk):
                 weight = objective.weights[term.name] / self.window.items(term.name)
                 (share,) = torch.autograd.grad(term.total, leaf)
                 gradient.add_(share, alpha=weight)
@@ -99,7 +104,7 @@ class Deferral:
         return gradient.mul_(self._scale)
 
 
-class _Held(Function):
+class _JoinTerms(Function):
     """Identity; on the way back the terms' gradient joins."""
 
     @staticmethod
@@ -109,27 +114,8 @@ class _Held(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, kept = ctx.deferral.gradient(), ctx.deferral._kept
         if kept is None:
             return gradient.add_(upstream), None, None
         return upstream.to(gradient.dtype).index_add(0, kept, gradient), None, None
-
-
-class _Announced(Function):
-    """Identity; on the way back its factor is noted. It is the last node, so this comes first."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: torch.Tensor, deferral: Deferral) -> torch.Tensor:
-        ctx.deferral = deferral
-        return loss.view_as(loss)
-
-    @staticmethod
-    @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:
-        ctx.deferral._scale = upstream
-        return upstream, None

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +105,12 @@ def states_of(
     wanted = sorted(layers)
     states: dict[int, torch.Tensor] = {}
 
-    def keep(number: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
-        def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            states[number] = hidden[:, 1:].flatten(0, 1)
+    def keep(number: int, layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        states[number] = hidden[:, 1:].flatten(0, 1)
 
-        return hook
-
-    hooks = [layers_of(decoder)[number - 1].register_forward_hook(keep(number)) for number in wanted]
+    layers_at = {number: layers_of(decoder)[number - 1] for number in wanted}
+    hooks = [layer.register_forward_hook(partial(keep, number)) for number, layer in layers_at.items()]
     idle = [] if whole else [*layers_of(decoder)[wanted[-1] if wanted else 0 :], decoder.norm]
     try:
         with _at_rest(decoder), passing_through(idle):
@@ -257,17 +256,6 @@ class Sums:
         return torch.cholesky_solve(products, torch.linalg.cholesky(squares))
 
 
-@dataclass(frozen=True)
-class Quality:
-    """How well a layer's map, or the mean taken off, brings back tokens that the fit did not see."""
-
-    own: float  # share of held-out tokens whose nearest vocabulary row is their own
-    cosine: float  # mean, to what the first layer received
-    # The same share among tokens that stand nowhere in the fit's text; `None` without any
-    own_unseen: float | None
-    cosine_unseen: float | None  # their cosine
-
-
 def fit_target(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -344,17 +332,16 @@ def fit_rows(
             mean, offset = own.means()
             centres.append(mean.float())
             maps.append(own.solve(ridge).to(table.dtype))
-    centre = torch.stack(centres)
-    space = TargetSpace(kind, centre, tuple(maps), None if offset is None else offset.float())
-    quality = _quality(decoder, space, held_out, fitted.unique())
+    offset = None if offset is None else offset.float()
+    space = TargetSpace(kind, torch.stack(centres), tuple(maps), offset)
     report = {
         "kind": kind,
         "tokens": int(fitted[:, 1:].numel()),
         "held_out_tokens": int(held_out[:, 1:].numel()),
         **({"ridge": ridge} if maps else {}),
-        "layers": [vars(layer) for layer in quality],
+        "layers": _quality(decoder, space, held_out, fitted.unique()),
     }
-    return TargetSpace(kind, centre, space.maps, space.offset, report)
+    return replace(space, report=report)
 
 
 def divided(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -377,8 +364,13 @@ def _means(decoder: PreTrainedModel, rows: torch.Tensor, layers: range) -> list[
 
 def _quality(
     decoder: PreTrainedModel, space: TargetSpace, rows: torch.Tensor, seen: torch.Tensor, most: int = 2048
-) -> list[Quality]:
-    """Measure the space on held-out text, layer by layer."""
+) -> list[dict[str, float | None]]:
+    """Measure layer by layer how well the space brings back held-out tokens.
+
+    `own` is the share of tokens whose nearest vocabulary row is their own, `cosine` the mean to what the
+    first layer received; `own_unseen` and `cosine_unseen` are of tokens that are not among `seen`, `None`
+    without any.
+    """
     assert space.centre is not None, "it was fitted"
     table, k = embedding_of(decoder), len(space.centre)
     lengths = row_lengths(table)
@@ -392,11 +384,12 @@ def _quality(
             reading = read(brought, batch.received, batch.ids, table, lengths)
             readings[layer - 1].append(torch.stack([reading.own.float(), reading.cosine]))
     unseen = ~torch.isin(torch.cat(ids), seen.to(ids[0].device))
-    result = []
+    result: list[dict[str, float | None]] = []
     for layer in readings:
-        own, cosine = torch.cat(layer, 1)
-        rare = (own[unseen].mean().item(), cosine[unseen].mean().item()) if unseen.any() else (None, None)
-        result.append(Quality(own.mean().item(), cosine.mean().item(), *rare))
+        figures = torch.cat(layer, 1)
+        rare = figures[:, unseen].mean(1).tolist() if unseen.any() else [None, None]
+        names = ("own", "cosine", "own_unseen", "cosine_unseen")
+        result.append(dict(zip(names, [*figures.mean(1).tolist(), *rare], strict=True)))
     return result
 
 

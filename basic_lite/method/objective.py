@@ -42,7 +42,7 @@ class Objective:
         """Weight of every loss term by name; the language model's is 1."""
         return {"lm": 1.0, "das": self.das_weight, "sds": self.sds_weight}
 
-    def each(
+    def terms(
         self, refinement: Refinement | None, embedding: torch.Tensor, chunk: Chunk | None = None
     ) -> Iterator[LossTerm]:
         """Compute one term after the other, so that the first can be done with before the next is made.
@@ -54,7 +54,3 @@ class Objective:
             yield directional_alignment(refinement)
         if refinement is not None and self.sds_weight > 0:
             yield semantic_distribution(refinement.without_spared(), embedding, chunk or self.rows_per_chunk)
-
-    def terms(self, refinement: Refinement | None, embedding: torch.Tensor) -> list[LossTerm]:
-        """Compute the terms that are on; see `each`."""
-        return list(self.each(refinement, embedding))

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from basic_lite.method.fit import (
     ENOUGH,
-    Reading,
     TextBatch,
     divided,
     fit_rows,
@@ -60,33 +59,30 @@ class Measured:
 
 
 class _Tally:
-    """Running sums over tokens."""
+    """Vectors at text tokens, added up."""
 
     def __init__(self) -> None:
-        self.count, self.own, self.cosine, self.entropy, self.norm = 0, 0.0, 0.0, 0.0, 0.0
+        self.of_tokens: list[torch.Tensor] = []  # `(4, n)` each: own, cosine, entropy, norm
         self.sum: torch.Tensor = torch.zeros(())
         self.squares: torch.Tensor = torch.zeros(())
 
-    def add(self, vectors: torch.Tensor, reading: Reading) -> None:
+    def add(
+        self, vectors: torch.Tensor, batch: TextBatch, table: torch.Tensor, lengths: torch.Tensor
+    ) -> None:
+        """Read `(n, D)` vectors at a batch's tokens against the vocabulary; see `fit.read`."""
+        reading = read(vectors, batch.received, batch.ids, table, lengths)
         vectors = vectors.double()
-        self.count += len(vectors)
-        self.own += float(reading.own.sum())
-        self.cosine += float(reading.cosine.sum())
-        self.entropy += float(reading.entropy.sum())
-        self.norm += float(vectors.norm(dim=1).sum())
+        figures = reading.own, reading.cosine, reading.entropy, vectors.norm(dim=1)
+        self.of_tokens.append(torch.stack([figure.double() for figure in figures]))
         self.sum = self.sum.to(vectors) + vectors.sum(0)
         self.squares = self.squares.to(vectors) + vectors.square().sum(0)
 
     def figures(self) -> Figures:
-        largest = self.squares.topk(min(LARGEST, len(self.squares))).values.sum()
-        return Figures(
-            own=self.own / self.count,
-            cosine=self.cosine / self.count,
-            energy=float(largest / self.squares.sum()),
-            common=float(self.sum.norm()) / self.norm,
-            norm=self.norm / self.count,
-            entropy=self.entropy / self.count,
-        )
+        of_tokens = torch.cat(self.of_tokens, 1)
+        own, cosine, entropy, norm = of_tokens.mean(1).tolist()
+        energy = self.squares.topk(min(LARGEST, len(self.squares))).values.sum() / self.squares.sum()
+        common = self.sum.norm() / of_tokens[3].sum()
+        return Figures(own, cosine, float(energy), float(common), norm, entropy)
 
 
 @torch.no_grad()
@@ -113,14 +109,11 @@ def measure(
     deepest = max([*layers, *(k for _, k in wanted), 1])
     loss, count = 0.0, 0
     for batch in states_of(decoder, rows, range(1, deepest + 1), whole=True):
-
-        def note(tally: _Tally, vectors: torch.Tensor, batch: TextBatch = batch) -> None:
-            tally.add(vectors, read(vectors, batch.received, batch.ids, table, lengths))
-
         for layer, tally in seen.items():
-            note(tally, batch.received if layer == 0 else batch.states[layer])
+            tally.add(batch.received if layer == 0 else batch.states[layer], batch, table, lengths)
         for (kind, k), tally in wanted.items():
-            note(tally, _weighted(batch.states, spaces[kind], layer_weights(k, weighting)))
+            target = _weighted(batch.states, spaces[kind], layer_weights(k, weighting))
+            tally.add(target, batch, table, lengths)
         assert batch.final is not None, "all layers ran"
         ids = batch.ids.view(len(batch.final), -1)
         term = next_token(batch.final[:, :-1].flatten(0, 1), ids.flatten(), head)
@@ -189,7 +182,13 @@ def judge(measured: Measured, tried: bool = True) -> Verdict:
     half of the cases, at the largest k measured; if none does there, at the next.
     """
     if measured.loss >= measured.unigram:
-        return Verdict("untrained", _untrained(measured), None, None)
+        words = (
+            f"Nothing to learn from: the model predicts this text at {measured.loss:.2f} nats per token, no "
+            f"better than the frequencies of its tokens ({measured.unigram:.2f}; a guess: "
+            f"{math.log(measured.vocabulary):.2f}). Its weights are random or broken, or the text is of a "
+            "language that it never read."
+        )
+        return Verdict("untrained", words, None, None)
     raw = measured.targets["raw"]
     half = max(raw)
     for k in sorted(raw, reverse=True):
@@ -217,15 +216,6 @@ def _stands(raw: Figures, k: int) -> str:
     return (
         f"The premise {fails}: over layers 1 to {k} {_share(raw)}, and a constant "
         f"makes up {_percent(raw.common)} of it."
-    )
-
-
-def _untrained(measured: Measured) -> str:
-    return (
-        f"Nothing to learn from: the model predicts this text at {measured.loss:.2f} nats per token, no "
-        f"better than the frequencies of its tokens ({measured.unigram:.2f}; a guess: "
-        f"{math.log(measured.vocabulary):.2f}). Its weights are random or broken, or the text is of a "
-        "language that it never read."
     )
 
 

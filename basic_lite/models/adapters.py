@@ -23,132 +23,24 @@ What is hard, and how it is solved:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from bitsandbytes import functional as bnb
 from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from basic_lite.models.frozen import FrozenWeights, Scales, frozen_weights_of, members
+
 SHARED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of linear layers that a decoder layer gives the same input."""
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained."""
-
-
-@dataclass
-class Scales:
-    """Scales of the decoder layer that asked last: all its groups ask, forward and in backward."""
-
-    of: object = None
-    values: torch.Tensor | None = None
-
-
-class Packed:
-    """A decoder layer's 4-bit weights, laid side by side and dequantised a group at a time.
-
-    Not possible where a layer's end is no end of a block: then each is dequantised by itself.
-    """
-
-    def __init__(self, layers: Sequence[Any], scales: Scales | None = None) -> None:
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._at_hand = scales or Scales()
-        states = [_state_of(layer) for layer in layers]
-        first = states[0]
-        kinds = {(s.blocksize, s.quant_type, s.dtype, s.nested) for s in states}
-        block = first.blocksize * (first.state2.blocksize if first.nested else 1)
-        if len(kinds) > 1 or any(s.shape.numel() % block for s in states):
-            return
-        self._packed = _joined([layer.weight.data.view(-1, 1) for layer in layers])
-        self._scales = _joined([s.absmax for s in states])
-        self._kind = first.blocksize, first.quant_type
-        self._dtype, start = first.dtype, 0
-        for layer, state in zip(layers, states, strict=True):  # which keep views of them
-            end = start + state.shape.numel()
-            layer.weight.data = self._packed[start // 2 : end // 2].view(layer.weight.shape)
-            state.absmax = self._scales[start // first.blocksize : end // first.blocksize]
-            self._spans[id(layer)], start = (start, end), end
-        self._nested = None
-        if first.nested:  # the scales are quantised themselves: 256 of them share one, plus an offset
-            size = first.state2.blocksize
-            offsets = torch.cat([s.offset.expand(s.absmax.numel() // size) for s in states])
-            second = first.state2.code, size, first.state2.dtype
-            self._nested = _joined([s.state2.absmax for s in states]), second, offsets[:, None]
-
-    def piece(self, layers: Sequence[Any]) -> Callable[[], torch.Tensor] | None:
-        """Return what dequantises layers that were given one after another, as one matrix; `None` for not."""
-        if not self._spans:
-            return None
-        start, end = self._spans[id(layers[0])][0], self._spans[id(layers[-1])][1]
-        packed, size = self._packed[start // 2 : end // 2], self._kind[0]
-        scales = slice(start // size, end // size)
-        how = *self._kind, [sum(layer.out_features for layer in layers), layers[0].in_features], self._dtype
-        dequantise = torch.ops.bitsandbytes.dequantize_4bit.default
-        return lambda: dequantise(packed, self._wide_scales()[scales], *how)
-
-    def _wide_scales(self) -> torch.Tensor:
-        if self._nested is None:
-            return self._scales
-        if self._at_hand.of is self and self._at_hand.values is not None:
-            return self._at_hand.values
-        second, (code, size, dtype), offsets = self._nested
-        self._at_hand.values = self._at_hand.of = None
-        wide = torch.ops.bitsandbytes.dequantize_blockwise.default(self._scales, second, code, size, dtype)
-        wide.view(-1, size).add_(offsets)
-        self._at_hand.of, self._at_hand.values = self, wide
-        return wide
-
-
-class Base:
-    """The frozen weights of a group's layers, dequantised together where they are in 4 bits.
-
-    A *block* holds what belongs to one layer, in two dimensions, or to all layers of a group, in three.
-    """
-
-    def __init__(self, layers: Sequence[Any], packed: Packed | None = None) -> None:
-        self.layers = list(layers)
-        self.sizes = [layer.out_features for layer in self.layers]
-        self.biases = [layer.bias for layer in self.layers]
-        self.in_4_bits = isinstance(self.layers[0], Linear4bit)
-        self._kept: Sequence[torch.Tensor] | None = None
-        if self.in_4_bits and packed is None and all(_state_of(layer) for layer in self.layers):
-            packed = Packed(self.layers)
-        self._piece = packed.piece(self.layers) if packed is not None else None
-
-    def weights(self, dtype: torch.dtype) -> Sequence[torch.Tensor]:
-        """Return the layers' weights in `dtype`: one block `(G, O, D)`, or one of each layer, `(O, D)`."""
-        if self._kept is not None:
-            return self._kept
-        if not self.in_4_bits:
-            return [layer.weight.to(dtype) for layer in self.layers]
-        if self._piece is None:
-            wide = [bnb.dequantize_4bit(layer.weight, _state_of(layer)) for layer in self.layers]
-            return [weight.to(dtype) for weight in wide]
-        whole, sizes = self._piece(), self.sizes
-        whole = whole if whole.dtype == dtype else whole.to(dtype)
-        if len(sizes) == 1:
-            return [whole]
-        return [whole.view(len(sizes), sizes[0], -1)] if len(set(sizes)) == 1 else whole.split(sizes)
-
-    def keep(self, dtype: torch.dtype) -> None:
-        """Hold the dequantised weights from now on: the same numbers, 2 bytes each in bf16."""
-        self._kept = None
-        self._kept = self.weights(dtype) if self.in_4_bits else None
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
-
-
-def _state_of(layer: Any) -> Any:
-    return getattr(layer.weight, "quant_state", None) or layer.quant_state
 
 
 class Kept:
@@ -188,7 +80,7 @@ class Seeds:
         self.now = int(number) if type(number) is torch.Tensor else 0  # a fake tensor has no value
 
 
-Found = list[tuple["Group", list[torch.Tensor]]]
+AdapterGradients = list[tuple["Group", list[torch.Tensor]]]
 """Groups, and gradients of all their `A` and `B` in blocks."""
 
 
@@ -206,7 +98,7 @@ class Group:
     def __init__(
         self,
         layers: Sequence[Any],
-        base: Base,
+        base: FrozenWeights,
         seeds: Seeds | None = None,
         number: int = 0,
         keep_narrow: bool = True,
@@ -285,7 +177,7 @@ class Group:
                 add = torch.Tensor.addmm_ if inner.dim() == 2 else torch.Tensor.baddbmm_
                 add(blocks[0], inner, seconds[0].mT, alpha=scale)
             elif blocks:
-                for y, part, second in zip(blocks, inner.unbind(), _members(seconds), strict=True):
+                for y, part, second in zip(blocks, inner.unbind(), members(seconds), strict=True):
                     y.addmm_(part, second.mT, alpha=scale)
             kept.save_for_backward(flat, inner)
         # Added to a sum of two products the residual would be rounded twice, and it is the largest of them.
@@ -316,13 +208,13 @@ class Group:
         self,
         kept: Kept,
         given: Sequence[torch.Tensor],
-        found: Found,
+        to_adapters: AdapterGradients,
         wants_x: bool = True,
     ) -> Any:
         """Return the gradient of `x`; `None` unless `wants_x`.
 
-        `given` are gradients of the outputs, in one block or one of each layer; `found` takes those of the
-        adapters, for `add_gradients`.
+        `given` are gradients of the outputs, in one block or one of each layer; `to_adapters` takes the
+        adapters' own, for `add_gradients`.
         """
         dtype = kept.product
         given = [g if g.dtype == dtype else g.to(dtype) for g in given]
@@ -335,22 +227,22 @@ class Group:
                 to_inner = _times(given[0], seconds[0])
                 to_seconds = [_times(given[0].mT, inner, scale)]
             else:
-                each = list(zip(given, inner.unbind(), _members(seconds), strict=True))
+                each = list(zip(given, inner.unbind(), members(seconds), strict=True))
                 to_inner = torch.stack([torch.mm(g, second) for g, _, second in each])
                 to_seconds = [_times(g.mT, part, scale) for g, part, _ in each]
             mask = self.mask(flat, kept.seed)
             seen = flat.expand(*firsts.shape[:-2], *flat.shape) if mask is None else mask * flat
-            found.append((self, [_times(to_inner.mT, seen, scale), *to_seconds]))
+            to_adapters.append((self, [_times(to_inner.mT, seen, scale), *to_seconds]))
             del seen
         if not wants_x:
             return None
         total: Any = None
-        for g, weight in zip(_members(given), _members(self.base.weights(dtype)), strict=True):
+        for g, weight in zip(members(given), members(self.base.weights(dtype)), strict=True):
             total = torch.mm(g, weight) if total is None else total.addmm_(g, weight)
         if firsts is not None and to_inner is not None:
             if mask is not None:
                 parts = _times(to_inner, firsts)
-                for part, seen in zip(_members([parts]), _members([mask]), strict=True):
+                for part, seen in zip(members([parts]), members([mask]), strict=True):
                     total.addcmul_(part, seen, value=scale)
             elif firsts.dim() == 2:
                 total.addmm_(to_inner, firsts, alpha=scale)
@@ -381,7 +273,7 @@ class Group:
             seconds = [first.new_empty(size, dtype=dtype) for size in sizes]
             self._versions = None
         if self._versions != versions:
-            copies = _members([firsts, *seconds])
+            copies = members([firsts, *seconds])
             with torch.no_grad():
                 _copy(copies, self.parameters)
             self._versions = versions
@@ -403,27 +295,27 @@ class Group:
         return x.new_empty(shape).bernoulli_(1 - self.dropout, generator=generator)
 
 
-def add_gradients(found: Found) -> None:
+def add_gradients(to_adapters: AdapterGradients) -> None:
     """Add gradients to the `.grad` of groups' adapters, in the adapters' precision, all at once."""
     fresh: list[torch.Tensor] = []
     sums: list[torch.Tensor] = []
     to_copy: list[torch.Tensor] = []
     to_add: list[torch.Tensor] = []
-    for group, new in found:
+    for group, new in to_adapters:
         parameters = group.parameters
         if all(weight.grad is None for weight in parameters):
             group.gradients = [torch.empty_like(each, dtype=parameters[0].dtype) for each in new]
             fresh += group.gradients
             to_copy += new
-            for weight, gradient in zip(parameters, _members(group.gradients), strict=True):
+            for weight, gradient in zip(parameters, members(group.gradients), strict=True):
                 weight.grad = gradient
             continue
-        ours = [gradient.data_ptr() for gradient in _members(group.gradients)]
+        ours = [gradient.data_ptr() for gradient in members(group.gradients)]
         if ours == [0 if weight.grad is None else weight.grad.data_ptr() for weight in parameters]:
             sums += group.gradients
             to_add += new
             continue
-        for weight, gradient in zip(parameters, _members(new), strict=True):  # somebody else has some
+        for weight, gradient in zip(parameters, members(new), strict=True):  # somebody else has some
             wide = gradient.to(weight.dtype)
             weight.grad = wide if weight.grad is None else weight.grad + wide
     if fresh:
@@ -441,27 +333,18 @@ class _Together(Function):
         blocks = group.forward(ctx.kept, x, dtype, group.seeds.now)
         ctx.joined = blocks[0].dim() == 3
         ctx.save_for_backward(*ctx.kept.give())
-        return tuple(y.view(*x.shape[:-1], -1) for y in _members(blocks))
+        return tuple(y.view(*x.shape[:-1], -1) for y in members(blocks))
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.kept.saved_tensors = ctx.saved_tensors
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in upstream]
         given = [torch.stack(flat)] if ctx.joined else flat
-        found: Found = []
-        to_x = ctx.group.backward(ctx.kept, given, found, ctx.needs_input_grad[0])
-        add_gradients(found)
+        to_adapters: AdapterGradients = []
+        to_x = ctx.group.backward(ctx.kept, given, to_adapters, ctx.needs_input_grad[0])
+        add_gradients(to_adapters)
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
-
-
-def _members(blocks: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    members: list[torch.Tensor] = []
-    for block in blocks:
-        members.extend(block.unbind() if block.dim() == 3 else (block,))
-    return members
 
 
 def _times(left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
@@ -518,8 +401,17 @@ class _Grouped(nn.Module):
 
 
 @cache
-def _grouped(kind: type[nn.Module]) -> type[Any]:
-    return type(kind.__name__, (_Grouped, kind), {"__module__": __name__})
+def in_front(mixin: type, kind: type) -> type[Any]:
+    """Return a module's class `kind` with a mixin in front of it, whose `forward` runs."""
+    made = type(kind.__name__, (mixin, kind), {"__module__": mixin.__module__})
+    # Set here: transformers wraps the `forward` that it finds in a new class in its checkpointing.
+    made.forward = mixin.forward  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def own_class(module: nn.Module, mixin: type) -> type[nn.Module]:
+    """Return a module's class without the mixin that `in_front` may have put there."""
+    return type(module).__mro__[2] if isinstance(module, mixin) else type(module)
 
 
 def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True) -> list[Group]:
@@ -539,31 +431,27 @@ def group_adapters(decoder_layers: Iterable[nn.Module], keep_narrow: bool = True
     groups: list[Group] = []
     scales = Scales()
     for index, named in enumerate(adapted):
-        seeds, shared = Seeds(), [set(names) & named.keys() for names in SHARED]
-        if index == len(adapted) - 1:
-            shared = [{"q_proj"} & named.keys(), shared[0] - {"q_proj"}, *shared[1:]]
-        alone = [{name} for name in named if not any(name in names for names in shared)]
-        # In the order in which a layer runs them: the first one draws the layer's seed.
-        order = {name: i for i, name in enumerate(named)}
-        sets = sorted(filter(None, [*shared, *alone]), key=lambda names: min(order[n] for n in names))
-        members = [[named[name] for name in named if name in names] for names in sets]
-        bases = bases_of([[layer.get_base_layer() for layer in layers] for layers in members], scales)
+        shared = SHARED if index < len(adapted) - 1 else (("q_proj",), ("k_proj", "v_proj"), *SHARED[1:])
+        together: dict[object, list[Any]] = {}  # in the order in which the layer runs them
+        for name, layer in named.items():
+            key = next((names for names in shared if name in names), name)
+            together.setdefault(key, []).append(layer)
+        frozen = [[layer.get_base_layer() for layer in layers] for layers in together.values()]
         hooks = [each for module in named.values() for each in hooks_inside(module)]
-        for number, (layers, base) in enumerate(zip(members, bases, strict=True)):
+        seeds, weights = Seeds(), frozen_weights_of(frozen, scales)
+        for number, (layers, base) in enumerate(zip(together.values(), weights, strict=True)):
             groups.append(Group(layers, base, seeds, number, keep_narrow))
             for member, layer in enumerate(layers):
-                if not isinstance(layer, _Grouped):  # a model may be trained twice
-                    layer.__class__ = _grouped(type(layer))
+                layer.__class__ = in_front(_Grouped, own_class(layer, _Grouped))  # it may be trained twice
                 layer._group, layer._hooks = (groups[-1], member), hooks
     return groups
 
 
 def ungroup_adapters(decoder_layers: Iterable[nn.Module]) -> None:
-    """Let PEFT's own classes run again, as for a comparison with them."""
+    """Let PEFT's own classes run again."""
     for layer in decoder_layers:
         for module in layer.modules():
-            if isinstance(module, _Grouped):
-                module.__class__ = type(module).__mro__[2]
+            module.__class__ = own_class(module, _Grouped)
 
 
 def hooks_inside(whole: nn.Module) -> list[dict]:
@@ -579,15 +467,6 @@ def hooks_inside(whole: nn.Module) -> list[dict]:
             module._backward_hooks,
         )
     ]
-
-
-def bases_of(groups: Sequence[Sequence[Any]], scales: Scales | None = None) -> list[Base]:
-    """Return the frozen weights of a decoder layer's groups, in 4 bits laid side by side where possible."""
-    layers = [layer for group in groups for layer in group]
-    packed = None
-    if layers and all(isinstance(layer, Linear4bit) and _state_of(layer) for layer in layers):
-        packed = Packed(layers, scales)
-    return [Base(group, packed) for group in groups]
 
 
 def forget_after_steps(groups: Sequence[Group], optimizer: torch.optim.Optimizer) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from basic_lite.data.pictures import DEEP_GREY
-from basic_lite.data.world import parts as data_world_parts
+from basic_lite.data.world.parts import located
 from basic_lite.files import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -42,7 +43,7 @@ def identity(source: str, config: object) -> dict[str, object]:
     For the hub by its commit, for a folder by a hash of its configuration with names and sizes of its
     weights.
     """
-    folder = Path(data_world_parts.located(source))
+    folder = Path(located(source))
     known: dict[str, object] = {"revision": getattr(config, "_commit_hash", None)}
     if folder.is_dir():
         digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -107,11 +108,26 @@ def save_projector(model: nn.Module, path: Path) -> None:
     """Write the projector's tensors under their LLaVA names: four, and with tiles the newline."""
     projector = parts_of(model).llava.multi_modal_projector
     projector = getattr(projector, "modules_to_save", {"default": projector})["default"]
-    state = {
-        f"multi_modal_projector.{k}": v.detach().cpu().contiguous() for k, v in projector.state_dict().items()
-    }
+    _save(path, {f"multi_modal_projector.{name}": t for name, t in projector.state_dict().items()})
+
+
+def _save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with complete(path) as draft:
         save_file(state, draft, metadata={"format": "pt"})
+
+
+def _load(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
+
+
+@contextmanager
+def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
+    """Turn what a missing, damaged or strange file of weights raises into one line of ValueError."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} {fault}: {one_line(error, 200)}") from error
 
 
 def load_projector(model: nn.Module, path: Path, scale: float = 1.0) -> None:
@@ -120,15 +136,12 @@ def load_projector(model: nn.Module, path: Path, scale: float = 1.0) -> None:
     Raises ValueError if the file is missing, damaged or of another shape.
     """
     projector = parts_of(model).llava.multi_modal_projector
-    try:
-        state = {k.removeprefix("multi_modal_projector."): v for k, v in load_file(path).items()}
+    with _reading(path, "is no projector of this model"):
+        state = _load(path, "multi_modal_projector.")
         for name in state:
             if name.startswith("linear_2.") or name == "image_newline":
                 state[name] = state[name] * scale
         projector.load_state_dict(state, strict=True)
-    except Exception as error:  # safetensors raises its own type for a damaged file
-        reason = one_line(error, 200)
-        raise ValueError(f"{path} is no projector of this model: {reason}") from error
 
 
 def load_run(
@@ -153,11 +166,8 @@ def load_run(
     if (folder / ADAPTER).is_file():
         from peft import PeftModel
 
-        try:
+        with _reading(folder / ADAPTER_WEIGHTS):
             adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            reason = one_line(error, 200)
-            raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {reason}") from error
         check_adapter(adapted, folder)
         adapted.requires_grad_(False)
         assembled.model = adapted
@@ -201,33 +211,30 @@ def load_adapter(model: Any, folder: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    try:
+    with _reading(folder / ADAPTER_WEIGHTS):
         check_adapter(model, folder)
         set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{folder / ADAPTER_WEIGHTS} cannot be read: {one_line(error, 200)}") from error
 
 
 def save_decoder(model: nn.Module, path: Path) -> None:
     """Write the decoder and, unless it is tied, its head."""
     parts = parts_of(model)
-    state = {f"language_model.{k}": v for k, v in parts.decoder.state_dict().items()}
+    state = {f"language_model.{name}": tensor for name, tensor in parts.decoder.state_dict().items()}
     if parts.head.weight is not parts.embedding:
         state["lm_head.weight"] = parts.head.weight
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with complete(path) as draft:
-        save_file(state, draft, metadata={"format": "pt"})
+    _save(path, state)
 
 
 @torch.no_grad()
 def load_decoder(model: nn.Module, path: Path) -> None:
-    parts, state = parts_of(model), load_file(path)
-    head = state.pop("lm_head.weight", None)
-    parts.decoder.load_state_dict(
-        {k.removeprefix("language_model."): v for k, v in state.items()}, strict=True
-    )
-    if head is not None:
-        parts.head.weight.copy_(head)
+    """Read what `save_decoder` wrote; raises ValueError if it is missing, damaged or another model's."""
+    parts = parts_of(model)
+    with _reading(path, "is no decoder of this model"):
+        state = _load(path, "language_model.")
+        head = state.pop("lm_head.weight", None)
+        parts.decoder.load_state_dict(state, strict=True)
+        if head is not None:
+            parts.head.weight.copy_(head)
 
 
 def trained_of_tower(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -237,11 +244,7 @@ def trained_of_tower(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_tower(model: nn.Module, path: Path) -> None:
-    state = {
-        f"vision_tower.{name}": p.detach().cpu().contiguous() for name, p in trained_of_tower(model).items()
-    }
-    with complete(path) as draft:
-        save_file(state, draft, metadata={"format": "pt"})
+    _save(path, {f"vision_tower.{name}": p for name, p in trained_of_tower(model).items()})
 
 
 @torch.no_grad()
@@ -252,15 +255,12 @@ def load_tower(model: nn.Module, path: Path) -> None:
     """
     llava = parts_of(model).llava
     wanted = parameters_of_features(llava.vision_tower, llava.config.vision_feature_layer)
-    try:
-        state = {name.removeprefix("vision_tower."): tensor for name, tensor in load_file(path).items()}
-        strange = sorted(state.keys() ^ wanted.keys())
-        if strange:
-            raise ValueError(f"{len(strange)} tensors are missing or have no place, first: {strange[0]}")
+    with _reading(path, "is no tower of this model"):
+        state = _load(path, "vision_tower.")
+        if strange := sorted(state.keys() ^ wanted.keys()):
+            raise RuntimeError(f"{len(strange)} tensors are missing or have no place, first: {strange[0]}")
         for name, parameter in wanted.items():
             parameter.copy_(state[name])
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is no tower of this model: {one_line(error, 200)}") from error
 
 
 def check_identity(assembled: Assembled, manifest: dict) -> None:

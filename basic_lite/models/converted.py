@@ -10,10 +10,13 @@ import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from basic_lite.files import complete, locked, one_line, write_json
 from basic_lite.models import quantised, repository
@@ -45,14 +48,35 @@ def safetensors_folder(
     return _converted(source, folder, files, say)
 
 
+def load(
+    kind: Any,
+    source: str,
+    revision: str | None = None,
+    say: quantised.Say = quantised.silent,
+    **settings: Any,
+) -> PreTrainedModel:
+    """Load a model by a class of transformers, from safetensors that are converted first if need be.
+
+    `settings` are those of `from_pretrained`. Raises ValueError if the weights cannot be read, or tensors are
+    missing, which transformers would fill with random values.
+    """
+    folder = safetensors_folder(source, revision, say)
+    try:
+        model, info = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **settings)
+    except (OSError, SafetensorError) as error:
+        reason = repository.why(source, error)
+        raise ValueError(f"no weights can be loaded from {source!r}: {reason}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"the weights of {source!r} lack {len(missing)} tensors, first: {missing[0]}")
+    return model
+
+
 def _converted(source: str, folder: Path, files: list[Path], say: quantised.Say) -> Path:
     needed = sum(path.stat().st_size for path in files)
     pickled = f"{source!r} is published as {files[0].name}, which is converted to safetensors once"
     root = quantised.root_for(pickled, needed)
-    if Path(source).is_dir():
-        base: dict[str, object] = {"place": str(folder.resolve()), "files": quantised.states_of(files)}
-    else:
-        base = {"place": source, "revision": folder.name}  # a snapshot's folder is named by its commit
+    base = quantised.base_of(source, files, folder.name)  # a snapshot's folder is named by its commit
     made_of: dict[str, object] = {
         "format": quantised.FORMAT,
         "base": base,

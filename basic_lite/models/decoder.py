@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from basic_lite.data.world import parts
@@ -29,83 +28,46 @@ def load_decoder(
     be read, and written where there is none (4 bits alone), and `say` takes a line about it. Raises
     ValueError if the weights cannot be read or tensors are missing.
     """
+    settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": softcap.implementation(config)}
+    placement = {"device_map": {"": str(device)}}
     copy = quantised.copy_of(llm, config, dtype, device) if bits == 4 and copies != "off" else None
+    causal = None
     if copy is not None and copy.whole:
         try:
-            causal = _from_copy(copy, llm, config, dtype, device)
+            causal, info = AutoModelForCausalLM.from_pretrained(
+                copy.path, use_safetensors=True, output_loading_info=True, **settings, **placement
+            )
+            if wrong := [name for names in info.values() for name in names]:
+                raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
+            say(f"pre-quantised copy read: {copy.path} ({copy.size / 1e9:.2f} GB)")
         except Exception as error:  # whatever is wrong with a copy, its base is still there
-            reason = one_line(error)
+            causal, reason = None, one_line(error)
             say(f"pre-quantised copy {copy.path} cannot be read and is quantised anew ({reason})")
             copy.remove()
-        else:
-            say(f"pre-quantised copy read: {copy.path} ({copy.size / 1e9:.2f} GB)")
-            return causal
-    causal = _from_base(llm, config, bits, dtype, device, say)
-    if copy is not None and copies == "keep":
-        say(copy.write(causal))
-    return causal
-
-
-def _from_base(
-    llm: str,
-    config: PretrainedConfig,
-    bits: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    say: quantised.Say,
-) -> PreTrainedModel:
-    quantisation = None
-    if bits == 4:
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+    fresh = causal is None
+    if causal is None:
+        if bits < 16:
+            settings |= {"quantization_config": _quantisation(bits, dtype), **placement}
+        causal = converted.load(
+            AutoModelForCausalLM, llm, getattr(config, "_commit_hash", None), say, **settings
         )
-    elif bits == 8:
-        quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    placement = {"device_map": {"": str(device)}} if quantisation else {}
-    folder = converted.safetensors_folder(llm, getattr(config, "_commit_hash", None), say)
-    try:
-        causal, info = _read(folder, config, dtype, quantization_config=quantisation, **placement)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"no weights can be loaded from {llm!r}: {str(error).splitlines()[0][:160]}"
-        ) from error
-    if info["missing_keys"]:  # transformers would train on with random values
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"the weights of {llm!r} lack {len(missing)} tensors, first: {missing[0]}")
-    _name(causal, llm, config)
-    return causal if quantisation else causal.to(device)
-
-
-def _from_copy(
-    copy: quantised.Copy, llm: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device | str
-) -> PreTrainedModel:
-    """Read a copy under its base's name; raises ValueError if a tensor is missing or has no place."""
-    causal, info = _read(copy.path, config, dtype, device_map={"": str(device)})
-    wrong = [name for names in info.values() for name in names]
-    if wrong:
-        raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
-    _name(causal, llm, config)
-    return causal
-
-
-def _name(causal: PreTrainedModel, llm: str, config: PretrainedConfig) -> None:
-    """Let a decoder say that it is its base, wherever its weights were read."""
+    # Its base, wherever its weights were read
     causal.config._name_or_path = causal.name_or_path = parts.located(llm)
     causal.config._commit_hash = getattr(config, "_commit_hash", None)
+    if fresh and copy is not None and copies == "keep":
+        say(copy.write(causal))
+    return causal.to(device) if bits == 16 else causal
 
 
-def _read(source: Any, config: PretrainedConfig, dtype: torch.dtype, **settings: Any) -> tuple[Any, dict]:
-    return AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        attn_implementation=softcap.implementation(config),
-        use_safetensors=True,
-        output_loading_info=True,
-        **settings,
-    )  # pyright: ignore[reportReturnType]: two values, where loading information is asked for
+def _quantisation(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 class ScaledEmbedding(torch.nn.Embedding):

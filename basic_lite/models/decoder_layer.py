@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from bitsandbytes.nn.modules import Linear4bit
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -30,16 +29,17 @@ from torch.nn.modules.module import _has_any_global_hook
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.models.adapters import (
-    Base,
-    Found,
+    AdapterGradients,
     Group,
     Kept,
-    Scales,
     Seeds,
     add_gradients,
-    bases_of,
     hooks_inside,
+    in_front,
+    own_class,
+    ungroup_adapters,
 )
+from basic_lite.models.frozen import Scales, frozen_weights_of
 
 FAMILIES: dict[str, str] = {
     f"transformers.models.{folder}.modeling_{folder}.{name}DecoderLayer": family
@@ -54,14 +54,8 @@ FAMILIES: dict[str, str] = {
 """Classes that were read, and the family (`model_type`) of each: a norm in front of attention and of a gated
 MLP, rotary embedding of whole heads, no norms of heads, no factors."""
 
-Gradients = tuple[torch.Tensor | None, ...]
-
-_PROJECTIONS: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("q_proj", "k_proj", "v_proj"), ("qkv_proj",)),
-    (("o_proj",),),
-    (("gate_proj", "up_proj"), ("gate_up_proj",)),
-    (("down_proj",),),
-)
+_SEPARATE = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+_JOINED = (("qkv_proj",), ("o_proj",), ("gate_up_proj",), ("down_proj",))
 # The last ones are Liger's MLPs, which a later model of a process is built of once an earlier one was fused.
 _SILU = ("SiLU", "SiLUActivation", "LigerSwiGLUMLP", "LigerPhi3SwiGLUMLP")
 _GELU = ("GELUTanh", "PytorchGELUTanh", "LigerGEGLUMLP")
@@ -69,7 +63,7 @@ _GELU = ("GELUTanh", "PytorchGELUTanh", "LigerGEGLUMLP")
 
 @dataclass
 class Pieces:
-    groups: tuple[Group, Group, Group, Group]  # query-key-value, output, gate-up, down
+    groups: list[Group]  # query-key-value, output, gate-up, down
     adapted: list[Any]  # PEFT's layers among them
     seeds: Seeds | None  # of the adapters' masks; `None` without dropout
     norms: tuple[Any, Any]  # before attention and before the MLP
@@ -90,20 +84,21 @@ def streamline(decoder: Any, fused: bool = False) -> int:
     scales, rotary, count = Scales(), _FusedRotary() if fused else _Rotary(), 0
     for layer in decoder.layers[:-1]:
         pieces = _pieces_of(layer, scales, rotary, fused)
-        if pieces is not None and not isinstance(layer, _Streamlined):
+        if pieces is not None:
             # A class, not a method: checkpointing is the class's business (see `last_layer`).
-            layer.__class__ = _streamlined(type(layer))
+            layer.__class__ = in_front(_Streamlined, own_class(layer, _Streamlined))
+            count += 1
         if isinstance(layer, _Streamlined):  # a model may be trained twice
             layer._pieces = pieces
-        count += pieces is not None
     return count
 
 
 def as_published(decoder: Any) -> None:
-    """Let the layers' own classes run again, as for a comparison with them."""
+    """Let transformers' and PEFT's own classes run again, as for a comparison with them."""
+    ungroup_adapters(decoder.layers)
     for layer in decoder.layers:
         if isinstance(layer, _Streamlined):
-            layer.__class__ = type(layer).__mro__[2]
+            layer.__class__ = own_class(layer, _Streamlined)
             del layer._pieces
 
 
@@ -121,21 +116,22 @@ def keep_dequantised(decoder: Any, count: int, dtype: torch.dtype) -> int:
 
 def _pieces_of(layer: Any, scales: Scales, rotary: Any, fused: bool) -> Pieces | None:
     """Return a layer's pieces; `None` where something is not as the functions below have it."""
-    kind = type(layer)
-    kind = kind.__mro__[2] if issubclass(kind, _Streamlined) else kind
+    kind = own_class(layer, _Streamlined)
     family = FAMILIES.get(f"{kind.__module__}.{kind.__qualname__}")
     if family is None:
         return None
     attention, mlp = layer.self_attn, layer.mlp
-    drops = [getattr(layer, name, None) for name in ("resid_attn_dropout", "resid_mlp_dropout")]
-    if attention.attention_dropout or any(drop.p for drop in drops if drop is not None):
-        return None
     norms = layer.input_layernorm, layer.post_attention_layernorm
-    groups, adapted = _groups_of(attention, mlp, scales)
+    drops = [getattr(layer, name, None) for name in ("resid_attn_dropout", "resid_mlp_dropout")]
     activation = type(getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None) or mlp).__name__
-    if groups is None or any(norm.weight.requires_grad for norm in norms):
-        return None
-    if activation not in (*_SILU, *_GELU):
+    groups = _groups_of(attention, mlp, scales)
+    if (
+        groups is None
+        or attention.attention_dropout
+        or any(drop.p for drop in drops if drop is not None)
+        or any(norm.weight.requires_grad for norm in norms)
+        or activation not in (*_SILU, *_GELU)
+    ):
         return None
     if fused:
         from liger_kernel.ops import LigerGELUMulFunction, LigerSiLUMulFunction
@@ -146,61 +142,42 @@ def _pieces_of(layer: Any, scales: Scales, rotary: Any, fused: bool) -> Pieces |
         gate = _Gate(activation in _SILU)
         functions = [_Norm(norm, family == "gemma") for norm in norms]
     sizes = list(groups[0].base.sizes)
-    if hasattr(attention, "qkv_proj"):
+    if len(sizes) == 1:  # one matrix gives query, key and value
         keys = attention.num_key_value_heads * attention.head_dim
         sizes = [sizes[0] - 2 * keys, keys, keys]
     return Pieces(
-        groups,
-        adapted,
-        next((group.seeds for group in groups if group.dropout), None),
-        (functions[0], functions[1]),
-        rotary,
-        gate,
-        sizes,
-        attention.head_dim,
-        hooks_inside(layer),
+        groups=groups,
+        adapted=[layer for group in groups if group.pairs for layer in group.layers],
+        seeds=next((group.seeds for group in groups if group.dropout), None),
+        norms=(functions[0], functions[1]),
+        rotary=rotary,
+        gate=gate,
+        sizes=sizes,
+        head=attention.head_dim,
+        hooks=hooks_inside(layer),
     )
 
 
-def _groups_of(attention: Any, mlp: Any, scales: Scales) -> tuple[Any, list[Any]]:
-    """Return the four groups and the adapted layers in them; `None` where they cannot run as groups."""
-    members: list[list[Any]] = []
-    for choices in _PROJECTIONS:
-        for names in choices:
-            modules = [getattr(attention, name, None) or getattr(mlp, name, None) for name in names]
-            if all(modules):
-                members.append(modules)
-                break
-    if len(members) < len(_PROJECTIONS):
-        return None, []
-    groups: list[Group | None] = []
-    for modules in members:
-        if all(isinstance(module, LoraLayer) for module in modules):
-            known: list[Any] = [getattr(module, "_group", (None, 0))[0] for module in modules]
-            if known[0] is None or known[0].layers != modules:
-                return None, []
-            groups.append(known[0])
-        elif all(type(module) is nn.Linear or isinstance(module, Linear4bit) for module in modules):
-            if any(parameter.requires_grad for module in modules for parameter in module.parameters()):
-                return None, []
-            groups.append(None)
-        else:
-            return None, []
-    frozen = [modules for modules, group in zip(members, groups, strict=True) if group is None]
-    bases: list[Base] = bases_of(frozen, scales)
-    made = iter([Group(modules, base) for modules, base in zip(frozen, bases, strict=True)])
-    whole = tuple(next(made) if group is None else group for group in groups)
-    adapted = [layer for group in whole if group.pairs for layer in group.layers]
-    return whole, adapted
+def _groups_of(attention: Any, mlp: Any, scales: Scales) -> list[Group] | None:
+    """Return query-key-value, output, gate-up and down as groups; `None` where they cannot run as such."""
+    named: dict[str, Any] = dict([*attention.named_children(), *mlp.named_children()])
+    names = _JOINED if "qkv_proj" in named else _SEPARATE
+    members = [[named[name] for name in each] for each in names]
+    adapted: list[Group | None] = [getattr(modules[0], "_group", (None, 0))[0] for modules in members]
+    for modules, group in zip(members, adapted, strict=True):
+        fits = all(map(_is_frozen, modules)) if group is None else group.layers == modules
+        if not fits:
+            return None
+    frozen = [modules for modules, group in zip(members, adapted, strict=True) if group is None]
+    weights = iter(frozen_weights_of(frozen, scales))
+    both = zip(members, adapted, strict=True)
+    return [Group(modules, next(weights)) if group is None else group for modules, group in both]
 
 
-@cache
-def _streamlined(kind: type[nn.Module]) -> type[Any]:
-    made = type(kind.__name__, (_Streamlined, kind), {"__module__": __name__})
-    made.forward = (
-        _Streamlined.forward
-    )  # which transformers has wrapped in its checkpointing, as every class's
-    return made
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of a known class, without adapters, that is not trained."""
+    known = type(module) is nn.Linear or isinstance(module, Linear4bit)
+    return known and not any(parameter.requires_grad for parameter in module.parameters())
 
 
 class _Streamlined:
@@ -263,10 +240,10 @@ class _Streamlined:
         trained = () if x.requires_grad else [w for group in pieces.groups for w in group.parameters[:1]]
         with torch.autocast(kind, enabled=False) if narrowed else nullcontext():
             if self.gradient_checkpointing:
-                return _Again.apply(x, run, attend, *trained)
-            query, key, value, x = _Before.apply(x, run.begin(), *trained)
+                return _Recomputed.apply(x, run, attend, *trained)
+            query, key, value, x = _BeforeAttention.apply(x, run.begin(), *trained)
             seen, _ = attend(query, key, value)
-            return _After.apply(seen.flatten(2), x, run, *trained)
+            return _AfterAttention.apply(seen.flatten(2), x, run, *trained)
 
 
 class _Dropped(Kept):
@@ -325,15 +302,15 @@ class _Pass:
         """Return the gradients of `after`'s inputs."""
         pieces, (to_output, to_norm, to_group, to_gate, to_down) = self.pieces, self.kept[1]
         flat = upstream.reshape(-1, upstream.shape[-1])
-        found: Found = []
-        to_gated = pieces.groups[3].backward(to_down, [flat], found)
+        to_adapters: AdapterGradients = []
+        to_gated = pieces.groups[3].backward(to_down, [flat], to_adapters)
         blocks = pieces.gate.backward(to_gate, to_gated.flatten(0, -2))
         del to_gated
-        to_normed = pieces.groups[2].backward(to_group, blocks, found)
+        to_normed = pieces.groups[2].backward(to_group, blocks, to_adapters)
         del blocks
         to_x = pieces.norms[1].backward(to_norm, to_normed, upstream)
-        to_seen = pieces.groups[1].backward(to_output, [to_x.view(flat.shape)], found)
-        add_gradients(found)
+        to_seen = pieces.groups[1].backward(to_output, [to_x.view(flat.shape)], to_adapters)
+        add_gradients(to_adapters)
         return to_seen, to_x
 
     def before_backward(
@@ -342,9 +319,9 @@ class _Pass:
         """Return the gradient of `before`'s input, with that of the residual in it."""
         pieces, (to_norm, to_group, to_rotary) = self.pieces, self.kept[0]
         blocks = pieces.rotary.backward(to_rotary, [part.transpose(1, 2) for part in upstream])
-        found: Found = []
-        to_normed = pieces.groups[0].backward(to_group, blocks, found, wants_x)
-        add_gradients(found)
+        to_adapters: AdapterGradients = []
+        to_normed = pieces.groups[0].backward(to_group, blocks, to_adapters, wants_x)
+        add_gradients(to_adapters)
         return pieces.norms[0].backward(to_norm, to_normed, residual) if wants_x else None
 
     def keep(self, ctx: Any, which: int) -> None:
@@ -360,7 +337,7 @@ class _Pass:
             kept.saved_tensors = tuple(islice(tensors, count))
 
 
-class _Before(Function):
+class _BeforeAttention(Function):
     """Query, key and value of a layer's input, and the input itself for the residual.
 
     Both gradients come back to one place, so they are added in the norm's last product.
@@ -374,13 +351,13 @@ class _Before(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, *upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 0)
         to_x = ctx.run.before_backward(upstream[:3], upstream[3], ctx.needs_input_grad[0])
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
 
 
-class _After(Function):
+class _AfterAttention(Function):
     @staticmethod
     def forward(
         ctx: Any, seen: torch.Tensor, x: torch.Tensor, run: _Pass, *trained: torch.Tensor
@@ -391,12 +368,12 @@ class _After(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 1)
         return *ctx.run.after_backward(upstream), *[None] * (len(ctx.needs_input_grad) - 2)
 
 
-class _Again(Function):
+class _Recomputed(Function):
     """A layer that keeps its input alone and runs again in backward."""
 
     @staticmethod
@@ -410,7 +387,7 @@ class _Again(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         run: _Pass = ctx.run
         (x,) = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
 
@@ -183,10 +183,9 @@ class Sources:
 
 
 @dataclass
-class Assembled:
-    """A model ready for a stage, with everything that must agree with it."""
+class Outline:
+    """How a model will read its rows: known from configurations and tokenizer, before a weight is read."""
 
-    model: nn.Module  # the LLaVA, possibly wrapped by PEFT
     tokenizer: PreTrainedTokenizerBase  # of the decoder, unchanged
     template: templates.Template  # how conversations are written
     processor: dict  # the tower's image settings (`preprocessor_config.json`)
@@ -198,6 +197,7 @@ class Assembled:
     family: zoo.Family  # the decoder's family
     sources: Sources  # where it came from
     tiling: Tiling | None = None  # grids of tiles; `None` for one square per picture
+    decoder: PretrainedConfig | None = None  # the decoder's configuration; tiles go by its positions
 
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation: `"crop"` in stage 1, `"pad"` in stage 2 and evaluation.
@@ -209,12 +209,6 @@ class Assembled:
         transform = ImageTransform.from_processor(self.processor, **how)
         return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
 
-    @property
-    def patch_side(self) -> int:
-        """Side in pixels of what becomes one visual embedding: a patch, or those that are pooled."""
-        tower: Any = parts_of(self.model).llava.config.vision_config
-        return tower.patch_size
-
     def image_tokens(self, sizes: Sequence[Sequence[int]]) -> int | list[int]:
         """Return the tokens of an image, or with tiles those of images of these `(height, width)`."""
         if self.tiling is None:
@@ -225,7 +219,7 @@ class Assembled:
         """Return the most tokens of a row: those of tiles come on top, as far as its positions go."""
         if self.tiling is None:
             return max_length
-        return longest_with(self.tiling, max_length, parts_of(self.model).decoder.config)
+        return longest_with(self.tiling, max_length, self.decoder)
 
     def text_encoder(self, template: templates.Template, max_length: int | None) -> TextEncoder:
         ids = self.image_token_id, self.tokens_per_image
@@ -252,6 +246,19 @@ class Assembled:
         )
 
 
+@dataclass
+class Assembled(Outline):
+    """A model ready for a stage, with everything that must agree with it."""
+
+    model: nn.Module = field(kw_only=True)  # the LLaVA, possibly wrapped by PEFT
+
+    @property
+    def patch_side(self) -> int:
+        """Side in pixels of what becomes one visual embedding: a patch, or those that are pooled."""
+        tower: Any = parts_of(self.model).llava.config.vision_config
+        return tower.patch_size
+
+
 def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
     """Return the grids of tiles that a model will have; `None` for one square per picture. Loads nothing.
 
@@ -265,7 +272,7 @@ def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
                 f"--tiles takes a tower of square pictures and patches; {sources.tower} has "
                 f"{name} {getattr(tower, name)}: take another --tower, or leave --tiles out"
             )
-    native = native_size(read_processor(sources.tower, tower), tower)
+    native = native_size(read_processor(sources.tower), tower)
     size = native if sources.image_size is None else sources.image_size
     family = zoo.tower_family_of(tower.model_type, sources.tower)
     if family.any_size and size != tower.image_size:
@@ -284,7 +291,7 @@ def check_pool(sources: Sources, tower: PretrainedConfig) -> None:
     """Raise ValueError if patches would be left over when joined as `sources.pool` asks; loads nothing."""
     if sources.pool == 1:
         return
-    native = native_size(read_processor(sources.tower, tower), tower)
+    native = native_size(read_processor(sources.tower), tower)
     size = native if sources.image_size is None else sources.image_size
     zoo.check_pool(sources.pool, sources.tower, size, tower.patch_size)
 
@@ -324,26 +331,18 @@ def read_config(source: str, what: str) -> PretrainedConfig:
     return config
 
 
-def assemble(
-    sources: Sources,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-    *,
-    copies: quantised.Copies = "read",
-    say: quantised.Say = quantised.silent,
-) -> Assembled:
-    """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
+def outline(sources: Sources, say: quantised.Say = quantised.silent) -> Outline:
+    """Find out how a model of these parts will read its rows; no weight is read.
 
-    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head. `seed`
-    is of the projector's initial weights; `copies` says whether the decoder's pre-quantised copy may be read,
-    and written where there is none, and `say` takes a line about that. Raises ValueError for anything a user
-    can have wrong: unsupported or missing parts, no free vocabulary row.
+    `say` takes a line where the tokenizer's own chat template is none of ours. Raises ValueError for anything
+    a user can have wrong: unsupported or missing parts, ids beyond the embedding matrix, no free vocabulary
+    row.
     """
     llm_config = read_config(sources.llm, "language model")
     family = zoo.family_of(llm_config.model_type, sources.llm)
     tower_config = vision_config(read_config(sources.tower, "vision tower"))
-    tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
-    processor = read_processor(sources.tower, tower_config)
+    zoo.tower_family_of(tower_config.model_type, sources.tower)
+    processor = read_processor(sources.tower)
     size = native_size(processor, tower_config) if sources.image_size is None else sources.image_size
     if size < tower_config.patch_size:
         raise ValueError(f"an image size of {size} holds no {tower_config.patch_size}-pixel patch")
@@ -360,23 +359,43 @@ def assemble(
     check_vocabulary(tokenizer, template, llm_config.vocab_size)
     image_token_id = find_image_token(tokenizer, template, llm_config.vocab_size, sources.image_token)
     pad_token_id = find_pad_token(tokenizer, image_token_id, sources.pad_token)
-
-    tower = load_tower(sources.tower, tower_config, size, sources.dtype, device, say)
-    causal = load_decoder_alone(sources, device, copies, say)
     tokens = (size // tower_config.patch_size // sources.pool) ** 2
+    ids = image_token_id, pad_token_id, tokens
+    return Outline(tokenizer, template, processor, size, *ids, family, sources, tiling, llm_config)
+
+
+def assemble(
+    sources: Sources,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    *,
+    copies: quantised.Copies = "read",
+    say: quantised.Say = quantised.silent,
+) -> Assembled:
+    """Load tower and decoder, add a fresh projector, check everything; all weights are frozen afterwards.
+
+    The decoder is loaded alone, so that bitsandbytes never sees tower, projector, embeddings or head. `seed`
+    is of the projector's initial weights; `copies` says whether the decoder's pre-quantised copy may be read,
+    and written where there is none, and `say` takes a line about that. Raises ValueError as `outline`.
+    """
+    known = outline(sources, say)
+    tower_config = vision_config(read_config(sources.tower, "vision tower"))
+    tower_family = zoo.tower_family_of(tower_config.model_type, sources.tower)
+    tower = load_tower(sources.tower, tower_config, known.image_size, sources.dtype, device, say)
+    causal = load_decoder_alone(sources, device, copies, say)
     vision = copy.deepcopy(tower.config) if sources.pool > 1 else tower.config
     vision.patch_size *= sources.pool  # by which LLaVA-NeXT lays the projector's output out
     configure: Any = LlavaConfig
     kind: Any = LlavaForConditionalGeneration
     projecting: Any = Projector
-    if tiling is not None:
-        configure = partial(LlavaNextConfig, image_grid_pinpoints=tiling.pinpoints)
+    if known.tiling is not None:
+        configure = partial(LlavaNextConfig, image_grid_pinpoints=known.tiling.pinpoints)
         kind, projecting = LlavaNextForConditionalGeneration, NewlineProjector
     config = configure(
         text_config=causal.config,
         vision_config=vision,
-        image_token_index=image_token_id,
-        image_seq_length=tokens,
+        image_token_index=known.image_token_id,
+        image_seq_length=known.tokens_per_image,
         vision_feature_layer=sources.tower_layer,
         vision_feature_select_strategy=tower_family.select_strategy,
         projector_hidden_act="gelu",
@@ -388,7 +407,7 @@ def assemble(
         projector = projecting(config, sources.pool).float()
     with torch.device("meta"):
         model: Any = kind(config)
-    if tiling is not None:
+    if known.tiling is not None:
         del model.model.image_newline
         model.model.__class__ = _TiledModel
     model.model.vision_tower = tower
@@ -397,16 +416,15 @@ def assemble(
     model.lm_head = causal.lm_head
     model.config.dtype = sources.dtype
     model.generation_config = causal.generation_config
-    model.generation_config.pad_token_id = pad_token_id
+    model.generation_config.pad_token_id = known.pad_token_id
     # Vicuna's file asks for a temperature without sampling, which refuses to be saved after training.
     model.generation_config.do_sample = False
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
     model.requires_grad_(False)
     model.train()
     check_quantisation(model)
-    check_embedding_path(model, tokenizer)
-    ids = image_token_id, pad_token_id, tokens
-    return Assembled(model, tokenizer, template, processor, size, *ids, family, sources, tiling)
+    check_embedding_path(model, known.tokenizer)
+    return Assembled(**vars(known), model=model)
 
 
 def for_inference(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,12 +112,8 @@ class Copy:
                     return f"no pre-quantised copy written: another process is writing {self.path}"
                 if self.whole:
                     return f"pre-quantised copy is there already: {self.path}"
-                free = shutil.disk_usage(self.path.parent).free
-                if free < needed + SPARE_BYTES:
-                    return (
-                        f"no pre-quantised copy written: it needs {needed / 1e9:.1f} GB and 1 GB to spare, "
-                        f"{free / 1e9:.1f} GB are free in {self.path.parent} (${VARIABLE} moves it)"
-                    )
+                if full := self._lacks(needed):
+                    return f"no pre-quantised copy written: it {full}"
                 self._write(model)
         except Exception as error:  # a copy is a convenience: no fault of its disk may end a training
             return f"no pre-quantised copy written in {self.path.parent} ({one_line(error)})"
@@ -127,14 +123,15 @@ class Copy:
         answers, dtype = model.generation_config, model.config.dtype
         # Vicuna's asks for a temperature without sampling: transformers reads that, but refuses to write it.
         model.generation_config = GenerationConfig()
+
+        def save(draft: Path) -> None:
+            model.save_pretrained(draft, max_shard_size="2GB")
+            (draft / GENERATION_CONFIG_NAME).write_text(answers.to_json_string(), encoding="utf-8")
+
         try:
-            with complete(self.path) as draft:
-                model.save_pretrained(draft, max_shard_size="2GB")
-                (draft / GENERATION_CONFIG_NAME).write_text(answers.to_json_string(), encoding="utf-8")
-                self.stamp(draft)
+            self._fill(save)
         finally:
             model.generation_config, model.config.dtype = answers, dtype
-        self.tidy()
 
     def make(self, what: str, needed: int, write: Callable[[Path], object], say: Say) -> None:
         """Write what a start cannot do without, unless it is there; other processes wait for it.
@@ -146,46 +143,47 @@ class Copy:
             with locked(self.path, wait=True):
                 if self.whole:
                     return
-                free = shutil.disk_usage(self.path.parent).free
-                if free < needed + SPARE_BYTES:
-                    raise ValueError(
-                        f"{what}: that needs {needed / 1e9:.1f} GB and 1 GB to spare, "
-                        f"{free / 1e9:.1f} GB are free in {self.path.parent} (${VARIABLE} moves it)"
-                    )
+                if full := self._lacks(needed):
+                    raise ValueError(f"{what}: that {full}")
                 say(f"{what} ({needed / 1e9:.1f} GB in {self.path})")
-                with complete(self.path) as draft:
-                    write(draft)
-                    self.stamp(draft)
-                self.tidy()
+                self._fill(write)
         except OSError as error:
             raise ValueError(f"{what}, and that failed ({one_line(error)})") from error
 
-    def stamp(self, draft: Path) -> None:
-        """Write into its unfinished folder what it was made of, and the sizes of its files."""
-        whole = sorted(path for path in draft.rglob("*") if path.is_file())
-        files = {path.relative_to(draft).as_posix(): path.stat().st_size for path in whole}
-        stamp = {"made_of": self.made_of, "files": files}
-        (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+    def _lacks(self, needed: int) -> str | None:
+        free = shutil.disk_usage(self.path.parent).free
+        if free >= needed + SPARE_BYTES:
+            return None
+        return (
+            f"needs {needed / 1e9:.1f} GB and 1 GB to spare, {free / 1e9:.1f} GB are free in "
+            f"{self.path.parent} (${VARIABLE} moves it)"
+        )
 
-    def tidy(self) -> None:
-        """Remove copies that nothing can ask for any more, and what killed processes left."""
-        for old in self._outdated():
-            shutil.rmtree(old, ignore_errors=True)
-        for left in self.path.parent.glob(".*.part"):
-            with locked(left.with_name(left.name[1:-5])) as nobody:
-                if nobody:  # its process was killed
-                    shutil.rmtree(left, ignore_errors=True)
+    def _fill(self, write: Callable[[Path], object]) -> None:
+        """Let `write` fill the folder, and add what it was made of and the sizes of its files."""
+        with complete(self.path) as draft:
+            write(draft)
+            whole = sorted(path for path in draft.rglob("*") if path.is_file())
+            files = {path.relative_to(draft).as_posix(): path.stat().st_size for path in whole}
+            stamp = {"made_of": self.made_of, "files": files}
+            (draft / STAMP).write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")
+        self._tidy()
 
-    def _outdated(self) -> Iterator[Path]:
-        """Yield copies of what stood in the same place before the base changed: nothing can ask for them."""
+    def _tidy(self) -> None:
+        """Remove copies of what stood in the same place before the base changed, and unfinished ones."""
         base = self.made_of["base"]
         for path in self.path.parent.glob(f"[!.]*/{STAMP}"):
             try:
                 other = json.loads(path.read_text(encoding="utf-8"))["made_of"]["base"]
+                outdated = other["place"] == base["place"] and other != base
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if other["place"] == base["place"] and other != base:
-                yield path.parent
+            if outdated:
+                shutil.rmtree(path.parent, ignore_errors=True)
+        for left in self.path.parent.glob(".*.part"):
+            with locked(left.with_name(left.name[1:-5])) as nobody:
+                if nobody:  # its process was killed
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def copy_of(
@@ -200,16 +198,12 @@ def copy_of(
     if parent is None or getattr(config, "quantization_config", None):  # the base itself is packed
         return None
     revision = getattr(config, "_commit_hash", None)
-    if folder.is_dir():
-        files = {*folder.glob("*.safetensors"), *folder.glob("*.json"), *repository.weight_files(folder)}
-        base: dict[str, object] = {"place": str(folder.resolve()), "files": states_of(files)}
-    elif revision:
-        base = {"place": llm, "revision": revision}
-    else:
+    if not folder.is_dir() and not revision:
         return None
+    files = {*folder.glob("*.safetensors"), *folder.glob("*.json"), *repository.weight_files(folder)}
     made_of = {
         "format": FORMAT,
-        "base": base,
+        "base": base_of(llm, files, revision),
         "quantised": "nf4, double quantisation",
         "dtype": str(dtype).removeprefix("torch."),
         "device": torch.device(device).type,
@@ -225,21 +219,26 @@ def copy_in(folder: Path, source: str, made_of: dict[str, object]) -> Copy:
     return Copy(folder / f"{name}-{digest}", made_of)
 
 
-def states_of(files: Iterable[Path]) -> list[list[object]]:
-    """Return name, size and times of files.
+def base_of(source: str, files: Iterable[Path], revision: str | None) -> dict[str, object]:
+    """Return what tells a copy's base: of a repository its commit, of a folder its files' sizes and times.
 
     The time of an inode's last change cannot be set back: it tells apart a file that was overwritten by one
     of the same length and date.
     """
-    states = []
-    for path in sorted(files):
-        state = path.stat()
-        states.append([path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
-    return states
+    folder = Path(parts.located(source))
+    if not folder.is_dir():
+        return {"place": source, "revision": revision}
+    states = ((path.name, path.stat()) for path in sorted(files))
+    listed = [[name, state.st_size, state.st_mtime_ns, state.st_ctime_ns] for name, state in states]
+    return {"place": str(folder.resolve()), "files": listed}
 
 
-def copies(kind: Literal["quantised", "converted", "unpacked"] = "quantised") -> list[Path]:
-    """Return the folders of all complete copies, of weights converted from pickles, or of models in parts."""
+Kind = Literal["quantised", "converted", "unpacked"]
+"""Of copies: decoders in 4 bits, weights that were pickles, models taken apart."""
+
+
+def copies(kind: Kind = "quantised") -> list[Path]:
+    """Return the folders of all complete copies of a kind."""
     parent = root()
     return [] if parent is None else sorted(path.parent for path in parent.glob(f"{kind}/[!.]*/{STAMP}"))
 

@@ -102,6 +102,20 @@ def fetch(source: str, revision: str | None = None) -> Path:
     ) from missing
 
 
+def read_json(source: str, name: str) -> Any:
+    """Return a JSON file of a folder or of the hub as it is written.
+
+    Raises OSError or ValueError where it is missing or damaged, and what the hub's client raises.
+    """
+    from huggingface_hub import hf_hub_download
+
+    path = Path(parts.located(source)) / name
+    if not path.parent.is_dir():
+        hub.silence()
+        path = Path(hf_hub_download(source, name))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def commit_of(source: str) -> str | None:
     """Return the commit of a repository's configuration in the hub's cache; `None` for a folder.
 

@@ -20,8 +20,6 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from basic_lite.models import zoo
 from basic_lite.models.capped_map import queries_per_piece
 
-Gradients = tuple[torch.Tensor | None, ...]
-
 NAME: str = "soft_capped"
 """The attention implementation's name. transformers looks for "sdpa" in it, and refuses that to Gemma 2."""
 
@@ -166,7 +164,7 @@ class _CappedAttention(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, mask = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
             pieces = _Pieces(query, key, value, mask, *ctx.how)

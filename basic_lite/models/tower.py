@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     Aimv2VisionModel,
@@ -26,8 +23,17 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from basic_lite.data.world import parts
 from basic_lite.models import converted, quantised, repository, zoo
+
+_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "clip_vision_model": CLIPVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "dinov2": Dinov2Model,
+    "dinov2_with_registers": Dinov2WithRegistersModel,
+    "dinov3_vit": DINOv3ViTModel,
+    "aimv2_vision_model": Aimv2VisionModel,
+    "mlcd_vision_model": MLCDVisionModel,
+}
 
 
 def vision_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -55,34 +61,14 @@ def load_tower(
     `source` may have a text half, which is left out; `config` is the vision part's; `say` takes a line if
     weights are converted. Raises ValueError if the weights cannot be read or tensors are missing.
     """
-    kind = {
-        "clip_vision_model": CLIPVisionModel,
-        "siglip_vision_model": SiglipVisionModel,
-        "dinov2": Dinov2Model,
-        "dinov2_with_registers": Dinov2WithRegistersModel,
-        "dinov3_vit": DINOv3ViTModel,
-        "aimv2_vision_model": Aimv2VisionModel,
-        "mlcd_vision_model": MLCDVisionModel,
-    }
     family = zoo.TOWER_FAMILIES[config.model_type]
-    folder = converted.safetensors_folder(source, say=say)
-    try:
-        tower, info = kind[config.model_type].from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, SafetensorError) as error:
-        reason = repository.why(source, error)
-        raise ValueError(f"no weights can be loaded from {source!r}: {reason}") from error
-    if info["missing_keys"]:  # transformers would look through random values
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"the weights of {source!r} lack {len(missing)} tensors, first: {missing[0]}")
+    kind = _CLASSES[config.model_type]
+    tower: Any = converted.load(kind, source, say=say, dtype=dtype, attn_implementation="sdpa")
     any_size = family.any_size or getattr(config, "is_native", False)  # AIMv2-native computes its positions
     if size != tower.config.image_size and not any_size:
         _resize_positions(tower, size, family.prefix_tokens)
     for name in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
-        if hasattr(
-            tower.config, name
-        ):  # DINOv3 moves its positions at random in training mode, frozen or not
+        if hasattr(tower.config, name):  # DINOv3 moves its positions at random in training mode, frozen too
             setattr(tower.config, name, None)
     _without_dropout(tower)
     registers = zoo.registers_of(config)
@@ -132,18 +118,13 @@ def _resize_positions(tower: Any, size: int, prefix: int) -> None:
     embeddings.register_buffer("position_ids", torch.arange(len(resized))[None], persistent=False)
 
 
-def read_processor(source: str, config: PretrainedConfig) -> dict:
+def read_processor(source: str) -> dict:
     """Read `preprocessor_config.json` of a folder or hub id.
 
     Raises ValueError if there is none: mean, deviation and resizing rule would be guesses.
     """
-    from huggingface_hub import hf_hub_download
-
-    folder = Path(parts.located(source))
     try:
-        path = folder / "preprocessor_config.json" if folder.is_dir() else None
-        path = path or Path(hf_hub_download(source, "preprocessor_config.json"))
-        return json.loads(path.read_text())
+        return repository.read_json(source, "preprocessor_config.json")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{source!r} has no readable preprocessor_config.json (image mean, size): "

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -105,22 +105,17 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
         raise ValueError(f"the adapters' rank must be at least 1, got {adapters.rank}")
     names = "|".join(assembled.family.lora_targets)
     # The whole name, not a suffix: "q_proj" alone also hits CLIP's layers.
-    targets = rf".*language_model\.layers\.\d+\.[\w.]+\.({names})"
-    own: dict[str, Any] = {}
-    if adapters.tower_rank:
-        targets = f"{targets}|{_linear_layers_of_tower(assembled)}"
-        own = {
-            "rank_pattern": {TOWER_LAYERS: adapters.tower_rank},
-            "alpha_pattern": {TOWER_LAYERS: 2 * adapters.tower_rank},
-        }
     config = LoraConfig(
         r=adapters.rank,
         lora_alpha=adapters.alpha,
         lora_dropout=adapters.dropout,
-        target_modules=targets,
+        target_modules=rf".*language_model\.layers\.\d+\.[\w.]+\.({names})",
         modules_to_save=["multi_modal_projector"],
-        **own,
     )
+    if adapters.tower_rank:
+        config.target_modules = f"{config.target_modules}|{_linear_layers_of_tower(assembled)}"
+        config.rank_pattern = {TOWER_LAYERS: adapters.tower_rank}
+        config.alpha_pattern = {TOWER_LAYERS: 2 * adapters.tower_rank}
     model: Any = assembled.model
     bits = assembled.sources.bits
     # PEFT chooses its 4-bit layer by this mark, which transformers sets on the decoder alone.
@@ -275,21 +270,18 @@ def trainable_table(model: nn.Module) -> Table:
     groups: dict[tuple[str, str], list[int]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            short = re.sub(r"^(base_model\.model\.)?(model\.)?", "", name).replace(
-                ".modules_to_save.default", ""
-            )
-            short = re.sub(r"\.(layers?)\.\d+\.", r".\1.*.", short).replace(".default.", ".")
-            key = (short, str(parameter.dtype).removeprefix("torch."))
-            groups.setdefault(key, []).append(parameter.numel())
-    table = Table("trained", "dtype", "tensors", "parameters", title=None)
-    for column in (2, 3):
-        table.columns[column].justify = "right"
+            short = re.sub(r"^(base_model\.model\.)?(model\.)?", "", name)
+            short = short.replace(".modules_to_save.default", "").replace(".default.", ".")
+            short = re.sub(r"\.(layers?)\.\d+\.", r".\1.*.", short)
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            groups.setdefault((short, dtype), []).append(parameter.numel())
+    numbers = (Column(head, justify="right") for head in ("tensors", "parameters"))
+    table = Table("trained", "dtype", *numbers)
     for (name, dtype), sizes in groups.items():
         table.add_row(name, dtype, str(len(sizes)), f"{sum(sizes):,}")
-    total = sum(sum(sizes) for sizes in groups.values())
-    count = sum(len(sizes) for sizes in groups.values())
+    every = [size for sizes in groups.values() for size in sizes]
     table.add_section()
-    table.add_row("all", "", str(count), f"{total:,}")
+    table.add_row("all", "", str(len(every)), f"{sum(every):,}")
     return table
 
 

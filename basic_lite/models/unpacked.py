@@ -7,7 +7,6 @@ folder of its own. They are written once, tensor by tensor, beside the pre-quant
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,9 +18,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import LlavaNextConfig
+from transformers import AutoConfig, LlavaNextConfig, PretrainedConfig
 
-from basic_lite.data import hub
 from basic_lite.data.world import parts
 from basic_lite.files import write_json
 from basic_lite.models import converted, quantised, repository, zoo
@@ -53,25 +51,14 @@ _PLACES = (
     (re.compile(r"(?:model\.)?language_model\.lm_head\.(.*)"), LANGUAGE, "lm_head."),
     (re.compile(r"lm_head\.(.*)"), LANGUAGE, "lm_head."),
     (re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.*)"), LANGUAGE, "model."),
-    (
-        re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"),
-        LANGUAGE,
-        "model.",
-    ),  # of a Qwen before it was nested
+    (re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"), LANGUAGE, "model."),  # an older Qwen's
     (re.compile(r"(?:model\.)?vision_tower\.(.*)"), VISION, ""),
     (re.compile(r"(?:model\.)?multi_modal_projector\.(.*)"), PROJECTOR, "multi_modal_projector."),
     (re.compile(r"(?:model\.)?(image_newline)"), PROJECTOR, "multi_modal_projector."),
 )
 """Where a tensor goes, by its name in old and new files, and what stands in front of it there."""
 
-_TOKENIZER = (
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER = "tokenizer* *.jinja vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
 _TILING = "LlavaNextImageProcessor"  # or another by this name, such as the one with Pillow
 
@@ -108,6 +95,23 @@ def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
     except ValueError:  # whoever loads it says more
         return source
     return unpack(source, say).llm if kind in _DECODERS else source
+
+
+def decoder_config(source: str) -> PretrainedConfig | None:
+    """Return the configuration of the decoder that `language_model` would take out; `None` if it takes none.
+
+    No weight is read.
+    """
+    try:
+        config = _read(source, "config.json")
+    except ValueError:  # as above
+        return None
+    if config.get("model_type") not in _DECODERS:
+        return None
+    text = _text_settings(config)
+    if config.get("tie_word_embeddings"):  # the part's own word counts for nothing; files have the last one
+        text["tie_word_embeddings"] = True
+    return AutoConfig.for_model(text.pop("model_type"), **text)
 
 
 def check_llava(source: str) -> dict[str, Any]:
@@ -181,15 +185,12 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     """
     folder = converted.safetensors_folder(source, say=say)
     if not Path(parts.located(source)).is_dir():
-        folder = _with_small_files(source, folder)
+        _fetch_small_files(source, folder.name)
     config, files = _read(source, "config.json"), repository.weight_files(folder)
     needed = sum(path.stat().st_size for path in files)
     what = f"the parts of {source!r} are written apart once"
-    base: dict[str, object] = {"place": source, "revision": folder.name}
-    if Path(source).is_dir():
-        states = quantised.states_of([*files, folder / "config.json"])
-        base = {"place": str(Path(source).resolve()), "files": states}
-    made_of = {"format": quantised.FORMAT, "base": base, "unpacked": 1}
+    base = quantised.base_of(source, [*files, folder / "config.json"], folder.name)
+    made_of: dict[str, object] = {"format": quantised.FORMAT, "base": base, "unpacked": 1}
     copy = quantised.copy_in(quantised.root_for(what, needed) / "unpacked", source, made_of)
     copy.make(what, needed, partial(_write, folder, config, files), say)
     return Unpacked(copy.path, config, source)
@@ -197,14 +198,8 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
 
 def _read(source: str, name: str) -> dict[str, Any]:
     """Return a JSON file as it is written: what a later version fills in would change its hash."""
-    from huggingface_hub import hf_hub_download
-
-    folder = Path(parts.located(source))
-    if not folder.is_dir():
-        hub.silence()
     try:
-        path = folder / name if folder.is_dir() else Path(hf_hub_download(source, name))
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = repository.read_json(source, name)
     except Exception as error:  # the hub's client raises many types
         raise ValueError(
             f"no model can be loaded from {source!r} ({repository.why(source, error)})"
@@ -212,14 +207,14 @@ def _read(source: str, name: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _with_small_files(source: str, folder: Path) -> Path:
+def _fetch_small_files(source: str, revision: str) -> None:
+    """Fetch them beside the weights, which lie in the folder of that commit."""
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(source, revision=folder.name, allow_patterns=[*_TOKENIZER, *_SETTINGS])
+        snapshot_download(source, revision=revision, allow_patterns=[*_TOKENIZER, *_SETTINGS])
     except Exception as error:  # as above
         raise ValueError(f"{source!r} cannot be read: {repository.why(source, error)}") from error
-    return folder
 
 
 def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path) -> None:
@@ -236,9 +231,8 @@ def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path)
         writer.close()
     save_file(projector, draft / "projector.safetensors", metadata={"format": "pt"})
     _write_decoder(folder, config, draft / LANGUAGE, has_head="lm_head.weight" in writers[LANGUAGE].places)
-    write_json(
-        draft / VISION / "config.json", {"model_type": "clip_vision_model", **config.get("vision_config", {})}
-    )
+    vision = {"model_type": "clip_vision_model", **config.get("vision_config", {})}
+    write_json(draft / VISION / "config.json", vision)
     if config["model_type"] in LLAVAS:
         write_json(draft / VISION / "preprocessor_config.json", image_settings(str(folder)))
 
@@ -285,6 +279,19 @@ class _Shards:
 
 def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: bool) -> None:
     """Write a decoder's configuration, as its files state it, and its tokenizer."""
+    text = _text_settings(config)
+    if not has_head:
+        text["tie_word_embeddings"] = True
+    if "torch_dtype" not in text and "dtype" not in text:
+        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
+    write_json(place / "config.json", text)
+    for pattern in (*_TOKENIZER, "generation_config.json"):
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, place / path.name)
+
+
+def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a decoder's configuration from that of the whole model."""
     kind = _DECODERS[config["model_type"]]
     text = dict(config.get("text_config") or {k: v for k, v in config.items() if not k.startswith("vision")})
     text["model_type"] = kind or text.get("model_type", "llama")
@@ -295,17 +302,9 @@ def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: 
             rope = {k: v for k, v in rope.items() if not k.startswith("mrope")}
             rope = {k: "default" if v == "mrope" else v for k, v in rope.items()}
             text[key] = rope if len(rope) > 1 else None
-    if not has_head:
-        text["tie_word_embeddings"] = True
-    elif "tie_word_embeddings" in config:
+    if "tie_word_embeddings" in config:
         text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
-    if "torch_dtype" not in text and "dtype" not in text:
-        text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
-    write_json(place / "config.json", text)
-    for path in {
-        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
-    }:
-        shutil.copyfile(path, place / path.name)
+    return text
 
 
 def image_settings(source: str) -> dict[str, Any]:

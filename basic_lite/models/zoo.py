@@ -85,7 +85,7 @@ WHY_NOT: dict[str, str] = {
     **dict.fromkeys(("t5", "bart"), _IN_THE_ENCODER),
     **dict.fromkeys(
         "mixtral olmoe phimoe qwen2_moe qwen3_moe deepseek_v2 deepseek_v3 granitemoe glm4_moe ernie4_5_moe "
-        "hunyuan_v1_moe gpt_oss llama4 llama4_text".split(),
+        "hunyuan_v1_moe gpt_oss llama4 llama4_text qwen3_vl_moe".split(),
         _EXPERTS,
     ),
     **dict.fromkeys(
@@ -94,7 +94,11 @@ WHY_NOT: dict[str, str] = {
         _HYBRID,
     ),
     **dict.fromkeys("gemma3n gemma3n_text gemma4 gemma4_text".split(), _NEEDS_IDS),
-    **dict.fromkeys("gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava mllama".split(), _TWO_SIDED),
+    **dict.fromkeys(
+        "gemma3 mistral3 qwen2_vl qwen2_5_vl qwen3_vl llava llava_next llava_onevision mllama paligemma "
+        "smolvlm idefics3 internvl phi4_multimodal".split(),
+        _TWO_SIDED,
+    ),
 }
 """Why architectures that people ask for are no family here; `ablate architecture` tries the oldest."""
 
@@ -319,7 +323,7 @@ TOWERS: dict[str, Tower] = {
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageDefaults:
     """How a stage is trained unless its options say otherwise."""
 
     global_batch: int  # rows per optimizer step
@@ -332,16 +336,19 @@ class Pace:
     tower_lora_learning_rate: float = 2e-5  # of adapters in it: ten times as much, as of the decoder's
 
     def rows_per_pass(self, global_batch: int | None = None) -> int:
-        """Return `micro_batch`, or the next smaller one that divides `global_batch` (`None`: this pace's)."""
+        """Return `micro_batch`, or the next smaller one that divides `global_batch` (`None`: the default)."""
         share = (self.global_batch if global_batch is None else global_batch) // int(
             os.environ.get("WORLD_SIZE", 1)
         )
         return next((rows for rows in range(self.micro_batch, 1, -1) if share % rows == 0), 1)
 
 
-LLAVA = {1: Pace(256, 8, 1e-3), 2: Pace(128, 4, 2e-4)}
-# Few rows and a narrow decoder: LLaVA's pace would be six steps.
-_EMBEDDED = {1: Pace(16, 16, 2e-3, 2.0), 2: Pace(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4)}
+LLAVA = {1: StageDefaults(256, 8, 1e-3), 2: StageDefaults(128, 4, 2e-4)}
+# Few rows and a narrow decoder: LLaVA's batch would leave six steps.
+_EMBEDDED = {
+    1: StageDefaults(16, 16, 2e-3, 2.0),
+    2: StageDefaults(16, 16, 2e-3, 1.0, rank=16, projector_learning_rate=5e-4),
+}
 
 
 def bits_of(model: str, llm: str | None) -> Bits:
@@ -350,8 +357,8 @@ def bits_of(model: str, llm: str | None) -> Bits:
     return (known or LLM).bits
 
 
-def pace_of(source: str, stage: int) -> Pace:
-    """Return the pace of a stage: LLaVA-1.5's, or the embedded world's for its decoder."""
+def stage_defaults(source: str, stage: int) -> StageDefaults:
+    """Return a stage's defaults: LLaVA-1.5's, or the embedded world's for its decoder."""
     return (_EMBEDDED if source in EMBEDDED else LLAVA)[stage]
 
 

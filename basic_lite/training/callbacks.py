@@ -1,12 +1,14 @@
-"""What happens around the steps of a run: the display, gradients against the contract, and signals."""
+"""What happens around the steps of a run: progress, the check of gradients, measurements and signals."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,30 +22,26 @@ from transformers import TrainerControl as Control
 from transformers import TrainerState as State
 from transformers import TrainingArguments as Arguments
 
+from basic_lite import files
 from basic_lite.console import progress_bar
 from basic_lite.method.types import LossTerm, Refinement, Window
 from basic_lite.models.parts import piece
 
 
 class GradientContract:
-    """Every trained parameter soon shows a gradient that is not zero; no frozen one shows any.
+    """Every trained parameter must get a nonzero gradient within `patience` steps, and no frozen one any.
 
     An adapter's A has none until its B has moved, and B moves when the learning rate has left 0: some steps.
     """
 
     def __init__(self, model: nn.Module, patience: int) -> None:
-        """Watch `model` for at most `patience` optimizer steps."""
         self.waiting = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         self.patience = patience
         self.steps = 0
 
-    @property
-    def done(self) -> bool:
-        return not self.waiting
-
     def check(self) -> None:
-        """Look at the gradients of one of the first steps; raises RuntimeError (waits for the device)."""
+        """Check the gradients of a step, waiting for the device; raises RuntimeError."""
         self.steps += 1
         for name, parameter in self.frozen:
             if parameter.grad is not None:
@@ -75,7 +73,7 @@ def process_age() -> float:
 
 
 class Clock:
-    """What a start spends its time on."""
+    """Seconds that each part of a start takes."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}  # seconds, in order
@@ -102,20 +100,23 @@ class GradientCheck(TrainerCallback):
         self.contract = GradientContract(kwargs["model"], int(self.patience))
 
     def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Look at the gradients until every trained parameter has shown one."""
-        if self.contract is not None and not self.contract.done:
+        if self.contract is not None and self.contract.waiting:
             self.contract.check()
 
 
-class AtStart(TrainerCallback):
-    """Do something when everything that a run goes on from has been read, before its first step."""
+class CutLog(TrainerCallback):
+    """Drop the log's lines after the checkpoint that a run goes on from: those steps are done again."""
 
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action = action
+    def __init__(self, path: Path, step: int) -> None:
+        self.path, self.step = path, step
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.action()
+        """Do it when the checkpoint has been read."""
+        if state.is_world_process_zero and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+            with files.complete(self.path) as draft:
+                draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 class Measurements(TrainerCallback):
@@ -125,13 +126,13 @@ class Measurements(TrainerCallback):
         self.every = every
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Ask for it; it comes after the step's log and before its checkpoint, which so knows of it."""
+        """Ask for it: it comes after the step's log and before its checkpoint, which then includes it."""
         if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
             control.should_evaluate = True
 
 
 class FirstStep(TrainerCallback):
-    """Print once how long it took from the command to the end of the first step."""
+    """Print once the time from the command to the end of the first step."""
 
     def __init__(self, clock: Clock, console: Console) -> None:
         self.clock: Clock | None = clock
@@ -142,12 +143,12 @@ class FirstStep(TrainerCallback):
             self.clock.mark("preparation")
 
     def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Count what is measured before the first step apart."""
+        """Count a measurement before the first step apart."""
         if self.clock is not None:
             self.clock.mark("validation")
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Wait for the device once, and say it."""
+        """Wait for the device once, and print the time."""
         if self.clock is not None:
             if args.device.type == "cuda":
                 torch.cuda.synchronize(args.device)
@@ -169,7 +170,6 @@ class Stopper(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Save and stop if a signal came."""
         if self.agreed or (self.requested and self.processes == 1):
             control.should_save = control.should_training_stop = True
 
@@ -193,39 +193,23 @@ class StepProgress(TrainerCallback):
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self,
-        args: Arguments,
-        state: State,
-        control: Control,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the terms of the last logged step."""
-        if not logs or "samples_per_second" not in logs:
+    def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "samples_per_second" not in logs:
             return
         if "rows_per_chunk" in logs and state.is_world_process_zero:
-            chunk = f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary"
-            self.console.print(chunk)
+            self.console.print(f"L_sds: {logs['rows_per_chunk']} patches per pass over the vocabulary")
         names = ("loss", "lm", "das", "sds", "cosine")
         note = "  ".join(f"{name} {logs[name]:.3f}" for name in names if logs.get(name) is not None)
         note += f"  {logs['samples_per_second']:.2f} samples/s  {logs['peak_mib']:.0f} MiB"
         if self.progress is not None:
             self.progress.update(self.task, note=note)
         elif state.is_world_process_zero:
-            step = f"{self.title} {state.global_step}/{state.max_steps}"
-            self.console.print(f"{step}  {note}")
+            self.console.print(f"{self.title} {state.global_step}/{state.max_steps}  {note}")
 
-    def on_evaluate(
-        self,
-        args: Arguments,
-        state: State,
-        control: Control,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show a measurement of held-out rows and the sample answers, each with the true one."""
-        if not state.is_world_process_zero or not metrics:
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
+        if not state.is_world_process_zero:
             return
         shown = {name: metrics.get(f"eval_{name}") for name in ("lm", "das", "sds", "cosine", "named")}
         if shown["named"] is not None:
@@ -233,12 +217,9 @@ class StepProgress(TrainerCallback):
         note = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         note += " %" if shown["named"] is not None else ""
         best = "  (the best yet)" if state.global_step and metrics["best"] == state.global_step else ""
-        lines = [f"validation {state.global_step}/{state.max_steps}  {note}{best}"]
-        lines += [
-            f"  {sample['id']}: {sample['answer']} (true: {sample['true']})" for sample in metrics["samples"]
-        ]
-        for line in lines:
-            self.console.print(line)
+        self.console.print(f"validation {state.global_step}/{state.max_steps}  {note}{best}")
+        for sample in metrics["samples"]:
+            self.console.print(f"  {sample['id']}: {sample['answer']} (true: {sample['true']})")
 
     def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.close()
@@ -251,7 +232,7 @@ class StepProgress(TrainerCallback):
 
 _ALWAYS = ("loss", "lm", "das", "sds", "cosine", "grad_norm", "learning_rate")
 _MEASURED = ("samples_per_second", "peak_mib", "micro_batch", "rows_per_chunk", "skipped")
-"""In a line of `log.jsonl` always, and where they were measured."""
+"""Keys of a line of `log.jsonl`: always there, and there where they were measured."""
 
 
 class Metrics:
@@ -259,8 +240,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.step: dict[str, torch.Tensor] = {}
-        """Of the optimizer step in progress alone."""
+        self.step: dict[str, torch.Tensor] = {}  # of the optimizer step in progress alone
         self.rows = 0
         self.started = time.monotonic()
         self._windows: dict[str, list[Window]] = {}
@@ -283,7 +263,7 @@ class Metrics:
             windows.append(window)
 
     def mark(self) -> None:
-        """Note the sums as they are when an optimizer step begins, to come back to."""
+        """Remember the sums at the start of an optimizer step, for `rewind`."""
         self.step = {}
         self._marked = dict(self.sums), {name: list(windows) for name, windows in self._windows.items()}
 
@@ -303,7 +283,6 @@ class Metrics:
 
 
 def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:
-    """Return a line of `log.jsonl`."""
     row: dict[str, float | None] = {"step": step, "steps": steps}
     row |= {name: logs.get(name) for name in _ALWAYS}
     return finite(row | {name: logs[name] for name in _MEASURED if name in logs})

@@ -1,4 +1,4 @@
-"""What is looked at between a command and its first step, the cheap things first."""
+"""Checks between a command and its first step, the cheap ones first."""
 
 from __future__ import annotations
 
@@ -20,18 +20,22 @@ from basic_lite import files
 from basic_lite.console import OTHER_LOG, rank_and_count
 from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
-from basic_lite.data.checks import check_budget, check_rows
+from basic_lite.data.checks import check_budget, check_rows, unfit_findings
+from basic_lite.data.dataset import TextEncoder
+from basic_lite.data.findings import note_lines, read_bad_rows
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import JSON_FILES, Rows, row_files
-from basic_lite.data.rows import WHITE
+from basic_lite.data.rows import WHITE, Finding
 from basic_lite.data.stream import Stream, check_beginning
+from basic_lite.data.templates import TEMPLATES
+from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.world import world
 from basic_lite.export.weights import Adapters, base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
 from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
-from basic_lite.models.llava import Sources, check_pool, read_config, tiling_for
+from basic_lite.models.llava import Outline, Sources, check_pool, outline, read_config, tiling_for
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
 from basic_lite.training import teacher
@@ -45,6 +49,8 @@ from basic_lite.training.validation import HeldOut, History, check_held_out
 BYTES_PER_PARAMETER: int = 12  # of a checkpoint: an fp32 weight and Adam's two fp32 moments
 
 REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the first step; removed at once
+
+BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
 
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
@@ -61,12 +67,13 @@ def check_disk(out: Path, model: nn.Module, keep: int) -> None:
 
 
 def rehearse(trainer: BasicTrainer, out: Path) -> None:
-    """Save, read back, and for adapters merge one matrix, before the first step is paid for."""
+    """Save, read back, and for adapters merge one matrix, before the first step."""
     folder = out / REHEARSAL
     shutil.rmtree(folder, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = {name: p.detach().cpu().clone() for name, p in trained.items()} if _small(trained) else {}
+    small = sum(p.numel() for p in trained.values()) < 5e8  # a second copy fits: not of a whole decoder
+    before = {name: p.detach().cpu().clone() for name, p in trained.items()} if small else {}
     try:
         try:
             trainer.save_weights(folder)
@@ -81,13 +88,8 @@ def rehearse(trainer: BasicTrainer, out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _small(trained: dict[str, nn.Parameter]) -> bool:
-    """Whether a second copy of the trained weights may stand in memory: not of a whole decoder."""
-    return sum(p.numel() for p in trained.values()) < 5e8
-
-
 def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
-    """Merge one matrix as the export does, and see that every adapter has its place in the base's files."""
+    """Merge one matrix as the export does, and check that every adapter has its place in the base's files."""
     if manifest is None:
         return
     adapters = Adapters(folder)
@@ -102,34 +104,24 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
     adapters.check_all_used()
 
 
-BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
-
-SHARDED: str = "ACCELERATE_USE_FSDP"
-"""What `accelerate launch` says in the environment when it was asked for FSDP (see `distributed`)."""
-
-REFUSED: dict[str, str] = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""What it says when it was asked to cut the model in another way."""
-
-
 def shards_asked_for(whole_decoder: bool = False) -> int:
     """Return over how many processes `accelerate launch` asks to cut the decoder's layers; refuse other cuts.
 
-    accelerate would wrap the whole model, and transformers load it without weights, where they find the
-    variable: from here on it is not there.
+    Where accelerate finds its variable for FSDP it would wrap the whole model, and transformers would load it
+    without weights: it is removed here (see `distributed`).
     """
+    sharded = "ACCELERATE_USE_FSDP"
     plain = (
         "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
     )
-    for variable, name in REFUSED.items():
+    others = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+    for variable, name in others.items():
         if _is_on(variable):
             raise ValueError(
                 f"accelerate launch asks for {name}, which cuts the whole model; here it is whole on each "
                 f"card, or the decoder's layers alone are cut (--use_fsdp): {plain}"
             )
-    if not _is_on(SHARDED):
+    if not _is_on(sharded):
         return 1
     if whole_decoder:
         raise ValueError(
@@ -141,7 +133,7 @@ def shards_asked_for(whole_decoder: bool = False) -> int:
             "accelerate launch asks for FSDP with weights on the host, which is not done here: leave "
             "--fsdp_offload_params out, whatever `accelerate config` stored"
         )
-    del os.environ[SHARDED]
+    del os.environ[sharded]
     return rank_and_count()[1]
 
 
@@ -150,7 +142,7 @@ def _is_on(variable: str) -> bool:
 
 
 def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
-    """Look at the parts' configurations before any weight is read; return the decoder's.
+    """Check the parts' configurations before any weight is read; return the decoder's.
 
     Raises ValueError if a part is missing or not supported, k is out of range, or a whole decoder cannot fit.
     """
@@ -164,7 +156,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     check_pool(sources, tower)
     if tiling_for(sources, tower) is not None and settings.method.intervention != "none":
         raise ValueError(
-            f"--intervention {settings.method.intervention} takes pictures of one square; leave --tiles out"
+            f"--intervention {settings.method.intervention} needs pictures of one square; leave --tiles out"
         )
     if sources.tiles > 1 and settings.method.kind == "individual":
         raise ValueError("--target individual compares pictures patch by patch; leave --tiles out")
@@ -182,17 +174,17 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
 
 
 def check_stream(settings: Settings) -> None:
-    """Refuse what cannot be had of rows that nobody has counted."""
+    """Refuse what needs the number of rows."""
     data = settings.data
     if not data.stream:
         return
     source, *others = data.sources
     if others or source.weight != 1:
-        raise ValueError("--stream reads one --data without a weight: shares are of rows that were counted")
+        raise ValueError("--stream reads one --data, without a weight: weights need the number of rows")
     if settings.max_steps <= 0:
         raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
     if settings.validation.val_share is not None:
-        raise ValueError("--val-share is of rows that were counted; with --stream give --val-data FILE")
+        raise ValueError("--val-share needs the number of rows; with --stream give --val-data FILE")
     path, intervention = source.path, settings.method.intervention
     if any(file.name.endswith(JSON_FILES) for file in row_files(path)):
         raise ValueError(f"{path} is read row by row anyway, and shuffled as a whole: leave --stream out")
@@ -205,7 +197,7 @@ def check_stream(settings: Settings) -> None:
 
 
 def check_folder(decided: Plan) -> Path | None:
-    """Look whether a run may use its folder, and return the checkpoint to go on from; changes nothing."""
+    """Check that a run may use its folder, and return the checkpoint to resume from; changes nothing."""
     out, resume, overwrite = decided.settings.out, decided.settings.run.resume, decided.settings.run.overwrite
     if resume:
         checkpoints = files.checkpoints(out)
@@ -232,12 +224,10 @@ def check_folder(decided: Plan) -> Path | None:
 
 
 def _has_steps_left(decided: Plan, last: Path) -> bool:
-    """Whether a finished run is to be lengthened, or was stopped while it was."""
-    return _step_of(last) > files.read_manifest(last.parent)["steps"] or lengthened(decided, last)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    """Whether a finished run is to be lengthened, or a lengthened one was stopped."""
+    return int(last.name.rpartition("-")[2]) > files.read_manifest(last.parent)["steps"] or lengthened(
+        decided, last
+    )
 
 
 def lengthened(decided: Plan, resume: Path) -> bool:
@@ -322,19 +312,20 @@ class Passes:
 
     @classmethod
     def of(cls, settings: Settings, then: dict | None = None) -> Passes:
-        """Return those of settings, in the order of the run that they go on with (`then`, its manifest)."""
+        """Return those of settings, in the order of the run that is resumed (`then`, its manifest)."""
         processes = rank_and_count()[1]
         rows = settings.micro_batch * processes
+        now = cls(rows, settings.micro_batch, processes, settings.data.processes)
         if then is None:
-            return cls(rows, settings.micro_batch, processes, settings.data.processes)
-        before = passes_before(then, processes, settings.data.processes)
-        made = cls(before["order_rows"], settings.micro_batch, processes, settings.data.processes)
-        changed = rows != before["micro_batch"] * before["processes"]
+            return now
+        before = now.before(then)
+        made = replace(now, order_rows=before.order_rows)
+        changed = rows != before.micro_batch * before.processes
         intervention = settings.method.intervention
         if changed and intervention.split("=")[0] in ("noise", "shuffled"):
             raise ValueError(
                 f"--intervention {intervention} depends on which rows share a pass: resume with "
-                f"--micro-batch {before['micro_batch']} and {before['processes']} processes"
+                f"--micro-batch {before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
             raise ValueError(
@@ -351,23 +342,21 @@ class Passes:
         """
         return math.lcm(self.order_rows, self.micro_batch * self.processes)
 
+    def before(self, then: dict) -> Passes:
+        """Return those before the run was resumed; an older manifest has the micro-batch alone."""
+        rows = then["training"]["micro_batch"]
+        known = asdict(self) | {"micro_batch": rows, "order_rows": rows * self.processes}
+        return Passes(**known | then.get("passes", {}))
 
-def passes_before(then: dict, processes: int, workers: int) -> dict[str, int]:
-    """Return how a run was put through its model before; an older manifest knows the micro-batch alone."""
-    rows = then["training"]["micro_batch"]
-    known = {"micro_batch": rows, "processes": processes, "workers": workers, "order_rows": rows * processes}
-    return known | then.get("passes", {})
-
-
-def changes_of(passes: Passes, then: dict) -> dict[str, list[int]]:
-    """Return what a resumed run does otherwise: name -> before and now."""
-    before = passes_before(then, passes.processes, passes.workers)
-    now = {name: getattr(passes, name) for name in ("micro_batch", "processes", "workers")}
-    return {name: [before[name], value] for name, value in now.items() if before[name] != value}
+    def changes(self, then: dict) -> dict[str, list[int]]:
+        """Return what a resumed run changes: name -> before and now."""
+        before, names = self.before(then), ("micro_batch", "processes", "workers")
+        pairs = {name: [getattr(before, name), getattr(self, name)] for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def changes_line(changes: dict[str, list[int]], dropout: float, bits: int) -> str:
-    """Describe what a resumed run does otherwise (`changes_of`), and what of its numbers depends on it."""
+    """Describe `Passes.changes`, and what in the numbers depends on them."""
     parts = ", ".join(
         f"{name.replace('_', '-')} {now} ({old} before)" for name, (old, now) in changes.items()
     )
@@ -384,7 +373,8 @@ def check_before_loading(
 ) -> None:
     """Look through the rows, whose faults are noted, and at the run to start from or to go on with.
 
-    Raises ValueError as `check_resumable` and `Start.check`, and if too many rows are bad for the budget.
+    Raises ValueError as `check_resumable`, `Start.check` and `outline`, and if too many rows are bad for the
+    budget: those whose pictures do not fit, too, which takes the tokenizer and no weights.
     """
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
@@ -392,13 +382,37 @@ def check_before_loading(
         check_resumable(sources, decided, resume)
     elif start is not None:
         start.check()
+    known = outline(sources)
+    template = TEMPLATES["plain"] if settings.stage == 1 else known.template
+    text = known.text_encoder(template, known.longest(settings.data.max_length))
     if isinstance(rows, Stream):
         for line in check_beginning(rows, settings.stage) if resume is None else []:
             console.print(line)
     else:
-        rows.faults = check_rows(rows, settings.stage)
-        check_budget(rows, settings.data.bad_budget, settings.stage)
-    if line := check_held_out(decided.held_out, rows, settings.stage):
+        _choose_rows(rows, text, known, settings, console, resume is not None)
+    assert isinstance(decided.steps, int), "only a dry run does not know them"
+    if line := check_held_out(decided.held_out, rows, settings, decided.steps, text):
+        console.print(line)
+    if settings.stage == 2:
+        console.print(f"conversations are written in the template {template.name}")
+
+
+def _choose_rows(
+    rows: Rows, text: TextEncoder, known: Outline, settings: Settings, console: Console, resumed: bool
+) -> None:
+    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
+    rows.faults = check_rows(rows, settings.stage)
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    if known.tiling is not None:
+        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
+        rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
+    if resumed:
+        lines = read_bad_rows(settings.out / BAD_ROWS)
+        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
+        return
+    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
+    check_budget(rows, settings.data.bad_budget, settings.stage)
+    for line in note_lines(rows):
         console.print(line)
 
 

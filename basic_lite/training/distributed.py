@@ -75,7 +75,8 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     here = [piece(gradient) for gradient in gradients if is_cut(gradient)]
     whole = [gradient for gradient in gradients if not is_cut(gradient)]
-    squares = sum((g.float().square().sum() for g in here), start=_zero(gradients))
+    zero = torch.zeros((), device=gradients[0].device if gradients else None)
+    squares = sum((g.float().square().sum() for g in here), start=zero)
     if here:
         torch.distributed.all_reduce(squares)
     norm = sum((g.float().square().sum() for g in whole), start=squares).sqrt()
@@ -86,19 +87,13 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> torch.Tensor:
     return norm
 
 
-def _zero(like: list[torch.Tensor]) -> torch.Tensor:
-    return torch.zeros((), device=like[0].device if like else None)
-
-
 def gather(model: nn.Module, keep: bool) -> dict[str, torch.Tensor] | None:
     """Return the trained parameters by name, whole, on the host, or `None` where none is cut.
 
     Every process has to take part; for those that do not `keep` them the result is empty.
     """
-    named = [
-        (name, p) for name, p in model.named_parameters() if p.requires_grad or "modules_to_save" in name
-    ]
-    trained = {name: p.detach() for name, p in named}  # and a frozen projector, which is saved with adapters
+    named = dict(model.named_parameters())  # with a frozen projector, which is saved beside adapters
+    trained = {n: p.detach() for n, p in named.items() if p.requires_grad or "modules_to_save" in n}
     if not any(is_cut(parameter) for parameter in trained.values()):
         return None
     gathered = {}
@@ -197,11 +192,11 @@ def join_flags(flags: torch.Tensor, accelerator: Accelerator) -> None:
         flags.copy_(reduce(torch.bitwise_or, gathered.unbind()))
 
 
-def first_says(verdict: bool, accelerator: Accelerator) -> bool:
-    """Return the first process's verdict in all of them."""
+def from_first(value: bool, accelerator: Accelerator) -> bool:
+    """Return the first process's value in all of them."""
     if accelerator.num_processes == 1:
-        return verdict
-    first = cast(torch.Tensor, broadcast(torch.tensor([int(verdict)], device=accelerator.device)))
+        return value
+    first = cast(torch.Tensor, broadcast(torch.tensor([int(value)], device=accelerator.device)))
     return bool(first.item())
 
 

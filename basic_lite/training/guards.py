@@ -40,7 +40,7 @@ class _Verdict:
 
 
 class FiniteGuard:
-    """Skips steps, notes which, and ends a run that takes no more."""
+    """Skips steps without a finite gradient, records them, and ends a run of nothing else."""
 
     def __init__(self, folder: Path, ids: Callable[[list[int]], list], rank: int = 0) -> None:
         self.path, self.ids, self.rank = folder / DUMP, ids, rank
@@ -75,10 +75,10 @@ class FiniteGuard:
             arrived.record()
         names = ["grad_norm", *terms]
         self._pending.append(_Verdict(step, names, values, self.rows, arrived))
-        self.look(wait=len(self._pending) > BACKLOG)
+        self.collect(wait=len(self._pending) > BACKLOG)
 
-    def look(self, wait: bool = False) -> None:
-        """Take in the verdicts that have arrived, or all; Diverged after three skipped steps in a row."""
+    def collect(self, wait: bool = False) -> None:
+        """Read the verdicts that have arrived, or all; raises Diverged after three skipped steps in a row."""
         while self._pending:
             verdict = self._pending[0]
             if verdict.arrived is not None and not verdict.arrived.query():

@@ -86,7 +86,6 @@ class _ChosenRows:
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        assert position_embeddings is not None, "every class named above hands them in"
         attention, rows = self.self_attn, predicting_rows
         normed_after = hasattr(self, "post_feedforward_layernorm")  # Gemma 2, 3 and OLMo norm what is added
         normed = self.input_layernorm(hidden_states) if hasattr(self, "input_layernorm") else hidden_states

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
-NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
+from basic_lite.memory.peak import Optimizer
+
+NAMES: tuple[str, ...] = get_args(Optimizer)
 """AdamW in fp32, fused on a GPU; or 8-bit moments for the adapters, in memory that can move to the host."""
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown optimizer; raises ValueError if `name` is not among `NAMES`."""
+    """Raise ValueError if `name` is not among `NAMES`."""
     if name not in NAMES:
         raise ValueError(f"--optimizer must be one of {', '.join(NAMES)}, got {name!r}")
 
@@ -30,7 +32,6 @@ def make(
     8-bit moments take 2 bytes per adapter weight instead of 8: 1.9 GB less for rank 128 on a 7B. What is no
     adapter keeps fp32 moments: the projector, which everything passes through, and the tower.
     """
-    check_name(name)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     own = {"multi_modal_projector": projector_learning_rate, "vision_tower": tower_learning_rate}
     others = [p for n, p in named if not any(part in n for part in own)]

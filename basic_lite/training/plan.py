@@ -1,4 +1,4 @@
-"""From options to settings: what the stage, its data and the card decide where nothing was said."""
+"""From options to settings: what the stage, its data and the card decide where an option is left out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE
 from basic_lite.data.stream import Stream
 from basic_lite.memory import choice
-from basic_lite.memory.activations import Held, Training
+from basic_lite.memory.activations import DecoderSetup
 from basic_lite.memory.available import available_bytes
 from basic_lite.memory.choice import Kind, Row
 from basic_lite.memory.peak import Optimizer, Step
 from basic_lite.memory.sizes import DecoderSize, TowerSize
+from basic_lite.method.targets import supervised_layers
 from basic_lite.models import checkpoint, devices, trainable, unpacked, zoo
 from basic_lite.models.llava import Sources, longest_with, read_config, tiling_for
 from basic_lite.models.tower import vision_config
@@ -39,7 +40,7 @@ from basic_lite.training.settings import (
     Tower,
     Validation,
 )
-from basic_lite.training.validation import PER_RUN, HeldOut, hold_out
+from basic_lite.training.validation import HeldOut, hold_out, usual_steps
 
 FEWEST_STEPS: int = 50
 """Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
@@ -65,7 +66,7 @@ def sources_of(model: Model, device: str, console: Console) -> Sources:
         exif=model.exif,
         background=model.background,
     )
-    # Before the data: that a decoder does not exist is not found out after 27 GB of pictures.
+    # Before the data: a decoder that does not exist is refused before 27 GB of pictures are fetched.
     read_config(sources.llm, "language model")
     read_config(sources.tower, "vision tower")
     return sources
@@ -94,31 +95,31 @@ def resolve(
     stage: Literal[1, 2],
     llm: str,
     device: str,
+    out: Path,
     data: Data,
     method: Method,
     memory: Memory,
     schedule: Schedule,
     run: Run,
-    out: Path,
     validation: Validation | None = None,
     *,
-    shards: int,
+    shards: int = 1,
     lora: bool = False,
     projector_learning_rate: float | None = None,
     tower: Tower | None = None,
     optimizer: Optimizer | None = None,
 ) -> Settings:
-    """Take the options, and the stage's defaults where they say nothing; raises ValueError if they clash."""
-    pace = zoo.pace_of(llm, stage)
+    """Fill in the stage's defaults for options that are left out; raises ValueError if options clash."""
+    defaults = zoo.stage_defaults(llm, stage)
     whole_decoder = stage == 2 and not lora
-    rate = pace.learning_rate / 10 if whole_decoder else pace.learning_rate
+    rate = defaults.learning_rate / 10 if whole_decoder else defaults.learning_rate
+    rows = defaults.rows_per_pass(schedule.global_batch)
     if stage == 2 and projector_learning_rate is None:
-        projector_learning_rate = pace.projector_learning_rate
+        projector_learning_rate = defaults.projector_learning_rate
     tower = tower or Tower()
     if tower.on and tower.tower_learning_rate is None:
-        own = pace.tower_learning_rate if tower.train_tower else pace.tower_lora_learning_rate
+        own = defaults.tower_learning_rate if tower.train_tower else defaults.tower_lora_learning_rate
         tower = replace(tower, tower_learning_rate=own)
-    rows = pace.rows_per_pass(schedule.global_batch)
     return Settings(
         stage=stage,
         out=out,
@@ -129,9 +130,9 @@ def resolve(
         learning_rate=rate if schedule.learning_rate is None else schedule.learning_rate,
         projector_learning_rate=projector_learning_rate,
         tower=tower,
-        global_batch=pace.global_batch if schedule.global_batch is None else schedule.global_batch,
+        global_batch=defaults.global_batch if schedule.global_batch is None else schedule.global_batch,
         micro_batch=rows if memory.micro_batch is None else memory.micro_batch,
-        epochs=pace.epochs if schedule.epochs is None else schedule.epochs,
+        epochs=defaults.epochs if schedule.epochs is None else schedule.epochs,
         max_steps=schedule.max_steps,
         lora=lora,
         optimizer=optimizer or "adamw",
@@ -148,7 +149,7 @@ def adapters_of(
     """Return stage 2's adapters: LLaVA-1.5's, or the embedded decoder's smaller ones; `None` without any."""
     if not lora:
         return None
-    rank = zoo.pace_of(llm, 2).rank if adapters.rank is None else adapters.rank
+    rank = zoo.stage_defaults(llm, 2).rank if adapters.rank is None else adapters.rank
     alpha = 2 * rank if adapters.alpha is None else adapters.alpha
     return trainable.Adapters(rank, alpha, adapters.dropout, tower_rank or 0)
 
@@ -184,19 +185,20 @@ def decide(
     adapters: trainable.Adapters | None = None,
     optimizer: Optimizer | None = None,
 ) -> Plan:
-    """Open the rows, hold some out, and let the rest decide the global batch and the card the micro-batch.
+    """Open the rows, hold some out, and choose the global batch by the rest, the micro-batch by the card.
 
-    `name` is the decoder's, if it is not the source's. Raises ValueError if there are no rows or nothing
-    fits.
+    `name` is the decoder's, if not the source's. Raises ValueError if there are no rows or nothing fits.
     """
     rows, held_out, steps = None, None, "known when the data are here"
     data = settings.data
+    how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
     if data.stream:
         steps = settings.max_steps
-        rows = None if settings.run.dry_run else open_stream(settings)
+        if not settings.run.dry_run:
+            (source,) = data.sources
+            rows = Stream(source.path, source.images, **how)
         held_out = hold_out(rows, settings)
     elif not settings.run.dry_run or all(source.path.exists() for source in data.sources):
-        how = {"follow_links": data.follow_links, "min_rating": data.min_rating}
         rows = open_sources(data.sources, **how, background=sources.background)
         held_out = hold_out(rows, settings)
         settings, steps, line = fit_batch(settings, rows, sources.llm, schedule, memory)
@@ -204,7 +206,8 @@ def decide(
             console.print(line)
     if held_out is not None and settings.validation.val_steps is None:
         assert isinstance(steps, int), "held-out rows are of data that are here"
-        validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+        every = usual_steps(len(held_out.numbers), steps, settings.global_batch)
+        validation = replace(settings.validation, val_steps=every)
         settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)
@@ -215,12 +218,6 @@ def decide(
         settings, step, device, memory, names=names, longest=longest, optimizer=optimizer
     )
     return Plan(settings, rows, held_out, steps, row)
-
-
-def open_stream(settings: Settings) -> Stream:
-    """Open the data of `--stream`, whose options `checks.check_stream` has seen."""
-    data, (source,) = settings.data, settings.data.sources
-    return Stream(source.path, source.images, follow_links=data.follow_links, min_rating=data.min_rating)
 
 
 def optimizer_steps(settings: Settings, batches: int) -> int:
@@ -234,11 +231,11 @@ def optimizer_steps(settings: Settings, batches: int) -> int:
 def fit_batch(
     settings: Settings, rows: Rows, llm: str, schedule: Schedule, memory: Memory
 ) -> tuple[Settings, int, str]:
-    """Halve a global batch that nobody asked for until the data give some steps.
+    """Halve a default global batch until the data give at least `FEWEST_STEPS`.
 
-    A hundred rows at LLaVA-1.5's 256 are one step. It goes by the annotation file alone, so a resumed run
-    gets the same; the global batch stays a multiple of a micro-batch that was given. `--max-steps` says
-    itself how many steps there are. Returns the settings, the steps, and a line for the user, or "".
+    A hundred rows at LLaVA-1.5's 256 are one step. The choice depends on the annotation file alone, so a
+    resumed run gets the same; the global batch stays a multiple of a given micro-batch. Returns the
+    settings, the steps, and a line for the user, or "".
     """
     processes, usable = rank_and_count()[1], rows.trained
     kinds = drawn_counts([rows.has_image & usable, ~rows.has_image & usable], rows.sets).sum(1).tolist()
@@ -255,11 +252,11 @@ def fit_batch(
     line += f" at a global batch of {settings.global_batch}"
     if schedule.global_batch is not None:
         return settings, before, f"Warning: {line}; a smaller --global-batch or more --epochs give more."
-    pace, smaller = zoo.pace_of(llm, settings.stage), settings
+    defaults, smaller = zoo.stage_defaults(llm, settings.stage), settings
     at_once = (memory.micro_batch or 1) * processes
     while steps_with(smaller) < FEWEST_STEPS and smaller.global_batch % (2 * at_once) == 0:
         half = smaller.global_batch // 2
-        size = pace.rows_per_pass(half) if memory.micro_batch is None else memory.micro_batch
+        size = defaults.rows_per_pass(half) if memory.micro_batch is None else memory.micro_batch
         smaller = replace(smaller, global_batch=half, micro_batch=size)
     after = steps_with(smaller)
     if after == before:
@@ -274,11 +271,8 @@ def _counted(number: int, what: str = "optimizer step") -> str:
 
 
 def budget_of(wanted: str | None, device: str) -> tuple[float, float]:
-    """Return the bytes that may be used, and the memory in GiB that stands for the card.
-
-    `wanted` is gibibytes, or `"auto"` or `None` for what is free on the device.
-    """
-    if wanted is None or wanted == "auto":
+    """Return the bytes that may be used and the card's memory in GiB; `wanted` is `--fit`'s GiB or `auto`."""
+    if wanted in (None, "auto"):
         free = available_bytes(device)
         return free, free / 2**30
     try:
@@ -298,29 +292,26 @@ def step_of(
     settings: Settings, sources: Sources, device: str, adapters: trainable.Adapters | None = None
 ) -> Step:
     kind, adapters = kind_of(settings), adapters or trainable.Adapters()
-    decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
+    llm = read_config(sources.llm, "language model")
     config = vision_config(read_config(sources.tower, "vision tower"))
+    decoder = DecoderSize.of(llm, sources.llm)
     tower = TowerSize.of(config, sources.image_size, sources.tower)
     tower = replace(tower, tiles=sources.tiles, grids=sources.grids, pool=sources.pool)
     tiling, longest = tiling_for(sources, config), settings.data.max_length
     if tiling is not None:
-        tower = replace(tower, image_size=tiling.side)
-        longest = longest_with(tiling, longest, read_config(sources.llm, "language model"))
-    trained: dict[Kind, Training] = {"stage1": "projector", "stage2 --lora": "adapters", "stage2": "decoder"}
-    held = Held(
+        tower, longest = replace(tower, image_size=tiling.side), longest_with(tiling, longest, llm)
+    setup = DecoderSetup(
         sources.bits,
-        trained[kind],
+        choice.KINDS[kind].training,
         adapters.rank,
         adapters.dropout,
         half=sources.dtype == torch.bfloat16,
         fused=settings.fused_kernels and device == "cuda",
     )
-    at_once = settings.micro_batch * rank_and_count()[1]
-    k = max(decoder.depth // 2, 1) if settings.method.layers is None else settings.method.layers
     return Step(
         decoder,
         tower,
-        held,
+        setup,
         optimizer=settings.optimizer,
         micro_batch=settings.micro_batch,
         text=max(min(choice.TEXT[kind], longest - tower.tokens - 1), 1),
@@ -331,8 +322,8 @@ def step_of(
         tower_trained=settings.tower.train_tower,
         tower_rank=settings.tower.tower_lora or 0,
         tower_depth=sources.tower_layer % (config.num_hidden_layers + 1),  # -1 is after the last of them
-        maps=k if settings.method.kind == "translated" else 0,
-        accumulates=settings.global_batch > at_once,
+        maps=supervised_layers(llm, settings.method.layers) if settings.method.kind == "translated" else 0,
+        accumulates=settings.global_batch > settings.micro_batch * rank_and_count()[1],
     )
 
 
@@ -346,24 +337,21 @@ def fit_memory(
     longest: int,
     optimizer: Optimizer | None = None,
 ) -> tuple[Settings, Row]:
-    """Choose what is to be chosen and predict the peak; the global batch stays what it is.
+    """Choose what is left open and predict the peak; the global batch stays what it is.
 
-    `--fit` chooses micro-batch, recomputed layers, rows per chunk and, unless one was asked for, the
-    adapters' optimizer; ValueError if nothing fits. Without it, on a GPU, only the layers that recompute are
-    chosen, from free memory; all, if it is short. `names` are of decoder and tower, `longest` the most text
-    tokens of a row.
+    `--fit` chooses micro-batch, recomputed layers, rows per chunk and, unless `optimizer` names one, the
+    adapters' optimizer; raises ValueError if nothing fits. Without it only the recomputed layers are chosen,
+    on a GPU, from free memory. `names` are of decoder and tower, `longest` the most text tokens of a row.
     """
     budget, gib = budget_of(memory.fit, device)
     kind, chosen = kind_of(settings), step
-    optimizers: tuple[Optimizer, ...] = ("adamw",)
-    if kind == "stage2 --lora" and optimizer is not None:
-        optimizers = (optimizer,)
-    elif kind == "stage2 --lora" and settings.shards == 1:
+    optimizers: tuple[Optimizer, ...] = (settings.optimizer,)
+    if kind == "stage2 --lora" and optimizer is None and settings.shards == 1:
         optimizers = ("adamw", "paged-adamw-8bit")
     rows = settings.global_batch // rank_and_count()[1]
     if memory.fit is not None:
-        fitting = choice.fit(step, budget, choice.candidates(rows), gib, optimizers, rows=rows)
-        if fitting is None:
+        chosen = choice.fit(step, budget, choice.candidates(rows), gib, optimizers, rows=rows)
+        if chosen is None:
             smallest = choice.needed(choice.least(step, optimizers)) / 1e9
             more = {"stage1": "a smaller --model", "stage2 --lora": "a smaller --rank", "stage2": "--lora"}
             raise ValueError(
@@ -371,7 +359,6 @@ def fit_memory(
                 f"{budget / 1e9:.1f} GB may be used; take {more[kind]} or a larger card "
                 "(`basic-lite plan` shows which)"
             )
-        chosen = fitting
     elif device == "cuda" and memory.recompute is None and memory.recompute_layers is None:
         chosen = choice.fit(step, budget, [settings.micro_batch], gib, (step.optimizer,)) or step
     auto = device == "cuda" or memory.fit is not None

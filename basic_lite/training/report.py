@@ -71,26 +71,26 @@ class Log:
         return spent / (spent + trained)
 
     @property
-    def sentences(self) -> list[str]:
-        """Sentences on how far it is and what became of the held-out rows."""
+    def summary(self) -> str:
+        """How far the run is, and the losses of its held-out rows, in a sentence."""
         last = (self.steps or self.measurements or [{"step": 0, "steps": 0}])[-1]
         done = max(last["step"], self.manifest.get("steps", 0))  # not every step is logged, be it the last
-        said = [f"{self.name}: {done:,} of {last['steps']:,} steps"]
+        parts = [f"{self.name}: {done:,} of {last['steps']:,} steps"]
         best = self.best
         if best is None:
-            said.append("no held-out rows were measured (--val-share or --val-data)")
+            parts.append("no held-out rows were measured (--val-share or --val-data)")
         else:
             first, end = self.measurements[0], self.measurements[-1]
-            said.append(f"loss of {first['val_rows']:,} held-out rows {_number(first['val_lm'])} before")
-            said.append(f"lowest {_number(best['val_lm'])} after step {best['step']:,}")
-            said.append(f"last {_number(end['val_lm'])} after step {end['step']:,}")
+            parts.append(f"loss of {first['val_rows']:,} held-out rows {_number(first['val_lm'])} before")
+            parts.append(f"lowest {_number(best['val_lm'])} after step {best['step']:,}")
+            parts.append(f"last {_number(end['val_lm'])} after step {end['step']:,}")
         if (share := self.measuring_share) is not None:
-            said.append(f"measuring took {share:.1%} of the time")
-        return [f"{', '.join(said)}."]
+            parts.append(f"measuring took {share:.1%} of the time")
+        return f"{', '.join(parts)}."
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "not finite" if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.3f}"
 
 
 def plot(logs: Sequence[Log]) -> str:
@@ -145,24 +145,19 @@ def _table(log: Log) -> dict[str, Any]:
 
 
 def _samples(log: Log) -> list[dict[str, Any]]:
-    """Return each sample's true answer, and the model's: before, half-way, at the lowest loss, and last."""
-    rows = [row for row in log.measurements if row.get("samples")]
-    if not rows:
-        return []
-    chosen = {row["step"]: row for row in (rows[0], rows[len(rows) // 2], rows[-1])}
-    if log.best is not None and log.best.get("samples"):
-        chosen[log.best["step"]] = log.best
-    answers: dict[str, dict[str, Any]] = {}
-    for step, row in sorted(chosen.items()):
+    """Return each sample's true answer, and the model's whenever they were written."""
+    samples: dict[str, dict[str, Any]] = {}
+    for row in log.measurements:
         for sample in row["samples"]:
-            of = answers.setdefault(sample["id"], {"id": sample["id"], "true": sample["true"], "said": []})
-            of["said"].append((f"step {step:,}", sample["answer"]))
-    return list(answers.values())
+            new = {"id": sample["id"], "true": sample["true"], "answers": []}
+            answers = samples.setdefault(sample["id"], new)["answers"]
+            answers.append((f"step {row['step']:,}", sample["answer"]))
+    return list(samples.values())
 
 
 def write(runs: Sequence[Path], path: Path) -> tuple[Path, list[str]]:
-    """Write the page of runs, finished or not, and return its path and what it says in sentences."""
+    """Write the page of runs, finished or not, and return its path and the runs' summaries."""
     logs = [Log.of(run) for run in runs]
-    said = [sentence for log in logs for sentence in log.sentences]
-    parts = [{"name": log.name, "table": _table(log), "samples": _samples(log)} for log in logs]
-    return pages.write(path, "training/report.html", said=said, plot=plot(logs), runs=parts), said
+    parts = [{"log": log, "table": _table(log), "samples": _samples(log)} for log in logs]
+    page = pages.write(path, "training/report.html", plot=plot(logs), runs=parts)
+    return page, [log.summary for log in logs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -26,15 +25,12 @@ from basic_lite import files
 from basic_lite.console import quiet_console, rank_and_count, write_into
 from basic_lite.data import findings
 from basic_lite.data.batches import Batches
-from basic_lite.data.checks import check_budget, unfit_findings
-from basic_lite.data.dataset import RowEncoder, SupervisedRows, TextEncoder
+from basic_lite.data.dataset import RowEncoder, SupervisedRows
 from basic_lite.data.lengths import token_lengths
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows
-from basic_lite.data.rows import Finding
 from basic_lite.data.stream import Stream, StreamBatches, StreamedRows, read_position
 from basic_lite.data.templates import Template
-from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.workers import shared_heap
 from basic_lite.method.targets import TargetSpace, supervised_layers
 from basic_lite.method.types import Intervention, Unmoved
@@ -42,7 +38,7 @@ from basic_lite.models import checkpoint, devices, llava, trainable
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
-from basic_lite.training.callbacks import AtStart, Clock, FirstStep, Measurements, StepProgress
+from basic_lite.training.callbacks import Clock, CutLog, FirstStep, Measurements, StepProgress
 from basic_lite.training.settings import Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
@@ -54,9 +50,7 @@ WARMUP: float = 0.03  # share of the steps over which the learning rate rises
 @dataclass(frozen=True)
 class Prepared:
     assembled: Assembled  # the model with its trainable set attached
-    settings: Settings  # of the run
-    rows: Rows | Stream  # the training data
-    held_out: HeldOut | None  # the rows that are measured; `None` for none
+    decided: plan.Plan  # settings, training data, and rows to measure
     template: Template  # `plain` in stage 1, the LLM's own in stage 2
     manifest: dict  # of the run so far
     transform: ImageTransform  # from a picture to pixels
@@ -65,8 +59,6 @@ class Prepared:
     passes: checks.Passes  # how an optimizer step's rows are put through the model
     args: TrainingArguments
     steps: int  # optimizer steps of the whole run
-    resume: Path | None  # checkpoint to go on from
-    start: Start | None  # what a stage 2 starts from
 
 
 def begin(whole_decoder: bool = False) -> tuple[Console, Clock, str, int]:
@@ -88,13 +80,6 @@ def assemble(
     return llava.assemble(sources, place, settings.run.seed, copies=copies, say=console.print)
 
 
-def _freeze_projector(assembled: Assembled, settings: Settings, console: Console) -> None:
-    trainable.freeze_projector(assembled)
-    measured = settings.objective.active and not settings.tower.on
-    idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
-    console.print(f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.")
-
-
 def run_stage(
     assembled: Assembled,
     decided: plan.Plan,
@@ -107,20 +92,29 @@ def run_stage(
     intervene: Callable[..., Intervention | None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
-    """Fit the target, see whether the teacher can teach, and train; arguments as of `prepare` and `train`.
+    """Fit the target, check whether the LLM can teach, and train; arguments as of `prepare` and `train`.
 
     Returns `False` if a signal stopped the run, which is printed.
     """
-    if decided.settings.projector_learning_rate == 0:
-        _freeze_projector(assembled, decided.settings, console)
+    settings = decided.settings
+    if settings.projector_learning_rate == 0:
+        trainable.freeze_projector(assembled)
+        measured = settings.objective.active and not settings.tower.on
+        idle = "; BASIC's terms reach nothing else, and are measured only" if measured else ""
+        console.print(f"The projector stays as stage 1 left it (--projector-learning-rate 0){idle}.")
     console.print(trainable.trainable_table(assembled.model))
     prepared = prepare(assembled, decided, template, console, resume, start)
-    space = teach(prepared, console)
+    with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
+        assert decided.rows is not None, "a dry run trains nothing"
+        inputs = (assembled, settings, decided.rows)
+        space = teacher.target_space(*inputs, console, resume=resume, start=start and start.run)
+        prepared.manifest.update(teacher.manifest_entries(*inputs, space, console, resume))
     clock.mark("teacher")
-    finished = train(prepared, space, console, clock, intervene, callbacks)
+    finished = train(prepared, space, console, clock, resume, intervene, callbacks)
     if not finished:
-        out = prepared.settings.out
-        console.print(f"Stopped, with a checkpoint in {out}. The same command with --resume goes on.")
+        console.print(
+            f"Stopped, with a checkpoint in {settings.out}. The same command with --resume goes on."
+        )
     return finished
 
 
@@ -140,9 +134,6 @@ def prepare(
     assert rows is not None, "a dry run trains nothing"
 
     bad_log, longest = settings.out / checks.BAD_ROWS, assembled.longest(settings.data.max_length)
-    text = assembled.text_encoder(template, longest)
-    if isinstance(rows, Rows):
-        _choose_rows(assembled, settings, rows, text, console, resume is not None)
 
     # The manifest of this run, compared with that of the run that it goes on with.
     then = None if resume is None else files.read_manifest(resume)
@@ -153,7 +144,7 @@ def prepare(
     if resume is not None and then is not None:
         checks.check_same_run(manifest, then, resume, longer)
         manifest["resumed"] = list(then.get("resumed", []))
-        if changes := checks.changes_of(passes, then):
+        if changes := passes.changes(then):
             manifest["resumed"] += [{"step": then["steps"]} | changes]
             line = checks.changes_line(changes, _dropout_of(assembled), assembled.sources.bits)
             console.print(line)
@@ -170,6 +161,7 @@ def prepare(
     transform = assembled.transform(settings.aspect)
     accumulation = settings.global_batch // passes.loaded
     if isinstance(rows, Stream):
+        text = assembled.text_encoder(template, longest)
         encoder = RowEncoder(text, transform, _lettering(assembled, settings))
         dataset, batches = _from_stream(settings, rows, encoder, passes, resume)
     else:
@@ -207,40 +199,7 @@ def prepare(
     if longer and then is not None:
         console.print(_longer_line(args, then["steps"], steps))
         manifest["resumed"] += [{"step": then["steps"], "steps": [then["steps"], steps]}]
-    return Prepared(
-        assembled,
-        settings,
-        rows,
-        decided.held_out,
-        template,
-        manifest,
-        transform,
-        dataset,
-        batches,
-        passes,
-        args,
-        steps,
-        resume,
-        start,
-    )
-
-
-def _choose_rows(
-    assembled: Assembled, settings: Settings, rows: Rows, text: TextEncoder, console: Console, resumed: bool
-) -> None:
-    """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
-    if assembled.tiling is not None and rows.sizes is None:
-        console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
-        workers = max(settings.data.processes, 1)
-        rows.sizes = picture_sizes(rows, workers, assembled.sources.exif)
-    if resumed:
-        lines = findings.read_bad_rows(settings.out / checks.BAD_ROWS)
-        rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
-        return
-    rows.faults = [*rows.faults, *unfit_findings(rows, text)]
-    check_budget(rows, settings.data.bad_budget, settings.stage)
-    for line in findings.note_lines(rows):
-        console.print(line)
+    return Prepared(assembled, decided, template, manifest, transform, dataset, batches, passes, args, steps)
 
 
 def _by_number(
@@ -255,7 +214,6 @@ def _by_number(
     """Return rows as the model takes them, and which of them go together."""
     rank, ranks = rank_and_count()
     longest = assembled.longest(settings.data.max_length)
-    text = assembled.text_encoder(template, longest)
     dataset = assembled.supervised(
         rows,
         template,
@@ -266,12 +224,13 @@ def _by_number(
         usable=rows.usable,
         lettering=_lettering(assembled, settings),
     )
+    text = dataset.encoder.text
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
     if settings.group and assembled.tiling is None:
         # Counted once for these data and this tokenizer, a minute or two for 665k rows.
-        with findings.passes(console) as shown:
+        with findings.progress_bars(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
-            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
+            lengths = token_lengths(rows, text, workers=workers, progress=progress)
     batches = Batches(
         lengths,
         rows.has_image,
@@ -291,7 +250,6 @@ def _by_number(
 def _from_stream(
     settings: Settings, stream: Stream, encoder: RowEncoder, passes: checks.Passes, resume: Path | None
 ) -> tuple[StreamedRows, StreamBatches]:
-    """Return a stream's rows as the model takes them, and which of them go together."""
     bad_log = settings.out / checks.BAD_ROWS
     dataset = StreamedRows(encoder, settings.data.bad_budget, bad_log, settings.data.processes)
     batches = StreamBatches(
@@ -317,22 +275,12 @@ def _longer_line(args: TrainingArguments, before: int, steps: int) -> str:
     )
 
 
-def teach(prepared: Prepared, console: Console) -> TargetSpace:
-    """Fit or read the target's space, and look whether the teacher can teach; the manifest says both."""
-    made, settings, rows = prepared.assembled, prepared.settings, prepared.rows
-    with prepared.args.main_process_first(local=False):  # the first fits and writes, the others read
-        space = teacher.target_space(
-            made, settings, rows, console, resume=prepared.resume, start=prepared.start and prepared.start.run
-        )
-        prepared.manifest.update(teacher.findings(made, settings, rows, space, console, prepared.resume))
-    return space
-
-
 def train(
     prepared: Prepared,
     space: TargetSpace,
     console: Console,
     clock: Clock,
+    resume: Path | None = None,
     intervene: Callable[..., Intervention | None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> bool:
@@ -341,14 +289,14 @@ def train(
     `intervene` makes what an experiment does to the teacher, once the model's parts are known; `callbacks`
     are called before a step is saved. Raises Unmoved if all steps are done and no weight is another one.
     """
-    settings, model, resume = prepared.settings, prepared.assembled.model, prepared.resume
+    settings, model, held_out = prepared.decided.settings, prepared.assembled.model, prepared.decided.held_out
     validation = settings.validation
 
     # The trainer.
     validator, measuring = None, []
-    if prepared.held_out is not None:
+    if held_out is not None:
         parts = (prepared.assembled, settings, prepared.template, prepared.transform, space)
-        validator = Validator(prepared.held_out, *parts)
+        validator = Validator(held_out, *parts)
         measuring = [Measurements(validation.val_steps or 1)]
     progress = StepProgress(console, f"stage {settings.stage}")
     trainer = BasicTrainer(
@@ -394,7 +342,7 @@ def train(
         then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
         over = History.of(then.log_history).is_over(validation.stop_after)
         ended = then if over or then.global_step >= prepared.steps else None
-        trainer.add_callback(AtStart(partial(_cut_log, settings.out / "log.jsonl", then.global_step)))
+        trainer.add_callback(CutLog(settings.out / "log.jsonl", then.global_step))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
 
@@ -413,7 +361,7 @@ def train(
     stopped_early = trainer.history.is_over(validation.stop_after)
     finished = trainer.state.global_step >= trainer.state.max_steps or stopped_early
     distributed.join_flags(prepared.dataset.state, trainer.accelerator)
-    if finished and not distributed.first_says(begun.has_moved(model), trainer.accelerator):
+    if finished and not distributed.from_first(begun.has_moved(model), trainer.accelerator):
         raise Unmoved(_why_unmoved(trainer, settings))
 
     # The folder's last word, and what became of the rows.
@@ -515,12 +463,3 @@ def _manifest(
 def _dropout_of(assembled: Assembled) -> float:
     adapters = getattr(assembled.model, "peft_config", {}).values()
     return max((adapter.lora_dropout for adapter in adapters), default=0.0)
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drop the lines after the checkpoint that a run goes on from: those steps are done again."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with files.complete(path) as draft:
-            draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,24 +1,24 @@
 """Every setting of a training stage, once: a field is an option with its help, and what training reads.
 
-`command` turns a function of these dataclasses into the flat command that Typer reads. What an option that
-is left out comes to is decided in `plan`; the result is `Settings`.
+`command` turns a function of these dataclasses into a flat Typer command. `plan` resolves the options that
+are left out; the result is `Settings`.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.table import Table
 
+from basic_lite.console import rank_and_count
 from basic_lite.data.rows import MAX_LENGTH, Exif, colour
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method import types
@@ -40,6 +40,11 @@ VALIDATION = "Validation"
 def option(help: str, *names: str, panel: str = RUN, default: str | bool = True, **more: Any) -> Any:
     """Return a Typer option in a named panel of `--help`; `default` says in words what `None` means."""
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
+def setting(default: Any, help: str, *names: str, shown: str | bool = True, **more: Any) -> Any:
+    """Return a dataclass field that is an option; `shown` says in words what a default of `None` means."""
+    return field(default=default, metadata={"option": option(help, *names, default=shown, **more)})
 
 
 def within(
@@ -87,21 +92,16 @@ def among(allowed: tuple[Any, ...]) -> Callable[[typer.CallbackParam, Any], Any]
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a function of dataclasses the flat signature that Typer reads: each field becomes an option.
 
-    It stands in its class's `PANEL`, if there is one, unless it names another panel. A `Literal` is checked
-    by `among`: Typer's own refusal is a box of several lines.
+    Options without a panel of their own stand in their class's `PANEL`. A `Literal` is checked by `among`:
+    Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
-        if name in groups:
-            of_group = get_type_hints(groups[name], include_extras=True)
-            options = [(field.name, of_group[field.name], field.default) for field in fields(groups[name])]
-        else:
-            options = [(name, hints[name], parameter.default)]
-        panel = getattr(groups.get(name), "PANEL", RUN)
+        options = _options(groups[name]) if name in groups else [(name, hints[name], parameter.default)]
         for option_name, hint, default in options:
-            plain = {"default": default, "annotation": _plain(hint, panel)}
+            plain = {"default": default, "annotation": _plain(hint)}
             flat.append(inspect.Parameter(option_name, inspect.Parameter.KEYWORD_ONLY, **plain))
     signature = inspect.Signature(flat)
 
@@ -121,18 +121,30 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _plain(hint: Any, panel: str) -> Any:
-    """Return an option's type with the values' own type in place of a `Literal`, the check and the panel."""
+def _options(group: Any) -> list[tuple[str, Any, Any]]:
+    """Return name, annotated type and default of every field of a dataclass."""
+    hints = get_type_hints(group, include_extras=True)
+    options = []
+    for each in fields(group):
+        hint = hints[each.name]
+        kind, info = get_args(hint) if get_origin(hint) is Annotated else (hint, each.metadata["option"])
+        if info.rich_help_panel == RUN:
+            info = copy(info)
+            info.rich_help_panel = getattr(group, "PANEL", RUN)
+        options.append((each.name, Annotated[kind, info], each.default))
+    return options
+
+
+def _plain(hint: Any) -> Any:
+    """Return an option's type with the values' own type in place of a `Literal`, and its check."""
     if get_origin(hint) is not Annotated:
         return hint
     kind, info = get_args(hint)
-    info = copy.copy(info)
-    if info.rich_help_panel == RUN:
-        info.rich_help_panel = panel
     parts = get_args(kind) if get_origin(kind) is not Literal else (kind,)
     choices = next((get_args(part) for part in parts if get_origin(part) is Literal), None)
     if choices is not None:
-        info.callback, plain = among(choices), type(choices[0])
+        info, plain = copy(info), type(choices[0])
+        info.callback = among(choices)
         kind = plain | None if type(None) in parts else plain
     return Annotated[kind, info]
 
@@ -165,7 +177,7 @@ ImageSizeOption = Annotated[
 TilesOption = Annotated[
     int,
     option(
-        "Most tiles of a picture beside its whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
+        "Maximum tiles per picture, besides the whole, as in LLaVA-NeXT; 4 for text and detail, 1 is off.",
         panel=MODEL,
         callback=within(1, 64),
     ),
@@ -235,7 +247,7 @@ RecomputeLayersOption = Annotated[
     ),
 ]
 RankOption = Annotated[int, option("Rank of stage 2's adapters.", panel=MODEL, callback=within(1))]
-DryRunOption = Annotated[bool, option("Print the resolved settings, load nothing.", "--dry-run")]
+DryRunOption = Annotated[bool, option("Print the resolved settings and load nothing.", "--dry-run")]
 QuantisedCopyOption = Annotated[
     bool,
     option(
@@ -284,45 +296,36 @@ def a_keep(option: typer.CallbackParam, given: str) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """Stage 1's parts, and how they are held."""
+    """Stage 1's parts, and how they are stored."""
 
-    model: Annotated[
-        str,
-        option(
-            "vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
-            panel=MODEL,
-        ),
-    ] = "vicuna-7b"
+    PANEL: ClassVar[str] = MODEL
+
+    model: str = setting(
+        "vicuna-7b",
+        "vicuna-7b, gemma-2b, qwen3-4b, ... (basic-lite models lists them), or tiny (embedded).",
+    )
     llm: LlmOption = None
-    tower: Annotated[
-        str | None,
-        option(
-            "clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
-            default="clip-l-336",
-            panel=MODEL,
-        ),
-    ] = None
+    tower: str | None = setting(
+        None,
+        "clip-l-336, siglip-so400m-384, or a CLIP, SigLIP or DINOv2: hub id or folder.",
+        shown="clip-l-336",
+    )
     template: TemplateOption = None
-    image_token: Annotated[
-        str | None, option("Token that marks a patch.", default="an unused one", panel=MODEL)
-    ] = None
+    image_token: str | None = setting(None, "Token that marks a patch.", shown="an unused one")
     bits: BitsOption = None
     precision: PrecisionOption = "auto"
     image_size: ImageSizeOption = None
     tiles: TilesOption = 1
     pool: PoolOption = 1
-    exif: Annotated[
-        Exif,
-        option(
-            "A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.", panel=DATA
-        ),
-    ] = "ignore"
-    background: Annotated[
-        str, option("What transparent pictures are put on.", panel=DATA, callback=a_colour, metavar="COLOUR")
-    ] = "white"
-    tower_layer: Annotated[
-        int, option("Which hidden states of the tower are its features.", panel=MODEL)
-    ] = -2
+    exif: Exif = setting(
+        "ignore",
+        "A photo's EXIF rotation: ignore, as LLaVA's data and weights were made, or rotate.",
+        panel=DATA,
+    )
+    background: str = setting(
+        "white", "Colour behind transparent pictures.", panel=DATA, callback=a_colour, metavar="COLOUR"
+    )
+    tower_layer: int = setting(-2, "Which hidden states of the tower are its features.")
     quantised_copy: QuantisedCopyOption = True
 
 
@@ -332,45 +335,29 @@ class Adapters:
 
     PANEL: ClassVar[str] = MODEL
 
-    rank: Annotated[
-        int | None, option("Rank of the adapters.", default=str(zoo.RANK), callback=within(1))
-    ] = None
-    alpha: Annotated[
-        int | None, option("Scale times rank of the adapters.", default="2 * rank", callback=within(1))
-    ] = None
-    dropout: Annotated[float, option("Dropout in front of the adapters.", callback=within(0, below=1))] = (
-        zoo.DROPOUT
+    rank: int | None = setting(None, "Rank of the adapters.", shown=str(zoo.RANK), callback=within(1))
+    alpha: int | None = setting(
+        None, "Scale times rank of the adapters.", shown="2 * rank", callback=within(1)
     )
+    dropout: float = setting(zoo.DROPOUT, "Dropout in front of the adapters.", callback=within(0, below=1))
+
+
+def of_stage_1(name: str) -> Any:
+    """Return a field of `Model` as stage 2 has it: what is left out stays stage 1's."""
+    info = next(copy(get_args(hint)[1]) for field_name, hint, _ in _options(Model) if field_name == name)
+    info.show_default = "stage 1's"
+    return field(default=None, metadata={"option": info})
 
 
 @dataclass(frozen=True)
 class PartsOfStage1:
     """What stage 2 may change of stage 1's parts."""
 
-    bits: Annotated[
-        zoo.Bits | None, option("Bits of the decoder's weights.", default="stage 1's", panel=MODEL)
-    ] = None
-    image_size: Annotated[
-        int | None,
-        option("Side of the tower's input in pixels.", default="stage 1's", panel=MODEL, callback=within(1)),
-    ] = None
-    exif: Annotated[
-        Exif | None, option("A photo's EXIF rotation: ignore or rotate.", default="stage 1's", panel=DATA)
-    ] = None
-    background: Annotated[
-        str | None,
-        option(
-            "What transparent pictures are put on.",
-            default="stage 1's",
-            panel=DATA,
-            callback=a_colour,
-            metavar="COLOUR",
-        ),
-    ] = None
-    tower_layer: Annotated[
-        int | None,
-        option("Which hidden states of the tower are its features.", default="stage 1's", panel=MODEL),
-    ] = None
+    bits: zoo.Bits | None = of_stage_1("bits")
+    image_size: int | None = of_stage_1("image_size")
+    exif: Exif | None = of_stage_1("exif")
+    background: str | None = of_stage_1("background")
+    tower_layer: int | None = of_stage_1("tower_layer")
     quantised_copy: QuantisedCopyOption = True
 
 
@@ -380,47 +367,40 @@ class Data:
 
     PANEL: ClassVar[str] = DATA
 
-    data: Annotated[
-        list[str] | None,
-        option(
-            "JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
-            "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
-            default="the published set, from the hub",
-            metavar="DATA[:WEIGHT]",
-        ),
-    ] = None
-    images: Annotated[
-        list[str] | None,
-        option(
-            "Folder, zip or tar that image paths start from; one for all --data, or one for each.",
-            default="the data's own",
-            metavar="IMAGES",
-        ),
-    ] = None
-    stream: Annotated[
-        bool,
-        option(
-            "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; takes "
-            "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
-            "--stream",
-        ),
-    ] = False
+    data: list[str] | None = setting(
+        None,
+        "JSON, JSONL, WebDataset, Arrow or Parquet, or a folder of them; hub id. Several are mixed: "
+        "an epoch draws half of b.json:0.5's rows, the next one the others, and c.json:3 three times.",
+        shown="the published set, from the hub",
+        metavar="DATA[:WEIGHT]",
+    )
+    images: list[str] | None = setting(
+        None,
+        "Folder, zip or tar that image paths start from; one for all --data, or one for each.",
+        shown="the data's own",
+        metavar="IMAGES",
+    )
+    stream: bool = setting(
+        False,
+        "Read a hub id, Parquet or WebDataset as it comes, without a copy on this disk; needs "
+        "--max-steps. Rows are shuffled within a thousand, and grouped within a step.",
+        "--stream",
+    )
     follow_links: FollowLinksOption = False
     min_rating: MinRatingOption = None
-    max_length: Annotated[
-        int,
-        option("Most tokens of a row, those of --tiles apart; longer answers are cut.", callback=within(1)),
-    ] = MAX_LENGTH
-    bad_budget: Annotated[
-        float,
-        option(
-            "Share of rows that may be bad: replaced, logged. Above it the run stops.",
-            callback=within(0, below=1),
-        ),
-    ] = 0.005
-    workers: Annotated[
-        int | None, option("Processes that prepare batches.", default="2; 1 on one core", callback=within(0))
-    ] = None
+    max_length: int = setting(
+        MAX_LENGTH,
+        "Maximum tokens of a row, not counting those of --tiles; longer answers are cut.",
+        callback=within(1),
+    )
+    bad_budget: float = setting(
+        0.005,
+        "Share of rows that may be bad: replaced, logged. Above it the run stops.",
+        callback=within(0, below=1),
+    )
+    workers: int | None = setting(
+        None, "Processes that prepare batches.", shown="2; 1 on one core", callback=within(0)
+    )
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -446,31 +426,27 @@ class Method:
     basic: BasicOption = True
     layers: LayersOption = None
     weighting: WeightingOption = "quadratic"
-    importance: Annotated[
-        types.Importance, option("Weights of patches: attention (of the text to them) or uniform.")
-    ] = "attention"
-    target: Annotated[
-        types.TargetKind | None,
-        option(
-            "Space of the target: raw; centred or translated (fitted on the data's text); individual "
-            "(less its mean over pictures).",
-            default="raw; stage 2: stage 1's",
-        ),
-    ] = None
-    das_weight: Annotated[
-        float, option("Weight of L_das, the directional alignment; 0 is off.", callback=within(0))
-    ] = types.DAS_WEIGHT
-    sds_weight: Annotated[
-        float, option("Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0))
-    ] = types.SDS_WEIGHT
-    sds_text: Annotated[
-        types.SdsText, option("L_sds on patches that hold text: keep, or skip for the sake of reading.")
-    ] = "keep"
-    intervention: Annotated[str, option("What an experiment does to the teacher.", hidden=True)] = "none"
+    importance: types.Importance = setting(
+        "attention", "Weights of patches: attention (of the text to them) or uniform."
+    )
+    target: types.TargetKind | None = setting(
+        None,
+        "Space of the target: raw; centred or translated (fitted on the data's text); individual "
+        "(minus its mean over pictures).",
+        shown="raw; stage 2: stage 1's",
+    )
+    das_weight: float = setting(
+        types.DAS_WEIGHT, "Weight of L_das, the directional alignment; 0 is off.", callback=within(0)
+    )
+    sds_weight: float = setting(
+        types.SDS_WEIGHT, "Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0)
+    )
+    sds_text: types.SdsText = setting("keep", "L_sds on patches that show text: keep, or skip for reading.")
+    intervention: str = setting("none", "What an experiment does to the teacher.", hidden=True)
 
     @property
     def kind(self) -> types.TargetKind:
-        """The target's space: the paper's where nothing else is said (stage 2 fills in stage 1's)."""
+        """The target's space, the paper's by default (stage 2 fills in stage 1's)."""
         return self.target or "raw"
 
     def objective(self, rows_per_chunk: int | None = None) -> Objective:
@@ -488,97 +464,78 @@ class Memory:
 
     PANEL: ClassVar[str] = MEMORY
 
-    rows_per_chunk: Annotated[
-        int | None,
-        option("Patches per pass of L_sds over the vocabulary.", default="by size", callback=within(1)),
-    ] = None
-    micro_batch: Annotated[
-        int | None,
-        option(
-            "Rows per forward pass; must divide the global batch.",
-            default="8; stage 2: 4",
-            callback=within(1),
-        ),
-    ] = None
+    rows_per_chunk: int | None = setting(
+        None, "Patches per pass of L_sds over the vocabulary.", shown="by size", callback=within(1)
+    )
+    micro_batch: int | None = setting(
+        None,
+        "Rows per forward pass; must divide the global batch.",
+        shown="8; stage 2: 4",
+        callback=within(1),
+    )
     recompute: RecomputeOption = None
     recompute_layers: RecomputeLayersOption = None
-    keep_dequantised: Annotated[
-        str,
-        option(
-            "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
-            "the same numbers, sooner. auto fills the memory that a step leaves on a GPU.",
-            metavar="N|auto",
-        ),
-    ] = "auto"
-    fit: Annotated[
-        str | None,
-        option(
-            "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
-            "or auto for this one.",
-            default="off",
-            metavar="GIB|auto",
-        ),
-    ] = None
-    fused_kernels: Annotated[
-        bool,
-        option(
-            "On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
-            "made of bf16 ones.",
-            "--fused-kernels/--no-fused-kernels",
-        ),
-    ] = True
+    keep_dequantised: str = setting(
+        "auto",
+        "Decoder layers whose 4-bit weights are also held dequantised, where the family is known: "
+        "the same numbers, faster. auto fills the memory that a step leaves on a GPU.",
+        metavar="N|auto",
+    )
+    fit: str | None = setting(
+        None,
+        "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of GIB, "
+        "or auto for this one.",
+        shown="off",
+        metavar="GIB|auto",
+    )
+    fused_kernels: bool = setting(
+        True,
+        "On a GPU, Liger's norms, MLPs and rotary embedding, and the projector's fp32 products "
+        "made of bf16 ones.",
+        "--fused-kernels/--no-fused-kernels",
+    )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How fast and how long; what is left open is the stage's in `zoo.Pace`, or follows from the data."""
+    """How fast and how long; `zoo.StageDefaults` or the data decide what is left open."""
 
-    learning_rate: Annotated[
-        float | None,
-        option(
-            "Peak of the cosine schedule.",
-            default="1e-3; stage 2: 2e-4 with --lora, else 2e-5",
-            callback=within(above=0),
-        ),
-    ] = None
-    global_batch: Annotated[
-        int | None,
-        option(
-            "Rows per optimizer step.",
-            default="LLaVA-1.5's; fewer where the data are few",
-            callback=within(1),
-        ),
-    ] = None
-    epochs: Annotated[
-        float | None, option("Passes over the data.", default="1", callback=within(above=0))
-    ] = None
-    max_steps: Annotated[
-        int, option("Optimizer steps, instead of epochs.", default="-1, off", callback=within(1, off=-1))
-    ] = -1
+    learning_rate: float | None = setting(
+        None,
+        "Peak of the cosine schedule.",
+        shown="1e-3; stage 2: 2e-4 with --lora, else 2e-5",
+        callback=within(above=0),
+    )
+    global_batch: int | None = setting(
+        None,
+        "Rows per optimizer step.",
+        shown="LLaVA-1.5's; fewer where the data are few",
+        callback=within(1),
+    )
+    epochs: float | None = setting(None, "Passes over the data.", shown="1", callback=within(above=0))
+    max_steps: int = setting(
+        -1, "Optimizer steps, instead of epochs.", shown="-1, off", callback=within(1, off=-1)
+    )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is kept, said and repeated."""
+    """What is saved, logged and repeated."""
 
-    save_steps: Annotated[int, option("Steps between checkpoints.", callback=within(1))] = 500
-    keep: Annotated[
-        str,
-        option(
-            "How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
-            "validation loss, whose weights are the run's.",
-            callback=a_keep,
-            metavar="N|best",
-        ),
-    ] = "2"
-    logging_steps: Annotated[int, option("Steps between lines of log.jsonl.", callback=within(1))] = 10
-    seed: Annotated[
-        int, option("Seed of the projector, the order of rows, and dropout.", callback=a_seed)
-    ] = 0
-    report_to: Annotated[str, option("Tracker, such as tensorboard.")] = "none"
-    along: Annotated[str, option("What an experiment measures on the way, as JSON.", hidden=True)] = ""
-    resume: Annotated[bool, option("Go on from the last checkpoint in --out.", "--resume")] = False
-    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False
+    save_steps: int = setting(500, "Steps between checkpoints.", callback=within(1))
+    keep: str = setting(
+        "2",
+        "How many checkpoints stay, the newest ones. best: the newest, and the one of the lowest "
+        "validation loss, whose weights are the run's.",
+        callback=a_keep,
+        metavar="N|best",
+    )
+    logging_steps: int = setting(10, "Steps between lines of log.jsonl.", callback=within(1))
+    seed: int = setting(0, "Seed of the projector, the order of rows, and dropout.", callback=a_seed)
+    report_to: str = setting("none", "Tracker, such as tensorboard.")
+    along: str = setting("", "What an experiment measures on the way, as JSON.", hidden=True)
+    resume: bool = setting(False, "Go on from the last checkpoint in --out.", "--resume")
+    overwrite: bool = setting(False, "Replace the run in --out.", "--overwrite")
     dry_run: DryRunOption = False
 
     @property
@@ -594,54 +551,47 @@ class Run:
 
 @dataclass(frozen=True)
 class Validation:
-    """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
+    """Held-out rows that are measured and never trained on; off unless one of the first two is given."""
 
     PANEL: ClassVar[str] = VALIDATION
 
-    val_share: Annotated[
-        str | None,
-        option(
-            "Share of the rows to hold out and measure, such as 0.5%; the same ones in every run.",
-            default="off",
-            callback=a_share,
-            metavar="PERCENT",
-        ),
-    ] = None
-    val_data: Annotated[
-        Path | None, option("Rows to measure instead, in a file of their own.", default="off")
-    ] = None
-    val_images: Annotated[
-        Path | None,
-        option(
-            "Folder, zip or tar that the image paths of --val-data start from.",
-            default="--images, else that of the file",
-        ),
-    ] = None
-    val_steps: Annotated[
-        int | None,
-        option(
-            "Optimizer steps between two measurements; the start and the end are measured anyway.",
-            default="a tenth of the run",
-            callback=within(1),
-        ),
-    ] = None
-    val_samples: Annotated[
-        int, option("Rows whose answers are written out each time, greedily.", callback=within(0, 32))
-    ] = 4
-    stop_after: Annotated[
-        int | None,
-        option(
-            "End the run after that many measurements in a row without a lower loss.",
-            default="off",
-            callback=within(1),
-            metavar="N",
-        ),
-    ] = None
+    val_share: str | None = setting(
+        None,
+        "Share of the rows to hold out and measure, such as 0.5%; the same rows in every run.",
+        shown="off",
+        callback=a_share,
+        metavar="PERCENT",
+    )
+    val_data: Path | None = setting(None, "Rows to measure instead, in a file of their own.", shown="off")
+    val_images: Path | None = setting(
+        None,
+        "Folder, zip or tar that the image paths of --val-data start from.",
+        shown="--images, else that of the file",
+    )
+    val_steps: int | None = setting(
+        None,
+        "Optimizer steps between two measurements; the start and the end are measured anyway.",
+        shown="a tenth of the run; up to a quarter where many rows are measured",
+        callback=within(1),
+    )
+    val_samples: int = setting(
+        4,
+        "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 "
+        "steps of the run, at most five times.",
+        callback=within(0, 32),
+    )
+    stop_after: int | None = setting(
+        None,
+        "End the run after that many measurements in a row without a lower loss.",
+        shown="off",
+        callback=within(1),
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         if self.val_share is not None and self.val_data is not None:
             raise ValueError(
-                "--val-share holds out rows of --data, --val-data brings its own: give one of the two"
+                "--val-share holds out rows of --data, --val-data has its own: give one of the two"
             )
         if self.val_images is not None and self.val_data is None:
             raise ValueError("--val-images belongs to --val-data, which is not given")
@@ -659,21 +609,6 @@ class Validation:
 
 
 OutOption = Annotated[Path, option("Run folder.")]
-LoraOption = Annotated[
-    bool, option("Train adapters on a 4-bit decoder. Without: the whole decoder.", "--lora")
-]
-StartOption = Annotated[
-    Path, option("Run of stage 1 or 2, or folder or hub id of a LLaVA(-NeXT) of transformers.")
-]
-OptimizerOption = Annotated[
-    Optimizer | None,
-    option("adamw, or paged-adamw-8bit for adapters.", default="adamw, or what --fit needs", panel=MEMORY),
-]
-ProjectorRateOption = Annotated[
-    float | None, option("The projector's own peak; 0 freezes it.", default="2e-5", callback=within(0))
-]
-
-
 TrainTowerOption = Annotated[
     bool,
     option("Train the vision tower, too: all that its features depend on.", "--train-tower", panel=MODEL),
@@ -690,8 +625,8 @@ TowerLoraOption = Annotated[
 ]
 
 
-def of_stage_2(option: typer.CallbackParam, given: Any) -> Any:
-    """Refuse an option in stage 1, which knows it for that alone."""
+def for_stage_2(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option that stage 1 has for this message alone."""
     if given:
         raise ValueError(
             f"{option.opts[0]} is for stage 2: stage 1 trains the projector alone, as LLaVA and the paper do"
@@ -701,26 +636,26 @@ def of_stage_2(option: typer.CallbackParam, given: Any) -> Any:
 
 @dataclass(frozen=True)
 class OfStage2:
-    """What people try in stage 1."""
+    """Options of stage 2 that people try in stage 1."""
 
-    train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=of_stage_2)] = False
-    tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
-    tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=of_stage_2)] = None
+    train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=for_stage_2)] = False
+    tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=for_stage_2)] = None
+    tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=for_stage_2)] = None
 
 
-def of_stage_1(option: typer.CallbackParam, given: Any) -> Any:
+def for_stage_1(option: typer.CallbackParam, given: Any) -> Any:
     """Refuse an option in stage 2, which takes what it says from its start."""
     if given is not None:
         raise ValueError(f"{option.opts[0]} is for stage 1: stage 2 has what it --starts from, unchanged")
     return given
 
 
-OfStage1Option = Annotated[str | None, typer.Option(hidden=True, callback=of_stage_1)]
+OfStage1Option = Annotated[str | None, typer.Option(hidden=True, callback=for_stage_1)]
 
 
 @dataclass(frozen=True)
 class OfStage1:
-    """What people try in stage 2."""
+    """Options of stage 1 that people try in stage 2."""
 
     model: OfStage1Option = None
     llm: OfStage1Option = None
@@ -736,12 +671,9 @@ class Tower:
 
     train_tower: TrainTowerOption = False
     tower_lora: TowerLoraOption = None
-    tower_learning_rate: Annotated[
-        float | None,
-        option(
-            "The vision tower's own peak.", default="2e-6; 2e-5 with --tower-lora", callback=within(above=0)
-        ),
-    ] = None
+    tower_learning_rate: float | None = setting(
+        None, "The vision tower's own peak.", shown="2e-6; 2e-5 with --tower-lora", callback=within(above=0)
+    )
 
     def __post_init__(self) -> None:
         if self.train_tower and self.tower_lora is not None:
@@ -766,7 +698,7 @@ class Settings:
     out: Path
     data: Data = Data()
     method: Method = Method()  # BASIC's terms and their target
-    run: Run = Run()  # what is kept, said and repeated
+    run: Run = Run()  # what is saved, logged and repeated
     validation: Validation = Validation()  # what is measured along the way
     learning_rate: float  # peak of the cosine schedule
     projector_learning_rate: float | None = None  # the projector's own, 0 freezes it; `None` for the same
@@ -786,13 +718,9 @@ class Settings:
     shards: int = 1  # processes over which the decoder's layers are cut; 1 leaves them whole
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, before anything is loaded."""
-        processes = int(os.environ.get("WORLD_SIZE", 1))
-        if (
-            self.micro_batch < 1
-            or self.global_batch < 1
-            or self.global_batch % (self.micro_batch * processes)
-        ):
+        processes = rank_and_count()[1]
+        smallest = min(self.micro_batch, self.global_batch)
+        if smallest < 1 or self.global_batch % (self.micro_batch * processes):
             times = f" times {processes} processes" if processes > 1 else ""
             raise ValueError(
                 f"the global batch of {self.global_batch} is not a multiple of the micro-batch of "
@@ -805,13 +733,13 @@ class Settings:
             raise ValueError("--keep best needs rows to measure: add --val-share 0.5%, or --val-data FILE")
         if self.method.kind == "individual" and self.method.basic and self.micro_batch < 2:
             raise ValueError(
-                "--target individual is less its mean over the pictures of a forward pass; take a "
-                f"--micro-batch of 2 at least, got {self.micro_batch}"
+                "--target individual subtracts the mean over the pictures of a forward pass: it needs a "
+                f"--micro-batch of at least 2, got {self.micro_batch}"
             )
         if self.method.sds_text == "skip" and not self.objective.sds_weight:
             off = "--sds-weight 0" if self.method.basic else "--no-basic"
             raise ValueError(
-                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: leave one of them out"
             )
         if self.tower.tower_lora is not None and not self.lora:
             raise ValueError(
@@ -843,54 +771,18 @@ class Settings:
         return self.method.objective(self.rows_per_chunk)
 
     def table(self, **more: object) -> Table:
-        """Show the settings; `more` comes first."""
+        """Show the settings that are not off; `more` comes first."""
+        shown = more | {"aspect": self.aspect, "group": self.group}
+        for part in (self, self.data, self.method, self.run, self.validation, self.tower):
+            values = {each.name: getattr(part, each.name) for each in fields(part)}
+            shown |= {name: value for name, value in values.items() if not is_dataclass(value)}
+        shown |= {name: ", ".join(getattr(self.data, name) or []) for name in ("data", "images")}
+        shown |= {"workers": self.data.processes, "target": self.method.kind, "along": None}  # long JSON
+        shown |= {name: getattr(self.objective, name) for name in ("das_weight", "sds_weight")}
+        shown |= {"epochs": None} if self.max_steps > 0 else {}
         table = Table("setting", "value", show_header=False, box=None)
-        shown = more | {
-            "out": self.out,
-            "data": ", ".join(self.data.data or []),
-            "images": ", ".join(self.data.images or []) or None,
-            "aspect": self.aspect,
-            "learning_rate": self.learning_rate,
-            "global_batch": self.global_batch,
-            "micro_batch": self.micro_batch,
-            "optimizer": self.optimizer,
-            "fused_kernels": self.fused_kernels,
-            "epochs": None if self.max_steps > 0 else self.epochs,
-            "max_steps": self.max_steps if self.max_steps > 0 else None,
-            "stream": self.data.stream or None,
-            "follow_links": self.data.follow_links,
-            "min_rating": self.data.min_rating,
-            "max_length": self.data.max_length,
-            "group": self.group,
-            "shards": self.shards if self.shards > 1 else None,
-            "recompute": self.recompute,
-            "dequantised_layers": self.dequantised or None,
-            "lora": self.lora,
-            "save_steps": self.run.save_steps,
-            "keep": self.run.keep,
-            "bad_budget": self.data.bad_budget,
-            "logging_steps": self.run.logging_steps,
-            "workers": self.data.processes,
-            "seed": self.run.seed,
-            "report_to": self.run.report_to,
-            "val_share": self.validation.val_share,
-            "val_data": self.validation.val_data,
-            "val_steps": self.validation.val_steps,
-            "stop_after": self.validation.stop_after,
-            "layers": self.method.layers,
-            "weighting": self.method.weighting,
-            "importance": self.method.importance,
-            "target": self.method.kind,
-            "intervention": None if self.method.intervention == "none" else self.method.intervention,
-            "das_weight": self.objective.das_weight,
-            "sds_weight": self.objective.sds_weight,
-            "sds_text": None if self.method.sds_text == "keep" else self.method.sds_text,
-            "projector_learning_rate": self.projector_learning_rate,
-            "train_tower": self.tower.train_tower or None,
-            "tower_lora": self.tower.tower_lora,
-            "tower_learning_rate": self.tower.tower_learning_rate,
-        }
         for name, value in shown.items():
-            if value is not None or name in more:
+            off = value is None or value is False or value in ("", "none", "keep", -1)
+            if name in more or not off:
                 table.add_row(name.replace("_", " "), str(value))
         return table

@@ -1,4 +1,4 @@
-"""What a stage learns of its teacher before the first step: its target's space, and what it is worth."""
+"""The teacher before the first step: the space of its target, and whether it can teach."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def target_space(
         wanted = files.read_manifest(resume).get("target", {}).get("sha256")
         if not path.is_file() or files.file_hash(path) != wanted:
             raise ValueError(
-                f"{path} is missing or not the one that this run was started with; bring it back, or start "
+                f"{path} is missing or not the one that this run was started with; restore it, or start "
                 "again with --overwrite"
             )
     if not path.is_file():  # it is there for all processes but the first, too
         space = _inherited(assembled, settings, start)
         if space is None:
-            say = console.print
-            tokenizer, texts = assembled.tokenizer, rows.answers()
+            model, tokenizer, method = assembled.model, assembled.tokenizer, settings.method
+            progress = console.print
             space = fit_target(
-                assembled.model, tokenizer, texts, settings.method.kind, settings.method.layers, progress=say
+                model, tokenizer, rows.answers(), method.kind, method.layers, progress=progress
             )
         if rank_and_count()[0] > 0:
             return space
@@ -62,7 +62,7 @@ def target_space(
     return space
 
 
-def findings(
+def manifest_entries(
     assembled: Assembled,
     settings: Settings,
     rows: Rows | Stream,
@@ -70,29 +70,25 @@ def findings(
     console: Console,
     resume: Path | None = None,
 ) -> dict:
-    """Return what the manifest says of the teacher: its target, and in stage 1 whether it can teach.
+    """Return the manifest's entries on the teacher: its target, and in stage 1 whether it can teach.
 
-    Of a run that goes on nothing is looked at again.
+    A resumed run keeps the result of its start.
     """
-    entries: dict[str, object] = {"target": manifest_entry(space, settings.out)}
+    target: dict[str, object] = {"kind": space.kind}
+    if space.kind not in UNFITTED:  # where and how good it is
+        target = {"file": FILE, "sha256": files.file_hash(settings.out / FILE), **space.report}
+    entries: dict[str, object] = {"target": target}
     if resume is not None:
         entries["premise"] = files.read_manifest(resume).get("premise")
     elif settings.stage == 1 and settings.objective.active and rank_and_count()[0] == 0:
-        entries["premise"] = look_at(assembled, settings, rows, space, console)
+        entries["premise"] = check_premise(assembled, settings, rows, space, console)
     return entries
 
 
-def manifest_entry(space: TargetSpace, out: Path) -> dict:
-    """Describe a target's space for the manifest: its kind, and where and how good a fitted one is."""
-    if space.kind in UNFITTED:
-        return {"kind": space.kind}
-    return {"file": FILE, "sha256": files.file_hash(out / FILE), **space.report}
-
-
-def look_at(
+def check_premise(
     assembled: Assembled, settings: Settings, rows: Rows | Stream, space: TargetSpace, console: Console
 ) -> dict | None:
-    """Look on a few hundred tokens of the data whether the target can teach; print it, return the figures.
+    """Check on a few hundred tokens of the data whether the LLM can teach; print it, return the figures.
 
     One forward pass over 254 tokens and as many products with the vocabulary as there are targets; `None`
     where there is hardly any text.
@@ -109,8 +105,8 @@ def look_at(
             settings.method.weighting,
             space,
         )
-    except ValueError as error:  # of a handful of rows nothing can be said, and nothing needs to
-        console.print(f"whether the LLM can teach was not looked at: {error}")
+    except ValueError as error:  # a handful of rows decides nothing
+        console.print(f"whether the LLM can teach was not checked: {error}")
         return None
     verdict, raw = seen.verdict, seen.measured.targets[RAW][k].own
     bad = verdict.case == "untrained" or (verdict.case == "fails" and raw < PARTLY)
@@ -124,18 +120,16 @@ def look_at(
 
 def quality_line(space: TargetSpace) -> str:
     """Describe in one line what a space does to held-out text, at the first and the last layer."""
-    layers = space.report["layers"]
-    ends = []
-    for number in sorted({1, len(layers)}):
-        layer = layers[number - 1]
-        ends.append(f"layer {number}: {100 * layer['own']:.0f} % at cosine {layer['cosine']:.2f}")
-    return (
-        f"of {space.report['held_out_tokens']:,} held-out tokens nearest to their own row, {', '.join(ends)}"
+    tokens, layers = space.report["held_out_tokens"], dict(enumerate(space.report["layers"], 1))
+    ends = ", ".join(
+        f"layer {number}: {100 * layers[number]['own']:.0f} % at cosine {layers[number]['cosine']:.2f}"
+        for number in sorted({1, len(layers)})
     )
+    return f"of {tokens:,} held-out tokens nearest to their own row, {ends}"
 
 
 def _inherited(assembled: Assembled, settings: Settings, start: Path | None) -> TargetSpace | None:
-    """Return stage 1's space if it is of this kind, has these layers, and its decoder is held alike."""
+    """Return stage 1's space if it is of this kind, has these layers, and its decoder is stored alike."""
     if start is None or not (start / FILE).is_file():
         return None
     then, now = checkpoint.sources_of(files.read_manifest(start)), assembled.sources

@@ -37,144 +37,6 @@ from basic_lite.training.guards import FiniteGuard, Splitter
 from basic_lite.training.validation import NAMES, History, Validator
 
 
-class SavingTrainer(Trainer):
-    """A Trainer whose checkpoints hold only what was trained, with the manifest, never half written."""
-
-    manifest: dict | None = None  # what every checkpoint says of its run; `None` leaves it out
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    train_dataset: Dataset
-
-    @property
-    def folder(self) -> Path:
-        assert self.args.output_dir is not None
-        return Path(self.args.output_dir)
-
-    @property
-    def best(self) -> int | None:
-        """Step of a checkpoint that stays however old it is; `None` for none."""
-        return None
-
-    def save_position(self, folder: Path) -> None:
-        """Write into a checkpoint where the data are read on, where that does not follow from its step."""
-
-    def before_saving(self) -> None:
-        """Do what must be known before a checkpoint may be written; raises if it may not."""
-
-    def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
-        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
-
-        `whole` is what `distributed.gather` returned, where the adapters are cut.
-        """
-        with files.write_errors(folder):
-            self._save_weights(folder, whole)
-
-    def _save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
-            draft = folder / ".adapter.part"
-            shutil.rmtree(draft, ignore_errors=True)
-            model.save_pretrained(
-                draft, state_dict=whole, safe_serialization=True, save_embedding_layers=False
-            )
-            for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
-                path.replace(folder / path.name)
-            shutil.rmtree(draft)
-        else:
-            checkpoint.save_projector(model, folder / files.PROJECTOR)
-            if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
-                checkpoint.save_decoder(model, folder / files.DECODER)
-        if checkpoint.trained_of_tower(model):
-            checkpoint.save_tower(model, folder / files.TOWER)
-        self._write_manifest(folder)
-
-    def _write_manifest(self, folder: Path) -> None:
-        if self.manifest is not None:
-            content = self.manifest | {"steps": self.state.global_step, "weights": files.hashes(folder)}
-            files.write_json(folder / files.MANIFEST, content)
-
-    def take_weights(self, checkpoint: Path) -> None:
-        """Write a checkpoint's weights as the run's, in place of `save_model`: those of the last step."""
-        if self.args.should_save:
-            with files.write_errors(self.folder):
-                for path in [*checkpoint.glob(files.WEIGHTS[0]), *checkpoint.glob(files.ADAPTER)]:
-                    with files.complete(self.folder / path.name) as draft:
-                        shutil.copyfile(path, draft)
-                self._write_manifest(self.folder)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the trained weights and the manifest to `output_dir`."""
-        whole = distributed.gather(self.model, self.args.should_save)
-        if self.args.should_save:
-            self.save_weights(Path(output_dir) if output_dir else self.folder, whole)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let the Trainer write into a draft folder and rename it when it is complete.
-
-        A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
-        """
-        self.before_saving()
-        out, main = self.folder, self.is_world_process_zero()
-        name = f"checkpoint-{self.state.global_step}"
-        parts = out / f".{name}.parts"
-        with files.complete(out / name) if main else nullcontext() as draft:
-            try:
-                if main:
-                    shutil.rmtree(parts, ignore_errors=True)
-                self.accelerator.wait_for_everyone()
-                # The Trainer appends the checkpoint's name by itself. Every process writes its random state
-                # there, the first one Adam's moments whole, however they are held.
-                self.args.output_dir = str(parts)
-                moments = distributed.whole_moments(self.optimizer, self.args.should_save)
-                with moments, files.write_errors(out / name):
-                    super()._save_checkpoint(model, trial)
-                self.accelerator.wait_for_everyone()
-                if draft is not None:
-                    self.save_position(parts / name)
-                    _add_state(parts / name)
-                    (parts / name).rename(draft)
-            finally:
-                self.args.output_dir = str(out)
-                if main:
-                    shutil.rmtree(parts, ignore_errors=True)
-        keep = self.args.save_total_limit
-        for old in files.checkpoints(out)[:-keep] if keep and main else []:
-            if old.name != f"checkpoint-{self.best}":
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def load_weights(self, folder: Path) -> None:
-        """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
-        model = self.accelerator.unwrap_model(self.model)
-        if checkpoint.trained_of_tower(model):
-            checkpoint.load_tower(model, folder / files.TOWER)
-        if hasattr(model, "peft_config"):
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            checkpoint.check_adapter(model, folder)
-            state = load_peft_weights(str(folder), device="cpu")
-            result = set_peft_model_state_dict(model, state)
-            assert not result.unexpected_keys, (
-                f"{folder} holds tensors of another model: {result.unexpected_keys}"
-            )
-            return
-        checkpoint.load_projector(model, folder / files.PROJECTOR)
-        if (folder / files.DECODER).is_file():
-            checkpoint.load_decoder(model, folder / files.DECODER)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.load_weights(Path(resume_from_checkpoint))
-
-
-def _add_state(folder: Path) -> None:
-    """Put the hashes of the Trainer's own files into a checkpoint's manifest."""
-    path = folder / files.MANIFEST
-    if path.is_file():
-        content = files.read_manifest(folder) | {"state": files.hashes(folder, files.STATE)}
-        files.write_json(path, content)
-
-
 class ShardedArguments(TrainingArguments):
     """Arguments of a run whose model the Trainer must not move to the device in one piece."""
 
@@ -183,14 +45,18 @@ class ShardedArguments(TrainingArguments):
         return False
 
 
-class BasicTrainer(SavingTrainer):
+class BasicTrainer(Trainer):
     """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
 
-    What `transformers.Trainer` does differently from the obvious: the loss of a whole optimizer step is
-    divided by the step's own counts (supervised tokens for `L_lm`, images for the others), known before
-    its first micro-batch. So 4x1, 2x2 and 1x4 give the same update, whatever the mix of image and
-    text-only rows.
+    The loss of a whole optimizer step is divided by the step's own counts (supervised tokens for `L_lm`,
+    images for the others), known before its first micro-batch. So 4x1, 2x2 and 1x4 give the same update,
+    whatever the mix of image and text-only rows. Checkpoints hold only what was trained, with the manifest,
+    and are never half written.
     """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_dataset: Dataset
 
     def __init__(
         self,
@@ -224,7 +90,7 @@ class BasicTrainer(SavingTrainer):
         # Run the decoder's last layer for supervised rows only, where that is exact
         prune_last_layer: bool = True,
         sharded: bool = False,  # cut the decoder's layers over the processes when training begins
-        manifest: dict | None = None,  # written into every checkpoint
+        manifest: dict | None = None,  # written into every checkpoint; `None` leaves it out
         # Measures held-out rows when `evaluate` is called (see `callbacks.Measurements`)
         validator: Validator | None = None,
         stop_after: int | None = None,  # end the run after this many measurements without a lower loss
@@ -250,16 +116,17 @@ class BasicTrainer(SavingTrainer):
         # The loss below is already divided by the whole step's counts; two names for that, old and new.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.objective = objective or Objective()
-        settings = (layers, weighting, importance)
         self.supervision = BasicSupervision(
             model,
-            *settings,
+            layers,
+            weighting,
+            importance,
             self.objective.das_weight,
             self.objective.sds_weight,
             self.objective.rows_per_chunk,
             target or TargetSpace(),
         )
-        # The plain baseline's cosine is worth a look too, on the steps that are logged; it trains nothing.
+        # The plain baseline's cosine is logged, too; it trains nothing.
         self._observer = (
             None
             if self.objective.active
@@ -410,7 +277,8 @@ class BasicTrainer(SavingTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor | float:
         """Clip the gradients, the same on all processes, and refuse the step if their norm is not finite."""
-        self._average_gradients()
+        if self.args.world_size > 1:
+            distributed.average_gradients(self.model.parameters(), self.accelerator)
         largest = self.max_grad_norm or math.inf
         if self.sharded:
             norm = distributed.clip(self.model.parameters(), largest)
@@ -449,10 +317,6 @@ class BasicTrainer(SavingTrainer):
             for name in ("train", "zero_grad"):
                 vars(model).pop(name, None)
 
-    def _average_gradients(self) -> None:
-        if self.args.world_size > 1:
-            distributed.average_gradients(self.model.parameters(), self.accelerator)
-
     def _ids(self, rows: list[int]) -> list:
         raw = getattr(getattr(self.train_dataset, "rows", None), "raw", None)
         return [raw(row).id for row in rows] if raw else []
@@ -487,6 +351,119 @@ class BasicTrainer(SavingTrainer):
         """Count nothing: the Trainer's estimate walks over every parameter in every micro-batch."""
         return 0
 
+    # -- saving ----------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        assert self.args.output_dir is not None
+        return Path(self.args.output_dir)
+
+    def save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
+        """Write what was trained: projector, adapters in PEFT's own layout, or decoder and projector.
+
+        `whole` is what `distributed.gather` returned, where the adapters are cut.
+        """
+        with files.write_errors(folder):
+            self._save_weights(folder, whole)
+
+    def _save_weights(self, folder: Path, whole: dict[str, torch.Tensor] | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            draft = folder / ".adapter.part"
+            shutil.rmtree(draft, ignore_errors=True)
+            model.save_pretrained(
+                draft, state_dict=whole, safe_serialization=True, save_embedding_layers=False
+            )
+            for path in draft.glob("adapter_*"):  # not PEFT's README, an empty form
+                path.replace(folder / path.name)
+            shutil.rmtree(draft)
+        else:
+            checkpoint.save_projector(model, folder / files.PROJECTOR)
+            if any(p.requires_grad for p in parts_of(model).decoder.parameters()):
+                checkpoint.save_decoder(model, folder / files.DECODER)
+        if checkpoint.trained_of_tower(model):
+            checkpoint.save_tower(model, folder / files.TOWER)
+        self._write_manifest(folder)
+
+    def _write_manifest(self, folder: Path) -> None:
+        if self.manifest is not None:
+            content = self.manifest | {"steps": self.state.global_step, "weights": files.hashes(folder)}
+            files.write_json(folder / files.MANIFEST, content)
+
+    def take_weights(self, checkpoint: Path) -> None:
+        """Write a checkpoint's weights as the run's, in place of `save_model`: those of the last step."""
+        if self.args.should_save:
+            with files.write_errors(self.folder):
+                for path in [*checkpoint.glob(files.WEIGHTS[0]), *checkpoint.glob(files.ADAPTER)]:
+                    with files.complete(self.folder / path.name) as draft:
+                        shutil.copyfile(path, draft)
+                self._write_manifest(self.folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights and the manifest to `output_dir`."""
+        whole = distributed.gather(self.model, self.args.should_save)
+        if self.args.should_save:
+            self.save_weights(Path(output_dir) if output_dir else self.folder, whole)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Let the Trainer write into a draft folder and rename it when it is complete.
+
+        A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
+        """
+        self.guard.collect(wait=True)  # no step whose gradients were not finite gets into a checkpoint
+        out, main = self.folder, self.is_world_process_zero()
+        name = f"checkpoint-{self.state.global_step}"
+        parts = out / f".{name}.parts"
+        with files.complete(out / name) if main else nullcontext() as draft:
+            try:
+                if main:
+                    shutil.rmtree(parts, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                # The Trainer appends the checkpoint's name by itself. Every process writes its random state
+                # there, the first one Adam's moments whole, however they are held.
+                self.args.output_dir = str(parts)
+                moments = distributed.whole_moments(self.optimizer, self.args.should_save)
+                with moments, files.write_errors(out / name):
+                    super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if draft is not None:
+                    if isinstance(self.batches, StreamBatches):
+                        self.batches.save(parts / name, self.state.global_step)
+                    _add_state(parts / name)
+                    (parts / name).rename(draft)
+            finally:
+                self.args.output_dir = str(out)
+                if main:
+                    shutil.rmtree(parts, ignore_errors=True)
+        keep = self.args.save_total_limit
+        for old in files.checkpoints(out)[:-keep] if keep and main else []:
+            if old.name != f"checkpoint-{self.best}":
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load_weights(self, folder: Path) -> None:
+        """Read back what `save_weights` wrote; a missing or unexpected tensor is an error."""
+        model = self.accelerator.unwrap_model(self.model)
+        if checkpoint.trained_of_tower(model):
+            checkpoint.load_tower(model, folder / files.TOWER)
+        if hasattr(model, "peft_config"):
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            checkpoint.check_adapter(model, folder)
+            state = load_peft_weights(str(folder), device="cpu")
+            result = set_peft_model_state_dict(model, state)
+            assert not result.unexpected_keys, (
+                f"{folder} holds tensors of another model: {result.unexpected_keys}"
+            )
+            return
+        checkpoint.load_projector(model, folder / files.PROJECTOR)
+        if (folder / files.DECODER).is_file():
+            checkpoint.load_decoder(model, folder / files.DECODER)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_weights(Path(resume_from_checkpoint))
+
     # -- held-out rows ---------------------------------------------------------------------------------------
 
     @property
@@ -496,7 +473,7 @@ class BasicTrainer(SavingTrainer):
 
     @property
     def best(self) -> int | None:
-        """Step of the best measurement yet, if its checkpoint is to stay."""
+        """Step of the best measurement yet, whose checkpoint stays however old it is; `None` for none."""
         return self.history.best if self.keeps_best else None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -510,28 +487,34 @@ class BasicTrainer(SavingTrainer):
         begun = time.monotonic()
         assert self.model is not None
         assert self.model_wrapped is not None
-        figures, samples = self.validator.measure(
+        how = {
+            "rows_at_once": self.splitter.limit or self.args.per_device_train_batch_size,
+            "sharded": self.sharded,
+        }
+        figures = self.validator.measure(
             self.model,
             self.model_wrapped,
             self.accelerator,
             on_device=lambda batch: self._on_device(self._prepare_inputs(batch)),
-            rows_at_once=self.splitter.limit or self.args.per_device_train_batch_size,
-            sharded=self.sharded,
+            **how,
         )
+        logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
+        self.log(dict(logged))
+        history = self.history
+        step, steps = self.state.global_step, self.state.max_steps
+        is_over, samples = history.is_over(self.stop_after), []
+        if is_over or self.validator.is_answered(step, steps):
+            samples = self.validator.answers(self.model, self.accelerator, **how)
         seconds = round(time.monotonic() - begun, 3)
         self.measuring_seconds += seconds
         self.metrics.started += seconds  # training's samples per second are without it
-        logged = {f"eval_{name}": value for name, value in figures.items() if name in NAMES}
-        self.log(dict(logged))
-        step, steps = self.state.global_step, self.state.max_steps
         row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
-        history = self.history
         seen = logged | {"samples": samples, "best": history.best}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, seen)
         if self.keeps_best and step and history.best == step:
             self.control.should_save = True
-        if history.is_over(self.stop_after):
+        if is_over:
             self.control.should_training_stop = True
         return logged
 
@@ -546,7 +529,7 @@ class BasicTrainer(SavingTrainer):
                 logs["micro_batch"] = self.splitter.limit
             if self.forward.most_rows != self._logged_chunk:
                 logs["rows_per_chunk"] = self._logged_chunk = self.forward.most_rows
-            self.guard.look(wait=True)
+            self.guard.collect(wait=True)
             if self.guard.skipped:
                 logs["skipped"], self.guard.skipped = self.guard.skipped, 0
             self._write_line(line_of(logs, self.state.global_step, self.state.max_steps))
@@ -556,14 +539,6 @@ class BasicTrainer(SavingTrainer):
         if self.is_world_process_zero():
             with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-    def save_position(self, folder: Path) -> None:
-        if isinstance(self.batches, StreamBatches):
-            self.batches.save(folder, self.state.global_step)
-
-    def before_saving(self) -> None:
-        """Let no step whose gradients were not finite into a checkpoint."""
-        self.guard.look(wait=True)
 
     @contextmanager
     def stop_on_signals(self) -> Iterator[None]:
@@ -577,3 +552,11 @@ class BasicTrainer(SavingTrainer):
             for number, handler in old.items():
                 signal.signal(number, handler)
             self.remove_callback(stopper)
+
+
+def _add_state(folder: Path) -> None:
+    """Put the hashes of the Trainer's own files into a checkpoint's manifest."""
+    path = folder / files.MANIFEST
+    if path.is_file():
+        content = files.read_manifest(folder) | {"state": files.hashes(folder, files.STATE)}
+        files.write_json(path, content)

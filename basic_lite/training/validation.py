@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from basic_lite.data.batches import Collator, permuted
-from basic_lite.data.checks import check_rows
+from basic_lite.data.checks import check_rows, unfit_findings
 from basic_lite.data.conversation import IGNORE_INDEX, stop_ids
-from basic_lite.data.dataset import RowEncoder
+from basic_lite.data.dataset import RowEncoder, TextEncoder
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import RowFault
@@ -36,12 +36,24 @@ from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 from basic_lite.training.settings import Settings
 
-PER_RUN: int = 10  # measurements of a run where `--val-steps` does not say
+ANSWERED: int = 5  # most measurements of a run that have sample answers
+
+STEPS_PER_ANSWERS: int = 50  # fewest optimizer steps of a run for each of them
 
 LONGEST: int = 48  # most tokens of a sample answer
 
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""
+
+
+def usual_steps(rows: int, steps: int, global_batch: int) -> int:
+    """Return the optimizer steps between two measurements of `rows` rows, in a run of `steps`.
+
+    A tenth of the run, or up to a quarter where many rows are measured: a row without gradients takes about
+    half of the time of one that is trained on, so that what is measured stays at 2 % of the run's time.
+    """
+    times = min(max(steps * global_batch // (25 * rows), 4), 10)
+    return math.ceil(steps / times)
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,20 @@ def _mixed(rows: Rows) -> np.ndarray:
     return permuted(len(rows), *(int(rows.sha256[i : i + 8], 16) for i in range(0, 64, 8)))
 
 
-def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) -> str:
+def check_held_out(
+    held_out: HeldOut | None, rows: Rows | Stream, settings: Settings, steps: int, text: TextEncoder
+) -> str:
     """Look through the rows to measure as through those to train on; what is bad is not measured.
 
-    Returns a line for the user, empty where nothing is measured. Raises ValueError if no row is good.
+    Returns a line for the user, with how much is measured in `steps` optimizer steps; empty where nothing is.
+    Raises ValueError if no row is good.
     """
     if held_out is None:
         return ""
     if held_out.rows is not rows:
-        held_out.rows.faults = check_rows(held_out.rows, stage)
+        held_out.rows.faults = check_rows(held_out.rows, settings.stage)
+        if text.tiling is None:  # with tiles it goes by sizes, which are not read for a measurement
+            held_out.rows.faults += unfit_findings(held_out.rows, text)
     good = int(held_out.rows.usable[held_out.numbers].sum())
     if not good:
         first = next(iter(held_out.rows.faults), None)
@@ -123,7 +140,11 @@ def check_held_out(held_out: HeldOut | None, rows: Rows | Stream, stage: int) ->
         )
     bad = len(held_out.numbers) - good
     of_them = " of the rows" if held_out.rows is rows else f" rows of {held_out.rows.path}"
-    return f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}"
+    times = 1 + math.ceil(steps / (settings.validation.val_steps or 1))
+    return (
+        f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}; "
+        f"measured {times} times, {times * good:,} rows beside {steps * settings.global_batch:,} of training"
+    )
 
 
 @dataclass(frozen=True)
@@ -188,30 +209,56 @@ class Validator:
         on_device: Callable[[dict], dict],
         rows_at_once: int,
         sharded: bool = False,
-    ) -> tuple[dict[str, float], list[dict[str, str]]]:
-        """Return the figures, the same in every process, and the sample answers; the model can train on.
+    ) -> dict[str, float]:
+        """Return the figures, the same in every process; the model can train on.
 
-        All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`; of
-        each sample there is the id, the true answer and the model's (in the first process, or in all of cut
-        layers). `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and
-        `sharded` says that the decoder's layers are cut over the processes.
+        All processes have to come here. The figures are of `NAMES`, as far as there are any, and `rows`.
+        `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and `sharded`
+        says that the decoder's layers are cut over the processes.
         """
         for_inference(model)
         try:
             sums = self._sums(model, wrapped, accelerator, on_device, rows_at_once, sharded)
-            answering = sharded or accelerator.is_main_process
-            # A cache holds two vectors of a token and layer, where recomputation keeps one.
-            size = max(rows_at_once // 2, 1)
-            parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size) if answering]
-            inner = accelerator.unwrap_model(model)
-            samples = [sample for part in parts for sample in self._answers(inner, part)]
         finally:
             model.train()
         figures = {name: sums[name] / sums[of] for name, of in _OVER.items() if sums[of]}
         loss = sum(
             weight * figures.get(name, 0.0) for name, weight in self.settings.objective.weights.items()
         )
-        return {"loss": loss} | figures | {"rows": int(sums["rows"])}, samples
+        return {"loss": loss} | figures | {"rows": int(sums["rows"])}
+
+    def is_answered(self, step: int, steps: int) -> bool:
+        """Whether the measurement after `step` of a run of `steps` has sample answers.
+
+        The last one has, and others evenly from the start on: one for every 50 steps, five in all. To write
+        them takes about as long as an optimizer step, as an answer has a pass of its own for every token.
+        """
+        parts = min(steps // STEPS_PER_ANSWERS, ANSWERED) - 1  # of the run, each with answers at both ends
+        if step >= steps or parts < 1:
+            return step >= steps
+        before = step - (self.settings.validation.val_steps or 1)
+        return not step or step * parts // steps > before * parts // steps
+
+    @torch.no_grad()
+    def answers(
+        self, model: nn.Module, accelerator: Accelerator, *, rows_at_once: int, sharded: bool = False
+    ) -> list[dict[str, str]]:
+        """Return the sample rows' ids, true answers and the model's; the model can train on.
+
+        Empty but in the first process, unless the decoder's layers are cut over the processes: then all have
+        to come here.
+        """
+        if not (sharded or accelerator.is_main_process):
+            return []
+        # A cache holds two vectors of a token and layer, where recomputation keeps one.
+        size = max(rows_at_once // 2, 1)
+        parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size)]
+        for_inference(model)
+        try:
+            inner = accelerator.unwrap_model(model)
+            return [sample for part in parts for sample in self._answers(inner, part)]
+        finally:
+            model.train()
 
     def _sums(
         self,

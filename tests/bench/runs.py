@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 import torch
+from bench.divergences import LIGER, measure_divergences
 from bench.goals import LIGER_SPEED, STAGE1_GB, STAGE2_GB, STEP_RATIO, Row, Size
+from bench.unsloth_layers import measure_unsloth
 
-from basic_lite.bench.sds import measure_sds
 from basic_lite.bench.step import (
+    Step,
+    at_its_best,
     compare_steps,
     emulate_card,
-    measure_baseline,
     measure_steps,
     release_memory,
-    set_recomputed,
+    run_if_it_fits,
 )
 from basic_lite.bench.synthetic import random_model
 from basic_lite.memory.choice import GLOBAL_BATCH, Kind, budget_bytes, candidates, fit, step_of
@@ -54,7 +57,7 @@ def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]
 
 def cpu_row() -> Row:
     """Measure the one goal that is about a CPU: `L_sds` at D = 1024 in fp32."""
-    found = {row["name"]: row for row in measure_sds(128, 1024, 32_000, "cpu", torch.float32, 3)}
+    found = {row["name"]: row for row in measure_divergences(128, 1024, 32_000, "cpu", torch.float32, 3)}
     return Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
 
 
@@ -66,9 +69,9 @@ def _sds(model: str, size: Size) -> Iterator[Row]:
 
     def measured(patches: int) -> tuple[dict, dict | None]:
         release_memory()
-        found = measure_sds(patches, width, vocabulary, size.device, size.dtype, size.rounds)
+        found = measure_divergences(patches, width, vocabulary, size.device, size.dtype, size.rounds)
         named = {row["name"]: row for row in found}
-        return named["L_sds"], named.get("liger fused JSD")
+        return named["L_sds"], named.get(LIGER)
 
     ours, liger = measured(size.patches)
     shape = f"{model}, N = {size.patches}"
@@ -104,9 +107,8 @@ def _sds(model: str, size: Size) -> Iterator[Row]:
 
 def _stage1(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
     """Our step with and without BASIC, its peak, and the best speed beside the documented plain step's."""
-    settings = _settings(size, 1) | {"recompute": None}
-    basic, plain = compare_steps(assembled, rounds=size.rounds, naive=False, baseline=False, **settings)
-    judged = {"judged": size.judged}
+    step, judged = _step(size, 1), {"judged": size.judged}
+    basic, plain = compare_steps(assembled, step, rounds=size.rounds, naive=False, baseline=False)
     yield Row(
         f"BASIC step / our plain step, stage 1 recomputing, {model}",
         STEP_RATIO[model],
@@ -132,13 +134,14 @@ def _stage1(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
         **judged,
     )
     ours, how = _best_of_ours(model, assembled, size, 1)
-    theirs, other = _best_of_theirs(assembled, size)
+    other, run = at_its_best(assembled, step, (4, 8, 16, 32) if size.judged else ())
+    theirs = run_if_it_fits(run)
     yield Row(
         f"samples/s, BASIC / transformers' plain step, best micro-batches, {model}",
         1.10 if model == "gemma-2b" else 1.3,
         most=False,
-        measured=ours / theirs if ours and theirs else None,
-        note=f"{how}; theirs {other}",
+        measured=ours / theirs["samples/s"] if ours and theirs else None,
+        note=f"{how}; theirs at {other}" + ("" if theirs else ": out of memory"),
         **judged,
     )
     yield Row(
@@ -148,138 +151,78 @@ def _stage1(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
 
 def _stage2(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
     """Our step beside the plain ones, peaks with both optimizers, and whether the planner's choice runs."""
-    settings = _settings(size, 2) | {"recompute": None}
-    sizes = [settings["micro_batch"] * factor for factor in (2, 4)] if size.judged else []
-    compared = compare_steps(assembled, rounds=size.rounds, naive=False, micro_batches=sizes, **settings)
-    basic, _, theirs, *others = compared
+    step, judged = _step(size, 2), {"judged": size.judged}
+    sizes = [step.micro_batch * factor for factor in (2, 4)] if size.judged else []
+    basic, _, theirs = compare_steps(assembled, step, rounds=size.rounds, naive=False, micro_batches=sizes)
     for what, goal, most, column in (
         ("BASIC step / our plain step", 1.05, True, "time / our plain"),
         ("samples/s, BASIC / transformers' plain step at its best", 1.8, False, "time / documented plain"),
     ):
         time = basic.get(column)
         yield Row(
-            f"{what}, stage 2, micro-batch {settings['micro_batch']}, {model}",
+            f"{what}, stage 2, micro-batch {step.micro_batch}, {model}",
             goal,
             most=most,
             measured=time if time is None or most else 1 / time,
             note=str(basic.get("why not", f"step times {basic.get(f'{column}, 95 %')}; {theirs['name']}")),
-            judged=size.judged,
-        )
-    for other in others:  # nothing was promised of Unsloth's
-        speed = other.get("samples/s")
-        yield Row(
-            f"samples/s, BASIC / {other['name']}, {model}",
-            1.0,
-            most=False,
-            measured=basic["samples/s"] / speed if speed and "samples/s" in basic else None,
-            note=str(other.get("why not", "")),
-            judged=size.judged,
+            **judged,
         )
     for optimizer, goal in STAGE2_GB.get(model, {}).items():
-        release_memory()
-        facts, why = _tried(
-            lambda name=optimizer: measure_steps(
-                assembled, basic=True, prepared=True, optimizer=name, **settings
-            )
-        )
-        on_gpu = size.device == "cuda"
+        facts = run_if_it_fits(partial(measure_steps, assembled, step, optimizer=optimizer))
         yield Row(
-            f"peak in GB, stage 2, micro-batch {settings['micro_batch']}, {optimizer}, {model}",
+            f"peak in GB, stage 2, micro-batch {step.micro_batch}, {optimizer}, {model}",
             goal,
-            measured=_gigabytes(facts["peak MiB"]) if facts and on_gpu else None,
-            note=why or ("" if on_gpu else "needs a GPU"),
-            judged=size.judged,
+            measured=_gigabytes(facts["peak MiB"]) if facts and size.device == "cuda" else None,
+            note="out of memory" if facts is None else "" if size.device == "cuda" else "needs a GPU",
+            **judged,
         )
-    ours, how = _best_of_ours(model, assembled, size, 2, prepared=True)
+    ours, how = _best_of_ours(model, assembled, size, 2)
     yield Row(
-        f"stage 2 runs under the cap, {model}",
-        1,
+        f"stage 2 runs under the cap, {model}", 1, most=False, measured=float(bool(ours)), note=how, **judged
+    )
+    other = measure_unsloth(assembled, step, sizes)  # last: its import changes the libraries
+    both = "samples/s" in other and "samples/s" in basic
+    yield Row(
+        f"samples/s, BASIC / {other['name']}, {model}",
+        1.0,  # nothing was promised of Unsloth's
         most=False,
-        measured=float(bool(ours)),
-        note=how,
-        judged=size.judged,
+        measured=basic["samples/s"] / other["samples/s"] if both else None,
+        note=str(other.get("why not", "")),
+        **judged,
     )
 
 
-def _settings(size: Size, stage: int) -> dict[str, object]:
+def _step(size: Size, stage: Literal[1, 2]) -> Step:
     rows = size.micro_batch if stage == 1 else max(size.micro_batch // 2, 1)
-    return {
-        "stage": stage,
-        "micro_batch": rows,
-        "text": size.text[stage - 1],
-        "rank": size.rank,
-        "steps": size.steps,
-        "cap_gib": size.cap_gib,
-    }
+    text = size.text[stage - 1]
+    return Step(stage, rows, text, rank=size.rank, steps=size.steps, cap_gib=size.cap_gib)
 
 
 def _best_of_ours(
-    model: str, assembled: Assembled, size: Size, stage: int, prepared: bool | None = None
+    model: str, assembled: Assembled, size: Size, stage: Literal[1, 2]
 ) -> tuple[float | None, str]:
     """Run what the planner chooses for the card; half the rows where that does not fit after all."""
     kind: Kind = "stage1" if stage == 1 else "stage2 --lora"
     decoder = published_decoder(model)
     decoder = replace(decoder, depth=decoder.depth if size.layers is None else size.layers)
     tower = TowerSize.of(TOWERS["clip-l-336"])
-    step = replace(step_of(kind, decoder, tower), text=size.text[stage - 1])
-    step = replace(step, held=replace(step.held, rank=size.rank))
+    planned = replace(step_of(kind, decoder, tower), text=size.text[stage - 1])
+    planned = replace(planned, setup=replace(planned.setup, rank=size.rank))
     gib = 24.0 if size.cap_gib is None else size.cap_gib
-    chosen = fit(
-        step, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, ("adamw", "paged-adamw-8bit")[:stage]
-    )
+    optimizers = ("adamw", "paged-adamw-8bit")[:stage]
+    chosen = fit(planned, budget_bytes(gib), candidates(GLOBAL_BATCH[kind]), gib, optimizers)
     if chosen is None:
         return None, "nothing fits by the plan"
-    rows, ready = (chosen.micro_batch if size.judged else size.micro_batch), stage == 1 or bool(prepared)
+    rows = chosen.micro_batch if size.judged else size.micro_batch
     while rows:
-        release_memory()
-        facts, why = _tried(
-            lambda rows=rows, ready=ready: measure_steps(
-                assembled,
-                basic=True,
-                prepared=ready,
-                optimizer=chosen.optimizer,
-                **_settings(size, stage) | {"micro_batch": rows, "recompute": chosen.recompute},
-            )
-        )
-        ready = True
+        step = replace(_step(size, stage), micro_batch=rows, recompute=chosen.recompute)
+        facts = run_if_it_fits(partial(measure_steps, assembled, step, optimizer=chosen.optimizer))
         if facts:
-            speed = statistics.median(facts["speeds"])
+            speed = facts["samples/s (median)"]
             how = f"micro-batch {rows}, {chosen.recompute} layers recompute, {chosen.optimizer}"
             return speed, f"{speed:.2f}/s at {how}"
         rows //= 2
-    return None, why
-
-
-def _best_of_theirs(assembled: Assembled, size: Size) -> tuple[float | None, str]:
-    """Try the documented plain step at growing micro-batches, with all layers recomputed and with none."""
-    best, how = None, "out of memory"
-    for again, words in ((None, "all layers recompute"), (0, "nothing recomputed")):
-        for rows in (4, 8, 16, 32) if size.judged else (size.micro_batch,):
-            set_recomputed(assembled, again)
-            release_memory()
-            facts, _ = _tried(
-                lambda rows=rows: measure_baseline(
-                    assembled, naive=False, micro_batch=rows, text=size.text[0], steps=size.steps
-                )
-            )
-            if not facts:
-                break
-            speed = statistics.median(facts["speeds"])
-            if best is None or speed > best:
-                best, how = speed, f"{speed:.2f}/s at micro-batch {rows}, {words}"
-    return best, how
-
-
-def _tried(run: Callable[[], dict]) -> tuple[dict | None, str]:
-    """Return what a run measured, or why it did not end."""
-    try:
-        return run(), ""
-    except torch.OutOfMemoryError:
-        return None, "out of memory"
-    except ValueError as error:
-        if "out of memory" not in str(error):
-            raise
-        return None, "out of memory"
+    return None, "out of memory"
 
 
 def _gigabytes(peak_mib: float | None) -> float | None:

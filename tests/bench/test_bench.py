@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections import Counter
@@ -14,12 +13,14 @@ import pytest
 import torch
 from bench import goals as bench_goals
 from bench import runs, start
+from bench.divergences import measure_divergences, trl_divergence
+from bench.unsloth_layers import measure_unsloth, unsloth_layers
 from tiny import DECODERS, TOWER_SIZES
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
-from basic_lite.bench.step import compare_steps, measure_steps, set_recomputed
+from basic_lite.bench.sds import markdown
+from basic_lite.bench.step import Step, compare_steps, measure_steps, set_recomputed
 from basic_lite.memory import sizes
 from basic_lite.method.chunks import Chunk
 from basic_lite.method.losses import semantic_distribution
@@ -37,17 +38,7 @@ def shrunk(monkeypatch):
 def test_steps_are_measured(shrunk, name, stage, bits):
     assembled = synthetic.random_model(f"{name}-x", bits=bits, dtype=torch.float32, device="cpu", layers=2)
     assert len(assembled.model.model.language_model.layers) == 2
-    facts = measure_steps(
-        assembled,
-        stage=stage,
-        micro_batch=2,
-        text=5,
-        rank=4,
-        recompute=1,
-        basic=True,
-        steps=2,
-        cap_gib=None,
-    )
+    facts = measure_steps(assembled, Step(stage, micro_batch=2, text=5, rank=4, recompute=1, steps=2))
     assert facts["tokens per row"] == 1 + 9 + 5
     assert facts["layers recomputed"] == 1
     assert facts["samples/s (median)"] > 0
@@ -93,16 +84,9 @@ def test_the_decoders_are_the_published_ones(name, parameters):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage, monkeypatch):
+def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
     assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
-    settings = {"micro_batch": 2, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, *p: None if name == "unsloth" else find(name, *p)
-    )
-    found = compare_steps(assembled, rounds=2, stage=stage, **settings)
-    if stage == 2:
-        assert found.pop() == {"name": "Unsloth's LoRA layers, plain", "why not": "unsloth is not installed"}
+    found = compare_steps(assembled, Step(stage, micro_batch=2, text=5, rank=4, steps=1), rounds=2)
     assert len(found) == 4
     assert all(row["samples/s"] > 0 for row in found)
     assert found[1]["time / our plain"] == found[2]["time / documented plain"] == 1
@@ -118,8 +102,8 @@ def test_the_documented_step_has_nothing_of_ours_in_it(shrunk, monkeypatch):
     from basic_lite.bench import step as bench
 
     assembled, seen = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu"), []
-    settings = {"micro_batch": 1, "text": 5, "steps": 1}
-    bench.measure_steps(assembled, stage=2, rank=4, recompute=0, basic=True, cap_gib=None, **settings)
+    step = Step(2, micro_batch=1, text=5, rank=4, recompute=0, steps=1)
+    bench.measure_steps(assembled, step)
     modules = list(assembled.model.modules())
     names = {type(m).__module__ for m in modules}
     assert "basic_lite.models.adapters" in names
@@ -135,7 +119,7 @@ def test_the_documented_step_has_nothing_of_ours_in_it(shrunk, monkeypatch):
 
     dropouts: list[type] = []
     monkeypatch.setattr(bench, "Trainer", Spy)
-    bench.measure_baseline(assembled, naive=False, **settings)
+    bench.measure_baseline(assembled, step)
     kinds = {kind for kind, _ in seen}
     ours = {kind.__name__ for kind in kinds if kind.__module__.startswith("basic_lite")}
     assert ours == {"Projector", "LlamaDecoderLayer"}  # the last layer's, which asks for no chosen rows
@@ -171,7 +155,6 @@ class TheirLayers(ModuleType):
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "mistral"])
 def test_unsloths_functions_run_every_adapted_layer(shrunk, name, monkeypatch):
-    from basic_lite.bench.step import _unsloth_layers
     from basic_lite.models.trainable import Adapters, train_adapters
 
     theirs = TheirLayers()
@@ -181,7 +164,7 @@ def test_unsloths_functions_run_every_adapted_layer(shrunk, name, monkeypatch):
     decoder = assembled.model.get_base_model().model.language_model
     ids = torch.arange(12)[None] + 10
     plain = decoder(ids).last_hidden_state
-    with _unsloth_layers(decoder):
+    with unsloth_layers(decoder):
         inside = decoder(ids).last_hidden_state
     assert theirs.calls == {"qkv": 4, "o": 4, "mlp": 4}
     torch.testing.assert_close(inside, plain, rtol=1e-5, atol=1e-6)
@@ -196,8 +179,9 @@ def test_unsloth_is_measured_where_it_is_installed(shrunk, monkeypatch):
     for name, module in (("unsloth", package), ("unsloth.kernels", theirs)):
         monkeypatch.setitem(sys.modules, name, module)
     assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
-    settings = {"micro_batch": 1, "text": 5, "rank": 4, "recompute": None, "steps": 1, "cap_gib": None}
-    row = compare_steps(assembled, stage=2, naive=False, **settings)[-1]
+    step = Step(2, micro_batch=1, text=5, rank=4, steps=1)
+    measure_steps(assembled, step)
+    row = measure_unsloth(assembled, step)
     assert row["name"].startswith("Unsloth's LoRA layers, plain (micro-batch 1, ")
     assert row["samples/s"] > 0
     assert theirs.calls["qkv"] == theirs.calls["o"] == theirs.calls["mlp"] > 0
@@ -235,7 +219,7 @@ def test_the_naive_terms_are_basics(shrunk):
 
 
 def test_the_semantic_distribution_is_measured_beside_its_products():
-    found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
+    found = measure_divergences(32, 16, 300, "cpu", torch.float32, 2)
     names = ["three products", "L_sds", "L_sds, in tiles", "naive"]
     assert [row["name"] for row in found[:4]] == names
     others = {row["name"]: row for row in found[4:]}
@@ -291,7 +275,7 @@ def test_trl_itself_says_what_we_say():
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     theirs, ours = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
     assert (theirs - ours).norm() < 1e-5 * ours.norm()
-    names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
+    names = {row["name"]: row for row in measure_divergences(8, 16, 300, "cpu", torch.float32, 1)}
     assert names["trl chunked divergence"]["ratio"] > 0
 
 

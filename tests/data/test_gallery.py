@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data.deadly_pictures import DeadlyLooker
+from data.deadly_pictures import examine_until_70
 from data.made_rows import row
 from data.planted_mix import write_mix
 
@@ -124,7 +124,7 @@ def test_a_decoder_that_ends_its_process(
     write_rows: Callable, picture: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make(write_rows, picture, tmp_path)
-    monkeypatch.setattr(checks, "_Looker", DeadlyLooker)
+    monkeypatch.setattr(checks, "_examine", examine_until_70)
     findings = check_pictures(rows, workers=2)
     assert {finding.code for finding in findings} == {"undecodable_image"}
     assert {finding.detail for finding in findings} == {"decoding it ends the process"}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from command import data_check
 from data.made_rows import FIXTURES, row
+from data.planted_mix import text
 from transformers import AutoTokenizer
 
-from basic_lite.bench.padding import text
 from basic_lite.data.checks import check_data
 from basic_lite.data.conversation import encode
 from basic_lite.data.readers import open_rows

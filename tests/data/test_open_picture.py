@@ -17,11 +17,11 @@ from tiny import tiny_assembled
 
 import basic_lite
 from basic_lite.analysis.samples import choose_samples
-from basic_lite.chat import Chat, recalled
+from basic_lite.chat import Chat, recall
 from basic_lite.data.pictures import load_image, open_picture
 from basic_lite.data.rows import ImageRef
 from basic_lite.evaluation import tsv
-from basic_lite.evaluation.answer import _with_pixels
+from basic_lite.evaluation.answer import Prompt, _with_pictures
 from basic_lite.evaluation.question import Question, StoredImage
 
 
@@ -69,12 +69,14 @@ def test_a_model_gets_the_same_pixels_in_training_evaluation_and_chat(deep):
     path, _ = deep
     assembled = tiny_assembled("llama")
     trained = assembled.transform("pad")(in_training(path))
-    _, evaluated = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
+    prompt = Prompt(Question(5, "?", path, 8), [1])
+    evaluated = next(_with_pictures(assembled, [[prompt]]))[0].shown
     chat = Chat(assembled)
     chat.show(path)
-    page = recalled(assembled, [{"role": "user", "content": [{"path": str(path)}, "what"]}], 8)
-    assert evaluated[0] is not None
-    for pixels in (evaluated[0][0], chat.waiting[0].pixels, page.waiting[0].pixels):
+    page = Chat(assembled, 8)
+    recall(page, [{"role": "user", "content": [{"path": str(path)}, "what"]}])
+    assert evaluated is not None
+    for pixels in (evaluated[0], chat.waiting[0].pixels, page.waiting[0].pixels):
         assert torch.equal(pixels, trained)
 
 

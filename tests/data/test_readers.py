@@ -287,4 +287,4 @@ def test_a_new_layout_is_one_function(
 def test_the_placeholder_moves_to_the_front(value, expected):
     answer = ("assistant", " <b>A</b> ")
     raw = RawRow("0", [object()] * value.count("<image>"), [("user", value), answer])
-    assert normal_form(raw)[1] == [("user", expected), answer]
+    assert normal_form(raw).turns == [("user", expected), answer]

@@ -133,7 +133,8 @@ def test_pictures_inside_a_row(tmp_path: Path, write_rows: Callable, picture: Ca
     assert result.stdout.startswith("1 rows in ")
     again = open_rows(tmp_path / "out" / "rows.jsonl")
     assert load_image(again[0].images[0]).size == (9, 7)
-    assert CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exit_code == 2
+    refused = CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exception
+    assert "is not an empty folder" in str(refused)
 
 
 NOTED: dict[str, tuple[dict, str]] = {
@@ -367,15 +368,16 @@ def test_rows_whose_pictures_do_not_fit_are_left_out_by_check_and_training(
         {**pictures, "messages": parts("<image>" * 4, "A" * 300)},  # only its text is cut
         {**pictures, "messages": late},
         {"images": ["0.png"], "messages": CHAT},
+        {"messages": parts("b" * 1200, "B")},  # no answer is left
+        {"messages": parts("b", "B" * 300)},
     ]
     rows = open_rows(write_rows(data), tmp_path)
     encoder = TextEncoder("chatml", tokenizer, 999, 40, 250)
-    assert [(finding.row, finding.code) for finding in unfit_findings(rows, encoder)] == [
-        (1, "no_supervision")
-    ]
+    unfit = [(1, "no_supervision"), (3, "no_supervision")]
+    assert [(finding.row, finding.code) for finding in unfit_findings(rows, encoder)] == unfit
     for counting in (encoder, None):
         findings = check_data(rows, pictures=None, encoder=counting, max_length=250, tokens_per_image=40)
-        assert [finding.row for finding in findings if finding.code == "no_supervision"] == [1]
+        assert [finding.row for finding in findings if finding.code == "no_supervision"] == [1, 3]
     encoded = encoder(rows[0])
     assert (len(encoded.input_ids), encoded.input_ids.count(999)) == (250, 160)
     rows.faults = unfit_findings(rows, encoder)

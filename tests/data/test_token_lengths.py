@@ -4,9 +4,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from data.made_rows import FIXTURES, row
+from data.planted_mix import mix_rows, text
 from transformers import AutoTokenizer
 
-from basic_lite.bench.padding import mix_rows, text
 from basic_lite.data import lengths
 from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.lengths import token_lengths
@@ -63,18 +63,10 @@ def test_counts_are_kept_for_one_tokenizer_template_and_limit(
     rows = open_rows(write_rows([row("a", "Hi", "yes " * 90), row("b", "Hi", "")]))
     first = token_lengths(rows, encoder(vicuna))
     assert first[1] == 0 < first[0]  # an empty answer: no batch has the row
-    made = []
-
-    def counting(*given: object) -> Callable:
-        made.append(given)
-        return lambda part: [7] * len(part)
-
-    monkeypatch.setattr(lengths, "_Counting", counting)
+    monkeypatch.setattr(lengths.WordCounter, "__call__", lambda *given: 7)
     assert token_lengths(rows, encoder(vicuna)).tolist() == first.tolist()
-    assert made == []
     for other in (encoder(vicuna, most=50), encoder(vicuna, "mistral_official")):
-        assert token_lengths(rows, other).tolist() == [7, 7]
-    assert len(made) == 2
+        assert token_lengths(rows, other).tolist() == [7, 0]
 
 
 def test_a_caption_counts_without_its_request_and_a_long_row_is_cut(

@@ -26,9 +26,9 @@ from evaluation.original_scorers import (
     verdicts,
 )
 
+from basic_lite.evaluation.benchmark import Rule, by_letter
 from basic_lite.evaluation.open_answers import vqa_accuracy
 from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.rules import Rule, by_letter
 from basic_lite.evaluation.tasks import (
     chartqa,
     cvbench,
@@ -153,7 +153,7 @@ def hallusionbench_value(rows: list[dict[str, Any]], scorer: str = "yes_no_vlmev
 def mmbench_value(rows: list[dict[str, Any]]) -> list[float]:
     lines = mmbench_rows(rows)
     given = {line["index"]: line["prediction"] for line in lines}
-    return [100 * mmbench.circular_accuracy(lines, given, "lmms_static").overall]
+    return [mmbench.circular_accuracy(lines, given, "lmms_static").value]
 
 
 def cv_bench_value(rows: list[dict[str, Any]]) -> list[float]:

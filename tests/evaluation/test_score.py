@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from basic_lite.evaluation.show import results
+from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.run import Candidate, Evaluation
 from basic_lite.evaluation.statistics import (
     STATISTICS,
     Score,
@@ -116,15 +117,13 @@ def test_a_file_that_is_no_score_is_refused_in_one_line(tmp_path, content):
         load_score(path)
 
 
-def test_results_say_what_was_measured():
-    content = results(
-        score(unparsed=1, missing=2, notes=("note",), breakdown={"type": {"x": 100.0}}),
-        benchmark="gqa",
-        split="testdev",
-        n=4,
-        prompt_style="llava",
-        manifest_hash="abc",
-        limit=4,
+def test_results_say_what_was_measured(tmp_path):
+    candidate = Candidate(tmp_path)
+    candidate.__dict__["identity"] = "abc"
+    evaluation = Evaluation(candidate, "gqa", tmp_path, limit=4)
+    asked = [Question(number, "?", None, 8) for number in range(4)]
+    content = evaluation.results(
+        asked, score(unparsed=1, missing=2, notes=("note",), breakdown={"type": {"x": 100.0}})
     )
     assert json.loads(json.dumps(content)) == content
     assert content["value"] == 50.0
@@ -136,11 +135,9 @@ def test_results_say_what_was_measured():
     assert content["published"]["values"]["LLaVA-1.5-7B"] == 62.0
 
 
-def test_without_a_value_there_is_no_interval():
-    content = results(
-        Score("MM-Vet score", "unjudged", None, {}),
-        **{"benchmark": "mmvet", "split": "test", "n": 3, "prompt_style": "llava", "manifest_hash": None},
-    )
+def test_without_a_value_there_is_no_interval(tmp_path):
+    evaluation = Evaluation(Candidate(given=tmp_path / "answers.jsonl"), "mmvet", tmp_path)
+    content = evaluation.results([], Score("MM-Vet score", "unjudged", None, {}))
     assert content["value"] is content["interval_95"] is None
 
 

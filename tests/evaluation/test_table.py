@@ -7,7 +7,7 @@ import pytest
 
 from basic_lite.evaluation import files
 from basic_lite.evaluation.files import Source
-from basic_lite.evaluation.show import results
+from basic_lite.evaluation.run import Candidate, Evaluation
 from basic_lite.evaluation.statistics import value_of
 from basic_lite.evaluation.table import BENCHMARKS, PAPER, load, name_of, scorer_of
 
@@ -93,9 +93,7 @@ def test_every_fixture_from_questions_to_results(fixtures, tmp_path, name):
         assert score.value is None or score.value > 30
         if score.value is not None:
             assert value_of(score.outcomes.values(), score.statistic) == pytest.approx(score.value)
-        content = results(
-            score, benchmark=name, split=row.split, n=len(asked), prompt_style="llava", manifest_hash="h"
-        )
+        content = Evaluation(Candidate(given=tmp_path), name, tmp_path).results(asked, score)
         json.dumps(content, allow_nan=False)
         if score.value is not None:
             assert content["interval_95"][0] <= score.value <= content["interval_95"][1]
@@ -110,12 +108,12 @@ PICTURES = {  # benchmark -> pictures of the fixture's questions (two of MMBench
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_results_say_how_many_pictures_were_independent(fixtures, name):
+def test_results_say_how_many_pictures_were_independent(fixtures, tmp_path, name):
     row = BENCHMARKS[name]
     asked = load(name, fixtures, limit=100, with_images=False)
     scorer = "proxy_substring" if name == "mmvet" else row.scorers[0]
     score = row.score(asked, {}, scorer)
-    content = results(score, benchmark=name, split=row.split, n=9, prompt_style="llava", manifest_hash=None)
+    content = Evaluation(Candidate(given=tmp_path), name, tmp_path).results(asked, score)
     assert content["clusters"] == PICTURES[name]
 
 

@@ -71,16 +71,16 @@ def test_an_option_inside_another_word_is_resolved_by_text_and_reported():
     assert resolve_option("I don't know", YES_NO, "lmms_static") == ("B", "text")
     assert resolve_option("nothing", YES_NO, "exact_matching") == ("B", "text")
     rows = [{"index": 1, **YES_NO, "answer": "B", "category": "c", "l2-category": "l"}]
-    assert circular_accuracy(rows, {1: "nothing"}, "exact_matching").text_share == 1.0
+    assert circular_accuracy(rows, {1: "nothing"}, "exact_matching").figures["resolved_by_text"] == 100
 
 
 def test_an_option_that_reads_as_missing_is_no_option():
     rows = [{"index": 1, "A": "5.0", "B": "None", "C": None, "D": float("nan"), "answer": "B"}]
-    assert circular_accuracy(rows, {1: "B"}, "exact_matching").n_unparsed == 1
+    assert circular_accuracy(rows, {1: "B"}, "exact_matching").unparsed == 1
     rows = [{"index": 1, "A": "5.0", "B": "", "C": "x", "answer": "C"}]  # "" would be part of every answer
-    assert circular_accuracy(rows, {1: "an x"}, "exact_matching").overall == 1.0
+    assert circular_accuracy(rows, {1: "an x"}, "exact_matching").value == 100
     rows = [{"index": 1, "A": "5.0", "B": "none of these", "answer": "B"}]
-    assert circular_accuracy(rows, {1: "B"}, "exact_matching").overall == 1.0
+    assert circular_accuracy(rows, {1: "B"}, "exact_matching").value == 100
 
 
 def test_pope_takes_an_answer_without_denial_for_a_yes_an_empty_one_too():

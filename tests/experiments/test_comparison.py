@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 from basic_lite.recipes import stage1
-from basic_lite.recipes.ablate import defaults_of
 from embedded import needs_parts
 
 from basic_lite.experiments import comparison
@@ -40,9 +39,9 @@ def a_comparison(plan: str, out) -> comparison.Comparison:
         plan=PLANS[plan],
         out=out,
         seeds=[4, 5],
+        check=stage1.main,
         stage1={"model": "tiny"},
         stage2=None,
-        defaults=defaults_of(stage1.main),
         quick=False,
         measured_on=None,
         measured_rows=9,
@@ -115,7 +114,7 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
     seen, said = [], []
 
-    def run(self, console, check, jobs=None, overwrite=False):
+    def run(self, console):
         seen.append(self)
         for made in self._runs(self._variants(), self.seeds[0]):
             rate = made.task["stages"]["stage1"].get("learning_rate", 2e-3)
@@ -132,7 +131,7 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     )
     asked = replace(a_comparison("losses", tmp_path / "out"), stage2={"lora": True}, chosen=["das"])
     console = SimpleNamespace(print=lambda line, **more: said.append(line))
-    tuned = asked.tuned(console, stage1.main)
+    tuned = asked.tuned(console)
     assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": 0.000667})
     (tries,) = seen
     assert (tries.out, list(tries.seeds)) == (tmp_path / "out-tune", [4])
@@ -144,4 +143,4 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
         "lowest caption loss."
     ]
     with pytest.raises(ValueError, match="leave out --learning-rate, or --tune"):
-        tuned.tuned(console, stage1.main)
+        tuned.tuned(console)

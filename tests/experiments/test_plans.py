@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 from basic_lite.recipes import stage1, stage2
-from basic_lite.recipes.ablate import defaults_of, forwarded
+from basic_lite.recipes.ablate import forwarded
 
+from basic_lite.experiments.comparison import defaults_of
 from basic_lite.experiments.interventions import parse
 from basic_lite.experiments.plans import METHOD, NO_OPTIONS, PLANS, Usual, at_level, plan_named, variants_for
 from basic_lite.method.targets import check_kind, layer_weights

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from basic_lite.experiments import processes
 from basic_lite.experiments.measure import path_of
-from basic_lite.experiments.processes import ProgressBoard, ProgressFile, Run, State, state_of
+from basic_lite.experiments.processes import ProgressFile, Run, State, progress_board, state_of
 
 
 def test_a_phase_counts_its_interrupted_attempts(tmp_path, monkeypatch):
@@ -61,18 +61,18 @@ def test_a_state_is_read_from_the_progress_file_and_from_what_the_run_writes(tmp
 
 def test_without_a_terminal_every_phase_is_printed_once():
     console = Console(file=io.StringIO(), width=80)
-    with ProgressBoard(console) as board:
+    with progress_board(console) as show:
         for _ in range(2):
-            board.show({"runs": State("", 1, 2), "plain": State("stage 1")})
-        board.show({"plain": State("stage 2")})
+            show({"runs": State("", 1, 2), "plain": State("stage 1")})
+        show({"plain": State("stage 2")})
     assert console.file.getvalue() == "runs: 1 of 2 done\nplain: stage 1\nplain: stage 2\n"
 
 
 def test_on_a_terminal_there_is_a_line_for_each_child_at_work():
     console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
-    with ProgressBoard(console) as board:
-        board.show({"plain": State("stage 1", 3, 9, "caption loss 1.23"), "BASIC": State("starting")})
-        board.show({"BASIC": State("stage 2", 1, 4, "answer loss 0.50")})
+    with progress_board(console) as show:
+        show({"plain": State("stage 1", 3, 9, "caption loss 1.23"), "BASIC": State("starting")})
+        show({"BASIC": State("stage 2", 1, 4, "answer loss 0.50")})
     last = console.file.getvalue().rsplit("BASIC", 1)[1]
     assert "stage 2" in last
     assert "1/4" in last

@@ -9,7 +9,7 @@ import pytest
 
 from basic_lite.evaluation.statistics import student_interval
 from basic_lite.experiments.measure import Measure
-from basic_lite.experiments.table import paired_interval, pairs, tabulate, write_side_by_side
+from basic_lite.experiments.table import paired_interval, tabulate, write_side_by_side
 
 
 def measure(values, of=None, better="lower", name="loss") -> Measure:
@@ -99,7 +99,7 @@ def test_two_variants_side_by_side_with_each_seed(tmp_path):
         for side, name in enumerate(("plain", "BASIC"))
     }
     table = tabulate("p", "?", "plain", [0, 1, 2], measured)
-    (pair,) = pairs(table)
+    (pair,) = table.pairs
     assert (pair.base.mean, pair.other.mean, pair.other.difference) == (2.0, 4.0, 2.0)
     # Differences 1, 3, 2: deviation 1, so t(0.975, 2) / sqrt(3).
     assert pair.other.interval == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)))

@@ -141,9 +141,9 @@ def test_an_adapter_without_place_is_an_error(tmp_path):
         old = name.replace("lora_A", f"lora_{which}")
         state[old.replace("layers.3", "layers.9")] = state.pop(old)
     save_file(state, run / "adapter_model.safetensors", metadata={"format": "pt"})
-    plan, manifest = folder.plan(run, tmp_path / "out", None, None, "cpu", 2**30)
+    plan = folder.plan(run, tmp_path / "out", None, None, "cpu", 2**30)
     with pytest.raises(ValueError, match="2 adapter tensors fit no tensor of the base"):
-        list(folder.decoder_entries(plan, manifest, False))
+        list(folder.decoder_entries(plan, False))
 
 
 @pytest.mark.parametrize("bits", [16, 4])

@@ -14,14 +14,14 @@ from tiny import DECODERS, TOWERS
 
 from basic_lite import files
 from basic_lite.data.templates import TEMPLATES
-from basic_lite.export import decoder_parity, parity
+from basic_lite.export import parity
 from basic_lite.models import checkpoint
 
 gguf = pytest.importorskip("gguf")
 
 from basic_lite.export import gguf as written  # noqa: E402
 from basic_lite.export import gguf_vocabulary as vocabulary  # noqa: E402
-from basic_lite.export import modelfile  # noqa: E402
+from basic_lite.export.chat_template import modelfile  # noqa: E402
 
 PHI = ("phi3", "phi4_mini")
 FAMILIES = [*DECODERS, "phi4_mini", "qwen2", "qwen3"]
@@ -253,7 +253,7 @@ def test_transformers_own_reader_gives_the_runs_logits(tmp_path, decoder):
     run = made_run(tmp_path / "run", decoder, "clip", "lora")
     export(run, tmp_path / "out", to="gguf", quantise="f32")
     assembled, _ = checkpoint.load_run(run)
-    seen = decoder_parity.watch_decoder(assembled, parity.ask_run(assembled))
+    seen = parity.record_decoder(assembled, parity.ask_run(assembled))
     causal = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", gguf_file="model-f32.gguf", dtype=torch.float32
     )
@@ -489,15 +489,15 @@ def test_a_name_makes_llama_cpp_read_special_tokens_as_in_training(folder, strip
 
 
 def test_the_modelfile_names_both_files_and_the_stops():
-    phi3 = modelfile.modelfile(TEMPLATES["phi3_instruct"], "model-f16.gguf", "mmproj-f16.gguf").splitlines()
+    phi3 = modelfile(TEMPLATES["phi3_instruct"], "model-f16.gguf", "mmproj-f16.gguf").splitlines()
     assert phi3[:2] == ["FROM ./model-f16.gguf", "FROM ./mmproj-f16.gguf"]
     assert 'PARAMETER stop "<|end|>"' in phi3
     assert 'PARAMETER stop "<|endoftext|>"' in phi3
-    vicuna = modelfile.modelfile(TEMPLATES["vicuna_v1"], "a", "b")
+    vicuna = modelfile(TEMPLATES["vicuna_v1"], "a", "b")
     assert "{{ if .System }}{{ .System }} {{ else }}A chat between" in vicuna
     assert '{{ range .Messages }}{{ if eq .Role "user" }}USER: {{ .Content }} ASSISTANT:' in vicuna
     assert '{{ else if eq .Role "assistant" }} {{ .Content }}</s>{{ end }}{{ end }}' in vicuna
-    gemma = modelfile.modelfile(TEMPLATES["gemma_instruct"], "a", "b")
+    gemma = modelfile(TEMPLATES["gemma_instruct"], "a", "b")
     assert (
         '<start_of_turn>user\n{{ if $system }}{{ $system }}\n\n{{ $system = "" }}{{ end }}{{ .Content }}'
         in gemma

@@ -35,7 +35,7 @@ from tiny_trainer import failing, trainer
 from torch import nn
 
 from basic_lite import chat
-from basic_lite.bench.step import compare_steps, measure_steps
+from basic_lite.bench.step import Step, compare_steps, measure_steps
 from basic_lite.data.layout import layout_of
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import world_in, write_world
@@ -381,18 +381,7 @@ for _stage in (1, 2):
     def benches(shop: Workshop, stage: int = _stage) -> None:
         assembled = tiny_assembled()
         assembled.model.to(shop.device)
-        found = measure_steps(
-            assembled,
-            stage=stage,
-            basic=True,
-            micro_batch=2,
-            text=8,
-            rank=4,
-            recompute=None,
-            steps=1,
-            warm=1,
-            cap_gib=None,
-        )
+        found = measure_steps(assembled, Step(stage, micro_batch=2, text=8, rank=4, steps=1, warm=1))
         assert found["device"] != "cpu" or shop.device == "cpu"
 
 
@@ -402,9 +391,8 @@ for _stage in (1, 2):
     def bench_against(shop: Workshop, stage: int = _stage) -> None:
         assembled = tiny_assembled()
         assembled.model.to(shop.device)
-        settings = {"micro_batch": 2, "text": 8, "rank": 4, "recompute": None, "steps": 1, "warm": 1}
-        found = compare_steps(assembled, stage=stage, cap_gib=None, **settings)
-        assert len(found) == (4 if stage == 1 else 5)  # with Unsloth's line, measured or not
+        found = compare_steps(assembled, Step(stage, micro_batch=2, text=8, rank=4, steps=1, warm=1))
+        assert len(found) == 4
 
 
 def gradients_of(shop: Workshop, model: nn.Module, **settings: object) -> dict[str, torch.Tensor]:

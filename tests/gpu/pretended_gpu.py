@@ -353,7 +353,6 @@ def pretended_gpu() -> Iterator[Places]:
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from bitsandbytes import optim
 
-    from basic_lite.bench import step
     from basic_lite.method import row_kernel
     from basic_lite.training import liger
 
@@ -418,7 +417,7 @@ def pretended_gpu() -> Iterator[Places]:
         patch.setattr(optim, "PagedAdamW8bit", optim.AdamW8bit)
         patch.setattr(row_kernel, "works_on", lambda device: False)
         patch.setattr(liger, "fuse", lambda decoder: False)
-        patch.setattr(step, "_takes_liger", lambda device: False)
+        patch.setattr("transformers.trainer.apply_liger_kernel", lambda model, config: None)
         forget()
         try:
             with pretending():

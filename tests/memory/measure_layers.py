@@ -16,7 +16,7 @@ from fake_models import fake_gpu, fake_model, tensors_of
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, PretrainedConfig
 
-from basic_lite.memory.activations import Held
+from basic_lite.memory.activations import DecoderSetup
 from basic_lite.method.attention import causal_only, install
 from basic_lite.models.parts import parts_of
 
@@ -64,16 +64,16 @@ def config_of(name: str, layers: int) -> PretrainedConfig | None:
     return AutoConfig.for_model(family, **settings)
 
 
-def kept(name: str, held: Held, layers: int, tokens: int = TOKENS) -> int:
+def kept(name: str, setup: DecoderSetup, layers: int, tokens: int = TOKENS) -> int:
     """Bytes that autograd keeps after a forward pass of the decoder, weights not counted."""
     with fake_gpu():
         model = fake_model(
-            NAMES[0] if name in FAMILIES else name, held, layers, config_of(name, layers)
+            NAMES[0] if name in FAMILIES else name, setup, layers, config_of(name, layers)
         ).model
         decoder, found = parts_of(model).decoder, {}
         known = {tensor.untyped_storage()._cdata for tensor in tensors_of(model)}
         install(decoder)
-        dtype = torch.float32 if held.stream == 4 else torch.bfloat16
+        dtype = torch.float32 if setup.stream == 4 else torch.bfloat16
         embeds = torch.empty(ROWS, tokens, decoder.config.hidden_size, dtype=dtype, requires_grad=True)
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -82,25 +82,25 @@ def kept(name: str, held: Held, layers: int, tokens: int = TOKENS) -> int:
                 found[storage._cdata] = storage
             return tensor
 
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=held.half)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.half)
         with saved_tensors_hooks(keep, lambda kept: kept), autocast, causal_only(decoder, tokens):
             decoder(inputs_embeds=embeds, use_cache=False)
         return sum(storage.nbytes() for storage in found.values())
 
 
 CASES = {
-    "stage 1, 4 bits": Held(4, "projector"),
-    "stage 1, 16 bits": Held(16, "projector"),
-    "stage 1, 16 bits, fp32": Held(16, "projector", half=False),
-    "stage 2, adapters": Held(4, "adapters", rank=128, dropout=0.05),
-    "stage 2, adapters, rank 16": Held(4, "adapters", rank=16, dropout=0.05),
-    "stage 2, adapters, no dropout": Held(4, "adapters", rank=128, dropout=0.0),
-    "stage 2, whole decoder": Held(16, "decoder"),
-    "stage 2, whole decoder, fp32": Held(16, "decoder", half=False),
+    "stage 1, 4 bits": DecoderSetup(4, "projector"),
+    "stage 1, 16 bits": DecoderSetup(16, "projector"),
+    "stage 1, 16 bits, fp32": DecoderSetup(16, "projector", half=False),
+    "stage 2, adapters": DecoderSetup(4, "adapters", rank=128, dropout=0.05),
+    "stage 2, adapters, rank 16": DecoderSetup(4, "adapters", rank=16, dropout=0.05),
+    "stage 2, adapters, no dropout": DecoderSetup(4, "adapters", rank=128, dropout=0.0),
+    "stage 2, whole decoder": DecoderSetup(16, "decoder"),
+    "stage 2, whole decoder, fp32": DecoderSetup(16, "decoder", half=False),
 }
 CASES |= {
-    f"{case}, fused": replace(held, fused=True)
-    for case, held in CASES.items()
+    f"{case}, fused": replace(setup, fused=True)
+    for case, setup in CASES.items()
     if case != "stage 2, adapters, rank 16"
 }
 
@@ -109,10 +109,10 @@ if __name__ == "__main__":
     gc.disable()
     for name, case in (argument.split("|") for argument in sys.argv[1:]):
         print(json.dumps([name, case, kept(name, CASES[case], 1), kept(name, CASES[case], 2)]), flush=True)
-    held = CASES[WHOLE]
+    setup = CASES[WHOLE]
     if any(argument.startswith(NAMES[0]) for argument in sys.argv[1:]):
         print(
-            json.dumps(["all layers", WHOLE, kept(NAMES[0], held, 1), kept(NAMES[0], held, 32)]), flush=True
+            json.dumps(["all layers", WHOLE, kept(NAMES[0], setup, 1), kept(NAMES[0], setup, 32)]), flush=True
         )
     sys.stdout.flush()
     os._exit(0)

@@ -13,28 +13,28 @@ import sys
 import tempfile
 from dataclasses import replace
 
-from basic_lite.memory.activations import Held
+from basic_lite.memory.activations import DecoderSetup
 from basic_lite.memory.peak import Step
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
 
-LORA = Held(4, "adapters")
+LORA = DecoderSetup(4, "adapters")
 FUSED_LORA = replace(LORA, fused=True)
-FUSED = Held(fused=True)
+FUSED = DecoderSetup(fused=True)
 
 
 def tuned(
-    name: str, held: Held, micro_batch: int, recompute: int, text: int = 824, **more: object
-) -> tuple[str, Held, dict]:
+    name: str, setup: DecoderSetup, micro_batch: int, recompute: int, text: int = 824, **more: object
+) -> tuple[str, DecoderSetup, dict]:
     """Return a point of stage 2, with rows of LLaVA's instructions."""
-    return name, held, {"text": text, "micro_batch": micro_batch, "recompute": recompute} | more
+    return name, setup, {"text": text, "micro_batch": micro_batch, "recompute": recompute} | more
 
 
 POINTS = {
-    "7B, stage 1, nothing recomputed": ("vicuna-7b", Held(), {"recompute": 0}),
-    "7B, stage 1, one of three": ("vicuna-7b", Held(), {"recompute": 1}),
-    "7B, stage 1, all": ("vicuna-7b", Held(), {"recompute": 3, "micro_batch": 3}),
+    "7B, stage 1, nothing recomputed": ("vicuna-7b", DecoderSetup(), {"recompute": 0}),
+    "7B, stage 1, one of three": ("vicuna-7b", DecoderSetup(), {"recompute": 1}),
+    "7B, stage 1, all": ("vicuna-7b", DecoderSetup(), {"recompute": 3, "micro_batch": 3}),
     "7B, stage 2, two of three": ("vicuna-7b", LORA, {"text": 824, "micro_batch": 1, "recompute": 2}),
-    "Gemma-2B, stage 1, nothing recomputed": ("gemma-2b", Held(), {"micro_batch": 1}),
+    "Gemma-2B, stage 1, nothing recomputed": ("gemma-2b", DecoderSetup(), {"micro_batch": 1}),
     "7B, stage 1, nothing recomputed, fused": ("vicuna-7b", FUSED, {"recompute": 0}),
     "7B, stage 1, all, fused": ("vicuna-7b", FUSED, {"recompute": 3, "micro_batch": 3}),
     "7B, stage 2, two of three, fused": tuned("vicuna-7b", FUSED_LORA, 1, 2),
@@ -57,9 +57,9 @@ POINTS = {
 
 def step_at(point: str) -> tuple[str, Step]:
     """Three layers, so that what comes and goes is not dwarfed by the weights of all 32."""
-    name, held, settings = POINTS[point]
+    name, setup, settings = POINTS[point]
     decoder = replace(published_decoder(name), depth=3)
-    return name, Step(decoder, TowerSize.of(TOWERS["clip-l-336"]), held, **({"micro_batch": 2} | settings))
+    return name, Step(decoder, TowerSize.of(TOWERS["clip-l-336"]), setup, **({"micro_batch": 2} | settings))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ PAIRS = [
 
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_a_layer_keeps_exactly_what_the_formula_says(name, case, measured):
-    held, size = CASES[case], DecoderSize.of(DECODERS[name])
-    expected = ROWS * TOKENS * kept_per_token(size, held) + kept_per_layer(size, held)
+    setup, size = CASES[case], DecoderSize.of(DECODERS[name])
+    expected = ROWS * TOKENS * kept_per_token(size, setup) + kept_per_layer(size, setup)
     assert measured[name, case] == expected
 
 
@@ -57,8 +57,8 @@ FAMILY_CASES = (
     ],
 )
 def test_a_layer_of_a_later_family_keeps_what_the_formula_says(name, case, measured):
-    held, size = CASES[case], DecoderSize.of(config_of(name, 2))
-    expected = ROWS * TOKENS * kept_per_token(size, held, TOKENS) + kept_per_layer(size, held)
+    setup, size = CASES[case], DecoderSize.of(config_of(name, 2))
+    expected = ROWS * TOKENS * kept_per_token(size, setup, TOKENS) + kept_per_layer(size, setup)
     # GLM-4's repeated cosines and Ministral's scales are kept once for all rows, and not counted.
     rel = 0.01 if name in ("glm4", "ministral3") else 0
     assert measured[name, case] == pytest.approx(expected, rel=rel, abs=0)
@@ -80,9 +80,9 @@ def test_the_families_in_few_operations_are_those_that_are_known():
 
 
 def test_thirty_two_layers_keep_exactly_thirty_two_times_as_much(measured):
-    held, size = CASES[WHOLE], DecoderSize.of(DECODERS[NAMES[0]])
+    setup, size = CASES[WHOLE], DecoderSize.of(DECODERS[NAMES[0]])
     assert size.depth == 32
-    one = ROWS * TOKENS * kept_per_token(size, held) + kept_per_layer(size, held)
+    one = ROWS * TOKENS * kept_per_token(size, setup) + kept_per_layer(size, setup)
     assert measured["all layers", WHOLE] == 31 * one
 
 

@@ -73,7 +73,7 @@ def step(name: str, kind: Kind, recompute: bool, optimizer: str, rows: int, drop
     decoder = published_decoder(name)
     layers = decoder.depth if recompute else 0
     found = replace(step_of(kind, decoder, CLIP), recompute=layers, optimizer=optimizer, micro_batch=rows)
-    return replace(found, held=replace(found.held, dropout=dropout))
+    return replace(found, setup=replace(found.setup, dropout=dropout))
 
 
 def counted_alike(anchor: float, planned: Step, recompute: bool) -> float:
@@ -94,7 +94,7 @@ def test_a_peak_is_near_its_anchor(name, kind, recompute, optimizer, rows, ancho
     planned = step(name, kind, recompute, optimizer, rows)
     if kind == "stage2 --lora":  # theirs trains bf16 with 8-bit moments; ours keeps bf16 copies without them
         bytes_more = 4 if optimizer == "paged-adamw-8bit" else 2
-        anchor += bytes_more * planned.decoder.adapter_parameters(planned.held.rank) / 1e9
+        anchor += bytes_more * planned.decoder.adapter_parameters(planned.setup.rank) / 1e9
     ours, alike = needed(planned) / 1e9, counted_alike(anchor, planned, recompute)
     layers = "all" if recompute else "nothing"
     what = f"{name} {kind}, {layers} recomputed, {optimizer}, micro-batch {rows}"
@@ -130,7 +130,7 @@ ON_A_CARD = [
 @pytest.mark.parametrize(("kind", "rows", "recompute", "optimizer", "mib"), ON_A_CARD)
 def test_a_peak_is_near_what_a_card_said(kind, rows, recompute, optimizer, mib):
     planned = replace(step("vicuna-7b", kind, recompute > 0, optimizer, rows), accumulates=False)
-    ours = allocated(planned) - narrow_bytes(planned.decoder, planned.held)
+    ours = allocated(planned) - narrow_bytes(planned.decoder, planned.setup)
     deviation = ours / (mib * 2**20) - 1
     print(f"{kind}, {recompute} recomputed: {ours / 2**20:.0f} against {mib} MiB, {deviation:+.1%}")
     assert abs(deviation) <= 0.05

@@ -112,11 +112,11 @@ def test_the_peak_is_predicted(point, measured):
 
 def test_cut_layers_are_counted_once_over_the_processes_and_two_more_are_whole():
     """Vicuna-7B in bf16 under adapters: 12.95 GB of layers and 5.1 GB of adapters, by hand."""
-    from basic_lite.memory.activations import Held
+    from basic_lite.memory.activations import DecoderSetup
     from basic_lite.memory.peak import Step
 
-    held = Held(16, "adapters", 128, 0.0, half=True)
-    step = Step(size_of("vicuna-7b"), CLIP, held)
+    setup = DecoderSetup(16, "adapters", 128, 0.0, half=True)
+    step = Step(size_of("vicuna-7b"), CLIP, setup)
     whole, half = static_parts(step), static_parts(replace(step, shards=2))
     linear, norms = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 65 * 4096
     adapters = 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 11008))
@@ -126,6 +126,6 @@ def test_cut_layers_are_counted_once_over_the_processes_and_two_more_are_whole()
     assert whole["adapters"] == (16 + 2) * adapters  # and their narrow copies, which stay
     assert half.pop("layers at work") == (2 * 2 * (linear + norms) + 12 * adapters) / 32
     assert {k: v for k, v in half.items() if whole[k] != v}.keys() == {"decoder", "adapters"}
-    four = static_parts(replace(step, held=replace(held, bits=4), shards=2))
+    four = static_parts(replace(step, setup=replace(setup, bits=4), shards=2))
     scales = linear * (1 / 64 + 4 / (64 * 256))
     assert four["decoder"] == linear / 4 + norms + scales

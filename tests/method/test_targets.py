@@ -191,12 +191,12 @@ def test_the_plan_counts_the_maps():
     from dataclasses import replace
 
     from basic_lite.bench.synthetic import DECODERS as REAL
-    from basic_lite.memory.activations import Held
+    from basic_lite.memory.activations import DecoderSetup
     from basic_lite.memory.peak import Step, static_parts
     from basic_lite.memory.sizes import TOWERS, DecoderSize, TowerSize
 
-    held = Held(4, "projector", 0, 0.0, half=True)
-    step = Step(DecoderSize.of(REAL["vicuna-7b"]), TowerSize.of(TOWERS["clip-l-336"]), held)
+    setup = DecoderSetup(4, "projector", 0, 0.0, half=True)
+    step = Step(DecoderSize.of(REAL["vicuna-7b"]), TowerSize.of(TOWERS["clip-l-336"]), setup)
     more = static_parts(replace(step, maps=16))
     assert more.pop("maps of the target") == 16 * 4096**2 * 2
     assert more == static_parts(step)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from basic_lite.models.adapters import Base, _members, forget_after_steps, group_adapters
+from basic_lite.models.adapters import forget_after_steps, group_adapters
+from basic_lite.models.frozen import Scales, frozen_weights_of, members
 from basic_lite.models.parts import parts_of
 from basic_lite.models.trainable import draw_again_in_backward
 
@@ -274,11 +275,11 @@ def test_weights_of_a_group_are_dequantised_to_the_same_numbers(nested, shapes):
     expected = [bnb.functional.dequantize_4bit(m.weight.data, m.weight.quant_state) for m in layers]
     x = torch.randn(3, 128)
     products = [layer(x) for layer in layers]
-    base = Base(layers)
+    (base,) = frozen_weights_of([layers], Scales())
     for _ in range(2):
         blocks = base.weights(torch.float32)
         assert len(blocks) == (1 if len(set(shapes)) == 1 else 3)
-        for weight, own in zip(_members(blocks), expected, strict=True):
+        for weight, own in zip(members(blocks), expected, strict=True):
             assert torch.equal(weight, own.float())
     for layer, product in zip(layers, products, strict=True):  # which still stand by themselves
         assert torch.equal(layer(x), product)

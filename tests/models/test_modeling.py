@@ -39,7 +39,7 @@ from basic_lite.training.callbacks import GradientContract
 )
 def test_another_global_batch_is_cut_into_whole_passes(monkeypatch, global_batch, processes, rows):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert zoo.Pace(256, 8, 1e-3).rows_per_pass(global_batch) == rows
+    assert zoo.StageDefaults(256, 8, 1e-3).rows_per_pass(global_batch) == rows
 
 
 def test_the_zoo_has_the_papers_models():

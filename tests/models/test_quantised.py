@@ -46,8 +46,14 @@ def load(llm: Path, copies: quantised.Copies = "keep", **settings: object) -> tu
 
 
 def unread(monkeypatch) -> None:
-    """Let nobody read a base from now on."""
-    monkeypatch.setattr(decoder, "_from_base", lambda *a: pytest.fail("the base was read"))
+    """Let nobody read a decoder's base from now on."""
+    load = decoder.converted.load
+
+    def towers_alone(kind: object, *given: object, **settings: object) -> object:
+        assert kind is not decoder.AutoModelForCausalLM, "the base was read"
+        return load(kind, *given, **settings)
+
+    monkeypatch.setattr(decoder.converted, "load", towers_alone)
 
 
 def same(a: object, b: object) -> bool:

@@ -12,6 +12,7 @@ from tiled import tiny_llava_next
 from tiny import TOWER_SIZES, llm_folder, old_names, tiny_llava, tower_folder
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+from basic_lite.memory.sizes import DecoderSize, decoders_named
 from basic_lite.models import quantised, unpacked
 
 _TEXT = {
@@ -114,6 +115,9 @@ def test_a_decoder_taken_out_gives_the_same_logits(kind, tmp_path):
     torch.testing.assert_close(
         alone.eval()(input_ids=ids).logits, whole(input_ids=ids).logits, rtol=1e-5, atol=1e-5
     )
+    known = unpacked.decoder_config(source)
+    assert DecoderSize.of(known, source) == DecoderSize.of(alone.config, source)
+    assert decoders_named(None, source) == [(source, DecoderSize.of(known, source))]
     assert (len(lines), place) == (1, unpacked.language_model(source, lines.append))
     assert len(lines) == 1  # once
 

@@ -23,7 +23,7 @@ from basic_lite.data.rows import ImageRef, colour
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tiles import picture_sizes
 from basic_lite.evaluation import hf_llava
-from basic_lite.evaluation.answer import _with_pixels
+from basic_lite.evaluation.answer import Prompt, _with_pictures
 from basic_lite.evaluation.question import Question
 from basic_lite.models import quantised
 from basic_lite.models.checkpoint import load_run
@@ -70,7 +70,8 @@ def test_training_evaluation_and_chat_get_the_same_pixels(logos, background, til
     rows = open_rows(folder / "rows.json")
     rows.sizes = picture_sizes(rows, exif=exif)
     item = assembled.supervised(rows, assembled.template, transform, max_length=None)[0]
-    _, (evaluated,) = next(_with_pixels(assembled, [[(Question(5, "?", path, 8), [1])]]))
+    prompt = Prompt(Question(5, "?", path, 8), [1])
+    evaluated = next(_with_pictures(assembled, [[prompt]]))[0].shown
     chat = Chat(assembled)
     chat.show(path)
     (pixels,), (shown,) = item["pixels"], chat.waiting

@@ -23,7 +23,7 @@ from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tiles import picture_sizes
 from basic_lite.evaluation import hf_llava
-from basic_lite.evaluation.answer import _prompt, _with_pixels
+from basic_lite.evaluation.answer import Prompt, _prompt_ids, _with_pictures
 from basic_lite.evaluation.question import Question
 from basic_lite.models import quantised
 from basic_lite.models.checkpoint import load_run
@@ -64,14 +64,14 @@ def test_training_evaluation_and_chat_get_the_same_pixels(photos, exif, tiles):
     assert rows.sizes.tolist() == [list(seen[exif].shape[:2])]
     item = assembled.supervised(rows, assembled.template, transform, max_length=None)[0]
     question = Question(5, "?", path, 8)
-    _, (evaluated,) = next(_with_pixels(assembled, [[(question, [1])]]))
+    evaluated = next(_with_pictures(assembled, [[Prompt(question, [1])]]))[0].shown
     chat = Chat(assembled)
     chat.show(path)
     (pixels,), (shown,) = item["pixels"], chat.waiting
     for given in (pixels, evaluated[0], shown.pixels):
         assert torch.equal(given, expected)
     assert evaluated[1] == shown.size == seen[exif].shape[:2]
-    patches = _prompt(assembled, question).count(assembled.image_token_id)
+    patches = _prompt_ids(assembled, question).count(assembled.image_token_id)
     assert patches == item["input_ids"].count(assembled.image_token_id)
 
 

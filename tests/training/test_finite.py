@@ -84,11 +84,11 @@ def test_adam_is_held_on_the_device_and_on_the_host(tmp_path, fused):
         state = copy.deepcopy(optimizer.state.get(parameter, {}))
         norm = parameter.grad.norm()
         with Waits() as waits:
-            guard.look = lambda wait=False: None
+            guard.collect = lambda wait=False: None
             guard.judge(optimizer, norm, {}, step)
         assert not (fused and waits.found)
-        del guard.look
-        guard.look()
+        del guard.collect
+        guard.collect()
         optimizer.step()
         assert torch.equal(before, parameter) == (step == 3)
         if step == 3:

@@ -11,7 +11,7 @@ import pytest
 from basic_lite.recipes import stage1, stage2
 from command import run
 
-from basic_lite.memory.activations import Held
+from basic_lite.memory.activations import DecoderSetup
 from basic_lite.memory.choice import GLOBAL_BATCH
 from basic_lite.method.objective import Objective
 from basic_lite.models import trainable, zoo
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_llavas():
 def test_a_default_is_the_same_wherever_it_is_needed():
     adapters = plan.adapters_of(True, settings.Adapters(), "x", None)
     assert adapters == trainable.Adapters() == trainable.Adapters(128, 256, 0.05)
-    assert (Held().rank, Held().dropout, zoo.pace_of("x", 2).rank) == (128, 0.05, 128)
+    assert (DecoderSetup().rank, DecoderSetup().dropout, zoo.stage_defaults("x", 2).rank) == (128, 0.05, 128)
     assert GLOBAL_BATCH == {"stage1": 256, "stage2 --lora": 128, "stage2": 128}
     assert Method().objective() == Objective() == Objective(1.0, 0.01)
     assert not Method(basic=False, das_weight=2.0).objective(512).active
@@ -111,7 +111,7 @@ def test_a_default_is_the_same_wherever_it_is_needed():
 
 def test_a_mean_over_pictures_needs_two_in_a_pass():
     method = Method(target="individual")
-    with pytest.raises(ValueError, match="a --micro-batch of 2 at least, got 1"):
+    with pytest.raises(ValueError, match="a --micro-batch of at least 2, got 1"):
         resolved(stage=1, method=method, memory=settings.Memory(micro_batch=1))
     assert resolved(stage=1, method=method).method.kind == "individual"
     plain = Method(target="individual", basic=False)

@@ -97,6 +97,18 @@ def test_a_resumed_run_keeps_its_rows_whatever_is_found_later(mix, batches):
     assert all((mix / "whole" / n).read_bytes() == (mix / "broken" / n).read_bytes() for n in names)
 
 
+def test_rows_that_do_not_fit_are_known_before_a_weight_is_read(mix):
+    """A 7B takes minutes to load: what the tokenizer can tell is told before."""
+    llm = Path(shutil.copytree(llm_folder(), mix / "llm"))
+    (llm / "model.safetensors").write_bytes(b"not to be opened")
+    models = ["--llm", llm, "--tower", tower_folder(), "--precision", "fp32", "--bits", 16]
+    command = ["stage1", *models, "--data", mix / "captions.json", "--bad-budget", 0.1, "--workers", 0]
+    errors = run(*command, "--max-length", 8, cwd=mix, expect=2).stderr
+    assert "26 of 26 rows of" in errors
+    assert "cuts an image block" in errors
+    assert "no weights can be loaded" in run(*command, cwd=mix, expect=2).stderr  # the next thing, else
+
+
 @pytest.mark.usefixtures("stage1")
 def test_linked_folders_are_read_on_demand(mix, batches):
     (mix / "elsewhere").mkdir()

@@ -8,6 +8,9 @@ visual embeddings can be measured exactly. Tests, `--model tiny` and `basic-lite
     lexicon    the words of the world in English and Chinese
     questions  what can be asked about a scene, and the right answers
     grammar    captions and questions as sentences
+    dialogues  conversations about a scene, and queries on held-out scenes
     dataset    LLaVA JSON, PNG and MMBench TSV files for the normal readers
+    world      these files beside the runs, for `--model tiny`
+    signs      scenes with a word to read
     parts      where the two shipped parts are
 """

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from basic_lite.data.workers import cores, in_processes
+from basic_lite.data.workers import cores, mapped
 from basic_lite.data.world.dialogues import dialogue, held_out_queries
-from basic_lite.data.world.grammar import DESCRIBE, Ask, caption, choose, letter
+from basic_lite.data.world.grammar import DESCRIBE, Ask, caption, choose
 from basic_lite.data.world.lexicon import LANGUAGES, Language
 from basic_lite.data.world.questions import GROUPS
 from basic_lite.data.world.render import render
@@ -57,8 +57,8 @@ def write_world(
     captions: int = 1000,  # rows of stage 1
     conversations: int = 1000,  # rows of stage 2
     questions: int = 280,  # MMBench questions per language, before rotations; kinds take turns
-    # How many of the eight colours, and of the eight shapes, captions speak of. Pictures show all of them; a
-    # thing of another colour or shape is left out of its caption
+    # How many of the eight colours, and of the eight shapes, captions name. Pictures show all of them; things
+    # of another colour or shape are left out of their captions
     named: int = len(COLOURS),
 ) -> World:
     """Write the data set of both stages and both benchmarks; the same seed writes the same files."""
@@ -78,10 +78,9 @@ def write_world(
 
 
 def _draw(folder: Path, pictures: dict[str, Scene]) -> None:
-    """Write pictures under their names, on all cores where there are many: one takes ten milliseconds."""
+    """Write pictures under their names, on all cores if there are many: one takes ten milliseconds."""
     jobs = [(folder / name, scene) for name, scene in pictures.items()]
-    workers = min(cores(), len(jobs) // 200)
-    for _ in in_processes(_draw_one, jobs, workers) if workers > 1 else map(_draw_one, jobs):
+    for _ in mapped(_draw_one, jobs, max(min(cores(), len(jobs) // 200), 1)):
         pass
 
 
@@ -91,7 +90,7 @@ def _draw_one(job: tuple[Path, Scene]) -> None:
 
 
 def _pairs(named: int, seed: int) -> frozenset[tuple[str, str]]:
-    """Return the pairs of some colours and some shapes, which ones depends on the seed."""
+    """Return all pairs of some colours and some shapes, chosen by the seed."""
     rng = random.Random(f"named {seed}")
     colours, shapes = (rng.sample(words, named) for words in (COLOURS, SHAPES))
     return frozenset((colour, shape) for colour in colours for shape in shapes)
@@ -129,18 +128,17 @@ def _conversation_row(number: int, pictures: dict[str, Scene], rng: random.Rando
 
 
 def _conversation(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    said = [(("human", question), ("gpt", answer)) for question, answer in turns]
-    return [{"from": speaker, "value": text} for turn in said for speaker, text in turn]
+    texts = [text for turn in turns for text in turn]
+    return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
 
 
 def benchmark(language: Language, questions: int, seed: int) -> list[tuple[Scene, Ask]]:
     """Return the benchmark's scenes and questions; both languages ask the same with the same options."""
-    asked = []
-    for number, (scene, query) in enumerate(held_out_queries(questions, seed)):
-        # One generator per question: wordings draw differently in each language and must not shift what
-        # follows.
-        asked.append((scene, choose(query, language, random.Random(f"{seed} {number}"))))
-    return asked
+    # One generator per question: a language's wordings draw differently and must not shift what follows.
+    return [
+        (scene, choose(query, language, random.Random(f"{seed} {number}")))
+        for number, (scene, query) in enumerate(held_out_queries(questions, seed))
+    ]
 
 
 def write_mmbench(path: Path, language: Language, questions: int, seed: int) -> None:
@@ -151,23 +149,22 @@ def write_mmbench(path: Path, language: Language, questions: int, seed: int) -> 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, TSV_COLUMNS, delimiter="\t", lineterminator="\n")
         writer.writeheader()
-        rows = enumerate(benchmark(language, questions, seed))
-        writer.writerows(row for base, (scene, question) in rows for row in _rotations(base, scene, question))
+        for number, (scene, question) in enumerate(benchmark(language, questions, seed)):
+            writer.writerows(_rotations(number, scene, question))
 
 
-def _rotations(base: int, scene: Scene, question: Ask) -> list[dict[str, object]]:
+def _rotations(number: int, scene: Scene, question: Ask) -> list[dict[str, object]]:
     rows = []
     for turn in range(len(question.options)):
         options = question.options[turn:] + question.options[:turn]
-        turned = Ask(question.kind, question.text, question.answer, options)
         rows.append(
             {
-                "index": base + turn * ROTATION,
+                "index": number + turn * ROTATION,
                 "question": question.text,
                 **dict(zip("ABCD", options, strict=False)),
-                "answer": letter(turned),
+                "answer": "ABCD"[options.index(question.answer)],
                 "category": question.kind,
-                "image": base if turn else _png(render(scene).image),
+                "image": number if turn else _png(render(scene).image),
                 "source": "basic-lite demo",
                 "l2-category": GROUPS[question.kind],
                 "split": "dev",

@@ -15,9 +15,9 @@ from basic_lite.data.world.lexicon import (
     NUMBER_ZH,
     PLACE_ZH,
     SHAPE_ZH,
+    SIZE_EN,
     SIZE_ZH,
     Language,
-    size_word,
     word,
 )
 from basic_lite.data.world.questions import Noun, Query
@@ -144,8 +144,8 @@ def _caption_en(
 ) -> list[tuple[str, Thing | None]]:
     what, where = [], []
     for thing in things:
-        adjectives = ([size_word(thing.size, "en", rng)] if size else []) + [thing.colour]
-        what.append(f"{'an' if adjectives[0][0] in 'aeiou' else 'a'} {' '.join(adjectives)} {thing.shape}")
+        words = [rng.choice(SIZE_EN[thing.size])] if size else []
+        what.append(_article(" ".join([*words, thing.colour, thing.shape])))
         where.append(rng.choice(_AT[thing.place]) if place else "")
     both = [f"{noun} {spot}".strip() for noun, spot in zip(what, where, strict=True)]
     forms = ["there", "shows", "see", "count"] + (["is", "first"] if place else [])
@@ -185,7 +185,7 @@ def _caption_zh(
 def _listed(
     start: str, said: list[str], things: list[Thing], between: str, last: str, end: str
 ) -> list[tuple[str, Thing | None]]:
-    """Return pieces: what is said of each thing, and what stands before, between and after them."""
+    """Return pieces: the text about each thing, and those before, between and after them."""
     pieces: list[tuple[str, Thing | None]] = [(start, None)]
     for i, (text, thing) in enumerate(zip(said, things, strict=True)):
         if i:
@@ -202,7 +202,7 @@ def noun_phrase(noun: Noun, language: Language, rng: random.Random, many: bool =
         parts += [PLACE_ZH[facts["place"]] + "的"] if "place" in facts else []
         parts += [COLOUR_ZH[facts["colour"]] + "的"] if "colour" in facts else []
         return "".join(parts) + (SHAPE_ZH[facts["shape"]] if "shape" in facts else "物体")
-    words = [size_word(facts["size"], "en", rng)] if "size" in facts else []
+    words = [rng.choice(SIZE_EN[facts["size"]])] if "size" in facts else []
     words += [facts["colour"]] if "colour" in facts else []
     head = facts.get("shape", "object")
     plural = ("es" if head == "cross" else "s") if many else ""

@@ -6,7 +6,6 @@ synonyms. `named_by` is the other direction, for matching vocabulary tokens agai
 
 from __future__ import annotations
 
-import random
 from typing import Literal
 
 from basic_lite.data.world.scenes import COLOURS, PLACES, SHAPES, Thing
@@ -63,7 +62,7 @@ def named_by(token: str) -> tuple[str, str] | None:
 
 
 def attributes(thing: Thing) -> dict[str, str]:
-    """Return what there is to name about a thing, in the attributes of `named_by`."""
+    """Return everything that can be named about a thing, in the attributes of `named_by`."""
     return {
         "colour": thing.colour,
         "shape": thing.shape,
@@ -74,7 +73,7 @@ def attributes(thing: Thing) -> dict[str, str]:
 
 
 def is_meaningful(token: str, thing: Thing | None) -> bool:
-    """Return whether a token names something true of the thing at a patch; of no thing nothing is true."""
+    """Return whether a token names something true of the thing at a patch; false if there is no thing."""
     named = named_by(token)
     if thing is None or named is None:
         return False
@@ -93,7 +92,3 @@ def word(attribute: str, value: str | int, language: Language) -> str:
     table = {"colour": COLOUR_ZH, "shape": SHAPE_ZH, "place": PLACE_ZH, "side": SIDE_ZH}
     table["truth"] = {"yes": "是", "no": "不是"}
     return table[attribute][str(value)]
-
-
-def size_word(size: str, language: Language, rng: random.Random) -> str:
-    return rng.choice(SIZE_EN[size]) if language == "en" else SIZE_ZH[size]

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, Rule, published, scored_by
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Question, StoredImage, question_of
-from basic_lite.evaluation.rules import Rule, scored_by
 from basic_lite.evaluation.tsv import tsv_reader
 
 _LLAVA = "llava_gqa_testdev_balanced.jsonl"
@@ -124,7 +123,7 @@ BENCHMARK = Benchmark(
     sizes={"testdev": (12_578,)},
     rows=(
         _table_rows,
-        tsv_reader("GQA", ("GQA_TestDev_Balanced.tsv",), ("question", "answer"), otherwise=_json_rows),
+        tsv_reader("GQA", "GQA_TestDev_Balanced.tsv", otherwise=_json_rows),
     ),
     question=_question,
     styles=TOKEN_LIMITS,

@@ -123,7 +123,9 @@ BENCHMARK = Benchmark(
     rows=(
         files.table_reader(*_NEEDS, key="question_id", splits={"test": "train"}, picture="image_id"),
         tsv_reader(
-            *("LLaVA-Bench", ("LLaVABench.tsv",), ("question", "caption", "gpt4_ans", "category")),
+            "LLaVA-Bench",
+            "LLaVABench.tsv",
+            needs=("question", "caption", "gpt4_ans", "category"),
             otherwise=_json_rows,
             gpt_answer="gpt4_ans",
         ),

@@ -9,16 +9,17 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.choices import METHODS, resolve_option
 from basic_lite.evaluation.files import Source, main_file, table_rows, unique
-from basic_lite.evaluation.question import LETTER, Question, question_of
+from basic_lite.evaluation.question import LETTER, Id, Question, question_of
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import PANDAS_NA, picture_holders, picture_of, tsv_rows
 from basic_lite.files import complete
@@ -34,24 +35,6 @@ CIRCULAR = "circular accuracy"
 """The metric: a question counts only if every rotation of its options is answered rightly."""
 
 
-@dataclass(frozen=True)
-class CircularAccuracy:
-    """What MMBench reports, all shares in [0, 1]."""
-
-    overall: float  # circular accuracy, the published number
-    vanilla: float  # accuracy over the unrotated rows
-    all_rows: float  # accuracy over all rows
-    per_category: dict[str, float]  # circular accuracy by `category`, as the file names them
-    per_l2_category: dict[str, float]  # the same by `l2-category`
-    histogram: dict[str, int]  # how often each letter was extracted, over all rows
-    n_unparsed: int  # rows without an extracted letter
-    n_missing: int  # rows without a prediction; they count as wrong and are among `n_unparsed`
-    text_share: float  # share of all rows that only the option's words resolved
-    n_questions: int  # groups of rotations
-    n_rows: int
-    hits: dict[int, bool]  # question (index of the unrotated row) -> right in every rotation
-
-
 def is_missing(value: object) -> bool:
     """Return whether a cell is empty as LLaVA's `is_none` sees it, or in a TSV."""
     if value is None or value != value:
@@ -64,79 +47,70 @@ def choices_of(row: Mapping[str, Any]) -> dict[str, str]:
     return {letter: str(row[letter]) for letter in LETTERS if not is_missing(row.get(letter))}
 
 
-def _mean(values: Iterable[bool]) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
-
-
-def _by(name: str, base: Mapping[int, Mapping[str, Any]], hits: Mapping[int, bool]) -> dict[str, float]:
-    groups: dict[str, list[bool]] = defaultdict(list)
-    for question, row in base.items():
-        if not is_missing(row.get(name)):
-            groups[str(row[name])].append(hits[question])
-    return {category: _mean(groups[category]) for category in sorted(groups)}
+def _per_cent(hits: Iterable[bool]) -> float:
+    hits = list(hits)
+    return 100 * (sum(hits) / len(hits)) if hits else 0.0
 
 
 def circular_accuracy(
-    rows: Iterable[Mapping[str, Any]], predictions: Mapping[int, str], method: str, *, normalise: bool = False
-) -> CircularAccuracy:
+    rows: Iterable[Mapping[str, Any]], predictions: Mapping[int, str], method: str
+) -> Score:
     """Score MMBench rows: a question counts only if every rotation of its options is answered rightly.
 
     Source: VLMEvalKit `dataset/utils/multiple_choice.py` (`mcq_circular_eval`, `report_acc`) and lmms-eval
     `tasks/mmbench/mmbench_evals.py`; both agree on the grouping and differ in the extraction alone.
 
     A row has `index`, `A` to `D`, `answer`, `category` and `l2-category`, and `predictions` are by index;
-    `method` is of `extract_option`, after `normalise_cn` if asked. Raises ValueError if there are no rows, or
-    a row has no labelled answer.
+    `method` is of `extract_option`. Raises ValueError if there are no rows, or a row has no labelled answer.
     """
-    by_index: dict[int, Mapping[str, Any]] = {}
-    for row in rows:
-        index = int(row["index"])
+    by_index = {int(row["index"]): row for row in rows}
+    if not by_index:
+        raise ValueError("No MMBench rows to score: the file or the limit left nothing.")
+    letters: Counter[str] = Counter()
+    by_text = missing = 0
+    row_hits: dict[int, bool] = {}
+    rotations: dict[int, list[bool]] = defaultdict(list)
+    base: dict[int, Mapping[str, Any]] = {}  # question -> its unrotated row, or the first that a limit left
+    for index, row in by_index.items():
         if is_missing(row.get("answer")):
             raise ValueError(
                 f"MMBench row {index} has no answer: score a labelled split, or export a submission."
             )
-        by_index[index] = row
-    if not by_index:
-        raise ValueError("No MMBench rows to score: the file or the limit left nothing.")
-
-    histogram: Counter[str] = Counter()
-    row_hits: dict[int, bool] = {}
-    n_missing = by_text = 0
-    for index, row in by_index.items():
-        if index not in predictions:
-            n_missing += 1
-            row_hits[index] = False
-            continue
-        prediction = str(predictions[index])
-        letter, stage = resolve_option(
-            normalise_cn(prediction) if normalise else prediction, choices_of(row), method
-        )
-        if letter is not None:
-            histogram[letter] += 1
-        by_text += stage == "text"
+        letter, resolved_by = None, ""
+        if index in predictions:
+            letter, resolved_by = resolve_option(str(predictions[index]), choices_of(row), method)
+        missing += index not in predictions
+        letters.update([] if letter is None else [letter])
+        by_text += resolved_by == "text"
         row_hits[index] = letter == row["answer"]
-
-    groups: dict[int, list[bool]] = defaultdict(list)
-    for index, hit in row_hits.items():
-        groups[index % ROTATION].append(hit)
-    hits = {question: all(group) for question, group in groups.items()}
-    base = {question: by_index.get(question, {}) for question in hits}
-    for index, row in by_index.items():
-        base[index % ROTATION] = base[index % ROTATION] or row  # a limit may have cut the unrotated row off
-    return CircularAccuracy(
-        overall=_mean(hits.values()),
-        vanilla=_mean(hit for index, hit in row_hits.items() if index < ROTATION),
-        all_rows=_mean(row_hits.values()),
-        per_category=_by("category", base, hits),
-        per_l2_category=_by("l2-category", base, hits),
-        histogram=dict(sorted(histogram.items())),
-        n_unparsed=len(by_index) - sum(histogram.values()),
-        n_missing=n_missing,
-        text_share=by_text / len(by_index),
-        n_questions=len(hits),
-        n_rows=len(by_index),
-        hits=hits,
+        question = index % ROTATION
+        rotations[question].append(row_hits[index])
+        base[question] = row if index == question else base.get(question, row)
+    hits = {question: all(each) for question, each in rotations.items()}
+    breakdown = {}
+    for name in ("category", "l2-category"):
+        members: dict[str, list[bool]] = defaultdict(list)
+        for question, row in base.items():
+            if not is_missing(row.get(name)):
+                members[str(row[name])].append(hits[question])
+        breakdown[name] = {group: _per_cent(members[group]) for group in sorted(members)}
+    return Score(
+        metric=CIRCULAR,
+        scorer=method,
+        value=_per_cent(hits.values()),
+        items={question: float(hit) for question, hit in hits.items()},
+        right_wrong=True,
+        breakdown=breakdown,
+        figures={
+            "vanilla": _per_cent(hit for index, hit in row_hits.items() if index < ROTATION),
+            "all_rows": _per_cent(row_hits.values()),
+            "letters": dict(sorted(letters.items())),
+            "resolved_by_text": 100 * (by_text / len(by_index)),
+            "n_questions": len(hits),
+            "n_rows": len(by_index),
+        },
+        unparsed=len(by_index) - missing - letters.total(),
+        missing=missing,
     )
 
 
@@ -167,55 +141,40 @@ def row_index(row: Mapping[str, Any]) -> int:
     raise ValueError(f"MMBench row index {row.get('index')!r} is no whole number.")
 
 
-def _options_until_gap(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield "A. text" and so on, up to the first missing option."""
-    for letter in LETTERS:
-        if is_missing(row.get(letter)):
-            return
-        yield f"{letter}. {row[letter]}"
+def _lines(row: Mapping[str, Any], options: Iterable[str]) -> str:
+    """Return hint (if there is one), question and options, one a line."""
+    return "\n".join([*([row["hint"]] if row["hint"] else []), str(row["question"]), *options])
 
 
-def _all_options(row: Mapping[str, Any]) -> list[str]:
+def _options(row: Mapping[str, Any]) -> list[str]:
     return [f"{letter}. {text}" for letter, text in choices_of(row).items()]
 
 
-def _hint(row: Mapping[str, Any]) -> str:
-    return "" if is_missing(row.get("hint")) else str(row["hint"])
-
-
 def llava_prompt(row: Mapping[str, Any], language: str) -> str:
-    """Return LLaVA-1.5's user turn: hint, question, options, and the request for a letter, one a line."""
-    hint = _hint(row)
-    suffix = LETTER_CN if language == "cn" else LETTER
-    return "\n".join([*([hint] if hint else []), str(row["question"]), *_options_until_gap(row), suffix])
+    """Return LLaVA-1.5's user turn, whose options end at the first that is missing."""
+    options = (f"{letter}. {row[letter]}" for letter in takewhile(row.get, LETTERS))
+    return f"{_lines(row, options)}\n{LETTER_CN if language == 'cn' else LETTER}"
 
 
 def lmms_prompt(row: Mapping[str, Any], language: str) -> str:
     """Return lmms-eval's user turn; its Chinese task has a heading and a suffix of its own."""
-    hint = _hint(row)
     heading, suffix = (
         ("有如下几个选项：", LETTER_CN_LMMS) if language == "cn" else ("There are several options:", LETTER)
     )
-    options = "\n".join(_all_options(row))
-    return f"{hint + ' ' if hint else ''}{row['question']} {heading}\n{options}\n\n{suffix}"
+    hint = f"{row['hint']} " if row["hint"] else ""
+    return "\n".join([f"{hint}{row['question']} {heading}", *_options(row), "", suffix])
 
 
 def vlmevalkit_prompt(row: Mapping[str, Any], language: str) -> str:
     """Return VLMEvalKit's default user turn, the same in both languages; a space and a newline end it."""
-    hint = _hint(row)
-    lines = [
-        *([f"Hint: {hint}"] if hint else []),
-        f"Question: {row['question']}",
-        "Options:",
-        *_all_options(row),
-    ]
-    return "\n".join([*lines, "Please select the correct answer from the options above. \n"])
+    hint = [f"Hint: {row['hint']}"] if row["hint"] else []
+    request = "Please select the correct answer from the options above. \n"
+    return "\n".join([*hint, f"Question: {row['question']}", "Options:", *_options(row), request])
 
 
 def vlmevalkit_llava_prompt(row: Mapping[str, Any], language: str) -> str:
     """Return the turn of VLMEvalKit's LLaVA wrapper: the suffix follows the script of the text."""
-    hint = _hint(row)
-    text = "\n".join([*([hint] if hint else []), str(row["question"]), *_all_options(row)])
+    text = _lines(row, _options(row))
     return f"{text}\n{LETTER_CN if re.search('[一-鿿]', text) else LETTER}"
 
 
@@ -302,42 +261,23 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     A scorer that ends in `_normalise_cn` folds Chinese punctuation before it looks for a letter; answers with
     Chinese characters are counted both ways.
     """
-    method = scorer.removesuffix(NORMALISE_CN)
     rows = [question.fields for question in questions]
-    answers = {int(index): text for index, text in predictions.items()}
-    result = circular_accuracy(rows, answers, method, normalise=scorer.endswith(NORMALISE_CN))
-    figures: dict[str, Any] = {
-        "vanilla": 100 * result.vanilla,
-        "all_rows": 100 * result.all_rows,
-        "letters": result.histogram,
-        "resolved_by_text": 100 * result.text_share,
-        "n_questions": result.n_questions,
-        "n_rows": result.n_rows,
-    }
-    if any(ord(character) > 0x2E7F for text in answers.values() for character in text):
-        for name, folded in (("as_answered", False), ("normalise_cn", True)):
-            other = circular_accuracy(rows, answers, method, normalise=folded)
-            figures[name] = {
-                "value": 100 * other.overall,
-                "parse_failures": other.n_unparsed - other.n_missing,
-            }
-    base = {rotations_of(question): question for question in reversed(questions)}
-    pictures = {index: question.picture for index, question in base.items()}
-    return Score(
-        metric=CIRCULAR,
+    given = {int(index): text for index, text in predictions.items()}
+    folded = {index: normalise_cn(text) for index, text in given.items()}
+    method = scorer.removesuffix(NORMALISE_CN)
+    result = circular_accuracy(rows, folded if scorer.endswith(NORMALISE_CN) else given, method)
+    figures = dict(result.figures)
+    if any(ord(character) > 0x2E7F for text in given.values() for character in text):
+        for name, answers in (("as_answered", given), ("normalise_cn", folded)):
+            other = circular_accuracy(rows, answers, method)
+            figures[name] = {"value": other.value, "parse_failures": other.unparsed}
+    base: dict[Id, Question] = {rotations_of(question): question for question in reversed(questions)}
+    return replace(
+        result,
         scorer=scorer,
-        value=100 * result.overall,
-        items={index: float(hit) for index, hit in result.hits.items()},
-        categories={index: base[index].category for index in result.hits},
-        clusters={index: picture for index, picture in pictures.items() if picture is not None},
-        right_wrong=True,
-        breakdown={
-            "category": {name: 100 * share for name, share in result.per_category.items()},
-            "l2-category": {name: 100 * share for name, share in result.per_l2_category.items()},
-        },
         figures=figures,
-        unparsed=result.n_unparsed - result.n_missing,
-        missing=result.n_missing,
+        categories={index: base[index].category for index in result.items},
+        clusters={index: q.picture for index, q in base.items() if q.picture is not None},
     )
 
 

@@ -113,7 +113,7 @@ def _question(row: Row, style: str) -> Question:
         max_new_tokens=1024,
         answer=row["answer"],
         category="capability_set",
-        fields=("question", "capability"),
+        fields=("question", "capability", "capability_set"),
     )
 
 
@@ -147,12 +147,7 @@ def _json_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
 
 def _table_rows_v2(source: Source) -> Iterator[dict[str, Any]]:
     table = files.open_table(source, None, "test")
-    needs = ["id", *_NEEDS]
-    missing = [name for name in needs if name not in table.column_names]
-    if missing:
-        has = ", ".join(table.column_names)
-        raise ValueError(f"{source.data} split test lacks column {', '.join(missing)}; it has {has}.")
-    for number, row in enumerate(table.select_columns(needs)):
+    for number, row in enumerate(files.table_rows(source, None, "test", ("id", *_NEEDS), image=None)):
         names = [name.removesuffix(".png") for _, name in parts_of(row["question"]) if name]
         unknown = [name for name in names if name not in table.column_names]
         if unknown:
@@ -168,14 +163,12 @@ def _one(pictures: Sequence[Any]) -> Any:
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:
-    if scorer == "proxy_substring":
-        items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
-        note = "proxy, not MM-Vet: compare it only with itself"
-        metric = "share of expected words, a proxy and not MM-Vet"
-        return _by_capability(questions, predictions, items, metric=metric, scorer=scorer, notes=(note,))
     if scorer == "unjudged":
         return unjudged(questions, predictions, scorer, "MM-Vet score")
-    raise ValueError(f"Unknown MM-Vet scorer {scorer!r}: use one of {', '.join(SCORERS)}, or give grades.")
+    items = {q.id: proxy_substring(predictions.get(q.id, ""), str(q.answer)) for q in questions}
+    note = "proxy, not MM-Vet: compare it only with itself"
+    metric = "share of expected words, a proxy and not MM-Vet"
+    return _by_capability(questions, predictions, items, metric=metric, scorer=scorer, notes=(note,))
 
 
 def _by_capability(
@@ -186,8 +179,7 @@ def _by_capability(
     for question in questions:
         for capability in question.fields["capability"]:
             groups[capability].append(100 * items[question.id])
-    sets = {"capability_set": lambda question: question.category}
-    score = score_of(questions, predictions, items, groupings=sets, **more)
+    score = score_of(questions, predictions, items, groupings=("capability_set",), **more)
     by_capability = {name: mean(groups[name]) for name in sorted(groups)}
     return replace(score, breakdown={"capability": by_capability, **score.breakdown})
 
@@ -236,7 +228,9 @@ BENCHMARKS = (
         rows=(
             _table_rows,
             tsv_reader(
-                *("MM-Vet", ("MMVet.tsv",), ("question", "answer", "category")),
+                "MM-Vet",
+                "MMVet.tsv",
+                needs=("question", "answer", "category"),
                 otherwise=_json_rows,
                 capability="category",
             ),

@@ -6,9 +6,8 @@ question file (prompt), `llava/eval/eval_textvqa.py` and `m4c_evaluator.py`, lmm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
@@ -16,7 +15,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_reader
+from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_table
 
 _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
@@ -40,11 +39,14 @@ def _question(row: Row, style: str) -> Question:
 
 def _file_rows(source: Source) -> list[dict[str, Any]]:
     tsv = find_tsv(source, "TextVQA_VAL.tsv") if source.split == "val" else None
-    if tsv is not None and STYLES[source.style]:
+    if tsv is None:
+        return _json_rows(source)
+    if STYLES[source.style]:
         raise ValueError(
             f"{tsv} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
         )
-    return list(_tsv_or_json_rows(source))
+    rows = tsv_table(source, tsv, ("question", "answer"), "TextVQA")
+    return [{**row, "id": row["index"], "image_id": row["picture"]} for row in rows]
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
@@ -58,32 +60,25 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     return files.with_pictures(source, rows, ("test_images" if split == "test" else "train_images", "images"))
 
 
-_tsv_or_json_rows = tsv_reader(
-    *("TextVQA", ("TextVQA_VAL.tsv",), ("question", "answer")),
-    split="val",
-    otherwise=_json_rows,
-    image_id="picture",
-)
-
-
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:
-    asked = files.find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
-    if asked is not None:
-        rows = files.read_json_lines(asked, ("image", "text"))
+    path = files.find_optional(source, "llava_textvqa_val_v051_ocr.jsonl") if source.split == "val" else None
+    if path is not None:
+        rows = files.read_json_lines(path, ("image", "text"))
         tokens = {str(row["image"]).rpartition(".")[0]: _named(row["text"]) for row in rows}
-        _check_tokens(asked, tokens, pictures)
-        return tokens
-    path = files.find(
-        source,
-        "OCR tokens, which LLaVA's prompt needs (or use --prompt-style llava_no_ocr)",
-        f"TextVQA_Rosetta_OCR_v0.2_{source.split}.json",
-        "textvqa_ocr.json",
-    )
-    tokens = {
-        row["image_id"]: row["ocr_tokens"]
-        for row in files.read_list(path, "data", ("image_id", "ocr_tokens"))
-    }
-    _check_tokens(path, tokens, pictures)
+    else:
+        path = files.find(
+            source,
+            "OCR tokens, which LLaVA's prompt needs (or use --prompt-style llava_no_ocr)",
+            f"TextVQA_Rosetta_OCR_v0.2_{source.split}.json",
+            "textvqa_ocr.json",
+        )
+        rows = files.read_list(path, "data", ("image_id", "ocr_tokens"))
+        tokens = {row["image_id"]: row["ocr_tokens"] for row in rows}
+    absent = sorted(pictures - set(tokens))
+    if absent:
+        raise ValueError(
+            f"{path} lacks the tokens of {len(absent)} pictures (first: {absent[0]}): it is of another split."
+        )
     return tokens
 
 
@@ -91,14 +86,6 @@ def _named(text: str) -> list[str]:
     """Return the tokens that one of LLaVA's prompts names."""
     named = text.rpartition(_BEFORE_TOKENS)[2].partition("\n")[0]
     return named.split(", ") if named else []
-
-
-def _check_tokens(path: Path, tokens: Mapping[str, list[str]], pictures: set[str]) -> None:
-    absent = sorted(pictures - set(tokens))
-    if absent:
-        raise ValueError(
-            f"{path} lacks the tokens of {len(absent)} pictures (first: {absent[0]}): it is of another split."
-        )
 
 
 def _table_rows(source: Source) -> Iterable[dict[str, Any]]:

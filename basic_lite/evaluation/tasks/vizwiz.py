@@ -75,7 +75,7 @@ BENCHMARK = Benchmark(
         table_reader(
             *("question_id", "question", "answers", "category"), key="question_id", answer_type="category"
         ),
-        tsv_reader("VizWiz", ("VizWiz.tsv",), ("question", "answer"), split="val", otherwise=_json_rows),
+        tsv_reader("VizWiz", "VizWiz.tsv", split="val", otherwise=_json_rows),
     ),
     question=_question,
     styles=SAME_STYLES,

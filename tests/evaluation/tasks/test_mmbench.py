@@ -201,47 +201,47 @@ def test_unknown_prompt_style_names_the_known_ones():
 @pytest.mark.parametrize("method", ["exact_matching", "lmms_static"])
 def test_all_right_is_one_everywhere(method):
     result = score(RIGHT, method)
-    assert result.overall == result.vanilla == result.all_rows == 1.0
-    assert set(result.per_category.values()) == set(result.per_l2_category.values()) == {1.0}
-    assert (result.n_questions, result.n_rows, result.n_unparsed) == (3, 9, 0)
+    assert result.value == result.figures["vanilla"] == result.figures["all_rows"] == 100
+    assert {value for groups in result.breakdown.values() for value in groups.values()} == {100}
+    assert (result.figures["n_questions"], result.figures["n_rows"], result.unparsed) == (3, 9, 0)
 
 
 @pytest.mark.parametrize("method", ["exact_matching", "lmms_static"])
 def test_one_wrong_rotation_loses_its_question(method):
     result = score({**RIGHT, 2000007: "A"}, method)
-    assert result.overall == pytest.approx(2 / 3)
-    assert result.per_l2_category == {
-        "finegrained_perception (instance-level)": 0.5,
-        "logic_reasoning": 1.0,
+    assert result.value == pytest.approx(200 / 3)
+    assert result.breakdown["l2-category"] == {
+        "finegrained_perception (instance-level)": 50,
+        "logic_reasoning": 100,
     }
-    assert result.per_category["object_localization"] == 0.0
+    assert result.breakdown["category"]["object_localization"] == 0
 
 
 @pytest.mark.parametrize("method", ["exact_matching", "lmms_static"])
 def test_a_lower_case_letter_is_not_parsed(method):
     result = score({**RIGHT, 20: "a"}, method)
-    assert result.overall == pytest.approx(2 / 3)
-    assert result.n_unparsed == 1
+    assert result.value == pytest.approx(200 / 3)
+    assert result.unparsed == 1
 
 
 def test_always_the_same_letter_scores_zero():
     result = score(dict.fromkeys(RIGHT, "A"))
-    assert result.overall == 0.0
-    assert result.vanilla == result.all_rows == pytest.approx(1 / 3)
-    assert result.histogram == {"A": 9}
+    assert result.value == 0
+    assert result.figures["vanilla"] == result.figures["all_rows"] == pytest.approx(100 / 3)
+    assert result.figures["letters"] == {"A": 9}
 
 
-@pytest.mark.parametrize(("method", "expected"), [("lmms_static", 1.0), ("exact_matching", 2 / 3)])
+@pytest.mark.parametrize(("method", "expected"), [("lmms_static", 100), ("exact_matching", 200 / 3)])
 def test_a_long_answer_is_matched_by_text_in_lmms_only(method, expected):
     result = score({**RIGHT, 12: "It is lit, yes"}, method)
-    assert result.overall == pytest.approx(expected)
-    assert result.text_share == pytest.approx(1 / 9 if method == "lmms_static" else 0)
+    assert result.value == pytest.approx(expected)
+    assert result.figures["resolved_by_text"] == pytest.approx(100 / 9 if method == "lmms_static" else 0)
 
 
 def test_a_missing_prediction_is_wrong_and_counted():
     result = score({index: text for index, text in RIGHT.items() if index != 12})
-    assert result.overall == pytest.approx(2 / 3)
-    assert result.n_missing == result.n_unparsed == 1
+    assert result.value == pytest.approx(200 / 3)
+    assert (result.missing, result.unparsed) == (1, 0)
 
 
 def ask(name="mmbench_dev.tsv", benchmark=ENGLISH):

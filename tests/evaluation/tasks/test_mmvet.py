@@ -7,6 +7,7 @@ import pytest
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.judge import read_grades, read_rule, write_prompts
 from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.table import scorer_of
 from basic_lite.evaluation.tasks import mmvet
 from basic_lite.evaluation.tasks.mmvet import OWN_TABLE, proxy_substring
 
@@ -128,7 +129,7 @@ def test_the_proxy_says_that_it_is_no_mmvet_score(fixtures):
     assert result.notes[0].startswith("proxy, not MM-Vet")
     assert "not MM-Vet" in result.metric
     with pytest.raises(ValueError, match="unjudged, proxy_substring"):
-        mmvet.score(questions(fixtures), ANSWERS, "gpt")
+        scorer_of("mmvet", "gpt")
 
 
 def test_result_file_and_parquet(fixtures, tmp_path, parquet, png):

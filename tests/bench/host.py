@@ -3,30 +3,38 @@
 A step costs what the GPU computes or what Python issues, whichever is more; with tiny tensors on a CPU only
 the second is left. The same decoder is trained with few layers and with more; the difference over the layers
 between is what one layer costs, free of what a step does once.
+
+    cd tests && python -m bench.host --model gemma-2b
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import typer
+from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PretrainedConfig, PrinterCallback, TrainerCallback
+from transformers import PretrainedConfig, TrainerCallback
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.step import arguments_of, set_recomputed
-from basic_lite.data.pictures import ImageTransform
-from basic_lite.method.objective import Objective
+from basic_lite.bench.step import Step, random_rows_trainer, set_recomputed
+from basic_lite.console import quiet_console
+from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.parts import parts_of
 from basic_lite.models.trainable import Adapters, train_adapters, train_projector
-from basic_lite.training.trainer import BasicTrainer
 
 FEW, MANY = 2, 8
 """Decoder layers of the two models whose difference is taken."""
+
+_VISION = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"image_size": 14, "patch_size": 14},
+}
 
 _FREE = frozenset(
     (
@@ -44,18 +52,13 @@ class Layer:
 
     operations: float  # that compute something, forward and backward
     seconds: float  # processor time of the quickest step: what else a machine runs only adds to it
-    names: dict[str, float]  # the operations by name, most frequent first
 
 
 class _Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: Counter[str] = Counter()
+    operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name = str(func).removeprefix("aten.")
-        if name.split(".")[0] not in _FREE:
-            self.names[name] += 1
+        self.operations += str(func).removeprefix("aten.").split(".")[0] not in _FREE
         return func(*args, **(kwargs or {}))
 
 
@@ -94,51 +97,65 @@ def tiny(name: str) -> PretrainedConfig:
 def measure(
     name: str = "vicuna-7b",  # a decoder in `synthetic.DECODERS`, whose structure is taken
     *,
-    stage: int = 2,  # 1 trains the projector, 2 adapters and projector
+    stage: Literal[1, 2] = 2,  # 1 trains the projector, 2 adapters and projector
     recompute: bool = False,  # run all layers again in backward
     basic: bool = True,  # with BASIC's terms
     grouped: bool = True,  # run adapters that share an input together; without, as PEFT does
     steps: int = 10,  # timed ones
 ) -> Layer:
     """Count and time what a decoder layer in 4 bits costs the host in a step."""
-    few, many = (_train(name, layers, stage, recompute, basic, grouped, steps) for layers in (FEW, MANY))
-    between = MANY - FEW
-    names = {key: (count - few[1][key]) / between for key, count in many[1].items()}
-    names = {key: value for key, value in sorted(names.items(), key=lambda item: -item[1]) if value > 0}
-    operations = (many[1].total() - few[1].total()) / between
-    return Layer(operations, (many[0] - few[0]) / between, names)
 
-
-def _train(
-    name: str, layers: int, stage: int, recompute: bool, basic: bool, grouped: bool, steps: int
-) -> tuple[float, Counter[str]]:
-    """Return the processor time of a step of a tiny decoder, and the operations of one."""
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    vision |= {"num_attention_heads": 2, "image_size": 14, "patch_size": 14}
-    assembled = synthetic.random_model(
-        name, bits=4, dtype=torch.bfloat16, device="cpu", layers=layers, text=tiny(name), vision=vision
-    )
-    if stage == 1:
-        train_projector(assembled)
-    else:
-        train_adapters(assembled, Adapters(8, 16, 0.05))
-    set_recomputed(assembled, None if recompute else 0)
-    warm = 2
-    watch, count = _Watch(warm, steps), warm + steps + 1
-    vocabulary = parts_of(assembled.model).decoder.config.vocab_size
-    rows = synthetic.RandomRows(count, assembled.tokens_per_image, 2, vocabulary, assembled.image_size)
-    half = (0.5, 0.5, 0.5)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = BasicTrainer(
-            assembled.model,
-            arguments_of(assembled, scratch, 1, count, logging_steps=10**6),
-            objective=Objective() if basic else Objective(0, 0),
-            transform=ImageTransform(size=assembled.image_size, mean=half, std=half, aspect="squash"),
-            grouped_adapters=grouped,
-            train_dataset=rows,
-            data_collator=assembled.collator(),
-            callbacks=[watch],
+    def step(layers: int) -> tuple[int, float]:
+        """Return the operations of a step of a tiny decoder, and the processor time of one."""
+        assembled = synthetic.random_model(
+            name, bits=4, dtype=torch.bfloat16, device="cpu", layers=layers, text=tiny(name), vision=_VISION
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return min(watch.seconds), watch.count.names
+        if stage == 1:
+            train_projector(assembled)
+        else:
+            train_adapters(assembled, Adapters(rank=8, alpha=16))
+        set_recomputed(assembled, None if recompute else 0)
+        row = Step(stage, micro_batch=1, text=2, warm=2, steps=steps + 1)
+        watch = _Watch(row.warm, steps)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = random_rows_trainer(assembled, row, scratch, basic=basic)
+            trainer.add_callback(watch)
+            if not grouped:
+                as_published(parts_of(assembled.model).decoder)
+            trainer.train()
+        return watch.count.operations, min(watch.seconds)
+
+    few, many = step(FEW), step(MANY)
+    operations, seconds = ((more - less) / (MANY - FEW) for more, less in zip(many, few, strict=True))
+    return Layer(operations, seconds)
+
+
+PEFTS = "stage 2, BASIC, adapters as PEFT runs them"
+KINDS = {
+    "stage 1, BASIC": {"stage": 1},
+    "stage 1, plain": {"stage": 1, "basic": False},
+    "stage 2, BASIC": {},
+    "stage 2, plain": {"basic": False},
+    PEFTS: {"grouped": False},
+}
+
+
+def main(model: str = "vicuna-7b", rounds: int = 3, steps: int = 10) -> None:
+    """Print the table: ROUNDS measurements of each, in turn, of STEPS timed steps."""
+    torch.set_num_threads(1)
+    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
+    for recompute in (False, True):
+        layers = {name: [] for name in KINDS}
+        for _ in range(rounds):
+            for name, settings in KINDS.items():
+                layers[name].append(measure(model, recompute=recompute, steps=steps, **settings))
+        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in layers.items()}
+        for name, each in layers.items():
+            share = f"{seconds[name] / seconds[PEFTS]:.2f}" if name.startswith("stage 2") else ""
+            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
+            table.add_row(name, "yes" if recompute else "no", *cells)
+    quiet_console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
