@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import StoppingCriteria, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from basic_lite.data.conversation import IMAGE, Turn
 from basic_lite.data.pictures import open_picture
@@ -111,31 +112,29 @@ class Chat:
         longest, never = min(self.max_new_tokens, room), [assembled.image_token_id]
         options = self.sampling.options(stops_of(assembled), assembled.pad_token_id, longest, never)
         pieces = TextIteratorStreamer(assembled.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        left = _Left()
-        produced: list[list[int]] = []
-        failures: list[BaseException] = []
+        left = threading.Event()
 
-        def answer() -> None:
+        def has_left(ids: torch.Tensor, scores: object, **more: object) -> torch.Tensor:
+            """Stop the model at its next token once the reader of its answer has left."""
+            return torch.full((len(ids),), left.is_set(), device=ids.device)
+
+        def answer() -> list[int]:
             try:
                 with self.lock, torch.inference_mode():
                     if self.sampling.seed is not None:
                         torch.manual_seed(self.sampling.seed + len(self.turns))
-                    out = model.generate(**row, **options, streamer=pieces, stopping_criteria=[left])
-                produced.append(out[0, len(ids) :].tolist())
-            except BaseException as error:  # raised again where somebody hears it
-                failures.append(error)
-                pieces.on_finalized_text("", stream_end=True)
+                    out = model.generate(**row, **options, streamer=pieces, stopping_criteria=[has_left])
+                return out[0, len(ids) :].tolist()
+            finally:
+                pieces.on_finalized_text("", stream_end=True)  # after a fault nobody else ends it
 
-        worker = threading.Thread(target=answer, daemon=True)
-        worker.start()
-        try:
-            yield from pieces
-        finally:
-            left.event.set()
-            worker.join()
-        if failures:
-            raise failures[0]
-        self.remember(text, text_of(assembled, produced[0]))
+        with ThreadPoolExecutor(1) as worker:
+            answered = worker.submit(answer)
+            try:
+                yield from pieces
+            finally:
+                left.set()
+        self.remember(text, text_of(assembled, answered.result()))
 
     def remember(self, text: str, answer: str) -> None:
         """Carry on a message and its answer, made now or earlier, and the pictures that waited for it.
@@ -167,16 +166,6 @@ class Chat:
 
     def _asked(self, text: str) -> Turn:
         return "user", f"{IMAGE}\n" * len(self.waiting) + text.replace(IMAGE, "")
-
-
-class _Left(StoppingCriteria):
-    """Stops the model at its next token once the reader of its answer has left."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **more: object) -> Any:
-        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
 def converse(chat: Chat, lines: Iterable[str], write: Callable[[str], None]) -> None:

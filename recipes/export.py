@@ -27,7 +27,7 @@ def main(
         o.option(
             "Of a run on a 4-bit base: the original weights, or those that were trained on, rounded "
             "as they were.",
-            default="must be said",
+            default="required for such a run",
         ),
     ] = None,
     dtype: Annotated[
@@ -62,7 +62,7 @@ def main(
 ) -> None:
     """Write a run in another layout, read it back, and compare it with the run.
 
-    The folder gets its name only if it says what the run says: the same ids, logits within rounding.
+    The folder gets its name only if it answers as the run does: the same ids, logits within rounding.
 
     Examples:
 

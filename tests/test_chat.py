@@ -46,13 +46,18 @@ def test_an_answer_is_the_one_that_an_evaluation_gets(picture):
 def test_words_come_while_the_model_still_answers(monkeypatch):
     assembled = tiny_assembled("llama")
     chat, steps = chats.Chat(assembled, max_new_tokens=40), []
-    waits = chats._Left.__call__
+    generate = assembled.model.generate
 
-    def counted(self, ids, scores, **more):
-        steps.append(self.event.is_set())
-        return waits(self, ids, scores, **more)
+    def watched(stopping_criteria, **more):
+        (has_left,) = stopping_criteria
 
-    monkeypatch.setattr(chats._Left, "__call__", counted)
+        def counted(ids, scores, **more):
+            steps.append(bool(has_left(ids, scores).all()))
+            return has_left(ids, scores)
+
+        return generate(stopping_criteria=[counted], **more)
+
+    monkeypatch.setattr(assembled.model, "generate", watched)
     answer = chat.say("hello")
     next(answer)
     answer.close()

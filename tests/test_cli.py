@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import COMMAND, run, stage1, stage2
+from command import COMMAND, run, settings_shown, stage1, stage2
 from forked import Forked
 from typer.testing import CliRunner
 
@@ -189,6 +189,7 @@ def test_dry_run_says_everything_and_loads_nothing(world, tmp_path):
     done = run(*stage1(world, "--dry-run"), cwd=tmp_path)
     for text in ("captions.json", "learning rate", "0.001", "quadratic", "max length"):
         assert text in done.stdout
+    assert "(" not in settings_shown(done.stdout)["tower"], "a hub id or folder"
     assert list(tmp_path.iterdir()) == []
 
 

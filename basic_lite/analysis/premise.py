@@ -146,7 +146,10 @@ def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], N
     texts = texts_of(asked.text, sources.llm)
     causal, tokenizer = load(sources, device, asked.random_weights)
     return examine(
-        *(causal.model, causal.lm_head, tokenizer, texts),
+        causal.model,
+        causal.lm_head,
+        tokenizer,
+        texts,
         layers=asked.layers,
         weighting=asked.weighting,
         read=asked.tokens,

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from basic_lite import pages
 from basic_lite.analysis import replacement
-from basic_lite.analysis.inspection import DepthResults, ModelResults
+from basic_lite.analysis.inspection import ModelResults
 from basic_lite.analysis.judges import shown
 from basic_lite.analysis.tokens import Analysis
 
@@ -27,7 +27,6 @@ SECOND: str = "#2a6f97"
 
 
 def colours(analysis: Analysis) -> list[str]:
-    """Return a colour for each model of an analysis."""
     chosen: list[str] = []
     for subject in analysis.subjects:
         own = COLOURS[subject.kind]
@@ -113,7 +112,6 @@ _SHOWN_TEXTS = (replacement.ORIGINAL, replacement.DIRECTION, replacement.AS_TEXT
 
 
 def write(path: Path, analysis: Analysis) -> Path:
-    """Write the page and return its path."""
     return pages.write(
         path,
         "analysis/tokens.html",
@@ -175,9 +173,8 @@ def _stand_in(result: ModelResults, kind: str) -> tuple[str, list[str]]:
 def _common(analysis: Analysis) -> list[tuple[str, list[list[tuple[str, bool, str]]]]]:
     """Return the most frequent matches at some depths: token, whether it is an end token, share."""
     rows = []
-    for place in sorted(
-        {0, max(analysis.layers // 2, 1), analysis.layers, len(analysis.results[0].depths) - 2}
-    ):
+    last = len(analysis.results[0].depths) - 2
+    for place in sorted({0, max(analysis.layers // 2, 1), analysis.layers, last}):
         depths = [result.depths[place] for result in analysis.results]
         cells = [
             [
@@ -286,17 +283,22 @@ def chosen_depths(layers: int, k: int, most: int = 12) -> list[int]:
 
 def depth_table(analysis: Analysis) -> Group:
     """Return shares and cosines at each depth, a column for each model."""
-    measures = ["end %", "cos"] if analysis.judged_by is None else ["true%", "end %", "cos"]
-    table = _table("depth", analysis, measures)
+    judged, chosen = analysis.judged_by is not None, analysis.samples
+    table = _table("depth", analysis, ["true%", "end %", "cos"] if judged else ["end %", "cos"])
     last = len(analysis.results[0].depths) - 1
     for place in [*chosen_depths(last - 1, analysis.layers), last]:
+        cells = []
+        for depth in (result.depths[place] for result in analysis.results):
+            meaningful = [_share_percent(depth.meaningful_share)] if judged else []
+            cells.append(_row([*meaningful, _share_percent(depth.end_share), f"{depth.cosine['mean']:.2f}"]))
         name = analysis.results[0].depths[place].name
-        mark = " = k" if name == str(analysis.layers) else ""
-        table.add_row(
-            f"{name}{mark}",
-            *(_row(_figures(result.depths[place])[-len(measures) :]) for result in analysis.results),
-        )
-    return Group(Text(_title(analysis)), table)
+        table.add_row(f"{name} = k" if name == str(analysis.layers) else name, *cells)
+    unread = f"; {len(chosen.unreadable)} could not be read" if chosen.unreadable else ""
+    title = (
+        f"{len(chosen.chosen)} of {chosen.available} {chosen.source}{unread}. "
+        f"Nearest vocabulary token of every patch.\nJudged by {analysis.judged_how}."
+    )
+    return Group(Text(title), table)
 
 
 def common_table(analysis: Analysis) -> Group:
@@ -342,24 +344,6 @@ def _table(first: str, analysis: Analysis, measures: list[str]) -> Table:
 
 def _row(values: list[str]) -> str:
     return " ".join(f"{value:>5}" for value in values)
-
-
-def _title(analysis: Analysis) -> str:
-    shown_count, shows = len(analysis.samples.chosen), analysis.samples
-    unread = f"; {len(shows.unreadable)} could not be read" if shows.unreadable else ""
-    return (
-        f"{shown_count} of {shows.available} {shows.source}{unread}. "
-        "Nearest vocabulary token of every patch.\n"
-        f"Judged by {analysis.judged_how}."
-    )
-
-
-def _figures(depth: DepthResults) -> list[str]:
-    return [
-        _share_percent(depth.meaningful_share),
-        _share_percent(depth.end_share),
-        f"{depth.cosine['mean']:.2f}",
-    ]
 
 
 def _share_percent(share: float | None) -> str:

@@ -172,8 +172,6 @@ BEFORE = "before training"
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of an analysis."""
-
     label: str  # as tables and plots call it
     folder: Path  # of the run; of `BEFORE` the one whose beginning it is
     manifest: dict  # of that run
@@ -242,15 +240,15 @@ def _first_seed(manifest: dict) -> tuple[int, str]:
 
     A stage-2 run's projector began in a stage 1, whose folder its manifest names with the projector's hash.
     """
-    origin = manifest.get("from") or {}
+    own, origin = int(manifest["training"].get("seed", 0)), manifest.get("from") or {}
     if "stage1" not in origin:
-        return int(manifest["training"].get("seed", 0)), "the run's own"
+        return own, "the run's own"
     folder = Path(origin["stage1"])
     with suppress(ValueError, OSError, KeyError):
         first = read_manifest(folder)
         if file_hash(folder / PROJECTOR) == origin["projector"]:
             return int(first["training"].get("seed", 0)), "its stage 1's"
-    return int(manifest["training"].get("seed", 0)), f"the stage 2's own, for {folder} is no longer there"
+    return own, f"the stage 2's own, for {folder} is no longer there"
 
 
 def _named(manifest: dict, what: str) -> object:

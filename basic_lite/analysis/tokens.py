@@ -32,8 +32,6 @@ WAYS: dict[str, str] = {
 
 @dataclass
 class Analysis:
-    """All results of an analysis."""
-
     subjects: list[Subject]  # the models
     results: list[ModelResults]  # of each model
     samples: Samples  # what was shown

@@ -31,7 +31,11 @@ class Finding:
     name: str
     state: Literal["good", "note", "bad"]  # a note leaves a run possible, `"bad"` does not
     text: str  # the result, in a few words
-    remedy: str = ""  # the line that fixes it
+    remedy: str = ""  # the line that fixes what is not good
+
+
+def _state(works: bool) -> Literal["good", "bad"]:
+    return "good" if works else "bad"
 
 
 def examine(folder: Path, model: str | None = None) -> Iterator[Finding]:
@@ -140,7 +144,7 @@ def room(loads: list[Load], packed: int) -> Finding:
         shares.append(f"{size / 1e9:.1f} GB of {free / 1e9:.0f} GB free at {existing}")
     remedy = f"free some, or set HF_HOME and {quantised.VARIABLE} to a larger disk"
     text = f"downloads and copies take {', '.join(shares)}"
-    return Finding("room", "bad" if full else "good", text, remedy if full else "")
+    return Finding("room", _state(not full), text, remedy)
 
 
 def _existing(path: Path) -> Path:
@@ -186,9 +190,8 @@ def versions() -> Finding:
             wrong.append(f"{wanted.name} {installed} is not {wanted.specifier}")
         if wanted.name in ("torch", "transformers", "peft"):
             shown.append(f"{wanted.name} {installed}")
-    if wrong:
-        return Finding("versions", "bad", "; ".join(wrong), "pip install --upgrade basic-lite")
-    return Finding("versions", "good", ", ".join(shown))
+    text = "; ".join(wrong) or ", ".join(shown)
+    return Finding("versions", _state(not wrong), text, "pip install --upgrade basic-lite")
 
 
 def device() -> Finding:
@@ -232,10 +235,8 @@ def bf16() -> Finding:
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(64, 64, generator=generator).to(where) for _ in range(2))
     error = float(((a.bfloat16() @ b.bfloat16()).float() - a @ b).abs().max() / (a @ b).abs().max())
-    if error > 0.02:
-        text = f"a product is wrong by {error:.2g}"
-        return Finding("bf16", "bad", text, "add --precision fp32, update the driver")
-    return Finding("bf16", "good", f"a product differs from fp32 by {error:.1g}")
+    text = f"a product differs from fp32 by {error:.1g}"
+    return Finding("bf16", _state(error < 0.02), text, "add --precision fp32, update the driver")
 
 
 def bitsandbytes() -> Finding:
@@ -257,9 +258,8 @@ def bitsandbytes() -> Finding:
     assert rows.grad is not None
     gradient = float((rows.grad - weight.sum(0)).abs().max())
     text = f"{version('bitsandbytes')}: a 4-bit layer differs by {gap:.1g} forward, {gradient:.1g} backward"
-    if max(gap, gradient) > 1e-2:
-        return Finding("bitsandbytes", "bad", text, "pip install --upgrade bitsandbytes, or add --bits 16")
-    return Finding("bitsandbytes", "good", text)
+    remedy = "pip install --upgrade bitsandbytes, or add --bits 16"
+    return Finding("bitsandbytes", _state(max(gap, gradient) < 1e-2), text, remedy)
 
 
 def liger() -> Finding:
@@ -274,9 +274,7 @@ def liger() -> Finding:
     expected = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + 1e-6)
     gap = float((output - expected).abs().max())
     text = f"{installed}: a fused norm differs by {gap:.1g}"
-    if gap > 1e-4:
-        return Finding("liger-kernel", "bad", text, "pip install --upgrade liger-kernel triton")
-    return Finding("liger-kernel", "good", text)
+    return Finding("liger-kernel", _state(gap < 1e-4), text, "pip install --upgrade liger-kernel triton")
 
 
 def disk(folder: Path) -> Finding:

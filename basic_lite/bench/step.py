@@ -80,15 +80,7 @@ def measure_steps(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
-        random_rows_trainer(
-            assembled,
-            scratch,
-            step.micro_batch,
-            step.text,
-            step.warm + step.steps,
-            basic=basic,
-            optimizer_name=optimizer,
-        ).train()
+        random_rows_trainer(assembled, step, scratch, basic=basic, optimizer=optimizer).train()
         log = [json.loads(line) for line in (Path(scratch) / "log.jsonl").read_text().splitlines()]
     if any("micro_batch" in row for row in log):
         raise ValueError(f"out of memory: micro-batch {step.micro_batch} was split")
@@ -110,37 +102,28 @@ def measure_steps(
 
 
 def random_rows_trainer(
-    assembled: Assembled,
-    scratch: str,
-    micro_batch: int,
-    text: int,
-    steps: int,
-    *,
-    basic: bool = True,
-    optimizer_name: str = "adamw",
+    assembled: Assembled, step: Step, scratch: str, *, basic: bool = True, optimizer: Optimizer = "adamw"
 ) -> BasicTrainer:
-    """Return our trainer, on rows of one picture and `text` tokens, for `steps` optimizer steps."""
+    """Return our trainer of a model whose trained parameters are set; it writes into the folder `scratch`."""
     trainer = BasicTrainer(
         assembled.model,
-        _arguments(assembled, scratch, micro_batch, steps, logging_steps=1),
+        _arguments(assembled, step, scratch, logging_steps=1),
         objective=Objective() if basic else Objective(0, 0),
         transform=_transform(assembled),
-        optimizer_name=optimizer_name,
-        train_dataset=_rows(assembled, steps * micro_batch, text),
+        optimizer_name=optimizer,
+        train_dataset=_rows(assembled, step),
         data_collator=assembled.collator(),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(
-    assembled: Assembled, scratch: str, micro_batch: int, steps: int, **more: Any
-) -> TrainingArguments:
+def _arguments(assembled: Assembled, step: Step, scratch: str, **more: Any) -> TrainingArguments:
     """Return the arguments that ours and others' Trainers share: nothing is saved or reported."""
     return TrainingArguments(
         output_dir=scratch,
-        per_device_train_batch_size=micro_batch,
-        max_steps=steps,
+        per_device_train_batch_size=step.micro_batch,
+        max_steps=step.warm + step.steps,
         bf16=assembled.sources.dtype == torch.bfloat16,
         use_cpu=parts_of(assembled.model).embedding.device.type == "cpu",
         save_strategy="no",
@@ -150,9 +133,10 @@ def _arguments(
     )
 
 
-def _rows(assembled: Assembled, count: int, text: int) -> RandomRows:
+def _rows(assembled: Assembled, step: Step) -> RandomRows:
+    count = (step.warm + step.steps) * step.micro_batch
     vocabulary = parts_of(assembled.model).decoder.config.vocab_size
-    return RandomRows(count, assembled.tokens_per_image, text, vocabulary, assembled.image_size)
+    return RandomRows(count, assembled.tokens_per_image, step.text, vocabulary, assembled.image_size)
 
 
 def _transform(assembled: Assembled) -> ImageTransform:
@@ -323,13 +307,12 @@ def measure_baseline(
     decoder.set_attn_implementation(own)
     liger = device.type == "cuda" and not naive
     more = {"remove_unused_columns": False, "use_liger_kernel": liger}
-    steps = step.warm + step.steps
     try:
         with tempfile.TemporaryDirectory() as scratch, _published(assembled.model):
             trainer = (_Naive if naive else Trainer)(
                 assembled.model,
-                _arguments(assembled, scratch, step.micro_batch, steps, **more),
-                train_dataset=_rows(assembled, steps * step.micro_batch, step.text),
+                _arguments(assembled, step, scratch, **more),
+                train_dataset=_rows(assembled, step),
                 data_collator=_collator(assembled),
                 callbacks=[clock],
             )

@@ -33,7 +33,7 @@ SUFFIXES: tuple[str, ...] = (".zip", ".tar", ".tar.gz", ".tgz")
 PICTURE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 STORED, DEFLATED, RAW, SEALED = 0, 8, 254, 255
-"""How an entry is kept: zip's own numbers 0 and 8; bytes of a tar; encrypted."""
+"""How an entry is stored: zip's own numbers 0 and 8; as it is, in a tar; encrypted."""
 
 COLUMNS: dict[str, type[np.generic]] = {
     "name_hash": np.uint64,
@@ -138,7 +138,7 @@ def unpacked(path: Path) -> Path:
 
 @functools.cache
 def open_archive(path: str) -> Archive | str:
-    """Return the archive at `path`, or why it cannot be read; looked at once per process."""
+    """Return the archive at `path`, or why it cannot be read; opened once per process."""
     try:
         return Archive(Path(path))
     except (ValueError, OSError) as error:
@@ -220,7 +220,7 @@ class Stored:
     size: int  # how many bytes
     stamp: int  # changes when the bytes do
     load: Callable[[], bytes]
-    name: str = ""  # what it is called where that is not what the row says, else empty
+    name: str = ""  # its name, if that is not the one in the row
 
     def read(self, name: str) -> bytes:
         """Read the bytes; `name` is what messages call the picture.
@@ -257,9 +257,8 @@ def path_fault(name: object) -> RowFault | None:
 def locate(ref: ImageRef) -> Stored:
     """Find a picture, without reading it; raises RowFault `missing_image` or `path_outside_root`.
 
-    A path is looked for as a file; where there is none, in the zip and tar files that lie along it:
-    `coco/train2017/1.jpg` is also found as `train2017/1.jpg` in `coco/train2017.zip`. What is nowhere under
-    its own name is looked for under those of `other_names`.
+    A path is tried as a file, then in the zip and tar files of the folders along it: `coco/train2017/1.jpg`
+    may also be `train2017/1.jpg` in `coco/train2017.zip`. Last, the same is tried with `other_names`.
     """
     if ref.data is not None:
         data = ref.data
@@ -285,10 +284,10 @@ def _find(ref: ImageRef, root: str) -> Stored | None:
 
 
 def other_names(name: str) -> list[str]:
-    """Return what a picture may be called that is not found: as other systems and web pages write its name.
+    """Return other names that a missing picture may have, as other systems and web pages write them.
 
     Without blanks around it, with slashes for backslashes, with percent codes resolved; and each of these
-    with a suffix in the other case, or with one where there is none.
+    with its suffix in the other case, or with a suffix if it has none.
     """
     plain = name.strip()
     slashed = plain.replace("\\", "/")
@@ -304,7 +303,7 @@ def other_names(name: str) -> list[str]:
 
 
 def nearest_name(ref: ImageRef) -> str:
-    """Return the name that comes nearest to that of a missing picture in its folder, empty if none does."""
+    """Return the name in the folder that is most like that of a missing picture, empty if none is."""
     if ref.root is None:
         return ""
     folder, name = posixpath.split(ref.name.strip().replace("\\", "/"))
@@ -318,11 +317,11 @@ def nearest_name(ref: ImageRef) -> str:
 
 
 MAX_COMPARED: int = 20_000
-"""Names of a folder that a missing one is compared with: half a second."""
+"""Most names that a missing one is compared with: half a second."""
 
 
 def read_file(path: Path) -> bytes:
-    """Read encoded bytes from a file that is named outright; archives beside it are not searched.
+    """Read encoded bytes from this very file; archives beside it are not searched.
 
     Raises RowFault `missing_image` or `oversized_image`.
     """

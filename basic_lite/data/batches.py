@@ -229,7 +229,7 @@ class Batches(torch.utils.data.Sampler[list[int]]):
         order_rows: int | None = None,
         rank: int = 0,  # which part of every batch this process gets, from 0
         ranks: int = 1,  # how many processes share the rows
-        # Rows and weight of each, in order; `None` for one whose rows all come once
+        # `(rows, weight)` of each data set, in order; `None` for one of weight 1
         sets: Sequence[tuple[int, float]] | None = None,
     ) -> None:
         if len(lengths) != len(modality):

@@ -313,7 +313,7 @@ def _examined(
 def check_data(
     rows: Rows,
     *,
-    pictures: Depth | None = "decode",  # how closely to look at them; `None` for not at all
+    pictures: Depth | None = "decode",  # how much of them is checked; `None` for nothing
     max_length: int = MAX_LENGTH,  # of a row, images included
     tokens_per_image: int = TOKENS_PER_IMAGE,
     stage: int = 2,  # 1 takes only rows of one image and its caption

@@ -277,7 +277,7 @@ def choose_template(
 def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
     """Return the ids that end an answer at generation, each once: turn end, the template's `stop`, EOS."""
     template, known = template_of(template), tokenizer.get_added_vocab()
-    # A caption ends with a newline: the last id, because the tokenizer may put a prefix in front of it.
+    # A caption ends with a newline: the last id, because the tokenizer may put a prefix before it.
     caption_end = tokenizer("\n", add_special_tokens=False).input_ids[-1]
     ids = [special_id(template, known, template.end) if template.end else caption_end]
     ids += [known[text] for text in template.stop if text in known]
@@ -286,7 +286,7 @@ def stop_ids(template: Template | str, tokenizer: Any) -> list[int]:
 
 
 def _check_turns(turns: Sequence[Turn], ends_with: str) -> None:
-    first = bool(turns) and turns[0][0] == "system"
+    first = 1 if turns and turns[0][0] == "system" else 0
     for number, (role, text) in enumerate(turns[first:], first):
         due = ("user", "assistant")[(number - first) % 2]
         if role != due:

@@ -18,9 +18,9 @@ from basic_lite.files import complete
 def convert(rows: Rows, out: Path, progress: Callable[[int, int], None] = no_progress) -> list[Finding]:
     """Write rows as `OUT/rows.jsonl` in LLaVA's layout, and pictures that they carry under `OUT/images/`.
 
-    A picture that is a file stays where it is; its row has the name under which it was found. An answer
-    without loss has `"train": false`. Returns the findings of rows that cannot be trained on; they are not
-    written. Raises ValueError if the folder `out` holds something already.
+    A picture that is a file stays in its place; its row has the name under which it was read. An answer
+    without loss has `"train": false`. Rows that cannot be trained on are not written but returned as
+    findings. Raises ValueError if `out` is not an empty or new folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another")

@@ -84,7 +84,7 @@ class RowEncoder:
 
     text: TextEncoder
     transform: ImageTransform  # from a picture to the tower's pixels
-    lettering: int | None = None  # side of a patch in pixels, to say which patches hold text
+    lettering: int | None = None  # side of a patch in pixels, to find patches with text
 
     def __call__(self, sample: Sample, row: int) -> tuple[dict[str, Any], int]:
         """Return an item of `SupervisedRows` and how many tokens were cut off.

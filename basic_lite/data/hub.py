@@ -245,7 +245,7 @@ def plain_row(stored: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _identity(path: Path, dataset: Dataset) -> dict[str, str]:
-    """Return what tells a data set from others, on disk or of the hub."""
+    """Return what identifies a data set on disk or on the hub."""
     if not path.exists():
         return {"fingerprint": dataset._fingerprint}
     files = sorted(

@@ -52,7 +52,7 @@ _WRAPPED = re.compile(
     rb"\s*\{\s*(?:\"[^\"]*\"\s*:\s*(?:\"[^\"]*\"|[-+.\w]+)\s*,\s*)*"
     rb"\"(?:data|rows|train|samples|examples|annotations|instances)\"\s*:\s*(?=\[)"
 )
-"""The start of an object that holds the array of rows, with nothing but simple values in front of it."""
+"""The start of an object that holds the array of rows, with only simple values before it."""
 
 
 def array_start(file: BinaryIO) -> tuple[int, bool] | None:
@@ -283,7 +283,7 @@ def open_index(
 ) -> Index:
     """Load the index of annotation files, JSON or WebDataset shards, or build and keep it.
 
-    It is kept beside `path`, or in the user's cache folder where that place cannot be written; it is used
+    It is kept beside `path`, or in the user's cache folder if that place cannot be written; it is used
     again as long as the files' sizes and times of change are the same. `path` is the annotation file, or the
     folder of the files. `progress` is called with what is being done, how much of it, and of how much. Raises
     ValueError if a file is empty, no JSON array or JSONL, or a damaged tar.

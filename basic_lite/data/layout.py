@@ -39,7 +39,7 @@ class Layout:
     images_in_row: tuple[int, ...]  # images of each row
     targets_in_row: tuple[int, ...]  # supervised tokens of each row
     blocks: tuple[Block, ...]  # what each image takes; pictures of one square are a block of patches each
-    right_padded: bool  # no padding in front of a real token, so causality alone hides all padding
+    right_padded: bool  # no padding before a real token, so causality alone hides all padding
 
     @property
     def places(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ WIDTH: int = 5
 """Side of the square in pixels of the tower's input: strokes and gaps narrower than this are seen."""
 
 CONTRAST: int = 40
-"""Of 255: what a stroke differs by from what it stands on."""
+"""Of 255: how much a stroke differs from its ground."""
 
 SHARE: float = 0.08
 """Share of a patch's pixels that must be dark strokes, and bright ones as well."""

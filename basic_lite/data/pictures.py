@@ -59,7 +59,7 @@ Not all that Pillow opens: EPS, for one, would start another program.
 """
 
 Depth = Literal["decode", "header", "present"]
-"""How closely a check looks at a picture; each includes the next."""
+"""How much of a picture is checked; each includes the next."""
 
 MAX_PIXELS: int = 89_478_485
 """Largest picture that is decoded, 268 MB as RGB; where Pillow begins to warn.
@@ -198,7 +198,7 @@ def decoded(image: Image.Image, name: str) -> Image.Image:
             return rgb(image)
     except MemoryError:
         raise
-    except Exception as error:  # a decoder meets hostile bytes here and may raise whatever it likes
+    except Exception as error:  # on hostile bytes a decoder may raise anything
         detail = f"image {shown(name)} cannot be decoded: {one_line(error)}"
         raise RowFault("undecodable_image", detail) from None
 
@@ -310,7 +310,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return a picture turned as its EXIF says, without that tag."""
+    """Return a picture rotated as its EXIF tag says, without that tag."""
     return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
 
 
@@ -362,7 +362,7 @@ class ImageTransform:
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in image.split()]))
 
     def upright(self, image: Image.Image) -> Image.Image:
-        """Return the picture as it is looked at: on the background, and turned if `exif` says so."""
+        """Return the picture as a viewer shows it: on the background, and turned if `exif` says so."""
         image = on_background(image, self.background)
         return upright(image) if self.exif == "rotate" else image
 

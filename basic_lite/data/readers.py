@@ -153,7 +153,7 @@ class Rows:
             return ""
 
     def answers(self) -> Iterator[str]:
-        """Yield what the assistant says in the rows to train on, shuffled in an order that stays the same."""
+        """Yield the assistant's texts in the rows to train on, in a fixed shuffled order."""
         for row in np.random.default_rng(0).permutation(np.flatnonzero(self.trained)):
             try:
                 turns = self[int(row)].turns

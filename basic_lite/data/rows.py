@@ -85,10 +85,10 @@ STILL_TRAINS: frozenset[str] = NOTES | {"too_long", "duplicate_id"}
 
 
 class RowFault(ValueError):
-    """A row that cannot be trained on: `code` is one of `CODES`, the text says what is wrong."""
+    """A row that cannot be trained on: `code` is one of `CODES`, the text is the reason."""
 
     def __init__(self, code: str, detail: str | None = None) -> None:
-        if detail is None:  # DataLoader raises a worker's error anew, from the text of its traceback alone
+        if detail is None:  # DataLoader raises a worker's error again, from its traceback's text
             code, detail = "malformed_row", code.rstrip().rpartition("\n")[2].removeprefix(_NAME)
         assert code in CODES, code
         super().__init__(detail)
@@ -96,7 +96,7 @@ class RowFault(ValueError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        return type(self), (self.code, self.detail)  # else pickle would give the text alone
+        return type(self), (self.code, self.detail)  # pickle would keep the text alone
 
 
 _NAME: str = f"{RowFault.__module__}.{RowFault.__qualname__}: "
@@ -151,7 +151,7 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
 
 
 _NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
-"""A placeholder with a name in front of it, as in `Image-1: <image>`."""
+"""A placeholder with a name before it, as in `Image-1: <image>`."""
 
 
 def normal_form(raw: RawRow) -> RawRow:
@@ -243,7 +243,7 @@ def _first(stored: Mapping[str, Any], *keys: str) -> Any:
 
 
 def _weights(stored: Mapping[str, Any]) -> list[Any]:
-    """Return what a row or a turn says about its loss."""
+    """Return the values that a row or a turn has for its loss."""
     return [stored[key] for key in ("weight", "train", "loss") if stored.get(key) is not None]
 
 
@@ -389,7 +389,7 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
     "query": query_response,
     "caption": caption_row,
 }
-"""The column that tells a layout from the others, and its reader from the row as stored to a `RawRow`."""
+"""The column by which each layout is recognised, and the reader of its rows."""
 
 _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
 _PATH_IN_TEXT = re.compile(r"<img>[^<\n]+</img>")  # as Qwen-VL's rows name their pictures

@@ -178,8 +178,8 @@ def check_beginning(stream: Stream, stage: int) -> list[str]:
     return [f"{count} of the first {len(first)} rows: {NOTED[code]}." for code, count in counts.items()]
 
 
-SEEN, CUT, REPLACED, LEFT_OUT = range(4)
-"""Columns of the counts."""
+COUNTS: tuple[str, ...] = ("seen", "truncated", "replaced", "left_out")
+"""What is counted of the rows of a stream."""
 
 
 class StreamedRows(Dataset):
@@ -192,7 +192,7 @@ class StreamedRows(Dataset):
     def __init__(self, encoder: RowEncoder, budget: float, bad_log: Path, workers: int) -> None:
         self.encoder, self.budget, self.bad_log = encoder, budget, bad_log
         # A row of counts for each process, the only one that writes it; all read all.
-        self.state = torch.zeros(workers + 1, 4, dtype=torch.int64).share_memory_()
+        self.state = torch.zeros(workers + 1, len(COUNTS), dtype=torch.int64).share_memory_()
         self.known = {line["row"] for line in read_bad_rows(bad_log)}
 
     def __getitems__(self, items: Sequence[Streamed]) -> list[dict[str, Any]]:
@@ -200,30 +200,28 @@ class StreamedRows(Dataset):
 
         Raises RowFault if a row is bad and the budget is spent, or all of a batch are.
         """
-        encoded: list[dict[str, Any] | None] = []
-        faults: list[tuple[Streamed, RowFault]] = []
-        for item in items:
+        rows: dict[int, dict[str, Any]] = {}
+        faults: dict[int, RowFault] = {}
+        for place, item in enumerate(items):
             try:
-                made, truncated = self.encoder(item.sample, item.number)
-                encoded.append(made)
-                self._count(CUT, int(truncated > 0))
+                rows[place], truncated = self.encoder(item.sample, item.number)
+                self._count("truncated", int(truncated > 0))
             except RowFault as fault:
-                encoded.append(None)
-                faults.append((item, fault))
-        good = [made for made in encoded if made is not None]
-        self._count(SEEN, len(good))
+                faults[place] = fault
+        good = list(rows.values())
+        self._count("seen", len(good))
         if not good:
-            raise faults[0][1]
-        result = [good[place % len(good)] if made is None else made for place, made in enumerate(encoded)]
-        others = iter([made["row"] for made, old in zip(result, encoded, strict=True) if old is None])
-        for (item, fault), other in zip(faults, others, strict=True):
-            self._count(REPLACED, 1)
-            self._log(Finding(item.number, item.sample.id, fault.code, fault.detail), {"replaced_by": other})
-        return result
+            raise faults[0]
+        for place, fault in faults.items():
+            rows[place], item = good[place % len(good)], items[place]
+            self._count("replaced", 1)
+            finding = Finding(item.number, item.sample.id, fault.code, fault.detail)
+            self._log(finding, {"replaced_by": rows[place]["row"]})
+        return [rows[place] for place in range(len(items))]
 
     def leave_out(self, number: int, fault: RowFault) -> None:
         """Count and log a row that is in no batch; raises RowFault if the budget is spent."""
-        self._count(LEFT_OUT, 1)
+        self._count("left_out", 1)
         self._log(Finding(number, "", fault.code, fault.detail), {})
 
     def _log(self, finding: Finding, more: dict[str, Any]) -> None:
@@ -238,13 +236,12 @@ class StreamedRows(Dataset):
             raise RowFault(finding.code, detail)
 
     def tally(self) -> dict[str, int]:
-        """Return how many rows were `seen`, `truncated`, `replaced` and `left_out` by this process."""
-        names = ("seen", "truncated", "replaced", "left_out")
-        return dict(zip(names, self.state.sum(0).tolist(), strict=True))
+        """Return the `COUNTS` of all workers, since the run began or was resumed."""
+        return dict(zip(COUNTS, self.state.sum(0).tolist(), strict=True))
 
-    def _count(self, what: int, count: int) -> None:
+    def _count(self, what: str, count: int) -> None:
         worker = get_worker_info()
-        self.state[0 if worker is None else worker.id + 1, what] += count
+        self.state[0 if worker is None else worker.id + 1, COUNTS.index(what)] += count
 
 
 class StreamBatches(Sampler[list[Streamed]]):

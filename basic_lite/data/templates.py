@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-# Every string that a template uses as one special token, but for the rows that name their own.
+# Every string that is one special token in a template, except for rows with their own `marks`.
 SPECIAL = re.compile(r"(</s>|<eos>|<start_of_turn>|<end_of_turn>|<\|\w+\|>)")
 _OTHER = r"\[/?(?:INST|SYSTEM_PROMPT)\]|\[gMASK\]|<sop>"
 ANY_SPECIAL = re.compile(f"{SPECIAL.pattern[:-1]}|{_OTHER})")
@@ -101,7 +101,7 @@ _ROWS = (
     _VICUNA,
     Template("mistral_instruct", "", "[INST] {} [/INST]", " {} ", "</s>"),
     Template("mistral_official", "", "[INST] {}[/INST]", " {}", "</s>"),
-    # LLaVA++ writes the newline in front of the next turn, so none follows the last answer.
+    # LLaVA++ writes the newline before the next turn, so none follows the last answer.
     Template(
         "phi3_instruct", _PHI3_SYSTEM, "\n" + _PHI3_USER, "{}", "<|end|>",
         system_turn="<|system|>\n{}<|end|>", stop=_PHI3_STOP,

@@ -64,7 +64,7 @@ class Encoder:
         added.append({"content": _MARK, "id": backend.get_vocab_size(), **flags})
         self.plain = type(backend).from_str(json.dumps(specified))
         self.plain.encode_special_tokens = True
-        self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers come again and again
+        self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers recur
 
     def start(self, template: Template) -> list[int]:
         return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []

@@ -7,10 +7,10 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import Any
 
 
@@ -23,7 +23,7 @@ def cores() -> int:
 def shared_heap() -> Iterator[None]:
     """Let processes that are forked in here share what is in memory now.
 
-    The collector writes into every object that it looks at, and a page that is written is copied: some 130 MB
+    The collector writes into every object that it visits, and a page that is written is copied: some 130 MB
     per process with torch and transformers loaded. Objects that exist now are not collected meanwhile.
     """
     gc.collect()
@@ -51,7 +51,7 @@ def in_processes(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
     result means that a later job killed its process, most likely one of the next few.
     """
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (work,)) as pool:
-        with _ignoring_interrupts():
+        with _interrupts_held():
             ready = pool.submit(os.getpid)
         try:
             ready.result()
@@ -60,7 +60,7 @@ def in_processes(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
                 "no worker process could be started: call this under `if __name__ == '__main__':`, "
                 "or use one worker"
             ) from None
-        with _ignoring_interrupts():
+        with _interrupts_held():
             results = pool.map(_do, jobs)  # it cancels what is left when this generator is closed
         yield from results
 
@@ -78,13 +78,14 @@ def _do(job: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Processes that are started in here ignore interrupts from their first instruction on."""
-    if threading.current_thread() is not threading.main_thread():
+def _interrupts_held() -> Iterator[None]:
+    """Processes that are started in here receive no interrupts; the caller receives them afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

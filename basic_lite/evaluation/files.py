@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +44,8 @@ def hub_id(data: str | Path) -> str | None:
     text = str(data)
     if text.startswith("hf:"):
         return text.removeprefix("hf:")
-    return (
-        text
-        if text.startswith(hub.OWNERS) and hub.HUB_ID.fullmatch(text) and not Path(text).exists()
-        else None
-    )
+    known = text.startswith(hub.OWNERS) and hub.HUB_ID.fullmatch(text) and not Path(text).exists()
+    return text if known else None
 
 
 def is_table(source: Source) -> bool:
@@ -58,10 +56,8 @@ def is_table(source: Source) -> bool:
     if path.is_file():
         return path.suffix in (".parquet", ".arrow")
     if path.is_dir():
-        saved = (path / name for name in ("dataset_dict.json", "state.json"))
-        return any(file.is_file() for file in saved) or any(
-            any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet")
-        )
+        patterns = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
+        return any(any(path.glob(pattern)) for pattern in patterns)
     is_id = hub.HUB_ID.fullmatch(str(source.data)) is not None
     also = f", or hf:{source.data} for a data set of the hub" if is_id else ""
     raise ValueError(f"{source.data} does not exist: give a folder or a file{also}.")
@@ -182,14 +178,14 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(
-    path: Path, needs: Iterable[str] = (), drop_cut_end: bool = False
+    path: Path, needs: Sequence[str] = (), drop_cut_end: bool = False
 ) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; raises ValueError if a line is none or lacks one of `needs`.
 
     `drop_cut_end` leaves out a last line that does not parse, as a killed writer leaves it.
     """
     lines = read_text(path).split("\n")
-    rows, needs = [], tuple(needs)
+    rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -212,7 +208,7 @@ def require(row: Mapping[str, Any], names: Iterable[str], where: str) -> None:
         raise ValueError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, row))[:200]}.")
 
 
-def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[str, Any]]:
+def read_list(path: Path, name: str | None, needs: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of a JSON list, or of the list under `name` in an object; each has all of `needs`."""
     content = read_json(path)
     if name is not None:
@@ -220,7 +216,6 @@ def read_list(path: Path, name: str | None, needs: Iterable[str]) -> list[dict[s
         content = content[name]
     if not isinstance(content, list):
         raise ValueError(f"{path} holds no list of rows: it is no file of this kind.")
-    needs = tuple(needs)
     for number, row in enumerate(content):
         require(row, needs, f"{path} row {number}")
     return content
@@ -235,11 +230,9 @@ def read_keyed(path: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def unique(ids: Iterable[Id], where: str) -> None:
-    seen: set[Id] = set()
-    for identity in ids:
-        if identity in seen:
+    for identity, times in Counter(ids).items():
+        if times > 1:
             raise ValueError(f"{where}: id {identity} comes twice: remove the duplicate.")
-        seen.add(identity)
 
 
 def find(source: Source, what: str, *patterns: str) -> Path:
@@ -290,18 +283,17 @@ def locate_images(
         looked = ", ".join(map(str, places))
         raise ValueError(f"No folder of pictures: looked for {looked}; give the folder with --images.")
     here = set(os.listdir(root))  # one listing instead of one look per picture
-    paths: dict[Id, ImageSource] = {}
-    missing = []
-    for question, name in names.items():
-        paths[question] = root / name if name else None
-        if name and name not in here and not ("/" in name and (root / name).is_file()):
-            missing.append(name)
+    missing = [
+        name
+        for name in names.values()
+        if name and name not in here and not ("/" in name and (root / name).is_file())
+    ]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(names)} pictures are missing from {root} (first: {missing[0]}): unpack "
             "them there, or give the folder with --images."
         )
-    return paths
+    return {question: root / name if name else None for question, name in names.items()}
 
 
 def with_pictures(

@@ -7,6 +7,7 @@ that a published model and a run are measured alike. The words around a question
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ class HfLlava:
     tokenizer: Any  # the processor's
     pad_token_id: int  # id that fills a batch
     image_token_id: int  # id that marks a patch
-    tokens_per_image: int  # patches per image
     stops: list[int]  # ids that end an answer
     template: Template | None = None  # in place of the processor's chat template
 
@@ -44,6 +44,17 @@ class HfLlava:
         config = self.processor.image_processor.to_dict()
         background = getattr(self.model.config, BACKGROUND_KEY, WHITE)
         return ImageTransform.from_processor(config, aspect=aspect, exif=EXIF, background=background)
+
+    @cached_property
+    def tokens_per_image(self) -> int:
+        """Patches of a picture that reach the decoder: asked of the tower, as processors differ."""
+        config, tower, size = self.model.config, self.model.model.vision_tower, self.transform("pad").size
+        layer = config.vision_feature_layer
+        pixels = torch.zeros(1, 3, size, size, dtype=tower.dtype, device=tower.device)
+        with torch.inference_mode():
+            states = tower(pixels, output_hidden_states=True).hidden_states
+        state = states[layer if isinstance(layer, int) else layer[0]]
+        return state.shape[1] - (config.vision_feature_select_strategy == "default")
 
     def prompt(self, text: str, *, pictured: bool) -> str:
         """Return a question as the model is to read it, with `<image>` where its picture stands."""
@@ -132,18 +143,15 @@ def load(source: str, device: torch.device | str = "cpu", template: str | None =
         template = FALLBACK
     stops = _ends(model, processor) if template is None else stop_ids(TEMPLATES[template], tokenizer)
     candidates = (tokenizer.pad_token_id, model.generation_config.pad_token_id, *stops, 0)
-    made = HfLlava(
+    return HfLlava(
         model=model.eval(),
         processor=processor,
         tokenizer=tokenizer,
         pad_token_id=next(pad for pad in candidates if pad is not None and pad != image),
         image_token_id=image,
-        tokens_per_image=0,
         stops=stops,
         template=None if template is None else TEMPLATES[template],
     )
-    made.tokens_per_image = _patches(model, made.transform("pad").size)
-    return made
 
 
 def _ends(model: LlavaForConditionalGeneration, processor: Any) -> list[int]:
@@ -161,14 +169,3 @@ def _ends(model: LlavaForConditionalGeneration, processor: Any) -> list[int]:
         special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         ends += [token for token in after[:1] if token in special]
     return list(dict.fromkeys(end for end in ends if end is not None))
-
-
-@torch.inference_mode()
-def _patches(model: LlavaForConditionalGeneration, size: int) -> int:
-    """Return how many patches of a picture reach the decoder: asked of the tower, as processors differ."""
-    config, tower = model.config, model.model.vision_tower
-    layer = config.vision_feature_layer
-    pixels = torch.zeros(1, 3, size, size, dtype=tower.dtype, device=tower.device)
-    states = tower(pixels, output_hidden_states=True).hidden_states
-    state = states[layer if isinstance(layer, int) else layer[0]]
-    return state.shape[1] - (config.vision_feature_select_strategy == "default")

@@ -25,12 +25,11 @@ class StoredImage:
     table: Any = field(repr=False)  # the data set, with the column not decoded
     row: int
     column: str = "image"  # name of the image column
-    of_several: bool = False  # the cell is a list of frames, of which the middle one is taken
 
     def source(self) -> bytes | Path:
         """Return the encoded picture, or the file that holds it."""
         cell = self.table[self.row][self.column]
-        if self.of_several:
+        if isinstance(cell, list):  # frames of a video
             cell = cell[len(cell) // 2]
         return cell["bytes"] if cell.get("bytes") is not None else Path(cell["path"])
 

@@ -163,8 +163,12 @@ class Evaluation:
             raise ValueError("scores of different judges do not compare: name the judge with --judge")
         if self.judge_url is not None:
             judges.Judge(self.judge, self.judge_url).address  # noqa: B018 (refuses what is no address)
-        if self.judge_prompt is not None:
-            judges.read_rule(self.judge_prompt)
+        _ = self.judge_rule
+
+    @cached_property
+    def judge_rule(self) -> str | None:
+        """The rule of `judge_prompt`, `None` for the benchmark's; raises ValueError if the file has none."""
+        return None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
 
     def has_labels(self, questions: list[Question]) -> bool:
         """Whether there is something to score; without, a benchmark with a server ends in its submission."""
@@ -283,8 +287,7 @@ class Evaluation:
         written = [row.export(questions, given, self.out / row.submission)]
         if row.grading is not None:
             prompts = self.out / f"{self.name}_judge_prompts.jsonl"
-            rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
-            written.append(judges.write_prompts(row.grading, questions, given, prompts, rule))
+            written.append(judges.write_prompts(row.grading, questions, given, prompts, self.judge_rule))
         return written
 
     def _judged(
@@ -300,11 +303,11 @@ class Evaluation:
             grades = judges.read_grades(self.judge_scores, questions, grading)
             return grading.score(questions, given, grades, self.judge)
         assert self.judge_url is not None
-        rule = None if self.judge_prompt is None else judges.read_rule(self.judge_prompt)
-        judge = judges.Judge(self.judge, self.judge_url, rule)
+        judge = judges.Judge(self.judge, self.judge_url, self.judge_rule)
         grades = judges.ask(grading, questions, given, judge, self.out / "grades.jsonl", advance)
         score = grading.score(questions, given, grades, self.judge)
-        return replace(score, notes=(*score.notes, grading.note)) if grading.note and rule is None else score
+        noted = grading.note and self.judge_rule is None
+        return replace(score, notes=(*score.notes, grading.note)) if noted else score
 
     def _given(self, questions: list[Question]) -> predictions.Predictions:
         if not self.answers.is_file():

@@ -24,12 +24,11 @@ _LONGEST_SIDE = 480  # of the pictures on a page, which may be hundreds
 
 def results_table(content: Mapping[str, Any]) -> Table:
     title = f"{content['benchmark']} {content['split']}, {content['metric']}, scorer {content['scorer']}"
-    table = Table("", "", title=title, title_justify="left", show_header=False, min_width=60)
-    table.columns[1].justify = "right"
+    table = _table("", "", title=title, title_justify="left", show_header=False, min_width=60)
     if content["value"] is not None:
-        low, high = content["interval_95"] or (None, None)
-        interval = f"   95 % interval {low:.1f} to {high:.1f}" if low is not None else ""
-        table.add_row("value", f"{content['value']:.2f}{interval}", style="bold")
+        interval = content["interval_95"]
+        sure = "   95 % interval {:.1f} to {:.1f}".format(*interval) if interval else ""
+        table.add_row("value", f"{content['value']:.2f}{sure}", style="bold")
         if content.get("clusters"):  # results of older versions did not say
             table.add_row("independent units (pictures) in the interval", f"{content['clusters']:,}")
     limit = f" (--limit {content['limit']})" if content["limit"] else ""
@@ -61,8 +60,8 @@ def _is_whole(content: Mapping[str, Any]) -> bool:
     return content["run"].get("published_size", True)
 
 
-def _plain_table(heads: Sequence[str], padding: int | tuple[int, int] = 0) -> Table:
-    table = Table(*heads, box=box.SIMPLE_HEAD, padding=padding)
+def _table(*heads: str, **style: Any) -> Table:
+    table = Table(*heads, **style)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -73,7 +72,7 @@ def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
     models = list(dict.fromkeys(m for content in contents for m in content["published"]["values"]))
     # A terminal has 80 columns: names of models are broken into several short lines.
     heads = [model.replace("-", "\n").replace(" ", "\n") for model in models]
-    table = _plain_table(("benchmark, split", "value", "95 % interval", *heads))
+    table = _table("benchmark, split", "value", "95 % interval", *heads, box=box.SIMPLE_HEAD, padding=0)
     for column in table.columns:
         column.no_wrap = True
     for content in contents:
@@ -82,7 +81,7 @@ def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             f"{content['benchmark']} {content['split']}{'' if _is_whole(content) else ' *'}",
             "none" if value is None else f"{value:.2f}",
-            "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
+            "{:.1f} to {:.1f}".format(*interval) if interval else "",
             *(f"{figures[model]:.1f}" if model in figures else "" for model in models),
         )
     if not all(map(_is_whole, contents)):
@@ -92,9 +91,7 @@ def overview(contents: Sequence[Mapping[str, Any]]) -> Table:
 
 def comparison_table(name: str, result: Comparison, run_a: Path, run_b: Path) -> Table:
     title = f"{name}, {result.metric}, scorer {result.scorer}"
-    table = Table("", str(run_a), str(run_b), "difference", title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("", str(run_a), str(run_b), "difference", title=title, title_justify="left")
     low, high = result.interval
     difference = f"{result.difference:+.2f} ({low:+.2f} to {high:+.2f})"
     units = f"{result.n_clusters:,} {'pictures' if result.n_clusters < result.n else 'questions'}"
@@ -161,7 +158,7 @@ def _columns(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[tuple[str,
 def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """Make a table of runs by benchmarks, each value with half the width of its 95 % interval."""
     columns = _columns(have)
-    table = _plain_table(("run", *columns.values()), padding=(0, 1))
+    table = _table("run", *columns.values(), box=box.SIMPLE_HEAD, padding=(0, 1))
     for run, contents in have.items():
         cells = {_measured(content): _cell(content) for content in contents}
         table.add_row(run, *(cells.get(key, "") for key in columns))

@@ -88,7 +88,6 @@ def load(
     limit: int | None = None,  # keep this many units, see `sample`; the size is then not checked
     with_images: bool = True,  # False reads no pictures, which is enough for scoring and exporting
 ) -> list[Question]:
-    """Read a benchmark's questions."""
     benchmark = BENCHMARKS[name_of(name)]
     source = source_of(name, data, split=split, images=images, with_images=with_images)
     if limit is not None and limit < 1:

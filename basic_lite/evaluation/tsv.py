@@ -110,7 +110,10 @@ def answers_in(row: Mapping[str, Any]) -> list[str]:
 
 
 def choices_in(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return letter -> text of the options that a row has."""
+    """Return letter -> text of a row's options: of its list `choices` or `options`, or a column for each."""
+    given = row.get("choices") or row.get("options")
+    if isinstance(given, list):
+        return dict(zip(OPTIONS, map(str, given), strict=False))
     return {letter: str(row[letter]) for letter in OPTIONS if row.get(letter) is not None}
 
 

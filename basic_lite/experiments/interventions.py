@@ -25,6 +25,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from basic_lite.method.targets import layer_weights, supervised_layers
 from basic_lite.method.types import Intervention, Refinement, Weighting
 from basic_lite.models import converted, repository, softcap
+from basic_lite.models.llava import read_config
 from basic_lite.models.parts import Parts, embedding_of
 
 KINDS = ("none", "noise", "shuffled", "teacher")
@@ -57,8 +58,6 @@ def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[...
     if kind == "shuffled" and micro_batch < 2:
         raise ValueError("shuffled needs two images in a forward pass at least; take a larger --micro-batch")
     if kind == "teacher" and value != "random":
-        from basic_lite.models.llava import read_config
-
         width = read_config(value, "teacher").hidden_size
         if width != config.hidden_size:
             raise ValueError(
@@ -69,11 +68,7 @@ def check(text: str, config: PretrainedConfig, micro_batch: int) -> Callable[...
 
 
 def make(
-    text: str,
-    parts: Parts,
-    layers: int | None,
-    weighting: Weighting,
-    seed: int = 0,
+    text: str, parts: Parts, layers: int | None, weighting: Weighting, seed: int = 0
 ) -> Intervention | None:
     """Make an intervention from its name; `None` for none.
 
@@ -164,11 +159,8 @@ def load_teacher(source: str, decoder: PreTrainedModel) -> PreTrainedModel:
     """Load another decoder, without head, onto the same device; raises ValueError if it cannot be loaded."""
     like = embedding_of(decoder)
     try:
-        made = AutoModel.from_pretrained(
-            converted.safetensors_folder(source),
-            dtype=like.dtype,
-            use_safetensors=True,
-        )
+        folder = converted.safetensors_folder(source)
+        made = AutoModel.from_pretrained(folder, dtype=like.dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = repository.why(source, error)
         raise ValueError(f"no teacher can be loaded from {source!r}: {reason}") from error

@@ -8,7 +8,7 @@ run would take otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, get_args
 
@@ -16,15 +16,13 @@ from basic_lite.data.world.render import SIDE
 from basic_lite.data.world.scenes import COLOURS
 from basic_lite.method.targets import RAW, TargetKind
 from basic_lite.method.types import Importance, Weighting
+from basic_lite.training.settings import Method
 
 Options = Mapping[str, Any]  # options of `stage1` by name
 
 PLAIN: Options = {"basic": False}  # LLaVA without BASIC
 
-METHOD: tuple[str, ...] = (
-    *("basic", "layers", "weighting", "importance", "target", "das_weight", "sds_weight"),
-    *("rows_per_chunk", "sds_text", "intervention"),
-)
+METHOD: tuple[str, ...] = (*(option.name for option in fields(Method)), "rows_per_chunk")
 """Options that both stages have: what holds for one holds for the other."""
 
 NAMED: str = "named"

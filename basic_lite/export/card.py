@@ -33,7 +33,7 @@ def licence_of(source: str) -> str | None:
 
 
 def orientation_note(exif: Exif) -> str:
-    """Describe what whoever shows pictures to an exported model does about their EXIF rotation."""
+    """Describe how the EXIF rotation of a picture is treated before an exported model sees it."""
     if exif == "rotate":
         return (
             "Trained on pictures turned as their EXIF says (`--exif rotate`). transformers' `load_image` "
@@ -47,7 +47,7 @@ def orientation_note(exif: Exif) -> str:
 
 
 def background_note(background: str) -> str:
-    """Describe what whoever shows pictures to an exported model does about transparent ones."""
+    """Describe how a transparent picture is treated before an exported model sees it."""
     name = "white" if background == WHITE else background
     return (
         f"Transparent pictures were put on {name} (`--background`). transformers' own loaders drop the "

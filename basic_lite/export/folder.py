@@ -53,12 +53,10 @@ class Plan:
 
     @cached_property
     def llm(self) -> Any:
-        """The decoder's configuration."""
         return read_config(self.manifest["sources"]["llm"], "language model")
 
     @cached_property
     def tower(self) -> Any:
-        """The vision tower's configuration."""
         return vision_config(read_config(self.manifest["sources"]["tower"], "vision tower"))
 
     @property
@@ -71,7 +69,6 @@ class Plan:
         return self.llm.hidden_size**0.5 if self.old_gemma else 1.0
 
     def origin(self, to: str) -> dict[str, str]:
-        """Return what `export.json` says of the run."""
         return {
             "to": to,
             "run": str(self.run),

@@ -48,7 +48,7 @@ def kind_of(folder: Path) -> str:
 
 
 def inspect(folder: Path, device: torch.device | str) -> list[str]:
-    """Open a folder of any layout that `export` writes and say what it holds, line by line.
+    """Open an exported folder of any layout and report what it holds, line by line.
 
     Raises ValueError if it does not load, a file has changed, or its parts do not fit.
     """
@@ -114,7 +114,7 @@ def _adapters(folder: Path) -> list[str]:
 
 
 def _gguf(folder: Path) -> list[str]:
-    """Look whether the two halves fit each other, as llama.cpp will."""
+    """Check that the two halves fit each other, as llama.cpp will."""
     check_installed()
     import gguf
 

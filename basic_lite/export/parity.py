@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -62,12 +63,10 @@ def pictures() -> list[Image.Image]:
     """Draw the fixed pictures: colour ramps and a block, the same everywhere."""
     drawn = []
     for number, (width, height) in enumerate(SIZES):
-        picture = Image.new("RGB", (width, height))
-        for x in range(width):
-            for y in range(height):
-                block = 180 if (x // 9 + y // 7 + number) % 3 == 0 else 0
-                picture.putpixel((x, y), (x * 255 // width, y * 255 // height, block))
-        drawn.append(picture)
+        y, x = np.indices((height, width))
+        block = np.where((x // 9 + y // 7 + number) % 3 == 0, 180, 0)
+        colours = np.stack([x * 255 // width, y * 255 // height, block], axis=-1)
+        drawn.append(Image.fromarray(colours.astype(np.uint8)))
     return drawn
 
 
@@ -219,7 +218,6 @@ def _greedy(
 
 
 def _ends(model: Any) -> tuple[list[int], int]:
-    """Return the ids that end an answer, and the one that fills a batch."""
     generation: Any = model.generation_config
     return generation.eos_token_id, generation.pad_token_id
 

@@ -11,7 +11,7 @@ _KEPT_HERE = ["export.json", ".*"]  # not sent: it names folders of this machine
 
 
 def check_hub_id(hub_id: str) -> None:
-    """Look at a hub id before any work; raises ValueError if it is none, or nobody is logged in."""
+    """Raise ValueError, before any work, if a hub id is none, or nobody is logged in."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -27,9 +27,8 @@ def check_hub_id(hub_id: str) -> None:
 
 
 def question(folder: Path, hub_id: str, public: bool) -> str:
-    """Return what has to be agreed to."""
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    seen = "PUBLIC: everybody can read it" if public else "private"
+    seen = "PUBLIC: anyone can read it" if public else "private"
     what = f"{folder} with its README.md ({size / 1e9:.3g} GB)"
     return f"Send {what} to {hub_id} on the hub, {seen}? Type yes"
 

@@ -147,7 +147,7 @@ def check_gguf(decoder: str, tower: str, activation: str, quantise: str, dtype: 
 
 
 def check_installed() -> None:
-    """Look whether GGUF files can be read and written; raises ValueError if the package gguf is missing."""
+    """Raise ValueError if the package gguf is missing, which reads and writes GGUF files."""
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(
             "GGUF files need the package gguf, which is not installed here: pip install gguf (in a checkout: "

@@ -34,7 +34,7 @@ SPARE: float = 0.05
 """Share of the budget that is not filled with dequantised layers."""
 
 LARGEST_MICRO_BATCH: int = 64
-"""More rows at once gain nothing that the estimate could tell."""
+"""More rows at once gain nothing by the estimate."""
 
 WORKSPACES: tuple[int, ...] = (256 << 20, 128 << 20, LEAST_BYTES)
 """Bytes for `L_sds` to try where what the rule takes does not fit."""

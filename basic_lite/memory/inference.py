@@ -125,7 +125,6 @@ def _moments(plan: Inference) -> list[dict[str, float]]:
 
 
 def needed(plan: Inference) -> float:
-    """Return the bytes that the card must hold."""
     return sum(peak(plan).values())
 
 

@@ -114,9 +114,7 @@ class _JoinTerms(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, kept = ctx.deferral.gradient(), ctx.deferral._kept
         if kept is None:
             return gradient.add_(upstream), None, None

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -104,14 +105,12 @@ def states_of(
     wanted = sorted(layers)
     states: dict[int, torch.Tensor] = {}
 
-    def keep(number: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
-        def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            states[number] = hidden[:, 1:].flatten(0, 1)
+    def keep(number: int, layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        states[number] = hidden[:, 1:].flatten(0, 1)
 
-        return hook
-
-    hooks = [layers_of(decoder)[number - 1].register_forward_hook(keep(number)) for number in wanted]
+    layers_at = {number: layers_of(decoder)[number - 1] for number in wanted}
+    hooks = [layer.register_forward_hook(partial(keep, number)) for number, layer in layers_at.items()]
     idle = [] if whole else [*layers_of(decoder)[wanted[-1] if wanted else 0 :], decoder.norm]
     try:
         with _at_rest(decoder), passing_through(idle):

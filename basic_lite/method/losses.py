@@ -227,9 +227,7 @@ class _SemanticDistribution(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, weight = ctx.saved_tensors
         if gradient is None:
             return (None,) * 5
@@ -373,9 +371,7 @@ class _LinearCrossEntropy(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         kept = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *((None if g is None else (g * upstream).to(dtype)) for g, dtype in kept), None, None, None
 

@@ -7,8 +7,8 @@ adds one number per patch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import get_args
 
@@ -93,8 +93,7 @@ class BasicSupervision:
         self._weights = layer_weights(self.layers, weighting)
         self._space = target if isinstance(target, TargetSpace) else TargetSpace(target)
         self._space.check_fits(self.layers, self._parts.embedding.shape[1])
-        self._terms: dict[str, LossTerm] = {}
-        self._terms_of: Refinement | None = None
+        self._terms: dict[str, LossTerm] | None = None  # of the refinement, once they are asked for
         self._given: tuple[Layout, torch.Tensor | None] | None = None
         self._rows: list[int] | None = None
         self._layout: Layout | None = None
@@ -111,9 +110,9 @@ class BasicSupervision:
     @property
     def terms(self) -> dict[str, LossTerm]:
         """The terms of the last forward pass, `"das"` and `"sds"`; empty for a batch without image."""
-        if self._terms_of is not self.refinement:
+        if self._terms is None:
             terms = self.objective.terms(self.refinement, self._parts.embedding)
-            self._terms, self._terms_of = {term.name: term for term in terms}, self.refinement
+            self._terms = {term.name: term for term in terms}
         return self._terms
 
     def loss(self) -> torch.Tensor:
@@ -123,8 +122,7 @@ class BasicSupervision:
 
     def release(self) -> Refinement | None:
         """Return the refinement and forget it, so that nothing here keeps its tensors alive."""
-        refinement, self.refinement = self.refinement, None
-        self._terms, self._terms_of = {}, None
+        refinement, self.refinement, self._terms = self.refinement, None, None
         return refinement
 
     def intervene(self, intervention: Intervention) -> None:
@@ -147,7 +145,7 @@ class BasicSupervision:
             llava.register_forward_pre_hook(self._start, with_kwargs=True),
             decoder.register_forward_pre_hook(self._receive, with_kwargs=True),
             *(
-                layer.register_forward_hook(self._accumulate(index))
+                layer.register_forward_hook(partial(self._accumulate, index))
                 for index, layer in enumerate(layers_of(decoder)[: self.layers])
             ),
             llava.register_forward_hook(self._finish),
@@ -165,7 +163,7 @@ class BasicSupervision:
         self._given = None
 
     def _start(self, llava: LlavaModel | LlavaNextModel, args: tuple, kwargs: dict) -> None:
-        self.refinement = self._initial = self._target = self._attention = None
+        self.refinement = self._terms = self._initial = self._target = self._attention = None
         self._attended: list[int] = []
         self._text: list[tuple[torch.Tensor | None, attention.TextRows]] = []
         layout = self._given[0] if self._given is not None else self._layout_in(llava, args, kwargs)
@@ -206,28 +204,25 @@ class BasicSupervision:
             # Granite's decoder multiplies what it is given, unless `decoder.fold_scales` has moved that.
             self._initial = initial * getattr(decoder, "embedding_multiplier", 1.0)
 
-    def _accumulate(self, index: int) -> Callable[[nn.Module, tuple, torch.Tensor | tuple], None]:
-        @torch.no_grad()
-        def hook(layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
-            if self._layout is None:
-                return
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
-            as_they_are = self._space.kind == RAW and self._intervention.states is None
-            if self._target is not None and as_they_are:
-                self._target.add_(states, alpha=self._weights[index])  # widened on the way
-                return
-            states = states.to(torch.promote_types(states.dtype, torch.float32))
-            if self._intervention.states is not None:
-                states = self._intervention.states(index, states)
-            self._space = self._space.to(states.device)
-            states = self._space.bring(index, states, self._layout.images)
-            if self._target is None:
-                self._target = states.mul_(self._weights[index])
-            else:
-                self._target.add_(states, alpha=self._weights[index])
-
-        return hook
+    @torch.no_grad()
+    def _accumulate(self, index: int, layer: nn.Module, args: tuple, output: torch.Tensor | tuple) -> None:
+        if self._layout is None:
+            return
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        states = hidden.flatten(0, 1).index_select(0, self._layout.patch)
+        as_they_are = self._space.kind == RAW and self._intervention.states is None
+        if self._target is not None and as_they_are:
+            self._target.add_(states, alpha=self._weights[index])  # widened on the way
+            return
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
+        if self._intervention.states is not None:
+            states = self._intervention.states(index, states)
+        self._space = self._space.to(states.device)
+        states = self._space.bring(index, states, self._layout.images)
+        if self._target is None:
+            self._target = states.mul_(self._weights[index])
+        else:
+            self._target.add_(states, alpha=self._weights[index])
 
     @torch.no_grad()
     def _attend(

@@ -42,9 +42,6 @@ SHARED: tuple[tuple[str, ...], ...] = (("q_proj", "k_proj", "v_proj"), ("gate_pr
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained."""
 
-Gradients = tuple[torch.Tensor | None, ...]
-"""Of a function's inputs, which is what its backward pass returns."""
-
 
 class Kept:
     """What a computation keeps for its backward pass, in place of autograd's context.
@@ -340,7 +337,7 @@ class _Together(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, *upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.kept.saved_tensors = ctx.saved_tensors
         flat = [gradient.reshape(-1, gradient.shape[-1]) for gradient in upstream]
         given = [torch.stack(flat)] if ctx.joined else flat

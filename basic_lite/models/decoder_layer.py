@@ -30,7 +30,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from basic_lite.models.adapters import (
     AdapterGradients,
-    Gradients,
     Group,
     Kept,
     Seeds,
@@ -352,7 +351,7 @@ class _BeforeAttention(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, *upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 0)
         to_x = ctx.run.before_backward(upstream[:3], upstream[3], ctx.needs_input_grad[0])
         return to_x, *[None] * (len(ctx.needs_input_grad) - 1)
@@ -369,7 +368,7 @@ class _AfterAttention(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.run.take(ctx, 1)
         return *ctx.run.after_backward(upstream), *[None] * (len(ctx.needs_input_grad) - 2)
 
@@ -388,7 +387,7 @@ class _Recomputed(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(ctx: Any, upstream: torch.Tensor) -> Gradients:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         run: _Pass = ctx.run
         (x,) = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):

@@ -164,9 +164,7 @@ class _CappedAttention(Function):
 
     @staticmethod
     @once_differentiable  # whose types make `ctx` positional
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, upstream: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         query, key, value, mask = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
             pieces = _Pieces(query, key, value, mask, *ctx.how)

@@ -54,14 +54,7 @@ _PLACES = (
 )
 """Where a tensor goes, by its name in old and new files, and what stands in front of it there."""
 
-_TOKENIZER = (
-    "tokenizer*",
-    "*.jinja",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-)
+_TOKENIZER = "tokenizer* *.jinja vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -194,9 +187,8 @@ def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path)
         writer.close()
     save_file(projector, draft / "projector.safetensors", metadata={"format": "pt"})
     _write_decoder(folder, config, draft / LANGUAGE, has_head="lm_head.weight" in writers[LANGUAGE].places)
-    write_json(
-        draft / VISION / "config.json", {"model_type": "clip_vision_model", **config.get("vision_config", {})}
-    )
+    vision = {"model_type": "clip_vision_model", **config.get("vision_config", {})}
+    write_json(draft / VISION / "config.json", vision)
     if config["model_type"] == "llava":
         write_json(draft / VISION / "preprocessor_config.json", _image_settings(folder))
 
@@ -249,10 +241,9 @@ def _write_decoder(folder: Path, config: dict[str, Any], place: Path, has_head: 
     if "torch_dtype" not in text and "dtype" not in text:
         text["torch_dtype"] = config.get("torch_dtype") or config.get("dtype") or "float32"
     write_json(place / "config.json", text)
-    for path in {
-        path for pattern in (*_TOKENIZER, "generation_config.json") for path in folder.glob(pattern)
-    }:
-        shutil.copyfile(path, place / path.name)
+    for pattern in (*_TOKENIZER, "generation_config.json"):
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, place / path.name)
 
 
 def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -273,9 +264,10 @@ def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_settings(folder: Path) -> dict[str, Any]:
-    for name, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+    for name in _SETTINGS:
         if (folder / name).is_file():
             settings = json.loads((folder / name).read_text(encoding="utf-8"))
-            if key is None or key in settings:
-                return settings if key is None else settings[key]
+            settings = settings if name == _SETTINGS[0] else settings.get("image_processor")
+            if settings is not None:
+                return settings
     raise ValueError(f"{folder} has no image settings (preprocessor_config.json or processor_config.json)")

@@ -100,7 +100,6 @@ class GradientCheck(TrainerCallback):
         self.contract = GradientContract(kwargs["model"], int(self.patience))
 
     def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Check the gradients until every trained parameter has had one."""
         if self.contract is not None and self.contract.waiting:
             self.contract.check()
 
@@ -171,7 +170,6 @@ class Stopper(TrainerCallback):
         self.requested = True
 
     def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Save and stop if a signal came."""
         if self.agreed or (self.requested and self.processes == 1):
             control.should_save = control.should_training_stop = True
 
@@ -196,7 +194,6 @@ class StepProgress(TrainerCallback):
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Show the terms of the last logged step."""
         logs = kwargs["logs"]
         if "samples_per_second" not in logs:
             return
@@ -211,7 +208,6 @@ class StepProgress(TrainerCallback):
             self.console.print(f"{self.title} {state.global_step}/{state.max_steps}  {note}")
 
     def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Show a measurement of held-out rows and the sample answers, each with the true one."""
         metrics = kwargs["metrics"]
         if not state.is_world_process_zero:
             return
@@ -287,7 +283,6 @@ class Metrics:
 
 
 def line_of(logs: Mapping[str, float], step: int, steps: int) -> dict[str, float | None]:
-    """Return a line of `log.jsonl`."""
     row: dict[str, float | None] = {"step": step, "steps": steps}
     row |= {name: logs.get(name) for name in _ALWAYS}
     return finite(row | {name: logs[name] for name in _MEASURED if name in logs})

@@ -52,15 +52,6 @@ REHEARSAL: str = ".rehearsal"  # folder of the save that is tried before the fir
 
 BAD_ROWS: str = "bad.jsonl"  # rows that were replaced while training, one JSON object each, in the run folder
 
-SHARDED: str = "ACCELERATE_USE_FSDP"
-"""Variable by which `accelerate launch` asks for FSDP (see `distributed`)."""
-
-REFUSED: dict[str, str] = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-"""Variables by which it asks to cut the model in another way."""
-
 
 def check_disk(out: Path, model: nn.Module, keep: int) -> None:
     """Raise ValueError unless the checkpoints that a run keeps fit, and one more while it is written."""
@@ -116,19 +107,21 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
 def shards_asked_for(whole_decoder: bool = False) -> int:
     """Return over how many processes `accelerate launch` asks to cut the decoder's layers; refuse other cuts.
 
-    accelerate would wrap the whole model, and transformers load it without weights, where they find the
-    variable: from here on it is not there.
+    Where accelerate finds its variable for FSDP it would wrap the whole model, and transformers would load it
+    without weights: it is removed here (see `distributed`).
     """
+    sharded = "ACCELERATE_USE_FSDP"
     plain = (
         "start with `accelerate launch --multi_gpu --num_processes N`, whatever `accelerate config` stored"
     )
-    for variable, name in REFUSED.items():
+    others = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+    for variable, name in others.items():
         if _is_on(variable):
             raise ValueError(
                 f"accelerate launch asks for {name}, which cuts the whole model; here it is whole on each "
                 f"card, or the decoder's layers alone are cut (--use_fsdp): {plain}"
             )
-    if not _is_on(SHARDED):
+    if not _is_on(sharded):
         return 1
     if whole_decoder:
         raise ValueError(
@@ -140,7 +133,7 @@ def shards_asked_for(whole_decoder: bool = False) -> int:
             "accelerate launch asks for FSDP with weights on the host, which is not done here: leave "
             "--fsdp_offload_params out, whatever `accelerate config` stored"
         )
-    del os.environ[SHARDED]
+    del os.environ[sharded]
     return rank_and_count()[1]
 
 
@@ -163,7 +156,7 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
     check_pool(sources, tower)
     if tiling_for(sources, tower) is not None and settings.method.intervention != "none":
         raise ValueError(
-            f"--intervention {settings.method.intervention} takes pictures of one square; leave --tiles out"
+            f"--intervention {settings.method.intervention} needs pictures of one square; leave --tiles out"
         )
     if sources.tiles > 1 and settings.method.kind == "individual":
         raise ValueError("--target individual compares pictures patch by patch; leave --tiles out")
@@ -181,17 +174,17 @@ def check_sources(sources: Sources, settings: Settings) -> PretrainedConfig:
 
 
 def check_stream(settings: Settings) -> None:
-    """Refuse what takes rows that were counted."""
+    """Refuse what needs the number of rows."""
     data = settings.data
     if not data.stream:
         return
     source, *others = data.sources
     if others or source.weight != 1:
-        raise ValueError("--stream reads one --data without a weight: shares are of rows that were counted")
+        raise ValueError("--stream reads one --data, without a weight: weights need the number of rows")
     if settings.max_steps <= 0:
         raise ValueError("--stream does not know how many rows there are: say where to stop with --max-steps")
     if settings.validation.val_share is not None:
-        raise ValueError("--val-share is of rows that were counted; with --stream give --val-data FILE")
+        raise ValueError("--val-share needs the number of rows; with --stream give --val-data FILE")
     path, intervention = source.path, settings.method.intervention
     if any(file.name.endswith(JSON_FILES) for file in row_files(path)):
         raise ValueError(f"{path} is read row by row anyway, and shuffled as a whole: leave --stream out")

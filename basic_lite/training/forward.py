@@ -40,7 +40,6 @@ class Forward:
         # all processes fetch the pieces at the same time or wait for ever
         always_backward: bool = False,
     ) -> None:
-        """Prepare to run a LLaVA, wrapped or not, whose trainable parameters are set."""
         self.parts = parts_of(model)
         self.supervision, self.objective, self.metrics = supervision, objective, metrics
         self.deferral: Deferral | None = None

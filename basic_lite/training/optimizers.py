@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
-NAMES: tuple[str, ...] = ("adamw", "paged-adamw-8bit")
+from basic_lite.memory.peak import Optimizer
+
+NAMES: tuple[str, ...] = get_args(Optimizer)
 """AdamW in fp32, fused on a GPU; or 8-bit moments for the adapters, in memory that can move to the host."""
 
 

@@ -40,7 +40,7 @@ from basic_lite.training.settings import (
     Tower,
     Validation,
 )
-from basic_lite.training.validation import PER_RUN, HeldOut, hold_out
+from basic_lite.training.validation import HeldOut, hold_out, usual_steps
 
 FEWEST_STEPS: int = 50
 """Optimizer steps that a default global batch leaves, or it is halved: Adam needs some to get anywhere."""
@@ -206,7 +206,8 @@ def decide(
             console.print(line)
     if held_out is not None and settings.validation.val_steps is None:
         assert isinstance(steps, int), "held-out rows are of data that are here"
-        validation = replace(settings.validation, val_steps=max(steps // PER_RUN, 1))
+        every = usual_steps(len(held_out.numbers), steps, settings.global_batch)
+        validation = replace(settings.validation, val_steps=every)
         settings = replace(settings, validation=validation)
     step = step_of(settings, sources, device, adapters)
     names = (name or sources.llm, sources.tower)

@@ -214,7 +214,6 @@ def _by_number(
     """Return rows as the model takes them, and which of them go together."""
     rank, ranks = rank_and_count()
     longest = assembled.longest(settings.data.max_length)
-    text = assembled.text_encoder(template, longest)
     dataset = assembled.supervised(
         rows,
         template,
@@ -225,12 +224,13 @@ def _by_number(
         usable=rows.usable,
         lettering=_lettering(assembled, settings),
     )
+    text = dataset.encoder.text
     lengths = rows.batch_lengths(text.image_tokens(rows), longest)
     if settings.group and assembled.tiling is None:
         # Counted once for these data and this tokenizer, a minute or two for 665k rows.
         with findings.progress_bars(console) as shown:
             workers, progress = max(settings.data.processes, 1), partial(shown, "words")
-            lengths = token_lengths(rows, dataset.encoder.text, workers=workers, progress=progress)
+            lengths = token_lengths(rows, text, workers=workers, progress=progress)
     batches = Batches(
         lengths,
         rows.has_image,
@@ -250,7 +250,6 @@ def _by_number(
 def _from_stream(
     settings: Settings, stream: Stream, encoder: RowEncoder, passes: checks.Passes, resume: Path | None
 ) -> tuple[StreamedRows, StreamBatches]:
-    """Return a stream's rows as the model takes them, and which of them go together."""
     bad_log = settings.out / checks.BAD_ROWS
     dataset = StreamedRows(encoder, settings.data.bad_budget, bad_log, settings.data.processes)
     batches = StreamBatches(

@@ -96,7 +96,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     Typer's own refusal is a box of several lines.
     """
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         options = _options(groups[name]) if name in groups else [(name, hints[name], parameter.default)]
@@ -430,7 +430,7 @@ class Method:
     target: types.TargetKind | None = setting(
         None,
         "Space of the target: raw; centred or translated (fitted on the data's text); individual "
-        "(less its mean over pictures).",
+        "(minus its mean over pictures).",
         shown="raw; stage 2: stage 1's",
     )
     das_weight: float = setting(
@@ -439,14 +439,12 @@ class Method:
     sds_weight: float = setting(
         types.SDS_WEIGHT, "Weight of L_sds, the semantic distribution; 0 is off.", callback=within(0)
     )
-    sds_text: types.SdsText = setting(
-        "keep", "L_sds on patches that hold text: keep, or skip for the sake of reading."
-    )
+    sds_text: types.SdsText = setting("keep", "L_sds on patches that show text: keep, or skip for reading.")
     intervention: str = setting("none", "What an experiment does to the teacher.", hidden=True)
 
     @property
     def kind(self) -> types.TargetKind:
-        """The target's space: the paper's where nothing else is said (stage 2 fills in stage 1's)."""
+        """The target's space, the paper's by default (stage 2 fills in stage 1's)."""
         return self.target or "raw"
 
     def objective(self, rows_per_chunk: int | None = None) -> Objective:
@@ -483,7 +481,7 @@ class Memory:
     )
     fit: str | None = setting(
         None,
-        "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card with GIB, "
+        "Choose micro-batch, recomputed layers, rows per chunk and optimizer for a card of GIB, "
         "or auto for this one.",
         shown="off",
         metavar="GIB|auto",
@@ -551,7 +549,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Validation:
-    """Rows that are measured along the way and never trained on; off unless one of the first two is given."""
+    """Held-out rows that are measured and never trained on; off unless one of the first two is given."""
 
     PANEL: ClassVar[str] = VALIDATION
 
@@ -571,12 +569,13 @@ class Validation:
     val_steps: int | None = setting(
         None,
         "Optimizer steps between two measurements; the start and the end are measured anyway.",
-        shown="a tenth of the run",
+        shown="a tenth of the run; up to a quarter where many rows are measured",
         callback=within(1),
     )
     val_samples: int = setting(
         4,
-        "Rows whose answers are written out, greedily: at the start, after each quarter and at the end.",
+        "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 "
+        "steps of the run, at most five times.",
         callback=within(0, 32),
     )
     stop_after: int | None = setting(
@@ -590,7 +589,7 @@ class Validation:
     def __post_init__(self) -> None:
         if self.val_share is not None and self.val_data is not None:
             raise ValueError(
-                "--val-share holds out rows of --data, --val-data brings its own: give one of the two"
+                "--val-share holds out rows of --data, --val-data has its own: give one of the two"
             )
         if self.val_images is not None and self.val_data is None:
             raise ValueError("--val-images belongs to --val-data, which is not given")
@@ -695,7 +694,6 @@ class Settings:
     shards: int = 1  # processes over which the decoder's layers are cut; 1 leaves them whole
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run, before anything is loaded."""
         processes = rank_and_count()[1]
         smallest = min(self.micro_batch, self.global_batch)
         if smallest < 1 or self.global_batch % (self.micro_batch * processes):
@@ -711,13 +709,13 @@ class Settings:
             raise ValueError("--keep best needs rows to measure: add --val-share 0.5%, or --val-data FILE")
         if self.method.kind == "individual" and self.method.basic and self.micro_batch < 2:
             raise ValueError(
-                "--target individual is less its mean over the pictures of a forward pass; take a "
-                f"--micro-batch of 2 at least, got {self.micro_batch}"
+                "--target individual subtracts the mean over the pictures of a forward pass: it needs a "
+                f"--micro-batch of at least 2, got {self.micro_batch}"
             )
         if self.method.sds_text == "skip" and not self.objective.sds_weight:
             off = "--sds-weight 0" if self.method.basic else "--no-basic"
             raise ValueError(
-                f"--sds-text skip leaves text out of L_sds, which {off} switches off: drop one of the two"
+                f"--sds-text skip leaves text out of L_sds, which {off} switches off: leave one of them out"
             )
         if self.tower.tower_lora is not None and not self.lora:
             raise ValueError(
@@ -752,14 +750,15 @@ class Settings:
         """Show the settings that are not off; `more` comes first."""
         shown = more | {"aspect": self.aspect, "group": self.group}
         for part in (self, self.data, self.method, self.run, self.validation, self.tower):
-            shown |= {each.name: getattr(part, each.name) for each in fields(part)}
+            values = {each.name: getattr(part, each.name) for each in fields(part)}
+            shown |= {name: value for name, value in values.items() if not is_dataclass(value)}
         shown |= {name: ", ".join(getattr(self.data, name) or []) for name in ("data", "images")}
-        shown |= {"workers": self.data.processes, "target": self.method.kind}
+        shown |= {"workers": self.data.processes, "target": self.method.kind, "along": None}  # long JSON
         shown |= {name: getattr(self.objective, name) for name in ("das_weight", "sds_weight")}
         shown |= {"epochs": None} if self.max_steps > 0 else {}
         table = Table("setting", "value", show_header=False, box=None)
         for name, value in shown.items():
-            off = value is None or value is False or value in ("", "none", "keep", -1) or is_dataclass(value)
+            off = value is None or value is False or value in ("", "none", "keep", -1)
             if name in more or not off:
                 table.add_row(name.replace("_", " "), str(value))
         return table

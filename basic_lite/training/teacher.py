@@ -42,7 +42,7 @@ def target_space(
         wanted = files.read_manifest(resume).get("target", {}).get("sha256")
         if not path.is_file() or files.file_hash(path) != wanted:
             raise ValueError(
-                f"{path} is missing or not the one that this run was started with; bring it back, or start "
+                f"{path} is missing or not the one that this run was started with; restore it, or start "
                 "again with --overwrite"
             )
     if not path.is_file():  # it is there for all processes but the first, too
@@ -129,7 +129,7 @@ def quality_line(space: TargetSpace) -> str:
 
 
 def _inherited(assembled: Assembled, settings: Settings, start: Path | None) -> TargetSpace | None:
-    """Return stage 1's space if it is of this kind, has these layers, and its decoder is held alike."""
+    """Return stage 1's space if it is of this kind, has these layers, and its decoder is stored alike."""
     if start is None or not (start / FILE).is_file():
         return None
     then, now = checkpoint.sources_of(files.read_manifest(start)), assembled.sources

@@ -36,14 +36,24 @@ from basic_lite.training.callbacks import Metrics
 from basic_lite.training.forward import Forward
 from basic_lite.training.settings import Settings
 
-PER_RUN: int = 10  # measurements of a run where `--val-steps` does not say
+ANSWERED: int = 5  # most measurements of a run that have sample answers
 
-ANSWERED: int = 4  # measurements with sample answers after the one before the first step
+STEPS_PER_ANSWERS: int = 50  # fewest optimizer steps of a run for each of them
 
 LONGEST: int = 48  # most tokens of a sample answer
 
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""
+
+
+def usual_steps(rows: int, steps: int, global_batch: int) -> int:
+    """Return the optimizer steps between two measurements of `rows` rows, in a run of `steps`.
+
+    A tenth of the run, or up to a quarter where many rows are measured: a row without gradients takes about
+    half of the time of one that is trained on, so that what is measured stays at 2 % of the run's time.
+    """
+    times = min(max(steps * global_batch // (25 * rows), 4), 10)
+    return math.ceil(steps / times)
 
 
 @dataclass(frozen=True)
@@ -220,11 +230,14 @@ class Validator:
     def is_answered(self, step: int, steps: int) -> bool:
         """Whether the measurement after `step` of a run of `steps` has sample answers.
 
-        The first one has, the last one, and the first after each quarter of the run: an answer takes as many
-        passes as it has tokens, and all of them would cost a short run more than its losses do.
+        The last one has, and others evenly from the start on: one for every 50 steps, five in all. To write
+        them takes about as long as an optimizer step, as an answer has a pass of its own for every token.
         """
+        parts = min(steps // STEPS_PER_ANSWERS, ANSWERED) - 1  # of the run, each with answers at both ends
+        if step >= steps or parts < 1:
+            return step >= steps
         before = step - (self.settings.validation.val_steps or 1)
-        return not step or step >= steps or step * ANSWERED // steps > before * ANSWERED // steps
+        return not step or step * parts // steps > before * parts // steps
 
     @torch.no_grad()
     def answers(

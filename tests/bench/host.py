@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, TrainerCallback
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.step import random_rows_trainer, set_recomputed
+from basic_lite.bench.step import Step, random_rows_trainer, set_recomputed
 from basic_lite.console import quiet_console
 from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.parts import parts_of
@@ -115,9 +115,10 @@ def measure(
         else:
             train_adapters(assembled, Adapters(rank=8, alpha=16))
         set_recomputed(assembled, None if recompute else 0)
-        watch = _Watch(warm=2, steps=steps)
+        row = Step(stage, micro_batch=1, text=2, warm=2, steps=steps + 1)
+        watch = _Watch(row.warm, steps)
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = random_rows_trainer(assembled, scratch, 1, 2, watch.last, basic=basic)
+            trainer = random_rows_trainer(assembled, row, scratch, basic=basic)
             trainer.add_callback(watch)
             if not grouped:
                 as_published(parts_of(assembled.model).decoder)

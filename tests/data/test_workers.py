@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -76,3 +78,15 @@ def test_what_is_in_memory_is_shared_and_then_collected_again(
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert gc.get_freeze_count() == 0
+
+
+def test_an_interrupt_while_processes_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(self: ProcessPoolExecutor, *job: Callable) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return submit(self, *job)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(in_processes(double, [1, 2], 1))

@@ -26,9 +26,9 @@ from evaluation.original_scorers import (
     verdicts,
 )
 
+from basic_lite.evaluation.benchmark import Rule, by_letter
 from basic_lite.evaluation.open_answers import vqa_accuracy
 from basic_lite.evaluation.question import Question
-from basic_lite.evaluation.rules import Rule, by_letter
 from basic_lite.evaluation.tasks import (
     chartqa,
     cvbench,

@@ -109,7 +109,7 @@ def test_a_default_is_the_same_wherever_it_is_needed():
 
 def test_a_mean_over_pictures_needs_two_in_a_pass():
     method = Method(target="individual")
-    with pytest.raises(ValueError, match="a --micro-batch of 2 at least, got 1"):
+    with pytest.raises(ValueError, match="a --micro-batch of at least 2, got 1"):
         resolved(stage=1, method=method, memory=settings.Memory(micro_batch=1))
     assert resolved(stage=1, method=method).method.kind == "individual"
     plain = Method(target="individual", basic=False)

@@ -137,7 +137,7 @@ def test_a_handful_of_rows_is_no_reason_to_stop(data, tmp_path):
         row["conversations"][1]["value"] = "a box"
     (data / "few.json").write_text(json.dumps(rows))
     said = stage1(data, tmp_path / "few", "--max-steps", 1, "--data", data / "few.json").stdout
-    assert "was not looked at" in said
+    assert "was not checked" in said
     assert manifest(tmp_path / "few")["premise"] is None
 
 

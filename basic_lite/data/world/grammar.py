@@ -185,7 +185,7 @@ def _caption_zh(
 def _listed(
     start: str, said: list[str], things: list[Thing], between: str, last: str, end: str
 ) -> list[tuple[str, Thing | None]]:
-    """Return pieces: what is said of each thing, and what stands before, between and after them."""
+    """Return pieces: the text about each thing, and those before, between and after them."""
     pieces: list[tuple[str, Thing | None]] = [(start, None)]
     for i, (text, thing) in enumerate(zip(said, things, strict=True)):
         if i:

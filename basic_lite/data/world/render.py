@@ -66,7 +66,7 @@ def render(scene: Scene) -> Picture:
 
 
 def enlarged(scene: Scene) -> Image.Image:
-    """Return the drawing that a scene's picture is averaged from, `SCALE` times as large, to be looked at."""
+    """Return the drawing that a scene's picture is averaged from, `SCALE` times as large, for reports."""
     return _draw(scene)[0]
 
 

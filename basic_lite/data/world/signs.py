@@ -19,7 +19,7 @@ from basic_lite.data.world.render import PATCH, SCALE, SIDE, render
 from basic_lite.data.world.scenes import Scene, sample_scene
 
 WORDS: tuple[str, ...] = ("red", "blue", "green", "black", "star", "ring", "heart", "cross")
-"""What signs say: words that the decoder knows, each a token of its own at a text's beginning."""
+"""Words on signs: the decoder knows them, each a token of its own at the start of a text."""
 
 HELD_OUT: str = "held_out.json"
 """Rows to measure on, in a world's folder."""
@@ -37,7 +37,7 @@ class Plates(NamedTuple):
 PLATES: dict[str, Plates] = {
     "large": Plates(3, 2, (0, 3, 5), (0, 3, 6)),
     # In one quarter of the picture, as tiles cut it, and in one patch where the picture is brought to half
-    # the size. It may stand in front of the edge of a thing.
+    # the size. It may cover the edge of a thing.
     "small": Plates(2, 2, (0, 4, 6), (0, 4, 6)),
 }
 

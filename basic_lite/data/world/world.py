@@ -29,7 +29,7 @@ def is_embedded(llm: str) -> bool:
 def world_beside(run: Path, say: Callable[[str], None] | None) -> World:
     """Return the world in the folder that a run's folder is in, and draw it first where it is missing.
 
-    `say` takes one line for the user; `None` draws nothing and only says where the world would be.
+    `say` is called with a line for the user; with `None` nothing is drawn.
     """
     folder = run.parent / FOLDER
     return world_in(folder) if say is None else world_at(folder, say)
@@ -77,7 +77,7 @@ SHOWN = 0.2
 
 
 def held_out_scenes(count: int, seed: int) -> list[Scene]:
-    """Return scenes of which each has a thing of a pair never seen in training."""
+    """Return scenes that each have a thing of a pair never seen in training."""
     rng = random.Random(f"inspection {seed}")
     return [sample_scene(rng, held_out=True) for _ in range(count)]
 

@@ -6,22 +6,21 @@ AI2D has no generative scorer of its own; the rules are those that harnesses use
 
 from __future__ import annotations
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, by_letter, scored_by
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import Question, options_prompt, question_of
-from basic_lite.evaluation.rules import by_letter, scored_by
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
 
 RULES = {name: by_letter(name) for name in ("exact_matching", "lmms_static")}
 
 
 def _question(row: Row, style: str) -> Question:
-    listed = row.get("options")  # the hub's rows, whose answer is a position
-    choices = choices_in(row) if listed is None else dict(zip(OPTIONS, map(str, listed), strict=False))
+    choices = choices_in(row)
     return question_of(
         row,
         options_prompt(str(row["question"]), choices),
-        answer=row["answer"] if listed is None else OPTIONS[int(row["answer"])],
+        # The answer of the hub's rows is a position.
+        answer=OPTIONS[int(row["answer"])] if "options" in row else row["answer"],
         choices=choices,
         category="category",
         fields=("category",),

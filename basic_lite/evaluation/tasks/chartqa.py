@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, scored_by
 from basic_lite.evaluation.files import Source, find_optional, read_list, table_reader, with_pictures
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.rules import scored_by
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
 STYLES = {"llava": SHORT, "lmms": "Answer the question with a single word."}

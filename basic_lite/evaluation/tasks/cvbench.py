@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, by_letter, compared, score_each
 from basic_lite.evaluation.files import Source, main_file, table_reader
 from basic_lite.evaluation.question import LETTER, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import by_letter, compared, score_each
 from basic_lite.evaluation.statistics import Score, value_of
-from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
+from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
 STYLES = {
     "llava": f"{{prompt}}\n{LETTER}",
@@ -41,9 +40,7 @@ def _question(row: Row, style: str) -> Question:
         raise ValueError(
             f"CV-Bench's question {row['id']} is of source {row['source']!r}, none of its three."
         )
-    listed = row.get("choices")  # in VLMEvalKit's table the options are columns
-    named = zip(OPTIONS, map(str, listed), strict=False) if isinstance(listed, list) else ()
-    options = dict(named) or choices_in(row)
+    options = choices_in(row)
     if row.get("prompt"):  # the question with its options
         text = STYLES[style].format(prompt=row["prompt"], letters=", ".join(options))
     else:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, scored_by
 from basic_lite.evaluation.files import Source, main_file, read_list, submission, table_rows, with_pictures
 from basic_lite.evaluation.question import SAME_STYLES, SHORT, Question, question_of
-from basic_lite.evaluation.rules import scored_by
 from basic_lite.evaluation.tsv import answers_in, tsv_reader
 
 _THRESHOLD = 0.5

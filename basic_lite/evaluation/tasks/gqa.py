@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, Rule, published, scored_by
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Question, StoredImage, question_of
-from basic_lite.evaluation.rules import Rule, scored_by
 from basic_lite.evaluation.tsv import tsv_reader
 
 _LLAVA = "llava_gqa_testdev_balanced.jsonl"

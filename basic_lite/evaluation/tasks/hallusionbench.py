@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, compared, score_each
 from basic_lite.evaluation.files import Source, main_file, read_list, table_rows, with_pictures
 from basic_lite.evaluation.open_answers import without_punctuation
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.rules import compared, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import tsv_reader
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, by_letter, score_each
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SHORT, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, by_letter, score_each
 from basic_lite.evaluation.statistics import Score, score_of
 from basic_lite.evaluation.tasks.docvqa import anls
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, tsv_reader
@@ -45,14 +44,14 @@ _choice = by_letter("exact_matching")
 
 
 def _choices(row: Row) -> dict[str, str]:
-    given = row.get("choices") or row.get("options") or choices_in(row)
+    given = row.get("choices") or row.get("options") or []
     if isinstance(given, Mapping):
         return {str(letter): str(text) for letter, text in given.items() if text is not None}
-    if not isinstance(given, Sequence) or isinstance(given, str) or len(given) > len(OPTIONS):
+    if not isinstance(given, list) or len(given) > len(OPTIONS):
         raise ValueError(
             f"Question {row['id']}: choices must be a list of at most {len(OPTIONS)}, got {given!r}."
         )
-    return dict(zip(OPTIONS, map(str, given), strict=False))
+    return choices_in(row)
 
 
 def _question(row: Row, style: str) -> Question:

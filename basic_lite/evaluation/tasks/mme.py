@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, compared, published, score_each
 from basic_lite.evaluation.files import AGAIN, Source, read_text, table_rows
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Id, Question, question_of
-from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, mean_by, value_of
 from basic_lite.evaluation.tsv import tsv_reader
 from basic_lite.files import write_text

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, score_each
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import LETTER, SHORT, Question, question_of
-from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import OPTIONS, choices_in, listed, tsv_reader
 

@@ -5,10 +5,9 @@ Sources: MMStar `eval/` by way of lmms-eval `tasks/mmstar/utils.py` (rule), VLME
 
 from __future__ import annotations
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, Rule, by_letter, scored_by
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import LETTER, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, by_letter, scored_by
 from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
 STYLES = {"llava": LETTER, "lmms": LETTER.removesuffix(".")}

@@ -11,15 +11,14 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, compared, score_each
 from basic_lite.evaluation.files import Source, main_file, require, table_reader, with_pictures
 from basic_lite.evaluation.question import Id, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, compared, score_each
 from basic_lite.evaluation.statistics import Score, percent
-from basic_lite.evaluation.tsv import choices_in, tsv_reader
+from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
 
 CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"}  # index, from 1 -> the label that the picture shows
 
@@ -88,18 +87,16 @@ def _csv_rows(source: Source) -> list[dict[str, Any]]:
     return with_pictures(source, rows, ("MMVP Images", "images"))
 
 
-def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(_tsv_or_csv_rows(source), start=1):
-        yield {"Index": number, **row}  # of the TSV the place: pairs follow one another
-
-
-_tsv_or_csv_rows = tsv_reader(
-    "MMVP",
-    "MMVP.tsv",
-    needs=("question", "A", "B", "answer"),
-    otherwise=_csv_rows,
-    **{"Question": "question", "Correct Answer": "answer"},
-)
+def _file_rows(source: Source) -> list[dict[str, Any]]:
+    """Read the original, or VLMEvalKit's table, in which the place tells pairs: they follow one another."""
+    tsv = find_tsv(source, "MMVP.tsv")
+    if tsv is None:
+        return _csv_rows(source)
+    rows = tsv_table(source, tsv, ("question", "A", "B", "answer"), "MMVP")
+    return [
+        {**row, "id": number, "Index": number, "Question": row["question"], "Correct Answer": row["answer"]}
+        for number, row in enumerate(rows, start=1)
+    ]
 
 
 def score(questions: Sequence[Question], predictions: Predictions, scorer: str) -> Score:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, Rule, score_each
 from basic_lite.evaluation.files import Source, main_file, read_list, table_reader, with_pictures
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.rules import Rule, score_each
 from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import listed, tsv_reader
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from basic_lite.evaluation import files
 from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
 from basic_lite.evaluation.files import Source
-from basic_lite.evaluation.question import SAME_STYLES, SHORT, Id, Question, question_of
+from basic_lite.evaluation.question import SAME_STYLES, SHORT, Question, question_of
 from basic_lite.evaluation.statistics import Score, score_of, value_of
 from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
@@ -157,12 +158,11 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
 
     A missing prediction counts as the wrong answer, not as the yes that LLaVA reads from an empty one.
     """
-    said: dict[Id, str] = {}
-    for question in questions:
-        if question.id in predictions:
-            said[question.id] = yes_or_no(predictions[question.id], scorer)
-        else:
-            said[question.id] = "no" if question.answer == "yes" else "yes"
+    wrong = {"yes": "no", "no": "yes"}
+    said = {
+        q.id: yes_or_no(predictions[q.id], scorer) if q.id in predictions else wrong[str(q.answer)]
+        for q in questions
+    }
     cells = {q.id: (q.category, said[q.id] == "yes", q.answer == "yes") for q in questions}
     items = {question.id: float(said[question.id] == question.answer) for question in questions}
     statistic = "mean_f1" if scorer == "pope_llava" else "pooled_f1"
@@ -198,7 +198,7 @@ def _benchmark(prefix: str, **more: Any) -> Benchmark:
     return Benchmark(
         hub="lmms-lab/POPE",
         sizes=_SIZES,
-        rows=(lambda source: _table_rows(source, prefix), lambda source: _file_rows(source, prefix)),
+        rows=(partial(_table_rows, prefix=prefix), partial(_file_rows, prefix=prefix)),
         question=_question,
         styles=SAME_STYLES,
         scorers=("pope_llava", "pope_lmms"),

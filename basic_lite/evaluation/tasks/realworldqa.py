@@ -5,11 +5,10 @@ Source: lmms-eval `tasks/realworldqa/utils.py` (`realworldqa_process_results`).
 
 from __future__ import annotations
 
-from basic_lite.evaluation.benchmark import Benchmark, Row
+from basic_lite.evaluation.benchmark import Benchmark, Row, scored_by
 from basic_lite.evaluation.choices import lmms_mcq
 from basic_lite.evaluation.files import table_reader
 from basic_lite.evaluation.question import Question, options_prompt, question_of
-from basic_lite.evaluation.rules import scored_by
 from basic_lite.evaluation.tsv import choices_in, tsv_reader
 
 

@@ -12,14 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Predictions, Row, by_letter, published, score_each
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import LETTER, Question, question_of
-from basic_lite.evaluation.rules import by_letter, score_each
 from basic_lite.evaluation.statistics import Score, percent, score_of
-from basic_lite.evaluation.tsv import choices_in, find_tsv, tsv_table
+from basic_lite.evaluation.tsv import OPTIONS, choices_in, find_tsv, tsv_table
 
-_LETTERS = "ABCDE"
 _NEEDS = ("question", "choices", "answer", "hint")
 _GROUPS = ("subject", "topic", "grade", "task")
 
@@ -27,13 +25,13 @@ _GROUPS = ("subject", "topic", "grade", "task")
 def _lines(row: Row) -> str:
     """Return context (if there is any), question and lettered options, one a line."""
     context = [f"Context: {row['hint']}"] if row["hint"] else []
-    options = [f"{letter}. {text}" for letter, text in zip(_LETTERS, row["choices"], strict=False)]
+    options = [f"{letter}. {text}" for letter, text in choices_in(row).items()]
     return "\n".join([*context, row["question"], *options])
 
 
 def _script_lines(row: Row) -> str:
     """Return what LLaVA's conversion script writes for CQM: options on one line, "N/A" without context."""
-    options = " ".join(f"({letter}) {text}" for letter, text in zip(_LETTERS, row["choices"], strict=False))
+    options = " ".join(f"({letter}) {text}" for letter, text in choices_in(row).items())
     text = f"Context: {row['hint'].strip() or 'N/A'}\nQuestion: {row['question']}\nOptions: {options}"
     return text.replace("  ", " ").strip()
 
@@ -52,8 +50,8 @@ def _question(row: Row, style: str) -> Question:
         row,
         f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
         max_new_tokens=max_new_tokens,
-        answer=_LETTERS[row["answer"]],
-        choices=dict(zip(_LETTERS, row["choices"], strict=False)),
+        answer=OPTIONS[row["answer"]],
+        choices=choices_in(row),
         category="subject",
         picture=None,
         fields=("has_image", *_GROUPS),
@@ -70,9 +68,9 @@ def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
     if source.split == split:
         raise ValueError(f"{tsv} holds the questions with a picture: use --split {split}-img.")
     for row in tsv_table(source, tsv, ("question", "A", "B", "answer"), "ScienceQA"):
-        answer = _LETTERS.index(str(row["answer"]))
-        more = {"choices": list(choices_in(row).values()), "hint": row.get("hint") or "", "has_image": True}
-        yield {**row, **more, "id": row["index"], "answer": answer}
+        answer = OPTIONS.index(str(row["answer"]))
+        more = {"answer": answer, "hint": row.get("hint") or "", "has_image": True}
+        yield {**row, **more, "id": row["index"]}
 
 
 def _json_rows(source: Source, split: str) -> list[dict[str, Any]]:

@@ -6,15 +6,13 @@ Sources: LLaVA `scripts/convert_seed_for_submission.py`, lmms-eval `tasks/seedbe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from basic_lite.evaluation import files
-from basic_lite.evaluation.benchmark import Benchmark, Row, published
+from basic_lite.evaluation.benchmark import Benchmark, Row, Rule, by_letter, compared, published, scored_by
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.question import SAME_STYLES, Question, options_prompt, question_of
-from basic_lite.evaluation.rules import Rule, by_letter, compared, scored_by
-from basic_lite.evaluation.tsv import find_tsv, tsv_reader
+from basic_lite.evaluation.tsv import find_tsv, tsv_table
 
 
 def _option(text: str, question: Question) -> str | None:
@@ -67,28 +65,27 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     return files.with_pictures(source, [{**row, "file": names[row["id"]]} for row in rows], (".", "images"))
 
 
-_tsv_or_json_rows = tsv_reader(
-    "SEED-Bench",
-    "SEEDBench_IMG.tsv",
-    needs=("question", *"ABCD", "answer", "category"),
-    otherwise=_json_rows,
-    **dict(zip(_CHOICES, "ABCD", strict=True)),
-    data_id="picture",
-    question_id="index",
-)
-
-
 def _file_rows(source: Source) -> Iterator[dict[str, Any]]:
     """Read the official files, or VLMEvalKit's table, which holds the questions about images alone."""
     tsv = find_tsv(source, "SEEDBench_IMG.tsv")
-    if tsv is not None and source.split != "image":
+    if tsv is None:
+        yield from _json_rows(source)
+        return
+    if source.split != "image":
         raise ValueError(f"{tsv} holds the questions about images: use --split image.")
-    for row in _tsv_or_json_rows(source):
-        if tsv is not None:
-            name = str(row["category"]).replace("_", " ").lower()
-            kinds = [number for number, kind in enumerate(_TYPES, start=1) if kind.lower() == name]
-            row |= {"data_type": "image", "question_type_id": kinds[0] if kinds else 0}
-        yield row
+    types = {kind.lower(): number for number, kind in enumerate(_TYPES, start=1)}
+    needs = ("question", *"ABCD", "answer", "category")
+    for row in tsv_table(source, tsv, needs, "SEED-Bench"):
+        kind = str(row["category"]).replace("_", " ").lower()
+        yield {
+            **row,
+            **{name: row[letter] for name, letter in zip(_CHOICES, "ABCD", strict=True)},
+            "id": row["index"],
+            "question_id": row["index"],
+            "data_id": row["picture"],
+            "data_type": "image",
+            "question_type_id": types.get(kind, 0),
+        }
 
 
 def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
@@ -114,8 +111,7 @@ def _picture_names(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[st
 def _table_rows(source: Source) -> Iterator[dict[str, Any]]:
     for row in files.table_rows(source, None, "test", _NEEDS):
         if _wanted(source, row):
-            image = row["image"]
-            yield {**row, "id": str(row["question_id"]), "image": image and replace(image, of_several=True)}
+            yield {**row, "id": str(row["question_id"])}
 
 
 _LLAVA = published(58.6, 61.6, 60.1, 61.3, on="all 19,242 questions, images and videos")

@@ -15,7 +15,7 @@ from basic_lite.evaluation.benchmark import Benchmark, Row, published
 from basic_lite.evaluation.files import Source
 from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, Question, question_of
-from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_reader
+from basic_lite.evaluation.tsv import answers_in, find_tsv, tsv_table
 
 _BEFORE_TOKENS = "Reference OCR token: "
 _NEEDS = ("question_id", "question", "image_id")
@@ -37,13 +37,16 @@ def _question(row: Row, style: str) -> Question:
     )
 
 
-def _file_rows(source: Source) -> Iterable[dict[str, Any]]:
+def _file_rows(source: Source) -> list[dict[str, Any]]:
     tsv = find_tsv(source, "TextVQA_VAL.tsv") if source.split == "val" else None
-    if tsv is not None and STYLES[source.style]:
+    if tsv is None:
+        return _json_rows(source)
+    if STYLES[source.style]:
         raise ValueError(
             f"{tsv} holds no OCR tokens: use --prompt-style llava_no_ocr, or TextVQA's own files."
         )
-    return _tsv_or_json_rows(source)
+    rows = tsv_table(source, tsv, ("question", "answer"), "TextVQA")
+    return [{**row, "id": row["index"], "image_id": row["picture"]} for row in rows]
 
 
 def _json_rows(source: Source) -> list[dict[str, Any]]:
@@ -55,15 +58,6 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
         row |= {"id": row["question_id"], "file": f"{row['image_id']}.jpg"}
         row["ocr_tokens"] = tokens.get(row["image_id"], [])
     return files.with_pictures(source, rows, ("test_images" if split == "test" else "train_images", "images"))
-
-
-_tsv_or_json_rows = tsv_reader(
-    "TextVQA",
-    "TextVQA_VAL.tsv",
-    split="val",
-    otherwise=_json_rows,
-    image_id="picture",
-)
 
 
 def _tokens(source: Source, pictures: set[str]) -> dict[str, list[str]]:

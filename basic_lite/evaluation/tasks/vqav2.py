@@ -17,6 +17,7 @@ from basic_lite.evaluation.open_answers import export_answers, soft_score
 from basic_lite.evaluation.question import SHORT, TOKEN_LIMITS, Id, Question, question_of
 
 _SUBSETS = {"val": "val2014", "test-dev": "test-dev2015", "test": "test2015"}
+_NEEDS = ("question_id", "question", "image_id")
 _NOTE = (
     "val2014 overlaps with the train2017 pictures of the LLaVA-1.5 instruction mix and is no test-dev "
     "number: compare it only with other val numbers"
@@ -44,9 +45,7 @@ def _asked(source: Source, split: str) -> list[dict[str, Any]]:
         patterns = (f"v2_OpenEnded_mscoco_{subset}_questions.json", "vqav2_questions.json")
         what = f"VQAv2 questions of {split}"
         look = files.main_file if split == source.split else files.find
-        return files.read_list(
-            look(source, what, *patterns), "questions", ("question_id", "question", "image_id")
-        )
+        return files.read_list(look(source, what, *patterns), "questions", _NEEDS)
     return [
         {
             "question_id": row["question_id"],
@@ -106,11 +105,7 @@ BENCHMARK = Benchmark(
     hub="lmms-lab/VQAv2",
     sizes={"val": (214_354,), "test-dev": (107_394,), "test": (447_793,)},
     rows=(
-        files.table_reader(
-            *("question_id", "question", "image_id"),
-            key="question_id",
-            splits={"val": "validation", "test-dev": "testdev"},
-        ),
+        files.table_reader(*_NEEDS, key="question_id", splits={"val": "validation", "test-dev": "testdev"}),
         _file_rows,
     ),
     question=_question,
