@@ -151,9 +151,10 @@ def grids_of(source: str, config: dict[str, Any]) -> tuple[tuple[int, int], ...]
     if config["model_type"] != "llava_next":
         return None
     settings = image_settings(source)
-    known: Any = {name: config[name] for name in ("vision_config", "image_grid_pinpoints") if name in config}
-    known = LlavaNextConfig(**known)
-    points, side = known.image_grid_pinpoints, known.vision_config.image_size
+    given = {name: config[name] for name in ("vision_config", "image_grid_pinpoints") if name in config}
+    known: Any = LlavaNextConfig(**given)
+    points: list[list[int]] = known.image_grid_pinpoints  # the class fills in its own
+    side: int = known.vision_config.image_size
     cut = settings.get("image_grid_pinpoints") or LlavaNextConfig().image_grid_pinpoints
     sides = {name: settings.get(name, 224) for name in ("size", "crop_size")}  # the class's own
     wrong = next((f"{name} {value}" for name, value in sides.items() if _sides(value) != {side}), None)
