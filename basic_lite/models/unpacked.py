@@ -155,7 +155,8 @@ def grids_of(source: str, config: dict[str, Any]) -> tuple[tuple[int, int], ...]
     known: Any = LlavaNextConfig(**given)
     points: list[list[int]] = known.image_grid_pinpoints  # the class fills in its own
     side: int = known.vision_config.image_size
-    cut = settings.get("image_grid_pinpoints") or LlavaNextConfig().image_grid_pinpoints
+    usual: Any = LlavaNextConfig()
+    cut = settings.get("image_grid_pinpoints") or usual.image_grid_pinpoints
     sides = {name: settings.get(name, 224) for name in ("size", "crop_size")}  # the class's own
     wrong = next((f"{name} {value}" for name, value in sides.items() if _sides(value) != {side}), None)
     if not settings.get("image_processor_type", _TILING).startswith(_TILING):
