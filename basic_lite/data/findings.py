@@ -44,7 +44,7 @@ NOTED: dict[str, str] = {
     "no_placeholder": "no <image> in its questions: its pictures come in front of the first",
     "dropped_turn": "it starts with an answer, which is dropped",
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
-    "not_used": "tools, tool calls, reasoning or the boxes of 'objects' beside its texts are not used",
+    "not_used": "tools, tool calls, reasoning, boxes of 'objects' or another column of turns are not used",
 }
 """The text of each note about a row."""
 
