@@ -62,6 +62,9 @@ class Finding:
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
+_UNUSED = ("objects", "bbox", "bboxes", "boxes", "tools")
+"""Columns that a row may have, and of which nothing is trained on."""
+
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
 """Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
 
@@ -418,7 +421,7 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     turns, silent, notes = raw.turns, raw.silent, set(raw.notes)
     if any(value != 1 for value in weights):
         notes.add("weight_ignored")
-    if any(row.get(key) not in (None, "", "[]", [], {}) for key in ("objects", "tools")):
+    if any(row.get(key) not in (None, "", "[]", [], {}) for key in _UNUSED):
         notes.add("not_used")
     if sum(bool(row.get(key)) for key in ("conversations", "messages", "texts")) > 1:
         notes.add("not_used")

@@ -172,7 +172,8 @@ NOTED: dict[str, tuple[dict, str]] = {
         {"image": "0.png", "conversations": [HUMAN, GPT], "messages": parts("Else?", "No.")},
         "not_used",
     ),
-    "boxes": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
+    "objects": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
+    "boxes": ({"image": "0.png", "bbox": [[1, 2]], "conversations": [HUMAN, GPT]}, "not_used"),
     "reasoning": (
         {"image": "0.png", "conversations": [HUMAN, {**GPT, "reasoning_content": "Hm."}]},
         "not_used",
