@@ -306,7 +306,8 @@ class Comparison:
                 given[stage] = {"workers": 0} | options | own
         asked = [measure.QUESTIONS] if world is not None and self.stage2 is not None else []
         steps = (*given, *asked, *self.benchmarks)
-        # A curve's points are over fewer samples, and without the terms, which it does not show.
+        # A curve's points are over fewer samples, in a short run fewer still (`curves.size_of`), and without
+        # the terms, which it does not show.
         along = json.dumps({**self._measured(world, curves.SAMPLES), "seed": seed, "terms": False})
         measured = self._measured(world) | ({"benchmarks": self.benchmarks} if self.benchmarks else {})
         kind = self._signs if self.plan.signs and world is not None else "runs"
@@ -433,7 +434,7 @@ class Comparison:
             for name, runs in of_variant.items()
         }
         share = curves.measuring_share([run.folder for runs in by_seed for run in runs])
-        costs = [] if share is None else [curves.cost_sentence(share)]
+        costs = [] if share is None else [f"{curves.size_sentence(drawn)} {curves.cost_sentence(share)}"]
         where, command = self.out / self.plan.name, f"basic-lite {shlex.join(sys.argv[1:])}"
         if self.plan.levels:
             places = {
@@ -453,7 +454,7 @@ class Comparison:
                 sentences = curves.sentences(ways[level.name], self.plan.baseline)
                 said += [f"At {level.label}: {way}" for way in sentences]
             sweeps.write_markdown(results, said, where.with_suffix(".md"), command)
-            report.write_sweep(results, along, said, where.with_suffix(".html"), command)
+            report.write_sweep(results, along, [*said, *costs], where.with_suffix(".html"), command)
             console.print(sweeps.for_terminal(results))
         else:
             along = drawn

@@ -24,7 +24,14 @@ from basic_lite.models.llava import Assembled
 
 FILE: str = "curve.jsonl"  # a line for each point, in the folder of the stage
 
-SAMPLES: int = 24  # held-out scenes or rows that each point is measured on
+SAMPLES: int = 24  # most held-out scenes or rows that each point is measured on
+FEWEST: int = 4  # where the run is so short that these are too many for all points, it has fewer points
+
+SHARE: float = 0.08
+"""Most samples that are measured, all points together, of those that a run trains on.
+
+One that is measured costs about half of one that is trained on: it has a forward pass alone.
+"""
 
 POINTS: int = 6
 SPACING: float = 1.6
@@ -34,9 +41,20 @@ DRAWS: int = 2000  # resamples of an interval
 _TAILS = (100 * (1 - CONFIDENCE) / 2, 100 - 100 * (1 - CONFIDENCE) / 2)
 
 
-def steps_of(total: int) -> list[int]:
+def steps_of(total: int, points: int = POINTS) -> list[int]:
     """Return the steps that are measured, ascending, of a training of `total` steps."""
-    return sorted({max(round(total / SPACING**back), 1) for back in range(POINTS)})
+    return sorted({max(round(total / SPACING**back), 1) for back in range(points)})
+
+
+def size_of(trained: int, most: int = SAMPLES) -> tuple[int, int]:
+    """Return how many samples a point measures and how many points there are, `most` and `POINTS` at most.
+
+    It goes by the samples that the run trains on, repetitions included, so all variants and a resumed run
+    have the same; nothing is timed. A run of next to nothing still has its last point.
+    """
+    budget = int(SHARE * trained)
+    samples = min(most, max(budget // POINTS, FEWEST))
+    return samples, min(max(budget // samples, 1), POINTS)
 
 
 @dataclass(frozen=True)
@@ -84,14 +102,17 @@ def callbacks(along: str, assembled: Assembled, stage: Path) -> list[TrainerCall
     """
     if not along:
         return []
-    return [Along(stage, lambda: measuring(assembled, **json.loads(along)))]
+    return [Along(stage, lambda most: measuring(assembled, **json.loads(along), most=most))]
 
 
 class Along(TrainerCallback):
     """Measure a model at some steps of its training, which goes on as if nothing had happened."""
 
-    def __init__(self, stage: Path, prepare: Callable[[], Callable[[], list[Measure]]]) -> None:
-        """Measure by what `prepare` returns, which is called once, into the curve of `stage`."""
+    def __init__(self, stage: Path, prepare: Callable[[int], Callable[[], list[Measure]]]) -> None:
+        """Measure by what `prepare` returns, into the curve of `stage`.
+
+        It is called once, with the most samples that a point may measure.
+        """
         self.stage, self.prepare = stage, prepare
         self.look: Callable[[], list[Measure]] | None = None
         self.points: list[Point] = []
@@ -107,13 +128,14 @@ class Along(TrainerCallback):
     ) -> None:
         """Measure where it is time to; before the step is saved, so that a resumed run misses none."""
         step = state.global_step
-        if step not in steps_of(state.max_steps):
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        samples, points = size_of(state.max_steps * batch)
+        if step not in steps_of(state.max_steps, points):
             return
         model, begun = kwargs["model"], time.monotonic()
-        self.look = self.look or self.prepare()
+        self.look = self.look or self.prepare(samples)
         measures = self.look()
         model.train()
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         point = Point(step, step * batch, round(time.monotonic() - begun, 2), measures)
         self.points = [*self.points, point]
         if state.is_world_process_zero:
@@ -292,6 +314,16 @@ def sentence(saving: Saving, curve: Curve, base: str) -> str:
 
 
 Curves = Mapping[str, Mapping[str, Curve]]  # variant -> key of a measure -> curve
+
+
+def size_sentence(curves: Curves) -> str:
+    """Describe what each point of some curves is over; empty where there are none."""
+    every = [curve for own in curves.values() for curve in own.values()]
+    sizes = [len(of) for curve in every for of in curve.of]
+    if not sizes:
+        return ""
+    count = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    return f"Each point of a curve is over {count} {every[0].measure.over}."
 
 
 def all_savings(curves: Curves, baseline: str) -> dict[str, dict[str, list[Saving]]]:

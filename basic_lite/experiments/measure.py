@@ -136,8 +136,10 @@ def run_captions(
     with supervision, torch.autocast(device.type, torch.bfloat16, enabled=half):
         logits = assembled.model(**inputs, use_cache=False).logits[:, :-1].float()
     labels = batch["labels"][:, 1:].to(device)
-    each = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
-    loss = each.sum(1) / labels.ne(IGNORE_INDEX).sum(1).clamp(min=1)
+    said = labels.ne(IGNORE_INDEX)  # a fraction of the tokens: most of a row are its picture's patches
+    each = torch.zeros(labels.shape, device=device)
+    each[said] = F.cross_entropy(logits[said], labels[said], reduction="none")
+    loss = each.sum(1) / said.sum(1).clamp(min=1)
     seen = supervision.refinement
     assert seen is not None, "the rows have pictures"
     cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
@@ -220,12 +222,26 @@ def inspect_model(
     return inspect_batches(assembled, scene_batches(assembled, scenes, seed, rows), views)
 
 
-def inspect_batches(assembled: Assembled, batches: Sequence[SceneBatch], views: int = 6) -> Inspection:
-    """Show a model of the embedded world scenes that are drawn already; `views` of them are kept in full."""
+def vocabulary(assembled: Assembled) -> list[str]:
+    """Return the text of every token that has an embedding."""
+    tokens = range(len(parts_of(assembled.model).embedding))
+    return [assembled.tokenizer.decode([token]) for token in tokens]
+
+
+def inspect_batches(
+    assembled: Assembled,
+    batches: Sequence[SceneBatch],
+    views: int = 6,
+    words: Sequence[str] | None = None,
+) -> Inspection:
+    """Show a model of the embedded world scenes that are drawn already; `views` of them are kept in full.
+
+    `words` is its `vocabulary`, for who has it already.
+    """
     for_inference(assembled.model)
     inspection, transform = Inspection(), assembled.transform("pad")
     table = parts_of(assembled.model).embedding
-    words = [assembled.tokenizer.decode([token]) for token in range(len(table))]
+    words = words or vocabulary(assembled)
     # Attention is read for the views alone: what is weighted by it is not among the figures.
     supervision = BasicSupervision(assembled.model, importance="attention" if views else "uniform")
     for batch in batches:
@@ -298,16 +314,18 @@ def rows_of_file(
     words: Sequence[str] = (),
     terms: bool = True,
     size: int = 4,
+    most: int | None = None,
 ) -> FileRows:
     """Return `count` rows with a picture, or as many as there are, evenly spread over an annotation file.
 
     `images` is the folder or archive of its pictures, out of which links may lead with `follow_links`;
-    `label`, `words` and `terms` are as in `FileRows`, `size` is rows per forward pass. Raises ValueError if
-    the file cannot be read, no row has a picture, or one is bad.
+    `label`, `words` and `terms` are as in `FileRows`, `size` is rows per forward pass; only the first `most`
+    of the rows are returned. Raises ValueError if the file cannot be read, no row has a picture, or one is
+    bad.
     """
     opened = open_measured(data, images, follow_links)
     usable = np.flatnonzero(opened.has_image)
-    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
+    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)][:most]
     transform, collate = assembled.transform("crop"), assembled.collator()
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform)
     parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
@@ -396,6 +414,7 @@ def measuring(
     signs: str | None = None,
     rows: dict | None = None,
     terms: bool = True,
+    most: int | None = None,
 ) -> Callable[[], list[Measure]]:
     """Return what measures a model as it is when called; pictures and text are prepared once.
 
@@ -407,16 +426,19 @@ def measuring(
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
         terms: of rows and signs, measure both terms as well.
+        most: measure the first of them alone, at most this many.
     """
     words: Sequence[str] = ()
     if signs is not None:
         label, words = "held-out scenes with signs", WORDS
         rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": scenes, "label": label}
     if rows is not None:
-        return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words, terms=terms))
+        chosen = rows_of_file(assembled, **rows, words=words, terms=terms, most=most)
+        return partial(measure_rows, assembled, chosen)
     assert world is not None, "there is something to measure on"
-    batches = scene_batches(assembled, held_out_scenes(scenes, seed))
-    return lambda: inspect_batches(assembled, batches, views=0).measures()
+    batches = scene_batches(assembled, held_out_scenes(scenes, seed)[:most])
+    texts = vocabulary(assembled)
+    return lambda: inspect_batches(assembled, batches, views=0, words=texts).measures()
 
 
 def _answers(run: Path, language: Language, tsv: Path) -> list[Measure]:

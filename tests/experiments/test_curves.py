@@ -43,6 +43,25 @@ def test_points_are_spaced_logarithmically_and_end_at_the_end(total, wanted):
 
 
 @pytest.mark.parametrize(
+    ("trained", "samples", "points"),
+    [
+        (2400, 24, 6),
+        (10**6, 24, 6),
+        (1200, 16, 6),
+        (800, 10, 6),
+        (496, 6, 6),
+        (304, 4, 6),
+        (160, 4, 3),
+        (8, 4, 1),
+    ],
+)
+def test_what_is_measured_stays_a_share_of_what_is_trained_on(trained, samples, points):
+    assert curves.size_of(trained) == (samples, points)
+    assert len(curves.steps_of(trained, points)) <= points
+    assert samples * points <= 0.08 * trained or points == 1
+
+
+@pytest.mark.parametrize(
     ("values", "goal", "better", "wanted"),
     [
         ([4.0, 2.0, 1.0], 3.0, "lower", math.sqrt(100 * 200)),  # halfway, by logarithm
@@ -200,25 +219,26 @@ def test_what_is_measured_is_prepared_once(tmp_path):
     """Pictures that are drawn again at every point cost as much as looking at them."""
     prepared, looks = [], []
 
-    def prepare():
-        prepared.append("once")
+    def prepare(most):
+        prepared.append(most)
         return lambda: looks.append("again") or []
 
     along = curves.Along(tmp_path, prepare)
-    state = SimpleNamespace(global_step=0, max_steps=8, is_world_process_zero=True)
-    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=3, world_size=1)
+    state = SimpleNamespace(global_step=0, max_steps=62, is_world_process_zero=True)
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=2, world_size=2)
     along.on_train_begin(args, state, None)
-    for state.global_step in range(1, 9):
+    for state.global_step in range(1, 63):
         along.on_step_end(args, state, None, model=torch.nn.Linear(1, 1))
-    assert (len(prepared), len(looks)) == (1, 5)
-    assert [(point.step, point.samples) for point in curves.read(tmp_path)][-2:] == [(5, 30), (8, 48)]
+    assert (prepared, len(looks)) == ([6], 6), "of 496 samples 36 are measured"
+    assert [(point.step, point.samples) for point in curves.read(tmp_path)][-2:] == [(39, 312), (62, 496)]
 
 
 @needs_parts
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_world")
-def test_a_measured_training_is_the_same_and_a_resumed_one_has_the_same_curve(tmp_path):
+def test_a_measured_training_is_the_same_and_a_resumed_one_has_the_same_curve(tmp_path, monkeypatch):
     """In the embedded world: the measuring itself, amid a training, and a run that was cut off."""
+    monkeypatch.setattr(curves, "SHARE", 1.0)  # so short a run has one point alone
     words = ["stage1", "--model", "tiny", "--workers", "0", "--max-steps", "6", "--save-steps", "4"]
     words += ["--logging-steps", "1"]
     world = tmp_path / "tiny-world"

@@ -27,6 +27,7 @@ from basic_lite.experiments.measure import (
     Measure,
     inspect_model,
     measure_rows,
+    measuring,
     of_questions,
     of_run,
     read_measures,
@@ -82,6 +83,15 @@ def test_every_figure_is_that_of_the_row_alone(data):
         wanted |= {name: supervision.terms[name].total for name in ("das", "sds")}
         for name, value in wanted.items():
             assert measures[name].values[row] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+def test_fewer_samples_are_the_first_ones_with_the_same_values(data):
+    assembled = tiny_assembled()
+    rows = {"data": str(data / "rows.json"), "images": str(data), "count": 6, "label": "rows"}
+    whole, few = (measuring(assembled, 0, rows=rows, terms=False, most=most)() for most in (None, 3))
+    for ours, theirs in zip(few, whole, strict=True):
+        assert len(theirs.values) == 6
+        assert ours.values == pytest.approx(theirs.values[:3], abs=1e-5)
 
 
 def test_pictures_of_different_tiles_count_alike(data, tmp_path):
@@ -179,6 +189,15 @@ def test_an_inspection_does_not_depend_on_how_scenes_are_batched(tiny):
     assert one.caption_loss == pytest.approx(many.caption_loss, abs=1e-4)
     assert one.cosine == pytest.approx(many.cosine, abs=1e-4)
     assert (one.shown, one.meaningful) == (many.shown, many.meaningful)
+
+
+@needs_parts
+def test_fewer_scenes_are_the_first_ones_with_the_same_values(tiny, tmp_path):
+    where = {"world": str(tmp_path), "scenes": 5}
+    whole, few = (measuring(tiny, 1, **where, most=most)() for most in (None, 2))
+    for ours, theirs in zip(few, whole, strict=True):
+        assert ours.values == pytest.approx(theirs.values[:2], abs=1e-4)
+    assert len(few[0].values) == 2
 
 
 @pytest.fixture
