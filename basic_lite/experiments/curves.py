@@ -27,10 +27,11 @@ FILE: str = "curve.jsonl"  # a line for each point, in the folder of the stage
 SAMPLES: int = 24  # most held-out scenes or rows that each point is measured on
 FEWEST: int = 4  # where the run is so short that these are too many for all points, it has fewer points
 
-SHARE: float = 0.08
-"""Most samples that are measured, all points together, of those that a run trains on.
+PERCENT: int = 6
+"""Most samples that are measured, all points together, of 100 that a run trains on.
 
-One that is measured costs about half of one that is trained on: it has a forward pass alone.
+One that is measured takes up to two thirds of the time of one that is trained on, as it has a forward pass
+alone: so measuring takes 4 % of the run's time.
 """
 
 POINTS: int = 6
@@ -52,7 +53,7 @@ def size_of(trained: int, most: int = SAMPLES) -> tuple[int, int]:
     It goes by the samples that the run trains on, repetitions included, so all variants and a resumed run
     have the same; nothing is timed. A run of next to nothing still has its last point.
     """
-    budget = int(SHARE * trained)
+    budget = PERCENT * trained // 100
     samples = min(most, max(budget // POINTS, FEWEST))
     return samples, min(max(budget // samples, 1), POINTS)
 
