@@ -148,6 +148,11 @@ def read_manifest(folder: str | Path) -> dict:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (Path(folder) / "config.json").is_file():
+            raise ValueError(
+                f"{folder} is a model, no run (no {MANIFEST}): name the run that it was exported from; eval "
+                "--model asks a model, and stage2 --start trains it"
+            ) from error
         raise ValueError(
             f"{folder} holds no run (no {MANIFEST}); run the stage before, or name its folder"
         ) from error

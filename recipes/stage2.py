@@ -17,7 +17,7 @@ def main(
     ] = False,
     start: Annotated[
         Path,
-        o.option("Run of stage 1 or 2, or folder or hub id of a LLaVA of transformers, to start from."),
+        o.option("Run of stage 1 or 2, or folder or hub id of a LLaVA(-NeXT) of transformers."),
     ] = Path("runs/stage1"),
     adapters: o.Adapters,
     tower: o.Tower,
@@ -39,13 +39,14 @@ def main(
     ] = None,
     validation: o.Validation,
     run: o.Run,
+    refused: o.OfStage1,
 ) -> None:
     """Tune on instructions: adapters and projector (--lora), or the whole decoder and projector.
 
     The vision tower stays frozen unless --train-tower or --tower-lora is given.
 
-    Starts from what stage 1 left, with its models; from a finished stage 2; or from a LLaVA of transformers.
-    Defaults are LLaVA-1.5's and the paper's.
+    Starts from what stage 1 left, with its models; from a finished stage 2; or from a LLaVA or LLaVA-NeXT of
+    transformers. Models, template and tiles are the start's. Defaults are LLaVA-1.5's and the paper's.
 
     Examples:
 
@@ -54,6 +55,8 @@ def main(
       basic-lite stage2 --lora --data instruct.json --images pictures --start runs/stage1
 
       basic-lite stage2 --lora --data instruct.json --start llava-hf/llava-1.5-7b-hf
+
+      basic-lite stage2 --lora --data instruct.json --start llava-hf/llava-v1.6-mistral-7b-hf    (in tiles)
 
       basic-lite stage2 --bits 16 --data instruct.json    (the paper's own stage 2: the whole decoder)
     """
@@ -107,6 +110,6 @@ def main(
         made = (assembled, decided, assembled.template, console, clock)
         finished = training.run_stage(*made, resume=resume, start=begin, intervene=intervene)
     if finished:
-        if lora and not tower.on:
+        if lora and not tower.on and sources.tiles == sources.pool == 1:
             console.print(f"Adapters for PEFT's own loader: basic-lite export {out} FOLDER --to peft")
         console.print(f"The tuned model is in {out}. Next: basic-lite eval mmbench --run {out}")

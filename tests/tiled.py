@@ -6,10 +6,20 @@ The tower's squares are 24 x 24 pixels of 3 x 3 patches, and a picture has at mo
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import torch
 from oracle import attended
-from tiny import IMAGE_TOKEN, VOCABULARY, is_projector, parts_config, train_projector
+from tiny import (
+    IMAGE_TOKEN,
+    VOCABULARY,
+    is_projector,
+    parts_config,
+    tower_folder,
+    train_projector,
+    write_tokenizer,
+)
 from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 PINPOINTS = [[24, 48], [48, 24], [48, 48], [24, 72], [72, 24]]
@@ -41,6 +51,23 @@ def tiny_llava_next(
     model = LlavaNextForConditionalGeneration(config)
     train_projector(model)
     return model
+
+
+def llava_next_folder(folder: Path, pinpoints: list[list[int]]) -> LlavaNextForConditionalGeneration:
+    """Save a random LLaVA-NeXT with the files that llava-hf's have, and return it."""
+    model = tiny_llava_next()
+    model.config.image_grid_pinpoints = pinpoints
+    model.generation_config.eos_token_id = [2, 7]
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    settings = json.loads((tower_folder() / "preprocessor_config.json").read_text())
+    settings |= {"aspect_ratio_setting": "anyres", "image_grid_pinpoints": pinpoints, "do_pad": True}
+    settings |= {"image_processor_type": "LlavaNextImageProcessor", "processor_class": "LlavaNextProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    settings = {"processor_class": "LlavaNextProcessor", "image_token": "<image>", "patch_size": 8}
+    settings |= {"num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+    return model.eval()
 
 
 def tiled_batch(padding: str = "right", seed: int = 1) -> dict:

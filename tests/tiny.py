@@ -240,6 +240,22 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def old_names(folder: Path) -> None:
+    """Rename tensors as transformers wrote them up to 4.51: the decoder's head stands inside of it."""
+    from safetensors.torch import load_file, save_file
+
+    state = {}
+    for path in folder.glob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            name = name.removeprefix("model.")
+            if name.startswith("language_model."):
+                name = name.replace("language_model.", "language_model.model.", 1)
+            state[f"language_model.{name}" if name.startswith("lm_head") else name] = tensor
+        path.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @lru_cache(maxsize=1)
 def _parts_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="basic-lite-tiny-")

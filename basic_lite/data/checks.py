@@ -28,6 +28,7 @@ from basic_lite.data.readers import Rows, image_ref
 from basic_lite.data.rows import (
     CODES,
     MAX_LENGTH,
+    PICTURE_NOTES,
     STILL_TRAINS,
     TOKENS_PER_IMAGE,
     WHITE,
@@ -347,6 +348,7 @@ def check_rows(
     *,
     images: int | None = 2000,  # how many pictures must exist, spread evenly over the rows; `None` for all
     decoded: int | None = 100,  # how many are decoded; `None` for all
+    say: Callable[[str], object] = lambda line: None,  # takes a line about pictures that are used, but odd
 ) -> list[Finding]:
     """Check every row's text and a sample of the pictures; takes a few seconds, at the start of every run.
 
@@ -360,6 +362,10 @@ def check_rows(
         findings += check_pictures(part, depth="present", sample=images)
         findings += check_pictures(part, depth="decode", sample=decoded)
         findings += known_bad_pictures(part)
+        odd = Counter(code for _, code in {(f.row, f.code) for f in findings if f.code in PICTURE_NOTES})
+        if odd:
+            counts = ", ".join(f"{count:,} {code}" for code, count in odd.most_common())
+            say(f"Among the pictures looked at: {counts}. `basic-lite data check {part.path}` says more.")
         return in_order(finding for finding in findings if finding.code not in STILL_TRAINS)
 
     return of_each_set(rows, check)

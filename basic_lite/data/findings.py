@@ -41,10 +41,11 @@ def text_findings(rows: Rows) -> list[Finding]:
 
 
 NOTED: dict[str, str] = {
-    "no_placeholder": "no <image> in its questions: its pictures come in front of the first",
+    "no_placeholder": "no <image> in its questions: its pictures come in front of the first, and another "
+    "mark, such as <image_1>, stays text",
     "dropped_turn": "it starts with an answer, which is dropped",
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
-    "not_used": "tools, tool calls, reasoning or the boxes of 'objects' beside its texts are not used",
+    "not_used": "tools, tool calls, reasoning, boxes or another column of turns are not used",
 }
 """The text of each note about a row."""
 
@@ -63,7 +64,11 @@ def note_findings(rows: Rows) -> list[Finding]:
 
 def note_lines(rows: Rows) -> list[str]:
     """Return a line for each kind of note, with its count, for the start of a run."""
-    return [f"{len(noted):,} rows: {NOTED[code]}." for code, noted in _noted(rows).items() if noted]
+    return [
+        f"{len(noted):,} row{'s' * (len(noted) > 1)}: {NOTED[code]}."
+        for code, noted in _noted(rows).items()
+        if noted
+    ]
 
 
 def _noted(rows: Rows) -> dict[str, list[int]]:

@@ -163,7 +163,7 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     return quotes[~escaped], trailing
 
 
-FORMAT: str = "8"
+FORMAT: str = "9"
 """Raise it when the meaning of a column changes: older index files are then built again."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -316,6 +316,13 @@ def joined(parts: Sequence[Index]) -> Index:
     return Index(sha256, tuple(ends[:-1].tolist()), **columns)
 
 
+_REMEDIES = (
+    (b"PK\3\4", "it is a zip: unpack it"),
+    (b"PAR1", "it is Parquet: name it .parquet"),
+    *((magic, "it is UTF-16: save it as UTF-8") for magic in (b"\xff\xfe", b"\xfe\xff")),
+)
+
+
 def build_index(path: Path, *, workers: int = 1, progress: Progress = no_progress) -> Index:
     """Read the whole annotation file once and describe its rows; see `open_index` for the arguments."""
     if path.name.endswith(SHARDS):
@@ -348,7 +355,12 @@ def build_index(path: Path, *, workers: int = 1, progress: Progress = no_progres
         raise ValueError(f"{given} holds no rows: expected a JSON array of rows, or one row per line")
     lines = is_array or path.suffix == ".jsonl"
     if not lines and (columns["fault"] == CODES.index("malformed_row") + 1).all():
-        raise ValueError(f"{given} is neither a JSON array of rows nor one row per line: no line is a row")
+        with open(path, "rb") as file:
+            start = file.read(4)
+        remedy = next((f"; {text}" for magic, text in _REMEDIES if start.startswith(magic)), "")
+        raise ValueError(
+            f"{given} is neither a JSON array of rows nor one row per line: no line is a row{remedy}"
+        )
     return Index(sha256, (0,), **columns)
 
 

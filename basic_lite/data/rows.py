@@ -62,6 +62,9 @@ class Finding:
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
+_UNUSED = ("objects", "bbox", "bboxes", "boxes", "tools")
+"""Columns that a row may have, and of which nothing is trained on."""
+
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
 """Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
 
@@ -185,7 +188,9 @@ def normal_form(raw: RawRow) -> RawRow:
         raise RowFault("bad_roles", "the last turn is 'user': a row ends with an answer")
     if answers <= silent:
         raise RowFault("no_supervision", "the row keeps each of its answers from the loss")
-    placed = sum(text.count(IMAGE) for _, text in turns[::2])
+    ahead = system.count(IMAGE)  # of a system text, which goes in front of the first question
+    system = system.replace(IMAGE, "").strip()
+    placed = ahead + sum(text.count(IMAGE) for _, text in turns[::2])
     if not placed and raw.images:
         turns[0] = ("user", f"{IMAGE}\n" * len(raw.images) + turns[0][1])
         placed = len(raw.images)
@@ -195,10 +200,11 @@ def normal_form(raw: RawRow) -> RawRow:
     for place in range(0, len(turns), 2):
         text = turns[place][1]
         before = f"{system}\n\n" if system and not place else ""
-        if (count := text.count(IMAGE)) and not _NAMED_PICTURE.search(text):
+        first = 0 if place else ahead
+        if (count := first + text.count(IMAGE)) and not _NAMED_PICTURE.search(text):
             text = (f"{IMAGE}\n" * count + before + text.replace(IMAGE, "").strip()).strip()
         else:
-            text = before + text
+            text = f"{IMAGE}\n" * first + before + text
         turns[place] = ("user", text)
     return replace(raw, turns=turns, silent=frozenset(silent & answers), notes=frozenset(notes))
 
@@ -352,7 +358,7 @@ def caption_row(row: Mapping[str, Any]) -> RawRow:
 def row_images(row: Mapping[str, Any]) -> list[Any]:
     """Return a row's pictures, from the first column of `IMAGE_COLUMNS` that has any.
 
-    Raises RowFault `malformed_row` if another column has another number of them.
+    Raises RowFault `malformed_row` if another column has another number of them, or other names.
     """
     columns = {}
     for column in IMAGE_COLUMNS:
@@ -363,7 +369,20 @@ def row_images(row: Mapping[str, Any]) -> list[Any]:
     if len({len(held) for held in columns.values()}) > 1:
         counts = ", ".join(f"{len(held)} in {column!r}" for column, held in columns.items())
         raise RowFault("malformed_row", f"which pictures are the row's? {counts}")
-    return next(iter(columns.values()), [])
+    first, *others = columns.items() or [("", [])]
+    for column, held in others:
+        if any(map(_is_another, first[1], held)):
+            raise RowFault(
+                "malformed_row", f"which pictures are the row's? {first[0]!r} and {column!r} differ"
+            )
+    return first[1]
+
+
+def _is_another(path: object, other: object) -> bool:
+    """Whether two paths end in different names; bytes and web addresses may be of the same picture."""
+    if not (isinstance(path, str) and isinstance(other, str)) or "://" in path + other:
+        return False
+    return path.replace("\\", "/").rpartition("/")[2] != other.replace("\\", "/").rpartition("/")[2]
 
 
 LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
@@ -376,6 +395,7 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
 """The column by which each layout is recognised, and the reader of its rows."""
 
 _VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
+_PATH_IN_TEXT = re.compile(r"<img>[^<\n]+</img>")  # as Qwen-VL's rows name their pictures
 
 
 def read_row(row: object, *, stored: bool = False) -> RawRow:
@@ -401,7 +421,9 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     turns, silent, notes = raw.turns, raw.silent, set(raw.notes)
     if any(value != 1 for value in weights):
         notes.add("weight_ignored")
-    if any(row.get(key) not in (None, "", "[]", [], {}) for key in ("objects", "tools")):
+    if any(row.get(key) not in (None, "", "[]", [], {}) for key in _UNUSED):
+        notes.add("not_used")
+    if sum(bool(row.get(key)) for key in ("conversations", "messages", "texts")) > 1:
         notes.add("not_used")
     system = row.get("system")
     if isinstance(system, str) and system.strip():
@@ -413,6 +435,11 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
         if role == "user" and "<" in text and (line := _VIDEO_LINE.search(text)):
             detail = f"turn {place} asks about a {line[1]}: pictures are trained on"
             raise RowFault("unsupported_media", detail)
+        if role == "user" and not raw.images and (named := _PATH_IN_TEXT.search(text)):
+            detail = (
+                f"turn {place} names a picture, {shown(named[0])}, that no column holds: give its path in "
+            )
+            raise RowFault("placeholder_mismatch", f"{detail}'images', and {IMAGE} in its place")
     if len(raw.images) > MAX_IMAGES:
         raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
     images = [_image(image, stored) for image in raw.images]

@@ -21,7 +21,7 @@ from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.files import json_lines
-from basic_lite.evaluation.hf_llava import HfLlava
+from basic_lite.evaluation.hf_llava import EXIF, HfLlava
 from basic_lite.evaluation.question import Question
 from basic_lite.memory.available import Halves
 from basic_lite.memory.inference import batch_for
@@ -125,14 +125,20 @@ def _turn(question: Question) -> str:
 
 def _prompt_ids(assembled: Model, question: Question) -> list[int]:
     if isinstance(assembled, HfLlava):
-        return assembled.prompt_ids(question.text, pictured=question.image is not None)
+        return assembled.prompt_ids(question.text, **_pictured(assembled, question))
     return prompt_ids(assembled, [("user", _turn(question))], _sizes(assembled, question))
 
 
-def _sizes(assembled: Assembled, question: Question) -> list[Size]:
+def _sizes(assembled: Model, question: Question) -> list[Size]:
     """Return the size of a question's picture, where tiles go by it."""
-    size = None if assembled.tiling is None else question.image_size(assembled.sources.exif)
+    exif = EXIF if isinstance(assembled, HfLlava) else assembled.sources.exif
+    size = None if assembled.tiling is None else question.image_size(exif)
     return [] if size is None else [size]
+
+
+def _pictured(assembled: HfLlava, question: Question) -> dict[str, Any]:
+    """Return what a model is to know of a question's picture."""
+    return {"pictured": question.image is not None, "size": next(iter(_sizes(assembled, question)), None)}
 
 
 def _with_pictures(assembled: Model, batches: Sequence[list[Prompt]]) -> Generator[list[Prompt]]:
@@ -253,7 +259,7 @@ def _letter_token(assembled: Model, prompt: Prompt, letter: str) -> int:
     """Return the token that an answer with this letter begins with."""
     question = prompt.question
     if isinstance(assembled, HfLlava):
-        ids = assembled.answer_ids(question.text, letter, pictured=question.image is not None)
+        ids = assembled.answer_ids(question.text, letter, **_pictured(assembled, question))
     else:
         ids = encode(
             assembled.template,

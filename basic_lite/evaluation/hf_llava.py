@@ -1,7 +1,8 @@
 """Any LLaVA in the layout of transformers, ready to be asked: an exported run, llava-hf/llava-1.5-7b-hf, ...
 
 Pictures are padded to a square as LLaVA-1.5's evaluation pads them, whatever the folder's processor crops, so
-that a published model and a run are measured alike. The words around a question are the model's own.
+that a published model and a run are measured alike; a LLaVA-NeXT's are cut into its own tiles. The words
+around a question are the model's own.
 """
 
 from __future__ import annotations
@@ -12,38 +13,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
 
 from basic_lite.data.conversation import IMAGE, stop_ids
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.rows import WHITE, Exif
 from basic_lite.data.templates import TEMPLATES, Template
+from basic_lite.data.tiles import Size, TiledTransform, Tiling
 from basic_lite.files import ADAPTER, MANIFEST, file_hash, hashes
 from basic_lite.models import repository
 from basic_lite.models.llava import read_config
+from basic_lite.models.parts import tiling_of
 from basic_lite.models.softcap import cap_logits
-from basic_lite.models.unpacked import BACKGROUND_KEY
+from basic_lite.models.unpacked import BACKGROUND_KEY, grids_of
 
 FALLBACK = "vicuna_v1"
 EXIF: Exif = "rotate"  # what transformers' own loader of pictures does, whatever a model was trained with
+_CLASSES: dict[str, tuple[Any, type]] = {
+    "llava": (LlavaForConditionalGeneration, LlavaProcessor),
+    "llava_next": (LlavaNextForConditionalGeneration, LlavaNextProcessor),
+}
 LLAVA = "--model takes a LLaVA of transformers, such as llava-hf/llava-1.5-7b-hf or an exported folder"
 
 
 @dataclass
 class HfLlava:
-    model: LlavaForConditionalGeneration  # in evaluation mode
-    processor: Any  # `LlavaProcessor`
+    model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration  # in evaluation mode
+    processor: Any  # `LlavaProcessor` or `LlavaNextProcessor`
     tokenizer: Any  # the processor's
     pad_token_id: int  # id that fills a batch
     image_token_id: int  # id that marks a patch
     stops: list[int]  # ids that end an answer
     template: Template | None = None  # in place of the processor's chat template
+    tiling: Tiling | None = None  # a LLaVA-NeXT's grids; `None` for one square per picture
 
     def transform(self, aspect: Aspect) -> ImageTransform:
         """Return the image preparation, see `Assembled.transform`; turned by EXIF as `load_image` does."""
         config = self.processor.image_processor.to_dict()
         background = getattr(self.model.config, BACKGROUND_KEY, WHITE)
-        return ImageTransform.from_processor(config, aspect=aspect, exif=EXIF, background=background)
+        how: dict[str, Any] = {"aspect": aspect, "exif": EXIF, "background": background}
+        transform = ImageTransform.from_processor(config, **how)
+        return transform if self.tiling is None else TiledTransform.of(transform, self.tiling)
 
     @cached_property
     def tokens_per_image(self) -> int:
@@ -66,21 +82,24 @@ class HfLlava:
         messages = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
-    def prompt_ids(self, text: str, *, pictured: bool) -> list[int]:
-        """Return the ids to answer from, one image id for every patch."""
-        return self._ids(self.prompt(text, pictured=pictured))
+    def prompt_ids(self, text: str, *, pictured: bool, size: Size | None = None) -> list[int]:
+        """Return the ids to answer from, one image id for every patch; with tiles by the picture's `size`."""
+        return self._ids(self.prompt(text, pictured=pictured), size)
 
-    def answer_ids(self, text: str, answer: str, *, pictured: bool) -> list[int]:
+    def answer_ids(self, text: str, answer: str, *, pictured: bool, size: Size | None = None) -> list[int]:
         """Return a prompt's ids followed by an answer's, after a space where the prompt ends in none."""
         written = self.prompt(text, pictured=pictured)
-        return self._ids(written + ("" if written[-1:].isspace() else " ") + answer)
+        return self._ids(written + ("" if written[-1:].isspace() else " ") + answer, size)
 
-    def _ids(self, written: str) -> list[int]:
+    def _ids(self, written: str, size: Size | None) -> list[int]:
         # A template may write BOS itself, which the tokenizer would put a second time.
         bos = self.tokenizer.bos_token
         doubled = bool(bos) and written.startswith(bos)
         ids = self.tokenizer(written, add_special_tokens=not doubled).input_ids
-        patches = [self.image_token_id] * self.tokens_per_image
+        tokens = self.tokens_per_image
+        if self.tiling is not None and size is not None:
+            tokens = self.tiling.block(size).tokens
+        patches = [self.image_token_id] * tokens
         return [i for token in ids for i in (patches if token == self.image_token_id else [token])]
 
 
@@ -106,14 +125,15 @@ def _config(source: str) -> Any:
         raise ValueError(f"{source} does not exist: --model takes a folder or a hub id")
     config = read_config(source, "model")
     # LLaVA's own repositories say model_type llava too, with other names of weights.
-    name = LlavaForConditionalGeneration.__name__
+    name = _CLASSES[config.model_type][0].__name__ if config.model_type in _CLASSES else None
     layout = (config.architectures or [name])[0]
-    if config.model_type != "llava" or layout != name:
-        what = config.model_type if config.model_type != "llava" else f"{layout} in its authors' layout"
+    if name is None or layout != name:
+        what = config.model_type if name is None else f"{layout} in its authors' layout"
         raise ValueError(
-            f"{source} is a {what}, not a LLaVA of transformers (model_type llava): ask it with another "
-            "harness and score its answers with --predictions FILE"
+            f"{source} is a {what}, not a LLaVA of transformers (model_type {' or '.join(_CLASSES)}): ask it "
+            "with another harness and score its answers with --predictions FILE"
         )
+    grids_of(source, config.to_dict())
     return config
 
 
@@ -127,9 +147,10 @@ def load(source: str, device: torch.device | str = "cpu", template: str | None =
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
         processor = AutoProcessor.from_pretrained(source)
-        if not isinstance(processor, LlavaProcessor):
-            raise ValueError(f"its {type(processor).__name__} cuts pictures in another way than LLaVA-1.5's")
-        model, loaded = LlavaForConditionalGeneration.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        kind, processing = _CLASSES[config.model_type]
+        if not isinstance(processor, processing):
+            raise ValueError(f"its {type(processor).__name__} cuts pictures in another way than LLaVA's")
+        model, loaded = kind.from_pretrained(
             source, dtype=dtype, device_map={"": device}, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -151,10 +172,11 @@ def load(source: str, device: torch.device | str = "cpu", template: str | None =
         image_token_id=image,
         stops=stops,
         template=None if template is None else TEMPLATES[template],
+        tiling=tiling_of(model.model),
     )
 
 
-def _ends(model: LlavaForConditionalGeneration, processor: Any) -> list[int]:
+def _ends(model: Any, processor: Any) -> list[int]:
     """Return the ids that end an answer: the generation settings', the tokenizer's, the chat template's.
 
     A converted folder often names only the base model's end of text, while its answers end with a turn.

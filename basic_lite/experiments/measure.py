@@ -240,7 +240,9 @@ def inspect_batches(assembled: Assembled, batches: Sequence[SceneBatch], views: 
             tokens = [words[token] for token in ids]
             # A drawing says what its own 8 x 8 patches show; another --image-size has others.
             judged = len(tokens) == len(picture.thing)
-            verdicts = meaningful(scene, picture, tokens) if judged else [None] * len(tokens)
+            verdicts: list[bool | None] = [None] * len(tokens)
+            if judged:
+                verdicts = meaningful(scene, picture, tokens)
             inspection.shown.append(sum(verdict is not None for verdict in verdicts))
             inspection.meaningful.append(sum(verdict is True for verdict in verdicts))
             if len(inspection.views) < views:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from basic_lite.data.conversation import stop_ids
 from basic_lite.data.rows import WHITE
@@ -76,6 +77,8 @@ def _text_config(assembled: Assembled) -> dict:
     text = {key: live[key] for key in sizes if live.get(key) is not None} | own
     for key in _PASSING:
         text.pop(key, None)
+    # Of a decoder out of a larger model nothing says it, and vLLM asks.
+    text.setdefault("architectures", [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text["model_type"]]])
     scale = assembled.family.head_scale
     if scale is not None:
         text[scale[0]] = 1.0  # it is in the last norm's weight: transformers' LLaVA leaves it out, vLLM's not

@@ -219,6 +219,7 @@ class TowerSize:
     head: bool = False  # SigLIP's pooling head, which is loaded although nothing uses it
     registers: int = 0  # tokens between class token and patches
     tiles: int = 1  # most tiles of a picture beside its whole; 1 for the picture alone
+    grids: tuple[tuple[int, int], ...] | None = None  # rows and columns; `None` for those of `tiles`
     pool: int = 1  # side of the squares of patches that become one visual embedding each
     # Height and width of the picture that is cut into tiles; `None` for the one that takes most
     picture: tuple[int, int] | None = None
@@ -259,6 +260,7 @@ class TowerSize:
         from basic_lite.data.tiles import Tiling  # transformers with it, which a plan else does without
 
         tiling = Tiling.up_to(self.tiles, self.image_size, self.patch_size * self.pool)
+        tiling = tiling if self.grids is None else replace(tiling, grids=self.grids)
         block = tiling.largest() if self.picture is None else tiling.block(self.picture)
         return block.tokens, block.patches, block.squares
 

@@ -409,7 +409,7 @@ def in_front(mixin: type, kind: type) -> type[Any]:
     return made
 
 
-def own_class(module: nn.Module, mixin: type) -> type[nn.Module]:
+def own_class(module: Any, mixin: type) -> type[nn.Module]:
     """Return a module's class without the mixin that `in_front` may have put there."""
     return type(module).__mro__[2] if isinstance(module, mixin) else type(module)
 

@@ -91,8 +91,9 @@ def manifest_of(assembled: Assembled, stage: int, method: dict, data: dict, trai
 def named(sources: Sources) -> dict[str, Any]:
     """Return where the parts come from as a manifest says it; `sources_of` reads it."""
     settings = asdict(sources) | {"dtype": str(sources.dtype).removeprefix("torch.")}
-    for name in ("tiles", "pool"):
-        if settings[name] == 1:
+    settings["grids"] = sources.grids and [list(grid) for grid in sources.grids]
+    for name in ("tiles", "pool", "grids"):
+        if settings[name] in (1, None):
             del settings[name]  # of a run without them nothing is said, as before there were any
     return settings
 
@@ -129,14 +130,18 @@ def _reading(path: Path, fault: str = "cannot be read") -> Iterator[None]:
         raise ValueError(f"{path} {fault}: {one_line(error, 200)}") from error
 
 
-def load_projector(model: nn.Module, path: Path) -> None:
-    """Read the projector's tensors, all of them and nothing else.
+def load_projector(model: nn.Module, path: Path, scale: float = 1.0) -> None:
+    """Read the projector's tensors, all of them and nothing else; what it puts out is multiplied by `scale`.
 
     Raises ValueError if the file is missing, damaged or of another shape.
     """
     projector = parts_of(model).llava.multi_modal_projector
     with _reading(path, "is no projector of this model"):
-        projector.load_state_dict(_load(path, "multi_modal_projector."), strict=True)
+        state = _load(path, "multi_modal_projector.")
+        for name in state:
+            if name.startswith("linear_2.") or name == "image_newline":
+                state[name] = state[name] * scale
+        projector.load_state_dict(state, strict=True)
 
 
 def load_run(

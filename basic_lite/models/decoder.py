@@ -31,12 +31,13 @@ def load_decoder(
     settings: dict[str, Any] = {"dtype": dtype, "attn_implementation": softcap.implementation(config)}
     placement = {"device_map": {"": str(device)}}
     copy = quantised.copy_of(llm, config, dtype, device) if bits == 4 and copies != "off" else None
-    causal = None
+    causal: Any = None
     if copy is not None and copy.whole:
         try:
-            causal, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 copy.path, use_safetensors=True, output_loading_info=True, **settings, **placement
             )
+            causal, info = loaded
             if wrong := [name for names in info.values() for name in names]:
                 raise ValueError(f"{len(wrong)} tensors do not fit, first: {wrong[0]}")
             say(f"pre-quantised copy read: {copy.path} ({copy.size / 1e9:.2f} GB)")

@@ -97,7 +97,7 @@ def as_published(decoder: Any) -> None:
     """Let transformers' and PEFT's own classes run again, as for a comparison with them."""
     ungroup_adapters(decoder.layers)
     for layer in decoder.layers:
-        if isinstance(layer, _Streamlined):
+        if hasattr(layer, "_pieces"):
             layer.__class__ = own_class(layer, _Streamlined)
             del layer._pieces
 

@@ -33,7 +33,7 @@ from basic_lite.data.dataset import SupervisedRows, TextEncoder
 from basic_lite.data.pictures import Aspect, ImageTransform
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import WHITE, Exif, colour
-from basic_lite.data.tiles import TiledTransform, Tiling
+from basic_lite.data.tiles import Size, TiledTransform, Tiling
 from basic_lite.data.tokenise import check_vocabulary
 from basic_lite.data.world import parts as data_world_parts
 from basic_lite.models import decoder as models_decoder
@@ -145,6 +145,8 @@ class Sources:
     image_size: int | None = None  # side of the tower's input; `None` takes the tower's own
     tower_layer: int = -2  # which hidden states are its features
     tiles: int = 1  # most tiles of a picture beside its whole; 1 for the picture alone, in one square
+    # Rows and columns of the grids of tiles, as a LLaVA-NeXT lists them; `None` takes those of `tiles`
+    grids: tuple[Size, ...] | None = None
     # Side of the squares of patches that become one visual embedding each; 1 for every patch its own
     pool: int = 1
     exif: Exif = "ignore"  # whether pictures are turned as their EXIF says
@@ -153,6 +155,8 @@ class Sources:
     def __post_init__(self) -> None:
         """Raise ValueError for unknown `bits`, `tiles` or `pool` below 1, or a `background` of no colour."""
         object.__setattr__(self, "background", colour(self.background))
+        if self.grids is not None:  # lists in a manifest
+            object.__setattr__(self, "grids", tuple((rows, columns) for rows, columns in self.grids))
         if self.pool < 1:
             raise ValueError(f"pool must be 1 (every patch by itself) or more, got {self.pool}")
         if self.bits not in get_args(Bits):
@@ -277,7 +281,10 @@ def tiling_for(sources: Sources, tower: PretrainedConfig) -> Tiling | None:
             f"with --tiles a tower of this kind works at its own size: add --image-size {tower.image_size} "
             f"(it would be {size})"
         )
-    return Tiling.up_to(sources.tiles, size, tower.patch_size * sources.pool)
+    patch = tower.patch_size * sources.pool
+    if sources.grids is not None:
+        return Tiling(size, size // patch, sources.grids)
+    return Tiling.up_to(sources.tiles, size, patch)
 
 
 def check_pool(sources: Sources, tower: PretrainedConfig) -> None:

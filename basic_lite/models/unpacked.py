@@ -7,7 +7,6 @@ folder of its own. They are written once, tensor by tensor, beside the pre-quant
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, LlavaNextConfig, PretrainedConfig
 
 from basic_lite.data.world import parts
 from basic_lite.files import write_json
@@ -35,6 +34,7 @@ LANGUAGE, VISION, PROJECTOR = "language_model", "vision_tower", "multi_modal_pro
 
 _DECODERS: dict[str, str | None] = {
     "llava": None,
+    "llava_next": None,
     "gemma3": None,
     "mistral3": None,
     "qwen2_vl": "qwen2",
@@ -44,6 +44,9 @@ _DECODERS: dict[str, str | None] = {
 """Model types whose decoder can be taken out. A Qwen's becomes its text-only type: of a text all three of its
 rotary positions are the same number."""
 
+LLAVAS = ("llava", "llava_next")
+"""Model types that training goes on from, with their tower and projector."""
+
 _PLACES = (
     (re.compile(r"(?:model\.)?language_model\.lm_head\.(.*)"), LANGUAGE, "lm_head."),
     (re.compile(r"lm_head\.(.*)"), LANGUAGE, "lm_head."),
@@ -51,11 +54,13 @@ _PLACES = (
     (re.compile(r"model\.((?:layers|embed_tokens|norm)\..*)"), LANGUAGE, "model."),  # an older Qwen's
     (re.compile(r"(?:model\.)?vision_tower\.(.*)"), VISION, ""),
     (re.compile(r"(?:model\.)?multi_modal_projector\.(.*)"), PROJECTOR, "multi_modal_projector."),
+    (re.compile(r"(?:model\.)?(image_newline)"), PROJECTOR, "multi_modal_projector."),
 )
 """Where a tensor goes, by its name in old and new files, and what stands in front of it there."""
 
 _TOKENIZER = "tokenizer* *.jinja vocab.json merges.txt added_tokens.json special_tokens_map.json".split()
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
+_TILING = "LlavaNextImageProcessor"  # or another by this name, such as the one with Pillow
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Unpacked:
 
     @property
     def projector(self) -> Path:
-        """File of the projector's four tensors."""
+        """File of the projector's four tensors, of a LLaVA-NeXT with the newline."""
         return self.folder / "projector.safetensors"
 
 
@@ -86,7 +91,7 @@ def language_model(source: str, say: quantised.Say = quantised.silent) -> str:
     Raises ValueError if it is a vision-language model whose weights cannot be taken apart.
     """
     try:
-        kind = _config(source).get("model_type")
+        kind = _read(source, "config.json").get("model_type")
     except ValueError:  # whoever loads it says more
         return source
     return unpack(source, say).llm if kind in _DECODERS else source
@@ -98,7 +103,7 @@ def decoder_config(source: str) -> PretrainedConfig | None:
     No weight is read.
     """
     try:
-        config = _config(source)
+        config = _read(source, "config.json")
     except ValueError:  # as above
         return None
     if config.get("model_type") not in _DECODERS:
@@ -110,21 +115,24 @@ def decoder_config(source: str) -> PretrainedConfig | None:
 
 
 def check_llava(source: str) -> dict[str, Any]:
-    """Return the configuration of a LLaVA of transformers that can be trained on.
+    """Return the configuration of a LLaVA or LLaVA-NeXT of transformers that can be trained on.
 
     Raises ValueError if it is none, or one whose parts are put together in another way.
     """
-    config = _config(source)
-    if config.get("model_type") != "llava":
+    config = _read(source, "config.json")
+    if config.get("model_type") not in LLAVAS:
         raise ValueError(
             f"{source} is {config.get('model_type') or 'no model'}, neither a finished run nor a LLaVA of "
-            "transformers (model_type llava): name one of these with --start"
+            f"transformers (model_type {' or '.join(LLAVAS)}): name one of these with --start"
         )
+    # LLaVA's own repositories say model_type llava too, with other names of weights.
+    layout = (config.get("architectures") or ["LlavaForConditionalGeneration"])[0]
     layer, towers = config.get("vision_feature_layer", -2), zoo.TOWER_FAMILIES
     kind = config.get("vision_config", {}).get("model_type", "clip_vision_model")
     strategy = config.get("vision_feature_select_strategy", "default")
     act, biased = config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True)
     for wrong, what in (
+        (not layout.endswith("ForConditionalGeneration"), f"the layout of its authors ({layout})"),
         (not isinstance(layer, int), f"several feature layers ({layer})"),
         (kind in towers and towers[kind].select_strategy != strategy, f"{strategy!r} features of a {kind}"),
         (act != "gelu" or not biased, f"a projector with {act}{'' if biased else ' and no biases'}"),
@@ -132,6 +140,44 @@ def check_llava(source: str) -> dict[str, Any]:
         if wrong:
             raise ValueError(f"{source} has {what}, which is not trained here")
     return config
+
+
+def grids_of(source: str, config: dict[str, Any]) -> tuple[tuple[int, int], ...] | None:
+    """Return rows and columns of a LLaVA-NeXT's grids of tiles, in its order; `None` for a LLaVA.
+
+    Raises ValueError if model and processor do not agree on them, or cut pictures in another way than tiles
+    are cut here.
+    """
+    if config["model_type"] != "llava_next":
+        return None
+    settings = image_settings(source)
+    given = {name: config[name] for name in ("vision_config", "image_grid_pinpoints") if name in config}
+    known: Any = LlavaNextConfig(**given)
+    points: list[list[int]] = known.image_grid_pinpoints  # the class fills in its own
+    side: int = known.vision_config.image_size
+    usual: Any = LlavaNextConfig()
+    cut = settings.get("image_grid_pinpoints") or usual.image_grid_pinpoints
+    sides = {name: settings.get(name, 224) for name in ("size", "crop_size")}  # the class's own
+    wrong = next((f"{name} {value}" for name, value in sides.items() if _sides(value) != {side}), None)
+    if not settings.get("image_processor_type", _TILING).startswith(_TILING):
+        wrong = f"image_processor_type {settings['image_processor_type']}"
+    elif list(map(list, cut)) != list(map(list, points)):
+        wrong = f"image_grid_pinpoints {cut}"
+    if wrong is not None:
+        raise ValueError(
+            f"the image processor of {source} has {wrong}, which does not go with its model of {side}-pixel "
+            f"tiles in image_grid_pinpoints {points}: correct its {_SETTINGS[0]}"
+        )
+    if any(length % side for point in points for length in point) or max(map(max, points)) <= side:
+        raise ValueError(
+            f"{source} has image_grid_pinpoints {points}: only grids of whole tiles (multiples of {side}), "
+            "some of 2 or more, are cut here; take another model"
+        )
+    return tuple((height // side, width // side) for height, width in points)
+
+
+def _sides(size: Any) -> set[Any]:
+    return set(size.values()) if isinstance(size, dict) else {size}
 
 
 def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
@@ -142,7 +188,7 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     folder = converted.safetensors_folder(source, say=say)
     if not Path(parts.located(source)).is_dir():
         _fetch_small_files(source, folder.name)
-    config, files = _config(source), repository.weight_files(folder)
+    config, files = _read(source, "config.json"), repository.weight_files(folder)
     needed = sum(path.stat().st_size for path in files)
     what = f"the parts of {source!r} are written apart once"
     base = quantised.base_of(source, [*files, folder / "config.json"], folder.name)
@@ -152,15 +198,15 @@ def unpack(source: str, say: quantised.Say = quantised.silent) -> Unpacked:
     return Unpacked(copy.path, config, source)
 
 
-def _config(source: str) -> dict[str, Any]:
-    """Return `config.json` as it is written: what a later version fills in would change its hash."""
+def _read(source: str, name: str) -> dict[str, Any]:
+    """Return a JSON file as it is written: what a later version fills in would change its hash."""
     try:
-        config = repository.read_json(source, "config.json")
+        content = repository.read_json(source, name)
     except Exception as error:  # the hub's client raises many types
         raise ValueError(
             f"no model can be loaded from {source!r} ({repository.why(source, error)})"
         ) from error
-    return config if isinstance(config, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _fetch_small_files(source: str, revision: str) -> None:
@@ -189,8 +235,8 @@ def _write(folder: Path, config: dict[str, Any], files: list[Path], draft: Path)
     _write_decoder(folder, config, draft / LANGUAGE, has_head="lm_head.weight" in writers[LANGUAGE].places)
     vision = {"model_type": "clip_vision_model", **config.get("vision_config", {})}
     write_json(draft / VISION / "config.json", vision)
-    if config["model_type"] == "llava":
-        write_json(draft / VISION / "preprocessor_config.json", _image_settings(folder))
+    if config["model_type"] in LLAVAS:
+        write_json(draft / VISION / "preprocessor_config.json", image_settings(str(folder)))
 
 
 def _placed(files: list[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:
@@ -263,11 +309,13 @@ def _text_settings(config: dict[str, Any]) -> dict[str, Any]:
     return text
 
 
-def _image_settings(folder: Path) -> dict[str, Any]:
+def image_settings(source: str) -> dict[str, Any]:
+    """Return what a folder's or hub id's image processor does; raises ValueError if no file says it."""
     for name in _SETTINGS:
-        if (folder / name).is_file():
-            settings = json.loads((folder / name).read_text(encoding="utf-8"))
-            settings = settings if name == _SETTINGS[0] else settings.get("image_processor")
-            if settings is not None:
-                return settings
-    raise ValueError(f"{folder} has no image settings (preprocessor_config.json or processor_config.json)")
+        try:
+            settings = _read(source, name)
+        except ValueError:
+            continue
+        if name == _SETTINGS[0] or "image_processor" in settings:
+            return settings.get("image_processor", settings)
+    raise ValueError(f"{source} has no image settings ({' or '.join(_SETTINGS)})")

@@ -401,7 +401,7 @@ def _choose_rows(
     rows: Rows, text: TextEncoder, known: Outline, settings: Settings, console: Console, resumed: bool
 ) -> None:
     """Leave out what cannot be trained on; in a resumed run what was left out before, whatever is seen."""
-    rows.faults = check_rows(rows, settings.stage)
+    rows.faults = check_rows(rows, settings.stage, say=console.print)
     check_budget(rows, settings.data.bad_budget, settings.stage)
     if known.tiling is not None:
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")

@@ -296,7 +296,7 @@ def step_of(
     config = vision_config(read_config(sources.tower, "vision tower"))
     decoder = DecoderSize.of(llm, sources.llm)
     tower = TowerSize.of(config, sources.image_size, sources.tower)
-    tower = replace(tower, tiles=sources.tiles, pool=sources.pool)
+    tower = replace(tower, tiles=sources.tiles, grids=sources.grids, pool=sources.pool)
     tiling, longest = tiling_for(sources, config), settings.data.max_length
     if tiling is not None:
         tower, longest = replace(tower, image_size=tiling.side), longest_with(tiling, longest, llm)

@@ -109,10 +109,12 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         bound = signature.bind(**given)
         bound.apply_defaults()
-        for name, group in groups.items():
-            values = {each.name: bound.arguments.pop(each.name) for each in fields(group)}
-            bound.arguments[name] = group(**values)
-        function(**bound.arguments)
+        options = bound.arguments
+        made = {
+            name: group(**{field.name: options.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        function(**options, **made)  # apart: an option may be called as another group is
 
     run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue] (inspect reads it of any function)
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
@@ -639,6 +641,28 @@ class OfStage2:
     train_tower: Annotated[bool, typer.Option("--train-tower", hidden=True, callback=for_stage_2)] = False
     tower_lora: Annotated[str | None, typer.Option(hidden=True, callback=for_stage_2)] = None
     tower_learning_rate: Annotated[str | None, typer.Option(hidden=True, callback=for_stage_2)] = None
+
+
+def for_stage_1(option: typer.CallbackParam, given: Any) -> Any:
+    """Refuse an option in stage 2, which takes what it says from its start."""
+    if given is not None:
+        raise ValueError(f"{option.opts[0]} is for stage 1: stage 2 has what it --starts from, unchanged")
+    return given
+
+
+OfStage1Option = Annotated[str | None, typer.Option(hidden=True, callback=for_stage_1)]
+
+
+@dataclass(frozen=True)
+class OfStage1:
+    """Options of stage 1 that people try in stage 2."""
+
+    model: OfStage1Option = None
+    llm: OfStage1Option = None
+    tower: OfStage1Option = None
+    template: OfStage1Option = None
+    tiles: OfStage1Option = None
+    pool: OfStage1Option = None
 
 
 @dataclass(frozen=True)

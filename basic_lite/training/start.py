@@ -1,7 +1,8 @@
-"""What stage 2 starts from: a run of stage 1, a finished stage 2, or any LLaVA of transformers."""
+"""What stage 2 starts from: a run of stage 1, a finished stage 2, or a LLaVA(-NeXT) of transformers."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,8 @@ class Start:
     kind: Kind  # a run of stage 1, of stage 2 with adapters or the whole decoder, or a LLaVA of transformers
     manifest: dict[str, Any]  # the run's; of a LLaVA what is known of it in the same form
     projector: Path  # file of its projector
+    # What the class of a LLaVA multiplies visual embeddings by, as Granite all that its decoder receives
+    scale: float = 1.0
 
     @property
     def run(self) -> Path | None:
@@ -69,7 +72,7 @@ class Start:
         """Put what the start has learnt into a model that nothing is attached to yet."""
         checkpoint.check_identity(assembled, self.manifest)
         if self.kind != "adapters":
-            checkpoint.load_projector(assembled.model, self.projector)
+            checkpoint.load_projector(assembled.model, self.projector, self.scale)
         if self.kind == "decoder":
             checkpoint.load_decoder(assembled.model, self.source / files.DECODER)
 
@@ -138,6 +141,7 @@ def _run(source: Path, lora: bool) -> Start:
 
 def _model(source: str, device: str, say: quantised.Say) -> Start:
     config = unpacked.check_llava(source)
+    grids = unpacked.grids_of(source, config)
     parts = unpacked.unpack(source, say)
     configs = {
         "llm": llava.read_config(parts.llm, "language model"),
@@ -155,6 +159,8 @@ def _model(source: str, device: str, say: quantised.Say) -> Start:
         tower_layer=config.get("vision_feature_layer", -2),
         exif=config.get(unpacked.EXIF_KEY, "ignore"),
         background=config.get(unpacked.BACKGROUND_KEY, WHITE),
+        tiles=1 if grids is None else max(rows * columns for rows, columns in grids),
+        grids=grids,
     )
     manifest = {
         "stage": 1,
@@ -163,5 +169,15 @@ def _model(source: str, device: str, say: quantised.Say) -> Start:
         "method": {"basic": False},
         "llm": checkpoint.identity(parts.llm, configs["llm"]),
         "tower": checkpoint.identity(parts.tower, configs["tower"]),
+        "grids": grids and [list(grid) for grid in grids],
     }
-    return Start(Path(source), "model", manifest, parts.projector)
+    return Start(Path(source), "model", manifest, parts.projector, _scale(Path(source), configs["llm"]))
+
+
+def _scale(folder: Path, decoder: Any) -> float:
+    """Return what a model's own class multiplies visual embeddings by; an old Gemma's by its export alone."""
+    if (folder / "export.json").is_file():
+        export = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+        if export.get("old_gemma"):
+            return decoder.hidden_size**0.5
+    return getattr(decoder, "embedding_multiplier", 1.0)

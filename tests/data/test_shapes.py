@@ -95,6 +95,28 @@ SHAPES: dict[str, tuple[dict, list]] = {
         {"images": ["0.png", "1.png"], "messages": parts("Image-1: <image>\nImage-2: <image>\nBoth?", "Yes")},
         [("user", "Image-1: <image>\nImage-2: <image>\nBoth?"), ("assistant", "Yes")],
     ),
+    "a placeholder in the system text": (
+        {
+            "image": "0.png",
+            "system": "<image>\nBe brief.",
+            "conversations": [{**HUMAN, "value": "What?"}, GPT],
+        },
+        [("user", "<image>\nBe brief.\n\nWhat?"), EXPECTED[1]],
+    ),
+    "two pictures, one in the system text": (
+        {
+            "images": ["0.png", "1.png"],
+            "messages": [
+                {"role": "system", "content": "Like <image>"},
+                *parts("Image-2: <image>\nBoth?", "Yes"),
+            ],
+        },
+        [("user", "<image>\nLike\n\nImage-2: <image>\nBoth?"), ("assistant", "Yes")],
+    ),
+    "the same picture in two columns": (
+        {"image": "0.png", "images": ["./0.png"], "image_url": "https://a.b/c.png", "messages": CHAT},
+        EXPECTED,
+    ),
     "a literal placeholder in an answer": (
         {"image": "0.png", "messages": parts("<image>What?", "The tag <image>.")},
         [("user", "<image>\nWhat?"), ("assistant", "The tag <image>.")],
@@ -146,7 +168,12 @@ NOTED: dict[str, tuple[dict, str]] = {
     },
     "starts with an answer": ({"image": "0.png", "conversations": [GPT, HUMAN, GPT]}, "dropped_turn"),
     "tools": ({"image": "0.png", "tools": "[{}]", "conversations": [HUMAN, GPT]}, "not_used"),
-    "boxes": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
+    "two columns of turns": (
+        {"image": "0.png", "conversations": [HUMAN, GPT], "messages": parts("Else?", "No.")},
+        "not_used",
+    ),
+    "objects": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
+    "boxes": ({"image": "0.png", "bbox": [[1, 2]], "conversations": [HUMAN, GPT]}, "not_used"),
     "reasoning": (
         {"image": "0.png", "conversations": [HUMAN, {**GPT, "reasoning_content": "Hm."}]},
         "not_used",
@@ -186,6 +213,11 @@ REFUSED: dict[str, tuple[dict, str]] = {
         {"image": "0.png", "images": ["0.png", "1.png"], "messages": CHAT},
         "malformed_row",
     ),
+    "other pictures in two columns": (
+        {"image": "0.png", "images": ["1.png"], "messages": CHAT},
+        "malformed_row",
+    ),
+    "a path in the text": (row("a", "Picture 1: <img>0.png</img>\nWhat?", "A cup."), "placeholder_mismatch"),
     "fewer placeholders": ({"images": ["0.png", "1.png"], "messages": CHAT}, "placeholder_mismatch"),
     "a tool turn": ({"messages": [*CHAT, {"role": "tool", "content": "{}"}]}, "bad_roles"),
     "no base64": ({"image": "data:image/png;base64,!!", "messages": CHAT}, "undecodable_image"),
@@ -252,6 +284,25 @@ def test_files_of_rows(tmp_path: Path) -> None:
         assert held_ids(rows) == ["0", "1", "1"]
     (tmp_path / "many" / "3.json").write_text(json.dumps(ROWS))
     assert held_ids(open_rows(tmp_path / "many", tmp_path)) == ["0", "1", "1", "0", "1"]
+
+
+@pytest.mark.parametrize(("start", "remedy"), [(b"PK\3\4", "unpack it"), (b"\xff\xfe", "save it as UTF-8")])
+def test_a_file_of_another_kind_is_named(start: bytes, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(start + b"[\0{\0")
+    with pytest.raises(ValueError, match=rf"no line is a row; it is [\w-]+ ?\w*: {remedy}$"):
+        open_rows(tmp_path / "a.json")
+
+
+def test_odd_pictures_are_told_at_the_start_of_a_training(
+    tmp_path: Path, write_rows: Callable, picture: Callable
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(20, 10).save(tmp_path / "turned.jpg", exif=exif)
+    rows = open_rows(write_rows([row(name, "<image>", "x", image=name) for name in ("turned.jpg", "0.png")]))
+    said: list[str] = []
+    assert check_rows(rows, say=said.append) == []
+    assert [line.partition(".")[0] for line in said] == ["Among the pictures looked at: 1 exif_rotation"]
 
 
 def held_ids(rows: Rows) -> list[str]:

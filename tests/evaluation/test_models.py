@@ -10,6 +10,7 @@ import pytest
 import torch
 from command import make_world, run, stage1
 from PIL import Image
+from tiled import llava_next_folder
 from tiny import llm_folder, tiny_llava, tower_folder, write_tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -118,7 +119,7 @@ def test_a_beginning_that_a_template_writes_itself_is_not_written_twice(exported
     [
         ({}, "holds no model (no config.json): --model takes a LLaVA of transformers, such as llava-hf/"),
         ({"config.json": {"model_type": "llama"}}, "is a llama, not a LLaVA of transformers"),
-        ({"config.json": {"model_type": "llava_next"}}, "is a llava_next, not a LLaVA of transformers"),
+        ({"config.json": {"model_type": "llava_next_video"}}, "is a llava_next_video, not a LLaVA of"),
         (
             {"config.json": {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}},
             "is a LlavaLlamaForCausalLM in its authors' layout, not a LLaVA of transformers",
@@ -150,7 +151,11 @@ PROCESSORS = {
 
 
 def transformers_folder(folder, decoder, tower):
-    """Save a LLaVA with nothing but transformers' own classes."""
+    """Save a LLaVA with nothing but transformers' own classes; the tower "next" is a LLaVA-NeXT's."""
+    if tower == "next":
+        model = llava_next_folder(folder, [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]])
+        (folder / "chat_template.jinja").write_text(CHATML)
+        return model
     write_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     more = {"vision_feature_select_strategy": "full"}
@@ -165,9 +170,9 @@ def transformers_folder(folder, decoder, tower):
     return model
 
 
-@pytest.mark.parametrize(("decoder", "tower"), [("llama", "clip"), ("qwen2", "siglip")])
+@pytest.mark.parametrize(("decoder", "tower"), [("llama", "clip"), ("qwen2", "siglip"), ("llama", "next")])
 def test_a_folder_of_transformers_answers_as_its_own_processor_and_model(tmp_path, decoder, tower):
-    """Pictures that are square and of the right size already, so that only rounding could differ."""
+    """But for LLaVA-NeXT's, pictures are of the right size already, so that only rounding could differ."""
     model = transformers_folder(tmp_path / "llava", decoder, tower)
     processor = AutoProcessor.from_pretrained(tmp_path / "llava")
     loaded = hf_llava.load(str(tmp_path / "llava"))
@@ -176,7 +181,8 @@ def test_a_folder_of_transformers_answers_as_its_own_processor_and_model(tmp_pat
     draw = torch.Generator().manual_seed(0)
     asked, known = [], {}
     for number, text in enumerate(("What?", "And what is this here?", "Who made it?", "No picture at all?")):
-        pixels = torch.randint(0, 256, (24, 24, 3), generator=draw, dtype=torch.uint8).numpy()
+        shape = ((24, 72), (90, 31), (20, 40), (24, 24))[number] if tower == "next" else (24, 24)
+        pixels = torch.randint(0, 256, (*shape, 3), generator=draw, dtype=torch.uint8).numpy()
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         pictured = number < 3

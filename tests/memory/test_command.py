@@ -6,7 +6,7 @@ import json
 
 import pytest
 from command import run
-from tiny import llm_folder, tower_folder
+from tiny import llm_folder, tiny_llava, tower_folder
 
 from basic_lite.models import zoo
 from basic_lite.models.llava import read_config
@@ -88,6 +88,9 @@ def test_a_folder_is_planned_for(tmp_path, monkeypatch):
     rows = rows_of("--llm", llm_folder(), "--tower", tower_folder(), "--stage", 1, "--gpu", 12, cwd=tmp_path)
     assert len(rows) == 1
     assert rows[0]["micro_batch"] == 64
+    tiny_llava().config.save_pretrained(tmp_path / "whole")  # of the same parts
+    (row,) = rows_of("--llm", "whole", "--tower", "whole", "--stage", 1, "--gpu", 12, cwd=tmp_path)
+    assert row == rows[0] | {"model": "whole", "tower": "whole"}
     refused = run("plan", "--llm", tmp_path / "none", cwd=tmp_path, expect=2)
     assert "no language model can be loaded from" in refused.stderr
 

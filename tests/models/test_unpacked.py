@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 import transformers
-from tiny import TOWER_SIZES, llm_folder, tiny_llava, tower_folder
+from tiled import tiny_llava_next
+from tiny import TOWER_SIZES, llm_folder, old_names, tiny_llava, tower_folder
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from basic_lite.memory.sizes import DecoderSize, decoders_named
@@ -74,6 +75,7 @@ def _qwen3_vl():
 
 WHOLE = {
     "llava": tiny_llava,
+    "llava_next": tiny_llava_next,
     "gemma3": _gemma3,
     "mistral3": _mistral3,
     "qwen2_vl": _qwen2_vl,
@@ -143,25 +145,10 @@ def test_the_parts_of_a_llava(tmp_path, cache):
     assert not made.folder.exists()
 
 
-def old_names(folder):
-    """Rename tensors as transformers wrote them up to 4.51: the decoder's head stands inside of it."""
-    from safetensors.torch import load_file, save_file
-
-    state = {}
-    for path in folder.glob("*.safetensors"):
-        for name, tensor in load_file(path).items():
-            name = name.removeprefix("model.")
-            if name.startswith("language_model."):
-                name = name.replace("language_model.", "language_model.model.", 1)
-            state[f"language_model.{name}" if name.startswith("lm_head") else name] = tensor
-        path.unlink()
-    (folder / "model.safetensors.index.json").unlink()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 @torch.no_grad()
-def test_a_llava_with_the_names_of_older_releases(tmp_path):
-    whole = tiny_llava().eval()
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+def test_a_llava_with_the_names_of_older_releases(kind, tmp_path):
+    whole = WHOLE[kind]().eval()
     source = save(whole, tmp_path / "whole")
     old_names(tmp_path / "whole")
     alone = AutoModelForCausalLM.from_pretrained(unpacked.language_model(source), dtype=torch.float32)
@@ -177,6 +164,7 @@ def test_a_llava_with_the_names_of_older_releases(tmp_path):
         ({"vision_feature_select_strategy": "full"}, "'full' features of a clip_vision_model"),
         ({"projector_hidden_act": "relu"}, "a projector with relu"),
         ({"multimodal_projector_bias": False}, "a projector with gelu and no biases"),
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "the layout of its authors"),
     ],
 )
 def test_a_llava_that_is_put_together_otherwise_is_refused(tmp_path, change, said):
@@ -194,3 +182,60 @@ def test_without_a_cache_it_is_said(tmp_path, monkeypatch):
         ValueError, match=r"written apart once, in a cache that \$BASIC_LITE_CACHE switches off"
     ):
         unpacked.unpack(source)
+
+
+POINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+"""Of the published LLaVA-NeXT, which `Tiling.up_to` has in another order."""
+
+
+def published(folder, config=(), settings=()):
+    """Write what llava-hf/llava-v1.6-mistral-7b-hf has, with changes."""
+    vision = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
+    whole = {"model_type": "llava_next", "vision_config": vision, "image_grid_pinpoints": POINTS}
+    (folder / "config.json").write_text(json.dumps(whole | dict(config)))
+    square = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
+    square |= {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": POINTS}
+    (folder / "preprocessor_config.json").write_text(json.dumps(square | dict(settings)))
+    return str(folder)
+
+
+def grids_of(source):
+    return unpacked.grids_of(source, unpacked.check_llava(source))
+
+
+def test_the_grids_of_the_published_llava_next(tmp_path):
+    grids = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    assert grids_of(published(tmp_path)) == grids
+    nothing = {"image_grid_pinpoints": None}  # transformers fills in the same
+    assert grids_of(published(tmp_path, nothing, nothing)) == grids
+    wide = {"image_grid_pinpoints": [[336, 336], [336, 1344]]}
+    assert grids_of(published(tmp_path, wide, wide)) == ((1, 1), (1, 4))
+    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    assert grids_of(str(tmp_path)) == ((1, 1), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "said"),
+    [
+        (
+            (),
+            {"image_grid_pinpoints": [[336, 672]]},
+            r"image_grid_pinpoints \[\[336, 672\]\], which does not",
+        ),
+        ((), {"crop_size": {"height": 384, "width": 384}}, r"has crop_size \{'height': 384, 'width': 384\}"),
+        ((), {"size": {"shortest_edge": 224}}, r"has size \{'shortest_edge': 224\}, .* of 336-pixel tiles"),
+        ((), {"image_processor_type": "CLIPImageProcessor"}, "has image_processor_type CLIPImageProcessor"),
+        ({"image_grid_pinpoints": [[336, 500]]},) * 2 + (r"grids of whole tiles \(multiples of 336\)",),
+        ({"image_grid_pinpoints": [[336, 336]]},) * 2 + ("some of 2 or more",),
+        ({"vision_feature_layer": [-24, -1]}, (), "several feature layers"),
+    ],
+)
+def test_tiles_that_are_cut_otherwise_are_refused(tmp_path, config, settings, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        grids_of(published(tmp_path, config, settings))
+    assert "\n" not in str(raised.value)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"no image settings|several feature layers"):
+        grids_of(str(tmp_path))

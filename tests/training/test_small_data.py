@@ -94,8 +94,9 @@ def test_own_pictures_go_through_both_stages(count, batch, steps, pictures, tmp_
     assert not (tmp_path / "runs").exists()
     # A step sees one row or two, once, and rows differ by ten times what a step changes (0.3 against 0.01 to
     # 0.03 in 20 steps of stage 2): whether anything was learned shows on the same rows, before and after.
-    same = ("--val-data", rows_file(pictures, count, 2, "again"), "--val-samples", 0)
-    same_captions = ("--val-data", rows_file(pictures, count, 1, "again"), "--val-samples", 0)
+    often = ("--val-steps", steps // 10, "--val-samples", 0)
+    same = ("--val-data", rows_file(pictures, count, 2, "again"), *often)
+    same_captions = ("--val-data", rows_file(pictures, count, 1, "again"), *often)
     run(*stage1(pictures, count, "--learning-rate", 0.01, *same_captions), cwd=tmp_path)
     run(*stage2(pictures, count, *same), cwd=tmp_path)
     for stage in ("stage1", "stage2"):

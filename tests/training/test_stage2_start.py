@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+import torch
 from command import run, stage2
+from made_runs import export, made_run
+from PIL import Image
+from tiled import llava_next_folder
+from tiny import old_names
+from transformers import AutoProcessor
 
-from basic_lite.models import quantised
+from basic_lite.console import quiet_console
+from basic_lite.data.conversation import IMAGE
+from basic_lite.data.tiles import packed
+from basic_lite.models import checkpoint, quantised
+from basic_lite.models.generate import one_row, prompt_ids
+from basic_lite.models.llava import assemble, for_inference
+from basic_lite.training import start as starts
 
+SHAPES = ((37, 40), (130, 40))
+"""Width and height."""
 ADAPTERS = ("--lora", "--rank", 4, "--dropout", 0, "--bits", 16)
 
 
@@ -47,6 +62,9 @@ def test_an_exported_folder_begins_as_the_run_it_came_from(second, world, tmp_pa
     assert manifest["finished"]
     # What was trained is a run like any other.
     run("export", "model", "again", cwd=tmp_path)
+    assert "is a model, no run" in run("chat", "again", cwd=tmp_path, expect=2).stderr
+    text = json.loads((tmp_path / "again/config.json").read_text())["text_config"]
+    assert text["architectures"] == ["LlamaForCausalLM"]  # vLLM asks
     assert json.loads((tmp_path / "again/export.json").read_text())["parity"]["gap"] < 1e-4
     said = run(*stage2(world, *more, "--start", "again", "--out", "third"), cwd=tmp_path).stdout
     assert "written apart" in said
@@ -90,6 +108,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(second, world, tmp_path
     for more, said in (
         (("--start", "runs/half"), "runs/half is not finished"),
         (("--start", "text"), "text is qwen3, neither a finished run nor a LLaVA"),
+        (("--start", "text", "--pool", 2), "--pool is for stage 1"),
         (("--start", "nowhere"), "nowhere holds no run"),
         (("--start", "nobody/nothing"), "no model can be loaded from 'nobody/nothing'"),
         (
@@ -101,3 +120,81 @@ def test_what_cannot_be_started_from_is_said_in_one_line(second, world, tmp_path
         assert said in done.stderr
         assert "\n" not in done.stderr.strip()
     assert not (tmp_path / "no").exists()
+
+
+def logits_of(assembled):
+    """Return what a model says of two pictures, the second a wide one."""
+    for_inference(assembled.model)
+    pictures = [Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 60).convert("RGB") for size in SHAPES]
+    transform, sizes = assembled.transform("pad"), [size[::-1] for size in SHAPES]
+    pixels = packed([transform(picture) for picture in pictures])
+    ids = prompt_ids(assembled, [("user", f"{IMAGE}{IMAGE}\nWhat differs?")], sizes)
+    with torch.no_grad():
+        return assembled.model(**one_row(assembled.model, ids, pixels, transform, sizes)).logits
+
+
+def started(folder):
+    """Return the model that stage 2 trains on from a folder."""
+    start = starts.find(folder, True, "cpu", quiet_console())
+    sources = checkpoint.sources_of(json.loads(json.dumps(start.manifest)))  # as a run's manifest holds it
+    assembled = assemble(dataclasses.replace(sources, bits=16))
+    start.load(assembled)
+    return assembled
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tower", "kind", "more"),
+    [
+        ("llama", "clip", "lora", {"tiles": 4}),
+        ("mistral", "dinov2", "lora", {"tiles": 2}),
+        ("gemma", "siglip", "whole", {"tiles": 9}),
+        ("phi3", "clip", "stage1", {"tiles": 4, "image_size": 32}),
+        ("granite", "clip", "whole", {"tiles": 4}),  # multiplies embeddings, the newline too
+        ("granite", "clip", "stage1", {}),
+    ],
+)
+def test_what_was_exported_is_loaded_as_it_was(tmp_path, decoder, tower, kind, more):
+    made = made_run(tmp_path / "run", decoder, tower, kind, **more)
+    export(made, tmp_path / "whole", dtype="fp32")
+    here = started(tmp_path / "whole")
+    there, _ = checkpoint.load_run(made)
+    assert (here.tiling, here.template, here.image_size) == (there.tiling, there.template, there.image_size)
+    torch.testing.assert_close(logits_of(here), logits_of(there), rtol=1e-4, atol=5e-5)
+
+
+def test_an_export_for_older_releases_is_loaded_as_it_was(tmp_path):
+    """Its projector is divided by what those multiply a Gemma's embeddings by."""
+    made = made_run(tmp_path / "run", "gemma", "clip", "stage1", tiles=4)
+    export(made, tmp_path / "whole", dtype="fp32", old_gemma=True)
+    torch.testing.assert_close(
+        logits_of(started(tmp_path / "whole")), logits_of(checkpoint.load_run(made)[0]), rtol=1e-4, atol=5e-5
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "pinpoints",
+    [
+        [[24, 48], [48, 24], [48, 48], [72, 24], [24, 72]],  # in the order of the published ones
+        [[24, 24], [24, 96], [48, 24]],  # no set of "up to N tiles"
+    ],
+)
+def test_a_llava_next_of_transformers_is_the_same_model(tmp_path, pinpoints, older):
+    theirs = llava_next_folder(tmp_path / "theirs", pinpoints)
+    if older:
+        old_names(tmp_path / "theirs")
+    ours = started(tmp_path / "theirs")
+    for_inference(ours.model)
+    processor, transform = AutoProcessor.from_pretrained(tmp_path / "theirs"), ours.transform("pad")
+    for size in (*SHAPES, (24, 24), (52, 47), (40, 130), (9, 8)):
+        picture = Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 60).convert("RGB")
+        written = "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+        batch = processor(text=[written], images=[picture], return_tensors="pt")
+        ids = prompt_ids(ours, [("user", f"{IMAGE}\nWhat?")], [size[::-1]])
+        assert batch["input_ids"][0].tolist() == ids
+        pixels = transform.normalise(transform(picture))
+        torch.testing.assert_close(batch["pixel_values"][0], pixels, rtol=0, atol=1e-5)
+        logits = ours.model(**one_row(ours.model, ids, pixels, sizes=[size[::-1]])).logits
+        known = theirs(**batch).logits
+        torch.testing.assert_close(logits, known, rtol=1e-4, atol=1e-5)

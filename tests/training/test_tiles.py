@@ -26,6 +26,7 @@ from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tiles import Block, Tiling
+from basic_lite.models import quantised
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.llava import Sources
 
@@ -102,6 +103,45 @@ def test_a_resumed_run_ends_with_the_same_bytes(sized, trained, tmp_path):
     assert files.file_hash(out / files.PROJECTOR) == files.file_hash(whole / files.PROJECTOR)
 
 
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_an_exported_folder_begins_as_the_run_it_came_from(sized, tmp_path, monkeypatch):
+    monkeypatch.setenv(quantised.VARIABLE, str(tmp_path / "cache"))
+    run(*stage1(sized, "--bits", 16, "--tiles", 4, "--max-steps", 2), cwd=tmp_path)
+    first, newline = "runs/stage1", "multi_modal_projector.image_newline"
+    run("export", first, "whole", "--dtype", "fp32", cwd=tmp_path)
+    base = ("--lora", "--rank", 4, "--dropout", 0, "--bits", 16, "--save-steps", 1, "--learning-rate", 1e-3)
+    for name, start in (("run", first), ("model", "whole")):
+        made = stage2(sized, *base, "--max-steps", 2, "--start", start, "--out", name)
+        said = run(*made, cwd=tmp_path).stdout
+        assert settings_shown(said)["tiles"] == "4"
+    for ours, theirs in zip(log_of(tmp_path / "model"), log_of(tmp_path / "run"), strict=True):
+        for key in ("loss", "lm", "das", "sds", "grad_norm"):
+            assert (ours[key] or 0.0) == pytest.approx(theirs[key] or 0.0, rel=1e-5), key
+    manifest = files.read_manifest(tmp_path / "model")
+    assert (manifest["from"]["model"], manifest["sources"]["tiles"]) == ("whole", 4)
+    # Lengthened, and exported again: with the newline that it has learnt, and the start's grids.
+    made[made.index("--max-steps") + 1] = 3
+    assert "lengthened from 2 to 3 steps" in " ".join(run(*made, "--resume", cwd=tmp_path).stdout.split())
+    run("export", "model", "again", "--dtype", "fp32", cwd=tmp_path)
+    assert json.loads((tmp_path / "again/export.json").read_text())["parity"]["gap"] < 1e-4
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("whole", "again")]
+    assert configs[0]["image_grid_pinpoints"] == configs[1]["image_grid_pinpoints"]
+    then, trained_on, now = (
+        load_file(tmp_path / path)[name]
+        for path, name in (
+            ("whole/model.safetensors", "image_newline"),
+            ("model/adapter_model.safetensors", f"base_model.model.model.{newline}"),
+            ("again/model.safetensors", "image_newline"),
+        )
+    )
+    assert torch.equal(trained_on, now)
+    assert 0 < (now - then).abs().max() < 0.1
+
+
 def test_grids_of_another_version_are_refused(trained, tmp_path):
     out = shutil.copytree(trained[0] / "runs/stage1", tmp_path / "run")
     manifest = json.loads((out / files.MANIFEST).read_text())
@@ -122,6 +162,20 @@ def test_a_benchmark_in_any_batch_gets_the_same_answers(sized, trained, short_an
     assert answers[0] == answers[1]
     assert len(answers[0]) == 8  # two questions, in four orders of their choices
     run(*base, "--answer-by", "likelihood", "--limit", 1, "--out", folder / "letters", cwd=folder)
+
+
+@pytest.mark.slow
+def test_an_exported_folder_answers_as_the_run(sized, trained, short_answers, tmp_path):
+    texts, source = [], trained[0] / "runs/stage2"
+    base = ("eval", "mmbench", "--data", sized / "bench.tsv", "--any-size", "--limit", 2, "--out")
+    run("export", source, "whole", "--dtype", "fp32", "--base", "dequantised", cwd=tmp_path)
+    for named in (("--run", source), ("--model", "whole")):
+        out = tmp_path / named[0].strip("-")
+        run(*base, out, *named, "--batch-size", 3, cwd=tmp_path)
+        lines = map(json.loads, next(out.rglob("*.jsonl")).read_text().splitlines())
+        texts.append({line["question_id"]: line["text"] for line in lines})
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 8
 
 
 def test_a_chat_shows_pictures_of_different_grids(sized, trained, monkeypatch):
@@ -235,7 +289,7 @@ def test_sizes_are_read_once_and_kept(sized, monkeypatch, tmp_path):
     assert first.tolist() == [
         [0, 0] if row == 7 else [*reversed(SIZES[row % len(SIZES)])] for row in range(16)
     ]
-    monkeypatch.setattr(tiles, "size_of", None)
+    monkeypatch.setattr(tiles, "picture_size", None)
     again = tiles.picture_sizes(open_rows(tmp_path / "data/captions.json"))
     assert np.array_equal(first, again)
 
