@@ -1,4 +1,4 @@
-"""Measure this machine: a training step, `L_sds` alone, answers, and data."""
+"""Measure this machine: a training step, what a layer costs the host, `L_sds` alone, answers, and data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def step(
     ] = 3,
     cap: CapOption = None,
     against: Annotated[
-        bool, o.option("Also the plain step of transformers and peft, and naive BASIC.", "--against")
+        bool,
+        o.option(
+            "Also transformers' and peft's plain step (stage 2: with Unsloth's layers too), and naive BASIC.",
+            "--against",
+        ),
     ] = False,
     out: OutOption = None,
 ) -> None:
@@ -98,6 +102,29 @@ def step(
 
 
 @app.command()
+def host(
+    model: Annotated[str, o.option("Whose decoder's structure is taken.", panel=o.MODEL)] = "vicuna-7b",
+    rounds: Annotated[int, o.option("Measurements of each, in turn.", callback=o.within(1))] = 3,
+    steps: Annotated[int, o.option("Timed steps of each.", callback=o.within(1))] = 10,
+) -> None:
+    """Count and time what a decoder layer costs the host in a step: tiny tensors, no GPU.
+
+    Examples:
+
+      basic-lite bench host --model gemma-2b
+    """
+    import torch
+
+    from basic_lite.bench.host import compare_layers
+    from basic_lite.bench.sds import markdown
+    from basic_lite.console import quiet_console
+
+    console = quiet_console()
+    torch.set_num_threads(1)
+    console.print(markdown(compare_layers(model, rounds, steps)))
+
+
+@app.command()
 @o.command
 def sds(
     rows: Annotated[int, o.option("Patches, N.", callback=o.within(1))] = 4608,
@@ -108,7 +135,7 @@ def sds(
     cap: CapOption = None,
     out: OutOption = None,
 ) -> None:
-    """Time L_sds, its three matrix products and the naive code, in turn.
+    """Time L_sds, its three matrix products, Liger's and TRL's divergences and the naive code, in turn.
 
     Examples:
 
@@ -205,7 +232,7 @@ def measure_data(
 ) -> None:
     """Measure how fast this machine prepares batches, how long a training would wait, and what is padding.
 
-    The padding is that of your data, if you name any.
+    Without data of your own the padding is that of rows of LLaVA-665k's shape.
 
     Examples:
 
@@ -213,7 +240,7 @@ def measure_data(
 
       basic-lite bench data llava_v1_5_mix665k.json --images data/ --workers 4
 
-      basic-lite bench data llava_v1_5_mix665k.json --tokenizer lmsys/vicuna-7b-v1.5
+      basic-lite bench data --tokenizer lmsys/vicuna-7b-v1.5
     """
     from basic_lite.bench import data
     from basic_lite.bench.padding import measure_padding
@@ -231,10 +258,7 @@ def measure_data(
         step_seconds=step_ms / 1000,
         steps=steps,
     )
-    lines = facts.lines()
-    if annotations is not None:
-        counter = None if tokenizer is None else read_tokenizer(tokenizer)
-        padding = measure_padding(annotations, tokenizer=counter, tokens_per_image=tokens_per_image)
-        lines += padding.lines()
-    for line in lines:
+    counter = None if tokenizer is None else read_tokenizer(tokenizer)
+    padding = measure_padding(annotations, tokenizer=counter, tokens_per_image=tokens_per_image)
+    for line in [*facts.lines(), *padding.lines()]:
         console.print(line)

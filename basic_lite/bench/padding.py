@@ -1,7 +1,10 @@
-"""How much of a batch is padding."""
+"""How much of a batch is padding: for rows of LLaVA-665k's shape, or for one's own."""
 
 from __future__ import annotations
 
+import random
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,63 @@ from basic_lite.data.dataset import TextEncoder
 from basic_lite.data.lengths import WordCounter
 from basic_lite.data.readers import Rows, open_rows
 from basic_lite.data.rows import MAX_LENGTH, TOKENS_PER_IMAGE, RowFault
+from basic_lite.files import write_json
 
 SIZES: tuple[int, ...] = (2, 4, 16)
 """Rows per batch that are compared."""
 
 STEP: int = 128
 """Rows per optimizer step, LLaVA's in stage 2."""
+
+WORDS = (
+    "the a of on in to with and is are there what which how many color red blue left right man woman "
+    "person holding standing near table street image picture shows likely because shortest answer "
+    "question using single word phrase train bus kitchen counter small large two three window sign "
+    "building wooden background foreground visible café "
+).split()
+
+SOURCES = (  # share of the mix, exchanges, words of an answer, folder; None: text only
+    (0.237, (1, 4), (12, 160), "coco/train2017"),
+    (0.124, (8, 12), (1, 3), "coco/train2017"),
+    (0.108, (8, 20), (1, 3), "gqa/images"),
+    (0.120, (3, 6), (1, 6), "ocr_vqa/images"),
+    (0.133, (1, 3), (1, 40), "textvqa/train_images"),
+    (0.203, (5, 15), (3, 12), "vg/VG_100K_2"),
+    (0.075, (1, 5), (60, 150), None),
+)
+
+
+def mix_rows(count: int, pictures: int, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield rows of the shape of LLaVA-1.5's 665k instruction rows; their words mean nothing.
+
+    Their image paths name `pictures` different files; `seed` is that of everything.
+    """
+    rng = random.Random(seed)
+    weights = [share for share, *_ in SOURCES]
+    for number in range(count):
+        _, exchanges, words, folder = rng.choices(SOURCES, weights)[0]
+        row: dict[str, Any] = {"id": f"{number:09d}"}
+        if folder:
+            row["image"] = f"{folder}/{rng.randrange(pictures):09d}.jpg"
+        else:
+            row["model"] = ""
+        turns = []
+        for place in range(rng.randint(*exchanges)):
+            question = text(rng, rng.randint(6, 18)) + "?"
+            if not place and folder:
+                question = rng.choice((f"<image>\n{question}", f"{question}\n<image>"))
+            turns += [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": text(rng, rng.randint(*words))},
+            ]
+        if not folder and rng.random() < 0.1:
+            turns.insert(0, {"from": "gpt", "value": "A turn that LLaVA drops."})
+        row["conversations"] = turns
+        yield row
+
+
+def text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))
 
 
 def padding_share(
@@ -45,14 +99,15 @@ class Padding:
     """Which share of a batch is padding, by rows per batch."""
 
     rows: int  # how many were looked at
+    made: bool  # of LLaVA-665k's shape, without data
     counted: bool  # by a tokenizer; otherwise lengths are estimated, and taken as exact
     grouped: dict[int, float]  # as stage 2 puts them together
     mixed: dict[int, float]  # in random order
 
     def lines(self) -> list[str]:
         by = "the tokenizer's own lengths" if self.counted else "lengths estimated from letters"
-        title = f"padding in batches of {', '.join(map(str, self.grouped))} rows"
-        lines = [f"        {title} ({self.rows:,} rows, {by}):"]
+        of = f"{self.rows:,} rows{' of the shape of LLaVA-665k' if self.made else ''}"
+        lines = [f"        padding in batches of {', '.join(map(str, self.grouped))} rows ({of}, {by}):"]
         orders = ("put together by length, as stage 2 does", "at random")
         for shares, order in zip((self.grouped, self.mixed), orders, strict=True):
             lines.append(f"        {'  '.join(f'{share:6.2%}' for share in shares.values())}  {order}")
@@ -60,7 +115,7 @@ class Padding:
 
 
 def measure_padding(
-    annotations: Path,  # as for `open_rows`
+    annotations: Path | None = None,  # as for `open_rows`; `None` makes rows of LLaVA-665k's shape
     *,
     tokenizer: Any = None,
     tokens_per_image: int = TOKENS_PER_IMAGE,
@@ -72,17 +127,21 @@ def measure_padding(
     without, lengths are estimated from letters and taken as exact. Longer rows than a training takes are cut.
     Raises ValueError if the data cannot be opened.
     """
-    rows = open_rows(annotations)
-    usable = np.flatnonzero(rows.usable)
-    chosen = usable[np.linspace(0, len(usable) - 1, min(most, len(usable))).astype(np.int64)]
-    lengths = known = rows.batch_lengths(tokens_per_image, MAX_LENGTH)[chosen]
-    if tokenizer is not None:
-        template = choose_template(tokenizer)
-        encoder = TextEncoder(template, tokenizer, len(tokenizer), tokens_per_image, MAX_LENGTH)
-        chosen, lengths, known = _counted(rows, chosen, encoder)
-    given = lengths, known, rows.has_image[chosen]
-    grouped, mixed = ({n: padding_share(*given, n, group=g) for n in SIZES} for g in (True, False))
-    return Padding(len(chosen), tokenizer is not None, grouped, mixed)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "rows.json"
+        if annotations is None:
+            write_json(made, list(mix_rows(most, 1000)))
+        rows = open_rows(annotations or made)
+        usable = np.flatnonzero(rows.usable)
+        chosen = usable[np.linspace(0, len(usable) - 1, min(most, len(usable))).astype(np.int64)]
+        lengths = known = rows.batch_lengths(tokens_per_image, MAX_LENGTH)[chosen]
+        if tokenizer is not None:
+            template = choose_template(tokenizer)
+            encoder = TextEncoder(template, tokenizer, len(tokenizer), tokens_per_image, MAX_LENGTH)
+            chosen, lengths, known = _counted(rows, chosen, encoder)
+        given = lengths, known, rows.has_image[chosen]
+        grouped, mixed = ({n: padding_share(*given, n, group=g) for n in SIZES} for g in (True, False))
+        return Padding(len(chosen), annotations is None, tokenizer is not None, grouped, mixed)
 
 
 def _counted(

@@ -1,20 +1,25 @@
-"""Measure `L_sds` beside its three products and the naive code, in turn."""
+"""Measure `L_sds` beside its three products, Liger's and TRL's divergences and the naive code, in turn."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch.autograd import Function
 
+from basic_lite.files import one_line
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.chunks import Chunk, chunk_of, rows_in_chunk
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.types import Refinement
 
 Facts = dict[str, Any]
+
+LIGER, TRL = "liger fused JSD", "trl chunked divergence"
 
 Divergence = Callable[[Refinement, torch.Tensor], torch.Tensor]
 """`L_sds` of a refinement and the `(V, D)` embedding matrix."""
@@ -24,22 +29,16 @@ TILES: int = 4
 
 
 def measure_sds(
-    rows: int,
-    width: int,
-    vocabulary: int,
-    device: str,
-    dtype: torch.dtype,
-    repeats: int,
-    others: Mapping[str, Divergence] | None = None,
+    rows: int, width: int, vocabulary: int, device: str, dtype: torch.dtype, repeats: int
 ) -> list[Facts]:
-    """Time one forward and backward pass on `N` rows, `D` and `V`, of ours, the naive code and `others`.
+    """Time one forward and backward pass of every implementation that runs here, on `N` rows, `D` and `V`.
 
     They take turns within a round, so that a slow minute of the machine meets them all; the median of
     `repeats` rounds counts, after one that warms up.
 
     Returns:
         One row each: name, median milliseconds, MiB beyond the inputs (`None` on a CPU, where the
-        allocator does not tell), and the ratio to the three products. `L_sds` is
+        allocator does not tell), and the ratio to the three products. What cannot run says why. `L_sds` is
         cut by shape, "patches x tokens"; the other way, in tiles or by whole rows, stands below it.
     """
     generator = torch.Generator(device).manual_seed(0)
@@ -70,8 +69,11 @@ def measure_sds(
         return lambda seen, embedding: semantic_distribution(seen, embedding, chunk).total
 
     runs: dict[str, Callable[[], None]] = {"three products": products}
-    divergences = {name: of_chunk(chunk) for name, chunk in ours.items()} | {"naive": naive, **(others or {})}
-    runs |= {name: partial(with_gradient, divergence) for name, divergence in divergences.items()}
+    missing = _missing(device)
+    others = {"naive": naive, LIGER: liger_divergence, TRL: trl_divergence}
+    for name, divergence in ({name: of_chunk(chunk) for name, chunk in ours.items()} | others).items():
+        if name not in missing:
+            runs[name] = partial(with_gradient, divergence)
     measured = _in_turn(runs, initial, device, repeats)
     base = next(row["ms"] for row in measured if row["name"] == "three products")
     for row in measured:
@@ -79,7 +81,17 @@ def measure_sds(
             row["ratio"] = round(row["ms"] / base, 3)
         if row["name"] in ours:
             row["chunk"] = f"{ours[row['name']].rows} x {ours[row['name']].columns}"
-    return measured
+    return measured + [{"name": name, "why not": reason} for name, reason in missing.items()]
+
+
+def _missing(device: str) -> dict[str, str]:
+    """Return which of the others' divergences cannot run here, and why."""
+    missing = {} if device == "cuda" else {LIGER: "its kernels need a GPU"}
+    try:
+        import_module("trl.kernels.chunked_divergence")
+    except ImportError as error:
+        missing[TRL] = f"pip install 'trl>=1.16' brings it ({one_line(error)})"
+    return missing
 
 
 def naive(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
@@ -87,6 +99,44 @@ def naive(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
     log_p = (seen.target.to(embedding.dtype) @ embedding.T).float().log_softmax(-1)
     log_q = (seen.initial @ embedding.T).float().log_softmax(-1)
     return (seen.importance * (log_p.exp() * (log_p - log_q)).sum(-1)).sum()
+
+
+class _RowWeight(Function):
+    """Identity whose gradient is multiplied row by row: Liger's divergence knows no weight per row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (weight,), (upstream,) = ctx.saved_tensors, grad_outputs
+        return upstream * weight[:, None].to(upstream.dtype), None
+
+
+def liger_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
+    """Return `L_sds` by Liger's fused divergence, whose beta of 0 is KL(teacher || student)."""
+    from liger_kernel.transformers.functional import liger_fused_linear_jsd
+
+    weighted = _RowWeight.apply(seen.initial, seen.importance * len(seen.initial))
+    target = seen.target.to(embedding.dtype)
+    return liger_fused_linear_jsd(weighted, embedding, target, embedding, jsd_beta=0.0)
+
+
+def trl_divergence(seen: Refinement, embedding: torch.Tensor) -> torch.Tensor:
+    """Return `L_sds` by TRL's tiles over the vocabulary: five products, fp32 logits, bounded memory.
+
+    Raises ImportError if there is no TRL of 1.16 or later.
+    """
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # pyright: ignore[reportMissingImports]
+
+    # It rounds the teacher's states as it does the student's.
+    teacher = seen.target.to(embedding.dtype)
+    # Student and teacher, each with its head and bias; 0.0 is KL(teacher || student).
+    given = seen.initial, embedding, None, teacher, embedding, None, 0.0
+    divergence, _entropy = ChunkedDivergenceFunction.apply(*given)
+    return (seen.importance * divergence).sum()
 
 
 def _in_turn(

@@ -1,7 +1,7 @@
 """Measure training steps of models of real size: speed and memory, with random weights and rows.
 
-`bench step --against` puts two steps of others beside ours: LLaVA's plain one as transformers and PEFT
-document it, and BASIC written plainly.
+`bench step --against` puts steps of others beside ours: LLaVA's plain one as transformers and PEFT document
+it, in stage 2 also with Unsloth's LoRA layers, and BASIC written plainly.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from basic_lite.bench import unsloth_layers
 from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
 from basic_lite.memory.peak import Optimizer
@@ -177,12 +179,14 @@ def compare_steps(
 ) -> list[Facts]:
     """Measure, in one process and in shuffled turns, our step and those that others would take.
 
-    The documented plain step is measured at its best (see `at_its_best`).
+    The documented plain step is measured at its best (see `at_its_best`). In stage 2 it is measured with
+    Unsloth's LoRA layers too where that is installed, after everything else: its import changes transformers
+    and PEFT for the rest of the process.
 
     Returns:
         One row each: name, median samples per second over all rounds, highest peak in MiB (on a GPU), and
         the seconds of its step over those of our plain one and of the documented plain one, with the 95 %
-        interval of that ratio.
+        interval of that ratio. What cannot be measured says why.
     """
     ours, theirs = "basic_lite, plain", "transformers and peft, plain"
     measure_steps(assembled, replace(step, steps=1, warm=0))
@@ -198,27 +202,39 @@ def compare_steps(
         runs["the same, BASIC by whole maps and logits"] = partial(
             measure_baseline, assembled, step, naive=True
         )
-    on_gpu = parts_of(assembled.model).embedding.is_cuda
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
-    peaks: dict[str, float] = dict.fromkeys(runs, 0.0)
-    failed: set[str] = set()
-    shuffled, order = random.Random(0), list(runs)
-    for _ in range(rounds):
-        shuffled.shuffle(order)
-        for name in order:
-            facts = None if name in failed else run_if_it_fits(runs[name])
-            if facts is None:
-                failed.add(name)
-                continue
-            speeds[name] += facts["speeds"]
-            peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
+    speeds: defaultdict[str, list[float]] = defaultdict(list)
+    peaks: defaultdict[str, float] = defaultdict(float)
+    failed: dict[str, str] = {}
+    shuffled = random.Random(0)
+
+    def take_turns(names: list[str]) -> None:
+        for _ in range(rounds):
+            shuffled.shuffle(names)
+            for name in names:
+                facts = None if name in failed else run_if_it_fits(runs[name])
+                if facts is None:
+                    failed[name] = "out of memory"
+                    continue
+                speeds[name] += facts["speeds"]
+                peaks[name] = max(peaks[name], facts["peak MiB"] or 0.0)
+
+    take_turns(list(runs))
+    parts = parts_of(assembled.model)
+    if baseline and step.stage == 2:
+        reason = unsloth_layers.why_not(parts.decoder)
+        if reason is None:
+            how, run = at_its_best(assembled, step, micro_batches, unsloth_layers.unsloth_layers)
+            runs[name := f"{unsloth_layers.NAME} ({how})"] = run
+            take_turns([name])
+        else:
+            failed[unsloth_layers.NAME] = reason
     rows: list[Facts] = []
-    for name in runs:
+    for name in runs | failed:
         if name in failed:
-            rows.append({"name": name, "why not": "out of memory"})
+            rows.append({"name": name, "why not": failed[name]})
             continue
         row: Facts = {"name": name, "samples/s": round(statistics.median(speeds[name]), 4)}
-        row["peak MiB"] = peaks[name] if on_gpu else None
+        row["peak MiB"] = peaks[name] if parts.embedding.is_cuda else None
         for base, column in ((ours, "time / our plain"), (theirs, "time / documented plain")):
             known = base in speeds and base not in failed
             middle, low, high = ratio(speeds[base], speeds[name]) if known else (None, None, None)

@@ -36,6 +36,13 @@ _IMAGE_TOKEN, _PAD_TOKEN = 3, 0
 _BLOCK = 1_000_003  # a prime: no two rows of a matrix are alike
 
 
+def decoder_config(name: str) -> PretrainedConfig:
+    """Return a copy of the configuration of a decoder in `DECODERS`; raises ValueError if there is none."""
+    if name not in DECODERS:
+        raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
+    return type(DECODERS[name])(**DECODERS[name].to_dict())
+
+
 def random_model(
     name: str,  # a decoder in `DECODERS`
     *,
@@ -50,12 +57,10 @@ def random_model(
 
     Raises ValueError if the name is unknown or the bits are neither 4 nor 16.
     """
-    if name not in DECODERS:
-        raise ValueError(f"no model is named {name!r}; known: {', '.join(DECODERS)}")
+    text = text or decoder_config(name)
     if bits not in (4, 16):
         raise ValueError(f"random weights are made in 4 or 16 bits, not {bits}")
-    family = zoo.FAMILIES[(text or DECODERS[name]).model_type]
-    text = text or type(DECODERS[name])(**DECODERS[name].to_dict())
+    family = zoo.FAMILIES[text.model_type]
     text.num_hidden_layers = text.num_hidden_layers if layers is None else layers
     text.pad_token_id = _PAD_TOKEN
     tower = CLIPVisionConfig(**CLIP_L_336 | (vision or {}))

@@ -8,10 +8,9 @@ from functools import partial
 from typing import Literal
 
 import torch
-from bench.divergences import LIGER, measure_divergences
 from bench.goals import LIGER_SPEED, STAGE1_GB, STAGE2_GB, STEP_RATIO, Row, Size
-from bench.unsloth_layers import measure_unsloth
 
+from basic_lite.bench.sds import LIGER, measure_sds
 from basic_lite.bench.step import (
     Step,
     at_its_best,
@@ -57,7 +56,7 @@ def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]
 
 def cpu_row() -> Row:
     """Measure the one goal that is about a CPU: `L_sds` at D = 1024 in fp32."""
-    found = {row["name"]: row for row in measure_divergences(128, 1024, 32_000, "cpu", torch.float32, 3)}
+    found = {row["name"]: row for row in measure_sds(128, 1024, 32_000, "cpu", torch.float32, 3)}
     return Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
 
 
@@ -69,7 +68,7 @@ def _sds(model: str, size: Size) -> Iterator[Row]:
 
     def measured(patches: int) -> tuple[dict, dict | None]:
         release_memory()
-        found = measure_divergences(patches, width, vocabulary, size.device, size.dtype, size.rounds)
+        found = measure_sds(patches, width, vocabulary, size.device, size.dtype, size.rounds)
         named = {row["name"]: row for row in found}
         return named["L_sds"], named.get(LIGER)
 
@@ -153,20 +152,6 @@ def _stage2(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
     """Our step beside the plain ones, peaks with both optimizers, and whether the planner's choice runs."""
     step, judged = _step(size, 2), {"judged": size.judged}
     sizes = [step.micro_batch * factor for factor in (2, 4)] if size.judged else []
-    basic, _, theirs = compare_steps(assembled, step, rounds=size.rounds, naive=False, micro_batches=sizes)
-    for what, goal, most, column in (
-        ("BASIC step / our plain step", 1.05, True, "time / our plain"),
-        ("samples/s, BASIC / transformers' plain step at its best", 1.8, False, "time / documented plain"),
-    ):
-        time = basic.get(column)
-        yield Row(
-            f"{what}, stage 2, micro-batch {step.micro_batch}, {model}",
-            goal,
-            most=most,
-            measured=time if time is None or most else 1 / time,
-            note=str(basic.get("why not", f"step times {basic.get(f'{column}, 95 %')}; {theirs['name']}")),
-            **judged,
-        )
     for optimizer, goal in STAGE2_GB.get(model, {}).items():
         facts = run_if_it_fits(partial(measure_steps, assembled, step, optimizer=optimizer))
         yield Row(
@@ -180,7 +165,22 @@ def _stage2(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
     yield Row(
         f"stage 2 runs under the cap, {model}", 1, most=False, measured=float(bool(ours)), note=how, **judged
     )
-    other = measure_unsloth(assembled, step, sizes)  # last: its import changes the libraries
+    # Last, as Unsloth's import changes the libraries.
+    compared = compare_steps(assembled, step, rounds=size.rounds, naive=False, micro_batches=sizes)
+    basic, _, theirs, other = compared
+    for what, goal, most, column in (
+        ("BASIC step / our plain step", 1.05, True, "time / our plain"),
+        ("samples/s, BASIC / transformers' plain step at its best", 1.8, False, "time / documented plain"),
+    ):
+        time = basic.get(column)
+        yield Row(
+            f"{what}, stage 2, micro-batch {step.micro_batch}, {model}",
+            goal,
+            most=most,
+            measured=time if time is None or most else 1 / time,
+            note=str(basic.get("why not", f"step times {basic.get(f'{column}, 95 %')}; {theirs['name']}")),
+            **judged,
+        )
     both = "samples/s" in other and "samples/s" in basic
     yield Row(
         f"samples/s, BASIC / {other['name']}, {model}",

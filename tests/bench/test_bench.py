@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections import Counter
@@ -13,14 +14,13 @@ import pytest
 import torch
 from bench import goals as bench_goals
 from bench import runs, start
-from bench.divergences import measure_divergences, trl_divergence
-from bench.unsloth_layers import measure_unsloth, unsloth_layers
 from tiny import DECODERS, TOWER_SIZES
 from transformers import AutoModelForCausalLM, CLIPVisionConfig
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.sds import markdown
+from basic_lite.bench.sds import markdown, measure_sds, trl_divergence
 from basic_lite.bench.step import Step, compare_steps, measure_steps, set_recomputed
+from basic_lite.bench.unsloth_layers import unsloth_layers
 from basic_lite.memory import sizes
 from basic_lite.method.chunks import Chunk
 from basic_lite.method.losses import semantic_distribution
@@ -84,9 +84,15 @@ def test_the_decoders_are_the_published_ones(name, parameters):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage):
+def test_our_step_beside_the_documentations_and_the_naive_one(shrunk, stage, monkeypatch):
     assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *p: None if name == "unsloth" else find(name, *p)
+    )
     found = compare_steps(assembled, Step(stage, micro_batch=2, text=5, rank=4, steps=1), rounds=2)
+    if stage == 2:
+        assert found.pop() == {"name": "Unsloth's LoRA layers, plain", "why not": "unsloth is not installed"}
     assert len(found) == 4
     assert all(row["samples/s"] > 0 for row in found)
     assert found[1]["time / our plain"] == found[2]["time / documented plain"] == 1
@@ -180,10 +186,10 @@ def test_unsloth_is_measured_where_it_is_installed(shrunk, monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     assembled = synthetic.random_model("llama-x", bits=16, dtype=torch.float32, device="cpu")
     step = Step(2, micro_batch=1, text=5, rank=4, steps=1)
-    measure_steps(assembled, step)
-    row = measure_unsloth(assembled, step)
+    row = compare_steps(assembled, step, naive=False)[-1]
     assert row["name"].startswith("Unsloth's LoRA layers, plain (micro-batch 1, ")
     assert row["samples/s"] > 0
+    assert row["time / documented plain"] > 0
     assert theirs.calls["qkv"] == theirs.calls["o"] == theirs.calls["mlp"] > 0
 
 
@@ -219,7 +225,7 @@ def test_the_naive_terms_are_basics(shrunk):
 
 
 def test_the_semantic_distribution_is_measured_beside_its_products():
-    found = measure_divergences(32, 16, 300, "cpu", torch.float32, 2)
+    found = measure_sds(32, 16, 300, "cpu", torch.float32, 2)
     names = ["three products", "L_sds", "L_sds, in tiles", "naive"]
     assert [row["name"] for row in found[:4]] == names
     others = {row["name"]: row for row in found[4:]}
@@ -275,7 +281,7 @@ def test_trl_itself_says_what_we_say():
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
     theirs, ours = (torch.autograd.grad(total, initial)[0] for total in (theirs, ours))
     assert (theirs - ours).norm() < 1e-5 * ours.norm()
-    names = {row["name"]: row for row in measure_divergences(8, 16, 300, "cpu", torch.float32, 1)}
+    names = {row["name"]: row for row in measure_sds(8, 16, 300, "cpu", torch.float32, 1)}
     assert names["trl chunked divergence"]["ratio"] > 0
 
 

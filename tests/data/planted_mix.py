@@ -11,62 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basic_lite.bench.padding import SOURCES, mix_rows, text
 from basic_lite.data.rows import CODES
-
-WORDS = (
-    "the a of on in to with and is are there what which how many color red blue left right man woman "
-    "person holding standing near table street image picture shows likely because shortest answer "
-    "question using single word phrase train bus kitchen counter small large two three window sign "
-    "building wooden background foreground visible café "
-).split()
-
-SOURCES = (  # share of the mix, exchanges, words of an answer, folder; None: text only
-    (0.237, (1, 4), (12, 160), "coco/train2017"),
-    (0.124, (8, 12), (1, 3), "coco/train2017"),
-    (0.108, (8, 20), (1, 3), "gqa/images"),
-    (0.120, (3, 6), (1, 6), "ocr_vqa/images"),
-    (0.133, (1, 3), (1, 40), "textvqa/train_images"),
-    (0.203, (5, 15), (3, 12), "vg/VG_100K_2"),
-    (0.075, (1, 5), (60, 150), None),
-)
-
-
-def mix_rows(count: int, pictures: int, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield rows of the shape of LLaVA-1.5's 665k instruction rows; their words mean nothing.
-
-    Their image paths name `pictures` different files; `seed` is that of everything.
-    """
-    rng = random.Random(seed)
-    weights = [share for share, *_ in SOURCES]
-    for number in range(count):
-        _, exchanges, words, folder = rng.choices(SOURCES, weights)[0]
-        row: dict[str, Any] = {"id": f"{number:09d}"}
-        if folder:
-            row["image"] = f"{folder}/{rng.randrange(pictures):09d}.jpg"
-        else:
-            row["model"] = ""
-        turns = []
-        for place in range(rng.randint(*exchanges)):
-            question = text(rng, rng.randint(6, 18)) + "?"
-            if not place and folder:
-                question = rng.choice((f"<image>\n{question}", f"{question}\n<image>"))
-            turns += [
-                {"from": "human", "value": question},
-                {"from": "gpt", "value": text(rng, rng.randint(*words))},
-            ]
-        if not folder and rng.random() < 0.1:
-            turns.insert(0, {"from": "gpt", "value": "A turn that LLaVA drops."})
-        row["conversations"] = turns
-        yield row
-
-
-def text(rng: random.Random, words: int) -> str:
-    return " ".join(rng.choices(WORDS, k=words))
-
 
 PICTURE_FAULTS = ("missing_image", "undecodable_image", "wrong_suffix", "oversized_image")
 TEXT_FAULTS = (*CODES[CODES.index("placeholder_mismatch") : CODES.index("oversized_image")], "malformed_row")

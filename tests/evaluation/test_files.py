@@ -151,9 +151,7 @@ def test_llavas_answer_file_is_read(fixtures):
 
 
 def test_a_picture_that_is_missing_or_broken_names_its_question(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"of question 5: image .*none.pn.* does not exist: check the image folder"
-    ):
+    with pytest.raises(ValueError, match=r"of question 5: image .* does not exist: check the image folder"):
         Question(5, "?", tmp_path / "none.png", 8).open_image()
     with pytest.raises(
         ValueError, match=r"of question 5: image .5. cannot be decoded: no known picture format"

@@ -392,7 +392,7 @@ for _stage in (1, 2):
         assembled = tiny_assembled()
         assembled.model.to(shop.device)
         found = compare_steps(assembled, Step(stage, micro_batch=2, text=8, rank=4, steps=1, warm=1))
-        assert len(found) == 4
+        assert len(found) == (4 if stage == 1 else 5)  # with Unsloth's line, measured or not
 
 
 def gradients_of(shop: Workshop, model: nn.Module, **settings: object) -> dict[str, torch.Tensor]:

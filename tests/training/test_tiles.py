@@ -289,7 +289,7 @@ def test_sizes_are_read_once_and_kept(sized, monkeypatch, tmp_path):
     assert first.tolist() == [
         [0, 0] if row == 7 else [*reversed(SIZES[row % len(SIZES)])] for row in range(16)
     ]
-    monkeypatch.setattr(tiles, "size_of", None)
+    monkeypatch.setattr(tiles, "picture_size", None)
     again = tiles.picture_sizes(open_rows(tmp_path / "data/captions.json"))
     assert np.array_equal(first, again)
 

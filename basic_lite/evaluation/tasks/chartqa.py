@@ -59,19 +59,15 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
     return with_pictures(source, rows, ("png", "test/png", "images"))
 
 
+_NEEDS = ("question", "answer", "split")  # columns of VLMEvalKit's table
+
 BENCHMARK = Benchmark(
     name="chartqa",
     hub="lmms-lab/ChartQA",
     sizes={"test": (2_500,)},
     rows=(
         table_reader("question", "answer", "type", half="type"),
-        tsv_reader(
-            "ChartQA",
-            "ChartQA_TEST.tsv",
-            needs=("question", "answer", "split"),
-            otherwise=_json_rows,
-            half="split",
-        ),
+        tsv_reader("ChartQA", "ChartQA_TEST.tsv", needs=_NEEDS, otherwise=_json_rows, half="split"),
     ),
     question=_question,
     styles=STYLES,

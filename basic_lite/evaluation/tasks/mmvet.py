@@ -220,6 +220,8 @@ def _grading(prompt: Callable[[Question, str, str], str], again: str) -> Grading
 _benchmark = partial(
     Benchmark, question=_question, styles=STYLES, scorers=SCORERS, score=score, export=export
 )
+_TSV = ("question", "answer", "category")  # columns of VLMEvalKit's table
+
 BENCHMARKS = (
     _benchmark(
         name="mmvet",
@@ -227,13 +229,7 @@ BENCHMARKS = (
         sizes={"test": (218,)},
         rows=(
             _table_rows,
-            tsv_reader(
-                "MM-Vet",
-                "MMVet.tsv",
-                needs=("question", "answer", "category"),
-                otherwise=_json_rows,
-                capability="category",
-            ),
+            tsv_reader("MM-Vet", "MMVet.tsv", needs=_TSV, otherwise=_json_rows, capability="category"),
         ),
         published=published(31.1, 36.1, 30.2, 38.3, basic=33.8, on="judged by gpt-4-0613"),
         grading=_grading(judge_prompt, "\n"),

@@ -71,19 +71,15 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     return replace(each, figures={"points": int(sum(each.items.values())), "of": len(questions)})
 
 
+_NEEDS = ("question", "answer", "category")  # columns of VLMEvalKit's table
+
 BENCHMARK = Benchmark(
     name="ocrbench",
     hub="echo840/OCRBench",
     sizes={"test": (1_000,)},
     rows=(
         table_reader("dataset", "question", "question_type", "answer", kind="question_type"),
-        tsv_reader(
-            "OCRBench",
-            "OCRBench.tsv",
-            needs=("question", "answer", "category"),
-            otherwise=_json_rows,
-            kind="category",
-        ),
+        tsv_reader("OCRBench", "OCRBench.tsv", needs=_NEEDS, otherwise=_json_rows, kind="category"),
     ),
     question=_question,
     styles=STYLES,

@@ -3,8 +3,6 @@
 A step costs what the GPU computes or what Python issues, whichever is more; with tiny tensors on a CPU only
 the second is left. The same decoder is trained with few layers and with more; the difference over the layers
 between is what one layer costs, free of what a step does once.
-
-    cd tests && python -m bench.host --model gemma-2b
 """
 
 from __future__ import annotations
@@ -16,14 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import typer
-from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, TrainerCallback
 
 from basic_lite.bench import synthetic
-from basic_lite.bench.step import Step, random_rows_trainer, set_recomputed
-from basic_lite.console import quiet_console
+from basic_lite.bench.step import Facts, Step, random_rows_trainer, set_recomputed
 from basic_lite.models.decoder_layer import as_published
 from basic_lite.models.parts import parts_of
 from basic_lite.models.trainable import Adapters, train_adapters, train_projector
@@ -84,9 +79,8 @@ class _Watch(TrainerCallback):
 
 def tiny(name: str) -> PretrainedConfig:
     """Return a decoder's configuration with its real structure and tiny matrices."""
-    real = synthetic.DECODERS[name]
-    groups = real.num_attention_heads // (real.num_key_value_heads or real.num_attention_heads)
-    config = type(real)(**real.to_dict())
+    config = synthetic.decoder_config(name)
+    groups = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
     small = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "vocab_size": 512}
     for key, value in (small | {"num_key_value_heads": max(4 // groups, 1), "head_dim": 32}).items():
         if hasattr(config, key):
@@ -130,32 +124,30 @@ def measure(
     return Layer(operations, seconds)
 
 
-PEFTS = "stage 2, BASIC, adapters as PEFT runs them"
-KINDS = {
-    "stage 1, BASIC": {"stage": 1},
-    "stage 1, plain": {"stage": 1, "basic": False},
-    "stage 2, BASIC": {},
-    "stage 2, plain": {"basic": False},
-    PEFTS: {"grouped": False},
-}
+def compare_layers(name: str, rounds: int, steps: int) -> list[Facts]:
+    """Measure the layer of both stages with BASIC and without, and with adapters as PEFT runs them.
 
-
-def main(model: str = "vicuna-7b", rounds: int = 3, steps: int = 10) -> None:
-    """Print the table: ROUNDS measurements of each, in turn, of STEPS timed steps."""
-    torch.set_num_threads(1)
-    table = Table("one decoder layer, one step", "recomputing", "operations", "processor ms", "of PEFT's")
+    They take turns, `rounds` times; the median of their processor times counts, "of PEFT's" in stage 2.
+    """
+    peft = "stage 2, BASIC, adapters as PEFT runs them"
+    kinds: dict[str, dict[str, Any]] = {
+        "stage 1, BASIC": {"stage": 1},
+        "stage 1, plain": {"stage": 1, "basic": False},
+        "stage 2, BASIC": {},
+        "stage 2, plain": {"basic": False},
+        peft: {"grouped": False},
+    }
+    rows: list[Facts] = []
     for recompute in (False, True):
-        layers = {name: [] for name in KINDS}
+        layers: dict[str, list[Layer]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
-            for name, settings in KINDS.items():
-                layers[name].append(measure(model, recompute=recompute, steps=steps, **settings))
-        seconds = {name: statistics.median(layer.seconds for layer in each) for name, each in layers.items()}
-        for name, each in layers.items():
-            share = f"{seconds[name] / seconds[PEFTS]:.2f}" if name.startswith("stage 2") else ""
-            cells = (f"{each[-1].operations:.0f}", f"{1000 * seconds[name]:.2f}", share)
-            table.add_row(name, "yes" if recompute else "no", *cells)
-    quiet_console().print(table)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+            for kind, settings in kinds.items():
+                layers[kind].append(measure(name, recompute=recompute, steps=steps, **settings))
+        seconds = {kind: statistics.median(layer.seconds for layer in each) for kind, each in layers.items()}
+        for kind, each in layers.items():
+            row: Facts = {"one decoder layer, one step": kind, "recomputing": "yes" if recompute else "no"}
+            row |= {"operations": round(each[-1].operations), "processor ms": round(1000 * seconds[kind], 2)}
+            if kind.startswith("stage 2"):
+                row["of PEFT's"] = round(seconds[kind] / seconds[peft], 2)
+            rows.append(row)
+    return rows

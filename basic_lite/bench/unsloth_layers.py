@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -15,29 +15,17 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from basic_lite.bench.step import Facts, Step, at_its_best, run_if_it_fits
 from basic_lite.files import one_line
-from basic_lite.models.llava import Assembled
-from basic_lite.models.parts import parts_of
 
 NAME = "Unsloth's LoRA layers, plain"
 
 
-def measure_unsloth(assembled: Assembled, step: Step, micro_batches: Sequence[int] = ()) -> Facts:
-    """Measure the plain step of stage 2 with Unsloth's layers, at its best; what cannot run says why.
+def why_not(decoder: Any) -> str | None:
+    """Return why Unsloth's layers cannot be measured; `None` where they can.
 
-    Call it when everything else has been measured: its import changes transformers, PEFT and bitsandbytes
+    Only ask when everything else has been measured: its import changes transformers, PEFT and bitsandbytes
     for the rest of the process.
     """
-    reason = _why_not(parts_of(assembled.model).decoder)
-    if reason is not None:
-        return {"name": NAME, "why not": reason}
-    how, run = at_its_best(assembled, step, micro_batches, unsloth_layers)
-    facts = run_if_it_fits(run) or {"why not": "out of memory"}
-    return {"name": f"{NAME} ({how})"} | facts
-
-
-def _why_not(decoder: Any) -> str | None:
     layer = decoder.layers[0]
     if not (hasattr(layer.self_attn, "q_proj") and hasattr(layer.mlp, "gate_proj")):
         return "query, key and value are one matrix"
