@@ -51,11 +51,11 @@ def size_of(trained: int, most: int = SAMPLES) -> tuple[int, int]:
     """Return how many samples a point measures and how many points there are, `most` and `POINTS` at most.
 
     It goes by the samples that the run trains on, repetitions included, so all variants and a resumed run
-    have the same; nothing is timed. A run of next to nothing still has its last point.
+    have the same; nothing is timed. A run of next to nothing still has two points, or there is no curve.
     """
     budget = PERCENT * trained // 100
     samples = min(most, max(budget // POINTS, FEWEST))
-    return samples, min(max(budget // samples, 1), POINTS)
+    return samples, min(max(budget // samples, 2), POINTS)
 
 
 @dataclass(frozen=True)
@@ -363,7 +363,7 @@ def lead_of(made: Sequence[Saving]) -> Saving | None:
 
     One that was reached before the first point was measured has no known size, and is left out.
     """
-    first = made[0].base_samples
+    first = made[0].base_samples if made else 0
     ahead = [s for s in made if s.samples > first and s.interval[1] < s.base_samples]
     return max(ahead, key=lambda saving: saving.base_samples - saving.samples, default=None)
 
