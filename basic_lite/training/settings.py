@@ -577,7 +577,7 @@ class Validation:
     val_samples: int = setting(
         4,
         "Rows whose answers are written out at the end, and evenly from the start on: once for every 50 "
-        "steps of the run, at most five times.",
+        "steps of the run, at most five times; of up to 48 tokens, in runs of under 144 steps fewer.",
         callback=within(0, 32),
     )
     stop_after: int | None = setting(

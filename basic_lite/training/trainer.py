@@ -34,7 +34,7 @@ from basic_lite.training import distributed, liger, optimizers
 from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, finite, line_of
 from basic_lite.training.forward import Forward
 from basic_lite.training.guards import FiniteGuard, Splitter
-from basic_lite.training.validation import NAMES, History, Validator
+from basic_lite.training.validation import NAMES, History, Validator, answer_tokens
 
 
 class ShardedArguments(TrainingArguments):
@@ -504,7 +504,8 @@ class BasicTrainer(Trainer):
         step, steps = self.state.global_step, self.state.max_steps
         is_over, samples = history.is_over(self.stop_after), []
         if is_over or self.validator.is_answered(step, steps):
-            samples = self.validator.answers(self.model, self.accelerator, **how)
+            tokens = answer_tokens(steps)
+            samples = self.validator.answers(self.model, self.accelerator, tokens=tokens, **how)
         seconds = round(time.monotonic() - begun, 3)
         self.measuring_seconds += seconds
         self.metrics.started += seconds  # training's samples per second are without it

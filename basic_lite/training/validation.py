@@ -42,6 +42,8 @@ STEPS_PER_ANSWERS: int = 50  # fewest optimizer steps of a run for each of them
 
 LONGEST: int = 48  # most tokens of a sample answer
 
+SHORTEST: int = 16  # most tokens of one in the shortest runs
+
 NAMES: tuple[str, ...] = ("loss", "lm", "das", "sds", "cosine", "named")
 """The figures of a measurement, in the order of a line of `log.jsonl`, each with `val_` in front."""
 
@@ -54,6 +56,14 @@ def usual_steps(rows: int, steps: int, global_batch: int) -> int:
     """
     times = min(max(steps * global_batch // (25 * rows), 4), 10)
     return math.ceil(steps / times)
+
+
+def answer_tokens(steps: int) -> int:
+    """Return the most tokens of a sample answer in a run of `steps`: one for every three steps, in bounds.
+
+    Each takes a pass of its own, which would be much of a short run's time.
+    """
+    return min(max(steps // 3, SHORTEST), LONGEST)
 
 
 @dataclass(frozen=True)
@@ -241,9 +251,15 @@ class Validator:
 
     @torch.no_grad()
     def answers(
-        self, model: nn.Module, accelerator: Accelerator, *, rows_at_once: int, sharded: bool = False
+        self,
+        model: nn.Module,
+        accelerator: Accelerator,
+        *,
+        tokens: int,
+        rows_at_once: int,
+        sharded: bool = False,
     ) -> list[dict[str, str]]:
-        """Return the sample rows' ids, true answers and the model's; the model can train on.
+        """Return the sample rows' ids, true answers and the model's, of `tokens` at most; it can train on.
 
         Empty but in the first process, unless the decoder's layers are cut over the processes: then all have
         to come here.
@@ -256,7 +272,7 @@ class Validator:
         for_inference(model)
         try:
             inner = accelerator.unwrap_model(model)
-            return [sample for part in parts for sample in self._answers(inner, part)]
+            return [sample for part in parts for sample in self._answers(inner, part, tokens)]
         finally:
             model.train()
 
@@ -336,7 +352,7 @@ class Validator:
             words.append(self._words.of(words_of(said)))
         return _Batch(self._collate(items), words) if items else None
 
-    def _answers(self, model: Any, numbers: Sequence[int]) -> list[dict[str, str]]:
+    def _answers(self, model: Any, numbers: Sequence[int], tokens: int) -> list[dict[str, str]]:
         """Let the model answer the first turn of some rows, greedily."""
         items, truths, names = [], [], []
         for number in numbers:
@@ -356,7 +372,7 @@ class Validator:
         prompt, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
         with torch.autocast(device.type, torch.bfloat16, enabled=assembled.sources.dtype == torch.bfloat16):
             produced = model.generate(
-                **inputs, **greedily(self._stops, assembled.pad_token_id, LONGEST, [assembled.image_token_id])
+                **inputs, **greedily(self._stops, assembled.pad_token_id, tokens, [assembled.image_token_id])
             )
         decode: Any = assembled.tokenizer.decode
         ids = (until_stop(row, self._stops) for row in produced[:, prompt:].tolist())

@@ -135,7 +135,7 @@ def test_figures_are_those_of_the_formulas_on_the_final_weights(whole, world):
         with torch.no_grad():
             produced = model.generate(
                 **one_row(model, prompt, torch.stack(item["pixels"]), transform),
-                **greedily([assembled.tokenizer.eos_token_id], 0, 48, [assembled.image_token_id]),
+                **greedily([assembled.tokenizer.eos_token_id], 0, 16, [assembled.image_token_id]),
             )[0, len(prompt) :]
         ends = [
             assembled.tokenizer.eos_token_id,
@@ -328,6 +328,11 @@ def test_the_model_card_has_the_measurements(whole, tmp_path):
     figures = " | ".join(f"{last[f'val_{n}']:.4f}" for n in "loss lm das sds cosine named".split())
     assert f"| 6 | {figures} |" in validation
     assert "| a\\|b | two lines | red |" in validation
+
+
+@pytest.mark.parametrize(("steps", "most"), [(1, 16), (62, 20), (143, 47), (144, 48), (10_000, 48)])
+def test_sample_answers_of_a_short_run_are_short(steps, most):
+    assert validation.answer_tokens(steps) == most
 
 
 @pytest.mark.parametrize(
