@@ -314,18 +314,16 @@ def rows_of_file(
     words: Sequence[str] = (),
     terms: bool = True,
     size: int = 4,
-    most: int | None = None,
 ) -> FileRows:
     """Return `count` rows with a picture, or as many as there are, evenly spread over an annotation file.
 
     `images` is the folder or archive of its pictures, out of which links may lead with `follow_links`;
-    `label`, `words` and `terms` are as in `FileRows`, `size` is rows per forward pass; only the first `most`
-    of the rows are returned. Raises ValueError if the file cannot be read, no row has a picture, or one is
-    bad.
+    `label`, `words` and `terms` are as in `FileRows`, `size` is rows per forward pass. Raises ValueError
+    if the file cannot be read, no row has a picture, or one is bad.
     """
     opened = open_measured(data, images, follow_links)
     usable = np.flatnonzero(opened.has_image)
-    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)][:most]
+    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)]
     transform, collate = assembled.transform("crop"), assembled.collator()
     dataset = assembled.supervised(opened, TEMPLATES["plain"], transform)
     parts = (chosen[start : start + size] for start in range(0, len(chosen), size))
@@ -426,15 +424,15 @@ def measuring(
         signs: folder of a world of scenes with signs that it was trained in.
         rows: without a world, the arguments of `rows_of_file`.
         terms: of rows and signs, measure both terms as well.
-        most: measure the first of them alone, at most this many.
+        most: measure at most this many: the first scenes, or rows as evenly spread as more would be.
     """
     words: Sequence[str] = ()
     if signs is not None:
         label, words = "held-out scenes with signs", WORDS
         rows = {"data": f"{signs}/{HELD_OUT}", "images": signs, "count": scenes, "label": label}
     if rows is not None:
-        chosen = rows_of_file(assembled, **rows, words=words, terms=terms, most=most)
-        return partial(measure_rows, assembled, chosen)
+        rows = rows | {"count": min(rows["count"], most or rows["count"])}
+        return partial(measure_rows, assembled, rows_of_file(assembled, **rows, words=words, terms=terms))
     assert world is not None, "there is something to measure on"
     batches = scene_batches(assembled, held_out_scenes(scenes, seed)[:most])
     texts = vocabulary(assembled)
