@@ -224,15 +224,15 @@ def inspect_model(
 
 def vocabulary(assembled: Assembled) -> list[str]:
     """Return the text of every token that has an embedding."""
-    tokens = range(len(parts_of(assembled.model).embedding))
-    return [assembled.tokenizer.decode([token]) for token in tokens]
+    tokenizer: Any = assembled.tokenizer  # whose types promise a text or several
+    return [tokenizer.decode([token]) for token in range(len(parts_of(assembled.model).embedding))]
 
 
 def inspect_batches(
     assembled: Assembled,
     batches: Sequence[SceneBatch],
     views: int = 6,
-    words: Sequence[str] | None = None,
+    words: list[str] | None = None,
 ) -> Inspection:
     """Show a model of the embedded world scenes that are drawn already; `views` of them are kept in full.
 
