@@ -35,9 +35,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+    torch.set_num_threads(1)  # again, whatever the test before has set; fixtures of modules come earlier
 
 
 def pytest_collection_finish() -> None:
