@@ -13,6 +13,7 @@ from basic_lite.evaluation.question import SHORT, Question, question_of
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
 STYLES = {"llava": SHORT, "lmms": "Answer the question with a single word."}
+_NEEDS = ("question", "answer", "split")  # columns of VLMEvalKit's table
 _TOLERANCE = 0.05
 _HALVES = {"human": "test_human.json", "augmented": "test_augmented.json"}
 
@@ -58,8 +59,6 @@ def _json_rows(source: Source) -> list[dict[str, Any]]:
             rows.append({**asked, "answer": [row["label"]], "file": row["imgname"]})
     return with_pictures(source, rows, ("png", "test/png", "images"))
 
-
-_NEEDS = ("question", "answer", "split")  # columns of VLMEvalKit's table
 
 BENCHMARK = Benchmark(
     name="chartqa",

@@ -17,6 +17,7 @@ from basic_lite.evaluation.statistics import Score
 from basic_lite.evaluation.tsv import listed, tsv_reader
 
 STYLES = {"llava": f"\n{SHORT}", "lmms": ""}
+_NEEDS = ("question", "answer", "category")  # columns of VLMEvalKit's table
 _FORMULAS = ("HME100k", "Handwritten Mathematical Expression Recognition")
 _HALF_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)} | {0x3000: 0x20}
 
@@ -70,8 +71,6 @@ def score(questions: Sequence[Question], predictions: Predictions, scorer: str) 
     each = score_each(questions, predictions, scorer, RULES[scorer], ("kind",))
     return replace(each, figures={"points": int(sum(each.items.values())), "of": len(questions)})
 
-
-_NEEDS = ("question", "answer", "category")  # columns of VLMEvalKit's table
 
 BENCHMARK = Benchmark(
     name="ocrbench",
