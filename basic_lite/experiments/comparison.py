@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import re
 import shlex
 import sys
@@ -204,25 +205,39 @@ class Comparison:
         """Return the same at the learning rate that suits plain best by its final caption loss.
 
         Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
-        the folder of the comparison, and are not repeated. Errors are those of `run`; raises ValueError, too,
-        if a learning rate is given or the plan varies it.
+        the folder of the comparison, and are not repeated. While the best of what was tried is an end of it,
+        the next rate is tried, too. Errors are those of `run`; raises ValueError, too, if a learning rate is
+        given or the plan varies it.
         """
         if self.plan.name == "rate" or "learning_rate" in self._given:
             raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
         out = self.out.with_name(f"{self.out.name}-tune")
-        tries = replace(self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=[])
-        tries.run(console)
-        losses = {}
-        for run in tries._runs(tries._variants(), self.seeds[0]):
-            (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
-            losses[read_manifest(run.folder / "stage1")["training"]["learning_rate"]] = loss
-        rate = min(losses, key=lambda tried: losses[tried])
-        ends = rate in (min(losses), max(losses))
+        ladder = list(TUNE.variants)
+        first, last = len(ladder) // 2 - 2, len(ladder) // 2 + 2
+        losses: dict[float, float] = {}
+        while True:
+            chosen = ladder[first : last + 1]
+            tries = replace(
+                self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=chosen
+            )
+            tries.run(console)
+            for run in tries._runs(tries._variants(), self.seeds[0]):
+                (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
+                rate = read_manifest(run.folder / "stage1")["training"]["learning_rate"]
+                losses[rate] = loss if math.isfinite(loss) else math.inf
+            best, rates = min(losses, key=lambda rate: losses[rate]), sorted(losses)
+            if best == rates[0] and first > 0:
+                first -= 1
+            elif best == rates[-1] and last < len(ladder) - 1:
+                last += 1
+            else:
+                break
+        ends = " (at an end of what was tried)" if best in (rates[0], rates[-1]) else ""
         console.print(
-            f"Learning rate {rate:g}: of {', '.join(f'{tried:g}' for tried in sorted(losses))} the one that "
-            f"gives plain the lowest caption loss{' (at an end of what was tried)' if ends else ''}.",
+            f"Learning rate {best:g}: of {', '.join(f'{rate:g}' for rate in rates)} the one that gives plain "
+            f"the lowest caption loss{ends}."
         )
-        return replace(self, stage1={**self.stage1, "learning_rate": rate})
+        return replace(self, stage1={**self.stage1, "learning_rate": best})
 
     def _check_plan(self) -> None:
         embedded = self._embedded

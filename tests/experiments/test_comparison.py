@@ -110,19 +110,32 @@ def test_pictures_of_signs_are_twice_as_large_as_the_input_that_tiles_are_compar
 
 
 @needs_parts
-def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
-    """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
+@pytest.mark.parametrize(
+    ("least", "best", "rates", "ends"),
+    [
+        (6e-4, 0.000667, "0.0002, 0.000667, 0.002, 0.006, 0.02", ""),
+        (7e-2, 0.06, "0.0002, 0.000667, 0.002, 0.006, 0.02, 0.06, 0.2", ""),
+        (
+            0.0,
+            2e-5,
+            "2e-05, 6.67e-05, 0.0002, 0.000667, 0.002, 0.006, 0.02",
+            " (at an end of what was tried)",
+        ),
+    ],
+)
+def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch, least, best, rates, ends):
+    """Of five around 2e-3, the embedded world's, and of those beyond for as long as an end is the best."""
     seen, said = [], []
 
     def run(self, console):
         seen.append(self)
         for made in self._runs(self._variants(), self.seeds[0]):
             rate = made.task["stages"]["stage1"].get("learning_rate", 2e-3)
-            (made.folder / "stage1").mkdir(parents=True)
+            (made.folder / "stage1").mkdir(parents=True, exist_ok=True)
             manifest = {"format": 1, "training": {"learning_rate": rate}}
             (made.folder / "stage1/manifest.json").write_text(json.dumps(manifest))
             write_measures(
-                made.folder, "stage1", [Measure("caption_loss", "", "", "lower", "s", [abs(rate - 6e-4)])]
+                made.folder, "stage1", [Measure("caption_loss", "", "", "lower", "s", [abs(rate - least)])]
             )
 
     monkeypatch.setattr(comparison.Comparison, "run", run)
@@ -132,15 +145,16 @@ def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
     asked = replace(a_comparison("losses", tmp_path / "out"), stage2={"lora": True}, chosen=["das"])
     console = SimpleNamespace(print=lambda line, **more: said.append(line))
     tuned = asked.tuned(console)
-    assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": 0.000667})
-    (tries,) = seen
-    assert (tries.out, list(tries.seeds)) == (tmp_path / "out-tune", [4])
-    runs = tries._runs(tries._variants(), 4)
-    assert len(runs) == 5
-    assert all(made.task["stages"]["stage1"]["basic"] is False and made.steps == ("stage1",) for made in runs)
+    assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": best})
+    assert {tries.out for tries in seen} == {tmp_path / "out-tune"}
+    assert {tuple(tries.seeds) for tries in seen} == {(4,)}
+    runs = [tries._runs(tries._variants(), 4) for tries in seen]
+    assert [len(made) for made in runs] == [5, 6, 7][: rates.count(",") - 3], "one rate more at a time"
+    for run in runs[-1]:
+        assert run.task["stages"]["stage1"]["basic"] is False
+        assert run.steps == ("stage1",)
     assert said == [
-        "Learning rate 0.000667: of 0.0002, 0.000667, 0.002, 0.006, 0.02 the one that gives plain the "
-        "lowest caption loss."
+        f"Learning rate {best:g}: of {rates} the one that gives plain the lowest caption loss{ends}."
     ]
     with pytest.raises(ValueError, match="leave out --learning-rate, or --tune"):
         tuned.tuned(console)
