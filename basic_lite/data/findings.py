@@ -45,7 +45,8 @@ NOTED: dict[str, str] = {
     "mark, such as <image_1>, stays text",
     "dropped_turn": "it starts with an answer, which is dropped",
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
-    "not_used": "tools, tool calls, reasoning, boxes or another column of turns are not used",
+    "not_used": "tools, tool calls, reasoning, boxes, choices, a context, further answers or another "
+    "column of turns are not used",
 }
 """The text of each note about a row."""
 
