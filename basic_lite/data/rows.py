@@ -156,8 +156,11 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
     return None
 
 
-_NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
-"""A placeholder with a name before it, as in `Image-1: <image>`."""
+_NAMED_PICTURE = re.compile(rf"^[^\S\n]*\S[^\n]*:[ \t]*{IMAGE}", re.MULTILINE)
+"""A placeholder with a name before it, as in `Image-1: <image>`.
+
+From the line's start: looked for from anywhere it would take the square of a long line.
+"""
 
 
 def normal_form(raw: RawRow) -> RawRow:
@@ -458,7 +461,7 @@ def layout_of(row: Mapping[str, Any]) -> str | None:
     return None
 
 
-_VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
+_VIDEO_LINE = re.compile(r"^[^\S\n]*<(video|audio)>[^\S\n]*$", re.MULTILINE)  # within one line, as above
 _PATH_IN_TEXT = re.compile(r"<img>[^<\n]+</img>")  # as Qwen-VL's rows name their pictures
 
 

@@ -297,6 +297,8 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
         {"id": "c", "image": giant, "conversations": [{"from": "human", "value": IMAGE}, gpt]},
         {"id": "d", "conversations": [{"from": giant, "value": "Hi"}]},
         {"id": "e", giant: 1},
+        {"id": "f", "image": "a.png", "conversations": [{"from": "human", "value": IMAGE + giant}, gpt]},
+        {"id": "g", "conversations": [{"from": "human", "value": "\n" * len(giant) + "<"}, gpt]},
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(data))
@@ -307,10 +309,12 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
         (2, "missing_image"),
         (3, "bad_roles"),
         (4, "malformed_row"),
+        *((5, code) for code in ("missing_image", "no_supervision", "too_long")),
+        *((6, code) for code in ("no_supervision", "too_long")),
     ]
     assert all(len(finding.detail) < 1000 for finding in findings)
     opened.faults = findings
-    assert opened.usable.tolist() == [True, True, False, False, False]
+    assert opened.usable.tolist() == [True, True, False, False, False, False, False]
 
 
 def test_the_disk_is_left_as_it_was(tmp_path: Path, write_rows: Callable) -> None:
