@@ -167,7 +167,9 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
     # A text without a picture has no rating of how the two fit.
     lowest = np.fmin.reduce([np.array(dataset[column][:], dtype=np.float64) for column in columns])
     if (unrated := np.flatnonzero(np.isnan(lowest))).size:
-        raise ValueError(f"row {unrated[0]} of this data set has no ratings; one of {', '.join(columns)} is needed")
+        raise ValueError(
+            f"row {unrated[0]} of this data set has no ratings; one of {', '.join(columns)} is needed"
+        )
     return dataset.select(np.flatnonzero(lowest >= at_least))
 
 
