@@ -113,10 +113,9 @@ class CutLog(TrainerCallback):
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         """Do it when the checkpoint has been read."""
         if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            with files.complete(self.path) as draft:
-                draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            kept = [row for row in files.read_json_lines(self.path) if row["step"] <= self.step]
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+            files.write_text(self.path, "".join(lines))
 
 
 class Measurements(TrainerCallback):
