@@ -18,9 +18,10 @@ _BYTES_PER_TUNED = 16
 
 
 def available_bytes(device: torch.device | str) -> int:
-    """Return the free memory of a GPU, or the machine's memory."""
+    """Return the memory of a GPU that is free or that the allocator holds unused, or the machine's memory."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return psutil.virtual_memory().total
 
 
@@ -30,8 +31,7 @@ def unraised_bytes(device: torch.device | str) -> int:
     What the decoder's activations took is free again when BASIC's terms are computed. At most half of the
     free memory, because what the allocator holds may be in pieces.
     """
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = available_bytes(device)
     below_peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     return max(min(free // 2, below_peak), 0)
 

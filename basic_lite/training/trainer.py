@@ -45,6 +45,15 @@ class ShardedArguments(TrainingArguments):
         return False
 
 
+def stay_on_one_gpu(args: TrainingArguments) -> None:
+    """Keep a process to its own GPU; several GPUs have a process each.
+
+    Where a process sees more of them, transformers' Trainer spreads every batch over all of them by
+    `nn.DataParallel`, which our batches with known positions and 4-bit weights do not survive.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+
+
 class BasicTrainer(Trainer):
     """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
 
@@ -98,6 +107,7 @@ class BasicTrainer(Trainer):
         **kwargs: Any,  # of the Trainer: `train_dataset`, `data_collator`, `callbacks`
     ) -> None:
         args.remove_unused_columns = False
+        stay_on_one_gpu(args)
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
         # Ours to clip, where processes have joined their gradients and the guard sees the norm.

@@ -40,7 +40,7 @@ from basic_lite.data.layout import layout_of
 from basic_lite.data.world import world as data_world_world
 from basic_lite.data.world.dataset import world_in, write_world
 from basic_lite.data.world.world import held_out_scenes
-from basic_lite.experiments import measure
+from basic_lite.experiments import curves, measure
 from basic_lite.experiments.measure import inspect_model
 from basic_lite.method.chunks import Chunk
 from basic_lite.method.fit import fit_target
@@ -180,6 +180,48 @@ for _options in (
 def second_translated(shop: Workshop) -> None:
     shop.of("stage1-translated")
     shop.train(*SECOND, "--lora", "--start", "stage1-translated", "--target", "translated", out="again")
+
+
+HELD_OUT = ("--val-share", "10%", "--val-steps", 1, "--val-samples", 2, "--keep", "best")
+
+for _options in (
+    ("stage1", "--model", "tiny", "--bits", 4),
+    ("stage2", "--lora", "--start", "stage1-4bit"),
+    ("stage2", "--start", "stage1"),
+    ("stage2", "--lora", "--start", "stage1-tiles"),
+):
+
+    @check(" ".join(map(str, (*_options, "--val-share --keep best"))))
+    def validates(shop: Workshop, options: tuple = _options) -> None:
+        """Losses, both terms, what patches name, answers, and the best checkpoint's weights."""
+        if "--start" in options:
+            shop.of(options[-1])
+        *_, last = shop.train(*options, *SECOND[1:], *HELD_OUT, out="validated")
+        measured = {name: value for name, value in last.items() if name.startswith("val_")}
+        assert len(measured) == 8, measured
+        assert all(value is not None for value in measured.values()), measured
+        assert len(last["samples"]) == 2
+        manifest = json.loads((shop.folder / "validated/manifest.json").read_text())
+        assert manifest["validation"]["best"] is not None
+
+
+@check("stage1 --along (the curves of an ablation)")
+def measures_along(shop: Workshop) -> None:
+    rows = {"data": str(world_in(shop.world()).stage1), "images": str(shop.world()), "count": 4}
+    for what in ({"world": str(shop.world()), "scenes": 4}, {"rows": rows | {"label": "rows"}}):
+        shop.train(*FIRST, "--along", json.dumps(what | {"seed": 0}), out="along")
+        points = curves.read(shop.folder / "along")
+        assert points
+        assert all(measure.values for measure in points[-1].measures)
+
+
+@check("a run is read by the host, not by a GPU that peft chooses")
+def reads_on_the_host(shop: Workshop) -> None:
+    shop.of("lora-4bit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peft.peft_model.infer_device", lambda: pytest.fail("the first GPU is chosen"))
+        model = load_run(shop.folder / "lora-4bit", shop.device)[0].model
+    assert {parameter.device.type for parameter in model.parameters()} == {shop.device}
 
 
 @check("stage2 --lora --resume")
