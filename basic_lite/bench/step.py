@@ -191,7 +191,7 @@ def compare_steps(
         interval of that ratio. What cannot be measured says why.
     """
     ours, theirs = "basic_lite, plain", "transformers and peft, plain"
-    measure_steps(assembled, replace(step, steps=1, warm=0))
+    run_if_it_fits(partial(measure_steps, assembled, replace(step, steps=1, warm=0)))  # warms up
     runs: dict[str, Callable[[], Facts]] = {
         "basic_lite, BASIC": partial(measure_steps, assembled, step),
         ours: partial(measure_steps, assembled, step, basic=False),

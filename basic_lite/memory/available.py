@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ Result = TypeVar("Result")
 
 _BYTES_PER_TUNED = 16
 """fp32 weight, gradient and two Adam moments per trained parameter."""
+
+_UNIT_OF_RUSAGE = 1 if sys.platform == "darwin" else 1024
+"""Bytes that the system counts a process's peak in."""
 
 
 def available_bytes(device: torch.device | str) -> int:
@@ -42,7 +46,7 @@ def peak_mib(device: torch.device | str) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT_OF_RUSAGE / 2**20
 
 
 class Halves:

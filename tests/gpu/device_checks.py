@@ -47,7 +47,7 @@ from basic_lite.method.fit import fit_target
 from basic_lite.method.losses import semantic_distribution
 from basic_lite.method.supervision import BasicSupervision
 from basic_lite.method.types import Refinement, Window
-from basic_lite.models import devices
+from basic_lite.models import decoder_layer, devices
 from basic_lite.models.adapters import group_adapters
 from basic_lite.models.checkpoint import load_run
 from basic_lite.models.decoder_layer import keep_dequantised, streamline
@@ -465,7 +465,8 @@ for _decoder, _again in itertools.product(("llama", "gemma", "phi3"), (0, None))
 
 @check("layers held dequantised give the same bits")
 def holds(shop: Workshop) -> None:
-    found = []
+    found, passes = [], []
+    begin = decoder_layer._Pass.begin
     for count in (0, 2):
         shop.of("lora-4bit")
         model = load_run(shop.folder / "lora-4bit", shop.device)[0].model
@@ -475,12 +476,20 @@ def holds(shop: Workshop) -> None:
             parameter.requires_grad_(True)
         group_adapters(decoder.layers)
         assert streamline(decoder) == len(decoder.layers) - 1
-        assert keep_dequantised(decoder, count, torch.float32) == count
+        half = decoder.dtype == torch.bfloat16  # on a GPU; then as the trainer has it, under autocast
+        assert keep_dequantised(decoder, count, decoder.dtype) == count
         x = torch.randn(2, 9, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
         x = x.to(shop.device, decoder.dtype).requires_grad_()
         torch.manual_seed(0)  # of the adapters' masks
-        decoder(inputs_embeds=x, use_cache=False).last_hidden_state.float().square().sum().backward()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                decoder_layer._Pass, "begin", lambda run, *a, **k: passes.append(run) or begin(run, *a, **k)
+            )
+            with torch.autocast(shop.device, torch.bfloat16, enabled=half):
+                states = decoder(inputs_embeds=x, use_cache=False).last_hidden_state
+            states.float().square().sum().backward()
         found.append(x.grad)
+    assert len(passes) >= 2 * (len(decoder.layers) - 1), "PEFT's own layers ran"
     assert torch.equal(*found)
 
 
@@ -494,7 +503,10 @@ def splits_products(shop: Workshop) -> None:
 
 @check("python -m bench.start_command (two starts of a 7B; 18 GB of disk)", pretended=False)
 def starts(shop: Workshop) -> None:
-    first, second = measure_starts("vicuna-7b", shop.device, None if shop.device == "cuda" else 1)
+    try:
+        first, second = measure_starts("vicuna-7b", shop.device, None if shop.device == "cuda" else 1)
+    except ValueError as error:  # the disk is too small
+        pytest.skip(str(error))
     assert second["seconds"] < first["seconds"]
 
 
@@ -523,4 +535,4 @@ def doctor(shop: Workshop) -> None:
 
 @check("demo", pretended=False)
 def demo(shop: Workshop) -> None:
-    shop.run("demo", "--out", "demo", "--scenes", 4)
+    shop.run("demo", "--out", "demo", "--scenes", 8)
