@@ -218,7 +218,7 @@ class StepProgress(TrainerCallback):
             shown["named"] = 100 * shown["named"]
         note = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         note += " %" if shown["named"] is not None else ""
-        best = "  (the best yet)" if state.global_step and metrics["best"] == state.global_step else ""
+        best = "  (the best yet)" if metrics["is_best"] else ""
         self.console.print(f"validation {state.global_step}/{state.max_steps}  {note}{best}")
         for sample in metrics["samples"]:
             self.console.print(f"  {sample['id']}: {sample['answer']} (true: {sample['true']})")

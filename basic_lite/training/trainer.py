@@ -534,7 +534,8 @@ class BasicTrainer(Trainer):
         self.metrics.started += seconds  # training's samples per second are without it
         row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
-        seen = logged | {"samples": samples, "best": history.best}
+        is_best = step == history.best and history.is_below_the_beginning
+        seen = logged | {"samples": samples, "is_best": is_best}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, seen)
         if self.keeps_best and step and history.best == step:
             self.control.should_save = True
