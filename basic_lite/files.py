@@ -143,7 +143,7 @@ TOWER: str = "tower.safetensors"
 """Weights of a vision tower that was trained, as far as its features depend on them."""
 
 WEIGHTS: tuple[str, ...] = ("*.safetensors",)
-STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
+STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json", "unlogged.json")
 """Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
 
 CHECKED: str = ".checked.json"

@@ -45,7 +45,7 @@ from basic_lite.models.trainable import (
     train_adapters,
     train_projector,
 )
-from basic_lite.training.trainer import BasicTrainer
+from basic_lite.training.trainer import BasicTrainer, stay_on_one_gpu
 
 Facts = dict[str, Any]
 
@@ -122,7 +122,7 @@ def random_rows_trainer(
 
 def _arguments(assembled: Assembled, step: Step, scratch: str, **more: Any) -> TrainingArguments:
     """Return the arguments that ours and others' Trainers share: nothing is saved or reported."""
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=step.micro_batch,
         max_steps=step.warm + step.steps,
@@ -133,6 +133,8 @@ def _arguments(assembled: Assembled, step: Step, scratch: str, **more: Any) -> T
         disable_tqdm=True,
         **more,
     )
+    stay_on_one_gpu(args)
+    return args
 
 
 def _rows(assembled: Assembled, step: Step) -> RandomRows:
@@ -189,7 +191,7 @@ def compare_steps(
         interval of that ratio. What cannot be measured says why.
     """
     ours, theirs = "basic_lite, plain", "transformers and peft, plain"
-    measure_steps(assembled, replace(step, steps=1, warm=0))
+    run_if_it_fits(partial(measure_steps, assembled, replace(step, steps=1, warm=0)))  # warms up
     runs: dict[str, Callable[[], Facts]] = {
         "basic_lite, BASIC": partial(measure_steps, assembled, step),
         ours: partial(measure_steps, assembled, step, basic=False),
