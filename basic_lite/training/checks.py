@@ -413,7 +413,7 @@ def _choose_rows(
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
     if resumed:
-        lines = files.read_json_lines(settings.out / BAD_ROWS)
+        lines = files.read_log(settings.out / BAD_ROWS)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
         return
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]
