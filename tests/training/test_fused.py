@@ -49,6 +49,17 @@ def test_rotary_embedding_of_a_part_of_a_head_stays():
     assert liger.patch_of(model)[1]["rope"] is False
 
 
+@pytest.mark.parametrize("decoder", ["llama", "phi3", "gemma2"])
+def test_an_mlp_of_another_activation_stays(decoder):
+    model = tiny_llava(decoder).model.language_model
+    name = "hidden_activation" if decoder == "gemma2" else "hidden_act"
+    assert getattr(model.config, name) in ("silu", "gelu_pytorch_tanh")
+    setattr(model.config, name, "relu")
+    _, pieces = liger.patch_of(model)
+    assert pieces["rms_norm"]
+    assert not pieces["geglu" if decoder == "gemma2" else "swiglu"]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("decoder", WITH)
