@@ -129,10 +129,8 @@ class Begin(TrainerCallback):
 def cut_log(path: Path, step: int) -> None:
     """Drop the lines of a log after a step, and one that a kill left unfinished."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        with files.complete(path) as draft:
-            draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [row for row in files.read_json_lines(path) if row["step"] <= step]
+        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 class Measurements(TrainerCallback):
@@ -232,7 +230,7 @@ class StepProgress(TrainerCallback):
             shown["named"] = 100 * shown["named"]
         note = "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         note += " %" if shown["named"] is not None else ""
-        best = "  (the best yet)" if state.global_step and metrics["best"] == state.global_step else ""
+        best = "  (the best yet)" if metrics["is_best"] else ""
         self.console.print(f"validation {state.global_step}/{state.max_steps}  {note}{best}")
         for sample in metrics["samples"]:
             self.console.print(f"  {sample['id']}: {sample['answer']} (true: {sample['true']})")

@@ -22,7 +22,7 @@ from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows, unfit_findings
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.findings import note_lines, read_bad_rows
+from basic_lite.data.findings import note_lines
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import JSON_FILES, Rows, row_files
 from basic_lite.data.rows import WHITE, Finding
@@ -416,7 +416,7 @@ def _choose_rows(
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
     if resumed:
-        lines = read_bad_rows(settings.out / BAD_ROWS)
+        lines = files.read_json_lines(settings.out / BAD_ROWS)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
         return
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]

@@ -373,8 +373,8 @@ def train(
         trainer.manifest = prepared.manifest | {"finished": True, "rows": counts}
         if validator is not None:
             trainer.manifest["validation"] = _validation(trainer, kept)
-            line = _validation_line(trainer.manifest["validation"], trainer.measuring_seconds / seconds)
-            console.print(line)
+            share, lowered = trainer.measuring_seconds / seconds, trainer.history.is_below_the_beginning
+            console.print(_validation_line(trainer.manifest["validation"], share, lowered))
         if stopped_early:
             step, steps = trainer.state.global_step, prepared.steps
             why = f"{validation.stop_after} measurements in a row without a lower loss"
@@ -402,12 +402,13 @@ def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:
     return named | {"weights_of_step": trainer.state.global_step if kept is None else best}
 
 
-def _validation_line(summary: dict[str, Any], share: float) -> str:
+def _validation_line(summary: dict[str, Any], share: float, lowered: bool) -> str:
     losses = ", ".join(
         f"{name} {summary[name]['lm']:.3f} (step {summary[name]['step']})"
         for name in ("first", "last", "best")
         if summary[name]
     )
+    losses += "" if lowered else ", none below the first"
     return (
         f"validation loss: {losses}; the weights are those of step {summary['weights_of_step']}; "
         f"measuring took {share:.1%} of the time"

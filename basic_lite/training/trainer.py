@@ -50,6 +50,15 @@ class ShardedArguments(TrainingArguments):
         return False
 
 
+def stay_on_one_gpu(args: TrainingArguments) -> None:
+    """Keep a process to its own GPU; several GPUs have a process each.
+
+    Where a process sees more of them, transformers' Trainer spreads every batch over all of them by
+    `nn.DataParallel`, which our batches with known positions and 4-bit weights do not survive.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+
+
 class BasicTrainer(Trainer):
     """Train a LLaVA with `L_lm + das_weight * L_das + sds_weight * L_sds`, or without the last two.
 
@@ -103,6 +112,7 @@ class BasicTrainer(Trainer):
         **kwargs: Any,  # of the Trainer: `train_dataset`, `data_collator`, `callbacks`
     ) -> None:
         args.remove_unused_columns = False
+        stay_on_one_gpu(args)
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
         # Ours to clip, where processes have joined their gradients and the guard sees the norm.
@@ -277,6 +287,7 @@ class BasicTrainer(Trainer):
         except torch.OutOfMemoryError:
             for group in self.groups:  # outputs that wait for a layer which did not run any more
                 group.release()
+            self.forward.deferral = None
             raise
         deferral, self.forward.deferral = self.forward.deferral, None
         if deferral is not None:
@@ -318,6 +329,8 @@ class BasicTrainer(Trainer):
                 return
             for parameter in self._trained():  # accelerate's optimizer does nothing between two steps
                 parameter.grad = None
+            for group in self.groups:  # what those were cut out of: 1.3 GB of a 7B's adapters
+                group.gradients = []
 
         vars(model).update(train=stay, zero_grad=forget)
         try:
@@ -523,7 +536,8 @@ class BasicTrainer(Trainer):
         self.metrics.started += seconds  # training's samples per second are without it
         row = {f"val_{name}": figures.get(name) for name in (*NAMES, "rows")} | {"val_seconds": seconds}
         self._write_line(finite({"step": step, "steps": steps} | row) | {"samples": samples})
-        seen = logged | {"samples": samples, "best": history.best}
+        is_best = step == history.best and history.is_below_the_beginning
+        seen = logged | {"samples": samples, "is_best": is_best}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, seen)
         if self.keeps_best and step and history.best == step:
             self.control.should_save = True
