@@ -43,7 +43,7 @@ from basic_lite.models.trainable import Adapters
 from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
-from basic_lite.training.settings import Data, Settings
+from basic_lite.training.settings import Data, Method, Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
@@ -303,6 +303,13 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
     return replace(data, data=[str(drawn.stage1 if stage == 1 else drawn.stage2)], images=[str(drawn.images)])
 
 
+def bound_to_passes(method: Method) -> str:
+    """Return the option by which a loss depends on which rows share a pass; empty where it does not."""
+    if method.intervention.split("=")[0] in ("noise", "shuffled"):
+        return f"--intervention {method.intervention}"
+    return f"--target {INDIVIDUAL}" if method.basic and method.kind == INDIVIDUAL else ""
+
+
 @dataclass(frozen=True)
 class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it."""
@@ -323,14 +330,10 @@ class Passes:
         before = now.before(then)
         made = replace(now, order_rows=before.order_rows)
         changed = rows != before.micro_batch * before.processes
-        method, named = settings.method, ""
-        if method.intervention.split("=")[0] in ("noise", "shuffled"):
-            named = f"--intervention {method.intervention}"
-        elif method.basic and method.kind == INDIVIDUAL:
-            named = f"--target {INDIVIDUAL}"
-        if changed and named:
+        bound = bound_to_passes(settings.method)
+        if changed and bound:
             raise ValueError(
-                f"{named} depends on which rows share a pass: resume with --micro-batch "
+                f"{bound} depends on which rows share a pass: resume with --micro-batch "
                 f"{before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
