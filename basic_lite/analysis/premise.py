@@ -22,10 +22,11 @@ from basic_lite.data.world import parts
 from basic_lite.data.world.grammar import caption
 from basic_lite.data.world.lexicon import LANGUAGES
 from basic_lite.data.world.scenes import sample_scene
-from basic_lite.files import one_line, versions, write_text
+from basic_lite.files import file_hash, one_line, versions, write_text
 from basic_lite.method.premise import Examined, Figures, examine
 from basic_lite.method.types import Weighting
 from basic_lite.models import repository, zoo
+from basic_lite.models.checkpoint import identity
 from basic_lite.models.llava import Sources, load_decoder_alone, read_config
 
 COLUMNS: dict[str, str] = {
@@ -158,21 +159,31 @@ def run(sources: Sources, device: str, asked: Asked, progress: Callable[[str], N
 
 
 def record(name: str, sources: Sources, asked: Asked, result: Examined) -> dict[str, Any]:
-    """Return everything that is known of an examination, for JSON."""
+    """Return everything that is known of an examination, for JSON; it means the same on another machine.
+
+    A folder is identified by a hash of its configuration and of its weights' names and sizes, a hub id by its
+    commit, and text by its hash.
+    """
+    config, text = read_config(sources.llm, "language model"), asked.text or SENTENCES
+    shipped = "drawn" if sources.llm in parts.EMBEDDED else "shipped"
+    typed = str(asked.text or shipped)
     return {
         "model": f"{name}{' with random weights' if asked.random_weights else ''}",
+        **identity(sources.llm, config),
         "bits": 16 if asked.random_weights else sources.bits,
-        "text": str(asked.text or "shipped"),
+        "dtype": str(sources.dtype).removeprefix("torch."),
+        "text": text.name if asked.text and text.is_file() else typed,
+        "text_sha256": file_hash(text) if text.is_file() and typed != "drawn" else None,
         "weighting": asked.weighting,
-        "model_type": read_config(sources.llm, "language model").model_type,
+        "model_type": config.model_type,
         **result.json(),
         "versions": versions(),
     }
 
 
 def append(path: Path, content: Mapping[str, Any]) -> None:
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_text(path, f"{before}{json.dumps(content)}\n")
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    write_text(path, "".join(f"{line}\n" for line in [*before, json.dumps(content)]))
 
 
 def overview(results: Mapping[str, Examined]) -> Table:

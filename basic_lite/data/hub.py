@@ -164,7 +164,12 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
     columns = [column for column in RATINGS if column in dataset.column_names]
     if not columns:
         raise ValueError(f"this data set has no ratings; one of the columns {', '.join(RATINGS)} is needed")
-    lowest = np.min([np.array(dataset[column][:], dtype=np.int64) for column in columns], axis=0)
+    # A text without a picture has no rating of how the two fit.
+    lowest = np.fmin.reduce([np.array(dataset[column][:], dtype=np.float64) for column in columns])
+    if (unrated := np.flatnonzero(np.isnan(lowest))).size:
+        raise ValueError(
+            f"row {unrated[0]} of this data set has no ratings; one of {', '.join(columns)} is needed"
+        )
     return dataset.select(np.flatnonzero(lowest >= at_least))
 
 

@@ -28,10 +28,10 @@ from basic_lite.data.conversation import Turn
 from basic_lite.data.rows import (
     CODES,
     IMAGE_COLUMNS,
-    LAYOUTS,
     ROW_NOTES,
     RawRow,
     RowFault,
+    layout_of,
     normal_form,
     read_row,
     text_hash,
@@ -163,7 +163,7 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     return quotes[~escaped], trailing
 
 
-FORMAT: str = "9"
+FORMAT: str = "10"
 """Raise it when the meaning of a column changes: older index files are then built again."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -428,7 +428,7 @@ def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
         elif name.endswith((".txt", ".caption")):
             caption = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
             caption = caption.strip()
-    if caption is not None and not any(row.get(column) is not None for column in LAYOUTS):
+    if caption is not None and layout_of(row) is None:
         row["caption"] = caption
     pictures = []
     for name, content in members.items():

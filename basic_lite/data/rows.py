@@ -6,8 +6,11 @@ import base64
 import binascii
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 from basic_lite.data.conversation import HALF_CHARACTER, IMAGE, Turn
@@ -62,7 +65,7 @@ class Finding:
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
 
-_UNUSED = ("objects", "bbox", "bboxes", "boxes", "tools")
+_UNUSED = ("objects", "bbox", "bboxes", "boxes", "tools", "chosen", "rejected", "rejected_response")
 """Columns that a row may have, and of which nothing is trained on."""
 
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
@@ -153,8 +156,11 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
     return None
 
 
-_NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
-"""A placeholder with a name before it, as in `Image-1: <image>`."""
+_NAMED_PICTURE = re.compile(rf"^[^\S\n]*\S[^\n]*:[ \t]*{IMAGE}", re.MULTILINE)
+"""A placeholder with a name before it, as in `Image-1: <image>`.
+
+From the line's start: looked for from anywhere it would take the square of a long line.
+"""
 
 
 def normal_form(raw: RawRow) -> RawRow:
@@ -260,14 +266,26 @@ def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
     stored = row.get(column)
     if not isinstance(stored, list) or not stored:
         raise RowFault("malformed_row", f"{column!r} must be a list of at least one turn")
-    turns: list[Turn] = []
     inside: list[Any] = []
+    turns, silent, notes = _turns(stored, 0, inside)
+    source = row.get("data_source")
+    source = source if isinstance(source, str) else ""
+    images = inside or row_images(row)
+    return RawRow(row_id(row), images, turns, source, frozenset(silent), frozenset(notes))
+
+
+def _turns(stored: list[Any], start: int, images: list[Any]) -> tuple[list[Turn], set[int], set[str]]:
+    """Return turns that are numbered from `start`, the places of answers without loss, and notes.
+
+    Pictures that turns hold are added to `images`.
+    """
+    turns: list[Turn] = []
     silent, notes = set(), set()
-    for place, turn in enumerate(stored):
+    for place, turn in enumerate(stored, start):
         turn = turn if isinstance(turn, Mapping) else {}
         speaker, text = _first(turn, "from", "role"), _first(turn, "value", "content")
         if isinstance(text, list) and speaker is not None:
-            text = _joined(text, place, inside)
+            text = _joined(text, place, images)
         if not isinstance(speaker, str) or not isinstance(text, str):
             detail = f"turn {place} must be {{'from', 'value'}} or {{'role', 'content'}}, of texts"
             raise RowFault("malformed_row", detail)
@@ -282,10 +300,7 @@ def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
         if any(turn.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking")):
             notes.add("not_used")
         turns.append((role, text))
-    source = row.get("data_source")
-    source = source if isinstance(source, str) else ""
-    images = inside or row_images(row)
-    return RawRow(row_id(row), images, turns, source, frozenset(silent), frozenset(notes))
+    return turns, silent, notes
 
 
 def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
@@ -334,16 +349,58 @@ def question_answer(row: Mapping[str, Any]) -> RawRow:
     return RawRow(row_id(row), images, turns, source if isinstance(source, str) else "")
 
 
-def query_response(row: Mapping[str, Any]) -> RawRow:
-    """Read `{query, response, history?: [[query, response], ...], images?}`: ms-swift."""
-    pairs = [*(row.get("history") or []), [row.get("query"), row.get("response")]]
+EXCHANGES: dict[str, tuple[str, ...]] = {
+    "query": ("response",),  # ms-swift
+    "instruction": ("output",),  # Alpaca
+    "question": ("answer", "answers"),
+    "prompt": ("completion", "response"),  # TRL
+}
+"""Columns of a question, and those of its answer: the first that is there counts."""
+
+_BESIDE_QUESTIONS = ("choices", "options", "context", "hint")
+"""Columns that may be part of what is asked, and are not read."""
+
+
+def exchange(column: str, row: Mapping[str, Any]) -> RawRow:
+    """Read one question and its answer, of the columns in `EXCHANGES`, after the pairs of a `history`.
+
+    `input` follows the question on a line of its own (Alpaca, as LLaMA-Factory joins them). Question and
+    answer may be lists of turns (TRL), and then those of the question have no loss. Of a list of answers to
+    one question (VQAv2, TextVQA) the most frequent counts, among equals the first.
+    """
+    answered = next(name for name in EXCHANGES[column] if row.get(name) is not None)
+    question, answer, history = row[column], row[answered], row.get("history") or []
+    if _first(row, "label", "kto_tag") is False:
+        raise RowFault("no_supervision", "the row itself says that its answer is a bad one ('label': false)")
+    unread = {*chain(*EXCHANGES.values()), *_BESIDE_QUESTIONS} - {answered}
+    notes = {"not_used"} if any(_holds(row.get(name)) for name in unread) else set()
+    if answered == "answers" and isinstance(answer, list):
+        given = [said.get("answer") if isinstance(said, Mapping) else said for said in answer]
+        counts = Counter(text for text in given if isinstance(text, str))
+        answer = counts.most_common(1)[0][0] if counts else None
+        notes |= {"not_used"} if len(counts) > 1 else set()
+    if _holds(added := row.get("input")):
+        both = isinstance(question, str) and isinstance(added, str)
+        question = "\n".join(filter(None, (question, added))) if both else None
     turns: list[Turn] = []
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            detail = "'query' and 'response', and each pair of 'history', must be texts"
-            raise RowFault("malformed_row", detail)
-        turns += [("user", pair[0]), ("assistant", pair[1])]
-    return RawRow(row_id(row), row_images(row), turns)
+    inside: list[Any] = []
+    silent: set[int] = set()
+    for pair in [*(history if isinstance(history, list) else [history]), [question, answer]]:
+        pair = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            stored = [{"role": role, "content": said}] if isinstance(said, str) else said
+            if not isinstance(stored, list) or not all(isinstance(turn, Mapping) for turn in stored):
+                detail = f"{column!r} and {answered!r}, 'input' and each pair of 'history' must be texts"
+                raise RowFault("malformed_row", detail)
+            part, quiet, noted = _turns(stored, len(turns), inside)
+            if role == "user":
+                quiet = {place for place, turn in enumerate(part, len(turns)) if turn[0] == "assistant"}
+            turns, silent, notes = turns + part, silent | quiet, notes | noted
+    return RawRow(row_id(row), inside or row_images(row), turns, "", frozenset(silent), frozenset(notes))
+
+
+def _holds(value: object) -> bool:
+    return value not in (None, "", "[]", [], {})
 
 
 def caption_row(row: Mapping[str, Any]) -> RawRow:
@@ -389,12 +446,22 @@ LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
     "conversations": lambda row: turns_of("conversations", row),
     "messages": lambda row: turns_of("messages", row),
     "texts": question_answer,
-    "query": query_response,
+    **{column: partial(exchange, column) for column in EXCHANGES},
     "caption": caption_row,
 }
 """The column by which each layout is recognised, and the reader of its rows."""
 
-_VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
+
+def layout_of(row: Mapping[str, Any]) -> str | None:
+    """Return the column of `LAYOUTS` that a row is read by; a question without an answer is none."""
+    for column in LAYOUTS:
+        answers = EXCHANGES.get(column, (column,))
+        if row.get(column) is not None and any(row.get(name) is not None for name in answers):
+            return column
+    return None
+
+
+_VIDEO_LINE = re.compile(r"^[^\S\n]*<(video|audio)>[^\S\n]*$", re.MULTILINE)  # within one line, as above
 _PATH_IN_TEXT = re.compile(r"<img>[^<\n]+</img>")  # as Qwen-VL's rows name their pictures
 
 
@@ -407,10 +474,17 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     """
     if not isinstance(row, Mapping):
         raise RowFault("malformed_row", f"a row must be an object, got {type(row).__name__}")
-    column = next((column for column in LAYOUTS if row.get(column) is not None), None)
+    column = layout_of(row)
+    if column in (None, *EXCHANGES) and (row.get("chosen") is not None or row.get("rejected") is not None):
+        detail = "preferences ('chosen', 'rejected') are not trained on: give one answer, as 'completion'"
+        raise RowFault("malformed_row", detail)
     if column is None:
         keys = ", ".join(shown(key, 20) for key in list(row)[:6]) or "no columns"
-        raise RowFault("malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys}")
+        asked = next((name for name in EXCHANGES if row.get(name) is not None), None)
+        lacks = f"none of the columns {', '.join(LAYOUTS)}"
+        if asked is not None:
+            lacks = f"{asked!r} has no answer in {' or '.join(map(repr, EXCHANGES[asked]))},"
+        raise RowFault("malformed_row", f"{lacks} in a row with {keys}")
     for media in ("video", "videos", "audio", "audios"):
         if row.get(media):
             raise RowFault("unsupported_media", f"the row has a {media!r}: pictures and text are trained on")
@@ -421,9 +495,7 @@ def read_row(row: object, *, stored: bool = False) -> RawRow:
     turns, silent, notes = raw.turns, raw.silent, set(raw.notes)
     if any(value != 1 for value in weights):
         notes.add("weight_ignored")
-    if any(row.get(key) not in (None, "", "[]", [], {}) for key in _UNUSED):
-        notes.add("not_used")
-    if sum(bool(row.get(key)) for key in ("conversations", "messages", "texts")) > 1:
+    if any(_holds(row.get(key)) for key in (*_UNUSED, *(LAYOUTS.keys() - {column}))):
         notes.add("not_used")
     system = row.get("system")
     if isinstance(system, str) and system.strip():

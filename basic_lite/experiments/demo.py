@@ -109,8 +109,10 @@ class Results:
 
     @property
     def cost(self) -> str:
-        """What measuring along the way cost, in a sentence; empty where nothing was measured."""
-        return "" if self.measuring_share is None else curves.cost_sentence(self.measuring_share)
+        """How many scenes a curve is over, and what measuring it cost; empty where nothing was measured."""
+        if self.measuring_share is None:
+            return ""
+        return f"{curves.size_sentence(self.curves)} {curves.cost_sentence(self.measuring_share)}"
 
     def as_dict(self) -> dict[str, object]:
         """Return every measure and curve for JSON, and how many samples BASIC needs for what plain can do."""

@@ -178,6 +178,7 @@ def write_demo(results: Results) -> Path:
         savings=saved,
         needed=_needed,
         cost=results.cost,
+        inspected=len(before.caption_loss),
         pairs=list(compared.values()),
         number=number,
         interval=interval,
@@ -188,7 +189,8 @@ def write_demo(results: Results) -> Path:
             _scene(scene, {title: shown[place] for title, shown in views.items()})
             for place, scene in enumerate(held_out_scenes(len(before.views), seed))
         ],
-        footer=f"seed {seed}, {results.seconds:.0f} seconds, basic-lite demo --seed {seed}",
+        footer=f"{results.seconds:.0f} seconds, basic-lite demo --seed {seed} --scenes "
+        f"{len(before.caption_loss)}",
     )
 
 

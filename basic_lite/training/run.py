@@ -38,7 +38,7 @@ from basic_lite.models import checkpoint, devices, llava, trainable
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
-from basic_lite.training.callbacks import Clock, CutLog, FirstStep, Measurements, StepProgress
+from basic_lite.training.callbacks import Clock, FirstStep, Measurements, StepProgress
 from basic_lite.training.settings import Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
@@ -335,14 +335,13 @@ def train(
         if changed is not None:
             trainer.supervision.intervene(changed)
 
-    # What would end the run late: a full disk, a save that fails, a log with steps that are done again.
+    # What would end the run late: a full disk, or a save that fails.
     checks.check_disk(settings.out, model, settings.run.newest + settings.run.keeps_best)
     ended = None
     if resume is not None:
         then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
         over = History.of(then.log_history).is_over(validation.stop_after)
         ended = then if over or then.global_step >= prepared.steps else None
-        trainer.add_callback(CutLog(settings.out / "log.jsonl", then.global_step))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
 
@@ -373,8 +372,8 @@ def train(
         trainer.manifest = prepared.manifest | {"finished": True, "rows": counts}
         if validator is not None:
             trainer.manifest["validation"] = _validation(trainer, kept)
-            line = _validation_line(trainer.manifest["validation"], trainer.measuring_seconds / seconds)
-            console.print(line)
+            share, lowered = trainer.measuring_seconds / seconds, trainer.history.is_below_the_beginning
+            console.print(_validation_line(trainer.manifest["validation"], share, lowered))
         if stopped_early:
             step, steps = trainer.state.global_step, prepared.steps
             why = f"{validation.stop_after} measurements in a row without a lower loss"
@@ -402,12 +401,13 @@ def _validation(trainer: BasicTrainer, kept: Path | None) -> dict[str, Any]:
     return named | {"weights_of_step": trainer.state.global_step if kept is None else best}
 
 
-def _validation_line(summary: dict[str, Any], share: float) -> str:
+def _validation_line(summary: dict[str, Any], share: float, lowered: bool) -> str:
     losses = ", ".join(
         f"{name} {summary[name]['lm']:.3f} (step {summary[name]['step']})"
         for name in ("first", "last", "best")
         if summary[name]
     )
+    losses += "" if lowered else ", none below the first"
     return (
         f"validation loss: {losses}; the weights are those of step {summary['weights_of_step']}; "
         f"measuring took {share:.1%} of the time"

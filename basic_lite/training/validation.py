@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from basic_lite.data.templates import Template
 from basic_lite.method.fit import match_tokens
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
-from basic_lite.method.targets import TargetSpace
+from basic_lite.method.targets import INDIVIDUAL, TargetSpace
 from basic_lite.method.types import Refinement, Window
 from basic_lite.method.words import WordTokens, token_texts, words_of
 from basic_lite.models.generate import forward_inputs, greedily, until_stop
@@ -70,6 +71,8 @@ def answer_tokens(steps: int) -> int:
 class HeldOut:
     rows: Rows  # the training data, of which they are kept away, or those of `--val-data`
     numbers: np.ndarray  # `(n,)` int64, which of them, in an order that depends on the data alone
+    # Estimated text tokens of the longest row that is trained on; `None` where a stream has not shown it
+    longest: int | None = None
 
     def identity(self) -> dict[str, object]:
         return {"path": str(self.rows.path), "sha256": self.rows.sha256, "rows": len(self.numbers)}
@@ -93,7 +96,7 @@ def hold_out(rows: Rows | Stream | None, settings: Settings) -> HeldOut | None:
             )
         images = validation.val_images or folders.pop()
         others = open_rows(validation.val_data, images, follow_links=data.follow_links)
-        if isinstance(rows, Rows) and others.sha256 == rows.sha256:
+        if isinstance(rows, Rows) and others.sha256 in {part.sha256 for part in rows.parts}:
             raise ValueError(
                 f"--val-data {validation.val_data} is what is trained on: take --val-share, or another file"
             )
@@ -101,7 +104,8 @@ def hold_out(rows: Rows | Stream | None, settings: Settings) -> HeldOut | None:
             raise ValueError(
                 f"--val-data {validation.val_data} has no row with a picture: give one that has some"
             )
-        return HeldOut(others, _mixed(others))
+        longest = int(rows.lengths.max(initial=0)) if isinstance(rows, Rows) else None
+        return HeldOut(others, _mixed(others), longest)
     if validation.val_share is None:
         return None
     assert isinstance(rows, Rows), "a stream holds none out"
@@ -148,13 +152,35 @@ def check_held_out(
             f"none of the {len(held_out.numbers):,} rows of {held_out.rows.path} that are to be measured is "
             f"good{f': {first.where}, {first.detail}' if first else ''}"
         )
-    bad = len(held_out.numbers) - good
+    bad, known = len(held_out.numbers) - good, _with_known_pictures(held_out, rows)
     of_them = " of the rows" if held_out.rows is rows else f" rows of {held_out.rows.path}"
+    apart = f"{known:,} of them with a picture that is trained on, too" if known else "not trained on"
     times = 1 + math.ceil(steps / (settings.validation.val_steps or 1))
     return (
-        f"validation: {good:,}{of_them}, not trained on{f'; {bad:,} bad ones left out' if bad else ''}; "
+        f"validation: {good:,}{of_them}, {apart}{f'; {bad:,} bad ones left out' if bad else ''}; "
         f"measured {times} times, {times * good:,} rows beside {steps * settings.global_batch:,} of training"
     )
+
+
+def _with_known_pictures(held_out: HeldOut, rows: Rows | Stream) -> int:
+    """Count the good rows to measure of which a picture is trained on, too, by folder and path.
+
+    Pictures inside rows, and those of a stream, have no name by which they could be compared.
+    """
+    if not isinstance(rows, Rows):
+        return 0
+    own, chosen = held_out.rows, np.zeros(len(held_out.rows), bool)
+    chosen[held_out.numbers] = True
+    row_of = np.repeat(np.arange(len(own)), own.index.images)
+    if own is rows:
+        trained = own.index.image_hash[rows.trained[row_of]]
+    else:
+        folder = Path(own.images or "").resolve()
+        parts = () if own.stored else rows.parts
+        alike = [p for p in parts if not p.stored and Path(p.images or "").resolve() == folder]
+        trained = np.concatenate([own.index.image_hash[:0], *(part.index.image_hash for part in alike)])
+    known = np.isin(own.index.image_hash, trained) & (chosen & own.usable)[row_of]
+    return len(np.unique(row_of[known]))
 
 
 @dataclass(frozen=True)
@@ -170,7 +196,8 @@ class Validator:
     Every row counts as in training: `lm` over supervised tokens, `das` and `sds` over pictures, all of a
     measurement together. Both terms are measured in every run, a baseline's too, with the layers, weights of
     patches and target of its settings, and without an experiment's intervention. No more rows go through at a
-    time than in training, and without gradients, so the peak of memory stays training's.
+    time than in training, fewer of those that are longer than any that is trained on, and without gradients,
+    so the peak of memory stays training's.
     """
 
     def __init__(
@@ -185,7 +212,7 @@ class Validator:
         self.held_out, self.assembled, self.settings = held_out, assembled, settings
         usable = held_out.numbers[held_out.rows.usable[held_out.numbers]]
         lengths = held_out.rows.lengths[usable]
-        self.numbers: list[int] = usable[np.argsort(-lengths, kind="stable")].tolist()
+        self.numbers: list[int] = usable[np.argsort(-lengths, kind="stable")].tolist()  # the longest first
         pictured = usable[held_out.rows.has_image[usable]]
         self.samples: list[int] = pictured[: settings.validation.val_samples].tolist()
         text = assembled.text_encoder(template, assembled.longest(settings.data.max_length))
@@ -267,7 +294,7 @@ class Validator:
         if not (sharded or accelerator.is_main_process):
             return []
         # A cache holds two vectors of a token and layer, where recomputation keeps one.
-        size = max(rows_at_once // 2, 1)
+        size = max(self._at_once(self.samples, rows_at_once) // 2, 1)
         parts = [self.samples[i : i + size] for i in range(0, len(self.samples), size)]
         for_inference(model)
         try:
@@ -276,24 +303,38 @@ class Validator:
         finally:
             model.train()
 
+    def _at_once(self, numbers: Sequence[int], rows_at_once: int) -> int:
+        """Return how many of some rows go through together, so that no pass has more text than in training.
+
+        Rows of `--val-data` may be longer than any that is trained on, for which memory is planned. It goes
+        by text, which has logits and patches have none; a row that is longer than a whole pass goes alone.
+        """
+        if self.held_out.longest is None:
+            return rows_at_once
+        most = self.settings.data.max_length
+        longest = min(int(self.held_out.rows.lengths[list(numbers)].max(initial=1)), most)
+        return max(min(rows_at_once, rows_at_once * min(self.held_out.longest, most) // longest), 1)
+
     def _sums(
         self,
         model: nn.Module,
         wrapped: nn.Module,
         accelerator: Accelerator,
         on_device: Callable[[dict], dict],
-        size: int,
+        rows_at_once: int,
         sharded: bool,
     ) -> dict[str, float]:
         """Return sums over all rows and processes, in fp64, and what they are divided by."""
         rank, ranks = accelerator.process_index, accelerator.num_processes
         forward = Forward(model, self._supervision, self._objective, Metrics(), prune_last_layer=False)
         sums = dict.fromkeys(_SUMS, 0.0)
-        mine = []
-        for start in range(0, len(self.numbers), size * ranks):
-            part = self.numbers[start + rank * size : start + (rank + 1) * size]
+        mine, waiting = [], self.numbers
+        while waiting:
+            size = self._at_once(waiting, rows_at_once)
+            part = waiting[rank * size : (rank + 1) * size]
             if part or sharded:  # of layers that are cut, every process runs as often as the others
-                mine.append((part, part or self.numbers[start : start + 1]))
+                mine.append((part, part or waiting[:1]))
+            waiting = waiting[ranks * size :]
         for (counted, _), batch in zip(mine, self._batches([rows for _, rows in mine]), strict=True):
             if batch is None:
                 assert not sharded, "all rows of a pass turned bad in mid-run, and others wait for it"
@@ -318,9 +359,12 @@ class Validator:
             sums[term.name] += float(term.total)
         if seen is None:
             return
-        sums["images"] += seen.images
-        cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
-        sums["cosine"] += float(seen.sum_of_means(cosine.double()))
+        if (
+            seen.images > 1 or self.settings.method.kind != INDIVIDUAL
+        ):  # alone in a pass it has no such target
+            sums["images"] += seen.images
+            cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
+            sums["cosine"] += float(seen.sum_of_means(cosine.double()))
         # A small piece of the table at a time: 67 MB at D = 4096, less than a layer's activations.
         table = parts_of(self.assembled.model).embedding
         nearest = match_tokens(seen.initial, table, rows=256, vocabulary_rows=4096)[0]
@@ -405,6 +449,12 @@ class History:
         """The step of the lowest loss, the first of several; never the beginning, which is not kept."""
         finite = [step for step, loss in self.losses.items() if step and math.isfinite(loss)]
         return min(finite, key=self.losses.__getitem__, default=None)
+
+    @property
+    def is_below_the_beginning(self) -> bool:
+        """Whether training has lowered the loss: `best` may be the least bad of those after the beginning."""
+        first = self.losses.get(0, math.inf)
+        return self.best is not None and not first <= self.losses[self.best]
 
     def is_over(self, patience: int | None) -> bool:
         """Whether the last `patience` measurements are no better than the best of those before them."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 
 from command import run
 from tiny import llm_folder
@@ -13,7 +15,8 @@ WORDS = ["a box and a bag", "the red fox jumps", "over a lazy dog", "and sees th
 
 
 def test_several_llms_give_a_line_each_and_append_to_one_file(tmp_path):
-    (tmp_path / "words.txt").write_text("\n".join(WORDS))
+    text = "\n".join(WORDS)
+    (tmp_path / "words.txt").write_text(text)
     llms = [llm_folder("llama"), llm_folder("gemma")]
     words = [
         "analyze",
@@ -36,6 +39,16 @@ def test_several_llms_give_a_line_each_and_append_to_one_file(tmp_path):
     assert [line["model_type"] for line in lines] == ["llama", "gemma", "llama"]
     assert all(line["verdict"]["case"] == "untrained" and line["targets"]["raw"] for line in lines)
     assert all("torch" in line["versions"] for line in lines)
+    assert {line["text"] for line in lines} == {"words.txt"}
+    assert {line["text_sha256"] for line in lines} == {hashlib.sha256(text.encode()).hexdigest()}
+    # The same folder is known again wherever it lies, and whatever it is called there.
+    shutil.copytree(llms[0], tmp_path / "copy")
+    (tmp_path / "p.jsonl").write_text((tmp_path / "p.jsonl").read_text().rstrip("\n"))
+    run(*words, "--llm", "copy", cwd=tmp_path)
+    *before, last = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert before == lines
+    assert last["fingerprint"] == lines[0]["fingerprint"] != lines[1]["fingerprint"]
+    assert last | {"model": lines[0]["model"]} == lines[0]
 
 
 def test_what_is_wrong_is_said_before_the_first_is_read_or_after_the_last(tmp_path):

@@ -10,6 +10,7 @@ from command import interrupt_when, run
 from embedded import needs_parts, small_world  # noqa: F401 (a fixture)
 
 from basic_lite.data.world.questions import KINDS
+from basic_lite.experiments import curves
 
 pytestmark = [needs_parts, pytest.mark.usefixtures("small_world")]
 
@@ -54,6 +55,10 @@ def test_demo_goes_on_after_a_signal_and_leaves_a_summary_a_report_and_both_runs
         assert column["difference"] == pytest.approx(column["basic"] - column["plain"])
     page = (tmp_path / "d/report.html").read_text()
     assert page.count("<figure>") == 4 * 6
+    (size,) = {len(point.measures[0].values) for point in curves.read(tmp_path / "d/plain/stage1")}
+    assert f"Each point of a curve is over {size} held-out scenes." in page
+    assert "The table further down is over 8 scenes" in page
+    assert "basic-lite demo --seed 0 --scenes 8" in page
     for variant in ("plain", "basic"):
         for stage in ("stage1", "stage2"):
             assert json.loads((tmp_path / "d" / variant / stage / "manifest.json").read_text())["finished"]

@@ -18,6 +18,7 @@ from transformers.integrations import integration_utils
 
 from basic_lite import files
 from basic_lite.data.dataset import SupervisedRows
+from basic_lite.data.mix import Source, open_sources
 from basic_lite.data.readers import open_rows
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.export.card import model_card
@@ -28,7 +29,7 @@ from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, validation
 from basic_lite.training.settings import Data, Method, Run, Settings, Validation
 from basic_lite.training.trainer import BasicTrainer
-from basic_lite.training.validation import History, Validator, WordTokens, hold_out, usual_steps
+from basic_lite.training.validation import HeldOut, History, Validator, WordTokens, hold_out, usual_steps
 
 SHORT = ("--bits", 16, "--max-steps", 6, "--save-steps", 2, "--keep", 9)
 SHARE = ("--val-share", "25%", "--val-steps", 2)
@@ -167,6 +168,7 @@ def test_the_log_and_the_terminal_have_every_measurement(whole):
     assert summary["first"] == {"step": 0, "lm": losses[0]}
     assert summary["last"] == {"step": 6, "lm": losses[6]}
     assert f"last {losses[6]:.3f} (step 6)" in said
+    assert "validation: 4 of the rows, not trained on; measured 4 times" in said
     assert "of the time" in said
     seconds = [json.loads(line).get("val_seconds") for line in (folder / "log.jsonl").open()]
     assert all(value > 0 for value in seconds if value is not None)
@@ -211,7 +213,7 @@ def test_training_is_untouched_by_what_is_measured(stage, whole, world, other, t
         command, more = stage2, ("--lora", "--rank", 4, "--dropout", 0.3, "--start", whole[0])
     short = (*more, "--bits", 16, "--max-steps", 4)
     run(*command(world, *short, "--out", "without"), cwd=tmp_path)
-    run(
+    done = run(
         *command(
             world,
             *short,
@@ -227,6 +229,8 @@ def test_training_is_untouched_by_what_is_measured(stage, whole, world, other, t
         cwd=tmp_path,
     )
     assert len(measured(tmp_path / "with")) == 5
+    if stage == "stage 1":
+        assert "other.json, 6 of them with a picture that is trained on, too; measured" in done.stdout
     assert [row for row in log_of(tmp_path / "with") if "loss" in row] == log_of(tmp_path / "without")
     name = "adapter_model.safetensors" if "adapters" in stage else files.PROJECTOR
     assert files.file_hash(tmp_path / "with" / name) == files.file_hash(tmp_path / "without" / name)
@@ -241,6 +245,38 @@ def data_for(stage: str, world: Path, other: Path, folder: Path) -> Path:
     path = folder / "mixed.json"
     path.write_text(json.dumps(rows))
     return path
+
+
+def test_rows_whose_pictures_are_trained_on_are_counted(world, tmp_path):
+    """The same picture under its name in the same folder; not one of that name in another folder."""
+    rows = json.loads((world / "captions.json").read_text())
+    for name, part in {"a": rows[:8], "b": rows[8:], "v": [rows[1], rows[9], rows[9], rows[10]]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    shutil.copytree(world, tmp_path / "elsewhere")
+    a = Source(tmp_path / "a.json", 1.0, world)
+    for sources, count in (
+        ([a], 1),
+        ([a, Source(tmp_path / "b.json", 0.5, world)], 4),
+        ([a, Source(tmp_path / "b.json", 0.5, tmp_path / "elsewhere")], 1),
+    ):
+        trained = open_sources(sources)
+        held = HeldOut(open_rows(tmp_path / "v.json", world), np.arange(4))
+        assert validation._with_known_pictures(held, trained) == count
+    for name in ("a", "v"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([rows[0], rows[1], rows[0], rows[2]]))
+    shared = open_rows(tmp_path / "v.json", world)
+    shared.held_out[[2, 3]] = True
+    assert validation._with_known_pictures(HeldOut(shared, np.array([2, 3])), shared) == 1
+
+
+def test_a_picture_alone_in_its_pass_does_not_count_in_an_individual_target(world, other, tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(json.loads(other.read_text())[:1]))
+    more = ("--max-steps", 1, "--target", "individual", "--val-data", "one.json", "--val-images", world)
+    run(*stage1(world, "--bits", 16, *more), cwd=tmp_path)
+    for row in measured(tmp_path / "runs/stage1"):
+        assert row["val_das"] is row["val_sds"] is row["val_cosine"] is None
+        assert row["val_loss"] == row["val_lm"] > 0
+        assert row["val_rows"] == 1
 
 
 def losses_in_order(monkeypatch, losses: dict[int, float]) -> None:
@@ -274,6 +310,9 @@ def test_answers_are_written_evenly_from_the_start_to_the_end_and_seldom_in_a_sh
     assert [row["step"] for row in rows if row["samples"]] == answered
     assert all(len(row["samples"]) in (0, 4) for row in rows)
     assert f"measured {times} times, {4 * times} rows beside 40 of training" in done
+    assert "the best yet" not in done
+    assert "best 5.000 (step " in done
+    assert ", none below the first; the weights are" in done
 
 
 def test_the_best_checkpoint_stays_and_gives_the_run_its_weights(world, tmp_path, monkeypatch):
@@ -283,6 +322,8 @@ def test_the_best_checkpoint_stays_and_gives_the_run_its_weights(world, tmp_path
     out = tmp_path / "runs/stage1"
     assert "ended at step 8 of 20: 2 measurements in a row without a lower loss (--stop-after)" in done.stdout
     assert "best 3.000 (step 4); the weights are those of step 4" in done.stdout
+    best = [line.split("/")[0] for line in done.stdout.splitlines() if "(the best yet)" in line]
+    assert best == ["validation 2", "validation 4"]
     assert {path.name for path in files.checkpoints(out)} == {"checkpoint-4", "checkpoint-6"}
     manifest = files.read_manifest(out)
     assert (manifest["finished"], manifest["steps"], manifest["validation"]["weights_of_step"]) == (
@@ -381,10 +422,16 @@ def test_trackers_receive_the_figures_apart_from_trainings(world, tmp_path, monk
     assert {"eval/loss", "eval/das", "eval/sds", "eval/cosine"} <= shown[0].keys()
 
 
-@pytest.mark.parametrize("micro", [1, 4])
-def test_measuring_raises_no_peak_of_memory(micro, world, other, tmp_path, monkeypatch):
-    """The model, and every storage that an operation of the main thread makes, as long as it is alive."""
-    peaks, train = [], BasicTrainer.train
+@pytest.mark.parametrize(("micro", "times"), [(1, 1), (4, 1), (4, 4)])
+def test_measuring_raises_no_peak_of_memory(micro, times, world, other, tmp_path, monkeypatch):
+    """The model, and every storage that an operation of the main thread makes, as long as it is alive.
+
+    Also where the answers of the rows to measure are several times as long as those to train on.
+    """
+    rows, peaks, train = json.loads(other.read_text()), [], BasicTrainer.train
+    for row in rows:
+        row["conversations"][1]["value"] = " ".join([row["conversations"][1]["value"]] * times)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
 
     def seen(self, *args, **kwargs):
         for tensor in tensors_of(self.model):
@@ -392,7 +439,7 @@ def test_measuring_raises_no_peak_of_memory(micro, world, other, tmp_path, monke
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(BasicTrainer, "train", seen)
-    for more in ((), ("--val-data", other, "--val-images", world, "--val-steps", 1)):
+    for more in ((), ("--val-data", "rows.json", "--val-images", world, "--val-steps", 1)):
         with LiveBytes() as live:
             short = ("--bits", 16, "--max-steps", 2, "--micro-batch", micro, "--overwrite")
             run(*stage1(world, *short, *more), cwd=tmp_path)
@@ -414,6 +461,10 @@ def test_measuring_raises_no_peak_of_memory(micro, world, other, tmp_path, monke
         (("--val-share", "5%", "--val-data", "x.json"), "give one of the two"),
         (("--val-data", "absent.json"), "no annotation file at absent.json"),
         (("--val-data", "captions.json"), "--val-data captions.json is what is trained on: take --val-share"),
+        (
+            ("--data", "more.json:0.5", "--val-data", "captions.json"),
+            "--val-data captions.json is what is trained on",
+        ),
         (
             ("--val-data", "text.json"),
             "text.json has no row with a picture: give one that has some",
@@ -441,6 +492,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(options, said, world, tm
     instruct = json.loads((world / "instruct.json").read_text())
     (tmp_path / "text.json").write_text(json.dumps(instruct[-2:]))
     (tmp_path / "gone.json").write_text(json.dumps([{**instruct[0], "image": "gone.png"}]))
+    (tmp_path / "more.json").write_text(json.dumps(json.loads((world / "captions.json").read_text())[:4]))
     done = run(
         *stage1(world, "--bits", 16, "--data", "captions.json", "--images", world, *options),
         cwd=tmp_path,
