@@ -39,6 +39,7 @@ ONCE = (
     *("chat lora-tower", "export lora-tower-lora"),
     "stage2 --lora --start stage1-4bit --val-share --keep best",
     "stage1 --along (the curves of an ablation)",
+    "both stages of a gemma2 in 4 bits",
     "a run is read by the host, not by a GPU that peft chooses",
 )
 """Every command once; the other checks are further options of these."""
