@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from basic_lite.data.formats import read_row
 from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, no_progress, sample_row
-from basic_lite.data.rows import RowFault, read_row
+from basic_lite.data.rows import RowFault
 from basic_lite.files import load_table, one_line, save_table, table_places
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from basic_lite.data.batches import permuted
 from basic_lite.data.dataset import RowEncoder, append_line
 from basic_lite.data.findings import NOTED
+from basic_lite.data.formats import read_row
 from basic_lite.data.hub import RATINGS, open_dataset, plain_row
 from basic_lite.data.index import estimated_length, files_hash
 from basic_lite.data.readers import image_root, sample_of
-from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, read_row, shown
+from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.files import one_line, read_json_lines
 
 BLOCK: int = 1000

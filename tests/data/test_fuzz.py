@@ -20,9 +20,10 @@ from PIL import Image
 from basic_lite.data.archives import path_fault
 from basic_lite.data.checks import check_data, check_pictures
 from basic_lite.data.conversation import IMAGE
+from basic_lite.data.formats import EXCHANGES, read_row
 from basic_lite.data.pictures import MAX_PIXELS, ImageTransform, check_picture, load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.rows import CODES, EXCHANGES, ImageRef, RowFault, Sample, normal_form, read_row
+from basic_lite.data.rows import CODES, ImageRef, RowFault, Sample, normal_form
 
 EXAMPLES = int(os.environ.get("DATA_FUZZ", "200"))
 few = settings(max_examples=max(EXAMPLES // 4, 1), deadline=None, suppress_health_check=list(HealthCheck))

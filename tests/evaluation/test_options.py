@@ -211,6 +211,17 @@ def test_the_rotations_of_a_question_are_asked_once_and_agree(tmp_path, monkeypa
     assert answers(tmp_path / "order.jsonl") == letters
 
 
+def test_a_tie_goes_to_the_same_words_whichever_rotations_are_left(tmp_path):
+    assembled, rows = tiny_assembled("llama"), rotated()
+    assembled.model.lm_head.weight.data.zero_()
+    for number, path in enumerate(tmp_path / f"{name}.jsonl" for name in "abcd"):
+        before = rows[:: number + 2] if number else []
+        for asked in (before, rows):
+            answer.generate(assembled, asked, path, batch_size=8, answer_by="mutual-information")
+        letters = answers(path)
+        assert {q.choices[letters[q.id]] for q in rows} == {"blue"}, "the first by name"
+
+
 def test_an_option_counts_as_a_row_of_the_batch_and_memory_halves_it(tmp_path, monkeypatch):
     assembled, rows, sizes = tiny_assembled("llama"), rotated(), []
     for size, most in ((8, 99), (8, 1), (2, 99)):
@@ -248,6 +259,11 @@ def test_on_the_command_line_for_a_run_and_its_folder(trained):
     mixed = run(*base, "--run", "runs/stage1", "--out", out, "--answer-by", "option", cwd=trained, expect=2)
     assert "made with another" in mixed.stderr
     assert "answer_by" in mixed.stderr
+    (trained / "open.jsonl").write_text(json.dumps({"question": "What is it?", "answer": "red"}))
+    base = ("eval", "mine", "--data", "open.jsonl", "--run", "runs/stage1", "--out", "open", "--answer-by")
+    for how in BY_WORDS:
+        said = f"error: mine has no choices to compare: leave --answer-by {how} out\n"
+        assert run(*base, how, cwd=trained, expect=2).stderr == said
 
 
 def refused(questions, how, **who) -> str:
@@ -259,7 +275,7 @@ def refused(questions, how, **who) -> str:
 
 
 def test_what_cannot_be_asked_without_its_options_is_refused_in_one_line(tmp_path):
-    wordless = [Question("7", "Which? Options: A: red", None, 4, choices=dict.fromkeys("AB", ""))]
+    wordless = [Question("7", "?", None, 4, choices={"A": "red", "B": " "}, stem="?")]
     stemless = [Question("7", "Which?", None, 4, choices={"A": "red", "B": "blue"})]
     for how in BY_WORDS:
         assert "mmstar has no choices to compare" in refused([Question("7", "?", None, 4)], how, model="x")
