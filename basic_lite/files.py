@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -111,6 +111,20 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a log of JSON lines, which may be growing; none where there is no file yet.
+
+    Lines that a kill or a full disk cut off are left out: the last one, and those that a resumed run went on
+    after.
+    """
+    rows = []
+    # They may be cut inside a character, and `splitlines` would split at some that JSON does not escape.
+    for line in path.read_text("utf-8", "replace").split("\n") if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def one_line(error: BaseException, limit: int = 160) -> str:
     """Return an error's text on one line, its kind where it has none."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -129,7 +143,7 @@ TOWER: str = "tower.safetensors"
 """Weights of a vision tower that was trained, as far as its features depend on them."""
 
 WEIGHTS: tuple[str, ...] = ("*.safetensors",)
-STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json")
+STATE: tuple[str, ...] = ("*.pt", "*.pth", "stream.json", "unlogged.json")
 """Files whose hashes a manifest holds: under `weights`, and a checkpoint's of the Trainer under `state`."""
 
 CHECKED: str = ".checked.json"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from basic_lite.evaluation.question import AnswerBy
 from basic_lite.training import settings as o
 
 HERE = "Comparison"
@@ -66,12 +67,8 @@ def main(
     ] = None,
     eval_images: Annotated[Path | None, o.option("The benchmark's pictures.", panel=HERE)] = None,
     answer_by: Annotated[
-        str,
-        o.option(
-            "How it is answered: in text, or by the likeliest letter of a choice (likelihood).",
-            panel=HERE,
-            callback=o.among(("text", "likelihood")),
-        ),
+        AnswerBy,
+        o.option("How it is answered, as in eval.", panel=HERE),
     ] = "text",
     tune: Annotated[
         bool, o.option("Choose the learning rate first, on plain and the first seed.", "--tune", panel=HERE)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from basic_lite.evaluation.question import AnswerBy
 from basic_lite.training import settings as o
 
 _LIMIT = "Ask only this many questions, drawn from each category: not the benchmark's score."
@@ -88,8 +89,12 @@ def main(
         o.option("Folder of predictions and results.", default="RUN/eval/NAME; a model's in runs/"),
     ] = None,
     answer_by: Annotated[
-        Literal["text", "likelihood"],
-        o.option("likelihood: of a choice, the letter that is likeliest to come next."),
+        AnswerBy,
+        o.option(
+            "How a choice is answered: in text; likelihood, the letter likeliest to come next; option, the "
+            "likeliest words per character (lm-eval's acc_norm); mutual-information, words that the picture "
+            "makes likelier (acc_mutual_info)."
+        ),
     ] = "text",
     batch_size: Annotated[
         int | None,

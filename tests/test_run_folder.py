@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import pytest
@@ -24,6 +25,20 @@ def folder(tmp_path):
         files.write_json(place / "manifest.json", manifest | {"weights": sums, "state": state})
     (out / "checkpoint-4/trainer_state.json").touch()
     return out
+
+
+def test_a_log_is_read_wherever_a_kill_cut_it(tmp_path):
+    """Cut at each byte, and gone on after; texts hold brackets and what Python takes for ends of lines."""
+    rows = [{"step": 1, "answers": [{"text": "a} \u2028 b"}]}, {"step": 2, "text": "\x85 ä }"}]
+    lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
+    path = tmp_path / "log.jsonl"
+    assert files.read_json_lines(path) == []
+    for end in range(len(lines[1])):
+        path.write_bytes(lines[0] + lines[1][:end])
+        whole = 1 + (end == len(lines[1]) - 1)  # only its newline is missing
+        assert files.read_json_lines(path) == rows[:whole]
+        path.write_bytes(lines[0] + lines[1][:end] + b"\n" + lines[0])
+        assert files.read_json_lines(path) == [*rows[:whole], rows[0]]
 
 
 def test_hashes_are_of_the_weights_and_of_no_draft(folder):

@@ -7,7 +7,6 @@ it, in stage 2 also with Unsloth's LoRA layers, and BASIC written plainly.
 from __future__ import annotations
 
 import gc
-import json
 import random
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from basic_lite.bench import unsloth_layers
 from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
+from basic_lite.files import read_json_lines
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import layer_weights, supervised_layers
@@ -45,7 +45,7 @@ from basic_lite.models.trainable import (
     train_adapters,
     train_projector,
 )
-from basic_lite.training.trainer import BasicTrainer
+from basic_lite.training.trainer import BasicTrainer, stay_on_one_gpu
 
 Facts = dict[str, Any]
 
@@ -83,7 +83,7 @@ def measure_steps(
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
         random_rows_trainer(assembled, step, scratch, basic=basic, optimizer=optimizer).train()
-        log = [json.loads(line) for line in (Path(scratch) / "log.jsonl").read_text().splitlines()]
+        log = read_json_lines(Path(scratch) / "log.jsonl")
     if any("micro_batch" in row for row in log):
         raise ValueError(f"out of memory: micro-batch {step.micro_batch} was split")
     speeds = [row["samples_per_second"] for row in log[step.warm :]]
@@ -122,7 +122,7 @@ def random_rows_trainer(
 
 def _arguments(assembled: Assembled, step: Step, scratch: str, **more: Any) -> TrainingArguments:
     """Return the arguments that ours and others' Trainers share: nothing is saved or reported."""
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=step.micro_batch,
         max_steps=step.warm + step.steps,
@@ -133,6 +133,8 @@ def _arguments(assembled: Assembled, step: Step, scratch: str, **more: Any) -> T
         disable_tqdm=True,
         **more,
     )
+    stay_on_one_gpu(args)
+    return args
 
 
 def _rows(assembled: Assembled, step: Step) -> RandomRows:
@@ -189,7 +191,7 @@ def compare_steps(
         interval of that ratio. What cannot be measured says why.
     """
     ours, theirs = "basic_lite, plain", "transformers and peft, plain"
-    measure_steps(assembled, replace(step, steps=1, warm=0))
+    run_if_it_fits(partial(measure_steps, assembled, replace(step, steps=1, warm=0)))  # warms up
     runs: dict[str, Callable[[], Facts]] = {
         "basic_lite, BASIC": partial(measure_steps, assembled, step),
         ours: partial(measure_steps, assembled, step, basic=False),

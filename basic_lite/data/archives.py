@@ -26,7 +26,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from basic_lite.data.rows import ImageRef, RowFault, shown, text_hash
-from basic_lite.files import complete, load_table, one_line, save_table, table_places
+from basic_lite.files import complete, load_table, locked, one_line, save_table, table_places
 
 SUFFIXES: tuple[str, ...] = (".zip", ".tar", ".tar.gz", ".tgz")
 
@@ -129,8 +129,10 @@ def unpacked(path: Path) -> Path:
     target = cache / f"{state.st_size}-{state.st_mtime_ns}" / name
     if not target.exists():
         try:
-            with complete(target) as draft, gzip.open(path) as packed, draft.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
+            with locked(target, wait=True):  # the processes of one run ask at the same time
+                if not target.exists():
+                    with complete(target) as draft, gzip.open(path) as packed, draft.open("wb") as file:
+                        shutil.copyfileobj(packed, file, 1 << 20)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} cannot be unpacked into {cache}: {one_line(error)}") from None
     return target

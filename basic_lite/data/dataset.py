@@ -15,13 +15,13 @@ import torch
 from torch.utils.data import Dataset
 
 from basic_lite.data.conversation import Encoded, encode
-from basic_lite.data.findings import read_bad_rows
 from basic_lite.data.lettering import lettering
 from basic_lite.data.pictures import ImageTransform, load_image
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import MAX_LENGTH, Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Size, Tiling, image_tokens
+from basic_lite.files import read_json_lines
 
 
 def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
@@ -156,7 +156,7 @@ class SupervisedRows(Dataset):
         self.usable = np.ones(len(rows), bool) if usable is None else usable
         # One byte a row, shared by all workers: a count would need a lock, a bit may be set twice.
         self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
-        for line in [] if bad_log is None else read_bad_rows(bad_log):
+        for line in [] if bad_log is None else read_json_lines(bad_log):
             if "replaced_by" in line:
                 self.state[line["row"]] |= BAD
 
@@ -224,10 +224,16 @@ class SupervisedRows(Dataset):
 
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append a JSON object to a file in one write: lines of several workers do not mix."""
+    """Append a JSON object to a file in one write: lines of several workers do not mix.
+
+    It begins with a newline where the last line was cut off, or it would be lost with that one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(file, (json.dumps(line) + "\n").encode())
+        end = os.lseek(file, 0, os.SEEK_END)
+        os.lseek(file, max(end - 1, 0), os.SEEK_SET)
+        cut = os.read(file, 1) not in (b"", b"\n")
+        os.write(file, ("\n" * cut + json.dumps(line) + "\n").encode())
     finally:
         os.close(file)

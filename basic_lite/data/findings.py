@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -45,7 +44,8 @@ NOTED: dict[str, str] = {
     "mark, such as <image_1>, stays text",
     "dropped_turn": "it starts with an answer, which is dropped",
     "weight_ignored": "a weight other than 0 and 1, or one of a question, is not used",
-    "not_used": "tools, tool calls, reasoning, boxes or another column of turns are not used",
+    "not_used": "tools, tool calls, reasoning, boxes, choices, a context, further answers or another "
+    "column of turns are not used",
 }
 """The text of each note about a row."""
 
@@ -134,7 +134,10 @@ def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: obj
 
 
 def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
-    """Write one line for every row that training leaves out; return how many."""
+    """Write one line for every row that training leaves out; return how many.
+
+    Rows that turn out bad while training are added to the file, with `replaced_by`.
+    """
     bad: dict[int, Finding] = {}
     for finding in findings:
         if finding.code not in STILL_TRAINS:
@@ -142,18 +145,6 @@ def write_bad_rows(path: Path, findings: Iterable[Finding]) -> int:
     lines = [json.dumps(finding.as_dict(), ensure_ascii=False) + "\n" for finding in bad.values()]
     _write(path, "".join(lines))
     return len(bad)
-
-
-def read_bad_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that `write_bad_rows` and training wrote; none if there is no such file.
-
-    Rows that turned out bad while training have `replaced_by`, the others were left out from the start. A
-    last line that a kill cut off is dropped.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 @contextlib.contextmanager

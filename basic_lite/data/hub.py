@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from basic_lite.data.formats import read_row
 from basic_lite.data.index import COLUMNS, FORMAT, Columns, Index, Progress, no_progress, sample_row
-from basic_lite.data.rows import RowFault, read_row
+from basic_lite.data.rows import RowFault
 from basic_lite.files import load_table, one_line, save_table, table_places
 
 if TYPE_CHECKING:
@@ -164,7 +165,12 @@ def well_rated(dataset: Dataset, at_least: int) -> Dataset:
     columns = [column for column in RATINGS if column in dataset.column_names]
     if not columns:
         raise ValueError(f"this data set has no ratings; one of the columns {', '.join(RATINGS)} is needed")
-    lowest = np.min([np.array(dataset[column][:], dtype=np.int64) for column in columns], axis=0)
+    # A text without a picture has no rating of how the two fit.
+    lowest = np.fmin.reduce([np.array(dataset[column][:], dtype=np.float64) for column in columns])
+    if (unrated := np.flatnonzero(np.isnan(lowest))).size:
+        raise ValueError(
+            f"row {unrated[0]} of this data set has no ratings; one of {', '.join(columns)} is needed"
+        )
     return dataset.select(np.flatnonzero(lowest >= at_least))
 
 

@@ -25,17 +25,8 @@ import numpy as np
 
 from basic_lite.data.archives import PICTURE_SUFFIXES, path_fault, unpacked
 from basic_lite.data.conversation import Turn
-from basic_lite.data.rows import (
-    CODES,
-    IMAGE_COLUMNS,
-    LAYOUTS,
-    ROW_NOTES,
-    RawRow,
-    RowFault,
-    normal_form,
-    read_row,
-    text_hash,
-)
+from basic_lite.data.formats import IMAGE_COLUMNS, format_of, read_row
+from basic_lite.data.rows import CODES, ROW_NOTES, RawRow, RowFault, normal_form, text_hash
 from basic_lite.data.workers import mapped
 from basic_lite.files import file_hash, load_table, one_line, save_table, table_places
 
@@ -163,7 +154,7 @@ def _real_quotes(block: np.ndarray, escapes: int) -> tuple[np.ndarray, int]:
     return quotes[~escaped], trailing
 
 
-FORMAT: str = "9"
+FORMAT: str = "10"
 """Raise it when the meaning of a column changes: older index files are then built again."""
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -428,7 +419,7 @@ def sample_row(members: Mapping[str, Any]) -> dict[str, Any]:
         elif name.endswith((".txt", ".caption")):
             caption = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
             caption = caption.strip()
-    if caption is not None and not any(row.get(column) is not None for column in LAYOUTS):
+    if caption is not None and format_of(row) is None:
         row["caption"] = caption
     pictures = []
     for name, content in members.items():
@@ -464,10 +455,6 @@ def shard_columns(path: Path) -> dict[str, np.ndarray]:
     except (OSError, tarfile.TarError) as error:
         raise ValueError(f"{path} is no tar of samples: {one_line(error)}") from None
     return columns.arrays()
-
-
-def _read_sample(members: dict[str, bytes]) -> RawRow:
-    return read_row(sample_row(members), stored=True)
 
 
 def _sample_name(member: tarfile.TarInfo) -> str:

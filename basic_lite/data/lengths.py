@@ -17,7 +17,7 @@ import numpy as np
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.index import no_progress
+from basic_lite.data.index import FORMAT, no_progress
 from basic_lite.data.readers import Rows
 from basic_lite.data.rows import RowFault
 from basic_lite.data.templates import template_of
@@ -99,7 +99,7 @@ def token_lengths(
         return np.concatenate([token_lengths(part, encoder, **given) for part in rows.parts])
     content = json.dumps(specification(backend_of(encoder.tokenizer)), sort_keys=True)
     tokenizer = hashlib.sha256(content.encode()).hexdigest()
-    key = {"format": "1", "sha256": rows.sha256, "tokenizer": tokenizer}
+    key = {"format": f"2 {FORMAT}", "sha256": rows.sha256, "tokenizer": tokenizer}
     key["template"] = repr((template_of(encoder.template), encoder.tokens_per_image, encoder.max_length))
     places = table_places(rows.path, "lengths")
     kept = load_table(places, key, COLUMNS)

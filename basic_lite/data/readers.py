@@ -11,20 +11,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from basic_lite.data.archives import SUFFIXES, open_archive, unpacked
+from basic_lite.data.formats import read_row, row_id
 from basic_lite.data.hub import index_dataset, is_stored, open_dataset, stored_row, well_rated
 from basic_lite.data.index import SHARDS, Index, Progress, no_progress, open_index, parse_row, shard_row
-from basic_lite.data.rows import (
-    STILL_TRAINS,
-    WHITE,
-    ImageRef,
-    RawRow,
-    RowFault,
-    Sample,
-    normal_form,
-    read_row,
-    row_id,
-    shown,
-)
+from basic_lite.data.rows import STILL_TRAINS, WHITE, ImageRef, RawRow, RowFault, Sample, normal_form, shown
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -212,8 +202,8 @@ def open_rows(
 
     `annotations` is a `.json` (an array, or `{"data": [...]}`) or `.jsonl` file, or either as `.gz`; a folder
     of them; a WebDataset `.tar` or a folder of them; a folder or file of Arrow or Parquet; a hub id.
-    `LAYOUTS` says what the rows may look like. Raises ValueError if the file or the folder is missing, or
-    there are no rows in it.
+    `formats.FORMATS` says what the rows may look like. Raises ValueError if the file or the folder is
+    missing, or there are no rows in it.
     """
     path = Path(annotations)
     files = row_files(path)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from basic_lite.data.conversation import HALF_CHARACTER, IMAGE, Turn
+from basic_lite.data.conversation import IMAGE, Turn
 
 Exif = Literal["ignore", "rotate"]
 """What is done with the rotation that EXIF asks for.
@@ -61,9 +58,6 @@ class Finding:
         known = asdict(self) | {"id": self.id[:1000]}
         return known if self.file else {key: known[key] for key in ("row", "id", "code", "detail")}
 
-
-_UNUSED = ("objects", "bbox", "bboxes", "boxes", "tools")
-"""Columns that a row may have, and of which nothing is trained on."""
 
 ROW_NOTES: tuple[str, ...] = ("no_placeholder", "dropped_turn", "weight_ignored", "not_used")
 """Codes of notes about a row's text, in the order of the bits that an index keeps of them."""
@@ -153,8 +147,11 @@ def caption_fault(images: int, turns: int) -> RowFault | None:
     return None
 
 
-_NAMED_PICTURE = re.compile(rf"\S[^\n]*:[ \t]*{IMAGE}")
-"""A placeholder with a name before it, as in `Image-1: <image>`."""
+_NAMED_PICTURE = re.compile(rf"^[^\S\n]*\S[^\n]*:[ \t]*{IMAGE}", re.MULTILINE)
+"""A placeholder with a name before it, as in `Image-1: <image>`.
+
+From the line's start: looked for from anywhere it would take the square of a long line.
+"""
 
 
 def normal_form(raw: RawRow) -> RawRow:
@@ -222,253 +219,3 @@ def text_hash(text: str | bytes) -> int:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little") or 1
-
-
-MAX_IMAGES: int = 4096
-"""Most images of one row."""
-
-ROLES: dict[str, str] = {
-    **dict.fromkeys(("human", "user"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "model", "bot"), "assistant"),
-    "system": "system",
-}
-
-IMAGE_COLUMNS: tuple[str, ...] = (
-    *("image", "images", "image_path", "image_paths", "image_file", "image_files"),
-    *("image_url", "image_urls", "img", "picture", "pictures"),
-)
-"""Columns that hold a row's pictures, one or a list; the first that has any counts."""
-
-
-def _first(stored: Mapping[str, Any], *keys: str) -> Any:
-    """Return the first value among `keys` that is not null."""
-    return next((stored[key] for key in keys if stored.get(key) is not None), None)
-
-
-def _weights(stored: Mapping[str, Any]) -> list[Any]:
-    """Return the values that a row or a turn has for its loss."""
-    return [stored[key] for key in ("weight", "train", "loss") if stored.get(key) is not None]
-
-
-def turns_of(column: str, row: Mapping[str, Any]) -> RawRow:
-    """Read `{COLUMN: [turn, ...]}`, a turn being `{from, value}` (LLaVA) or `{role, content}` (chat).
-
-    `content` may be a list of parts: `{"type": "text", "text"}`, `{"type": "image"}` with or without the
-    picture itself, `{"type": "image_url", "image_url": {"url"}}`. `weight: 0`, `train: false` and
-    `loss: false` keep an answer from the loss.
-    """
-    stored = row.get(column)
-    if not isinstance(stored, list) or not stored:
-        raise RowFault("malformed_row", f"{column!r} must be a list of at least one turn")
-    turns: list[Turn] = []
-    inside: list[Any] = []
-    silent, notes = set(), set()
-    for place, turn in enumerate(stored):
-        turn = turn if isinstance(turn, Mapping) else {}
-        speaker, text = _first(turn, "from", "role"), _first(turn, "value", "content")
-        if isinstance(text, list) and speaker is not None:
-            text = _joined(text, place, inside)
-        if not isinstance(speaker, str) or not isinstance(text, str):
-            detail = f"turn {place} must be {{'from', 'value'}} or {{'role', 'content'}}, of texts"
-            raise RowFault("malformed_row", detail)
-        role = ROLES.get(speaker)
-        if role is None:
-            raise RowFault("bad_roles", f"turn {place} is from {shown(speaker)}; allowed: {', '.join(ROLES)}")
-        weights = _weights(turn)
-        if role == "assistant" and any(value == 0 for value in weights):
-            silent.add(place)
-        elif any(value != (role == "assistant") for value in weights):
-            notes.add("weight_ignored")
-        if any(turn.get(key) for key in ("tool_calls", "reasoning_content", "reasoning", "thinking")):
-            notes.add("not_used")
-        turns.append((role, text))
-    source = row.get("data_source")
-    source = source if isinstance(source, str) else ""
-    images = inside or row_images(row)
-    return RawRow(row_id(row), images, turns, source, frozenset(silent), frozenset(notes))
-
-
-def _joined(parts: list[Any], place: int, images: list[Any]) -> str:
-    """Return the text of a turn's parts, with placeholders; add the pictures that parts hold to `images`."""
-    texts = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        part = part if isinstance(part, Mapping) else {}
-        kind = part.get("type") or next((key for key in ("text", "image", "image_url") if part.get(key)), "")
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in ("image", "image_url", "input_image"):
-            image = _first(part, "image", "image_url", "path", "url", "image_path")
-            if isinstance(image, Mapping) and isinstance(image.get("url"), str):
-                image = image["url"]
-            if image is not None:
-                images.append(image)
-            texts.append(f"{IMAGE}\n")
-        elif kind in ("video", "audio", "video_url", "input_audio"):
-            detail = f"turn {place} holds {kind!r}: pictures and text are trained on"
-            raise RowFault("unsupported_media", detail)
-        else:
-            detail = f"turn {place} has a part of type {shown(kind)}; text and image are read"
-            raise RowFault("malformed_row", detail)
-    return "".join(texts)
-
-
-def question_answer(row: Mapping[str, Any]) -> RawRow:
-    """Read `{images: [...], texts: [{user, assistant, source?}], source?}`: the_cauldron, FineVision."""
-    texts = row.get("texts")
-    if not isinstance(texts, list) or not texts:
-        raise RowFault("malformed_row", "'texts' must be a list of at least one {user, assistant}")
-    images = row_images(row)
-    turns: list[Turn] = []
-    for place, pair in enumerate(texts):
-        pair = pair if isinstance(pair, dict) else {}
-        question, answer = pair.get("user"), pair.get("assistant")
-        if not isinstance(question, str) or not isinstance(answer, str):
-            raise RowFault("malformed_row", f"texts[{place}] must be {{'user': text, 'assistant': text}}")
-        turns += [("user", question), ("assistant", answer)]
-    if not any(IMAGE in text for _, text in turns[::2]):  # as usual in this layout, so without a note
-        turns[0] = ("user", f"{IMAGE}\n" * len(images) + turns[0][1])
-    source = row.get("source") or texts[0].get("source")
-    return RawRow(row_id(row), images, turns, source if isinstance(source, str) else "")
-
-
-def query_response(row: Mapping[str, Any]) -> RawRow:
-    """Read `{query, response, history?: [[query, response], ...], images?}`: ms-swift."""
-    pairs = [*(row.get("history") or []), [row.get("query"), row.get("response")]]
-    turns: list[Turn] = []
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            detail = "'query' and 'response', and each pair of 'history', must be texts"
-            raise RowFault("malformed_row", detail)
-        turns += [("user", pair[0]), ("assistant", pair[1])]
-    return RawRow(row_id(row), row_images(row), turns)
-
-
-def caption_row(row: Mapping[str, Any]) -> RawRow:
-    """Read `{caption, image}`, as WebDataset shards of captions have it."""
-    text = row.get("caption")
-    if not isinstance(text, str):
-        raise RowFault("malformed_row", "'caption' must be a text")
-    images = row_images(row)
-    return RawRow(row_id(row), images, [("user", f"{IMAGE}\n" * len(images)), ("assistant", text)])
-
-
-def row_images(row: Mapping[str, Any]) -> list[Any]:
-    """Return a row's pictures, from the first column of `IMAGE_COLUMNS` that has any.
-
-    Raises RowFault `malformed_row` if another column has another number of them, or other names.
-    """
-    columns = {}
-    for column in IMAGE_COLUMNS:
-        held = row.get(column)
-        held = held if isinstance(held, list) else [] if held is None else [held]
-        if held:
-            columns[column] = held
-    if len({len(held) for held in columns.values()}) > 1:
-        counts = ", ".join(f"{len(held)} in {column!r}" for column, held in columns.items())
-        raise RowFault("malformed_row", f"which pictures are the row's? {counts}")
-    first, *others = columns.items() or [("", [])]
-    for column, held in others:
-        if any(map(_is_another, first[1], held)):
-            raise RowFault(
-                "malformed_row", f"which pictures are the row's? {first[0]!r} and {column!r} differ"
-            )
-    return first[1]
-
-
-def _is_another(path: object, other: object) -> bool:
-    """Whether two paths end in different names; bytes and web addresses may be of the same picture."""
-    if not (isinstance(path, str) and isinstance(other, str)) or "://" in path + other:
-        return False
-    return path.replace("\\", "/").rpartition("/")[2] != other.replace("\\", "/").rpartition("/")[2]
-
-
-LAYOUTS: dict[str, Callable[[Mapping[str, Any]], RawRow]] = {
-    "conversations": lambda row: turns_of("conversations", row),
-    "messages": lambda row: turns_of("messages", row),
-    "texts": question_answer,
-    "query": query_response,
-    "caption": caption_row,
-}
-"""The column by which each layout is recognised, and the reader of its rows."""
-
-_VIDEO_LINE = re.compile(r"^\s*<(video|audio)>\s*$", re.MULTILINE)
-_PATH_IN_TEXT = re.compile(r"<img>[^<\n]+</img>")  # as Qwen-VL's rows name their pictures
-
-
-def read_row(row: object, *, stored: bool = False) -> RawRow:
-    """Read a row of any known layout.
-
-    `stored` says whether its images may be bytes or `{"bytes", "path"}`, as `datasets` keeps them, besides
-    paths. Raises RowFault `malformed_row`, `bad_roles`, `unsupported_media`, or `no_supervision` of a row
-    that says so itself.
-    """
-    if not isinstance(row, Mapping):
-        raise RowFault("malformed_row", f"a row must be an object, got {type(row).__name__}")
-    column = next((column for column in LAYOUTS if row.get(column) is not None), None)
-    if column is None:
-        keys = ", ".join(shown(key, 20) for key in list(row)[:6]) or "no columns"
-        raise RowFault("malformed_row", f"none of the columns {', '.join(LAYOUTS)} in a row with {keys}")
-    for media in ("video", "videos", "audio", "audios"):
-        if row.get(media):
-            raise RowFault("unsupported_media", f"the row has a {media!r}: pictures and text are trained on")
-    weights = _weights(row)
-    if any(value == 0 for value in weights):
-        raise RowFault("no_supervision", "the row itself says not to train on it (weight, train or loss)")
-    raw = LAYOUTS[column](row)
-    turns, silent, notes = raw.turns, raw.silent, set(raw.notes)
-    if any(value != 1 for value in weights):
-        notes.add("weight_ignored")
-    if any(row.get(key) not in (None, "", "[]", [], {}) for key in _UNUSED):
-        notes.add("not_used")
-    if sum(bool(row.get(key)) for key in ("conversations", "messages", "texts")) > 1:
-        notes.add("not_used")
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        turns, silent = [("system", system), *turns], frozenset(place + 1 for place in silent)
-    for place, (role, text) in enumerate(turns):
-        if not text.isascii() and HALF_CHARACTER.search(text):
-            detail = f"turn {place} holds half of a character, which no tokenizer reads"
-            raise RowFault("malformed_row", detail)
-        if role == "user" and "<" in text and (line := _VIDEO_LINE.search(text)):
-            detail = f"turn {place} asks about a {line[1]}: pictures are trained on"
-            raise RowFault("unsupported_media", detail)
-        if role == "user" and not raw.images and (named := _PATH_IN_TEXT.search(text)):
-            detail = (
-                f"turn {place} names a picture, {shown(named[0])}, that no column holds: give its path in "
-            )
-            raise RowFault("placeholder_mismatch", f"{detail}'images', and {IMAGE} in its place")
-    if len(raw.images) > MAX_IMAGES:
-        raise RowFault("malformed_row", f"{len(raw.images)} images in one row; at most {MAX_IMAGES} are read")
-    images = [_image(image, stored) for image in raw.images]
-    return replace(raw, images=images, turns=turns, silent=silent, notes=frozenset(notes))
-
-
-def _image(image: object, stored: bool) -> object:
-    if isinstance(image, Mapping) and not stored:  # in JSON only a path or a URL can stand there
-        path = _first(image, "path", "url", "image")
-        image = image if path is None else path
-    if isinstance(image, str) and image.startswith("data:"):
-        try:
-            return base64.b64decode(image.partition(",")[2], validate=True)
-        except (binascii.Error, ValueError):
-            raise RowFault("undecodable_image", "an image given as a data: URL is no base64") from None
-    if not isinstance(image, (str, bytes, Mapping) if stored else str):
-        raise RowFault("malformed_row", f"an image must be a path, got {type(image).__name__}")
-    if isinstance(image, str) and not image.strip():
-        raise RowFault("malformed_row", "an image path is empty; a text-only row has no 'image' at all")
-    return image
-
-
-def row_id(row: Mapping[str, Any]) -> str:
-    """Return the row's id as text, empty where it has none."""
-    value = row.get("id", "")
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # some mixes number their rows
-    if value is None:
-        return ""
-    raise RowFault("malformed_row", f"'id' must be text or a number, got {type(value).__name__}")

@@ -25,6 +25,9 @@ class Segment:
     kind: Literal["text", "special", "image"] = "text"
 
 
+LONGEST_KEPT: int = 256
+"""Letters of the longest text whose ids are kept."""
+
 # Stands for a special token or an image. It is a noncharacter of Unicode, so no text needs it; in a text that
 # has it all the same it becomes U+FFFD.
 _MARK = "\ufdd0"
@@ -64,7 +67,12 @@ class Encoder:
         added.append({"content": _MARK, "id": backend.get_vocab_size(), **flags})
         self.plain = type(backend).from_str(json.dumps(specified))
         self.plain.encode_special_tokens = True
-        self.ids = lru_cache(maxsize=4096)(self._ids)  # headers and short answers recur
+        self._kept_ids = lru_cache(maxsize=4096)(self._ids)
+
+    def ids(self, context: str, text: str) -> tuple[int, ...]:
+        """Return the ids of a text after `context`, the end of what stands before it."""
+        # Headers and short answers recur; 4096 long texts would take hundreds of MB in each process.
+        return (self._kept_ids if len(text) <= LONGEST_KEPT else self._ids)(context, text)
 
     def start(self, template: Template) -> list[int]:
         return [self.bos] if self.adds_bos or (template.needs_bos and self.bos is not None) else []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,12 +18,14 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from basic_lite.data.conversation import IMAGE, encode
 from basic_lite.data.pictures import ImageTransform
+from basic_lite.data.templates import template_of
 from basic_lite.data.tiles import Size, packed
 from basic_lite.evaluation import predictions
 from basic_lite.evaluation.distributed import ALONE, Processes
 from basic_lite.evaluation.files import json_lines
 from basic_lite.evaluation.hf_llava import EXIF, HfLlava
-from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.likelihood import log_likelihoods
+from basic_lite.evaluation.question import BY_WORDS, AnswerBy, Id, Question
 from basic_lite.memory.available import Halves
 from basic_lite.memory.inference import batch_for
 from basic_lite.models.generate import forward_inputs, greedily, prompt_ids, stops_of, until_stop
@@ -35,10 +38,11 @@ DEFAULT_BATCH: int = 16  # prompts per batch without a GPU
 
 
 class Prompt(NamedTuple):
-    question: Question
+    question: Question  # as it is asked
     ids: list[int]  # one image id for every patch
     # The picture's pixels, `(3, h, w)` or with tiles `(squares, 3, h, w)`, and its height and width
     shown: tuple[torch.Tensor, Size] | None = None
+    of: Sequence[Question] = ()  # the benchmark's, that the answer is recorded for
 
 
 Answers = tuple[list[str], list[float]]
@@ -54,7 +58,7 @@ def generate(
     batch_size: int | None = 16,
     model_id: str = "basic-lite",  # written into every line
     max_batches: int | None = None,  # stop after this many; `None` for all
-    by_likelihood: bool = False,  # answer a choice with the letter that is likeliest to come next
+    answer_by: AnswerBy = "text",  # how a choice is answered; all other questions in text
     advance: Callable[[int], None] = lambda count: None,  # called with the number of new answers
     say: Callable[[str], None] = lambda line: None,  # called with a line about the batch size
     processes: Processes = ALONE,  # of this command
@@ -70,8 +74,7 @@ def generate(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     done = processes.first(lambda: predictions.answered(path, questions))
-    prompts = [Prompt(q, _prompt_ids(assembled, q)) for q in questions if q.id not in done]
-    prompts.sort(key=lambda prompt: -len(prompt.ids))
+    prompts = sorted(_prompts(assembled, questions, done, answer_by), key=lambda prompt: -len(prompt.ids))
     if batch_size is None:
         longest = max((len(prompt.ids) for prompt in prompts), default=1)
         new = max((prompt.question.max_new_tokens for prompt in prompts), default=1)
@@ -80,13 +83,17 @@ def generate(
             lambda: batch_for(model.config, model, longest, new, DEFAULT_BATCH)
         )
         if line and prompts:
-            say(line)
-    chosen = [prompt for prompt in prompts if by_likelihood and prompt.question.choices]
-    written = [prompt for prompt in prompts if not (by_likelihood and prompt.question.choices)]
+            say(line + ("; an option counts as a prompt" if answer_by in BY_WORDS else ""))
+    chosen = [prompt for prompt in prompts if answer_by != "text" and prompt.question.choices]
+    written = [prompt for prompt in prompts if not (answer_by != "text" and prompt.question.choices)]
+    options = max((len(prompt.question.choices) for prompt in chosen), default=1)
+    smaller = max(batch_size // options, 1) if answer_by in BY_WORDS else batch_size
     batches = [
-        part[i : i + batch_size] for part in (chosen, written) for i in range(0, len(part), batch_size)
+        part[i : i + size]
+        for part, size in ((chosen, smaller), (written, batch_size))
+        for i in range(0, len(part), size)
     ][:max_batches]
-    left, halves = len(prompts), Halves()
+    left, halves = sum(len(prompt.of) for prompt in prompts), Halves()
     for_inference(assembled.model)
     own = _with_pictures(assembled, batches[processes.rank :: processes.count])
 
@@ -94,11 +101,13 @@ def generate(
         batch = next(own, None)
         if batch is None:  # in the last round there may be fewer batches than processes
             return []
-        ask = _choose if by_likelihood and batch[0].question.choices else _answer
+        ask = _ASK[answer_by if batch[0].question.choices else "text"]
         texts = halves(partial(_as_alone, assembled, ask), batch)
+        by_words = answer_by in BY_WORDS and bool(batch[0].question.choices)
         return [
-            json_lines([predictions.record(prompt.question, text, model_id)])
+            json_lines([predictions.record(q, q.letter_of(text) if by_words else text, model_id)])
             for prompt, text in zip(batch, texts, strict=True)
+            for q in prompt.of
         ]
 
     with closing(own):
@@ -108,6 +117,34 @@ def generate(
             left -= len(lines)
             advance(len(lines))
     return left
+
+
+def _prompts(
+    assembled: Model, questions: Sequence[Question], done: Collection[Id], answer_by: AnswerBy
+) -> Iterator[Prompt]:
+    """Yield what is left to ask.
+
+    Without the list of options a question's rotations are the same: it is asked once, about the words in one
+    order whichever rotations are left, so that going on after a kill gives the same answers.
+    """
+    same: dict[Hashable, list[Question]] = {}
+    for q in questions:
+        key: Hashable = q.id
+        if q.choices and answer_by in BY_WORDS:
+            picture = q.image if isinstance(q.image, bytes | Path) else id(q.image)
+            key = q.stem, picture, frozenset(q.words.values())
+        same.setdefault(key, []).append(q)
+    for rotations in same.values():
+        left = [q for q in rotations if q.id not in done]
+        if not left:
+            continue
+        asked = rotations[0]
+        if asked.choices and answer_by in BY_WORDS:
+            words = sorted(set(asked.words.values()))
+            longest = max(len(option.encode()) for option in words)  # no token is shorter than a byte
+            choices = {option: option for option in words}
+            asked = replace(asked, text=asked.stem, choices=choices, max_new_tokens=longest)
+        yield Prompt(asked, _prompt_ids(assembled, asked), of=left)
 
 
 def _append(path: Path, lines: list[str]) -> None:
@@ -232,7 +269,7 @@ def _padded(assembled: Model, batch: list[Prompt]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _choose(assembled: Model, batch: list[Prompt]) -> Answers:
+def _choose_letter(assembled: Model, batch: list[Prompt]) -> Answers:
     """Answer each choice with the letter whose first token is likeliest."""
     model: Any = assembled.model
     produced = model.generate(
@@ -243,32 +280,83 @@ def _choose(assembled: Model, batch: list[Prompt]) -> Answers:
     )
     answers, gaps = [], []
     for prompt, logits in zip(batch, produced.logits[0].float(), strict=True):
-        tokens = {letter: _letter_token(assembled, prompt, letter) for letter in prompt.question.choices}
-        if len(set(tokens.values())) < len(tokens):
+        letters = list(prompt.question.choices)
+        tokens = [_answer_ids(assembled, prompt, letter)[0] for letter in letters]
+        if len(set(tokens)) < len(tokens):
             raise ValueError(
                 f"Question {prompt.question.id}: this tokenizer begins several of its letters alike, so "
                 "their likelihoods cannot be compared: leave --answer-by likelihood out."
             )
-        likely = logits[list(tokens.values())].sort(descending=True, stable=True)
-        answers.append(list(tokens)[int(likely.indices[0])])
-        gaps.append(float(likely.values[0] - likely.values[1]) if len(tokens) > 1 else math.inf)
+        letter, gap = _highest(letters, logits[tokens])
+        answers.append(letter)
+        gaps.append(gap)
     return answers, gaps
 
 
-def _letter_token(assembled: Model, prompt: Prompt, letter: str) -> int:
-    """Return the token that an answer with this letter begins with."""
+def _highest(answers: Sequence[str], scores: torch.Tensor) -> tuple[str, float]:
+    """Return the answer with the highest score, the first of several, and how far the next one is."""
+    best = scores.sort(descending=True, stable=True)
+    gap = float(best.values[0] - best.values[1]) if len(answers) > 1 else math.inf
+    return answers[int(best.indices[0])], gap
+
+
+def _choose_words(assembled: Model, batch: list[Prompt], blind: bool) -> Answers:
+    """Answer each choice with the likeliest words, per character, or `blind`, over those without the picture.
+
+    A question without a picture has none to leave out, and is answered per character.
+    Source: lm-evaluation-harness `api/task.py` (`acc_norm`, `acc_mutual_info`).
+    """
+    scores, without = _log_likelihoods(assembled, batch), {}
+    pictured = [place for place, prompt in enumerate(batch) if blind and prompt.shown is not None]
+    if pictured:
+        asked = [replace(batch[place].question, image=None) for place in pictured]
+        prompts = [Prompt(question, _prompt_ids(assembled, question)) for question in asked]
+        without = dict(zip(pictured, _log_likelihoods(assembled, prompts), strict=True))
+    answers, gaps = [], []
+    for place, (prompt, score) in enumerate(zip(batch, scores, strict=True)):
+        words = list(prompt.question.choices)
+        lengths = torch.tensor([len(option) for option in words])
+        answer, gap = _highest(words, score - without[place] if place in without else score / lengths)
+        answers.append(answer)
+        gaps.append(gap)
+    return answers, gaps
+
+
+def _log_likelihoods(assembled: Model, batch: list[Prompt]) -> list[torch.Tensor]:
+    words = [
+        [_answer_ids(assembled, prompt, option) for option in prompt.question.choices] for prompt in batch
+    ]
+    return log_likelihoods(assembled.model, _padded(assembled, batch), words)
+
+
+def _answer_ids(assembled: Model, prompt: Prompt, words: str) -> list[int]:
+    """Return the ids of an answer's words after a prompt's, without what ends an answer."""
     question = prompt.question
     if isinstance(assembled, HfLlava):
-        ids = assembled.answer_ids(question.text, letter, **_pictured(assembled, question))
+        ids = assembled.answer_ids(question.text, words, **_pictured(assembled, question))
     else:
+        template = template_of(assembled.template)
         ids = encode(
-            assembled.template,
+            replace(template, answer=template.answer.rstrip(), end="", after=""),
             assembled.tokenizer,
-            [("user", _turn(question)), ("assistant", letter)],
+            [("user", _turn(question)), ("assistant", words)],
             image_token_id=assembled.image_token_id,
             tokens_per_image=assembled.image_tokens(_sizes(assembled, question)),
         ).input_ids
-    return int(ids[len(prompt.ids)])
+    if ids[: len(prompt.ids)] != prompt.ids or len(ids) == len(prompt.ids):
+        raise ValueError(
+            f"Question {question.id}: this tokenizer joins the beginning of {words!r} with the words before "
+            "it, so its likelihood cannot be told: leave --answer-by out."
+        )
+    return ids[len(prompt.ids) :]
+
+
+_ASK: Mapping[AnswerBy, Callable[[Model, list[Prompt]], Answers]] = {
+    "text": _answer,
+    "likelihood": _choose_letter,
+    "option": partial(_choose_words, blind=False),
+    "mutual-information": partial(_choose_words, blind=True),
+}
 
 
 def answer_one(assembled: Model, question: Question) -> str:

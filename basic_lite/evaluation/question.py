@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from basic_lite.data.rows import Exif
 
 Id = int | str
+
+AnswerBy = Literal["text", "likelihood", "option", "mutual-information"]
+"""How a choice is answered: in text, with the letter that is likeliest to come next, or with the option whose
+own words are likeliest, by lm-evaluation-harness's `acc_norm` or, against no picture, `acc_mutual_info`."""
+
+BY_WORDS: tuple[AnswerBy, ...] = ("option", "mutual-information")
+"""Ways in which the model is asked without the list of options, and these are compared by their words."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,9 @@ class Question:
     answer: str | None = None  # the reference answer or letter; `None` where labels are not public
     answers: tuple[str, ...] = ()  # all human answers, where there are several
     choices: Mapping[str, str] = field(default_factory=dict)  # letter -> text, for multiple choice
+    # The question of a choice, with its context, without the options and the request for a letter, in LLaVA's
+    # words under every prompt style; empty where the benchmark's rows do not have it alone
+    stem: str = ""
     # What tells the picture from others. Answers about one picture are no independent draws: they are
     # resampled together. `None` where the benchmark asks once about each picture.
     picture: Id | None = None
@@ -98,6 +108,15 @@ class Question:
     @property
     def has_label(self) -> bool:
         return self.answer is not None or any(answer.strip() for answer in self.answers)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """Letter -> an option's text as an answer of its own."""
+        return {letter: text.strip() for letter, text in self.choices.items()}
+
+    def letter_of(self, words: str) -> str:
+        """Return the first letter whose option has these words."""
+        return next(letter for letter, own in self.words.items() if own == words)
 
     def open_image(self) -> Image | None:
         """Return the picture in RGB, decoded as training decodes it; `None` for a text-only question."""

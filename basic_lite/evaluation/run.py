@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
 from basic_lite.evaluation.distributed import Processes
 from basic_lite.evaluation.files import json_lines
-from basic_lite.evaluation.question import Id, Question
+from basic_lite.evaluation.question import BY_WORDS, AnswerBy, Id, Question
 from basic_lite.evaluation.statistics import Score, save_score
 from basic_lite.files import (
     MANIFEST,
@@ -29,6 +29,14 @@ from basic_lite.files import (
 
 if TYPE_CHECKING:
     from basic_lite.evaluation.answer import Model
+
+DECODING: Mapping[AnswerBy, str] = {
+    "text": "greedy",
+    "likelihood": "likelihood of letters",
+    "option": "likelihood of options per character (acc_norm)",
+    "mutual-information": "likelihood of options against no picture (acc_mutual_info)",
+}
+"""What results say of how choices were answered."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +142,7 @@ class Evaluation:
     judge_scores: Path | None = None
     judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
     judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
-    # `"text"`, or `"likelihood"`: of a choice, the letter that is likeliest to come next
-    answer_by: str = "text"
+    answer_by: AnswerBy = "text"  # how a choice is answered
 
     @property
     def benchmark(self) -> Benchmark:
@@ -214,11 +221,30 @@ class Evaluation:
             **self.candidate.settings,
         }
         if self.answer_by != "text":
-            if not any(question.choices for question in questions):
-                raise ValueError(f"{self.name} has no choices to compare: leave --answer-by likelihood out")
+            self._check_choices(questions)
             conditions["answer_by"] = self.answer_by
         predictions.claim(self.answers, conditions, overwrite)
         return len(predictions.answered(self.answers, questions))
+
+    def _check_choices(self, questions: Sequence[Question]) -> None:
+        choices = [question for question in questions if question.choices]
+        if not choices:
+            raise ValueError(f"{self.name} has no choices to compare: leave --answer-by {self.answer_by} out")
+        if self.answer_by not in BY_WORDS:
+            return
+        wordless = [q.id for q in choices if not q.stem or not all(q.words.values())]
+        if wordless:
+            raise ValueError(
+                f"{self.name}'s rows do not have question and options apart, as --answer-by {self.answer_by} "
+                f"asks them (first: question {wordless[0]}): take --answer-by likelihood, or text"
+            )
+        run = self.candidate.run
+        template = None if run is None else TEMPLATES[read_manifest(run)["template"]]
+        if self.answer_by == "mutual-information" and template is not None and template.caption:
+            raise ValueError(
+                f"{run} has the template {template.name}, which says nothing without a picture: take "
+                "--answer-by option"
+            )
 
     def take_given(self, questions: list[Question]) -> None:
         """Copy the file of answers to where a run's own are, if it belongs to this benchmark."""
@@ -245,7 +271,7 @@ class Evaluation:
         """Return the content of `results.json`: what was measured, on what, how, and how sure it is."""
         interval = score.interval()
         values, measured_on = self.benchmark.figures(len(questions))
-        how = predictions.conditions_of(self.answers).get("answer_by")
+        how = predictions.conditions_of(self.answers).get("answer_by", "text")
         return {
             "benchmark": self.name,
             "split": self.split_name,
@@ -267,7 +293,7 @@ class Evaluation:
             "versions": versions(),
             "run": {
                 "folder": str(self.candidate),
-                "decoding": "likelihood of letters" if how == "likelihood" else "greedy",
+                "decoding": DECODING[how],
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,
                 "data": self.data,

@@ -132,7 +132,7 @@ class Suite:
                             batch_size=self.batch_size,
                             model_id=str(evaluation.candidate),
                             max_batches=self.max_batches,
-                            by_likelihood=evaluation.answer_by == "likelihood",
+                            answer_by=evaluation.answer_by,
                             advance=advance,
                             say=self.console.print,
                             processes=self.team,

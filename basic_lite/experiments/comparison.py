@@ -6,12 +6,14 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -203,26 +205,65 @@ class Comparison:
     def tuned(self, console: Console) -> Comparison:
         """Return the same at the learning rate that suits plain best by its final caption loss.
 
-        Chosen on plain alone, with the first seed, so that no other variant has a say; the runs lie beside
-        the folder of the comparison, and are not repeated. Errors are those of `run`; raises ValueError, too,
-        if a learning rate is given or the plan varies it.
+        Chosen on plain alone, so that no other variant has a say: five rates with the first seed, then the
+        best and its neighbours with all seeds, by their mean, as the best of one seed may be a rate that
+        others fail at. While an end of what was tried is best, the rate beyond is tried, too. The runs lie
+        beside the folder of the comparison, and are not repeated. Errors are those of `run`; raises
+        ValueError, too, if a learning rate is given or the plan varies it.
         """
         if self.plan.name == "rate" or "learning_rate" in self._given:
             raise ValueError("--tune chooses the learning rate; leave out --learning-rate, or --tune")
-        out = self.out.with_name(f"{self.out.name}-tune")
-        tries = replace(self, plan=TUNE, out=out, seeds=self.seeds[:1], stage2=None, benchmarks={}, chosen=[])
-        tries.run(console)
-        losses = {}
-        for run in tries._runs(tries._variants(), self.seeds[0]):
-            (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
-            losses[read_manifest(run.folder / "stage1")["training"]["learning_rate"]] = loss
-        rate = min(losses, key=lambda tried: losses[tried])
-        ends = rate in (min(losses), max(losses))
+        middle = len(TUNE.variants) // 2
+        best, losses = self._best_rate(middle - 2, middle + 2, self.seeds[:1], console)
+        tried = ", ".join(f"{rate:g}" for rate in losses)
+        if len(self.seeds) > 1:
+            _, losses = self._best_rate(best - 1, best + 1, self.seeds, console)
+            tried += f" with the first seed, and {', '.join(f'{rate:g}' for rate in losses)} with all,"
+        rate = min(losses, key=lambda rate: losses[rate])
+        ends = " (at an end of what was tried)" if rate in (min(losses), max(losses)) else ""
         console.print(
-            f"Learning rate {rate:g}: of {', '.join(f'{tried:g}' for tried in sorted(losses))} the one that "
-            f"gives plain the lowest caption loss{' (at an end of what was tried)' if ends else ''}.",
+            f"Learning rate {rate:g}: of {tried} the one that gives plain the lowest caption loss{ends}."
         )
         return replace(self, stage1={**self.stage1, "learning_rate": rate})
+
+    def _best_rate(
+        self, low: int, high: int, seeds: Sequence[int], console: Console
+    ) -> tuple[int, dict[float, float]]:
+        """Train plain at levels `low` to `high` of `TUNE`, and beyond them while an end is best.
+
+        Return the place of the best level, and the mean final caption loss of every rate, ascending.
+        """
+        levels = list(TUNE.variants)
+        low, high = max(low, 0), min(high, len(levels) - 1)
+        while True:
+            losses = self._losses_of_plain(levels[low : high + 1], seeds, console)
+            best = low + list(losses.values()).index(min(losses.values()))
+            if best == low > 0:
+                low -= 1
+            elif best == high < len(levels) - 1:
+                high += 1
+            else:
+                return best, losses
+
+    def _losses_of_plain(
+        self, levels: Sequence[str], seeds: Sequence[int], console: Console
+    ) -> dict[float, float]:
+        tries = replace(
+            self,
+            plan=replace(TUNE, baseline=levels[len(levels) // 2]),
+            out=self.out.with_name(f"{self.out.name}-tune"),
+            seeds=seeds,
+            stage2=None,
+            benchmarks={},
+            chosen=list(levels),
+        )
+        tries.run(console)
+        losses: dict[float, list[float]] = {}
+        for run in [run for seed in seeds for run in tries._runs(tries._variants(), seed)]:
+            (loss,) = (m.mean for m in measure.of_run(run.folder, run.steps) if m.name == "caption_loss")
+            rate = read_manifest(run.folder / "stage1")["training"]["learning_rate"]
+            losses.setdefault(rate, []).append(loss if math.isfinite(loss) else math.inf)
+        return {rate: fmean(each) for rate, each in losses.items()}
 
     def _check_plan(self) -> None:
         embedded = self._embedded

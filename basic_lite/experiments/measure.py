@@ -32,7 +32,7 @@ from basic_lite.data.world.world import held_out_scenes, meaningful
 from basic_lite.evaluation import answer
 from basic_lite.evaluation.choices import extract_option
 from basic_lite.evaluation.predictions import read
-from basic_lite.evaluation.question import Question
+from basic_lite.evaluation.question import BY_WORDS, AnswerBy, Question
 from basic_lite.evaluation.run import Candidate, Evaluation
 from basic_lite.evaluation.statistics import load_score
 from basic_lite.evaluation.tasks.mmbench import CIRCULAR, ROTATION
@@ -383,12 +383,16 @@ def measure(
     if benchmarks and step in benchmarks:
         evaluation = _evaluated(max(folder.glob("stage?")), step, **benchmarks[step])
         score = load_score(evaluation.out / "score.json")
+        by_words = evaluation.answer_by in BY_WORDS
+        title = f"{step} by {evaluation.answer_by}" if by_words else step
         if score.metric != CIRCULAR:
-            return [_right(step, f"{step}, right answers", score.items)]
+            return [_right(step, f"{title}, right answers", score.items)]
         # A small model has no question right in every order: what it knows shows in single answers.
         each = shares_right(evaluation.questions(with_images=False), evaluation.answers)
+        if by_words:  # asked without the list of options: every order has the same answer
+            return [_right(step, f"{title}, right answers", each)]
         return [
-            _right(step, f"{step}, right answers", each),
+            _right(step, f"{title}, right answers", each),
             _right(f"{step}_circular", f"{step}, right in every order", score.items),
         ]
     device = choose_device()
@@ -477,7 +481,7 @@ def shares_right(questions: Sequence[Question], answers: Path) -> dict[int, floa
 
 
 def _evaluated(
-    run: Path, name: str, data: str | None, images: str | None, answer_by: str = "text"
+    run: Path, name: str, data: str | None, images: str | None, answer_by: AnswerBy = "text"
 ) -> Evaluation:
     """Have a run answer a benchmark's questions, as far as it has not answered them, and score it."""
     evaluation = Evaluation(
@@ -497,7 +501,7 @@ def _evaluated(
             evaluation.answers,
             batch_size=64,
             model_id=str(evaluation.candidate),
-            by_likelihood=answer_by == "likelihood",
+            answer_by=answer_by,
         )
     evaluation.score(questions)
     return evaluation

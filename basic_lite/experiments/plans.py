@@ -187,13 +187,14 @@ _PLANS = (
 )
 PLANS: dict[str, Plan] = {plan.name: plan for plan in _PLANS}
 
+_RATES = ("1/100", "1/30", *PLANS["rate"].levels, "30", "100")
 TUNE = Plan(
     "tune",
     "Which learning rate suits plain?",
-    {level: {**PLAIN, **options} for level, options in PLANS["rate"].levels.items()},
+    {level: {**PLAIN, **options} for level, options in _shares("learning_rate", *_RATES).items()},
     baseline="1",
 )
-"""What `--tune` runs before another plan."""
+"""What `--tune` runs before another plan: the rates of plan `rate`, and those beyond while an end is best."""
 
 DEMO = Plan("demo", "What does BASIC change?", DEMO_VARIANTS, baseline="plain")
 """Both variants of `basic-lite demo`, which has a report of its own."""

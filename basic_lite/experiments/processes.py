@@ -291,10 +291,11 @@ def state_of(run: Run) -> State:
         return State("starting")
     if phase == _ASKING:
         answers = run.folder.glob("stage*/eval/*/predictions.jsonl")
-        return State(phase, sum(map(len, map(complete_lines, answers))), _asked(run.task["measure"]["world"]))
+        done = sum(path.read_bytes().count(b"\n") for path in answers)
+        return State(phase, done, _asked(run.task["measure"]["world"]))
     stage = phase.replace(" ", "")
-    log = complete_lines(run.folder / stage / "log.jsonl") if stage in _PHASES else []
-    steps = (row for row in map(json.loads, reversed(log)) if "lm" in row)  # not those of held-out rows
+    log = files.read_json_lines(run.folder / stage / "log.jsonl") if stage in _PHASES else []
+    steps = (row for row in reversed(log) if "lm" in row)  # not those of held-out rows
     if (last := next(steps, None)) is None:
         return State(phase)
     note = f"{'caption' if stage == 'stage1' else 'answer'} loss {last['lm']:.2f}"
@@ -306,14 +307,6 @@ def state_of(run: Run) -> State:
 def _asked(world: str) -> int:
     """Return how many questions a world asks, rotations included."""
     return sum(path.read_bytes().count(b"\n") - 1 for path in world_in(Path(world)).mmbench.values())
-
-
-def complete_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file of JSON lines that may be growing; none if it is not there yet."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    except FileNotFoundError:
-        return []
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,11 +17,15 @@ Result = TypeVar("Result")
 _BYTES_PER_TUNED = 16
 """fp32 weight, gradient and two Adam moments per trained parameter."""
 
+_UNIT_OF_RUSAGE = 1 if sys.platform == "darwin" else 1024
+"""Bytes that the system counts a process's peak in."""
+
 
 def available_bytes(device: torch.device | str) -> int:
-    """Return the free memory of a GPU, or the machine's memory."""
+    """Return the memory of a GPU that is free or that the allocator holds unused, or the machine's memory."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return psutil.virtual_memory().total
 
 
@@ -30,8 +35,7 @@ def unraised_bytes(device: torch.device | str) -> int:
     What the decoder's activations took is free again when BASIC's terms are computed. At most half of the
     free memory, because what the allocator holds may be in pieces.
     """
-    free = torch.cuda.mem_get_info(device)[0]
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = available_bytes(device)
     below_peak = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     return max(min(free // 2, below_peak), 0)
 
@@ -42,7 +46,7 @@ def peak_mib(device: torch.device | str) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT_OF_RUSAGE / 2**20
 
 
 class Halves:

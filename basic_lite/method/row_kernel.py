@@ -109,8 +109,8 @@ def works_on(device: torch.device) -> bool:
         divergence_and_difference(small, norms, torch.bfloat16, keep_teacher=True)
     except Exception as error:  # whatever a compiler throws: the torch code does the same, slower
         logging.getLogger(__name__).warning(
-            f"the Triton row kernel cannot be used here ({type(error).__name__}: {one_line(error, 120)}); "
-            "L_sds goes on in torch"
+            f"Triton's kernels cannot be used here ({type(error).__name__}: {one_line(error, 120)}); "
+            "L_sds and the decoder go on in torch, slower"
         )
         return False
     return True

@@ -167,7 +167,10 @@ def load_run(
         from peft import PeftModel
 
         with _reading(folder / ADAPTER_WEIGHTS):
-            adapted = PeftModel.from_pretrained(assembled.model, folder, autocast_adapter_dtype=True)
+            # By the host: PEFT's own choice is the first GPU, which may be another process's, or full.
+            adapted = PeftModel.from_pretrained(
+                assembled.model, folder, autocast_adapter_dtype=True, torch_device="cpu"
+            )
         check_adapter(adapted, folder)
         adapted.requires_grad_(False)
         assembled.model = adapted

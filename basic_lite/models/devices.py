@@ -41,7 +41,9 @@ def choose_dtype(precision: str, device: str) -> torch.dtype:
         precision = "bf16" if device == "cuda" else "fp32"
     if precision not in known:
         raise ValueError(f"--precision must be auto, bf16 or fp32, got {precision!r}")
-    if device == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported():
+    # Emulated, as torch does before Ampere, it is slow, and Triton's kernels do not compile.
+    bf16 = device != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not bf16:
         raise ValueError("this GPU has no bf16; add --precision fp32")
     return known[precision]
 

@@ -121,7 +121,7 @@ def train_adapters(assembled: Assembled, adapters: Adapters, seed: int = 0) -> N
     # PEFT chooses its 4-bit layer by this mark, which transformers sets on the decoder alone.
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = bits == 4, bits == 8
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # PEFT draws on the host
             torch.manual_seed(seed)
             wrapped = get_peft_model(model, config)
     finally:

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -104,19 +104,21 @@ class GradientCheck(TrainerCallback):
             self.contract.check()
 
 
-class CutLog(TrainerCallback):
-    """Drop the log's lines after the checkpoint that a run goes on from: those steps are done again."""
+class Begin(TrainerCallback):
+    """Call a function before the first step, when a checkpoint to go on from has been read."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path, self.step = path, step
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        """Do it when the checkpoint has been read."""
-        if state.is_world_process_zero and self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            with files.complete(self.path) as draft:
-                draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.function()
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drop the lines of a log after a step, and one that a kill left unfinished."""
+    if path.is_file():
+        kept = [row for row in files.read_json_lines(path) if row["step"] <= step]
+        files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 class Measurements(TrainerCallback):
@@ -239,12 +241,22 @@ class Metrics:
     """Sums of the terms since the last log, kept on the device: reading one would stop the host."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
+        self.sums: dict[str, torch.Tensor | float] = {}  # a number where a checkpoint had it
+        self.steps: dict[str, int] = {}  # optimizer steps that have a term, in this process or another
         self.step: dict[str, torch.Tensor] = {}  # of the optimizer step in progress alone
         self.rows = 0
         self.started = time.monotonic()
-        self._windows: dict[str, list[Window]] = {}
+        self._windows: dict[str, Window] = {}  # of the last step that was counted
         self.mark()
+
+    def count(self, names: Iterable[str], window: Window) -> None:
+        """Count an optimizer step for terms, once for all micro-batches, which share its window.
+
+        A process whose rows have no picture counts it as well, or its mean would be over fewer steps.
+        """
+        for name in names:
+            if self._windows.get(name) is not window:
+                self._windows[name], self.steps[name] = window, self.steps.get(name, 0) + 1
 
     def add(self, terms: list[LossTerm], refinement: Refinement | None, window: Window) -> None:
         for term in terms:
@@ -258,27 +270,24 @@ class Metrics:
     def _add(self, name: str, value: torch.Tensor, window: Window) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.step[name] = self.step[name] + value if name in self.step else value
-        windows = self._windows.setdefault(name, [])
-        if not windows or windows[-1] is not window:  # micro-batches of one step share one window
-            windows.append(window)
+        self.count([name], window)
 
     def mark(self) -> None:
         """Remember the sums at the start of an optimizer step, for `rewind`."""
         self.step = {}
-        self._marked = dict(self.sums), {name: list(windows) for name, windows in self._windows.items()}
+        self._marked = dict(self.sums), dict(self.steps), dict(self._windows)
 
     def rewind(self) -> None:
         """Forget what was added since `mark`."""
-        sums, windows = self._marked
         self.step = {}
-        self.sums, self._windows = dict(sums), {name: list(kept) for name, kept in windows.items()}
+        self.sums, self.steps, self._windows = (dict(marked) for marked in self._marked)
 
     def take(self) -> dict[str, float]:
         """Return means per step since the last call, and samples per second; waits for the device."""
         now = time.monotonic()
-        means = {name: float(total) / len(self._windows[name]) for name, total in self.sums.items()}
+        means = {name: float(self.sums.get(name, 0.0)) / count for name, count in self.steps.items()}
         means["samples_per_second"] = round(self.rows / max(now - self.started, 1e-9), 3)
-        self.sums, self._windows, self.rows, self.started = {}, {}, 0, now
+        self.sums, self.steps, self._windows, self.rows, self.started = {}, {}, {}, 0, now
         return means
 
 

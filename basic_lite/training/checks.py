@@ -22,7 +22,7 @@ from basic_lite.data import hub
 from basic_lite.data.batches import ORDER
 from basic_lite.data.checks import check_budget, check_rows, unfit_findings
 from basic_lite.data.dataset import TextEncoder
-from basic_lite.data.findings import note_lines, read_bad_rows
+from basic_lite.data.findings import note_lines
 from basic_lite.data.mix import check_source, named_sources
 from basic_lite.data.readers import JSON_FILES, Rows, row_files
 from basic_lite.data.rows import WHITE, Finding
@@ -30,14 +30,16 @@ from basic_lite.data.stream import Stream, check_beginning
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tiles import picture_sizes
 from basic_lite.data.world import world
-from basic_lite.export.weights import Adapters, base_decoder
+from basic_lite.export.weights import Adapters as SavedAdapters
+from basic_lite.export.weights import base_decoder
 from basic_lite.memory.available import check_whole_decoder_fits
-from basic_lite.method.targets import supervised_layers
+from basic_lite.method.targets import INDIVIDUAL, supervised_layers
 from basic_lite.models import checkpoint, zoo
 from basic_lite.models.devices import choose_device
 from basic_lite.models.llava import Outline, Sources, check_pool, outline, read_config, tiling_for
 from basic_lite.models.parts import parts_of
 from basic_lite.models.tower import check_tower_layer, vision_config
+from basic_lite.models.trainable import Adapters
 from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
@@ -92,7 +94,7 @@ def _merge_one(model: nn.Module, folder: Path, manifest: dict | None) -> None:
     """Merge one matrix as the export does, and check that every adapter has its place in the base's files."""
     if manifest is None:
         return
-    adapters = Adapters(folder)
+    adapters = SavedAdapters(folder)
     tied = parts_of(model).llava.config.tie_word_embeddings
     merged = None
     for entry in base_decoder(manifest["sources"]["llm"], manifest["llm"]["revision"], tied):
@@ -322,11 +324,15 @@ class Passes:
         before = now.before(then)
         made = replace(now, order_rows=before.order_rows)
         changed = rows != before.micro_batch * before.processes
-        intervention = settings.method.intervention
-        if changed and intervention.split("=")[0] in ("noise", "shuffled"):
+        method, named = settings.method, ""
+        if method.intervention.split("=")[0] in ("noise", "shuffled"):
+            named = f"--intervention {method.intervention}"
+        elif method.basic and method.kind == INDIVIDUAL:
+            named = f"--target {INDIVIDUAL}"
+        if changed and named:
             raise ValueError(
-                f"--intervention {intervention} depends on which rows share a pass: resume with "
-                f"--micro-batch {before.micro_batch} and {before.processes} processes"
+                f"{named} depends on which rows share a pass: resume with --micro-batch "
+                f"{before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
             raise ValueError(
@@ -380,7 +386,7 @@ def check_before_loading(
     settings, rows = decided.settings, decided.rows
     assert rows is not None, "a dry run loads nothing"
     if resume is not None:
-        check_resumable(sources, decided, resume)
+        check_resumable(sources, decided, resume, start)
     elif start is not None:
         start.check()
     known = outline(sources)
@@ -408,7 +414,7 @@ def _choose_rows(
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
     if resumed:
-        lines = read_bad_rows(settings.out / BAD_ROWS)
+        lines = files.read_json_lines(settings.out / BAD_ROWS)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
         return
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]
@@ -417,7 +423,7 @@ def _choose_rows(
         console.print(line)
 
 
-def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
+def check_resumable(sources: Sources, decided: Plan, resume: Path, start: Start | None = None) -> None:
     """Refuse to resume a run with other inputs or from damaged files; the error names which.
 
     What only the loaded model tells counts as unchanged here, and is compared when it is there.
@@ -438,10 +444,35 @@ def check_resumable(sources: Sources, decided: Plan, resume: Path) -> None:
         "training": hyperparameters(settings),
     }
     check_same_run(then | known, then, resume, longer=lengthened(decided, resume))
+    if decided.adapters is not None:
+        _check_adapters(decided.adapters, resume)
+    if start is not None:
+        _check_start(start, then.get("from") or {}, resume)
     checkpoint.check_parts(sources, then)
     Passes.of(settings, then)
     if rank_and_count()[0] == 0:
         files.check_files(resume, "weights", "state")
+
+
+def _check_adapters(adapters: Adapters, resume: Path) -> None:
+    """Refuse other adapters than a checkpoint's, of which PEFT keeps the settings beside the weights."""
+    then = checkpoint.adapter_config(resume)
+    for name, had in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+        if getattr(adapters, name) != then[had]:
+            raise ValueError(
+                f"the run in {resume.parent} was started with --{name} {then[had]}, now "
+                f"{getattr(adapters, name)}; resume with the same settings, or start again with --overwrite"
+            )
+
+
+def _check_start(start: Start, then: dict[str, str], resume: Path) -> None:
+    """Refuse another start than a run's, by the hashes of its files: it may lie elsewhere now."""
+    if any(then.get(name) not in (None, sha) for name, sha in start.hashes.items()):
+        was = next(source for name, source in then.items() if name not in start.hashes)
+        raise ValueError(
+            f"the run in {resume.parent} was started from {was}, and --start {start.source} holds other "
+            "weights: name the folder that it was started from, or start again with --overwrite"
+        )
 
 
 def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) -> None:

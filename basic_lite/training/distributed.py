@@ -201,14 +201,9 @@ def from_first(value: bool, accelerator: Accelerator) -> bool:
 
 
 def sums_over_processes(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
-    """Add up values of the same names; what one process lacks counts as zero there."""
+    """Add up values of the same names, which all processes have."""
     if accelerator.num_processes == 1:
         return values
-    names = ("lm", "das", "sds", "cosine", "samples_per_second")
-    known = [float(name in values) for name in names]
-    own = torch.tensor([values.get(name, 0.0) for name in names] + known, device=accelerator.device)
+    own = torch.tensor(list(values.values()), device=accelerator.device)
     total = cast(torch.Tensor, accelerator.reduce(own, "sum")).tolist()
-    added = {
-        name: value for name, value, seen in zip(names, total, total[len(names) :], strict=False) if seen
-    }
-    return values | added
+    return dict(zip(values, total, strict=True))

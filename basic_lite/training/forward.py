@@ -82,6 +82,8 @@ class Forward:
             self._nothing = torch.empty(0, dtype=torch.long, device=embeds.device)
         if watched:
             supervision.use(layout, initial, inputs.get("rows"))
+        known = [name for name, on in objective.weights.items() if on and (window.images or name == "lm")]
+        self.metrics.count([*known, *(["cosine"] if watched and window.images else [])], window)
         del features, initial
         mask = None if layout.right_padded else inputs["attention_mask"]
         masking = causal_only(parts.decoder, embeds.shape[1]) if layout.right_padded else nullcontext()

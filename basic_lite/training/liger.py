@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -33,13 +34,26 @@ def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | Non
     return patch, {name: on for name, on in pieces.items() if name in known}
 
 
+def _compiles(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a GPU, by trying ours; AMD's it has not been tried on."""
+    if torch.version.hip:
+        return True
+    try:
+        from basic_lite.method import row_kernel
+    except ImportError:
+        return False
+    return row_kernel.works_on(device)
+
+
 def fuse(decoder: PreTrainedModel) -> bool:
     """Replace the decoder's norms, MLPs and rotary embedding by Liger's, on a GPU alone; `True` if it did.
 
     Adapters and 4-bit layers stay where they are: only what stands between them is replaced. Liger also puts
-    its functions into transformers' module of that family, for all later models of the process.
+    its functions into transformers' module of that family, for all later models of the process. Where Triton
+    cannot compile (no C compiler), nothing is replaced, which is said once.
     """
-    if decoder.get_input_embeddings().weight.device.type != "cuda":
+    device = decoder.get_input_embeddings().weight.device
+    if device.type != "cuda" or not _compiles(device):
         return False
     if (fused := patch_of(decoder)) is None:
         return False

@@ -162,6 +162,7 @@ class Plan:
     held_out: HeldOut | None  # the rows that are measured; `None` for none
     steps: int | str  # optimizer steps, or when they are known
     memory: Row  # what is predicted for the card
+    adapters: trainable.Adapters | None = None  # those to train; `None` without any
 
     def print(self, console: Console, sources: Sources, device: str, **more: object) -> None:
         """Print the parts, the settings, `more` of them before the others, and the memory plan."""
@@ -217,7 +218,7 @@ def decide(
     settings, row = fit_memory(
         settings, step, device, memory, names=names, longest=longest, optimizer=optimizer
     )
-    return Plan(settings, rows, held_out, steps, row)
+    return Plan(settings, rows, held_out, steps, row, adapters)
 
 
 def optimizer_steps(settings: Settings, batches: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basic_lite import pages
-from basic_lite.files import MANIFEST, read_manifest
+from basic_lite.files import MANIFEST, read_json_lines, read_manifest
 
 PAGE: str = "report.html"
 
@@ -41,8 +40,7 @@ class Log:
         path = run / "log.jsonl"
         if not path.is_file():
             raise ValueError(f"{run} holds no run that has logged a step (no log.jsonl); name a run's folder")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # a last one may be half written
+        rows = read_json_lines(path)
         manifest = read_manifest(run) if (run / MANIFEST).is_file() else {}
         return cls(
             run, [row for row in rows if "lm" in row], [row for row in rows if "val_lm" in row], manifest

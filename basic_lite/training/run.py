@@ -38,7 +38,7 @@ from basic_lite.models import checkpoint, devices, llava, trainable
 from basic_lite.models.llava import Assembled, Sources
 from basic_lite.models.parts import parts_of
 from basic_lite.training import checks, distributed, guards, plan, teacher
-from basic_lite.training.callbacks import Clock, CutLog, FirstStep, Measurements, StepProgress
+from basic_lite.training.callbacks import Clock, FirstStep, Measurements, StepProgress
 from basic_lite.training.settings import Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer, ShardedArguments
@@ -335,14 +335,13 @@ def train(
         if changed is not None:
             trainer.supervision.intervene(changed)
 
-    # What would end the run late: a full disk, a save that fails, a log with steps that are done again.
+    # What would end the run late: a full disk, or a save that fails.
     checks.check_disk(settings.out, model, settings.run.newest + settings.run.keeps_best)
     ended = None
     if resume is not None:
         then = TrainerState.load_from_json(str(resume / "trainer_state.json"))
         over = History.of(then.log_history).is_over(validation.stop_after)
         ended = then if over or then.global_step >= prepared.steps else None
-        trainer.add_callback(CutLog(settings.out / "log.jsonl", then.global_step))
     elif prepared.args.should_save:
         checks.rehearse(trainer, settings.out)
 

@@ -538,6 +538,12 @@ class Run:
     overwrite: bool = setting(False, "Replace the run in --out.", "--overwrite")
     dry_run: DryRunOption = False
 
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise ValueError(
+                "--resume goes on with the run in --out, --overwrite replaces it: give one of the two"
+            )
+
     @property
     def keeps_best(self) -> bool:
         """Whether the checkpoint of the lowest validation loss stays, and gives the run its weights."""

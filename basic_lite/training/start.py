@@ -38,10 +38,15 @@ class Start:
     def origin(self) -> dict[str, str]:
         """What the manifest of the run to come says of it."""
         name = {"stage 1": "stage1", "model": "model"}.get(self.kind, "stage2")
-        said = {name: str(self.source), "projector": files.file_hash(self.projector)}
+        return {name: str(self.source), **self.hashes}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What tells it from another one: the hashes of its projector and its adapters."""
+        paths = {"projector": self.projector}
         if self.kind == "adapters":
-            said["adapters"] = files.file_hash(self.source / files.ADAPTER_WEIGHTS)
-        return said
+            paths["adapters"] = self.source / files.ADAPTER_WEIGHTS
+        return {name: files.file_hash(path) for name, path in paths.items()}
 
     def check(self) -> None:
         """Compare the run's weight files with its manifest; raises ValueError if one has changed."""

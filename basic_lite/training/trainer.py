@@ -31,10 +31,15 @@ from basic_lite.models import adapters, checkpoint, decoder_layer
 from basic_lite.models.parts import parts_of
 from basic_lite.models.projector import Projector
 from basic_lite.training import distributed, liger, optimizers
-from basic_lite.training.callbacks import GradientCheck, Metrics, Stopper, finite, line_of
+from basic_lite.training.callbacks import Begin, GradientCheck, Metrics, Stopper, cut_log, finite, line_of
 from basic_lite.training.forward import Forward
-from basic_lite.training.guards import FiniteGuard, Splitter
+from basic_lite.training.guards import DUMP, FiniteGuard, Splitter
 from basic_lite.training.validation import NAMES, History, Validator, answer_tokens
+
+LOG: str = "log.jsonl"
+
+UNLOGGED: str = "unlogged.json"
+"""File in a checkpoint: the sums of steps that no line of the log counts yet, over all processes."""
 
 
 class ShardedArguments(TrainingArguments):
@@ -43,6 +48,15 @@ class ShardedArguments(TrainingArguments):
     @property
     def place_model_on_device(self) -> bool:
         return False
+
+
+def stay_on_one_gpu(args: TrainingArguments) -> None:
+    """Keep a process to its own GPU; several GPUs have a process each.
+
+    Where a process sees more of them, transformers' Trainer spreads every batch over all of them by
+    `nn.DataParallel`, which our batches with known positions and 4-bit weights do not survive.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
 
 
 class BasicTrainer(Trainer):
@@ -98,6 +112,7 @@ class BasicTrainer(Trainer):
         **kwargs: Any,  # of the Trainer: `train_dataset`, `data_collator`, `callbacks`
     ) -> None:
         args.remove_unused_columns = False
+        stay_on_one_gpu(args)
         self.sharded = sharded
         args.logging_nan_inf_filter = False  # its isnan() waits for the GPU in every step
         # Ours to clip, where processes have joined their gradients and the guard sees the norm.
@@ -159,7 +174,9 @@ class BasicTrainer(Trainer):
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
         self._logged_chunk = 0
         self.splitter = Splitter(self.model, self.metrics)
+        self._resumed: Path | None = None
         self.add_callback(GradientCheck(args))
+        self.add_callback(Begin(self._begin))
         self.guard = FiniteGuard(self.folder, self._ids, args.process_index)
         self._stopper = Stopper()
         if args.world_size > 1:
@@ -268,6 +285,7 @@ class BasicTrainer(Trainer):
         except torch.OutOfMemoryError:
             for group in self.groups:  # outputs that wait for a layer which did not run any more
                 group.release()
+            self.forward.deferral = None
             raise
         deferral, self.forward.deferral = self.forward.deferral, None
         if deferral is not None:
@@ -309,6 +327,8 @@ class BasicTrainer(Trainer):
                 return
             for parameter in self._trained():  # accelerate's optimizer does nothing between two steps
                 parameter.grad = None
+            for group in self.groups:  # what those were cut out of: 1.3 GB of a 7B's adapters
+                group.gradients = []
 
         vars(model).update(train=stay, zero_grad=forget)
         try:
@@ -412,6 +432,7 @@ class BasicTrainer(Trainer):
         A kill at any moment leaves the last complete checkpoint; a half-written one is never found.
         """
         self.guard.collect(wait=True)  # no step whose gradients were not finite gets into a checkpoint
+        unlogged = self._unlogged()
         out, main = self.folder, self.is_world_process_zero()
         name = f"checkpoint-{self.state.global_step}"
         parts = out / f".{name}.parts"
@@ -428,6 +449,7 @@ class BasicTrainer(Trainer):
                     super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if draft is not None:
+                    files.write_json(parts / name / UNLOGGED, unlogged)
                     if isinstance(self.batches, StreamBatches):
                         self.batches.save(parts / name, self.state.global_step)
                     _add_state(parts / name)
@@ -462,7 +484,8 @@ class BasicTrainer(Trainer):
             checkpoint.load_decoder(model, folder / files.DECODER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.load_weights(Path(resume_from_checkpoint))
+        self._resumed = Path(resume_from_checkpoint)
+        self.load_weights(self._resumed)
 
     # -- held-out rows ---------------------------------------------------------------------------------------
 
@@ -522,6 +545,36 @@ class BasicTrainer(Trainer):
 
     # -- logging ---------------------------------------------------------------------------------------------
 
+    def _unlogged(self) -> dict[str, Any]:
+        """Return what the next line of the log will count of the steps so far; all processes have to come."""
+        metrics, loss = self.metrics, self.accelerator.reduce(self._tr_loss.clone(), "mean")
+        sums = {name: float(metrics.sums.get(name, 0.0)) for name in metrics.steps}
+        return {
+            "logged": self._globalstep_last_logged,
+            "loss": float(cast(torch.Tensor, loss)),
+            "sums": distributed.sums_over_processes(sums, self.accelerator),
+            "steps": metrics.steps,
+            "skipped": self.guard.skipped,
+            "rows_per_chunk": self._logged_chunk,
+        }
+
+    def _begin(self) -> None:
+        """Let a resumed run log as if it had never stopped, at the intervals that are asked for now."""
+        self.state.compute_steps(self.args, self.state.max_steps)
+        if self._resumed is None:
+            return
+        if self.is_world_process_zero():
+            for name in (LOG, DUMP):
+                cut_log(self.folder / name, self.state.global_step)
+        path, self._resumed = self._resumed / UNLOGGED, None
+        if path.is_file():  # older versions left it out
+            then = json.loads(path.read_text(encoding="utf-8"))
+            self._globalstep_last_logged = then["logged"]
+            self._tr_loss += then["loss"]
+            self.metrics.sums = then["sums"] if self.is_world_process_zero() else {}
+            self.metrics.steps = then["steps"]
+            self.guard.skipped, self._logged_chunk = then["skipped"], then["rows_per_chunk"]
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the terms to what the Trainer logs, and append the step to `log.jsonl`."""
         if "loss" in logs and "train_runtime" not in logs:
@@ -539,7 +592,7 @@ class BasicTrainer(Trainer):
 
     def _write_line(self, row: dict[str, Any]) -> None:
         if self.is_world_process_zero():
-            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
+            with (self.folder / LOG).open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     @contextmanager

@@ -83,7 +83,7 @@ class Row:
 
     Attributes:
         what: is measured.
-        goal: the limit.
+        goal: the limit; `None` in a row that stands for a part that failed.
         most: whether the figure may be at most the goal; else at least.
         measured: the figure; `None` where there is none.
         note: how it came about, or why there is none.
@@ -91,7 +91,7 @@ class Row:
     """
 
     what: str
-    goal: float
+    goal: float | None
     most: bool = True
     measured: float | None = None
     note: str = ""
@@ -100,7 +100,7 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether the goal is met; `None` where nothing can be said."""
-        if self.measured is None or not self.judged:
+        if self.measured is None or self.goal is None or not self.judged:
             return None
         return self.measured <= self.goal if self.most else self.measured >= self.goal
 
@@ -128,7 +128,7 @@ def markdown(rows: list[Row]) -> str:
     """Return the table of goals: goal, measured, met."""
     lines = ["| | goal | measured | met | |", "|---|---|---|---|---|"]
     for row in rows:
-        goal = f"{'at most' if row.most else 'at least'} {row.goal:g}"
+        goal = "-" if row.goal is None else f"{'at most' if row.most else 'at least'} {row.goal:g}"
         figure = "-" if row.measured is None else f"{row.measured:.4g}"
         met = {True: "yes", False: "no", None: "-"}[row.met]
         lines.append(f"| {row.what} | {goal} | {figure} | {met} | {row.note} |")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,8 @@ def goals(
 ) -> None:
     """Measure every goal for speed and memory: goal, measured, met. Random weights; nothing is fetched.
 
-    Goals are judged at the real sizes on a GPU; the one for a CPU everywhere.
+    Goals are judged at the real sizes on a GPU; the one for a CPU everywhere. A part that fails is one row,
+    and the others go on.
 
     Examples:
 
@@ -48,8 +51,8 @@ def goals(
       python -m bench.goals_command --model gemma-2b --decoder-layers 2 --micro-batch 1 --steps 1   (CPU)
     """
     from bench.goals import Size, machine, markdown
-    from bench.runs import cpu_row, every_goal
-    from bench.start import start_row
+    from bench.runs import cpu_rows, every_goal, or_why
+    from bench.start import start_rows
 
     from basic_lite.bench.synthetic import DECODERS
     from basic_lite.console import quiet_console
@@ -80,18 +83,18 @@ def goals(
         if out is not None:
             write_json(out, about | {"rows": [row.json() for row in rows]})
 
+    parts = [or_why("L_sds on a CPU", cpu_rows)]
+    if start:
+        parts.append(or_why("starts of a 7B", partial(start_rows, device, decoder_layers)))
+    parts.append(every_goal(size, tuple(model or DECODERS), console.print))
     try:
-        rows.append(cpu_row())
-        if start:
-            rows.append(start_row(device, decoder_layers))
-        for row in every_goal(size, tuple(model or DECODERS), console.print):
+        for row in chain.from_iterable(parts):
             rows.append(row)
             write()  # what is there stays there whatever comes next
     finally:
         for name, value in about.items():
             console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
         console.print(markdown(rows), highlight=False, soft_wrap=True)
-    write()
 
 
 if __name__ == "__main__":

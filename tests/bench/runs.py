@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -21,6 +22,7 @@ from basic_lite.bench.step import (
     run_if_it_fits,
 )
 from basic_lite.bench.synthetic import random_model
+from basic_lite.files import one_line
 from basic_lite.memory.choice import GLOBAL_BATCH, Kind, budget_bytes, candidates, fit, step_of
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
 from basic_lite.models.llava import Assembled
@@ -35,29 +37,38 @@ def every_goal(size: Size, models: tuple[str, ...], say: Callable[[str], object]
         say: where it is said what is being measured.
 
     Yields:
-        Rows as they are measured.
+        Rows as they are measured; what fails takes no other row with it.
     """
     for model in models:
         say(f"{model}: L_sds")
-        yield from _sds(model, size)
-        say(f"{model}: building it")
-        assembled = random_model(
-            model, bits=size.bits, dtype=size.dtype, device=size.device, layers=size.layers
-        )
-        release_memory()
-        emulate_card(size.cap_gib, size.device)
-        say(f"{model}: stage 1")
-        yield from _stage1(model, assembled, size)
-        say(f"{model}: stage 2")
-        yield from _stage2(model, assembled, size)
-        del assembled
+        yield from or_why(f"L_sds, {model}", partial(_sds, model, size))
+        yield from or_why(f"steps, {model}", partial(_steps, model, size, say))
         release_memory()
 
 
-def cpu_row() -> Row:
+def or_why(what: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """Yield rows; where they fail, one that says why instead of those that are left."""
+    try:
+        yield from rows()
+    except Exception as error:  # whatever a driver, a kernel or another library raises
+        traceback.print_exc()
+        yield Row(f"{what}: failed", None, note=f"{type(error).__name__}: {one_line(error)}")
+
+
+def _steps(model: str, size: Size, say: Callable[[str], object]) -> Iterator[Row]:
+    say(f"{model}: building it")
+    assembled = random_model(model, bits=size.bits, dtype=size.dtype, device=size.device, layers=size.layers)
+    release_memory()
+    emulate_card(size.cap_gib, size.device)
+    for name, stage in (("stage 1", _stage1), ("stage 2", _stage2)):
+        say(f"{model}: {name}")
+        yield from or_why(f"{name}, {model}", partial(stage, model, assembled, size))
+
+
+def cpu_rows() -> Iterator[Row]:
     """Measure the one goal that is about a CPU: `L_sds` at D = 1024 in fp32."""
     found = {row["name"]: row for row in measure_sds(128, 1024, 32_000, "cpu", torch.float32, 3)}
-    return Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
+    yield Row("L_sds / three products, CPU, fp32, D = 1024", 1.5, measured=found["L_sds"]["ratio"])
 
 
 def _sds(model: str, size: Size) -> Iterator[Row]:
@@ -116,7 +127,7 @@ def _stage1(model: str, assembled: Assembled, size: Size) -> Iterator[Row]:
         **judged,
     )
     peaks = basic.get("peak MiB"), plain.get("peak MiB")
-    lacking = "" if None not in peaks else "needs a GPU"
+    lacking = "" if None not in peaks else "out of memory" if size.device == "cuda" else "needs a GPU"
     yield Row(
         f"peak in GB, stage 1, micro-batch {size.micro_batch}, recomputing, {model}",
         STAGE1_GB[model],

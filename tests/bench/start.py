@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -150,12 +151,13 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def start_row(device: str, layers: int | None) -> Row:
+def start_rows(device: str, layers: int | None) -> Iterator[Row]:
     """Measure the goal for starts: a 7B's second one."""
     what = "seconds to the first step of vicuna-7b, copy in page cache"
     try:
         first, second = measure_starts("vicuna-7b", device, layers)
     except ValueError as error:  # no room
-        return Row(what, 20, note=str(error))
+        yield Row(what, 20, note=str(error))
+        return
     note = f"first start {first['seconds']}"
-    return Row(what, 20, measured=second["seconds"], note=note, judged=device == "cuda" and layers is None)
+    yield Row(what, 20, measured=second["seconds"], note=note, judged=device == "cuda" and layers is None)

@@ -347,6 +347,35 @@ def test_recomputing_is_set_anew_for_every_measurement(small_goals):
         assert sum(layer.gradient_checkpointing for layer in layers) == expected
 
 
+def test_what_fails_takes_no_other_row_of_the_table_with_it(small_goals, monkeypatch, tmp_path, capsys):
+    """A start that does not come up, a kernel that does not compile, a model that cannot be built."""
+    from bench.goals_command import goals
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("CUDA error:\nno kernel image")
+
+    monkeypatch.setattr(runs, "cpu_rows", lambda: [bench_goals.Row("on a CPU", 1.5, measured=1.1)])
+    monkeypatch.setattr(start, "measure_starts", fail)
+    monkeypatch.setattr(runs, "_stage1", fail)
+    build = runs.random_model
+    monkeypatch.setattr(
+        runs, "random_model", lambda model, **k: fail() if "7b" in model else build(model, **k)
+    )
+    small = {"micro_batch": 2, "text": 5, "rank": 4, "patches": 8, "steps": 1, "rounds": 1, "bits": 16}
+    models, out = ["vicuna-7b", "gemma-2b"], tmp_path / "goals.json"
+    goals(model=models, cap=24.0, decoder_layers=2, start=True, out=out, **small)
+    rows = {row["what"]: row for row in json.loads(out.read_text())["rows"]}
+    failed = {what for what in rows if what.endswith(": failed")}
+    assert failed == {
+        f"{what}: failed" for what in ("starts of a 7B", "steps, vicuna-7b", "stage 1, gemma-2b")
+    }
+    assert all("RuntimeError: CUDA error: no kernel image" in rows[what]["note"] for what in failed)
+    assert rows["on a CPU"]["met"]
+    assert rows["L_sds / three products, vicuna-7b, N = 8"]["measured"] is not None
+    assert rows["stage 2 runs under the cap, gemma-2b"]["measured"] == 1
+    assert "| starts of a 7B: failed | - | - | - | RuntimeError" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_random_model_on_disk_is_a_whole_one(name, tmp_path):
     start.write_random_model(tmp_path / "llm", DECODERS[name](), AutoModelForCausalLM)
@@ -361,7 +390,7 @@ def test_a_random_model_on_disk_is_a_whole_one(name, tmp_path):
 def test_the_command_writes_what_it_prints(small_goals, monkeypatch, tmp_path, capsys):
     from bench.goals_command import goals
 
-    monkeypatch.setattr(runs, "cpu_row", lambda: bench_goals.Row("on a CPU", 1.5, measured=1.1))
+    monkeypatch.setattr(runs, "cpu_rows", lambda: [bench_goals.Row("on a CPU", 1.5, measured=1.1)])
     small = {"micro_batch": 2, "text": 5, "rank": 4, "patches": 8, "steps": 1, "rounds": 1, "bits": 16}
     out = tmp_path / "goals.json"
     goals(model=["gemma-2b"], cap=24.0, decoder_layers=2, start=False, out=out, **small)

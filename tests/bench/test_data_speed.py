@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from basic_lite.bench.data import measure_data, measure_waiting, pictures_per_second, rows_of, write_photos
+from basic_lite.data.formats import read_row
 from basic_lite.data.pictures import ImageTransform, load_image
-from basic_lite.data.rows import normal_form, read_row
+from basic_lite.data.rows import normal_form
 
 TRANSFORM = ImageTransform(336, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "pad")
 

@@ -1,17 +1,22 @@
+import gzip
 import io
 import os
+import shutil
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from data.made_rows import row, write_tar
 from PIL import Image
 
 from basic_lite.data import archives
-from basic_lite.data.archives import MAX_BYTES, Archive, archives_in, open_archive
+from basic_lite.data.archives import MAX_BYTES, Archive, archives_in, open_archive, unpacked
 from basic_lite.data.checks import check_pictures
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import open_rows
@@ -178,6 +183,25 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     assert code_of("a.png", path) == "undecodable_image"
     assert tracemalloc.get_traced_memory()[1] < 20 << 20  # not the 257 MiB that it would unpack to
     tracemalloc.stop()
+
+
+def test_two_processes_unpack_a_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of one run do; a second one must not take the first one's unfinished file for its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = bytes(range(256)) * 40
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(data))
+
+    def in_halves(packed: IO[bytes], file: IO[bytes], length: int) -> None:
+        whole = packed.read()
+        file.write(whole[: length // 4096])
+        file.flush()
+        time.sleep(0.2)
+        file.write(whole[length // 4096 :])
+
+    monkeypatch.setattr(shutil, "copyfileobj", in_halves)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(unpacked, [tmp_path / "a.json.gz"] * 2))
+    assert [path.read_bytes() == data for path in paths] == [True, True]
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import groupby
@@ -782,6 +783,19 @@ def test_plain_takes_one_image_and_one_caption(turns: list[Turn], count: str) ->
 def test_plain_drops_what_the_human_said() -> None:
     turns: list[Turn] = [("user", "Describe it.\n<image>"), ("assistant", "a caption")]
     assert render("plain", turns) == "<image>a caption\n"
+
+
+def test_long_texts_are_not_kept_in_memory() -> None:
+    def encoded(number: int) -> None:
+        turns: list[Turn] = [("user", "Q"), ("assistant", f"{number} " + "words " * 400)]
+        encode("vicuna_v1", tokenizer_of("vicuna"), turns, image_token_id=32000, tokens_per_image=1)
+
+    encoded(0)
+    tracemalloc.start()
+    for number in range(1, 101):
+        encoded(number)
+    assert tracemalloc.get_traced_memory()[0] < 50_000  # 100 of 400 tokens would be 3.5 MB
+    tracemalloc.stop()
 
 
 def test_an_unknown_template_is_refused() -> None:

@@ -20,9 +20,10 @@ from PIL import Image
 from basic_lite.data.archives import path_fault
 from basic_lite.data.checks import check_data, check_pictures
 from basic_lite.data.conversation import IMAGE
+from basic_lite.data.formats import EXCHANGES, read_row
 from basic_lite.data.pictures import MAX_PIXELS, ImageTransform, check_picture, load_image
 from basic_lite.data.readers import open_rows
-from basic_lite.data.rows import CODES, ImageRef, RowFault, Sample, normal_form, read_row
+from basic_lite.data.rows import CODES, ImageRef, RowFault, Sample, normal_form
 
 EXAMPLES = int(os.environ.get("DATA_FUZZ", "200"))
 few = settings(max_examples=max(EXAMPLES // 4, 1), deadline=None, suppress_health_check=list(HealthCheck))
@@ -58,6 +59,18 @@ wild = anything | st.fixed_dictionaries(
         "source": anything,
     },
 )
+said = texts | st.lists(turns, max_size=3) | anything
+exchanges = st.sampled_from([(ask, name) for ask, names in EXCHANGES.items() for name in names]).flatmap(
+    lambda columns: st.fixed_dictionaries(
+        dict.fromkeys(columns, said),
+        optional={
+            "input": texts | anything,
+            "history": st.lists(st.lists(texts, min_size=2, max_size=2), max_size=2) | anything,
+            "images": st.lists(paths, max_size=3),
+            "label": anything,
+        },
+    )
+)
 # Most wild rows fail at the first look; these are rows but for what strangers get wrong.
 questions = (
     st.sampled_from(["Hi", "What?", IMAGE, f"{IMAGE}\nWhat?", f"What?\n{IMAGE}", IMAGE * 2, ""]) | texts
@@ -77,7 +90,7 @@ likely = st.builds(
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([0, 0, 0, 1]),
 )
-rows = likely | wild
+rows = likely | wild | exchanges
 
 
 def attempt(call: Callable, *arguments: object) -> tuple[object, RowFault | None]:
@@ -285,6 +298,8 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
         {"id": "c", "image": giant, "conversations": [{"from": "human", "value": IMAGE}, gpt]},
         {"id": "d", "conversations": [{"from": giant, "value": "Hi"}]},
         {"id": "e", giant: 1},
+        {"id": "f", "image": "a.png", "conversations": [{"from": "human", "value": IMAGE + giant}, gpt]},
+        {"id": "g", "conversations": [{"from": "human", "value": "\n" * len(giant) + "<"}, gpt]},
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(data))
@@ -295,10 +310,12 @@ def test_ten_megabyte_strings(tmp_path: Path) -> None:
         (2, "missing_image"),
         (3, "bad_roles"),
         (4, "malformed_row"),
+        *((5, code) for code in ("missing_image", "no_supervision", "too_long")),
+        *((6, code) for code in ("no_supervision", "too_long")),
     ]
     assert all(len(finding.detail) < 1000 for finding in findings)
     opened.faults = findings
-    assert opened.usable.tolist() == [True, True, False, False, False]
+    assert opened.usable.tolist() == [True, True, False, False, False, False, False]
 
 
 def test_the_disk_is_left_as_it_was(tmp_path: Path, write_rows: Callable) -> None:

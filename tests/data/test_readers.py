@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from basic_lite.data import index
 from basic_lite.data.conversation import IMAGE
+from basic_lite.data.formats import FORMATS
 from basic_lite.data.index import estimated_tokens
 from basic_lite.data.readers import open_rows
-from basic_lite.data.rows import LAYOUTS, ImageRef, RawRow, Sample, normal_form
+from basic_lite.data.rows import ImageRef, RawRow, Sample, normal_form
 
 
 def test_published_stage_1_rows(tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_new_layout_is_one_function(
         return RawRow(str(stored["key"]), [stored["file"]], turns, "captions")
 
     path = write_rows([{"key": 7, "file": "a.png", "caption": "A cup."}, row("b", "Hi", "Ho")])
-    monkeypatch.setitem(LAYOUTS, "caption", captions)
+    monkeypatch.setitem(FORMATS, "caption", captions)
     rows = open_rows(path)
     assert rows[0] == Sample(
         "7",

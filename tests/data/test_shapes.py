@@ -78,6 +78,41 @@ SHAPES: dict[str, tuple[dict, list]] = {
         {"query": "And?", "response": "B", "history": [["<image>What?", "A cup."]], "image": "0.png"},
         [*EXPECTED, ("user", "And?"), ("assistant", "B")],
     ),
+    "instruction and output": (
+        {"instruction": "<image>What?", "input": "", "output": "A cup.", "image": "0.png"},
+        EXPECTED,
+    ),
+    "instruction, input and output": (
+        {"instruction": "Translate.", "input": "Tasse", "output": "A cup.", "system": "Be brief."},
+        [("user", "Be brief.\n\nTranslate.\nTasse"), EXPECTED[1]],
+    ),
+    "instruction, output and history": (
+        {"instruction": "And?", "output": "B", "history": [["<image>What?", "A cup."]], "images": ["0.png"]},
+        [*EXPECTED, ("user", "And?"), ("assistant", "B")],
+    ),
+    "question and answer": ({"question": "<image>What?", "answer": "A cup.", "image": "0.png"}, EXPECTED),
+    "question and answers that agree": (
+        {"question": "<image>What?", "answers": ["A cup.", "A cup."], "images": ["0.png"]},
+        EXPECTED,
+    ),
+    "question and answers of VQAv2": (
+        {"question": "<image>What?", "answers": [{"answer": "A cup.", "answer_id": 1}], "image": "0.png"},
+        EXPECTED,
+    ),
+    "prompt and completion": ({"prompt": "What?", "completion": "A cup."}, [("user", "What?"), EXPECTED[1]]),
+    "prompt and response": ({"prompt": "<image>What?", "response": "A cup.", "images": ["0.png"]}, EXPECTED),
+    "prompt and completion as turns": (
+        {
+            "prompt": [{"role": "system", "content": "Be brief."}, CHAT[0]],
+            "completion": CHAT[1:],
+            "image": "0.png",
+        },
+        [("user", "<image>\nBe brief.\n\nWhat?"), EXPECTED[1]],
+    ),
+    "a prompt of parts": (
+        {"prompt": parts([{"type": "image"}, TEXT]), "completion": "A cup.", "images": ["0.png"]},
+        EXPECTED,
+    ),
     "a path in a mapping": ({"images": [{"path": "0.png", "bytes": None}], "messages": CHAT}, EXPECTED),
     "a system turn": (
         {"image": "0.png", "messages": [{"role": "system", "content": "Be brief."}, *CHAT]},
@@ -172,6 +207,33 @@ NOTED: dict[str, tuple[dict, str]] = {
         {"image": "0.png", "conversations": [HUMAN, GPT], "messages": parts("Else?", "No.")},
         "not_used",
     ),
+    **{
+        f"question, answer and {more}": (
+            {"image": "0.png", "question": "<image>What?", "answer": "A cup.", more: value},
+            "not_used",
+        )
+        for more, value in {"choices": ["a", "b"], "context": "C", "answers": ["B"], "response": "B"}.items()
+    },
+    "several answers": (
+        {"image": "0.png", "question": "<image>What?", "answers": ["B", "A cup.", "A cup."]},
+        "not_used",
+    ),
+    "conversations beside question and answer": (
+        {"image": "0.png", "question": "Else?", "answer": "No.", "conversations": [HUMAN, GPT]},
+        "not_used",
+    ),
+    "conversations beside a caption": (
+        {"image": "0.png", "caption": "C", "conversations": [HUMAN, GPT]},
+        "not_used",
+    ),
+    "the messages of a preference": (
+        {"image": "0.png", "prompt": "p", "chosen": CHAT, "rejected": CHAT, "messages": CHAT},
+        "not_used",
+    ),
+    "question, answer, no placeholder": (
+        {"image": "0.png", "question": "What?", "answer": "A cup."},
+        "no_placeholder",
+    ),
     "objects": ({"image": "0.png", "objects": {"bbox": [[1, 2]]}, "conversations": [HUMAN, GPT]}, "not_used"),
     "boxes": ({"image": "0.png", "bbox": [[1, 2]], "conversations": [HUMAN, GPT]}, "not_used"),
     "reasoning": (
@@ -220,6 +282,18 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "a path in the text": (row("a", "Picture 1: <img>0.png</img>\nWhat?", "A cup."), "placeholder_mismatch"),
     "fewer placeholders": ({"images": ["0.png", "1.png"], "messages": CHAT}, "placeholder_mismatch"),
     "a tool turn": ({"messages": [*CHAT, {"role": "tool", "content": "{}"}]}, "bad_roles"),
+    "a preference": ({"prompt": "Hi", "chosen": "Ho", "rejected": "Hm"}, "malformed_row"),
+    "a preference with an answer": (
+        {"question": "Hi", "answer": "Ho", "chosen": "Ho", "rejected": "Hm"},
+        "malformed_row",
+    ),
+    "an undesirable completion": ({"prompt": "Hi", "completion": "Ho", "label": False}, "no_supervision"),
+    "ranked outputs": ({"instruction": "Hi", "output": ["Ho", "Hm"]}, "malformed_row"),
+    "the number of an answer": ({"question": "Hi", "answer": 2}, "malformed_row"),
+    "no answers": ({"question": "Hi", "answers": []}, "malformed_row"),
+    "an input that is no text": ({"instruction": "Hi", "input": [1], "output": "Ho"}, "malformed_row"),
+    "a history that is no list": ({"query": "Hi", "response": "Ho", "history": 5}, "malformed_row"),
+    "a completion without turns": ({"prompt": "Hi", "completion": []}, "no_supervision"),
     "no base64": ({"image": "data:image/png;base64,!!", "messages": CHAT}, "undecodable_image"),
 }
 
@@ -241,6 +315,24 @@ def test_a_finding_has_the_id_of_a_row_that_cannot_be_read(tmp_path: Path, write
     again = shutil.copy(rows.path, tmp_path / "again.json")
     mix = open_sources(parse_sources([rows.path, again], None))
     assert [finding.id for finding in check_rows(mix)] == ["a", "", "", "c"] * 2
+
+
+def test_a_missing_answer_and_a_preference_are_named(write_rows: Callable) -> None:
+    rows = open_rows(write_rows([{"question": "Hi"}, {"chosen": "Ho", "rejected": "Hm"}, row("c", "a", "b")]))
+    answer, preference = (finding.detail for finding in check_rows(rows))
+    assert answer == "'question' has no answer in 'answer' or 'answers', in a row with 'question'"
+    assert preference.startswith("preferences ('chosen', 'rejected') are not trained on: ")
+
+
+def test_only_a_completion_has_loss(tmp_path: Path, write_rows: Callable, tokenizer: object) -> None:
+    turns = parts("One?", "Alpha", "Two?", "Beta")
+    system = [{"role": "system", "content": "Sys."}]
+    rows = open_rows(write_rows([{"prompt": [*system, *turns[:3]], "completion": turns[3:]}]))
+    encoded = TextEncoder("chatml", tokenizer, 999, 4, None)(rows[0])
+    assert tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX]) == "Beta<|im_end|>"
+    assert "Alpha<|im_end|>" in tokenizer.decode(encoded.input_ids)
+    assert CliRunner().invoke(app, ["convert", str(rows.path), str(tmp_path / "out")]).exit_code == 0
+    assert open_rows(tmp_path / "out" / "rows.jsonl")[0].silent == {1}
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "loss"])
@@ -333,6 +425,11 @@ def test_webdataset_shards(suffix: str, tmp_path: Path, picture: Callable) -> No
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "shards"), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert held(open_rows(tmp_path / "out" / "rows.jsonl")) == held(rows)
+    write_tar(
+        tmp_path / "crawled.tar",
+        {"a.json": b'{"prompt": "cup, oil"}', "a.txt": b"A cup.", "a.png": png(picture(9, 9))},
+    )
+    assert open_rows(tmp_path / "crawled.tar")[0].turns[1] == EXPECTED[1]  # a question alone is no layout
     (tmp_path / "none.tar").write_bytes(b"no tar")
     with pytest.raises(ValueError, match="no tar of samples"):
         open_rows(tmp_path / "none.tar")

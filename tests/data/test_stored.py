@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from basic_lite.data.checks import check_budget, check_pictures, check_rows
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import open_rows
+from basic_lite.data.stream import Stream
 
 
 def published(name: str, picture: Callable) -> list[dict]:
@@ -123,6 +124,27 @@ def test_min_rating(parquet: Callable, picture: Callable) -> None:
     assert kept == ["<image>\nRated 5?", "<image>\nRated 3?"]
     with pytest.raises(ValueError, match="holds no rows"):
         open_rows(path, min_rating=5)  # formatting is rated 4
+
+
+def test_a_row_counts_by_the_ratings_that_it_has(parquet: Callable, picture: Callable) -> None:
+    """Rows of text have none of how a picture fits, in FineVision."""
+    data = [rated(picture, rating) | {"visual_dependency_min": None} for rating in (5, 2)]
+    data.append(rated(picture, 4) | {"visual_dependency_min": 1})
+    path = parquet(data, images=datasets.List(datasets.Image()))
+    assert [sample.turns[0][1] for sample in open_rows(path, min_rating=3)] == ["<image>\nRated 5?"]
+    streamed = Stream(path, min_rating=3).beginning(3)
+    assert [None if sample is None else sample.turns[0][1] for sample in streamed] == [
+        "<image>\nRated 5?",
+        None,
+        None,
+    ]
+
+
+def test_a_row_without_any_rating_is_named(parquet: Callable, picture: Callable) -> None:
+    data = [rated(picture, 5), rated(picture, 5) | {"relevance_min": None, "formatting_min": None}]
+    path = parquet(data, images=datasets.List(datasets.Image()))
+    with pytest.raises(ValueError, match="row 1 of this data set has no ratings"):
+        open_rows(path, min_rating=3)
 
 
 def test_faulty_rows_of_a_data_set(parquet: Callable, picture: Callable) -> None:

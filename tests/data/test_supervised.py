@@ -106,6 +106,17 @@ def test_rows_left_out_and_rows_of_before_count_too(supervised: Callable, tmp_pa
         resumed[31]
 
 
+def test_a_log_that_was_cut_off_goes_on_after_it(supervised: Callable, tmp_path: Path) -> None:
+    log = tmp_path / "bad.jsonl"
+    options = {"bad": {0, 30, 31}, "bad_budget": 0.5, "bad_log": log}
+    assert supervised(**options)[0]["row"] == 1
+    with log.open("a") as file:
+        file.write('{"row": 57, "detail": "turn 0 must be {\'from\', \'value\'}')
+    assert supervised(**options)[30]["row"] == 33
+    resumed = supervised(**options)
+    assert resumed.state.numpy().nonzero()[0].tolist() == [0, 30]
+
+
 def test_without_a_budget_the_first_bad_row_stops(supervised: Callable) -> None:
     with pytest.raises(ValueError, match=r"^row 30 \(id '30'\): image 'bad.png' cannot be decoded"):
         supervised(bad={30})[30]

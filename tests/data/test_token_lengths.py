@@ -67,6 +67,8 @@ def test_counts_are_kept_for_one_tokenizer_template_and_limit(
     assert token_lengths(rows, encoder(vicuna)).tolist() == first.tolist()
     for other in (encoder(vicuna, most=50), encoder(vicuna, "mistral_official")):
         assert token_lengths(rows, other).tolist() == [7, 0]
+    monkeypatch.setattr(lengths, "FORMAT", "next")  # of the index: rows of more layouts may be readable
+    assert token_lengths(rows, encoder(vicuna)).tolist() == [7, 0]
 
 
 def test_a_caption_counts_without_its_request_and_a_long_row_is_cut(

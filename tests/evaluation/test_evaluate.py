@@ -72,11 +72,11 @@ def test_answers_do_not_depend_on_batch_size_or_order(tmp_path):
     assert {question.id: answer.answer_one(assembled, question) for question in asked} == first
 
 
-@pytest.mark.parametrize("by_likelihood", [False, True])
-def test_what_rounding_would_decide_is_decided_alike_in_every_batch(tmp_path, by_likelihood):
+@pytest.mark.parametrize("answer_by", ["text", "likelihood", "option", "mutual-information"])
+def test_what_rounding_would_decide_is_decided_alike_in_every_batch(tmp_path, answer_by):
     """All tokens have a twin that is as likely but for rounding, which differs from batch to batch."""
     assembled, choices = tiny_assembled("llama", bits=16), {letter: letter for letter in "ABCD"}
-    asked = [replace(question, choices=choices if by_likelihood else {}) for question in questions(24)]
+    asked = [replace(q, choices=choices if answer_by != "text" else {}, stem=q.text) for q in questions(24)]
     assembled.model.float()
     head = assembled.model.lm_head.weight.data
     head[: len(head) // 2] = head[len(head) // 2 :][: len(head) // 2]
@@ -88,7 +88,7 @@ def test_what_rounding_would_decide_is_decided_alike_in_every_batch(tmp_path, by
     given = []
     for size in (1, 2, 5, 16):
         path, order = tmp_path / f"{size}.jsonl", random.Random(size).sample(asked, len(asked))
-        answer.generate(assembled, order, path, batch_size=size, by_likelihood=by_likelihood)
+        answer.generate(assembled, order, path, batch_size=size, answer_by=answer_by)
         given.append(answers(path))
     assert given[0] == given[1] == given[2] == given[3]
     assert len(set(given[0].values())) > 1

@@ -117,7 +117,7 @@ def test_the_likeliest_letter_is_that_of_a_single_forward_pass(tmp_path):
     given = {}
     for size in (1, 4):
         path = tmp_path / f"{size}.jsonl"
-        assert answer.generate(assembled, asked, path, batch_size=size, by_likelihood=True) == 0
+        assert answer.generate(assembled, asked, path, batch_size=size, answer_by="likelihood") == 0
         given[size] = texts(path)
     assert given[1] == given[4]
     space = assembled.tokenizer(" A", add_special_tokens=False).input_ids
@@ -125,7 +125,7 @@ def test_the_likeliest_letter_is_that_of_a_single_forward_pass(tmp_path):
         ids = prompt_ids(assembled, [("user", question.text)])
         with torch.inference_mode():
             logits = assembled.model(**one_row(assembled.model, ids)).logits[0, -1]
-        start = {x: answer._letter_token(assembled, answer.Prompt(question, ids), x) for x in "ABC"}
+        start = {x: answer._answer_ids(assembled, answer.Prompt(question, ids), x)[0] for x in "ABC"}
         assert given[1][question.id] == max(start, key=lambda x: float(logits[start[x]]))
         assert start["A"] in space
     answer.generate(assembled, asked, tmp_path / "text.jsonl")

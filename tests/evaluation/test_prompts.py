@@ -128,6 +128,36 @@ def test_prompts(name, style, row, text, source):
     assert asked(name, style, row) == text
 
 
+# Benchmark, row as a reader yields it, and the question without its options, asked in every style.
+CELLS = {"index": "1", "hint": "Look.", "answer": "A", "category": "c", **ABCD}
+STEMS: list[tuple[str, dict[str, Any], str]] = [
+    ("mmbench", {**CELLS, "question": "Which?"}, "Look.\nWhich?"),
+    ("mmbench-cn", {**CELLS, "question": "哪个？", "hint": None}, "哪个？"),
+    ("scienceqa", SQA, "Context: Look at it.\nWhich?"),
+    ("seed", SEED, "Which?"),
+    ("ai2d", AI2D, "Which?"),
+    ("realworldqa", WORLD, "Which?"),
+    ("cv-bench", CV_TSV, "Which?"),
+    ("cv-bench", {**CV, "question": "Which?"}, "Which?"),
+    ("mmvp", MMVP, "Open?"),
+    ("mmstar", {**STAR, **ABCD, "question": "Which?"}, "Which?"),
+    ("mine", {"question": "Which?", "choices": ["red", "blue"], "answer": "red"}, "Which?"),
+    # Options in the question, or pictures among them
+    ("cv-bench", CV, ""),
+    ("mmstar", STAR, ""),
+    ("mmmu", CHOICE, ""),
+]
+
+
+@pytest.mark.parametrize(("name", "row", "stem"), STEMS)
+def test_a_choice_has_its_question_alone(name, row, stem):
+    for style in BENCHMARKS[name].styles:
+        question = BENCHMARKS[name].question({"id": 1, "image": None, **row}, style)
+        assert question is not None
+        assert question.stem == stem
+        assert len(question.choices) >= 2
+
+
 # Benchmark -> lmms-eval's module, its function, and the file that holds the words around a question.
 TASKS = {
     name: (f"{folder}/{module}.py", function, f"{folder}/{settings}")

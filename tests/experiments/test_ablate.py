@@ -143,7 +143,7 @@ def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
     assert not (tmp_path / "a").exists()
     said = run(*words, cwd=tmp_path).stdout
     assert "of 5 runs are done already" in said
-    (rate,) = re.findall(r"Learning rate (\S+): of 0.0001, .*, 0.01 the one that gives plain", said)
+    (rate,) = re.findall(r"Learning rate (\S+): of .*0.0001, .*, 0.01.* the one that gives plain", said)
     assert "Measuring along the way took" in said
     content = json.loads((tmp_path / "a/target.json").read_text())
     assert list(content["variants"]) == ["plain", "individual"]

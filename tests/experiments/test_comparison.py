@@ -109,38 +109,70 @@ def test_pictures_of_signs_are_twice_as_large_as_the_input_that_tiles_are_compar
     assert [variant.options for variant in mine._variants()] == [{}, {"tiles": 4}, {"tiles": 4, "pool": 2}]
 
 
+FIVE = "0.0002, 0.000667, 0.002, 0.006, 0.02"
+
+
 @needs_parts
-def test_the_learning_rate_is_chosen_on_plain_alone(tmp_path, monkeypatch):
-    """Of 2e-4, 6.67e-4, 2e-3 (the embedded world's), 6e-3 and 2e-2; the second of them is made the best."""
+@pytest.mark.parametrize(
+    ("of_first", "of_second", "best", "tried", "rounds"),
+    [
+        (6e-4, 6e-4, 0.000667, f"{FIVE} with the first seed, and 0.0002, 0.000667, 0.002 with all,", [5, 6]),
+        # What the first seed bears another may not.
+        (
+            6e-3,
+            2e-3,
+            0.002,
+            f"{FIVE} with the first seed, and 0.000667, 0.002, 0.006, 0.02 with all,",
+            [5, 6, 8],
+        ),
+        (
+            7e-2,
+            7e-2,
+            0.06,
+            f"{FIVE}, 0.06, 0.2 with the first seed, and 0.02, 0.06, 0.2 with all,",
+            [5, 6, 7, 6],
+        ),
+        (0.0, None, 2e-5, f"2e-05, 6.67e-05, {FIVE}", [5, 6, 7]),
+    ],
+)
+def test_the_learning_rate_is_chosen_on_plain_alone(
+    tmp_path, monkeypatch, of_first, of_second, best, tried, rounds
+):
+    """Of five around 2e-3, the embedded world's, those beyond while an end is best, and then by all seeds."""
     seen, said = [], []
 
     def run(self, console):
         seen.append(self)
-        for made in self._runs(self._variants(), self.seeds[0]):
+        for made in made_by(self):
             rate = made.task["stages"]["stage1"].get("learning_rate", 2e-3)
-            (made.folder / "stage1").mkdir(parents=True)
+            loss = abs(rate - of_first) if made.seed == 4 else 10 * abs(rate - of_second)
+            (made.folder / "stage1").mkdir(parents=True, exist_ok=True)
             manifest = {"format": 1, "training": {"learning_rate": rate}}
             (made.folder / "stage1/manifest.json").write_text(json.dumps(manifest))
-            write_measures(
-                made.folder, "stage1", [Measure("caption_loss", "", "", "lower", "s", [abs(rate - 6e-4)])]
-            )
+            write_measures(made.folder, "stage1", [Measure("caption_loss", "", "", "lower", "s", [loss])])
+
+    def made_by(tries):
+        return [made for seed in tries.seeds for made in tries._runs(tries._variants(), seed)]
 
     monkeypatch.setattr(comparison.Comparison, "run", run)
     monkeypatch.setattr(
         comparison, "read_manifest", lambda run: json.loads((run / "manifest.json").read_text())
     )
-    asked = replace(a_comparison("losses", tmp_path / "out"), stage2={"lora": True}, chosen=["das"])
+    seeds = [4] if of_second is None else [4, 5]
+    asked = replace(
+        a_comparison("losses", tmp_path / "out"), stage2={"lora": True}, chosen=["das"], seeds=seeds
+    )
     console = SimpleNamespace(print=lambda line, **more: said.append(line))
     tuned = asked.tuned(console)
-    assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": 0.000667})
-    (tries,) = seen
-    assert (tries.out, list(tries.seeds)) == (tmp_path / "out-tune", [4])
-    runs = tries._runs(tries._variants(), 4)
-    assert len(runs) == 5
-    assert all(made.task["stages"]["stage1"]["basic"] is False and made.steps == ("stage1",) for made in runs)
+    assert tuned == replace(asked, stage1={"model": "tiny", "learning_rate": best})
+    assert {tries.out for tries in seen} == {tmp_path / "out-tune"}
+    assert [len(made_by(tries)) for tries in seen] == rounds
+    for made in made_by(seen[-1]):
+        assert made.task["stages"]["stage1"]["basic"] is False
+        assert made.steps == ("stage1",)
+    ends = " (at an end of what was tried)" if best == 2e-5 else ""
     assert said == [
-        "Learning rate 0.000667: of 0.0002, 0.000667, 0.002, 0.006, 0.02 the one that gives plain the "
-        "lowest caption loss."
+        f"Learning rate {best:g}: of {tried} the one that gives plain the lowest caption loss{ends}."
     ]
     with pytest.raises(ValueError, match="leave out --learning-rate, or --tune"):
         tuned.tuned(console)

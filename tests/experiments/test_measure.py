@@ -221,19 +221,26 @@ def asked(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "wanted"),
-    [("circular accuracy", {"b": 75.0, "b_circular": 50.0}), ("accuracy", {"b": 50.0})],
+    ("metric", "answer_by", "wanted"),
+    [
+        ("circular accuracy", "likelihood", {"b, right answers": 75.0, "b, right in every order": 50.0}),
+        ("circular accuracy", "option", {"b by option, right answers": 75.0}),
+        ("accuracy", "text", {"b, right answers": 50.0}),
+        ("accuracy", "mutual-information", {"b by mutual-information, right answers": 50.0}),
+    ],
 )
 def test_answers_of_which_a_question_needs_every_order_are_counted_one_by_one_too(
-    metric, wanted, asked, tmp_path, monkeypatch
+    metric, answer_by, wanted, asked, tmp_path, monkeypatch
 ):
     questions, answers = asked
     save_score(Score(metric, "exact", 50.0, {0: 1.0, 1: 0.0}), tmp_path / "score.json")
     (tmp_path / "stage1").mkdir()
-    evaluation = SimpleNamespace(out=tmp_path, answers=answers, questions=lambda with_images: questions)
+    evaluation = SimpleNamespace(out=tmp_path, answers=answers, answer_by=answer_by)
+    evaluation.questions = lambda with_images: questions
     monkeypatch.setattr(module, "_evaluated", lambda run, name, **where: evaluation)
     measures = module.measure(tmp_path, "b", 0, benchmarks={"b": {"data": "b.tsv"}})
-    assert {made.name: made.mean for made in measures} == wanted
+    assert {made.label: made.mean for made in measures} == wanted
+    assert [made.name for made in measures] == ["b", "b_circular"][: len(wanted)]
 
 
 def test_questions_count_by_rotation_and_as_a_whole(asked):

@@ -4,7 +4,8 @@ Inside `pretended_gpu()` torch says that it has a CUDA device. Tensors made on i
 down as its own, by their storage, so that views, detached copies and what autograd saves stay where they are.
 Every operation, those of the backward pass too, compares the places of what it is given and raises what torch
 raises on a machine with a GPU: "Expected all tensors to be on the same device". The numbers are real, so
-whole commands run.
+whole commands run. A backward pass runs on a thread of its own, as autograd's of a GPU does: what a forward
+pass has put into context variables or its thread's state is not there.
 
 As on a GPU, a CPU tensor without dimensions may meet the device's tensors element by element, and indices
 `a[index]` may lie on the CPU; nothing else may mix. `.numpy()` of the device's tensors, generators and
@@ -264,8 +265,21 @@ class _Pretend(TorchFunctionMode):
         return func(tensor, *args, **kwargs)
 
     def _backward(self, func, tensor, gradient=None, retain_graph=None, create_graph=False, inputs=None):
-        with self:  # torch takes a mode off while a function runs, and functions of ours run in this one
-            torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+        failures: list[BaseException] = []
+        cores = torch.get_num_threads()
+
+        def run() -> None:
+            torch.set_num_threads(cores)
+            try:
+                torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=run)  # pretends by itself, see `run_pretending`
+        thread.start()
+        thread.join()
+        if failures:
+            raise failures.pop()
 
     def _set_gradient(self, func, tensor, gradient):
         if gradient is not None and {self.places.of(tensor), self.places.of(gradient)} == {GPU, CPU}:
@@ -296,8 +310,8 @@ class _Generator(torch.Generator):
         pass
 
 
-def _cuda() -> dict[str, object]:
-    """Return what `torch.cuda` says of a card of 24 GiB."""
+def _cuda(gpus: int) -> dict[str, object]:
+    """Return what `torch.cuda` says of cards of 24 GiB."""
 
     def nothing(*args: object, **kwargs: object) -> None:
         return None
@@ -321,7 +335,7 @@ def _cuda() -> dict[str, object]:
     says = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: gpus,
         "current_device": lambda: 0,
         "is_bf16_supported": lambda *args, **kwargs: True,
         "get_device_name": lambda *args: about.name,
@@ -348,8 +362,8 @@ def _cuda() -> dict[str, object]:
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[Places]:
-    """Let torch have a GPU, inside the block."""
+def pretended_gpu(gpus: int = 1) -> Iterator[Places]:
+    """Let torch have GPUs, inside the block; only the first one can be computed on."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
     from bitsandbytes import optim
 
@@ -394,7 +408,7 @@ def pretended_gpu() -> Iterator[Places]:
         begin(self, "cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in _cuda().items():
+        for name, value in _cuda(gpus).items():
             for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):
                 if hasattr(module, name):
                     patch.setattr(module, name, value)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from embedded import needs_parts
 from gpu.device_checks import CHECKS, GPU_ONLY, Workshop
 from gpu.pretended_gpu import pretended_gpu
+from tiny import tiny_assembled
+from tiny_trainer import trainer
 from torch import nn
 from torch.nn import functional as F
+
+from basic_lite.models.trainable import Adapters, train_adapters
 
 ONCE = (
     *("stage1 --model tiny --bits 4 --target translated", "stage2 --start stage1"),
@@ -54,6 +60,19 @@ def shop(tmp_path_factory) -> Workshop:
 def test_no_tensor_is_left_on_the_cpu(name, shop):
     with pretended_gpu():
         CHECKS[name](shop)
+
+
+def test_a_process_keeps_to_one_of_several_gpus(tmp_path):
+    """Without a launcher: transformers' Trainer would spread each batch over both."""
+    with pretended_gpu(gpus=2), warnings.catch_warnings():
+        warnings.filterwarnings("error", "CUDA reports")  # of `fork_rng`, which asks every GPU
+        assembled = tiny_assembled()
+        assembled.model.to("cuda")
+        train_adapters(assembled, Adapters(rank=2))
+        made = trainer(tmp_path, assembled.model, use_cpu=False, max_steps=1)
+        made.train()
+        assert made.args.n_gpu == 1
+    assert made.state.global_step == 1
 
 
 def mixed() -> dict[str, object]:

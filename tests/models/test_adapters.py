@@ -10,10 +10,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import DECODERS, adapted, tiny_batch, tiny_llava
+from tiny_trainer import trainer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
 
 from basic_lite.models.adapters import forget_after_steps, group_adapters
 from basic_lite.models.frozen import Scales, frozen_weights_of, members
@@ -229,6 +231,20 @@ def test_a_step_s_weights_are_the_next_step_s(kind):
             optimizer.zero_grad()
         ends.append([p.detach() for p in model.parameters()])
     assert error(ends[1], [p.double() for p in ends[0]]) < 1e-5
+
+
+def test_no_gradient_outlives_its_step(tmp_path):
+    """What the adapters' gradients are cut out of is gone when the next forward pass needs the memory."""
+    held = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            held.extend(gradient for group in made.groups for gradient in group.gradients)
+
+    made = trainer(tmp_path, adapted(tiny_llava()), max_steps=2, callbacks=[Look()])
+    made.train()
+    assert made.groups
+    assert not held
 
 
 def test_switched_off_or_given_another_input_peft_s_own_path_answers():

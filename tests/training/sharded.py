@@ -49,10 +49,11 @@ class Case:
     longest: float = 1.0
     broken_step: int | None = None
     tower: str = ""
+    every: int = 1  # steps between two lines of the log
 
 
 CASES = {
-    "llama": Case(),
+    "llama": Case(every=3),
     "gemma": Case("gemma", recompute=4, longest=0),
     "phi3": Case("phi3", recompute=2),
     "mistral": Case("mistral", broken_step=1),
@@ -93,6 +94,7 @@ def train(case: Case, out: Path, resume: Path | None = None) -> dict:
         adam_epsilon=1e-3,  # see `Case`
         save_strategy="steps",
         save_steps=2,
+        logging_steps=case.every,
         max_grad_norm=case.longest,
         bf16=case.half,
         objective=Objective(1.0, 1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,31 @@ def test_rotary_embedding_of_a_part_of_a_head_stays():
     model = tiny_llava("phi3").model.language_model
     model.config.partial_rotary_factor = 0.5
     assert liger.patch_of(model)[1]["rope"] is False
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_without_a_compiler_the_decoder_stays_as_it_is(monkeypatch, caplog, compiles):
+    """Triton builds its kernels' starter by a C compiler, which bare images lack."""
+    row_kernel = pytest.importorskip("basic_lite.method.row_kernel", reason="triton exists for Linux alone")
+
+    def compile(*args: object, **kwargs: object) -> None:
+        if not compiles:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    model = tiny_llava("llama").model.language_model
+    weight = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: SimpleNamespace(weight=weight))
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.empty(size, device="meta"))
+    monkeypatch.setattr(row_kernel, "divergence_and_difference", compile)
+    patched = []
+    monkeypatch.setattr(liger, "patch_of", lambda decoder: (lambda model, **on: patched.append(model), {}))
+    row_kernel.works_on.cache_clear()
+    try:
+        assert liger.fuse(model) is compiles
+    finally:
+        row_kernel.works_on.cache_clear()
+    assert patched == [model] * compiles
+    assert ("the decoder go on in torch" in caplog.text) is not compiles
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Three rows of each layout through `data check` and a training: both take all of them, or say the same."""
+"""Three rows of each layout through `data check` and both stages: all take all of them, or say the same."""
 
 from __future__ import annotations
 
@@ -211,6 +211,45 @@ LAYOUTS: dict[str, Writer] = {
     "query and response": lines(
         lambda n: {"query": "<image>What?", "response": f"thing {n}", "images": [f"{n}.png"]}
     ),
+    "instruction, input and output": lines(
+        lambda n: {"instruction": "What?", "input": "Say it.", "output": f"thing {n}", "image": f"{n}.png"}
+    ),
+    "question and answer": lines(
+        lambda n: {"question": "What?", "answer": f"thing {n}", "images": [f"{n}.png"]}
+    ),
+    "question and answers": lines(
+        lambda n: {"question": "What?", "answers": [f"thing {n}", "it"], "image": f"{n}.png"}
+    ),
+    "prompt and completion": lines(
+        lambda n: {"prompt": "<image>What?", "completion": f"thing {n}", "image": f"{n}.png"}
+    ),
+    "prompt and response": lines(
+        lambda n: {"prompt": "What?", "response": f"thing {n}", "images": [f"{n}.png"]}
+    ),
+    "prompt and completion as turns": lines(
+        lambda n: {
+            "prompt": chat(n)["messages"][:1],
+            "completion": chat(n)["messages"][1:],
+            "images": [f"{n}.png"],
+        }
+    ),
+    "Parquet, instruction and output": stored(
+        "parquet",
+        lambda n: {"image": inside(n), "instruction": "What?", "input": None, "output": f"thing {n}"},
+    ),
+    "Parquet, image, question and answers": stored(
+        "parquet",
+        lambda n: {"image": inside(n), "question": "What?", "answers": [{"answer": "it", "answer_id": n}]},
+    ),
+    "Parquet, prompt and completion of parts": stored(
+        "parquet",
+        lambda n: {
+            "images": [inside(n)],
+            "prompt": parts(n)["messages"][:1],
+            "completion": parts(n)["messages"][1:],
+        },
+        "images",
+    ),
     "texts in JSON": lines(lambda n: texts(n, images=[f"{n}.png"])),
     "captions": lines(lambda n: {"image": f"{n}.png", "caption": f"thing {n}"}),
     "a literal placeholder in an answer": lines(
@@ -259,13 +298,14 @@ def test_three_rows_through_check_and_training(layout: str, tmp_path: Path) -> N
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["rows"] == 3
     notes = {finding["code"] for finding in report["findings"]}
-    data = ("--model", "tiny", "--data", *given, "--global-batch", 3, "--micro-batch", 3, "--workers", 0)
-    done = run("stage1", *data, "--max-steps", 1, cwd=tmp_path)
-    rows = read_manifest(tmp_path / "runs/stage1")["rows"]
-    assert rows == {"seen": 3, "truncated": 0, "replaced": 0, "left_out": 0}
-    assert not (tmp_path / "runs/stage1/bad.jsonl").exists()
-    for note in notes & set(NOTED):
-        assert f"3 rows: {NOTED[note]}." in done.stdout
+    data = ("--data", *given, "--global-batch", 3, "--micro-batch", 3, "--workers", 0, "--max-steps", 1)
+    for stage, more in (("stage1", ["--model", "tiny"]), ("stage2", [])):
+        done = run(stage, *data, *more, cwd=tmp_path)
+        rows = read_manifest(tmp_path / "runs" / stage)["rows"]
+        assert rows == {"seen": 3, "truncated": 0, "replaced": 0, "left_out": 0}
+        assert not (tmp_path / "runs" / stage / "bad.jsonl").exists()
+        for note in notes & set(NOTED):
+            assert f"3 rows: {NOTED[note]}." in done.stdout
     assert ("other_name" in notes) == (layout in OTHERWISE_NAMED)
 
 

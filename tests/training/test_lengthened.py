@@ -81,7 +81,7 @@ def test_a_longer_run_is_otherwise_the_same(world, copied, tmp_path):
 
 def test_epochs_and_a_stop_on_the_way(world, copied, tmp_path):
     """A lengthened run that was stopped goes on with the same command, and may not become shorter."""
-    longer = stage1(world, "--epochs", 1, "--learning-rate", RATE, "--resume")
+    longer = stage1(world, "--epochs", 1, "--save-steps", 1, "--learning-rate", RATE, "--resume")
     finished = (copied / files.MANIFEST).read_text()
     before = files.file_hash(copied / "checkpoint-2" / files.PROJECTOR)
     assert "from 2 to 4 steps" in said(*longer, cwd=tmp_path)  # 16 rows at a global batch of 4

@@ -15,10 +15,11 @@ RULES = {name: by_letter(name) for name in ("exact_matching", "lmms_static")}
 
 
 def _question(row: Row, style: str) -> Question:
-    choices = choices_in(row)
+    choices, asked = choices_in(row), str(row["question"])
     return question_of(
         row,
-        options_prompt(str(row["question"]), choices),
+        options_prompt(asked, choices),
+        stem=asked,
         # The answer of the hub's rows is a position.
         answer=OPTIONS[int(row["answer"])] if "options" in row else row["answer"],
         choices=choices,

@@ -48,6 +48,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, "task": str(row["task"])},
         text,
+        stem=str(row.get("question") or ""),
         answer=str(row["answer"]).strip().strip("()"),
         choices=options,
         category="task",

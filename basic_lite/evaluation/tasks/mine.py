@@ -74,6 +74,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, "category": str(row.get("category") or "")},
         text if STYLES[style] and not captions else asked,
+        stem=asked,
         answer=letter,
         answers=() if choices else tuple(answers),
         choices=choices,

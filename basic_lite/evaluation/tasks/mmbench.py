@@ -206,6 +206,7 @@ def _question(row: Row, style: str, language: str) -> Question:
     return question_of(
         row,
         PROMPTS[style](row, language),
+        stem=_lines(row, ()),
         max_new_tokens=1024,
         answer=cells["answer"],
         choices=choices_of(row),

@@ -30,6 +30,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, **groups},
         options_prompt(asked, choices) if choices else f"{asked}\n{STYLES[style]}",
+        stem=asked if choices else "",
         answer=str(row["answer"]).strip(),
         choices=choices or dict.fromkeys("ABCD", ""),
         category="category",

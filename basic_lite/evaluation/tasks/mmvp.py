@@ -66,10 +66,11 @@ def _question(row: Row, style: str) -> Question:
         raise ValueError(
             f"MMVP's question {number} has options {row.get('Options')!r} and answer {letter!r}."
         )
-    pair = (number + 1) // 2
+    pair, asked = (number + 1) // 2, str(row["Question"]).strip()
     return question_of(
         {**row, "id": number, "pair": pair},
-        options_prompt(str(row["Question"]).strip(), options),
+        options_prompt(asked, options),
+        stem=asked,
         answer=letter,
         choices=options,
         picture=f"pair {pair}",

@@ -31,7 +31,9 @@ def _question(row: Row, style: str) -> Question:
     kind = "choice" if str(row["answer"]).strip().upper() in "ABCD" else "short answer"
     text = options_prompt(asked, choices) if choices else asked
     answer = str(row["answer"])
-    return question_of({**row, "kind": kind}, text, answer=answer, choices=choices, category="kind")
+    return question_of(
+        {**row, "kind": kind}, text, stem=asked, answer=answer, choices=choices, category="kind"
+    )
 
 
 BENCHMARK = Benchmark(

@@ -24,9 +24,11 @@ _GROUPS = ("subject", "topic", "grade", "task")
 
 def _lines(row: Row) -> str:
     """Return context (if there is any), question and lettered options, one a line."""
-    context = [f"Context: {row['hint']}"] if row["hint"] else []
-    options = [f"{letter}. {text}" for letter, text in choices_in(row).items()]
-    return "\n".join([*context, row["question"], *options])
+    return "\n".join([_stem(row), *(f"{letter}. {text}" for letter, text in choices_in(row).items())])
+
+
+def _stem(row: Row) -> str:
+    return (f"Context: {row['hint']}\n" if row["hint"] else "") + row["question"]
 
 
 def _script_lines(row: Row) -> str:
@@ -49,6 +51,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         row,
         f"{(row.get('llava') if style == 'llava' else None) or render(row)}\n{LETTER}",
+        stem=_stem(row),
         max_new_tokens=max_new_tokens,
         answer=OPTIONS[row["answer"]],
         choices=choices_in(row),

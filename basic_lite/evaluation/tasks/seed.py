@@ -45,6 +45,7 @@ def _question(row: Row, style: str) -> Question:
     return question_of(
         {**row, "question_type": name},
         options_prompt(row["question"], choices),
+        stem=row["question"],
         answer=row["answer"],
         choices=choices,
         category="question_type",
