@@ -244,9 +244,10 @@ def lengthened(decided: Plan, resume: Path) -> bool:
     if decided.steps <= state.max_steps:
         return False
     if History.of(state.log_history).is_over(settings.validation.stop_after):
+        again = "in another --out" if settings.stage == 1 else "go on from it with --start in another --out"
         raise ValueError(
             f"{resume.parent} was ended at step {state.global_step} by --stop-after, which more steps do not "
-            "change; start another run with --start, or again with --overwrite"
+            f"change; start again with --overwrite, or {again}"
         )
     return True
 
