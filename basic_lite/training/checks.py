@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -490,6 +491,8 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
     then["sources"] = {"exif": "ignore", "background": WHITE} | then["sources"]
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
+        if key == "data" and _content(old) == _content(new):
+            continue  # perhaps moved
         if isinstance(old, dict):  # what an older version did not write counts as `None`
             names = [name for name in old | new if old.get(name) != new.get(name)]
             old, new = ({name: side.get(name) for name in names} for side in (old, new))
@@ -498,6 +501,13 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
                 f"the run in {resume.parent} was started with another {key}: {old}, now {new}; "
                 "resume with the same settings, or start again with --overwrite"
             )
+
+
+def _content(data: Any) -> Any:
+    """Return what a manifest says of data without the files' places: their hashes tell what they hold."""
+    if isinstance(data, dict):
+        return {name: _content(value) for name, value in data.items() if name != "path" and value is not None}
+    return [_content(part) for part in data] if isinstance(data, list) else data
 
 
 def data_of(settings: Settings, rows: Rows | Stream, held_out: HeldOut | None = None) -> dict[str, object]:
