@@ -129,7 +129,7 @@ class Begin(TrainerCallback):
 def cut_log(path: Path, step: int) -> None:
     """Drop the lines of a log after a step, and one that a kill left unfinished."""
     if path.is_file():
-        kept = [row for row in files.read_json_lines(path) if row["step"] <= step]
+        kept = [row for row in files.read_log(path) if row["step"] <= step]
         files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
