@@ -294,7 +294,8 @@ class Metrics:
     def rewind(self) -> None:
         """Forget what was added since `mark`."""
         self.step = {}
-        self.sums, self.steps, self._windows = (dict(marked) for marked in self._marked)
+        sums, steps, windows = self._marked
+        self.sums, self.steps, self._windows = dict(sums), dict(steps), dict(windows)
 
     def take(self) -> dict[str, float]:
         """Return means per step since the last call, and samples per second; waits for the device."""

@@ -71,6 +71,7 @@ class BasicTrainer(Trainer):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     train_dataset: Dataset
+    _tr_loss: torch.Tensor
 
     def __init__(
         self,
