@@ -26,6 +26,7 @@ from basic_lite.data.findings import note_lines
 from basic_lite.data.mix import open_sources, parse_sources
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.stream import Stream
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tokenise import check_vocabulary, encoder_of
 
@@ -454,6 +455,19 @@ def test_parquet_with_pictures_beside_any_layout(
     assert rows[0].turns == EXPECTED
     assert load_image(rows[0].images[0]).size == (9, 7)
     assert data_check(tmp_path / "a.parquet")[0] == 0
+
+
+def test_columns_of_a_question_streamed_and_mixed(
+    tmp_path: Path, write_rows: Callable, picture: Callable
+) -> None:
+    stored = [{"image": picture(9, 7), "question": "What?", "answers": [{"answer": "A cup."}]}]
+    made = datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "a.parquet")
+    assert [sample.turns for sample in Stream(tmp_path / "a.parquet").beginning(2)] == [EXPECTED]
+    alpaca = write_rows([{"instruction": "What?", "input": "", "output": "A cup.", "image": "0.png"}])
+    mix = open_sources(parse_sources([tmp_path / "a.parquet", f"{alpaca}:2"], None))
+    assert [sample.turns for sample in mix] == [EXPECTED, EXPECTED]
+    assert [load_image(sample.images[0]).width for sample in mix] == [9, 20]
 
 
 @pytest.mark.parametrize("archive", ["p.zip", "p.tar", "p.tar.gz"])
