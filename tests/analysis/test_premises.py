@@ -33,6 +33,7 @@ def test_several_llms_give_a_line_each_and_append_to_one_file(tmp_path):
     said = run(*words, "--llm", llms[0], "--llm", llms[1], cwd=tmp_path).stdout
     assert "--target" in said
     assert said.count("untrained") == 2
+    assert "…" not in said
     run(*words, "--llm", llms[0], "--random-weights", cwd=tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line["model"] for line in lines] == [*map(str, llms), f"{llms[0]} with random weights"]
