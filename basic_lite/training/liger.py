@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,8 @@ def fuse(decoder: PreTrainedModel) -> bool:
     its functions into transformers' module of that family, for all later models of the process. Where Triton
     cannot compile (no C compiler), nothing is replaced, which is said once.
     """
-    device = decoder.get_input_embeddings().weight.device
+    embedding: Any = decoder.get_input_embeddings()
+    device = embedding.weight.device
     if device.type != "cuda" or not _compiles(device):
         return False
     if (fused := patch_of(decoder)) is None:

@@ -357,7 +357,7 @@ for _name in ("lora", "lora-4bit", "lora-tiles", "lora-tower", "lora-tower-lora"
 def grows(shop: Workshop) -> None:
     talk = chat.Chat(load_run(shop.of("lora"), shop.device)[0], 4)
     talk.show(shop.picture())
-    assert list(talk.say("what is this"))[-1]
+    assert "".join(talk.say("what is this")).strip()  # its last piece may be empty
 
 
 for _words in (
