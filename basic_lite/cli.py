@@ -6,11 +6,14 @@ Nothing heavy is imported until a command runs, so `basic-lite --help` answers a
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from basic_lite import __version__, console
 from basic_lite.method.types import Diverged, Unmoved
@@ -34,7 +37,21 @@ from basic_lite.recipes import (  # pyright: ignore[reportMissingImports] (setup
 )
 from basic_lite.recipes import eval as evaluation  # pyright: ignore[reportMissingImports]
 
+
+class _Interruptible(TyperGroup):
+    """Says so when a command is cut off; Typer alone exits with 130 and without a word."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if console.rank_and_count()[0] == 0:
+                print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Interruptible,
     name="basic-lite",
     help="Train your own vision-language model on one graphics card, supervised by the LLM itself (BASIC).",
     epilog="Three commands run the whole method: stage1 --model gemma-2b, stage2 --lora, eval mmbench. "
@@ -84,7 +101,13 @@ app.add_typer(bench.app, name="bench", rich_help_panel=TRY)
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off."""
+    """Run a command. Exit codes: 0 done or stopped with a checkpoint, 1 failed, 2 to correct, 130 cut off.
+
+    SIGTERM ends a command as Ctrl-C does, so that drafts, locks and worker processes go.
+    """
+    # Shells expand `--out ~/runs` but not `--out=~/runs`, which would make a folder called "~".
+    sys.argv[1:] = [re.sub(r"^(--[\w-]+=)~(?=/|$)", rf"\1{Path.home()}", word) for word in sys.argv[1:]]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with console.aside():
             app()
@@ -93,6 +116,5 @@ def main() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)

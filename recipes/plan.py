@@ -65,7 +65,8 @@ def main(
     cards = [gpu] if gpu is not None else [card.gib for card in speed.CARDS]
     o.Tower(train_tower, tower_lora)  # refuses both
     options = tables.Options(rank, text, basic, train_tower, tower_lora)
-    console, remedies = command_console(), []
+    console = command_console(max(command_console().width, 130))  # a figure that is cut off is of no use
+    remedies = []
 
     def show(rows: list, *shown: Table) -> None:
         if json:
@@ -103,7 +104,7 @@ def main(
     if len(models) > 1:
         console.print("micro-batch/layers that recompute, seconds per sample; - where nothing fits")
     refused = (tables.too_many_tokens(named, size) for named in models for _, size in towers)
-    basis = "Predicted, not yet measured on a GPU; seconds assume half of the card's peak arithmetic."
+    basis = "Predicted, not measured on this card; seconds assume half of the card's peak arithmetic."
     hint = "--tiles 4 shows what a picture in tiles costs, for text and small things."
     hints = [hint if tiles == pool == 1 else resolution.LEGEND] if len(models) == 1 else []
     console.print(*filter(None, refused), *remedies, *hints, basis, sep="\n")

@@ -35,7 +35,7 @@ def main(
     results = {str(run): show.results_in(run, wanted) for run in runs}
     have = {run: contents for run, contents in results.items() if contents}
     if not have:
-        raise ValueError(f"none of the {len(runs)} runs has results; run `basic-lite eval` on them first")
+        raise ValueError(f"no results in {', '.join(results)}; run `basic-lite eval` first")
     if as_csv:
         print(show.across_csv(have), end="")
     else:

@@ -253,13 +253,14 @@ def wrong(world: Path) -> dict[str, tuple[list[object], str]]:
         "no run": (["eval", "mmbench", "--run", "nowhere"], "nowhere holds no run"),
         "no benchmark": (["eval", "mmbunch"], "Unknown benchmark 'mmbunch'"),
         "out": (stage1(world, "--out", world / "0.png" / "x"), "cannot be written to"),
+        "tiny": (["stage1", "--model", "tiny", "--out", world / "0.png" / "x"], "choose another --out"),
     }
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(21))
 def test_a_mistake_ends_in_one_line(number, world, tmp_path):
     cases = list(wrong(world).values())
-    assert len(cases) == 20
+    assert len(cases) == 21
     arguments, message = cases[number]
     refused = run(*arguments, cwd=tmp_path, expect=2)
     assert message in refused.stderr
@@ -268,6 +269,35 @@ def test_a_mistake_ends_in_one_line(number, world, tmp_path):
     assert lines[0].startswith("error: ")
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_saves_nothing_is_cut_off_with_a_word(number, tmp_path, monkeypatch):
+    """SIGTERM unwinds as Ctrl-C does: by default it would leave drafts and worker processes."""
+    cleaned = []
+
+    def examine(*arguments: object) -> list:
+        try:
+            signal.raise_signal(number)
+        finally:
+            cleaned.append(True)
+        return []
+
+    monkeypatch.setattr("basic_lite.bench.doctor.examine", examine)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+    try:
+        cut_off = run("doctor", cwd=tmp_path, expect=130)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cut_off.stderr == "interrupted\n"
+    assert cleaned == [True]
+
+
+def test_a_home_folder_behind_an_equals_sign_is_the_users(tmp_path, monkeypatch):
+    """Shells expand `--out ~/x` alone; a folder that is called "~" would invite `rm -r ~`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    refused = run("eval", "mmbench", "--run=~/runs", "--data=a~/b", cwd=tmp_path, expect=2)
+    assert f"{tmp_path}/home/runs holds no run" in refused.stderr
 
 
 def test_a_whole_decoder_that_cannot_fit_is_said_before_loading(world, tmp_path, monkeypatch):

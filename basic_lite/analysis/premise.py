@@ -62,7 +62,7 @@ def _cells(figures: Figures) -> list[str]:
 
 
 def table(result: Examined) -> Table:
-    shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1))
+    shown = Table("", *COLUMNS, box=None, header_style="dim", padding=(0, 1, 0, 0))
     shown.columns[0].no_wrap = True
     for column in shown.columns[1:]:
         column.justify = "right"

@@ -214,7 +214,7 @@ def device() -> Finding:
         text = f"torch is built for CUDA {torch.version.cuda}, but sees no GPU (driver {_driver()})"
         return Finding("device", "bad", text, "update the NVIDIA driver, and look at CUDA_VISIBLE_DEVICES")
     text = f"no GPU; {os.cpu_count()} CPU cores"
-    return Finding("device", "note", text, "train on a GPU with at least 16 GiB: a CPU is for trials")
+    return Finding("device", "note", text, "a CPU is for trials; basic-lite plan shows what fits which GPU")
 
 
 def _driver() -> str:
@@ -285,7 +285,7 @@ def disk(folder: Path) -> Finding:
         free = shutil.disk_usage(existing).free
         small = small or free < FREE_BYTES
         places.append(f"{free / 1e9:.0f} GB free for {path}")
-        if not os.access(existing, os.W_OK):
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
             closed.append(str(existing))
     if closed:
         text = f"{', '.join(closed)} cannot be written to"

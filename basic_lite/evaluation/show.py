@@ -163,7 +163,7 @@ def across(have: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         cells = {_measured(content): _cell(content) for content in contents}
         table.add_row(run, *(cells.get(key, "") for key in columns))
     table.caption = (
-        "± half of the 95 % interval; whether two runs differ says compare, which pairs their answers"
+        "± half of the 95 % interval; basic-lite compare, which pairs answers, tells whether two runs differ"
     )
     return table
 

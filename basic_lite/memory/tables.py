@@ -120,9 +120,10 @@ def remedy(row: Row, others: Sequence[str]) -> str:
 
 def _table(title: str, cards: Sequence[float]) -> Table:
     """Return a table with a column per card, by its GiB."""
-    table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for gib in cards:
-        table.add_column(f"{gib:g} GiB", justify="right")
+        table.add_column(f"{gib:g} GiB", justify="right", no_wrap=True)
     return table
 
 

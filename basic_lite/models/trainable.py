@@ -276,7 +276,7 @@ def trainable_table(model: nn.Module) -> Table:
             dtype = str(parameter.dtype).removeprefix("torch.")
             groups.setdefault((short, dtype), []).append(parameter.numel())
     numbers = (Column(head, justify="right") for head in ("tensors", "parameters"))
-    table = Table("trained", "dtype", *numbers)
+    table = Table(Column("trained", overflow="fold"), "dtype", *numbers)
     for (name, dtype), sizes in groups.items():
         table.add_row(name, dtype, str(len(sizes)), f"{sum(sizes):,}")
     every = [size for sizes in groups.values() for size in sizes]

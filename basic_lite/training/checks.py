@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -43,7 +44,7 @@ from basic_lite.models.trainable import Adapters
 from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
-from basic_lite.training.settings import Data, Settings
+from basic_lite.training.settings import Data, Method, Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
@@ -304,6 +305,13 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
     return replace(data, data=[str(drawn.stage1 if stage == 1 else drawn.stage2)], images=[str(drawn.images)])
 
 
+def bound_to_passes(method: Method) -> str:
+    """Return the option by which a loss depends on which rows share a pass; empty where it does not."""
+    if method.intervention.split("=")[0] in ("noise", "shuffled"):
+        return f"--intervention {method.intervention}"
+    return f"--target {INDIVIDUAL}" if method.basic and method.kind == INDIVIDUAL else ""
+
+
 @dataclass(frozen=True)
 class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it."""
@@ -324,14 +332,10 @@ class Passes:
         before = now.before(then)
         made = replace(now, order_rows=before.order_rows)
         changed = rows != before.micro_batch * before.processes
-        method, named = settings.method, ""
-        if method.intervention.split("=")[0] in ("noise", "shuffled"):
-            named = f"--intervention {method.intervention}"
-        elif method.basic and method.kind == INDIVIDUAL:
-            named = f"--target {INDIVIDUAL}"
-        if changed and named:
+        bound = bound_to_passes(settings.method)
+        if changed and bound:
             raise ValueError(
-                f"{named} depends on which rows share a pass: resume with --micro-batch "
+                f"{bound} depends on which rows share a pass: resume with --micro-batch "
                 f"{before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
@@ -414,7 +418,7 @@ def _choose_rows(
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
     if resumed:
-        lines = files.read_json_lines(settings.out / BAD_ROWS)
+        lines = files.read_log(settings.out / BAD_ROWS)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
         return
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]
@@ -487,6 +491,8 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
     then["sources"] = {"exif": "ignore", "background": WHITE} | then["sources"]
     for key in ("stage", "sources", "llm", "tower", "template", "image_size", "method", "data", "training"):
         old, new = then[key], now[key]
+        if key == "data" and _content(old) == _content(new):
+            continue  # perhaps moved
         if isinstance(old, dict):  # what an older version did not write counts as `None`
             names = [name for name in old | new if old.get(name) != new.get(name)]
             old, new = ({name: side.get(name) for name in names} for side in (old, new))
@@ -495,6 +501,13 @@ def check_same_run(now: dict, then: dict, resume: Path, longer: bool = False) ->
                 f"the run in {resume.parent} was started with another {key}: {old}, now {new}; "
                 "resume with the same settings, or start again with --overwrite"
             )
+
+
+def _content(data: Any) -> Any:
+    """Return what a manifest says of data without the files' places: their hashes tell what they hold."""
+    if isinstance(data, dict):
+        return {name: _content(value) for name, value in data.items() if name != "path" and value is not None}
+    return [_content(part) for part in data] if isinstance(data, list) else data
 
 
 def data_of(settings: Settings, rows: Rows | Stream, held_out: HeldOut | None = None) -> dict[str, object]:

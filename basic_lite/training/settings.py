@@ -652,7 +652,7 @@ class OfStage2:
 def for_stage_1(option: typer.CallbackParam, given: Any) -> Any:
     """Refuse an option in stage 2, which takes what it says from its start."""
     if given is not None:
-        raise ValueError(f"{option.opts[0]} is for stage 1: stage 2 has what it --starts from, unchanged")
+        raise ValueError(f"{option.opts[0]} is for stage 1: stage 2 takes it over from --start")
     return given
 
 

@@ -54,6 +54,12 @@ def test_what_is_broken_is_said_with_its_remedy(tmp_path, monkeypatch, name, pat
     assert lines[bad[0] + 1].lstrip().startswith("-> ")
 
 
+def test_a_file_holds_no_runs(tmp_path):
+    (tmp_path / "file").touch()
+    finding = doctor.disk(tmp_path / "file" / "runs")
+    assert (finding.state, finding.text) == ("bad", f"{tmp_path / 'file'} cannot be written to")
+
+
 def test_copies_are_shown_with_their_size_and_what_clears_them(tmp_path, monkeypatch):
     assert doctor.copies().text == "none are kept: BASIC_LITE_CACHE is off"
     monkeypatch.setenv("BASIC_LITE_CACHE", str(tmp_path))

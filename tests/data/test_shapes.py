@@ -552,3 +552,18 @@ def test_a_special_token_that_nothing_writes_may_lie_beyond_the_matrix(tokenizer
     larger.add_special_tokens({"pad_token": "[PAD]"})
     with pytest.raises(ValueError, match=r"1 tokens beyond .*'\[PAD\]' is "):
         check_vocabulary(larger, chatml, rows)
+
+
+def test_repeated_ids_cost_the_start_of_a_training_nothing(
+    write_rows: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's own files name rows after their pictures; a check reads each id once, a training none."""
+    rows = open_rows(write_rows([row(name, "Hi", "Ho") for name in "abababa"]))
+    read, raw = [], Rows.raw
+    monkeypatch.setattr(Rows, "raw", lambda self, number: read.append(number) or raw(self, number))
+    assert check_rows(rows) == read == []
+    findings = check_data(rows)
+    assert [(f.row, f.id, f.detail.split()[1]) for f in findings] == [
+        (number, "ab"[number % 2], str(number % 2)) for number in range(2, 7)
+    ]
+    assert read == [0, 1]

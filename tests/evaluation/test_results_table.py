@@ -66,7 +66,10 @@ def test_csv_holds_the_intervals(runs):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [(["runs/empty"], "none of the 1 runs has results"), (["nowhere"], "nowhere is no folder")],
+    [
+        (["runs/empty"], "no results in runs/empty; run"),
+        (["nowhere"], "nowhere is no folder"),
+    ],
 )
 def test_what_is_no_result_is_said_in_one_line(runs, given, message):
     refused = run("results", *given, cwd=runs, expect=2)

@@ -46,11 +46,21 @@ def test_every_model_tower_card_and_stage(tmp_path):
     assert all(row["micro_batch"] for row in on_24)  # every model and both stages on one 24 GiB card
 
 
+def test_at_a_glance_every_name_and_figure_is_whole(tmp_path):
+    """Two models are called mistral-7b something: a name that is cut off says nothing."""
+    rows = run("plan", "--stage", 1, cwd=tmp_path).stdout.splitlines()
+    named = [row for row in rows if ", clip " in row or ", siglip " in row]
+    assert len({row.split(",")[0] for row in named}) == len(zoo.LLMS) - 1
+    assert len(named) == 2 * (len(zoo.LLMS) - 1)
+    assert all(row.count(" s") >= 6 or " - " in row for row in named)
+    assert "…" not in "".join(rows)
+
+
 def test_one_model_in_full(tmp_path):
     text = run("plan", "--model", "vicuna-7b", "--gpu", 24, cwd=tmp_path).stdout
     for line in ("decoder", "embeddings and head", "tower", "projector", "adapters", "activations"):
         assert f"\n{line} " in text
-    for words in ("recomputing all", "micro-batch x accumulation", "RTX 4090", "not yet measured on a GPU"):
+    for words in ("recomputing all", "micro-batch x accumulation", "RTX 4090", "not measured on this card"):
         assert words in text
     assert "stage2 of vicuna-7b does not fit 24 GiB: it needs" in text
     assert "; add --lora" in text

@@ -327,13 +327,14 @@ def test_a_parameter_that_never_moves_is_named():
 def test_the_table_of_what_is_trained_names_dtypes_and_counts():
     assembled = tiny_assembled("llama")
     trainable.train_adapters(assembled, Adapters(4, 8, 0.0))
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=80, file=io.StringIO())
     console.print(trainable.trainable_table(assembled.model))
     text = console.file.getvalue()
     assert "multi_modal_projector.linear_1.weight" in text
     assert "float32" in text
     total = sum(p.numel() for p in assembled.model.parameters() if p.requires_grad)
     assert f"{total:,}" in text
+    assert "…" not in text  # of adapters A and B are told apart by the end of the name
 
 
 # -- what is refused -----------------------------------------------------------------------------------------

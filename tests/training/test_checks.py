@@ -37,6 +37,23 @@ def test_what_an_older_version_did_not_write_is_no_difference():
     check_same_run(now, THEN, RESUME)
 
 
+def test_data_that_was_moved_is_the_same_data():
+    """What files hold is compared by hash: a folder of data may have another name by now."""
+    then = deepcopy(THEN)
+    then["data"] |= {
+        "sets": [{"path": "a.json", "sha256": "a", "rows": 3, "weight": 1.0}],
+        "held_out": {"path": "held.json", "sha256": "h", "rows": 1},
+    }
+    now = deepcopy(then)
+    for part in (now["data"], *now["data"]["sets"], now["data"]["held_out"]):
+        part["path"] = f"/mnt/new disk/{part['path']}"
+    now["data"]["stream"] = None
+    check_same_run(now, then, RESUME)
+    now["data"]["sets"][0]["sha256"] = "b"
+    with pytest.raises(ValueError, match=r"another data: .*a\.json.*, now .*/mnt/new disk/a\.json"):
+        check_same_run(now, then, RESUME)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -64,7 +64,7 @@ def test_every_field_is_an_option_with_its_default(recipe):
         ("stage1 --bits 5", "--bits must be 4, 8 or 16, got 5"),
         ("stage2 --bits 5", "--bits must be 4, 8 or 16, got 5"),
         ("stage2 --optimizer sgd", "--optimizer must be one of adamw, paged-adamw-8bit, got 'sgd'"),
-        ("stage2 --tiles 4", "--tiles is for stage 1: stage 2 has what it --starts from, unchanged"),
+        ("stage2 --tiles 4", "--tiles is for stage 1: stage 2 takes it over from --start"),
         ("stage2 --tower clip-l-336", "--tower is for stage 1"),
         ("bench step --precision x", "--precision must be one of auto, bf16, fp32, got 'x'"),
         ("analyze premise --weighting x", "--weighting must be one of quadratic, linear, constant, decreas"),

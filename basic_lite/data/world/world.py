@@ -32,7 +32,15 @@ def world_beside(run: Path, say: Callable[[str], None] | None) -> World:
     `say` is called with a line for the user; with `None` nothing is drawn.
     """
     folder = run.parent / FOLDER
-    return world_in(folder) if say is None else world_at(folder, say)
+    if say is None:
+        return world_in(folder)
+    try:
+        return world_at(folder, say)
+    except OSError as error:
+        raise ValueError(
+            f"the embedded world cannot be drawn in {folder} ({error.strerror or error}); "
+            "choose another --out"
+        ) from error
 
 
 def questions_beside(run: Path, benchmark: str, say: Callable[[str], None]) -> Path:
