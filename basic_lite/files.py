@@ -111,7 +111,7 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a log of JSON lines, which may be growing; none where there is no file yet.
 
     Lines that a kill or a full disk cut off are left out: the last one, and those that a resumed run went on

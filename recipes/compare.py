@@ -30,7 +30,7 @@ def main(
     from basic_lite.console import command_console
     from basic_lite.evaluation import predictions, show, table
     from basic_lite.evaluation.compare import compare
-    from basic_lite.evaluation.run import Candidate, Evaluation
+    from basic_lite.evaluation.run import SWAPPED, Candidate, Evaluation
     from basic_lite.evaluation.statistics import load_score
 
     console = command_console()
@@ -52,7 +52,7 @@ def main(
             )
         evaluation = Evaluation(
             candidate=Candidate(run_b),
-            name=name,
+            name=content["benchmark"],
             out=folders[1],
             data=content["run"]["data"],
             images=Path(content["run"]["images"]) if content["run"]["images"] else None,
@@ -60,6 +60,7 @@ def main(
             prompt_style=content["prompt_style"],
             limit=content["limit"],
             any_size=content["run"].get("any_size", not content["run"]["published_size"]),
+            swap_pictures=content["run"].get("decoding", "").endswith(SWAPPED),
         )
         questions = evaluation.questions(with_images=True)
         answers = {

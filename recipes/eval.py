@@ -96,6 +96,14 @@ def main(
             "makes likelier (acc_mutual_info)."
         ),
     ] = "text",
+    swap_pictures: Annotated[
+        bool,
+        o.option(
+            "A control: ask each question about another one's picture; what is right then owes nothing to "
+            "it. Results go to NAME-swapped.",
+            "--swap-pictures",
+        ),
+    ] = False,
     batch_size: Annotated[
         int | None,
         o.option(
@@ -189,10 +197,11 @@ def main(
         def evaluation(name: str) -> Evaluation:
             source = str(Path(data) / name) if data and several else data
             judging = not several or table.BENCHMARKS[name].grading is not None
+            folder = f"{name}-swapped" if swap_pictures else name
             return Evaluation(
                 candidate=candidate,
                 name=name,
-                out=(out / name if several else out) if out else home / "eval" / name,
+                out=(out / folder if several else out) if out else home / "eval" / folder,
                 data=str(questions_beside(run, name, console.print)) if embedded else source,
                 images=images,
                 split=split,
@@ -205,6 +214,7 @@ def main(
                 judge_url=judge_url if judging else None,
                 judge_prompt=judge_prompt,
                 answer_by=answer_by,
+                swap_pictures=swap_pictures,
             )
 
         suite = Suite(

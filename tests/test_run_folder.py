@@ -32,13 +32,13 @@ def test_a_log_is_read_wherever_a_kill_cut_it(tmp_path):
     rows = [{"step": 1, "answers": [{"text": "a} \u2028 b"}]}, {"step": 2, "text": "\x85 ä }"}]
     lines = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows]
     path = tmp_path / "log.jsonl"
-    assert files.read_json_lines(path) == []
+    assert files.read_log(path) == []
     for end in range(len(lines[1])):
         path.write_bytes(lines[0] + lines[1][:end])
         whole = 1 + (end == len(lines[1]) - 1)  # only its newline is missing
-        assert files.read_json_lines(path) == rows[:whole]
+        assert files.read_log(path) == rows[:whole]
         path.write_bytes(lines[0] + lines[1][:end] + b"\n" + lines[0])
-        assert files.read_json_lines(path) == [*rows[:whole], rows[0]]
+        assert files.read_log(path) == [*rows[:whole], rows[0]]
 
 
 def test_hashes_are_of_the_weights_and_of_no_draft(folder):

@@ -188,8 +188,11 @@ def append(path: Path, content: Mapping[str, Any]) -> None:
 
 def overview(results: Mapping[str, Examined]) -> Table:
     """Return a line for each LLM: the weighted target at the largest k, and the verdict."""
-    heads = ("LLM", "k", "nats: model / frequencies", "own token nearest, raw %", "centred", "translated")
-    made = Table(*heads, "cosine", "premise", "--target", box=None, header_style="dim", padding=(0, 1))
+    heads = ("k", "nats: model\n/ frequencies", "own %:\nraw", "\ncentred", "trans-\nlated", "cosine")
+    made = Table("LLM", *heads, "premise", "--target", box=None, header_style="dim", padding=(0, 1, 0, 0))
+    made.columns[0].overflow = "fold"  # a name stays whole in a narrow terminal, on several lines
+    for column in made.columns[1:]:
+        column.no_wrap = True
     for name, result in results.items():
         measured, verdict, targets = result.measured, result.verdict, result.measured.targets
         k = max(targets["raw"])

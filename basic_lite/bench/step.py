@@ -27,7 +27,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from basic_lite.bench import unsloth_layers
 from basic_lite.bench.synthetic import RandomRows
 from basic_lite.data.pictures import ImageTransform
-from basic_lite.files import read_json_lines
+from basic_lite.files import read_log
 from basic_lite.memory.peak import Optimizer
 from basic_lite.method.objective import Objective
 from basic_lite.method.targets import layer_weights, supervised_layers
@@ -83,7 +83,7 @@ def measure_steps(
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as scratch:
         random_rows_trainer(assembled, step, scratch, basic=basic, optimizer=optimizer).train()
-        log = read_json_lines(Path(scratch) / "log.jsonl")
+        log = read_log(Path(scratch) / "log.jsonl")
     if any("micro_batch" in row for row in log):
         raise ValueError(f"out of memory: micro-batch {step.micro_batch} was split")
     speeds = [row["samples_per_second"] for row in log[step.warm :]]

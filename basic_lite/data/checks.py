@@ -20,6 +20,7 @@ from basic_lite.data.findings import (
     in_order,
     note_findings,
     of_each_set,
+    repeated_ids,
     text_findings,
 )
 from basic_lite.data.index import Progress, estimated_length, no_progress
@@ -328,7 +329,7 @@ def check_data(
         encoder = replace(encoder, tiling=tiling)
 
     def check(part: Rows) -> list[Finding]:
-        findings = _stage_findings(part, stage) + note_findings(part)
+        findings = _stage_findings(part, stage) + note_findings(part) + repeated_ids(part)
         if encoder is None:
             limits = {"max_length": max_length, "tokens_per_image": tokens_per_image}
             findings += estimated_findings(part, **limits, tiling=tiling)

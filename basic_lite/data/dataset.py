@@ -21,7 +21,7 @@ from basic_lite.data.readers import Rows
 from basic_lite.data.rows import MAX_LENGTH, Finding, RowFault, Sample, caption_fault, shown
 from basic_lite.data.templates import Template, template_of
 from basic_lite.data.tiles import Size, Tiling, image_tokens
-from basic_lite.files import read_json_lines
+from basic_lite.files import read_log
 
 
 def images_of(rows: Rows, tokens_per_image: int, tiling: Tiling | None) -> np.ndarray:
@@ -156,7 +156,7 @@ class SupervisedRows(Dataset):
         self.usable = np.ones(len(rows), bool) if usable is None else usable
         # One byte a row, shared by all workers: a count would need a lock, a bit may be set twice.
         self.state = torch.zeros(len(rows), dtype=torch.uint8).share_memory_()
-        for line in [] if bad_log is None else read_json_lines(bad_log):
+        for line in [] if bad_log is None else read_log(bad_log):
             if "replaced_by" in line:
                 self.state[line["row"]] |= BAD
 

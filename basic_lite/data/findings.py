@@ -31,12 +31,11 @@ from basic_lite.files import complete
 
 
 def text_findings(rows: Rows) -> list[Finding]:
-    """Return the faults in the texts of all rows, lengths apart, and repeated ids; opens no picture.
+    """Return the faults in the texts of all rows, lengths apart; opens no picture.
 
     The texts were checked when the index was built; only faulty rows are read again, for the details.
     """
-    faulty = [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
-    return in_order(faulty + _duplicates(rows))
+    return [_text_finding(rows, row) for row in np.flatnonzero(rows.index.fault).tolist()]
 
 
 NOTED: dict[str, str] = {
@@ -115,15 +114,15 @@ def _text_finding(rows: Rows, row: int) -> Finding:
     return Finding(row, rows.name(row), code, detail)
 
 
-def _duplicates(rows: Rows) -> list[Finding]:
+def repeated_ids(rows: Rows) -> list[Finding]:
+    """Return the rows with the id of an earlier one; each of these is read, once, for the id."""
     hashes = rows.index.id_hash
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     original = first[inverse]
     again = np.flatnonzero((hashes != 0) & (original != np.arange(len(hashes))))
-    return [
-        Finding(row, rows.raw(row).id, "duplicate_id", f"row {original[row]} has the same id")
-        for row in again.tolist()
-    ]
+    ids = {row: rows.raw(row).id for row in np.unique(original[again]).tolist()}
+    pairs = zip(again.tolist(), original[again].tolist(), strict=True)
+    return [Finding(row, ids[other], "duplicate_id", f"row {other} has the same id") for row, other in pairs]
 
 
 def write_report(path: Path, rows: int, findings: Sequence[Finding], **more: object) -> None:

@@ -24,7 +24,7 @@ from basic_lite.data.hub import RATINGS, open_dataset, plain_row
 from basic_lite.data.index import estimated_length, files_hash
 from basic_lite.data.readers import image_root, sample_of
 from basic_lite.data.rows import Finding, RowFault, Sample, caption_fault, shown
-from basic_lite.files import one_line, read_json_lines
+from basic_lite.files import one_line, read_log
 
 BLOCK: int = 1000
 """Rows that are read, and shuffled, together."""
@@ -194,7 +194,7 @@ class StreamedRows(Dataset):
         self.encoder, self.budget, self.bad_log = encoder, budget, bad_log
         # A row of counts for each process, the only one that writes it; all read all.
         self.state = torch.zeros(workers + 1, len(COUNTS), dtype=torch.int64).share_memory_()
-        self.known = {line["row"] for line in read_json_lines(bad_log)}
+        self.known = {line["row"] for line in read_log(bad_log)}
 
     def __getitems__(self, items: Sequence[Streamed]) -> list[dict[str, Any]]:
         """Return a batch's rows, encoded; see `SupervisedRows`.

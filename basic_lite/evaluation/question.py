@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -144,6 +145,24 @@ class Question:
         except RowFault as fault:
             remedy = ": check the image folder" if fault.code == "missing_image" else ""
             raise ValueError(f"Picture of question {self.id}: {fault}{remedy}.") from None
+
+
+def with_pictures_swapped(questions: Sequence[Question]) -> list[Question]:
+    """Give each picture's questions the picture of another question, the same whenever it is called.
+
+    The control of an evaluation: what is right then owes nothing to the picture. Raises ValueError if there
+    are no two pictures.
+    """
+    keys = [None if q.image is None else q.id if q.picture is None else q.picture for q in questions]
+    images = {key: q.image for key, q in zip(keys, questions, strict=True) if key is not None}
+    if len(images) < 2:
+        raise ValueError("--swap-pictures needs questions about two pictures at least: leave it out")
+    order = list(images)
+    Random(0).shuffle(order)
+    other = {key: images[after] for key, after in zip(order, order[1:] + order[:1], strict=True)}
+    return [
+        q if key is None else replace(q, image=other[key]) for key, q in zip(keys, questions, strict=True)
+    ]
 
 
 def question_of(

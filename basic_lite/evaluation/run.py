@@ -15,7 +15,7 @@ from basic_lite.evaluation import predictions, table
 from basic_lite.evaluation.benchmark import Benchmark
 from basic_lite.evaluation.distributed import Processes
 from basic_lite.evaluation.files import json_lines
-from basic_lite.evaluation.question import BY_WORDS, AnswerBy, Id, Question
+from basic_lite.evaluation.question import BY_WORDS, AnswerBy, Id, Question, with_pictures_swapped
 from basic_lite.evaluation.statistics import Score, save_score
 from basic_lite.files import (
     MANIFEST,
@@ -37,6 +37,9 @@ DECODING: Mapping[AnswerBy, str] = {
     "mutual-information": "likelihood of options against no picture (acc_mutual_info)",
 }
 """What results say of how choices were answered."""
+
+SWAPPED: str = ", pictures swapped"
+"""What they add where each question was asked about another one's picture."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Evaluation:
     judge_url: str | None = None  # OpenAI-style address that the judge is asked at; `None` asks nobody
     judge_prompt: Path | None = None  # file of the judge's rule or table, in place of the benchmark's
     answer_by: AnswerBy = "text"  # how a choice is answered
+    swap_pictures: bool = False  # ask each question about another one's picture: a control
 
     @property
     def benchmark(self) -> Benchmark:
@@ -159,6 +163,8 @@ class Evaluation:
     def check_options(self) -> None:
         """Raise ValueError if a scoring rule or a judge does not fit, before any data is read."""
         table.scorer_of(self.name, self.scorer)
+        if self.swap_pictures and self.candidate.given is not None:
+            raise ValueError("--swap-pictures is for a model that is asked; leave it out with --predictions")
         if self.judge_scores is None and self.judge_url is None:
             if self.judge is not None:
                 raise ValueError("--judge names who grades: say where with --judge-url, or give --grades")
@@ -195,7 +201,7 @@ class Evaluation:
         )
         if not self.is_published(questions):
             self.benchmark.check(questions, str(self.data))
-        return questions
+        return with_pictures_swapped(questions) if self.swap_pictures and with_images else questions
 
     def submitted_ids(self) -> Sequence[Id] | None:
         return self.benchmark.all_asked(table.source_of(self.name, self.data, split=self.split))
@@ -223,6 +229,8 @@ class Evaluation:
         if self.answer_by != "text":
             self._check_choices(questions)
             conditions["answer_by"] = self.answer_by
+        if self.swap_pictures:
+            conditions["pictures"] = "swapped"
         predictions.claim(self.answers, conditions, overwrite)
         return len(predictions.answered(self.answers, questions))
 
@@ -271,7 +279,8 @@ class Evaluation:
         """Return the content of `results.json`: what was measured, on what, how, and how sure it is."""
         interval = score.interval()
         values, measured_on = self.benchmark.figures(len(questions))
-        how = predictions.conditions_of(self.answers).get("answer_by", "text")
+        asked = predictions.conditions_of(self.answers)
+        swapped = asked.get("pictures") == "swapped"
         return {
             "benchmark": self.name,
             "split": self.split_name,
@@ -293,7 +302,7 @@ class Evaluation:
             "versions": versions(),
             "run": {
                 "folder": str(self.candidate),
-                "decoding": DECODING[how],
+                "decoding": DECODING[asked.get("answer_by", "text")] + (SWAPPED if swapped else ""),
                 "published_size": self.is_published(questions),
                 "any_size": self.any_size,
                 "data": self.data,

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from basic_lite.evaluation.statistics import CONFIDENCE
 from basic_lite.experiments.measure import Measure, measuring
 from basic_lite.experiments.processes import PROGRESS, phase_of
-from basic_lite.files import complete, read_json_lines
+from basic_lite.files import complete, read_log
 from basic_lite.models.llava import Assembled
 
 FILE: str = "curve.jsonl"  # a line for each point, in the folder of the stage
@@ -70,7 +70,7 @@ class Point:
 
 def read(stage: Path) -> list[Point]:
     """Read the curve of a stage; no points where none were measured."""
-    contents = read_json_lines(stage / FILE)
+    contents = read_log(stage / FILE)
     return [Point(**{**c, "measures": [Measure(**m) for m in c["measures"]]}) for c in contents]
 
 

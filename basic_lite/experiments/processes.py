@@ -294,7 +294,7 @@ def state_of(run: Run) -> State:
         done = sum(path.read_bytes().count(b"\n") for path in answers)
         return State(phase, done, _asked(run.task["measure"]["world"]))
     stage = phase.replace(" ", "")
-    log = files.read_json_lines(run.folder / stage / "log.jsonl") if stage in _PHASES else []
+    log = files.read_log(run.folder / stage / "log.jsonl") if stage in _PHASES else []
     steps = (row for row in reversed(log) if "lm" in row)  # not those of held-out rows
     if (last := next(steps, None)) is None:
         return State(phase)

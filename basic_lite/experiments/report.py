@@ -146,7 +146,8 @@ def accuracy_bars(values: Mapping[str, Mapping[str, tuple[float, float]]]) -> st
         axes.set_title(title, fontsize=10, loc="left")
         pages.quiet_axes(axes)
     figure.axes[0].set_ylabel("right answers, %", fontsize=9)
-    figure.axes[0].legend(frameon=False, fontsize=9, ncols=2)
+    names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside lower center", frameon=False, fontsize=9, ncols=2)  # off the bars
     return pages.as_svg(figure)
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from basic_lite.data.rows import WHITE, Exif
-from basic_lite.files import read_json_lines, versions
+from basic_lite.files import read_log, versions
 
 _LICENCES: dict[str, str] = {
     "lmsys/vicuna-7b-v1.5": "llama2",
@@ -106,7 +106,7 @@ def _table(title: str, content: dict) -> list[str]:
 
 def _losses(run: Path) -> list[str]:
     """Show the training's losses, and what was measured of held-out rows, with the last sample answers."""
-    rows = read_json_lines(run / "log.jsonl")
+    rows = read_log(run / "log.jsonl")
     measured = [row for row in rows if "val_lm" in row]
     lines = _curve("Losses", [row for row in rows if "lm" in row], "")
     lines += _curve("Validation: rows that were not trained on", measured, "val_")

@@ -92,14 +92,14 @@ def _moments(plan: Inference) -> list[dict[str, float]]:
     """
     decoder, tower, width = plan.decoder, plan.tower, plan.width
     images, tokens = plan.batch * plan.pictures, plan.batch * plan.prompt
+    squares = images * tower.squares
     largest = max(linear.parameters for linear in decoder.linears)
     unpacked = width * largest if plan.bits != 16 else 0
     state = width * tokens * decoder.width
     mask = plan.batch * plan.prompt**2  # bool, and what sdpa makes of it
-    pixels = images * 3 * tower.image_size**2 * width
-    features = images * (
-        tower.tokens * decoder.width * (4 + width) + 2 * tower.positions * tower.width * width
-    )
+    pixels = squares * 3 * tower.image_size**2 * width
+    features = images * tower.tokens * decoder.width * (4 + width)
+    features += squares * 2 * tower.positions * tower.width * width
     embeddings = state + features + 2 * width * tokens * decoder.head_dim  # and the rotary embedding's
     # Adapters run in fp32: their input, and of the output the update, the same scaled, and their sum.
     beside = 8 if plan.rank else 0
@@ -114,7 +114,7 @@ def _moments(plan: Inference) -> list[dict[str, float]]:
     around = pixels + embeddings + 3 * state  # a layer's input, the residual stream, what was normalised
     prompt, whole = cache_bytes(plan, plan.prompt), cache_bytes(plan, plan.prompt + plan.new)
     logits = plan.batch * decoder.vocabulary * (width + 8)
-    inside = images * tower.positions * width * ((tower.depth + 5) * tower.width + 2 * tower.inner)
+    inside = squares * tower.positions * width * ((tower.depth + 5) * tower.width + 2 * tower.inner)
     name, cache = "activations", "keys and values"
     return [
         {name: pixels + inside},
@@ -143,7 +143,9 @@ def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, defa
     the longest answer; `default` is for a machine without a GPU, and a decoder that is not planned for.
     Returns the number, and a line that says why, empty where there was nothing to choose.
     """
+    from basic_lite.data.tiles import Tiling
     from basic_lite.memory.available import available_bytes
+    from basic_lite.models.projector import Projector
 
     device = next(weights.parameters()).device
     if device.type != "cuda":
@@ -152,8 +154,13 @@ def batch_for(config: Any, weights: torch.nn.Module, prompt: int, new: int, defa
         decoder, tower = DecoderSize.of(config.text_config), TowerSize.of(config.vision_config)
     except ValueError:
         return default, ""
-    packed = any(type(module).__name__ == "Linear4bit" for module in weights.modules())
-    bits = 4 if packed else 16
+    if hasattr(config, "image_grid_pinpoints"):
+        grids = Tiling.of_config(config).grids
+        tower = replace(tower, tiles=max(rows * columns for rows, columns in grids), grids=grids)
+    pool = next((module.pool for module in weights.modules() if isinstance(module, Projector)), 1)
+    tower = replace(tower, patch_size=tower.patch_size // pool, pool=pool)  # LLaVA's has the joined ones
+    kinds = {type(module).__name__ for module in weights.modules()}
+    bits = 4 if "Linear4bit" in kinds else 8 if "Linear8bitLt" in kinds else 16
     rank = max((p.shape[0] for name, p in weights.named_parameters() if ".lora_A." in name), default=0)
     text = max(prompt - tower.tokens - 1, 1)
     plan = Inference(decoder, tower, bits, rank, batch=LARGEST_BATCH, text=text, new=new)
@@ -186,7 +193,7 @@ def bits_for(run: Path, use: Use, device: str) -> tuple[int, str]:
         return sources.bits, ""
     decoder = DecoderSize.of(read_config(sources.llm, "language model"), sources.llm)
     config = vision_config(read_config(sources.tower, "vision tower"))
-    tower = TowerSize.of(config, sources.image_size, sources.tower)
+    tower = TowerSize.of_sources(sources, config)
     rank = adapter_config(run)["r"] if (run / ADAPTER).is_file() else 0
     width = 4 if sources.dtype == torch.float32 else 2
     settings: dict[str, Any] = {"rank": rank, "width": width} | SETTINGS[use] | {"batch": 1}

@@ -15,6 +15,8 @@ from basic_lite.models import zoo
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from basic_lite.models.llava import Sources
+
 # Configurations are read by their fields alone, so that what is known by name needs no transformers.
 DECODERS = {name: SimpleNamespace(**config) for name, config in zoo.DECODER_CONFIGS.items()}
 """Published configurations of the decoders that are known by name."""
@@ -245,6 +247,16 @@ class TowerSize:
         depth, width = config.num_hidden_layers, config.hidden_size
         registers = zoo.registers_of(config)
         return cls(family, depth, width, inner, size, config.patch_size, head, registers)
+
+    @classmethod
+    def of_sources(cls, sources: Sources, config: PretrainedConfig) -> TowerSize:
+        """Read the vision configuration of a model's parts, with its tiles and joined patches."""
+        from basic_lite.models.llava import tiling_for
+
+        tiling = tiling_for(sources, config)
+        side = sources.image_size if tiling is None else tiling.side
+        size = cls.of(config, side, sources.tower)
+        return replace(size, tiles=sources.tiles, grids=sources.grids, pool=sources.pool)
 
     @property
     def across(self) -> int:

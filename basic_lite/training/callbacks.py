@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,22 +28,29 @@ from basic_lite.console import progress_bar
 from basic_lite.method.types import LossTerm, Refinement, Window
 from basic_lite.models.parts import piece
 
+_OF_PICTURES = re.compile(r"multi_modal_projector|vision_tower")
+
 
 class GradientContract:
     """Every trained parameter must get a nonzero gradient within `patience` steps, and no frozen one any.
 
     An adapter's A has none until its B has moved, and B moves when the learning rate has left 0: some steps.
+    For projector and tower only steps with a picture count, which may be few among those of text.
     """
 
     def __init__(self, model: nn.Module, patience: int) -> None:
         self.waiting = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
         self.patience = patience
-        self.steps = 0
+        self.steps = self.pictured = 0
 
-    def check(self) -> None:
-        """Check the gradients of a step, waiting for the device; raises RuntimeError."""
+    def check(self, pictured: bool = True) -> None:
+        """Check the gradients of a step, with a picture or without, waiting for the device.
+
+        Raises RuntimeError if a parameter breaks the contract.
+        """
         self.steps += 1
+        self.pictured += pictured
         for name, parameter in self.frozen:
             if parameter.grad is not None:
                 raise RuntimeError(f"{name} is frozen but received a gradient")
@@ -54,11 +62,13 @@ class GradientContract:
             for name, value in zip(present, largest, strict=True):
                 if 0 < value < math.inf:  # a step that is not finite is the guard's matter, and is not taken
                     del self.waiting[name]
-        if self.waiting and self.steps >= self.patience:
-            names = ", ".join(list(self.waiting)[:4])
+        late = list(self.waiting) if self.pictured >= self.patience else []
+        if self.steps >= self.patience and not late:
+            late = [name for name in self.waiting if not _OF_PICTURES.search(name)]
+        if late:
             raise RuntimeError(
-                f"{len(self.waiting)} trained parameters had no gradient in {self.steps} steps, first: "
-                f"{names}"
+                f"{len(late)} trained parameters had no gradient in {self.steps} steps, first: "
+                f"{', '.join(late[:4])}"
             )
 
 
@@ -92,8 +102,9 @@ class Clock:
 class GradientCheck(TrainerCallback):
     """Check the gradients of the first steps against the trainable-set contract."""
 
-    def __init__(self, args: Arguments) -> None:
+    def __init__(self, args: Arguments, metrics: Metrics) -> None:
         self.contract: GradientContract | None = None
+        self.metrics = metrics
         self.patience = 20 + (args.warmup_steps if args.warmup_steps >= 1 else 0)
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -101,7 +112,8 @@ class GradientCheck(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self.contract is not None and self.contract.waiting:
-            self.contract.check()
+            window = self.metrics.window
+            self.contract.check(pictured=window is not None and window.images > 0)
 
 
 class Begin(TrainerCallback):
@@ -117,7 +129,7 @@ class Begin(TrainerCallback):
 def cut_log(path: Path, step: int) -> None:
     """Drop the lines of a log after a step, and one that a kill left unfinished."""
     if path.is_file():
-        kept = [row for row in files.read_json_lines(path) if row["step"] <= step]
+        kept = [row for row in files.read_log(path) if row["step"] <= step]
         files.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
@@ -246,6 +258,7 @@ class Metrics:
         self.step: dict[str, torch.Tensor] = {}  # of the optimizer step in progress alone
         self.rows = 0
         self.started = time.monotonic()
+        self.window: Window | None = None  # of the step in progress
         self._windows: dict[str, Window] = {}  # of the last step that was counted
         self.mark()
 
@@ -254,6 +267,7 @@ class Metrics:
 
         A process whose rows have no picture counts it as well, or its mean would be over fewer steps.
         """
+        self.window = window
         for name in names:
             if self._windows.get(name) is not window:
                 self._windows[name], self.steps[name] = window, self.steps.get(name, 0) + 1
@@ -280,7 +294,8 @@ class Metrics:
     def rewind(self) -> None:
         """Forget what was added since `mark`."""
         self.step = {}
-        self.sums, self.steps, self._windows = (dict(marked) for marked in self._marked)
+        sums, steps, windows = self._marked
+        self.sums, self.steps, self._windows = dict(sums), dict(steps), dict(windows)
 
     def take(self) -> dict[str, float]:
         """Return means per step since the last call, and samples per second; waits for the device."""

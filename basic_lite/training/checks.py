@@ -44,7 +44,7 @@ from basic_lite.models.trainable import Adapters
 from basic_lite.training import teacher
 from basic_lite.training.guards import DUMP
 from basic_lite.training.plan import Plan
-from basic_lite.training.settings import Data, Settings
+from basic_lite.training.settings import Data, Method, Settings
 from basic_lite.training.start import Start
 from basic_lite.training.trainer import BasicTrainer
 from basic_lite.training.validation import HeldOut, History, check_held_out
@@ -245,9 +245,10 @@ def lengthened(decided: Plan, resume: Path) -> bool:
     if decided.steps <= state.max_steps:
         return False
     if History.of(state.log_history).is_over(settings.validation.stop_after):
+        again = "in another --out" if settings.stage == 1 else "go on from it with --start in another --out"
         raise ValueError(
             f"{resume.parent} was ended at step {state.global_step} by --stop-after, which more steps do not "
-            "change; start another run with --start, or again with --overwrite"
+            f"change; start again with --overwrite, or {again}"
         )
     return True
 
@@ -304,6 +305,13 @@ def training_files(stage: int, llm: str, data: Data, out: Path, console: Console
     return replace(data, data=[str(drawn.stage1 if stage == 1 else drawn.stage2)], images=[str(drawn.images)])
 
 
+def bound_to_passes(method: Method) -> str:
+    """Return the option by which a loss depends on which rows share a pass; empty where it does not."""
+    if method.intervention.split("=")[0] in ("noise", "shuffled"):
+        return f"--intervention {method.intervention}"
+    return f"--target {INDIVIDUAL}" if method.basic and method.kind == INDIVIDUAL else ""
+
+
 @dataclass(frozen=True)
 class Passes:
     """How the rows of an optimizer step are put through the model; the update does not depend on it."""
@@ -324,14 +332,10 @@ class Passes:
         before = now.before(then)
         made = replace(now, order_rows=before.order_rows)
         changed = rows != before.micro_batch * before.processes
-        method, named = settings.method, ""
-        if method.intervention.split("=")[0] in ("noise", "shuffled"):
-            named = f"--intervention {method.intervention}"
-        elif method.basic and method.kind == INDIVIDUAL:
-            named = f"--target {INDIVIDUAL}"
-        if changed and named:
+        bound = bound_to_passes(settings.method)
+        if changed and bound:
             raise ValueError(
-                f"{named} depends on which rows share a pass: resume with --micro-batch "
+                f"{bound} depends on which rows share a pass: resume with --micro-batch "
                 f"{before.micro_batch} and {before.processes} processes"
             )
         if processes > 1 and made.loaded != rows:
@@ -414,7 +418,7 @@ def _choose_rows(
         console.print("Tiles go by the pictures' sizes: read once, and kept beside the data.")
         rows.sizes = picture_sizes(rows, max(settings.data.processes, 1), known.sources.exif)
     if resumed:
-        lines = files.read_json_lines(settings.out / BAD_ROWS)
+        lines = files.read_log(settings.out / BAD_ROWS)
         rows.faults = [Finding(**line) for line in lines if "replaced_by" not in line]
         return
     rows.faults = [*rows.faults, *unfit_findings(rows, text)]

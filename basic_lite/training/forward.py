@@ -48,7 +48,6 @@ class Forward:
         self.most_rows = 0
         self._chosen_rows = prune_last_layer and last_layer.prepare(self.parts.decoder, supervision.layers)
         self._always_backward = always_backward
-        self._trains_layers = any(p.requires_grad for p in self.parts.decoder.parameters())
         self._nothing: torch.Tensor | None = None
 
     def __call__(
@@ -110,10 +109,10 @@ class Forward:
         weights = objective.weights
         first, *others = (weights[term.name] * term.total / window.items(term.name) for term in terms)
         loss = sum(others, start=first)
-        idle = self._always_backward and not layout.images and not self._trains_layers
-        if torch.is_grad_enabled() and (idle or not loss.requires_grad):
-            # Text only, and nothing but the projector is trained.
-            loss = loss + sum(p.sum() * 0.0 for p in model.parameters() if p.requires_grad)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            # Text only, and nothing but the projector is trained: it gets no gradient, not one of zeros, by
+            # which Adam would go on.
+            loss = loss + loss.new_zeros((), requires_grad=True)
         if self.deferral is None:
             self.metrics.add(terms, supervision.refinement if watched else None, window)
         else:

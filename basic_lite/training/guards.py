@@ -61,7 +61,9 @@ class FiniteGuard:
         `terms` are means of this step, for the dump. Raises Diverged if the third step in a row was skipped.
         """
         inner: Any = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
-        norm = torch.as_tensor(norm).detach().float()
+        # Where there is no gradient at all, torch's norm is on the host.
+        device = next((value.device for value in terms.values()), None)
+        norm = torch.as_tensor(norm, device=device).detach().float()
         bad = (~torch.isfinite(norm)).float()
         if inner.defaults.get("fused"):
             inner.found_inf = bad  # the kernel reads it and leaves everything alone
@@ -122,6 +124,7 @@ class Splitter:
 
     def __init__(self, model: nn.Module, metrics: Metrics) -> None:
         self.limit: int | None = None  # rows that a micro-batch may have; `None` while nothing was split
+        self.bound = ""  # option by which the loss depends on which rows share a pass, so that none is split
         self._model, self._metrics = model, metrics
         self._done: list[dict] = []
 
@@ -165,6 +168,11 @@ class Splitter:
             raise ValueError(
                 f"out of memory with a single row of {tokens} tokens: recompute the decoder's layers "
                 "(--recompute), take a smaller --rank or --max-length, or hold the decoder in --bits 4"
+            )
+        if self.bound:
+            raise ValueError(
+                f"out of memory with {size} rows at a time, and {self.bound} depends on which rows share a "
+                f"pass: start again with --micro-batch {(size + 1) // 2}"
             )
         self.limit = (size + 1) // 2
         logging.getLogger(__name__).warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 from basic_lite.memory.sizes import FUSABLE
 
 _GEGLU = ("gemma", "gemma2", "gemma3_text")
+_TANH = ("gelu_pytorch_tanh", "gelu_new")
+_SILU = ("silu", "swish")
 
 
 def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | None:
@@ -28,7 +31,10 @@ def patch_of(decoder: PreTrainedModel) -> tuple[Callable, dict[str, bool]] | Non
     rotary = getattr(decoder.config, "rope_parameters", None) or {}
     parts = (getattr(decoder.config, "partial_rotary_factor", None), rotary.get("partial_rotary_factor"))
     whole = all(part in (None, 1.0) for part in parts)
-    pieces = {"rope": whole, "rms_norm": True, "geglu" if kind in _GEGLU else "swiglu": True}
+    gate, activations = ("geglu", _TANH) if kind in _GEGLU else ("swiglu", _SILU)
+    given = getattr(decoder.config, "hidden_activation", None) or decoder.config.hidden_act
+    # Liger's MLPs have one activation each, and put in a model's place of another they do not look.
+    pieces = {"rope": whole, "rms_norm": True, gate: given in activations}
     pieces |= {"cross_entropy": False, "fused_linear_cross_entropy": False}
     known = inspect.signature(patch).parameters
     return patch, {name: on for name, on in pieces.items() if name in known}
@@ -52,7 +58,8 @@ def fuse(decoder: PreTrainedModel) -> bool:
     its functions into transformers' module of that family, for all later models of the process. Where Triton
     cannot compile (no C compiler), nothing is replaced, which is said once.
     """
-    device = decoder.get_input_embeddings().weight.device
+    embedding: Any = decoder.get_input_embeddings()
+    device = embedding.weight.device
     if device.type != "cuda" or not _compiles(device):
         return False
     if (fused := patch_of(decoder)) is None:

@@ -296,11 +296,10 @@ def step_of(
     llm = read_config(sources.llm, "language model")
     config = vision_config(read_config(sources.tower, "vision tower"))
     decoder = DecoderSize.of(llm, sources.llm)
-    tower = TowerSize.of(config, sources.image_size, sources.tower)
-    tower = replace(tower, tiles=sources.tiles, grids=sources.grids, pool=sources.pool)
+    tower = TowerSize.of_sources(sources, config)
     tiling, longest = tiling_for(sources, config), settings.data.max_length
     if tiling is not None:
-        tower, longest = replace(tower, image_size=tiling.side), longest_with(tiling, longest, llm)
+        longest = longest_with(tiling, longest, llm)
     setup = DecoderSetup(
         sources.bits,
         choice.KINDS[kind].training,

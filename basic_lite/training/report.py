@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from basic_lite import pages
-from basic_lite.files import MANIFEST, read_json_lines, read_manifest
+from basic_lite.files import MANIFEST, read_log, read_manifest
 
 PAGE: str = "report.html"
 
@@ -40,7 +40,7 @@ class Log:
         path = run / "log.jsonl"
         if not path.is_file():
             raise ValueError(f"{run} holds no run that has logged a step (no log.jsonl); name a run's folder")
-        rows = read_json_lines(path)
+        rows = read_log(path)
         manifest = read_manifest(run) if (run / MANIFEST).is_file() else {}
         return cls(
             run, [row for row in rows if "lm" in row], [row for row in rows if "val_lm" in row], manifest

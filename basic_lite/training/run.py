@@ -324,6 +324,7 @@ def train(
         callbacks=[progress, FirstStep(clock, console), *measuring, *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.splitter.bound = checks.bound_to_passes(settings.method)
     if prepared.passes.order_rows != settings.micro_batch * rank_and_count()[1]:
         trainer.splitter.limit = settings.micro_batch
 

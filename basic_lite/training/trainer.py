@@ -25,7 +25,7 @@ from basic_lite.data.stream import StreamBatches
 from basic_lite.memory.available import peak_mib
 from basic_lite.method.objective import Objective
 from basic_lite.method.supervision import BasicSupervision
-from basic_lite.method.targets import TargetSpace
+from basic_lite.method.targets import INDIVIDUAL, TargetSpace
 from basic_lite.method.types import Importance, Weighting, Window
 from basic_lite.models import adapters, checkpoint, decoder_layer
 from basic_lite.models.parts import parts_of
@@ -71,6 +71,7 @@ class BasicTrainer(Trainer):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     train_dataset: Dataset
+    _tr_loss: torch.Tensor
 
     def __init__(
         self,
@@ -174,8 +175,10 @@ class BasicTrainer(Trainer):
         self.forward = Forward(self.model, watching, self.objective, self.metrics, prune_last_layer, sharded)
         self._logged_chunk = 0
         self.splitter = Splitter(self.model, self.metrics)
+        if self.objective.active and target is not None and target.kind == INDIVIDUAL:
+            self.splitter.bound = f"an {INDIVIDUAL} target"
         self._resumed: Path | None = None
-        self.add_callback(GradientCheck(args))
+        self.add_callback(GradientCheck(args, self.metrics))
         self.add_callback(Begin(self._begin))
         self.guard = FiniteGuard(self.folder, self._ids, args.process_index)
         self._stopper = Stopper()

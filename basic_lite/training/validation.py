@@ -359,9 +359,7 @@ class Validator:
             sums[term.name] += float(term.total)
         if seen is None:
             return
-        if (
-            seen.images > 1 or self.settings.method.kind != INDIVIDUAL
-        ):  # alone in a pass it has no such target
+        if self.settings.method.kind != INDIVIDUAL or seen.images > 1:
             sums["images"] += seen.images
             cosine = F.cosine_similarity(seen.initial.float(), seen.target.float(), dim=-1)
             sums["cosine"] += float(seen.sum_of_means(cosine.double()))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 from command import run
+from rich.console import Console
 from tiny import llm_folder
 
+from basic_lite.analysis.premise import overview
 from basic_lite.data.world.parts import DECODER
 
 WORDS = ["a box and a bag", "the red fox jumps", "over a lazy dog", "and sees the moon"] * 60
@@ -49,6 +54,18 @@ def test_several_llms_give_a_line_each_and_append_to_one_file(tmp_path):
     assert before == lines
     assert last["fingerprint"] == lines[0]["fingerprint"] != lines[1]["fingerprint"]
     assert last | {"model": lines[0]["model"]} == lines[0]
+
+
+def test_names_of_llms_stay_whole_in_a_narrow_terminal():
+    target = {15: SimpleNamespace(own=1.0, cosine=-0.04)}
+    measured = SimpleNamespace(loss=13.44, unigram=15.79, targets={"raw": target, "translated": target})
+    verdict = SimpleNamespace(case="untrained", target="translated")
+    result: Any = SimpleNamespace(measured=measured, verdict=verdict)
+    name, console = "HuggingFaceTB/SmolLM2-135M-Instruct", Console(width=80, file=io.StringIO())
+    console.print(overview({name: result}))
+    lines = console.file.getvalue().splitlines()[2:]
+    assert "".join(line.split()[0] for line in lines) == name
+    assert lines[0].split()[1:] == "15 13.44 / 15.79 100.0 100.0 -0.04 untrained translated".split()
 
 
 def test_what_is_wrong_is_said_before_the_first_is_read_or_after_the_last(tmp_path):

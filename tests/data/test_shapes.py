@@ -26,6 +26,7 @@ from basic_lite.data.findings import note_lines
 from basic_lite.data.mix import open_sources, parse_sources
 from basic_lite.data.pictures import load_image
 from basic_lite.data.readers import Rows, open_rows
+from basic_lite.data.stream import Stream
 from basic_lite.data.templates import TEMPLATES
 from basic_lite.data.tokenise import check_vocabulary, encoder_of
 
@@ -456,6 +457,19 @@ def test_parquet_with_pictures_beside_any_layout(
     assert data_check(tmp_path / "a.parquet")[0] == 0
 
 
+def test_columns_of_a_question_streamed_and_mixed(
+    tmp_path: Path, write_rows: Callable, picture: Callable
+) -> None:
+    stored = [{"image": picture(9, 7), "question": "What?", "answers": [{"answer": "A cup."}]}]
+    made = datasets.Dataset.from_list(stored).cast_column("image", datasets.Image())
+    made.to_parquet(tmp_path / "a.parquet")
+    assert [sample.turns for sample in Stream(tmp_path / "a.parquet").beginning(2)] == [EXPECTED]
+    alpaca = write_rows([{"instruction": "What?", "input": "", "output": "A cup.", "image": "0.png"}])
+    mix = open_sources(parse_sources([tmp_path / "a.parquet", f"{alpaca}:2"], None))
+    assert [sample.turns for sample in mix] == [EXPECTED, EXPECTED]
+    assert [load_image(sample.images[0]).width for sample in mix] == [9, 20]
+
+
 @pytest.mark.parametrize("archive", ["p.zip", "p.tar", "p.tar.gz"])
 @pytest.mark.parametrize("name", ["0.png", "train/0.png", "images/train/0.png"])
 def test_folders_that_an_archive_starts_with(
@@ -552,3 +566,18 @@ def test_a_special_token_that_nothing_writes_may_lie_beyond_the_matrix(tokenizer
     larger.add_special_tokens({"pad_token": "[PAD]"})
     with pytest.raises(ValueError, match=r"1 tokens beyond .*'\[PAD\]' is "):
         check_vocabulary(larger, chatml, rows)
+
+
+def test_repeated_ids_cost_the_start_of_a_training_nothing(
+    write_rows: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA's own files name rows after their pictures; a check reads each id once, a training none."""
+    rows = open_rows(write_rows([row(name, "Hi", "Ho") for name in "abababa"]))
+    read, raw = [], Rows.raw
+    monkeypatch.setattr(Rows, "raw", lambda self, number: read.append(number) or raw(self, number))
+    assert check_rows(rows) == read == []
+    findings = check_data(rows)
+    assert [(f.row, f.id, f.detail.split()[1]) for f in findings] == [
+        (number, "ab"[number % 2], str(number % 2)) for number in range(2, 7)
+    ]
+    assert read == [0, 1]

@@ -106,12 +106,16 @@ class _Move(torch.autograd.Function):
         return moved, None, None, None
 
 
-def _mm_in_fp32(a, b, dtype, out=None):
+def _product_in_fp32(a, b, dtype, out=None):
     found = a.to(dtype) @ b.to(dtype)
     return found if out is None else out.copy_(found)
 
 
-_ONLY_ON_GPU = {torch.ops.aten.mm.dtype: _mm_in_fp32, torch.ops.aten.mm.dtype_out: _mm_in_fp32}
+_ONLY_ON_GPU = {
+    overload: _product_in_fp32
+    for product in (torch.ops.aten.mm, torch.ops.aten.bmm)
+    for overload in (product.dtype, product.dtype_out)
+}
 """What has no kernel in a CPU build: bf16 products that are summed and returned in fp32."""
 
 

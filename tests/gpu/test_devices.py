@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextvars import ContextVar
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ ONCE = (
     *("stage2 --lora --start stage1-tiles", "eval mmbench --run lora-tiles", "chat lora-tiles"),
     *("stage2 --lora --start stage1-4bit --train-tower", "stage2 --lora --start stage1 --tower-lora 4"),
     *("chat lora-tower", "export lora-tower-lora"),
+    "stage2 --lora --start stage1-4bit --val-share --keep best",
+    "stage1 --along (the curves of an ablation)",
+    "both stages of a gemma2 in 4 bits",
+    "a run is read by the host, not by a GPU that peft chooses",
 )
 """Every command once; the other checks are further options of these."""
 
@@ -127,6 +132,29 @@ def test_what_a_gpu_refuses_is_refused(name):
         assert tuple(cases) == REFUSED
         with pytest.raises((RuntimeError, TypeError), match=r"device|indices should be|to numpy"):
             cases[name]()
+
+
+def test_a_backward_pass_has_a_thread_of_its_own():
+    """As on a GPU: what is in a context variable or switched on in a forward pass is not there."""
+    switched, seen = ContextVar("switched", default="off"), []
+
+    class Looks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            seen.append((switched.get(), gradient.is_cuda, (gradient * 2).device.type))
+            return gradient
+
+    with pretended_gpu():
+        token = switched.set("on")
+        Looks.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
+        switched.reset(token)
+        with pytest.raises(RuntimeError, match="the same device"):
+            backward_on_two_devices(torch.ones(3, device="cuda"))
+    assert seen == [("off", True, "cuda")]
 
 
 def test_what_a_gpu_takes_is_taken_and_lies_where_it_should():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from basic_lite.memory.inference import (
     weight_bytes,
 )
 from basic_lite.memory.sizes import TOWERS, TowerSize, published_decoder
+from basic_lite.models.projector import Projector
 
 CLIP = TowerSize.of(TOWERS["clip-l-336"])
 
@@ -132,6 +134,22 @@ def test_a_batch_goes_by_what_is_free(monkeypatch):
     assert inference.batch_for(_Config(), torch.nn.Linear(1, 1), 700, 64, default=16) == (16, "")
 
 
+def test_a_batch_goes_by_tiles_and_joined_patches(monkeypatch):
+    monkeypatch.setattr(available, "available_bytes", lambda device: 6e9)
+    plain, tiled, pooled, card = _Config("smollm2-135m"), _Config("smollm2-135m"), _Config(), _OnACard()
+    tiled.image_grid_pinpoints = [[672, 672], [336, 1344]]
+    sizes = [inference.batch_for(config, card, 3000, 64, default=16)[0] for config in (plain, tiled)]
+    assert sizes == [32, 16]  # five squares pass the tower, 222 MB of a prompt, where one has 160 elsewhere
+    card.projector = Projector.__new__(Projector)
+    torch.nn.Module.__init__(card.projector)
+    card.projector.pool = 2
+    pooled.vision_config = SimpleNamespace(**{**vars(TOWERS["clip-l-336"]), "patch_size": 28})
+    size, line = inference.batch_for(pooled, card, 700, 64, default=16)
+    plan = Inference(published_decoder("vicuna-7b"), replace(CLIP, pool=2), 16, batch=size, text=555, new=64)
+    there = sum(weight_bytes(plan).values()) + 900e6
+    assert f"take {(needed(plan) - there) / 1e9:.1f} " in line
+
+
 def test_bits_of_a_run_are_its_own_unless_the_card_is_too_small(stage1_run, monkeypatch):
     own = json.loads((stage1_run / "manifest.json").read_text())["sources"]["bits"]
     assert inference.bits_for(stage1_run, "chat", "cpu") == (own, "")
@@ -143,6 +161,30 @@ def test_bits_of_a_run_are_its_own_unless_the_card_is_too_small(stage1_run, monk
     assert bits == 4
     assert f"4 bits, as {own} bits need" in line
     assert line.endswith(", which may not fit")
+
+
+# Of the largest of two grids, two squares of 3 x 3 patches one below the other, each line ends in a newline.
+@pytest.mark.parametrize(("tiles", "pool", "picture"), [(2, 1, 9 + 6 * 4), (1, 3, 1), (2, 3, 1 + 2 * 2)])
+def test_bits_of_a_run_go_by_its_tiles_and_its_pool(stage1_run, monkeypatch, tiles, pool, picture):
+    monkeypatch.setattr(available, "available_bytes", lambda device: 24e9)
+    path = stage1_run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name, value in (("tiles", tiles), ("pool", pool)):
+        manifest["sources"][name] = value
+    path.write_text(json.dumps(manifest))
+    _, line = inference.bits_for(stage1_run, "chat", "cuda")
+    assert line.endswith(f"GB for {1 + picture + 1024:,} + 512 tokens")
+
+
+def test_every_tile_passes_the_tower():
+    decoder = published_decoder("vicuna-7b")
+    tiled = replace(CLIP, tiles=4)
+    assert tiled.squares == 5
+    one, five = (
+        sum(inference._moments(Inference(decoder, tower, text=0, batch=32))[0].values())
+        for tower in (CLIP, tiled)
+    )
+    assert five == 5 * one
 
 
 def test_work_goes_on_in_halves_and_the_results_are_the_same(caplog):

@@ -50,6 +50,17 @@ def test_rotary_embedding_of_a_part_of_a_head_stays():
     assert liger.patch_of(model)[1]["rope"] is False
 
 
+@pytest.mark.parametrize("decoder", ["llama", "phi3", "gemma2"])
+def test_an_mlp_of_another_activation_stays(decoder):
+    model = tiny_llava(decoder).model.language_model
+    name = "hidden_activation" if decoder == "gemma2" else "hidden_act"
+    assert getattr(model.config, name) in ("silu", "gelu_pytorch_tanh")
+    setattr(model.config, name, "relu")
+    _, pieces = liger.patch_of(model)
+    assert pieces["rms_norm"]
+    assert not pieces["geglu" if decoder == "gemma2" else "swiglu"]
+
+
 @pytest.mark.parametrize("compiles", [True, False])
 def test_without_a_compiler_the_decoder_stays_as_it_is(monkeypatch, caplog, compiles):
     """Triton builds its kernels' starter by a C compiler, which bare images lack."""

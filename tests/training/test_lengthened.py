@@ -102,4 +102,4 @@ def test_a_run_that_stopped_early_is_not_lengthened(world, tmp_path):
     more = ("--val-share", "20%", "--val-steps", 1, "--stop-after", 1, "--learning-rate", 1e-10)
     run(*stage1(world, *more, "--max-steps", 4, "--save-steps", 1), cwd=tmp_path, expect=0)
     refused = said(*stage1(world, *more, "--max-steps", 9, "--resume"), cwd=tmp_path, expect=2)
-    assert "by --stop-after, which more steps do not change" in refused
+    assert "by --stop-after, which more steps do not change; start again with --overwrite, or in" in refused

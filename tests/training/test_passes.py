@@ -109,6 +109,10 @@ def test_an_order_outlives_several_changes(monkeypatch):
     assert (third.order_rows, third.loaded) == (4, 12)
     with pytest.raises(ValueError, match=r"depends on which rows share a pass: resume with --micro-batch 2"):
         Passes.of(settings(micro_batch=1, method=Method(intervention="noise=0.1")), then)
+    with pytest.raises(
+        ValueError, match=r"--target individual depends on which rows share a pass: resume with"
+    ):
+        Passes.of(settings(micro_batch=6, method=Method(target="individual")), then)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert Passes.of(settings(micro_batch=2), then).loaded == 4  # two processes make the passes of one
     with pytest.raises(ValueError, match="a run goes on with 4 rows per pass or more, a multiple; got 2 x 1"):

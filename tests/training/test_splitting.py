@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 import torch
 from tiny import IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
-from tiny_trainer import failing, log_of, sgd_trainer, weights
+from tiny_trainer import Rows, failing, log_of, sgd_trainer, trainer, weights
 
 from basic_lite.data.layout import layout_of
+from basic_lite.method.targets import TargetSpace
 from basic_lite.training.guards import rows_of
 
 
@@ -96,3 +97,13 @@ def test_a_part_of_a_layout_is_the_layout_of_the_part(padding, cut):
             assert torch.equal(pixels, batch["pixel_values"][pictures : pictures + images])
         pictures += images
     assert pictures == 5
+
+
+def test_a_pass_whose_rows_belong_together_is_not_split(tmp_path):
+    model = tiny_llava()
+    failing(model, 1, "forward")
+    run = trainer(tmp_path, model, Rows(8, images=True), target=TargetSpace("individual"))
+    with pytest.raises(
+        ValueError, match="an individual target depends on which rows share a pass: start again"
+    ):
+        run.train()

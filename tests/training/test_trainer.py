@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, adapted, tiny_batch, tiny_llava
 from tiny_trainer import Rows, Waits, log_of, sgd_trainer, trainer, weights
+from transformers import TrainerCallback
 
 from basic_lite import BasicSupervision, BasicTrainer
 from basic_lite.data.layout import layout_of
@@ -74,6 +75,45 @@ def test_a_run_of_text_only_steps_neither_fails_nor_moves_anything(tmp_path):
     trainer(tmp_path, model, Rows(24, images=False)).train()
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     assert log_of(tmp_path)[0]["das"] is None
+
+
+def test_a_step_of_text_alone_leaves_the_projector_where_it_is(tmp_path):
+    """Zeros instead of no gradient would let Adam's momentum move it."""
+    rows = Rows(8)
+    rows.rows.sort(key=lambda row: not row["pixels"])
+    model = tiny_llava()
+    run = trainer(tmp_path, model, rows, accumulation=1, max_steps=2, lr_scheduler_type="constant")
+    run.batches = [[0, 1], [6, 7]]  # the last two rows have no picture
+    seen = [weights(model)]
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(weights(model))
+
+    run.add_callback(Look())
+    run.train()
+    before, first, second = seen
+    assert any(not torch.equal(first[name], before[name]) for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_a_long_beginning_of_text_alone_is_no_broken_contract(tmp_path, pictures):
+    """Adapters learn from it; what pictures alone reach is judged by steps that have some."""
+    rows = Rows(12)
+    text = [row["row"] for row in rows.rows if not row["pixels"]]
+    run = trainer(
+        tmp_path, adapted(tiny_llava()), rows, batch=1, accumulation=1, max_steps=26, learning_rate=1e-4
+    )
+    run.batches = [[text[step % len(text)]] for step in range(24)] + [[0], [1]] * 2
+    if pictures:  # and a gradient that never comes is reported all the same
+        run.batches = [[0], [1]] * 13
+        parts_of(run.model).llava.multi_modal_projector.register_forward_hook(lambda m, a, y: y.detach())
+        with pytest.raises(RuntimeError, match=r"no gradient in 20 steps, first: .*multi_modal_projector"):
+            run.train()
+        return
+    run.train()
+    assert run.state.global_step == 26
 
 
 def test_the_plain_twin_sees_the_same_rows_and_trains_on_lm_alone(tmp_path):
@@ -155,8 +195,6 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, monkeypatch, kind
     monkeypatch.setattr(Rows, "__getitem__", lambda self, row: read.append(row) or original(self, row))
     run(tmp_path / "whole", build()).train()
     whole = read.copy()
-
-    from transformers import TrainerCallback
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

@@ -444,7 +444,7 @@ def test_measuring_raises_no_peak_of_memory(micro, times, world, other, tmp_path
             short = ("--bits", 16, "--max-steps", 2, "--micro-batch", micro, "--overwrite")
             run(*stage1(world, *short, *more), cwd=tmp_path)
         peaks.append(live.peak)
-    assert peaks[0] == peaks[1]
+    assert peaks[1] <= peaks[0]  # what the first run of a process keeps is not in the second
 
 
 @pytest.mark.parametrize(
