@@ -367,8 +367,8 @@ def lead_of(made: Sequence[Saving]) -> Saving | None:
 
 
 def headline_of(made: Sequence[Saving]) -> Saving | None:
-    """Return the saving that a plot marks: at the baseline's end, or the largest if that is not reached."""
-    return made[-1] if np.isfinite(made[-1].samples) else lead_of(made)
+    """Return the saving that a plot marks: at the baseline's end, or the largest; one beyond noise."""
+    return made[-1] if made[-1].interval[1] < made[-1].base_samples else lead_of(made)
 
 
 def way_sentence(made: Sequence[Saving], base: str) -> str:
