@@ -137,7 +137,7 @@ def test_what_is_saved_on_the_way_is_said_beside_an_end_that_is_not_reached():
     assert lead_of(made[:-1]) is None
     assert headline_of(made) is made[-1]
     assert way_sentence(made, "plain") == " On the way there it needs no fewer samples beyond noise."
-    noisy = curve([[4.0] * 5, [3.0] * 5, [0.5, 0.5, 2.6, 2.6, 2.6]])
+    noisy = curve([[4.0] * 5, [3.1] * 5, [0.5, 0.5, 2.6, 2.6, 2.6]])
     made = savings("BASIC", noisy, base)
     assert made[-1].samples < made[-1].base_samples < made[-1].interval[1]
     assert headline_of(made) is None, "what may be noise is not marked"
