@@ -103,7 +103,9 @@ def documented() -> list[str]:
     """Return the words of the command for real small parts, as the package's page has it."""
     page = Path(basic_lite.__file__).with_name("experiments") / "README.md"
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
-    (command,) = [block for block in blocks if "--tune" in block and "--answer-by likelihood" in block]
+    (command,) = [
+        block for block in blocks if "--tune" in block and "--answer-by mutual-information" in block
+    ]
     return shlex.split(command.replace("\\\n", " "))[1:]
 
 
@@ -124,7 +126,7 @@ def test_a_file_to_measure_on_is_opened_before_any_work(rows, said, files, tmp_p
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_runs")
 def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
-    """The documented words with tiny parts: rates, variants, curves, and a choice by likelihood."""
+    """The documented words with tiny parts: rates, variants, curves, and a choice by its options' words."""
     words = documented()
     own = {"--llm": llm_folder(), "--tower": tower_folder(), "--image-size": 28, "--variants": "individual"}
     own |= {"--data": files / "captions.json", "--images": files, "--measure-data": files / "captions.json"}
@@ -148,12 +150,12 @@ def test_the_one_command_for_real_parts_goes_on_after_a_signal(files, tmp_path):
     content = json.loads((tmp_path / "a/target.json").read_text())
     assert list(content["variants"]) == ["plain", "individual"]
     assert content["setup"]["stage1"]["learning_rate"] == float(rate)
-    assert content["setup"]["mmbench answers"] == "likelihood"
+    assert content["setup"]["mmbench answers"] == "mutual-information"
     assert {m["name"]: m["over"] for m in content["measures"]} == {
         **dict.fromkeys(("caption_loss", "cosine", "das", "sds"), "rows of captions.json"),
-        **dict.fromkeys(("mmbench", "mmbench_circular"), "questions"),
+        "mmbench": "questions",
     }
     assert content["curves"]["plain"]["caption_loss"]["samples"] == [4, 8]
     asked = tmp_path / "a/runs/target=individual/seed-0/stage1/eval/mmbench/predictions.jsonl"
     letters = {json.loads(line)["text"] for line in asked.read_text().splitlines() if '"text"' in line}
-    assert letters <= set("ABCD"), "a letter for every question: its likelihood chose it"
+    assert letters <= set("ABCD"), "a letter for every question: the likelihood of its words chose it"

@@ -67,6 +67,7 @@ def test_no_tensor_is_left_on_the_cpu(name, shop):
         CHECKS[name](shop)
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 def test_a_process_keeps_to_one_of_several_gpus(tmp_path):
     """Without a launcher: transformers' Trainer would spread each batch over both."""
     with pretended_gpu(gpus=2), warnings.catch_warnings():
