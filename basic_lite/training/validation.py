@@ -253,9 +253,14 @@ class Validator:
         `on_device` completes a batch as for a training step, `rows_at_once` is of one process, and `sharded`
         says that the decoder's layers are cut over the processes.
         """
+        passed = Forward(model, self._supervision, self._objective, Metrics(), prune_last_layer=False)
+
+        def forward(inputs: dict) -> Sequence[Any]:
+            return passed(wrapped, on_device(inputs), Window(1, 1))[1]
+
         for_inference(model)
         try:
-            sums = self._sums(model, wrapped, accelerator, on_device, rows_at_once, sharded)
+            sums = self._sums(forward, accelerator, rows_at_once, sharded)
         finally:
             model.train()
         figures = {name: sums[name] / sums[of] for name, of in _OVER.items() if sums[of]}
@@ -317,16 +322,13 @@ class Validator:
 
     def _sums(
         self,
-        model: nn.Module,
-        wrapped: nn.Module,
+        forward: Callable[[dict], Sequence[Any]],
         accelerator: Accelerator,
-        on_device: Callable[[dict], dict],
         rows_at_once: int,
         sharded: bool,
     ) -> dict[str, float]:
         """Return sums over all rows and processes, in fp64, and what they are divided by."""
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        forward = Forward(model, self._supervision, self._objective, Metrics(), prune_last_layer=False)
         sums = dict.fromkeys(_SUMS, 0.0)
         mine, waiting = [], self.numbers
         while waiting:
@@ -339,7 +341,7 @@ class Validator:
             if batch is None:
                 assert not sharded, "all rows of a pass turned bad in mid-run, and others wait for it"
                 continue
-            _, terms = forward(wrapped, on_device(batch.inputs), Window(1, 1))
+            terms = forward(batch.inputs)
             seen = self._supervision.release()
             if counted:
                 self._add(sums, batch, terms, seen)
